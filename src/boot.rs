@@ -1,0 +1,377 @@
+//! From settings to a serving server: the one place that names the concrete
+//! backends.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_sdk_dynamodb::config::Credentials;
+use tokio::net::TcpListener;
+use tonic::transport::{Server, server::TcpIncoming};
+use tower::util::MapResponseLayer;
+
+use crate::{
+    cache::{self, Credential, CredentialError, Momento},
+    coherence::{self, Coherence},
+    config::{BackendSettings, ServeSettings, ServerSettings},
+    grpc::{AccountService, precise_status},
+    proto::account_v1::{DESCRIPTOR_SET, account_service_server::AccountServiceServer},
+    secrets::{self, Secrets},
+    service::Accounts,
+    store::{self, DynamoDb},
+};
+
+/// Idle client connections are checked this often.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+/// How long the check may take.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Calls of one connection that are under way at once.
+const MAX_STREAMS_PER_CONNECTION: u32 = 1024;
+/// Largest header block of a call, in bytes.
+const MAX_HEADER_BYTES: u32 = 16 * 1024;
+
+/// Why the service did not start. Each message says what is wrong and what to
+/// do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The secret could not be read.
+    #[error("secret {id:?} cannot be read: {source}; {}", secret_advice(.source))]
+    Secret {
+        /// The secret.
+        id: String,
+        /// Why.
+        source: secrets::Error,
+    },
+    /// There is no secret, and nothing to create it from.
+    #[error(
+        "there is no secret {id:?}; set MOMENTO_API_KEY and MOMENTO_ENDPOINT, or \
+         MOMENTO_AUTH_TOKEN, in the environment to create it"
+    )]
+    NoSecret {
+        /// The secret.
+        id: String,
+    },
+    /// The secret holds no credential.
+    #[error(
+        "secret {id:?} holds no Momento credential: {source}; store a JSON object with \
+         MOMENTO_API_KEY and MOMENTO_ENDPOINT, or with MOMENTO_AUTH_TOKEN"
+    )]
+    Credential {
+        /// The secret.
+        id: String,
+        /// Why.
+        source: CredentialError,
+    },
+    /// The table cannot be used.
+    #[error("table {name:?} cannot be used: {source}; {}", table_advice(.source))]
+    Table {
+        /// The table.
+        name: String,
+        /// Why.
+        source: store::Error,
+    },
+    /// The cache cannot be used.
+    #[error("cache {name:?} cannot be used: {source}; {}", cache_advice(.source))]
+    Cache {
+        /// The cache.
+        name: String,
+        /// Why.
+        source: cache::Error,
+    },
+    /// The address cannot be listened on.
+    #[error("cannot listen on {addr}: {source}; choose another --listen-addr")]
+    Listen {
+        /// The address.
+        addr: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The server failed.
+    #[error("the server failed: {0}")]
+    Serve(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+fn secret_advice(error: &secrets::Error) -> &'static str {
+    match error {
+        secrets::Error::Missing => "create it with `account-service setup`",
+        secrets::Error::Denied(_) => "allow secretsmanager:GetSecretValue on it",
+        secrets::Error::NotText => "store it as text",
+        secrets::Error::Unavailable(_) => {
+            "check the region, the AWS credentials and --secrets-endpoint"
+        }
+    }
+}
+
+fn table_advice(error: &store::Error) -> &'static str {
+    match error.kind {
+        store::Kind::Missing => "create it with `account-service setup`, or set TABLE_NAME",
+        store::Kind::Unusable => {
+            "check the region, the AWS credentials, their permissions and TABLE_NAME"
+        }
+        store::Kind::Unavailable | store::Kind::Throttled | store::Kind::Malformed => {
+            "check the network, the region and --dynamodb-endpoint"
+        }
+    }
+}
+
+fn cache_advice(error: &cache::Error) -> &'static str {
+    match error.kind {
+        cache::Kind::Missing => "create it with `account-service setup`, or set CACHE_NAME",
+        cache::Kind::Credential => "put a valid Momento credential into the secret",
+        cache::Kind::Unavailable => "check the network and the endpoint in the secret",
+        cache::Kind::Refused => "check CACHE_NAME",
+    }
+}
+
+/// The backends, connected.
+#[derive(Debug)]
+pub struct Backends {
+    table: DynamoDb,
+    table_identity: String,
+    cache: Momento,
+}
+
+impl Backends {
+    /// Reads the secret, connects to the cache and looks at the table.
+    ///
+    /// # Errors
+    /// One of them is missing, malformed or cannot be reached.
+    pub async fn connect(settings: &BackendSettings) -> Result<Self, Error> {
+        let aws = load_aws(settings).await;
+        let (table, cache) = tokio::try_join!(open_table(&aws, settings), async {
+            open_cache(&aws, settings).await
+        })?;
+        let (table, table_identity) = table;
+        Ok(Self {
+            table,
+            table_identity,
+            cache,
+        })
+    }
+}
+
+/// The service over its backends.
+pub struct App {
+    accounts: Accounts,
+    drain_timeout: Duration,
+}
+
+impl App {
+    /// Puts the service together over connected backends.
+    #[must_use]
+    pub fn new(backends: Backends, cache: coherence::Settings, server: &ServerSettings) -> Self {
+        let coherence = Coherence::new(
+            Arc::new(backends.cache),
+            Arc::new(backends.table),
+            &backends.table_identity,
+            cache,
+        );
+        Self {
+            accounts: Accounts::new(coherence),
+            drain_timeout: server.drain_timeout_ms,
+        }
+    }
+
+    /// Connects the backends and puts the service together.
+    ///
+    /// # Errors
+    /// As [`Backends::connect`].
+    pub async fn boot(settings: &ServeSettings) -> Result<Self, Error> {
+        let backends = Backends::connect(&settings.backends).await?;
+        Ok(Self::new(
+            backends,
+            settings.cache.to_coherence(),
+            &settings.server,
+        ))
+    }
+
+    /// Serves until `shutdown` resolves, then reports NOT_SERVING, accepts
+    /// nothing more, and waits a bounded time for the calls and the writes that
+    /// are under way.
+    ///
+    /// # Errors
+    /// [`Error::Serve`].
+    pub async fn serve(
+        self,
+        listener: TcpListener,
+        shutdown: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), Error> {
+        let (health, health_server) = tonic_health::server::health_reporter();
+        health
+            .set_serving::<AccountServiceServer<AccountService>>()
+            .await;
+        let (draining, drain) = tokio::sync::oneshot::channel();
+        let stop = async move {
+            shutdown.await;
+            tracing::info!("stopping");
+            health
+                .set_not_serving::<AccountServiceServer<AccountService>>()
+                .await;
+            health
+                .set_service_status("", tonic_health::ServingStatus::NotServing)
+                .await;
+            // The receiver is gone only when the server has ended already.
+            let _ = draining.send(());
+        };
+        let server = Server::builder()
+            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
+            .http2_max_header_list_size(MAX_HEADER_BYTES)
+            .layer(MapResponseLayer::new(precise_status))
+            .add_service(AccountService::new(self.accounts.clone()).into_server())
+            .add_service(health_server)
+            .add_service(reflection().build_v1().map_err(serve_failed)?)
+            .add_service(reflection().build_v1alpha().map_err(serve_failed)?)
+            .serve_with_incoming_shutdown(
+                TcpIncoming::from(listener).with_nodelay(Some(true)),
+                stop,
+            );
+        let accounts = self.accounts;
+        let drain_timeout = self.drain_timeout;
+        let overdue = async move {
+            match drain.await {
+                Ok(()) => tokio::time::sleep(drain_timeout).await,
+                Err(_) => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            served = async {
+                let served = server.await;
+                accounts.drain().await;
+                served
+            } => served.map_err(serve_failed),
+            () = overdue => {
+                tracing::warn!("calls were still under way when the time to drain was over");
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Listens where the settings say; returns the address, with the port if it was
+/// left open.
+///
+/// # Errors
+/// [`Error::Listen`].
+pub async fn listen(settings: &ServerSettings) -> Result<(TcpListener, SocketAddr), Error> {
+    let addr = settings.listen_addr;
+    let failed = |source| Error::Listen { addr, source };
+    let listener = TcpListener::bind(addr).await.map_err(failed)?;
+    let addr = listener.local_addr().map_err(failed)?;
+    Ok((listener, addr))
+}
+
+/// Resolves on SIGTERM and on SIGINT.
+pub async fn stop_signal() {
+    let interrupt = tokio::signal::ctrl_c();
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt => {}
+            }
+            return;
+        }
+    }
+    let _ = interrupt.await;
+}
+
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+}
+
+fn serve_failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::Serve(error.into())
+}
+
+pub(crate) async fn load_aws(settings: &BackendSettings) -> SdkConfig {
+    let mut loader = aws_config::defaults(BehaviorVersion::latest());
+    if let Some(region) = &settings.aws_region {
+        loader = loader.region(Region::new(region.clone()));
+    }
+    if settings.aws_credentials.is_some() {
+        let credentials = Credentials::new("embedded", "embedded", None, None, "embedded");
+        loader = loader.credentials_provider(credentials);
+    }
+    loader.load().await
+}
+
+pub(crate) fn table(aws: &SdkConfig, settings: &BackendSettings) -> DynamoDb {
+    DynamoDb::new(
+        aws,
+        store::Settings {
+            table: settings.table_name.clone(),
+            endpoint: settings.dynamodb_endpoint.clone(),
+        },
+    )
+}
+
+pub(crate) fn secrets(aws: &SdkConfig, settings: &BackendSettings) -> Secrets {
+    Secrets::new(aws, settings.secrets_endpoint.clone())
+}
+
+pub(crate) async fn connect_cache(
+    secret: &secrecy::SecretString,
+    settings: &BackendSettings,
+) -> Result<Momento, Error> {
+    let id = &settings.momento_secret_id;
+    let credential = Credential::from_secret(secret).map_err(|source| Error::Credential {
+        id: id.clone(),
+        source,
+    })?;
+    let cache = cache::Settings {
+        cache: settings.cache_name.clone(),
+        connections: settings.cache_connections.into(),
+    };
+    Momento::connect(credential, cache)
+        .await
+        .map_err(|source| cache_error(settings, source))
+}
+
+pub(crate) fn cache_error(settings: &BackendSettings, source: cache::Error) -> Error {
+    Error::Cache {
+        name: settings.cache_name.clone(),
+        source,
+    }
+}
+
+pub(crate) fn table_error(settings: &BackendSettings, source: store::Error) -> Error {
+    Error::Table {
+        name: settings.table_name.clone(),
+        source,
+    }
+}
+
+pub(crate) fn secret_error(settings: &BackendSettings, source: secrets::Error) -> Error {
+    Error::Secret {
+        id: settings.momento_secret_id.clone(),
+        source,
+    }
+}
+
+async fn open_table(
+    aws: &SdkConfig,
+    settings: &BackendSettings,
+) -> Result<(DynamoDb, String), Error> {
+    let table = table(aws, settings);
+    match table.identity().await {
+        Ok(identity) => Ok((table, identity)),
+        Err(source) => Err(table_error(settings, source)),
+    }
+}
+
+async fn open_cache(aws: &SdkConfig, settings: &BackendSettings) -> Result<Momento, Error> {
+    let secret = secrets(aws, settings)
+        .read(&settings.momento_secret_id)
+        .await
+        .map_err(|source| secret_error(settings, source))?;
+    let cache = connect_cache(&secret, settings).await?;
+    match cache.probe().await {
+        Ok(()) => Ok(cache),
+        Err(source) => Err(cache_error(settings, source)),
+    }
+}

@@ -1,0 +1,103 @@
+//! The cache: bytes under keys, with conditional writes only. Knows nothing of
+//! what the bytes mean.
+
+mod credential;
+mod momento;
+
+use std::{error::Error as StdError, fmt, time::Duration};
+
+use async_trait::async_trait;
+
+pub use credential::{Credential, CredentialError};
+pub use momento::{Momento, Settings};
+
+/// What a look-up found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// The value under the key.
+    Hit(Vec<u8>),
+    /// There is nothing under the key.
+    Miss,
+    /// The cache did not say.
+    Unknown,
+}
+
+/// A cache shared by all replicas. Each operation is one round trip, tried
+/// once; the caller bounds its time. There is no plain set and no delete: every
+/// mutation is conditional, because the cache leaves it undefined how plain and
+/// conditional writes of one key mix.
+#[async_trait]
+pub trait Cache: Send + Sync {
+    /// Looks up distinct keys, in one round trip however many. Returns one
+    /// result per key, in the order of the keys.
+    ///
+    /// # Errors
+    /// The cache could not be asked.
+    async fn get(&self, keys: &[String]) -> Result<Vec<Found>, Error>;
+
+    /// Stores the value if there is nothing under the key; says whether it did.
+    ///
+    /// # Errors
+    /// The cache did not say: the value may be stored, now or later.
+    async fn set_if_absent(&self, key: &str, value: &[u8], ttl: Duration) -> Result<bool, Error>;
+
+    /// Stores the value if `expected` is under the key; says whether it did.
+    ///
+    /// # Errors
+    /// The cache did not say: the value may be stored, now or later.
+    async fn set_if_equal(
+        &self,
+        key: &str,
+        value: &[u8],
+        expected: &[u8],
+        ttl: Duration,
+    ) -> Result<bool, Error>;
+
+    /// Stores the value whatever is under the key, unless that is this very
+    /// value; says whether it did.
+    ///
+    /// # Errors
+    /// The cache did not say: the value may be stored, now or later.
+    async fn set_if_not_equal(&self, key: &str, value: &[u8], ttl: Duration)
+    -> Result<bool, Error>;
+}
+
+/// What went wrong in the cache, as far as callers care.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The cache cannot be reached, is overloaded, or did not answer in time.
+    Unavailable,
+    /// The credential was refused.
+    Credential,
+    /// There is no cache of this name.
+    Missing,
+    /// The cache refuses the request.
+    Refused,
+}
+
+/// A failed cache operation.
+#[derive(Debug)]
+pub struct Error {
+    /// The kind.
+    pub kind: Kind,
+    /// What happened, for operators. Holds no key and no credential.
+    pub source: Box<dyn StdError + Send + Sync>,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.kind {
+            Kind::Unavailable => "the cache is unavailable",
+            Kind::Credential => "the cache refuses the credential",
+            Kind::Missing => "there is no such cache",
+            Kind::Refused => "the cache refuses the request",
+        };
+        write!(f, "{what}: {}", self.source)
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&*self.source)
+    }
+}

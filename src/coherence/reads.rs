@@ -1,0 +1,230 @@
+//! Reads: from the cache where it may answer, else by lease from the table.
+
+use futures_util::{StreamExt as _, stream};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::{Coherence, Entry, LEASE_TTL, Tag, jittered, now};
+use crate::{
+    cache::Found,
+    domain::{Key, Record, Timestamp},
+    store,
+};
+
+/// Leases that one read takes; what it misses beyond that is read without
+/// filling.
+const MAX_LEASES_PER_READ: usize = 300;
+/// Leases and fills of one read that are under way at once.
+const CACHE_CALLS_AT_ONCE: usize = 64;
+/// Longest a fill may take; the lease it needs does not live much longer.
+const FILL_TIMEOUT: std::time::Duration = std::time::Duration::from_millis(500);
+
+/// How fresh an answer has to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Freshness {
+    /// Never older than the last acknowledged write.
+    #[default]
+    Coherent,
+    /// A strongly consistent read of the table.
+    Strong,
+}
+
+/// Where an answer came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// Entirely from the cache.
+    Cache,
+    /// At least in part from the table.
+    Store,
+}
+
+/// The answer to a read.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The record of each key, in the order of the keys.
+    pub records: Vec<Option<Record>>,
+    /// Where they came from.
+    pub source: Source,
+}
+
+/// What the cache says of a key.
+enum Look {
+    /// The table held this when it was read.
+    Known(Option<Record>),
+    /// Nothing: whoever takes the lease may fill.
+    Miss,
+    /// Nothing to be believed, and nothing to be filled.
+    Unusable,
+}
+
+/// A key that has to be read from the table.
+struct Unknown<'a> {
+    position: usize,
+    key: &'a Key,
+    /// The lease under which the answer may be filled, as stored.
+    lease: Option<Vec<u8>>,
+}
+
+impl Coherence {
+    /// Reads records by distinct keys.
+    ///
+    /// # Errors
+    /// Only the table's: a cache that is down, slow or full of nonsense costs
+    /// at most [`super::Settings::cache_read_timeout`].
+    pub async fn read(&self, keys: &[Key], freshness: Freshness) -> Result<Answer, store::Error> {
+        if freshness == Freshness::Strong {
+            return Ok(Answer {
+                records: self.store.read_strong(keys).await?,
+                source: Source::Store,
+            });
+        }
+        let cache_deadline = Instant::now() + self.settings.cache_read_timeout;
+        let cache_keys: Vec<_> = keys.iter().map(|key| self.cache_key(key)).collect();
+        let looks = self.look(keys, &cache_keys, cache_deadline).await;
+
+        let mut records = vec![None; keys.len()];
+        let mut unknown = Vec::new();
+        let mut missed = Vec::new();
+        for (position, (look, key)) in looks.into_iter().zip(keys).enumerate() {
+            match look {
+                Look::Known(record) => records[position] = record,
+                Look::Miss if missed.len() < MAX_LEASES_PER_READ => missed.push((position, key)),
+                Look::Miss | Look::Unusable => unknown.push(Unknown {
+                    position,
+                    key,
+                    lease: None,
+                }),
+            }
+        }
+        if unknown.is_empty() && missed.is_empty() {
+            return Ok(Answer {
+                records,
+                source: Source::Cache,
+            });
+        }
+
+        // The leases are in place, or known not to be, before the table is
+        // read: overlapping the two would let a fill outlive a write.
+        unknown.extend(self.lease(&missed, &cache_keys, cache_deadline).await);
+        let read_time = now();
+        let wanted: Vec<_> = unknown.iter().map(|unknown| unknown.key.clone()).collect();
+        let found = self.store.read_strong(&wanted).await?;
+        let mut fills = Vec::new();
+        for (unknown, record) in unknown.into_iter().zip(found) {
+            if let Some(lease) = unknown.lease {
+                fills.push((unknown.key.clone(), lease, record.clone()));
+            }
+            records[unknown.position] = record;
+        }
+        self.fill_in_background(fills, read_time);
+        Ok(Answer {
+            records,
+            source: Source::Store,
+        })
+    }
+
+    async fn look(&self, keys: &[Key], cache_keys: &[String], deadline: Instant) -> Vec<Look> {
+        let found = match timeout_at(deadline, self.cache.get(cache_keys)).await {
+            Ok(Ok(found)) => found,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "cache not read");
+                Vec::new()
+            }
+            Err(_) => {
+                tracing::warn!("cache not read: too slow");
+                Vec::new()
+            }
+        };
+        let mut found = found.into_iter();
+        let now = now();
+        keys.iter()
+            .zip(cache_keys)
+            .map(|(key, cache_key)| match found.next() {
+                Some(Found::Hit(bytes)) => self.judge(&bytes, cache_key, key, now),
+                Some(Found::Miss) => Look::Miss,
+                Some(Found::Unknown) | None => Look::Unusable,
+            })
+            .collect()
+    }
+
+    fn judge(&self, bytes: &[u8], cache_key: &str, key: &Key, now: Timestamp) -> Look {
+        let (record, read_time) = match Entry::decode(bytes, cache_key, key).map(|it| it.tag) {
+            Some(Tag::Present { record, read_time }) => (Some(record), read_time),
+            Some(Tag::Absent { read_time }) => (None, read_time),
+            Some(Tag::Lease | Tag::Fence) | None => return Look::Unusable,
+        };
+        let max_age = self.max_age(key, record.is_some()).as_millis();
+        let age = u128::try_from(now.0.saturating_sub(read_time.0)).unwrap_or(0);
+        if age <= max_age {
+            Look::Known(record)
+        } else {
+            Look::Unusable
+        }
+    }
+
+    /// Tries to take a lease for each missed key.
+    async fn lease<'a>(
+        &self,
+        missed: &[(usize, &'a Key)],
+        cache_keys: &[String],
+        deadline: Instant,
+    ) -> Vec<Unknown<'a>> {
+        let leases = missed.iter().map(|&(position, key)| async move {
+            let cache_key = &cache_keys[position];
+            let lease = Entry::new(Tag::Lease).encode(cache_key);
+            let stored = self.cache.set_if_absent(cache_key, &lease, LEASE_TTL);
+            let is_stored = matches!(timeout_at(deadline, stored).await, Ok(Ok(true)));
+            Unknown {
+                position,
+                key,
+                lease: is_stored.then_some(lease),
+            }
+        });
+        stream::iter(leases.collect::<Vec<_>>())
+            .buffer_unordered(CACHE_CALLS_AT_ONCE)
+            .collect()
+            .await
+    }
+
+    /// Replaces each lease, if it is still there, by what the table said.
+    fn fill_in_background(&self, fills: Vec<(Key, Vec<u8>, Option<Record>)>, read_time: Timestamp) {
+        if fills.is_empty() || !self.has_room_in_background() {
+            return;
+        }
+        let coherence = self.clone();
+        self.background.spawn(async move {
+            stream::iter(fills)
+                .for_each_concurrent(CACHE_CALLS_AT_ONCE, |(key, lease, record)| {
+                    let coherence = &coherence;
+                    async move {
+                        coherence.replace(&key, &lease, record, read_time).await;
+                    }
+                })
+                .await;
+        });
+    }
+
+    /// Replaces `expected`, a lease or a fence of our own, by a record. Failing
+    /// is harmless: the entry expires, and the next reader fills.
+    pub(super) async fn replace(
+        &self,
+        key: &Key,
+        expected: &[u8],
+        record: Option<Record>,
+        read_time: Timestamp,
+    ) {
+        let cache_key = self.cache_key(key);
+        let ttl = self.ttl(key, record.is_some());
+        let entry = Entry::new(match record {
+            Some(record) => Tag::Present { record, read_time },
+            None => Tag::Absent { read_time },
+        });
+        let value = entry.encode(&cache_key);
+        let ttl = jittered(ttl, entry.nonce);
+        let stored = self.cache.set_if_equal(&cache_key, &value, expected, ttl);
+        match timeout(FILL_TIMEOUT, stored).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "cache not filled"),
+            Err(_) => tracing::debug!("cache not filled: too slow"),
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! Settings: every one a flag with an environment variable and, where one makes
+//! sense, a default. Secrets are no settings: they come from Secrets Manager.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use secrecy::SecretString;
+
+/// Users, organizations and memberships over gRPC, stored in DynamoDB, cached in
+/// Momento.
+#[derive(Debug, Parser)]
+#[command(version, about, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What the binary does.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve over the table, the cache and the secret that the settings name.
+    Serve(ServeSettings),
+    /// Serve over embedded servers: DynamoDB, Momento and Secrets Manager on
+    /// loopback, in this process.
+    #[cfg(feature = "local")]
+    Dev(DevSettings),
+    /// Create the table, the secret and the cache, as far as they are missing.
+    Setup(SetupSettings),
+    /// Exit with 0 if the server at an address is serving, else with 1.
+    Healthcheck(HealthcheckSettings),
+}
+
+/// Settings of `serve`.
+#[derive(Debug, Clone, Args)]
+pub struct ServeSettings {
+    /// The gRPC server.
+    #[command(flatten)]
+    pub server: ServerSettings,
+    /// Table, cache and secret.
+    #[command(flatten)]
+    pub backends: BackendSettings,
+    /// How long the cache keeps what.
+    #[command(flatten)]
+    pub cache: CacheSettings,
+    /// What is logged, and how.
+    #[command(flatten)]
+    pub log: LogSettings,
+}
+
+/// Settings of `dev`.
+#[cfg(feature = "local")]
+#[derive(Debug, Clone, Args)]
+pub struct DevSettings {
+    /// Keep the table in this directory, so that it survives the process.
+    /// Without it, the table is in memory.
+    #[arg(long, env = "DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// The gRPC server.
+    #[command(flatten)]
+    pub server: ServerSettings,
+    /// How long the cache keeps what.
+    #[command(flatten)]
+    pub cache: CacheSettings,
+    /// What is logged, and how.
+    #[command(flatten)]
+    pub log: LogSettings,
+}
+
+/// Settings of `setup`. The Momento credential for a new secret is read from
+/// the environment variables MOMENTO_API_KEY and MOMENTO_ENDPOINT, or
+/// MOMENTO_AUTH_TOKEN, and from nowhere else.
+#[derive(Debug, Clone, Args)]
+pub struct SetupSettings {
+    /// Table, cache and secret.
+    #[command(flatten)]
+    pub backends: BackendSettings,
+    /// What is logged, and how.
+    #[command(flatten)]
+    pub log: LogSettings,
+}
+
+/// Settings of `healthcheck`.
+#[derive(Debug, Clone, Args)]
+pub struct HealthcheckSettings {
+    /// Address of the server to ask.
+    #[arg(
+        long,
+        env = "HEALTHCHECK_ADDR",
+        value_name = "HOST:PORT",
+        default_value = "127.0.0.1:50051"
+    )]
+    pub addr: SocketAddr,
+    /// Longest to wait for an answer, in milliseconds.
+    #[arg(long, env = "HEALTHCHECK_TIMEOUT_MS", value_name = "MS", default_value = "1000", value_parser = millis)]
+    pub timeout_ms: Duration,
+}
+
+/// The gRPC server.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Server")]
+pub struct ServerSettings {
+    /// Address to listen on. Port 0 takes a free one.
+    #[arg(
+        long,
+        env = "LISTEN_ADDR",
+        value_name = "IP:PORT",
+        default_value = "127.0.0.1:50051"
+    )]
+    pub listen_addr: SocketAddr,
+    /// Longest to wait, after SIGTERM, for calls that are under way, in
+    /// milliseconds.
+    #[arg(long, env = "DRAIN_TIMEOUT_MS", value_name = "MS", default_value = "10000", value_parser = millis)]
+    pub drain_timeout_ms: Duration,
+}
+
+/// Table, cache and secret.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Backends")]
+pub struct BackendSettings {
+    /// Name of the DynamoDB table.
+    #[arg(long, env = "TABLE_NAME", value_name = "NAME", value_parser = table_name)]
+    pub table_name: String,
+    /// Name of the Momento cache.
+    #[arg(long, env = "CACHE_NAME", value_name = "NAME", default_value = "accounts-cache", value_parser = cache_name)]
+    pub cache_name: String,
+    /// Connections to Momento.
+    #[arg(long, env = "CACHE_CONNECTIONS", value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub cache_connections: u8,
+    /// Name or ARN of the secret with the Momento credential: a JSON object with
+    /// MOMENTO_API_KEY and MOMENTO_ENDPOINT, or with MOMENTO_AUTH_TOKEN.
+    #[arg(long, env = "MOMENTO_SECRET_ID", value_name = "ID", default_value = "accounts/MomentoAuthToken", value_parser = not_empty)]
+    pub momento_secret_id: String,
+    /// AWS region. Without it, where the AWS SDK finds one: AWS_DEFAULT_REGION,
+    /// the profile, the instance.
+    #[arg(long, env = "AWS_REGION", value_name = "REGION", value_parser = not_empty)]
+    pub aws_region: Option<String>,
+    /// Endpoint of DynamoDB instead of the region's.
+    #[arg(long, env = "AWS_ENDPOINT_URL_DYNAMODB", value_name = "URL", value_parser = url)]
+    pub dynamodb_endpoint: Option<String>,
+    /// Endpoint of Secrets Manager instead of the region's.
+    #[arg(long, env = "AWS_ENDPOINT_URL_SECRETS_MANAGER", value_name = "URL", value_parser = url)]
+    pub secrets_endpoint: Option<String>,
+    /// Credentials that the process made itself, for its embedded servers.
+    #[arg(skip)]
+    pub aws_credentials: Option<EmbeddedCredentials>,
+}
+
+/// Credentials of the embedded servers, which take any.
+#[derive(Debug, Clone, Copy)]
+pub struct EmbeddedCredentials;
+
+/// How long the cache keeps what.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Cache")]
+pub struct CacheSettings {
+    /// Longest a read waits for the cache before it goes to the table, in
+    /// milliseconds.
+    #[arg(long, env = "CACHE_READ_TIMEOUT_MS", value_name = "MS", default_value = "50", value_parser = millis)]
+    pub cache_read_timeout_ms: Duration,
+    /// How long the cache keeps a membership, in seconds.
+    #[arg(long, env = "MEMBERSHIP_TTL_S", value_name = "S", default_value = "60", value_parser = seconds)]
+    pub membership_ttl_s: Duration,
+    /// How long the cache keeps a user or an organization, in seconds.
+    #[arg(long, env = "PROFILE_TTL_S", value_name = "S", default_value = "300", value_parser = seconds)]
+    pub profile_ttl_s: Duration,
+    /// How long the cache keeps that there is no such user, organization or
+    /// membership, in seconds.
+    #[arg(long, env = "ABSENT_TTL_S", value_name = "S", default_value = "10", value_parser = seconds)]
+    pub absent_ttl_s: Duration,
+}
+
+/// What is logged, and how.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Log")]
+pub struct LogSettings {
+    /// What is logged: a level (error, warn, info, debug, trace), or directives
+    /// such as `info,account_service=debug`.
+    #[arg(long, env = "LOG", value_name = "FILTER", default_value = "info", value_parser = log_filter)]
+    pub log: String,
+    /// How it is logged, to standard error.
+    #[arg(
+        long,
+        env = "LOG_FORMAT",
+        value_name = "FORMAT",
+        default_value = "text"
+    )]
+    pub log_format: LogFormat,
+}
+
+/// How it is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl CacheSettings {
+    /// The settings in the words of the coherence protocol.
+    #[must_use]
+    pub fn to_coherence(&self) -> crate::coherence::Settings {
+        crate::coherence::Settings {
+            cache_read_timeout: self.cache_read_timeout_ms,
+            membership_ttl: self.membership_ttl_s,
+            profile_ttl: self.profile_ttl_s,
+            absent_ttl: self.absent_ttl_s,
+        }
+    }
+}
+
+/// The Momento credential for a new secret, from the environment through
+/// `lookup`: the JSON of the secret, or `None` if there is no credential.
+#[must_use]
+pub fn momento_secret_from_env(lookup: impl Fn(&str) -> Option<String>) -> Option<SecretString> {
+    const NAMES: [&str; 3] = ["MOMENTO_API_KEY", "MOMENTO_ENDPOINT", "MOMENTO_AUTH_TOKEN"];
+    let fields: serde_json::Map<_, _> = NAMES
+        .into_iter()
+        .filter_map(|name| Some((name.to_owned(), lookup(name)?.into())))
+        .collect();
+    (!fields.is_empty()).then(|| serde_json::Value::Object(fields).to_string().into())
+}
+
+fn millis(text: &str) -> Result<Duration, String> {
+    number(text, 600_000).map(Duration::from_millis)
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    number(text, 86_400).map(Duration::from_secs)
+}
+
+fn number(text: &str, max: u64) -> Result<u64, String> {
+    text.parse()
+        .ok()
+        .filter(|number| (1..=max).contains(number))
+        .ok_or_else(|| format!("must be a whole number from 1 to {max}"))
+}
+
+fn not_empty(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() {
+        return Err("must not be empty".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+fn table_name(text: &str) -> Result<String, String> {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    if (3..=255).contains(&text.len()) && text.bytes().all(is_allowed) {
+        return Ok(text.to_owned());
+    }
+    Err("must be 3 to 255 characters of A-Z, a-z, 0-9, '_', '.' and '-'".to_owned())
+}
+
+fn cache_name(text: &str) -> Result<String, String> {
+    let is_allowed = |byte: u8| byte.is_ascii_graphic();
+    if (3..=255).contains(&text.len()) && text.bytes().all(is_allowed) {
+        return Ok(text.to_owned());
+    }
+    Err("must be 3 to 255 printable ASCII characters".to_owned())
+}
+
+fn url(text: &str) -> Result<String, String> {
+    let uri: http::Uri = text.parse().map_err(|_| "must be a URL".to_owned())?;
+    match uri.scheme_str() {
+        Some("http" | "https") if uri.host().is_some() => Ok(text.to_owned()),
+        _ => Err("must be a URL that begins with http:// or https://".to_owned()),
+    }
+}
+
+fn log_filter(text: &str) -> Result<String, String> {
+    text.parse::<tracing_subscriber::EnvFilter>()
+        .map_err(|error| error.to_string())?;
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+    use secrecy::ExposeSecret as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_secret_of_setup_is_made_of_the_momento_variables() {
+        let lookup = |name: &str| (name == "MOMENTO_AUTH_TOKEN").then(|| "t\"".to_owned());
+        let secret = momento_secret_from_env(lookup).unwrap();
+        assert_eq!(secret.expose_secret(), r#"{"MOMENTO_AUTH_TOKEN":"t\""}"#);
+        assert!(momento_secret_from_env(|_| None).is_none());
+    }
+}

@@ -1,0 +1,74 @@
+//! Memberships and roles.
+
+use std::fmt;
+
+use super::{OrganizationName, Stamp, Uid, Username};
+
+/// What a member may do. Ordered: a greater role includes the smaller ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// Belongs to the organization.
+    Member,
+    /// Manages Members and Admins.
+    Admin,
+    /// May do everything within the organization.
+    Owner,
+}
+
+impl Role {
+    /// All roles, the smallest first.
+    pub const ALL: [Self; 3] = [Self::Member, Self::Admin, Self::Owner];
+
+    /// The name under which the role is stored.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Member => "Member",
+            Self::Admin => "Admin",
+            Self::Owner => "Owner",
+        }
+    }
+}
+
+/// A stored role is none of the known ones.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnknownRole;
+
+impl fmt::Display for UnknownRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the role is none of Owner, Admin and Member")
+    }
+}
+
+impl std::error::Error for UnknownRole {}
+
+impl std::str::FromStr for Role {
+    type Err = UnknownRole;
+
+    fn from_str(text: &str) -> Result<Self, UnknownRole> {
+        Self::ALL
+            .into_iter()
+            .find(|role| role.as_str() == text)
+            .ok_or(UnknownRole)
+    }
+}
+
+/// The fact that a user belongs to an organization.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Membership {
+    /// The organization.
+    pub organization_name: OrganizationName,
+    /// The member.
+    pub member_username: Username,
+    /// What the member may do.
+    pub role: Role,
+    /// On whose behalf the member was added, as recorded; history, not a
+    /// reference.
+    pub adding_user: Option<String>,
+    /// The organization's incarnation; `None` if the table does not say.
+    pub organization_uid: Option<Uid>,
+    /// The member's incarnation; `None` if the table does not say.
+    pub member_uid: Option<Uid>,
+    /// Version and times.
+    pub stamp: Stamp,
+}

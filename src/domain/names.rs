@@ -1,0 +1,285 @@
+//! Names that are safe to build keys from: `parse_new` and `parse_existing` are
+//! the only doors.
+
+use std::{fmt, sync::Arc};
+
+/// Most characters of a name that is being created.
+pub const NEW_NAME_MAX_LEN: usize = 64;
+/// Most characters of a name that refers to something.
+pub const EXISTING_NAME_MAX_LEN: usize = 128;
+/// Most bytes of a given or family name.
+pub const PERSON_NAME_MAX_BYTES: usize = 256;
+
+/// Why a name was refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NameError {
+    /// The name is empty.
+    Empty,
+    /// The name has more than `max` characters (bytes, for free text).
+    TooLong {
+        /// The most that is allowed.
+        max: usize,
+    },
+    /// The character at byte `at` is not allowed in this kind of name.
+    Character {
+        /// The offending character.
+        found: char,
+        /// Its byte offset.
+        at: usize,
+        /// What is allowed instead, in words.
+        allowed: &'static str,
+    },
+    /// The name starts or ends with a character that may stand inside only.
+    Edge,
+}
+
+impl fmt::Display for NameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("must not be empty"),
+            Self::TooLong { max } => write!(f, "must not be longer than {max}"),
+            Self::Character { found, at, allowed } => {
+                write!(
+                    f,
+                    "has {found:?} at offset {at}; allowed are only {allowed}"
+                )
+            }
+            Self::Edge => f.write_str("must start and end with a letter or a digit"),
+        }
+    }
+}
+
+impl std::error::Error for NameError {}
+
+/// A user's name: printable ASCII without `#` (the separator of table keys) and
+/// `/` (the separator of cache keys).
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Username(Arc<str>);
+
+/// An organization's name: the same characters as a [`Username`].
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OrganizationName(Arc<str>);
+
+impl Username {
+    /// Accepts a name that a user may be created with:
+    /// `[a-z0-9]([a-z0-9._-]*[a-z0-9])?`, at most [`NEW_NAME_MAX_LEN`] long.
+    ///
+    /// # Errors
+    /// The first rule that the name breaks.
+    pub fn parse_new(name: &str) -> Result<Self, NameError> {
+        const ALLOWED: &str = "a-z, 0-9, '.', '_' and '-'";
+        parse_new(name, b"._-", ALLOWED).map(Self)
+    }
+
+    /// Accepts a name that may be in the table, whoever filled it: 1 to
+    /// [`EXISTING_NAME_MAX_LEN`] printable ASCII characters without space, `#`
+    /// and `/`.
+    ///
+    /// # Errors
+    /// The first rule that the name breaks.
+    pub fn parse_existing(name: &str) -> Result<Self, NameError> {
+        parse_existing(name).map(Self)
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl OrganizationName {
+    /// Accepts a name that an organization may be created with:
+    /// `[a-z0-9]([a-z0-9-]*[a-z0-9])?`, at most [`NEW_NAME_MAX_LEN`] long.
+    ///
+    /// # Errors
+    /// The first rule that the name breaks.
+    pub fn parse_new(name: &str) -> Result<Self, NameError> {
+        const ALLOWED: &str = "a-z, 0-9 and '-'";
+        parse_new(name, b"-", ALLOWED).map(Self)
+    }
+
+    /// Accepts what [`Username::parse_existing`] accepts.
+    ///
+    /// # Errors
+    /// The first rule that the name breaks.
+    pub fn parse_existing(name: &str) -> Result<Self, NameError> {
+        parse_existing(name).map(Self)
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+fn parse_new(name: &str, inside_only: &[u8], allowed: &'static str) -> Result<Arc<str>, NameError> {
+    let is_alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    check_characters(name, NEW_NAME_MAX_LEN, allowed, |found| {
+        u8::try_from(found).is_ok_and(|byte| is_alphanumeric(&byte) || inside_only.contains(&byte))
+    })?;
+    let bytes = name.as_bytes();
+    if !bytes.first().is_some_and(is_alphanumeric) || !bytes.last().is_some_and(is_alphanumeric) {
+        return Err(NameError::Edge);
+    }
+    Ok(name.into())
+}
+
+fn parse_existing(name: &str) -> Result<Arc<str>, NameError> {
+    const ALLOWED: &str = "printable ASCII characters without space, '#' and '/'";
+    check_characters(name, EXISTING_NAME_MAX_LEN, ALLOWED, |found| {
+        found.is_ascii_graphic() && found != '#' && found != '/'
+    })?;
+    Ok(name.into())
+}
+
+fn check_characters(
+    name: &str,
+    max: usize,
+    allowed: &'static str,
+    is_allowed: impl Fn(char) -> bool,
+) -> Result<(), NameError> {
+    if name.is_empty() {
+        return Err(NameError::Empty);
+    }
+    if let Some((at, found)) = name.char_indices().find(|(_, found)| !is_allowed(*found)) {
+        return Err(NameError::Character { found, at, allowed });
+    }
+    if name.len() > max {
+        return Err(NameError::TooLong { max });
+    }
+    Ok(())
+}
+
+/// A given or family name: free text of at most [`PERSON_NAME_MAX_BYTES`] bytes,
+/// without control characters. May be empty.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct PersonName(Arc<str>);
+
+impl PersonName {
+    /// Accepts free text.
+    ///
+    /// # Errors
+    /// The text is too long or has a control character.
+    pub fn parse(text: &str) -> Result<Self, NameError> {
+        const ALLOWED: &str = "characters that are not control characters";
+        if let Some((at, found)) = text.char_indices().find(|(_, found)| found.is_control()) {
+            return Err(NameError::Character {
+                found,
+                at,
+                allowed: ALLOWED,
+            });
+        }
+        if text.len() > PERSON_NAME_MAX_BYTES {
+            return Err(NameError::TooLong {
+                max: PERSON_NAME_MAX_BYTES,
+            });
+        }
+        Ok(Self(text.into()))
+    }
+
+    /// Accepts whatever a table holds.
+    #[must_use]
+    pub fn from_stored(text: &str) -> Self {
+        Self(text.into())
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+macro_rules! shown_as_text {
+    ($($name:ident),*) => {$(
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:?}", &*self.0)
+            }
+        }
+    )*};
+}
+
+shown_as_text!(Username, OrganizationName, PersonName);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn new_usernames_are_lower_case_ascii_with_inner_punctuation() {
+        for name in ["a", "0", "olivia.owner", "a_b-c.d", &"x".repeat(64)] {
+            assert!(Username::parse_new(name).is_ok(), "{name}");
+        }
+        for name in [
+            "",
+            "A",
+            "Olivia",
+            "-a",
+            "a-",
+            ".a",
+            "a_",
+            "a b",
+            "a#b",
+            "a/b",
+            "日本",
+            "a\u{0}",
+            "a\n",
+            "é",
+            &"x".repeat(65),
+        ] {
+            assert!(Username::parse_new(name).is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn new_organization_names_have_no_dots_and_underscores() {
+        assert!(OrganizationName::parse_new("olivia-org").is_ok());
+        for name in ["olivia.org", "olivia_org", "-olivia", "Olivia", ""] {
+            assert!(OrganizationName::parse_new(name).is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn existing_names_may_be_odd_but_never_break_a_key() {
+        for name in ["Olivia", "_x_", "a@b.c", "(x)", &"x".repeat(128)] {
+            assert!(Username::parse_existing(name).is_ok(), "{name}");
+        }
+        for name in [
+            "",
+            "a#b",
+            "a/b",
+            "a b",
+            "a\tb",
+            "日本",
+            "\u{7f}",
+            &"x".repeat(129),
+        ] {
+            assert!(Username::parse_existing(name).is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_says_which_character_and_where() {
+        assert_eq!(
+            Username::parse_new("ab#c").unwrap_err().to_string(),
+            "has '#' at offset 2; allowed are only a-z, 0-9, '.', '_' and '-'"
+        );
+    }
+
+    #[test]
+    fn person_names_are_free_text_without_control_characters() {
+        assert!(PersonName::parse("").is_ok());
+        assert!(PersonName::parse("Łucja 日本 #/").is_ok());
+        assert!(PersonName::parse("a\u{7}").is_err());
+        assert!(PersonName::parse(&"x".repeat(257)).is_err());
+    }
+}

@@ -1,0 +1,16 @@
+//! Organizations.
+
+use super::{OrganizationName, Stamp, Uid};
+
+/// A group of users, each with a role in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Organization {
+    /// The unique name.
+    pub organization_name: OrganizationName,
+    /// The founder's name as it was recorded; history, not a reference.
+    pub founding_user: String,
+    /// This incarnation of the name; `None` if the table does not say.
+    pub uid: Option<Uid>,
+    /// Version and times.
+    pub stamp: Stamp,
+}

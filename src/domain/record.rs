@@ -1,0 +1,128 @@
+//! What the table holds, without saying how: keys, records, versions and times.
+
+use std::sync::Arc;
+
+use super::{Membership, Organization, OrganizationName, User, Username};
+
+/// Identity of one incarnation of a name, a UUID in text form.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Uid(Arc<str>);
+
+impl Uid {
+    /// Wraps an identity that was generated or stored. `None` for the empty
+    /// text, which stands for "the table does not say".
+    #[must_use]
+    pub fn from_text(text: &str) -> Option<Self> {
+        (!text.is_empty()).then(|| Self(text.into()))
+    }
+
+    /// The identity in text form.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Milliseconds since the Unix epoch, by the clock of the replica that wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Timestamp(pub i64);
+
+/// Version and times of a record. All absent for records that were in the table
+/// before this service served it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stamp {
+    /// Number of writes by this service that the record has seen.
+    pub version: u64,
+    /// When the record was created.
+    pub create_time: Option<Timestamp>,
+    /// When the record was last changed.
+    pub update_time: Option<Timestamp>,
+}
+
+impl Stamp {
+    /// The stamp of a record created at `now`.
+    #[must_use]
+    pub fn created(now: Timestamp) -> Self {
+        Self {
+            version: 1,
+            create_time: Some(now),
+            update_time: Some(now),
+        }
+    }
+
+    /// The stamp of the same record after a change at `now`.
+    #[must_use]
+    pub fn changed(self, now: Timestamp) -> Self {
+        Self {
+            version: self.version.saturating_add(1),
+            update_time: Some(now),
+            ..self
+        }
+    }
+}
+
+/// Names one record.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Key {
+    /// A user.
+    User(Username),
+    /// An organization.
+    Organization(OrganizationName),
+    /// The membership of a user in an organization.
+    Membership(OrganizationName, Username),
+}
+
+/// One record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Record {
+    /// A user.
+    User(User),
+    /// An organization.
+    Organization(Organization),
+    /// A membership.
+    Membership(Membership),
+}
+
+impl Record {
+    /// The key that names this record.
+    #[must_use]
+    pub fn key(&self) -> Key {
+        match self {
+            Self::User(user) => Key::User(user.username.clone()),
+            Self::Organization(organization) => {
+                Key::Organization(organization.organization_name.clone())
+            }
+            Self::Membership(membership) => Key::Membership(
+                membership.organization_name.clone(),
+                membership.member_username.clone(),
+            ),
+        }
+    }
+
+    /// The user, if this is one.
+    #[must_use]
+    pub fn into_user(self) -> Option<User> {
+        match self {
+            Self::User(user) => Some(user),
+            _ => None,
+        }
+    }
+
+    /// The organization, if this is one.
+    #[must_use]
+    pub fn into_organization(self) -> Option<Organization> {
+        match self {
+            Self::Organization(organization) => Some(organization),
+            _ => None,
+        }
+    }
+
+    /// The membership, if this is one.
+    #[must_use]
+    pub fn into_membership(self) -> Option<Membership> {
+        match self {
+            Self::Membership(membership) => Some(membership),
+            _ => None,
+        }
+    }
+}

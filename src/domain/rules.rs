@@ -1,0 +1,72 @@
+//! Who may do what, and when a membership counts.
+
+use super::{Membership, Organization, Role, User};
+
+/// Whether somebody with the role `acting` may add a member with the role
+/// `granted`.
+#[must_use]
+pub fn may_add(acting: Role, granted: Role) -> bool {
+    match acting {
+        Role::Owner => true,
+        Role::Admin => granted != Role::Owner,
+        Role::Member => false,
+    }
+}
+
+/// Whether somebody with the role `acting` may change a member's role.
+#[must_use]
+pub fn may_change_role(acting: Role, from: Role, to: Role) -> bool {
+    match acting {
+        Role::Owner => true,
+        Role::Admin => from != Role::Owner && to != Role::Owner,
+        Role::Member => false,
+    }
+}
+
+/// Whether somebody with the role `acting` may remove a member with the role
+/// `target`. Whoever leaves needs no such permission.
+#[must_use]
+pub fn may_remove(acting: Role, target: Role) -> bool {
+    match acting {
+        Role::Owner => true,
+        Role::Admin => target != Role::Owner,
+        Role::Member => false,
+    }
+}
+
+/// The membership, if it counts: the user and the organization exist and are the
+/// very incarnations that the membership was made for.
+#[must_use]
+pub fn effective_membership(
+    user: Option<&User>,
+    organization: Option<&Organization>,
+    membership: Option<Membership>,
+) -> Option<Membership> {
+    let (user, organization) = (user?, organization?);
+    membership.filter(|membership| {
+        membership.member_uid == user.uid && membership.organization_uid == organization.uid
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_owners_grant_or_touch_the_owner_role() {
+        for role in Role::ALL {
+            assert!(may_add(Role::Owner, role));
+            assert!(may_remove(Role::Owner, role));
+            assert_eq!(may_add(Role::Admin, role), role != Role::Owner);
+            assert_eq!(may_remove(Role::Admin, role), role != Role::Owner);
+            assert!(!may_add(Role::Member, role));
+            assert!(!may_remove(Role::Member, role));
+            for other in Role::ALL {
+                let touches_owner = role == Role::Owner || other == Role::Owner;
+                assert!(may_change_role(Role::Owner, role, other));
+                assert_eq!(may_change_role(Role::Admin, role, other), !touches_owner);
+                assert!(!may_change_role(Role::Member, role, other));
+            }
+        }
+    }
+}

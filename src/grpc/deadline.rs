@@ -1,0 +1,93 @@
+//! How long a call may take: the caller's deadline, else a default.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+use tonic::{Status, metadata::MetadataMap};
+
+use super::status;
+use crate::service::Error;
+
+/// Deadline of calls that bring none, and the longest that is granted.
+pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(3);
+/// The transport gives up at the caller's deadline with a status that says
+/// nothing; answer a moment earlier.
+const HEADROOM: Duration = Duration::from_millis(5);
+/// Digits of a `grpc-timeout`, by the gRPC specification.
+const MAX_DIGITS: usize = 8;
+
+/// When a call has to be answered.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Deadline(Instant);
+
+/// The deadline of a call that arrives now.
+pub(super) fn of(metadata: &MetadataMap) -> Deadline {
+    let asked = metadata
+        .get("grpc-timeout")
+        .and_then(|value| value.to_str().ok())
+        .and_then(parse_timeout);
+    let granted = match asked {
+        Some(asked) => asked.saturating_sub(HEADROOM).min(DEFAULT_DEADLINE),
+        None => DEFAULT_DEADLINE,
+    };
+    Deadline(Instant::now() + granted)
+}
+
+impl Deadline {
+    pub(super) fn instant(self) -> Instant {
+        self.0
+    }
+
+    /// Waits for a use case no longer than the deadline.
+    pub(super) async fn bound<T>(
+        self,
+        use_case: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Status> {
+        match timeout_at(self.0, use_case).await {
+            Ok(result) => result.map_err(status::of),
+            Err(_) => Err(status::deadline_exceeded()),
+        }
+    }
+}
+
+fn parse_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let is_number = !digits.is_empty()
+        && digits.len() <= MAX_DIGITS
+        && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let amount: u64 = digits.parse().ok().filter(|_| is_number)?;
+    match unit {
+        "H" => Some(Duration::from_secs(amount * 3600)),
+        "M" => Some(Duration::from_secs(amount * 60)),
+        "S" => Some(Duration::from_secs(amount)),
+        "m" => Some(Duration::from_millis(amount)),
+        "u" => Some(Duration::from_micros(amount)),
+        "n" => Some(Duration::from_nanos(amount)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_the_grpc_specification_says() {
+        for (text, timeout) in [
+            ("3S", Some(Duration::from_secs(3))),
+            ("99999999H", Some(Duration::from_secs(99_999_999 * 3600))),
+            ("250m", Some(Duration::from_millis(250))),
+            ("1u", Some(Duration::from_micros(1))),
+            ("7n", Some(Duration::from_nanos(7))),
+            ("2M", Some(Duration::from_secs(120))),
+            ("", None),
+            ("S", None),
+            ("+1S", None),
+            ("123456789S", None),
+            ("1x", None),
+            ("1é", None),
+        ] {
+            assert_eq!(parse_timeout(text), timeout, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! The edge: handlers that parse a request, call a use case and render its
+//! answer. Nothing below this room knows gRPC.
+
+mod convert;
+mod deadline;
+mod precise;
+mod status;
+
+use tonic::{Request, Response, Status};
+
+pub use deadline::DEFAULT_DEADLINE;
+pub use precise::precise_status;
+pub use status::{DOMAIN, Reason};
+
+use crate::{
+    proto::account_v1::{
+        self as pb,
+        account_service_server::{self, AccountServiceServer},
+    },
+    service::Accounts,
+};
+
+/// Largest request that is read, in bytes. The largest sensible one, a batch of
+/// 1000 checks of the longest names, has some 270 kB.
+pub const MAX_REQUEST_BYTES: usize = 1024 * 1024;
+
+/// The gRPC service. Holds the accounts, and through them the one DynamoDB
+/// client and the one Momento client of the process.
+#[derive(Clone)]
+pub struct AccountService {
+    accounts: Accounts,
+}
+
+impl AccountService {
+    /// Serves `accounts`.
+    #[must_use]
+    pub fn new(accounts: Accounts) -> Self {
+        Self { accounts }
+    }
+
+    /// The service for a tonic server, with its limits set.
+    #[must_use]
+    pub fn into_server(self) -> AccountServiceServer<Self> {
+        AccountServiceServer::new(self).max_decoding_message_size(MAX_REQUEST_BYTES)
+    }
+}
+
+type Reply<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl account_service_server::AccountService for AccountService {
+    async fn create_user(
+        &self,
+        request: Request<pb::CreateUserRequest>,
+    ) -> Reply<pb::CreateUserResponse> {
+        let deadline = deadline::of(request.metadata());
+        let new = convert::new_user(request.into_inner())?;
+        let user = deadline
+            .bound(self.accounts.create_user(new, deadline.instant()))
+            .await?;
+        Ok(Response::new(pb::CreateUserResponse {
+            user: Some(convert::user(user)),
+        }))
+    }
+
+    async fn get_user(&self, request: Request<pb::GetUserRequest>) -> Reply<pb::GetUserResponse> {
+        let deadline = deadline::of(request.metadata());
+        let request = request.into_inner();
+        let username = convert::username("username", &request.username)?;
+        let freshness = convert::freshness(request.consistency);
+        let (user, source) = deadline
+            .bound(self.accounts.get_user(username, freshness))
+            .await?;
+        Ok(Response::new(pb::GetUserResponse {
+            user: Some(convert::user(user)),
+            source: convert::source(source).into(),
+        }))
+    }
+
+    async fn delete_user(
+        &self,
+        request: Request<pb::DeleteUserRequest>,
+    ) -> Reply<pb::DeleteUserResponse> {
+        let deadline = deadline::of(request.metadata());
+        let username = convert::username("username", &request.into_inner().username)?;
+        let user = deadline
+            .bound(self.accounts.delete_user(username, deadline.instant()))
+            .await?;
+        Ok(Response::new(pb::DeleteUserResponse {
+            user: Some(convert::user(user)),
+        }))
+    }
+
+    async fn create_organization(
+        &self,
+        request: Request<pb::CreateOrganizationRequest>,
+    ) -> Reply<pb::CreateOrganizationResponse> {
+        let deadline = deadline::of(request.metadata());
+        let new = convert::new_organization(request.into_inner())?;
+        let organization = deadline
+            .bound(self.accounts.create_organization(new, deadline.instant()))
+            .await?;
+        Ok(Response::new(pb::CreateOrganizationResponse {
+            organization: Some(convert::organization(organization)),
+        }))
+    }
+
+    async fn get_organization(
+        &self,
+        request: Request<pb::GetOrganizationRequest>,
+    ) -> Reply<pb::GetOrganizationResponse> {
+        let deadline = deadline::of(request.metadata());
+        let request = request.into_inner();
+        let name = convert::organization_name("organization_name", &request.organization_name)?;
+        let freshness = convert::freshness(request.consistency);
+        let (organization, source) = deadline
+            .bound(self.accounts.get_organization(name, freshness))
+            .await?;
+        Ok(Response::new(pb::GetOrganizationResponse {
+            organization: Some(convert::organization(organization)),
+            source: convert::source(source).into(),
+        }))
+    }
+
+    async fn add_user_to_organization(
+        &self,
+        request: Request<pb::AddUserToOrganizationRequest>,
+    ) -> Reply<pb::AddUserToOrganizationResponse> {
+        let deadline = deadline::of(request.metadata());
+        let member = convert::member_to_add(request.into_inner())?;
+        let membership = deadline
+            .bound(self.accounts.add_member(member, deadline.instant()))
+            .await?;
+        Ok(Response::new(pb::AddUserToOrganizationResponse {
+            membership: Some(convert::membership(membership)),
+        }))
+    }
+
+    async fn get_membership(
+        &self,
+        request: Request<pb::GetMembershipRequest>,
+    ) -> Reply<pb::GetMembershipResponse> {
+        let deadline = deadline::of(request.metadata());
+        let request = request.into_inner();
+        let (organization, member) =
+            convert::membership_names(&request.organization_name, &request.member_username)?;
+        let freshness = convert::freshness(request.consistency);
+        let (membership, source) = deadline
+            .bound(
+                self.accounts
+                    .get_membership(organization, member, freshness),
+            )
+            .await?;
+        Ok(Response::new(pb::GetMembershipResponse {
+            membership: Some(convert::membership(membership)),
+            source: convert::source(source).into(),
+        }))
+    }
+
+    async fn change_member_role(
+        &self,
+        request: Request<pb::ChangeMemberRoleRequest>,
+    ) -> Reply<pb::ChangeMemberRoleResponse> {
+        let deadline = deadline::of(request.metadata());
+        let role = convert::role_to_change(request.into_inner())?;
+        let membership = deadline
+            .bound(self.accounts.change_role(role, deadline.instant()))
+            .await?;
+        Ok(Response::new(pb::ChangeMemberRoleResponse {
+            membership: Some(convert::membership(membership)),
+        }))
+    }
+
+    async fn remove_user_from_organization(
+        &self,
+        request: Request<pb::RemoveUserFromOrganizationRequest>,
+    ) -> Reply<pb::RemoveUserFromOrganizationResponse> {
+        let deadline = deadline::of(request.metadata());
+        let member = convert::member_to_remove(request.into_inner())?;
+        let membership = deadline
+            .bound(self.accounts.remove_member(member, deadline.instant()))
+            .await?;
+        Ok(Response::new(pb::RemoveUserFromOrganizationResponse {
+            membership: Some(convert::membership(membership)),
+        }))
+    }
+
+    async fn check_membership(
+        &self,
+        request: Request<pb::CheckMembershipRequest>,
+    ) -> Reply<pb::CheckMembershipResponse> {
+        let deadline = deadline::of(request.metadata());
+        let request = request.into_inner();
+        let freshness = convert::freshness(request.consistency);
+        let check = convert::check(
+            "",
+            &request.organization_name,
+            &request.username,
+            request.minimum_role,
+        )?;
+        let (result, source) = deadline
+            .bound(self.accounts.check(check, freshness))
+            .await?;
+        let result = convert::check_result(result);
+        Ok(Response::new(pb::CheckMembershipResponse {
+            is_member: result.is_member,
+            role: result.role,
+            satisfied: result.satisfied,
+            source: convert::source(source).into(),
+        }))
+    }
+
+    async fn batch_check_memberships(
+        &self,
+        request: Request<pb::BatchCheckMembershipsRequest>,
+    ) -> Reply<pb::BatchCheckMembershipsResponse> {
+        let deadline = deadline::of(request.metadata());
+        let request = request.into_inner();
+        let freshness = convert::freshness(request.consistency);
+        let checks = convert::checks(&request.checks)?;
+        let (results, source) = deadline
+            .bound(self.accounts.check_batch(&checks, freshness))
+            .await?;
+        Ok(Response::new(pb::BatchCheckMembershipsResponse {
+            results: results.into_iter().map(convert::check_result).collect(),
+            source: convert::source(source).into(),
+        }))
+    }
+}

@@ -1,0 +1,262 @@
+//! The one table from errors to gRPC statuses. What operators need goes to the
+//! log, what callers need into the status.
+
+use std::{collections::HashMap, time::Duration};
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::{
+    service::{Error, Refusal},
+    store::{self, Kind},
+};
+
+/// Domain of every `google.rpc.ErrorInfo`.
+pub const DOMAIN: &str = "account.v1";
+
+const RETRY_SOON: Duration = Duration::from_millis(100);
+const RETRY_LATER: Duration = Duration::from_secs(1);
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])+ $name:ident = $text:literal,)+) => {
+        /// Why a call failed, stable for callers to branch on.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Reason {
+            $($(#[$doc])+ $name,)+
+        }
+
+        impl Reason {
+            /// Every reason.
+            pub const ALL: &[Self] = &[$(Self::$name),+];
+
+            /// The reason as it stands in `google.rpc.ErrorInfo`.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)+
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// A field breaks its bounds.
+    InvalidField = "INVALID_FIELD",
+    /// The body is no message of the method's request type.
+    MalformedMessage = "MALFORMED_MESSAGE",
+    /// The request is larger than the server reads.
+    MessageTooLarge = "MESSAGE_TOO_LARGE",
+    /// There is no such method.
+    UnknownMethod = "UNKNOWN_METHOD",
+    /// There is no such user.
+    UserNotFound = "USER_NOT_FOUND",
+    /// There is no such organization.
+    OrganizationNotFound = "ORGANIZATION_NOT_FOUND",
+    /// The user is not a member.
+    MembershipNotFound = "MEMBERSHIP_NOT_FOUND",
+    /// The user's name is taken.
+    UserAlreadyExists = "USER_ALREADY_EXISTS",
+    /// The organization's name is taken.
+    OrganizationAlreadyExists = "ORGANIZATION_ALREADY_EXISTS",
+    /// The user is a member already.
+    MembershipAlreadyExists = "MEMBERSHIP_ALREADY_EXISTS",
+    /// The acting user may not do this.
+    NotPermitted = "NOT_PERMITTED",
+    /// The organization would be left without an Owner.
+    LastOwner = "LAST_OWNER",
+    /// Nothing was changed: stale answers could not have been ruled out.
+    CacheUnavailable = "CACHE_UNAVAILABLE",
+    /// Applied, but cached answers may be older for a while.
+    AppliedNotConfirmed = "APPLIED_NOT_CONFIRMED",
+    /// The table did not say whether the write was applied.
+    OutcomeUnknown = "OUTCOME_UNKNOWN",
+    /// Nothing was changed: others changed the same records.
+    Contention = "CONTENTION",
+    /// The table cannot be reached.
+    StoreUnavailable = "STORE_UNAVAILABLE",
+    /// The table sheds load.
+    StoreThrottled = "STORE_THROTTLED",
+    /// The table holds an item that is no record of its kind.
+    MalformedItem = "MALFORMED_ITEM",
+    /// The deadline passed.
+    DeadlineExceeded = "DEADLINE_EXCEEDED",
+    /// A bug of the service.
+    Internal = "INTERNAL",
+}
+
+/// The status of a failed use case.
+pub(super) fn of(error: Error) -> Status {
+    match error {
+        Error::Refused(refusal) => refused(refusal),
+        Error::Store(error) => store_failed(&error),
+        Error::CacheUnavailable => retry(
+            Reason::CacheUnavailable,
+            "nothing was changed: the cache is unavailable, so stale answers could not be ruled out",
+            RETRY_LATER,
+        ),
+        Error::NotConfirmed => retry(
+            Reason::AppliedNotConfirmed,
+            "the write was applied, but cached answers may be older than it for a while",
+            RETRY_LATER,
+        ),
+        Error::OutcomeUnknown(error) => {
+            tracing::error!(%error, "outcome of a write unknown");
+            retry(
+                Reason::OutcomeUnknown,
+                "the table did not say whether the write was applied; read before retrying",
+                RETRY_LATER,
+            )
+        }
+        Error::Contention => retry(
+            Reason::Contention,
+            "nothing was changed: others keep changing the same records",
+            RETRY_SOON,
+        ),
+        Error::TooLate => plain(
+            Code::DeadlineExceeded,
+            Reason::DeadlineExceeded,
+            "nothing was changed: too little time was left before the deadline",
+        ),
+        Error::Interrupted => {
+            tracing::error!("a write's task ended without an answer");
+            plain(
+                Code::Internal,
+                Reason::Internal,
+                "the write was interrupted",
+            )
+        }
+    }
+}
+
+/// A field breaks its bounds.
+pub(super) fn invalid_field(path: impl Into<String>, why: String) -> Status {
+    let path = path.into();
+    let message = format!("{path}: {why}");
+    let mut details = info(Reason::InvalidField, &[("field", &path)]);
+    details.add_bad_request_violation(path, why);
+    Status::with_error_details(Code::InvalidArgument, message, details)
+}
+
+/// The deadline passed while the call was under way.
+pub(super) fn deadline_exceeded() -> Status {
+    plain(
+        Code::DeadlineExceeded,
+        Reason::DeadlineExceeded,
+        "the deadline passed; a write may have been applied",
+    )
+}
+
+/// A status with a reason and nothing else.
+pub(super) fn plain(code: Code, reason: Reason, message: &str) -> Status {
+    Status::with_error_details(code, message, info(reason, &[]))
+}
+
+fn refused(refusal: Refusal) -> Status {
+    match refusal {
+        Refusal::UserExists(username) => resource(
+            Code::AlreadyExists,
+            Reason::UserAlreadyExists,
+            "User",
+            username.to_string(),
+        ),
+        Refusal::OrganizationExists(name) => resource(
+            Code::AlreadyExists,
+            Reason::OrganizationAlreadyExists,
+            "Organization",
+            name.to_string(),
+        ),
+        Refusal::MembershipExists(organization, member) => resource(
+            Code::AlreadyExists,
+            Reason::MembershipAlreadyExists,
+            "Membership",
+            format!("{organization}/{member}"),
+        ),
+        Refusal::UserNotFound(username) => resource(
+            Code::NotFound,
+            Reason::UserNotFound,
+            "User",
+            username.to_string(),
+        ),
+        Refusal::OrganizationNotFound(name) => resource(
+            Code::NotFound,
+            Reason::OrganizationNotFound,
+            "Organization",
+            name.to_string(),
+        ),
+        Refusal::MembershipNotFound(organization, member) => resource(
+            Code::NotFound,
+            Reason::MembershipNotFound,
+            "Membership",
+            format!("{organization}/{member}"),
+        ),
+        Refusal::NotPermitted => plain(
+            Code::PermissionDenied,
+            Reason::NotPermitted,
+            "the acting user may not do this in this organization, or there is no such organization",
+        ),
+        Refusal::LastOwner(organization) => {
+            let mut details = info(
+                Reason::LastOwner,
+                &[("organization_name", organization.as_str())],
+            );
+            details.add_precondition_failure_violation(
+                Reason::LastOwner.as_str(),
+                organization.to_string(),
+                "an organization keeps at least one Owner",
+            );
+            Status::with_error_details(
+                Code::FailedPrecondition,
+                "the last Owner can neither leave nor be demoted nor removed",
+                details,
+            )
+        }
+    }
+}
+
+fn store_failed(error: &store::Error) -> Status {
+    tracing::error!(%error, "table operation failed");
+    match error.kind {
+        Kind::Unavailable | Kind::Missing | Kind::Unusable => retry(
+            Reason::StoreUnavailable,
+            "the table is unavailable",
+            RETRY_LATER,
+        ),
+        Kind::Throttled => retry(Reason::StoreThrottled, "the table sheds load", RETRY_LATER),
+        Kind::Malformed => plain(
+            Code::DataLoss,
+            Reason::MalformedItem,
+            "the table holds an item that is no record of its kind",
+        ),
+    }
+}
+
+fn resource(code: Code, reason: Reason, kind: &str, name: String) -> Status {
+    let verb = match code {
+        Code::AlreadyExists => "exists already",
+        _ => "does not exist",
+    };
+    let message = format!("{} {name:?} {verb}", kind.to_lowercase());
+    let mut details = info(reason, &[]);
+    details.set_resource_info(format!("{DOMAIN}.{kind}"), name, "", message.clone());
+    Status::with_error_details(code, message, details)
+}
+
+fn retry(reason: Reason, message: &str, after: Duration) -> Status {
+    let code = match reason {
+        Reason::Contention => Code::Aborted,
+        Reason::StoreThrottled => Code::ResourceExhausted,
+        _ => Code::Unavailable,
+    };
+    let mut details = info(reason, &[]);
+    details.set_retry_info(Some(after));
+    Status::with_error_details(code, message, details)
+}
+
+pub(super) fn info(reason: Reason, metadata: &[(&str, &str)]) -> ErrorDetails {
+    let metadata: HashMap<_, _> = metadata
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect();
+    ErrorDetails::with_error_info(reason.as_str(), DOMAIN, metadata)
+}

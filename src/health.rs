@@ -1,0 +1,34 @@
+//! Asks a running server whether it is serving.
+
+use tonic::transport::Endpoint;
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+use crate::{config::HealthcheckSettings, error_chain::describe};
+
+/// Asks; `Err` says why the server is not serving.
+///
+/// # Errors
+/// The server cannot be reached, does not answer in time, or does not serve.
+pub async fn check(settings: &HealthcheckSettings) -> Result<(), String> {
+    let addr = settings.addr;
+    let asked = tokio::time::timeout(settings.timeout_ms, async {
+        let endpoint = Endpoint::from_shared(format!("http://{addr}"));
+        let channel = endpoint.map_err(|error| describe(&error))?.connect().await;
+        let channel = channel.map_err(|error| describe(&error))?;
+        let request = HealthCheckRequest {
+            service: String::new(),
+        };
+        let answer = HealthClient::new(channel).check(request).await;
+        let answer = answer.map_err(|status| status.to_string())?;
+        match answer.into_inner().status() {
+            ServingStatus::Serving => Ok(()),
+            other => Err(format!("the server says {}", other.as_str_name())),
+        }
+    });
+    asked
+        .await
+        .unwrap_or_else(|_| Err("no answer in time".to_owned()))
+        .map_err(|why| format!("{addr} is not serving: {why}"))
+}

@@ -1,0 +1,34 @@
+//! The account service: users, organizations and memberships over gRPC, stored
+//! in DynamoDB, cached in Momento.
+//!
+//! A request comes down these stairs and its answer goes back up:
+//!
+//! ```text
+//! grpc       the edge: messages to domain types, errors to statuses
+//!   service    the use cases: who may do what, decided on strong reads
+//!     coherence  lease, fence, confirm: keeps the cache honest
+//!       cache      bytes in Momento
+//!       store      records in DynamoDB
+//! ```
+//!
+//! `domain` holds the types that all of them speak, and depends on nothing.
+//! `boot` alone names the concrete backends; `secrets` reads the credential that
+//! the cache needs; `setup` creates what is missing; `local` holds embedded
+//! servers that stand in for AWS and Momento on loopback.
+
+pub mod boot;
+pub mod cache;
+pub mod coherence;
+pub mod config;
+pub mod domain;
+mod error_chain;
+pub mod grpc;
+pub mod health;
+#[cfg(feature = "local")]
+pub mod local;
+pub mod proto;
+pub mod secrets;
+pub mod service;
+pub mod setup;
+pub mod store;
+pub mod telemetry;

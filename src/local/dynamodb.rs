@@ -1,0 +1,89 @@
+//! A DynamoDB server: dynoxide on a thread and a runtime of its own, because it
+//! works synchronously where it is called.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    path::Path,
+    thread::JoinHandle,
+};
+
+use dynoxide::Database;
+use tokio::sync::oneshot;
+
+/// Name of the database's file in the data directory.
+const FILE_NAME: &str = "accounts.db";
+
+/// A server that is running. Stops when dropped, and has finished what it was
+/// doing by then.
+#[derive(Debug)]
+pub struct Running {
+    addr: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Running {
+    /// Where the server listens.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            // The receiver is gone only when the server has ended already.
+            let _ = stop.send(());
+        }
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the embedded DynamoDB panicked");
+        }
+    }
+}
+
+/// Starts a server on the tables in `data_dir`, or in memory.
+///
+/// # Errors
+/// The directory cannot be used, or the address not be listened on.
+pub fn start(addr: SocketAddr, data_dir: Option<&Path>) -> io::Result<Running> {
+    let database = match data_dir {
+        None => Database::memory(),
+        Some(dir) => {
+            std::fs::create_dir_all(dir)?;
+            Database::new(&dir.join(FILE_NAME).to_string_lossy())
+        }
+    };
+    let database = database.map_err(|error| io::Error::other(error.to_string()))?;
+    let listener = TcpListener::bind(addr)?;
+    listener.set_nonblocking(true)?;
+    let addr = listener.local_addr()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let (stop, stopped) = oneshot::channel();
+    let thread = std::thread::Builder::new()
+        .name("dynamodb".to_owned())
+        .spawn(move || {
+            let served = runtime.block_on(async {
+                let listener = tokio::net::TcpListener::from_std(listener)
+                    .map_err(|error| error.to_string())?;
+                let stopped = async {
+                    // A sender that is gone stops the server, too.
+                    let _ = stopped.await;
+                };
+                dynoxide::server::serve_with_shutdown(listener, database, stopped).await
+            });
+            if let Err(error) = served {
+                tracing::error!(%error, "the embedded DynamoDB failed");
+            }
+        })?;
+    Ok(Running {
+        addr,
+        stop: Some(stop),
+        thread: Some(thread),
+    })
+}

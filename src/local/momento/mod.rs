@@ -1,0 +1,152 @@
+//! A Momento server: real wire protocol, conditional writes and exact times to
+//! live, items in memory.
+
+mod items;
+mod service;
+
+use std::{io, net::SocketAddr, sync::Arc};
+
+use momento_protos::{
+    cache_client::scs_server::ScsServer, control_client::scs_control_server::ScsControlServer,
+};
+use tokio::{net::TcpListener, task::JoinHandle};
+use tonic::{
+    Request, Status, metadata::KeyAndValueRef, transport::Server, transport::server::TcpIncoming,
+};
+use uuid::Uuid;
+
+use self::items::{Caches, Items};
+
+/// A data call, by the name of its RPC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Call {
+    /// Get.
+    Get,
+    /// GetBatch.
+    GetBatch,
+    /// Set.
+    Set,
+    /// SetBatch.
+    SetBatch,
+    /// SetIf.
+    SetIf,
+    /// Delete.
+    Delete,
+}
+
+/// Sees every data call before it is served: to count, to delay, to refuse.
+#[tonic::async_trait]
+pub trait Gate: Send + Sync + 'static {
+    /// Lets the call pass, at the time of its choosing, or refuses it.
+    async fn pass(&self, call: Call, keys: &[&[u8]]) -> Result<(), Status>;
+}
+
+/// Lets everything pass at once.
+#[derive(Debug, Clone, Copy)]
+pub struct Open;
+
+#[tonic::async_trait]
+impl Gate for Open {
+    async fn pass(&self, _: Call, _: &[&[u8]]) -> Result<(), Status> {
+        Ok(())
+    }
+}
+
+#[derive(Clone)]
+struct Momento {
+    caches: Caches,
+    api_key: Arc<str>,
+    gate: Arc<dyn Gate>,
+}
+
+impl Momento {
+    /// The items of the cache that the call names, if the caller may use it.
+    fn admit<T>(&self, _: Call, request: &Request<T>) -> Result<Items, Status> {
+        self.authenticate(request)?;
+        let name = request.metadata().get("cache");
+        let name = name.and_then(|name| name.to_str().ok()).unwrap_or_default();
+        self.caches.get(name)
+    }
+
+    fn authenticate<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let is_authorized = request.metadata().iter().any(|entry| match entry {
+            KeyAndValueRef::Ascii(name, value) => {
+                name == "authorization" && value.as_bytes() == self.api_key.as_bytes()
+            }
+            KeyAndValueRef::Binary(..) => false,
+        });
+        if is_authorized {
+            Ok(())
+        } else {
+            Err(Status::unauthenticated("not the key of this server"))
+        }
+    }
+}
+
+/// A server that is running. Stops when dropped.
+#[derive(Debug)]
+pub struct Running {
+    addr: SocketAddr,
+    api_key: Arc<str>,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    /// Where the server listens.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// The secret that opens this server, as `accounts/MomentoAuthToken` holds
+    /// it.
+    #[must_use]
+    pub fn secret(&self) -> secrecy::SecretString {
+        let secret = serde_json::json!({
+            "MOMENTO_API_KEY": &*self.api_key,
+            "MOMENTO_ENDPOINT": format!("http://{}", self.addr),
+        });
+        secret.to_string().into()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Starts a server without caches.
+///
+/// # Errors
+/// The address cannot be listened on.
+pub async fn start(addr: SocketAddr, gate: Arc<dyn Gate>) -> io::Result<Running> {
+    let listener = TcpListener::bind(addr).await?;
+    let addr = listener.local_addr()?;
+    let api_key = new_api_key();
+    let momento = Momento {
+        caches: Caches::default(),
+        api_key: api_key.clone(),
+        gate,
+    };
+    let server = Server::builder()
+        .add_service(ScsServer::new(momento.clone()))
+        .add_service(ScsControlServer::new(momento))
+        .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));
+    let task = tokio::spawn(async move {
+        if let Err(error) = server.await {
+            tracing::error!(%error, "the embedded Momento server failed");
+        }
+    });
+    Ok(Running {
+        addr,
+        api_key,
+        task,
+    })
+}
+
+/// A v2 API key, as far as clients look into it: three parts, the second one
+/// base64url of `{"t":"g"}`.
+fn new_api_key() -> Arc<str> {
+    format!("e30.eyJ0IjoiZyJ9.{}", Uuid::new_v4().simple()).into()
+}

@@ -1,0 +1,132 @@
+//! A Secrets Manager endpoint: GetSecretValue and CreateSecret, in memory.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::State,
+    http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse as _, Response},
+    routing::post,
+};
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, task::JoinHandle};
+use uuid::Uuid;
+
+#[derive(Debug, Clone)]
+struct Secret {
+    text: String,
+    version: String,
+}
+
+type Secrets = Arc<Mutex<HashMap<String, Secret>>>;
+
+/// A server that is running. Stops when dropped.
+#[derive(Debug)]
+pub struct Running {
+    addr: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    /// Where the server listens.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Starts a server without secrets.
+///
+/// # Errors
+/// The address cannot be listened on.
+pub async fn start(addr: SocketAddr) -> io::Result<Running> {
+    let listener = TcpListener::bind(addr).await?;
+    let addr = listener.local_addr()?;
+    let app = Router::new()
+        .route("/", post(handle))
+        .with_state(Secrets::default());
+    let task = tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, app).await {
+            tracing::error!(%error, "the embedded Secrets Manager failed");
+        }
+    });
+    Ok(Running { addr, task })
+}
+
+async fn handle(State(secrets): State<Secrets>, headers: HeaderMap, body: Bytes) -> Response {
+    let target = headers.get("x-amz-target");
+    let target = target.and_then(|it| it.to_str().ok()).unwrap_or_default();
+    let input: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let answer = match target {
+        "secretsmanager.GetSecretValue" => get(&secrets, &input),
+        "secretsmanager.CreateSecret" => create(&secrets, &input),
+        _ => Err(("UnknownOperationException", "no such operation")),
+    };
+    let (status, body) = match answer {
+        Ok(answer) => (StatusCode::OK, answer),
+        Err((kind, message)) => (
+            StatusCode::BAD_REQUEST,
+            json!({ "__type": kind, "message": message }),
+        ),
+    };
+    let content_type = [(CONTENT_TYPE, "application/x-amz-json-1.1")];
+    (status, content_type, body.to_string()).into_response()
+}
+
+type Answer = Result<Value, (&'static str, &'static str)>;
+
+fn get(secrets: &Secrets, input: &Value) -> Answer {
+    let name = text(input, "SecretId")?;
+    let secrets = secrets.lock().unwrap_or_else(PoisonError::into_inner);
+    let secret = secrets.get(name).ok_or((
+        "ResourceNotFoundException",
+        "Secrets Manager can't find the specified secret.",
+    ))?;
+    Ok(json!({
+        "ARN": arn(name),
+        "Name": name,
+        "SecretString": secret.text,
+        "VersionId": secret.version,
+        "VersionStages": ["AWSCURRENT"],
+    }))
+}
+
+fn create(secrets: &Secrets, input: &Value) -> Answer {
+    let name = text(input, "Name")?;
+    let secret = Secret {
+        text: text(input, "SecretString")?.to_owned(),
+        version: Uuid::new_v4().to_string(),
+    };
+    let mut secrets = secrets.lock().unwrap_or_else(PoisonError::into_inner);
+    if secrets.contains_key(name) {
+        return Err((
+            "ResourceExistsException",
+            "The operation failed because the secret already exists.",
+        ));
+    }
+    let answer = json!({ "ARN": arn(name), "Name": name, "VersionId": secret.version });
+    secrets.insert(name.to_owned(), secret);
+    Ok(answer)
+}
+
+fn text<'a>(input: &'a Value, name: &'static str) -> Result<&'a str, (&'static str, &'static str)> {
+    let text = input.get(name).and_then(Value::as_str);
+    text.ok_or(("InvalidParameterException", "a parameter is missing"))
+}
+
+fn arn(name: &str) -> String {
+    format!("arn:aws:secretsmanager:us-east-1:000000000000:secret:{name}")
+}

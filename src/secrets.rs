@@ -1,0 +1,98 @@
+//! Secrets Manager: the one place that knows its SDK. A secret leaves it only as
+//! a `SecretString`.
+
+use std::time::Duration;
+
+use aws_config::SdkConfig;
+use aws_sdk_secretsmanager::{
+    Client,
+    config::{retry::RetryConfig, timeout::TimeoutConfig},
+    error::{ProvideErrorMetadata, SdkError},
+};
+use secrecy::{ExposeSecret as _, SecretString};
+
+use crate::error_chain::describe;
+
+/// Longest a TCP and TLS handshake may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(1000);
+/// Longest one request may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_millis(1000);
+/// Attempts per operation.
+const MAX_ATTEMPTS: u32 = 3;
+
+/// Why a secret could not be read or created. Says nothing of its content.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no such secret.
+    #[error("there is no such secret")]
+    Missing,
+    /// The caller may not use the secret.
+    #[error("access denied: {0}")]
+    Denied(String),
+    /// The secret holds binary data, or nothing.
+    #[error("the secret holds no text")]
+    NotText,
+    /// Secrets Manager cannot be reached or failed.
+    #[error("Secrets Manager cannot be used: {0}")]
+    Unavailable(String),
+}
+
+/// Secrets Manager, over one client.
+#[derive(Debug, Clone)]
+pub struct Secrets(Client);
+
+impl Secrets {
+    /// Builds the client, with `endpoint` instead of the region's if given. Does
+    /// no I/O.
+    #[must_use]
+    pub fn new(aws: &SdkConfig, endpoint: Option<String>) -> Self {
+        let mut config = aws_sdk_secretsmanager::config::Builder::from(aws)
+            .retry_config(RetryConfig::standard().with_max_attempts(MAX_ATTEMPTS))
+            .timeout_config(
+                TimeoutConfig::builder()
+                    .connect_timeout(CONNECT_TIMEOUT)
+                    .operation_attempt_timeout(REQUEST_TIMEOUT)
+                    .build(),
+            );
+        config.set_endpoint_url(endpoint.or(aws.endpoint_url().map(str::to_owned)));
+        Self(Client::from_conf(config.build()))
+    }
+
+    /// Reads the current version of a secret.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn read(&self, id: &str) -> Result<SecretString, Error> {
+        let output = self.0.get_secret_value().secret_id(id).send().await;
+        let secret = output.map_err(failed)?.secret_string;
+        secret.map(SecretString::from).ok_or(Error::NotText)
+    }
+
+    /// Creates a secret.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn create(&self, id: &str, secret: &SecretString) -> Result<(), Error> {
+        let create = self.0.create_secret().name(id);
+        let sent = create.secret_string(secret.expose_secret()).send().await;
+        sent.map(|_| ()).map_err(failed)
+    }
+}
+
+fn failed<E, R>(error: SdkError<E, R>) -> Error
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+    R: std::fmt::Debug + 'static,
+{
+    let described = match error.code() {
+        Some("ResourceNotFoundException") => return Error::Missing,
+        Some(code) => format!("{code}: {}", error.message().unwrap_or_default()),
+        None => describe(&error),
+    };
+    match error.code() {
+        Some("AccessDeniedException" | "UnrecognizedClientException" | "DecryptionFailure") => {
+            Error::Denied(described)
+        }
+        _ => Error::Unavailable(described),
+    }
+}

@@ -1,0 +1,87 @@
+//! The hot question: is this user a member of that organization, with which
+//! role?
+
+use std::collections::HashMap;
+
+use super::{
+    Accounts, Error, Freshness, Source, memberships::effective, snapshot::keys_of_member,
+    store_failed,
+};
+use crate::domain::{Key, OrganizationName, Role, Username};
+
+/// One question.
+#[derive(Debug, Clone)]
+pub struct Check {
+    /// The organization.
+    pub organization_name: OrganizationName,
+    /// The user.
+    pub username: Username,
+    /// The least role that satisfies; any, if `None`.
+    pub minimum_role: Option<Role>,
+}
+
+/// One answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CheckResult {
+    /// The member's role; `None` if the user is not a member.
+    pub role: Option<Role>,
+    /// Whether the user is a member with at least the least role.
+    pub is_satisfied: bool,
+}
+
+impl CheckResult {
+    fn new(role: Option<Role>, minimum_role: Option<Role>) -> Self {
+        let is_satisfied = role.is_some_and(|role| minimum_role.is_none_or(|least| role >= least));
+        Self { role, is_satisfied }
+    }
+}
+
+impl Accounts {
+    /// Answers one check.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn check(
+        &self,
+        check: Check,
+        freshness: Freshness,
+    ) -> Result<(CheckResult, Source), Error> {
+        let keys = keys_of_member(&check.organization_name, &check.username);
+        let answer = self.coherence.read(&keys, freshness).await;
+        let answer = answer.map_err(store_failed)?;
+        let role = effective(answer.records).map(|membership| membership.role);
+        Ok((CheckResult::new(role, check.minimum_role), answer.source))
+    }
+
+    /// Answers many checks; each record is looked up once.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn check_batch(
+        &self,
+        checks: &[Check],
+        freshness: Freshness,
+    ) -> Result<(Vec<CheckResult>, Source), Error> {
+        let keys_of_check =
+            |check: &Check| keys_of_member(&check.organization_name, &check.username);
+        let mut positions: HashMap<Key, usize> = HashMap::new();
+        let mut keys = Vec::new();
+        for key in checks.iter().flat_map(keys_of_check) {
+            positions.entry(key).or_insert_with_key(|key| {
+                keys.push(key.clone());
+                keys.len() - 1
+            });
+        }
+        let answer = self.coherence.read(&keys, freshness).await;
+        let answer = answer.map_err(store_failed)?;
+        let results = checks.iter().map(|check| {
+            let records = keys_of_check(check).map(|key| {
+                let position = positions.get(&key)?;
+                answer.records.get(*position)?.clone()
+            });
+            let role = effective(records.into()).map(|membership| membership.role);
+            CheckResult::new(role, check.minimum_role)
+        });
+        Ok((results.collect(), answer.source))
+    }
+}

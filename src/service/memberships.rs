@@ -1,0 +1,390 @@
+//! Memberships: get, add, change role, remove, leave.
+
+use async_trait::async_trait;
+use tokio::time::Instant;
+
+use super::{
+    Accounts, Error, Freshness, Refusal, Source, now,
+    snapshot::{Snapshot, keys_of_member, transaction},
+    store_failed,
+};
+use crate::{
+    coherence::{Change, Plan, Verdict},
+    domain::{
+        Key, Membership, OrganizationName, Record, Role, Stamp, Timestamp, Username,
+        effective_membership, may_add, may_change_role, may_remove,
+    },
+    store::{self, Step, StrongReads},
+};
+
+/// Owners looked at, of those who might remain when one leaves.
+const MAX_WITNESSES: usize = 100;
+
+/// A member to add.
+#[derive(Debug, Clone)]
+pub struct MemberToAdd {
+    /// The organization.
+    pub organization_name: OrganizationName,
+    /// The user to add.
+    pub member_username: Username,
+    /// The role to grant.
+    pub role: Role,
+    /// On whose behalf.
+    pub adding_user: Username,
+}
+
+/// A role to change.
+#[derive(Debug, Clone)]
+pub struct RoleToChange {
+    /// The organization.
+    pub organization_name: OrganizationName,
+    /// The member.
+    pub member_username: Username,
+    /// The new role.
+    pub role: Role,
+    /// On whose behalf.
+    pub acting_user: Username,
+}
+
+/// A member to remove.
+#[derive(Debug, Clone)]
+pub struct MemberToRemove {
+    /// The organization.
+    pub organization_name: OrganizationName,
+    /// The member.
+    pub member_username: Username,
+    /// On whose behalf; the member to leave.
+    pub acting_user: Username,
+}
+
+impl Accounts {
+    /// Returns a membership that counts.
+    ///
+    /// # Errors
+    /// [`Refusal::MembershipNotFound`].
+    pub async fn get_membership(
+        &self,
+        organization: OrganizationName,
+        username: Username,
+        freshness: Freshness,
+    ) -> Result<(Membership, Source), Error> {
+        let keys = keys_of_member(&organization, &username);
+        let answer = self.coherence.read(&keys, freshness).await;
+        let answer = answer.map_err(store_failed)?;
+        effective(answer.records)
+            .map(|membership| (membership, answer.source))
+            .ok_or(Error::Refused(Refusal::MembershipNotFound(
+                organization,
+                username,
+            )))
+    }
+
+    /// Adds a member.
+    ///
+    /// # Errors
+    /// [`Refusal::NotPermitted`], [`Refusal::UserNotFound`],
+    /// [`Refusal::MembershipExists`].
+    pub async fn add_member(
+        &self,
+        member: MemberToAdd,
+        deadline: Instant,
+    ) -> Result<Membership, Error> {
+        let change = AddMember { member, now: now() };
+        self.apply(change, deadline).await
+    }
+
+    /// Changes a member's role.
+    ///
+    /// # Errors
+    /// [`Refusal::NotPermitted`], [`Refusal::MembershipNotFound`],
+    /// [`Refusal::LastOwner`].
+    pub async fn change_role(
+        &self,
+        role: RoleToChange,
+        deadline: Instant,
+    ) -> Result<Membership, Error> {
+        let change = ChangeRole { role, now: now() };
+        self.apply(change, deadline).await
+    }
+
+    /// Removes a member; returns the membership as it was.
+    ///
+    /// # Errors
+    /// [`Refusal::NotPermitted`], [`Refusal::MembershipNotFound`],
+    /// [`Refusal::LastOwner`].
+    pub async fn remove_member(
+        &self,
+        member: MemberToRemove,
+        deadline: Instant,
+    ) -> Result<Membership, Error> {
+        self.apply(RemoveMember(member), deadline).await
+    }
+}
+
+/// The membership among the records of [`keys_of_member`], if it counts.
+pub(super) fn effective(records: Vec<Option<Record>>) -> Option<Membership> {
+    let mut records = records.into_iter();
+    let user = records.next().flatten().and_then(Record::into_user);
+    let organization = records.next().flatten().and_then(Record::into_organization);
+    let membership = records.next().flatten().and_then(Record::into_membership);
+    effective_membership(user.as_ref(), organization.as_ref(), membership)
+}
+
+async fn read_actor_and_target(
+    table: &dyn StrongReads,
+    organization: &OrganizationName,
+    actor: &Username,
+    target: &Username,
+) -> Result<Snapshot, store::Error> {
+    let actor = keys_of_member(organization, actor);
+    let target = keys_of_member(organization, target);
+    Snapshot::read(table, actor.into_iter().chain(target)).await
+}
+
+fn membership_key(organization: &OrganizationName, username: &Username) -> Key {
+    Key::Membership(organization.clone(), username.clone())
+}
+
+/// The target is no member; only who may manage members learns so.
+fn not_a_member<T>(organization: &OrganizationName, username: &Username) -> Verdict<T, Refusal> {
+    Verdict::Refuse {
+        refusal: Refusal::MembershipNotFound(organization.clone(), username.clone()),
+        reveals: vec![Key::User(username.clone())],
+    }
+}
+
+/// The conditions under which an Owner other than `leaving` remains; `None` if
+/// there is no other.
+async fn another_owner_remains(
+    table: &dyn StrongReads,
+    organization: &OrganizationName,
+    leaving: &Username,
+) -> Result<Option<Vec<Step>>, store::Error> {
+    let others = table.owners(organization).await?.into_iter();
+    let others: Vec<_> = others
+        .map(|owner| owner.member_username)
+        .filter(|owner| owner != leaving)
+        .take(MAX_WITNESSES)
+        .collect();
+    let keys = others
+        .iter()
+        .flat_map(|owner| keys_of_member(organization, owner));
+    let found = Snapshot::read(table, keys).await?;
+    Ok(others
+        .iter()
+        .find(|owner| found.role(organization, owner) == Some(Role::Owner))
+        .map(|owner| found.still_counts(organization, owner)))
+}
+
+struct AddMember {
+    member: MemberToAdd,
+    now: Timestamp,
+}
+
+#[async_trait]
+impl Change for AddMember {
+    type Output = Membership;
+    type Refusal = Refusal;
+
+    fn touches(&self) -> Vec<Key> {
+        let MemberToAdd {
+            organization_name,
+            member_username,
+            ..
+        } = &self.member;
+        vec![membership_key(organization_name, member_username)]
+    }
+
+    async fn decide(
+        &self,
+        table: &dyn StrongReads,
+    ) -> Result<Verdict<Membership, Refusal>, store::Error> {
+        let MemberToAdd {
+            organization_name,
+            member_username,
+            role,
+            adding_user,
+        } = &self.member;
+        let found =
+            read_actor_and_target(table, organization_name, adding_user, member_username).await?;
+        let actor = found.role(organization_name, adding_user);
+        let organization = match (found.organization(organization_name), actor) {
+            (Some(organization), Some(actor)) if may_add(actor, *role) => organization,
+            _ => return Ok(Verdict::Deny(Refusal::NotPermitted)),
+        };
+        let user_key = Key::User(member_username.clone());
+        let Some(user) = found.user(member_username) else {
+            return Ok(Verdict::Refuse {
+                refusal: Refusal::UserNotFound(member_username.clone()),
+                reveals: vec![user_key],
+            });
+        };
+        if found.member(organization_name, member_username).is_some() {
+            return Ok(Verdict::Refuse {
+                refusal: Refusal::MembershipExists(
+                    organization_name.clone(),
+                    member_username.clone(),
+                ),
+                reveals: Vec::new(),
+            });
+        }
+        let membership = Membership {
+            organization_name: organization_name.clone(),
+            member_username: member_username.clone(),
+            role: *role,
+            adding_user: Some(adding_user.to_string()),
+            organization_uid: organization.uid.clone(),
+            member_uid: user.uid.clone(),
+            stamp: Stamp::created(self.now),
+        };
+        let record = Record::Membership(membership.clone());
+        // What is there was left by an earlier incarnation of either name.
+        let put = Step::Put {
+            found: found.record(&record.key()).cloned(),
+            record: record.clone(),
+        };
+        let mut conditions = found.still_counts(organization_name, adding_user);
+        conditions.push(found.still(user_key));
+        Ok(Verdict::Commit(Plan {
+            steps: transaction(vec![put], conditions),
+            publish: vec![record],
+            output: membership,
+        }))
+    }
+}
+
+struct ChangeRole {
+    role: RoleToChange,
+    now: Timestamp,
+}
+
+#[async_trait]
+impl Change for ChangeRole {
+    type Output = Membership;
+    type Refusal = Refusal;
+
+    fn touches(&self) -> Vec<Key> {
+        let RoleToChange {
+            organization_name,
+            member_username,
+            ..
+        } = &self.role;
+        vec![membership_key(organization_name, member_username)]
+    }
+
+    async fn decide(
+        &self,
+        table: &dyn StrongReads,
+    ) -> Result<Verdict<Membership, Refusal>, store::Error> {
+        let RoleToChange {
+            organization_name,
+            member_username,
+            role,
+            acting_user,
+        } = &self.role;
+        let found =
+            read_actor_and_target(table, organization_name, acting_user, member_username).await?;
+        let actor = match found.role(organization_name, acting_user) {
+            Some(actor) if may_add(actor, *role) => actor,
+            _ => return Ok(Verdict::Deny(Refusal::NotPermitted)),
+        };
+        let Some(target) = found.member(organization_name, member_username) else {
+            return Ok(not_a_member(organization_name, member_username));
+        };
+        if !may_change_role(actor, target.role, *role) {
+            return Ok(Verdict::Deny(Refusal::NotPermitted));
+        }
+        if target.role == *role {
+            return Ok(Verdict::Keep(target));
+        }
+        let mut conditions = found.still_counts(organization_name, acting_user);
+        conditions.extend(found.still_counts(organization_name, member_username));
+        // Where an Owner acts on another, the acting one remains.
+        if target.role == Role::Owner && acting_user == member_username {
+            match another_owner_remains(table, organization_name, member_username).await? {
+                None => return Ok(last_owner(organization_name)),
+                Some(remains) => conditions.extend(remains),
+            }
+        }
+        let membership = Membership {
+            role: *role,
+            stamp: target.stamp.changed(self.now),
+            ..target.clone()
+        };
+        let is_grant = *role > target.role;
+        let record = Record::Membership(membership.clone());
+        let put = Step::Put {
+            record: record.clone(),
+            found: Some(Record::Membership(target)),
+        };
+        Ok(Verdict::Commit(Plan {
+            steps: transaction(vec![put], conditions),
+            publish: if is_grant { vec![record] } else { Vec::new() },
+            output: membership,
+        }))
+    }
+}
+
+struct RemoveMember(MemberToRemove);
+
+#[async_trait]
+impl Change for RemoveMember {
+    type Output = Membership;
+    type Refusal = Refusal;
+
+    fn touches(&self) -> Vec<Key> {
+        let MemberToRemove {
+            organization_name,
+            member_username,
+            ..
+        } = &self.0;
+        vec![membership_key(organization_name, member_username)]
+    }
+
+    async fn decide(
+        &self,
+        table: &dyn StrongReads,
+    ) -> Result<Verdict<Membership, Refusal>, store::Error> {
+        let MemberToRemove {
+            organization_name,
+            member_username,
+            acting_user,
+        } = &self.0;
+        let found =
+            read_actor_and_target(table, organization_name, acting_user, member_username).await?;
+        let is_leaving = acting_user == member_username;
+        let actor = match found.role(organization_name, acting_user) {
+            Some(actor) if is_leaving || may_remove(actor, Role::Member) => actor,
+            _ => return Ok(Verdict::Deny(Refusal::NotPermitted)),
+        };
+        let Some(target) = found.member(organization_name, member_username) else {
+            return Ok(not_a_member(organization_name, member_username));
+        };
+        if !is_leaving && !may_remove(actor, target.role) {
+            return Ok(Verdict::Deny(Refusal::NotPermitted));
+        }
+        let mut conditions = found.still_counts(organization_name, acting_user);
+        // Where an Owner removes another, the acting one remains.
+        if target.role == Role::Owner && is_leaving {
+            match another_owner_remains(table, organization_name, member_username).await? {
+                None => return Ok(last_owner(organization_name)),
+                Some(remains) => conditions.extend(remains),
+            }
+        }
+        let delete = Step::Delete {
+            found: Record::Membership(target.clone()),
+        };
+        Ok(Verdict::Commit(Plan {
+            steps: transaction(vec![delete], conditions),
+            publish: Vec::new(),
+            output: target,
+        }))
+    }
+}
+
+fn last_owner<T>(organization: &OrganizationName) -> Verdict<T, Refusal> {
+    Verdict::Refuse {
+        refusal: Refusal::LastOwner(organization.clone()),
+        reveals: Vec::new(),
+    }
+}

@@ -1,0 +1,94 @@
+//! The use cases, over the coherent table. Knows no proto, AWS or Momento. What
+//! guards a write is read strongly and repeated as a condition of the write's
+//! transaction.
+
+mod checks;
+mod memberships;
+mod organizations;
+mod snapshot;
+mod users;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tokio::time::Instant;
+use uuid::Uuid;
+
+pub use checks::{Check, CheckResult};
+pub use memberships::{MemberToAdd, MemberToRemove, RoleToChange};
+pub use organizations::NewOrganization;
+pub use users::NewUser;
+
+use crate::{
+    coherence::{Change, Coherence, WriteError},
+    domain::{OrganizationName, Timestamp, Uid, Username},
+    store,
+};
+
+/// The account service, whatever the protocol it is served over.
+#[derive(Clone)]
+pub struct Accounts {
+    coherence: Coherence,
+}
+
+/// A rule of the account model stands against what was asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// The user's name is taken.
+    UserExists(Username),
+    /// The organization's name is taken.
+    OrganizationExists(OrganizationName),
+    /// The user is a member already.
+    MembershipExists(OrganizationName, Username),
+    /// There is no such user.
+    UserNotFound(Username),
+    /// There is no such organization.
+    OrganizationNotFound(OrganizationName),
+    /// The user is not a member.
+    MembershipNotFound(OrganizationName, Username),
+    /// The acting user may not do this. Says nothing of what exists.
+    NotPermitted,
+    /// The organization would be left without an Owner.
+    LastOwner(OrganizationName),
+}
+
+/// Why a use case did not succeed.
+pub type Error = WriteError<Refusal>;
+
+/// An answer to a read, with where it came from.
+pub use crate::coherence::{Freshness, Source};
+
+impl Accounts {
+    /// Serves the accounts of a table.
+    #[must_use]
+    pub fn new(coherence: Coherence) -> Self {
+        Self { coherence }
+    }
+
+    /// Waits for the writes and fills that are under way.
+    pub async fn drain(&self) {
+        self.coherence.drain().await;
+    }
+
+    async fn apply<C: Change<Refusal = Refusal>>(
+        &self,
+        change: C,
+        deadline: Instant,
+    ) -> Result<C::Output, Error> {
+        self.coherence.apply(change, deadline).await
+    }
+}
+
+fn store_failed(error: store::Error) -> Error {
+    Error::Store(error)
+}
+
+fn new_uid() -> Option<Uid> {
+    Uid::from_text(&Uuid::new_v4().to_string())
+}
+
+fn now() -> Timestamp {
+    let since_epoch = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    Timestamp(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX))
+}

@@ -1,0 +1,119 @@
+//! What a write looked at before it decided, and the conditions that keep it so.
+
+use std::collections::HashMap;
+
+use crate::{
+    domain::{
+        Key, Membership, Organization, OrganizationName, Record, Role, User, Username,
+        effective_membership,
+    },
+    store::{self, Step, StrongReads},
+};
+
+/// Records as strong reads returned them.
+pub(super) struct Snapshot(HashMap<Key, Option<Record>>);
+
+impl Snapshot {
+    /// Reads records; the keys may repeat.
+    pub(super) async fn read(
+        table: &dyn StrongReads,
+        keys: impl IntoIterator<Item = Key>,
+    ) -> Result<Self, store::Error> {
+        let mut records: HashMap<_, _> = keys.into_iter().map(|key| (key, None)).collect();
+        let keys: Vec<_> = records.keys().cloned().collect();
+        for (key, found) in keys.iter().zip(table.read_strong(&keys).await?) {
+            records.insert(key.clone(), found);
+        }
+        Ok(Self(records))
+    }
+
+    pub(super) fn record(&self, key: &Key) -> Option<&Record> {
+        self.0.get(key)?.as_ref()
+    }
+
+    pub(super) fn user(&self, username: &Username) -> Option<&User> {
+        match self.record(&Key::User(username.clone()))? {
+            Record::User(user) => Some(user),
+            _ => None,
+        }
+    }
+
+    pub(super) fn organization(&self, name: &OrganizationName) -> Option<&Organization> {
+        match self.record(&Key::Organization(name.clone()))? {
+            Record::Organization(organization) => Some(organization),
+            _ => None,
+        }
+    }
+
+    /// The membership, if it counts.
+    pub(super) fn member(
+        &self,
+        organization: &OrganizationName,
+        username: &Username,
+    ) -> Option<Membership> {
+        let key = Key::Membership(organization.clone(), username.clone());
+        let membership = self.record(&key)?.clone().into_membership();
+        effective_membership(
+            self.user(username),
+            self.organization(organization),
+            membership,
+        )
+    }
+
+    /// The role with which a user may act in an organization.
+    pub(super) fn role(
+        &self,
+        organization: &OrganizationName,
+        username: &Username,
+    ) -> Option<Role> {
+        self.member(organization, username).map(|it| it.role)
+    }
+
+    /// The condition that a record is still as it was found.
+    pub(super) fn still(&self, key: Key) -> Step {
+        let found = self.record(&key).cloned();
+        Step::Require { key, found }
+    }
+
+    /// The conditions under which a membership still counts as it did.
+    pub(super) fn still_counts(
+        &self,
+        organization: &OrganizationName,
+        username: &Username,
+    ) -> Vec<Step> {
+        keys_of_member(organization, username)
+            .into_iter()
+            .map(|key| self.still(key))
+            .collect()
+    }
+}
+
+/// The three records that make a membership count.
+pub(super) fn keys_of_member(organization: &OrganizationName, username: &Username) -> [Key; 3] {
+    [
+        Key::User(username.clone()),
+        Key::Organization(organization.clone()),
+        Key::Membership(organization.clone(), username.clone()),
+    ]
+}
+
+/// A transaction of `write` and the conditions, each record named once: the
+/// write's own condition covers its record.
+pub(super) fn transaction(write: Vec<Step>, conditions: Vec<Step>) -> Vec<Step> {
+    let mut steps = write;
+    for condition in conditions {
+        let key = key_of(&condition);
+        if steps.iter().all(|step| key_of(step) != key) {
+            steps.push(condition);
+        }
+    }
+    steps
+}
+
+fn key_of(step: &Step) -> Key {
+    match step {
+        Step::Require { key, .. } => key.clone(),
+        Step::Put { record, .. } => record.key(),
+        Step::Delete { found } => found.key(),
+    }
+}

@@ -1,0 +1,61 @@
+//! Creates the table, the secret and the cache, as far as they are missing.
+
+use secrecy::SecretString;
+
+use crate::{
+    boot::{self, Error},
+    config::BackendSettings,
+    secrets, store,
+};
+
+/// What was done, one line for each backend.
+#[derive(Debug)]
+pub struct Report {
+    /// The table.
+    pub table: &'static str,
+    /// The secret.
+    pub secret: &'static str,
+    /// The cache.
+    pub cache: &'static str,
+}
+
+/// Creates what is missing. `new_secret` is stored if there is no secret yet.
+///
+/// # Errors
+/// Something cannot be created, or there is no secret and none to store.
+pub async fn run(
+    settings: &BackendSettings,
+    new_secret: Option<SecretString>,
+) -> Result<Report, Error> {
+    const CREATED: &str = "created";
+    const EXISTS: &str = "exists";
+    let aws = boot::load_aws(settings).await;
+    let table = boot::table(&aws, settings);
+    let created = table.create_table().await;
+    let created = created.map_err(|source| boot::table_error(settings, source))?;
+
+    let secrets = boot::secrets(&aws, settings);
+    let id = &settings.momento_secret_id;
+    let (secret, secret_report) = match (secrets.read(id).await, new_secret) {
+        (Ok(secret), _) => (secret, EXISTS),
+        (Err(secrets::Error::Missing), Some(secret)) => {
+            let created = secrets.create(id, &secret).await;
+            created.map_err(|source| boot::secret_error(settings, source))?;
+            (secret, CREATED)
+        }
+        (Err(secrets::Error::Missing), None) => return Err(Error::NoSecret { id: id.clone() }),
+        (Err(source), _) => return Err(boot::secret_error(settings, source)),
+    };
+
+    let cache = boot::connect_cache(&secret, settings).await?;
+    let is_created = cache.create_cache().await;
+    let is_created = is_created.map_err(|source| boot::cache_error(settings, source))?;
+    Ok(Report {
+        table: match created {
+            store::Created::Now => CREATED,
+            store::Created::Before => EXISTS,
+        },
+        secret: secret_report,
+        cache: if is_created { CREATED } else { EXISTS },
+    })
+}

@@ -1,0 +1,247 @@
+//! Conditional transactions, and what their failures mean.
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use aws_sdk_dynamodb::{
+    error::{BuildError, ProvideErrorMetadata as _, SdkError},
+    operation::transact_write_items::TransactWriteItemsError,
+    types::{
+        AttributeValue, CancellationReason, ConditionCheck, Delete, Put,
+        ReturnValuesOnConditionCheckFailure, TransactWriteItem,
+    },
+};
+use uuid::Uuid;
+
+use super::{Attributes, DynamoDb, failed, kind_of_code, primary_key, unusable};
+use crate::{
+    domain::{Record, Uid},
+    error_chain::describe,
+    store::{
+        CommitError, Error, Kind, Step, Store,
+        item::{self, Value},
+        keys,
+    },
+};
+
+#[async_trait]
+impl Store for DynamoDb {
+    async fn commit(&self, steps: &[Step]) -> Result<(), CommitError> {
+        // The same id is DynamoDB's idempotency token and an attribute of every
+        // item written: either tells a retry that it has succeeded already.
+        let write_id = Uuid::new_v4().to_string();
+        let items = steps
+            .iter()
+            .map(|step| self.transact_item(step, &write_id))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| CommitError::NotApplied(unusable(error)))?;
+        self.client
+            .transact_write_items()
+            .set_transact_items(Some(items))
+            .client_request_token(&write_id)
+            .send()
+            .await
+            .map(|_| ())
+            .or_else(|error| classify(error, &write_id))
+    }
+}
+
+impl DynamoDb {
+    fn transact_item(&self, step: &Step, write_id: &str) -> Result<TransactWriteItem, BuildError> {
+        let item = TransactWriteItem::builder();
+        Ok(match step {
+            Step::Require { key, found } => {
+                let condition = Condition::facts(found.as_ref());
+                let check = ConditionCheck::builder()
+                    .table_name(&self.table)
+                    .set_key(Some(primary_key(&keys::of(key))))
+                    .condition_expression(condition.expression)
+                    .set_expression_attribute_names(condition.names)
+                    .set_expression_attribute_values(condition.values);
+                item.condition_check(check.build()?)
+            }
+            Step::Put { record, found } => {
+                let condition = Condition::exactly(found.as_ref());
+                let put = Put::builder()
+                    .table_name(&self.table)
+                    .set_item(Some(attributes(record, write_id)))
+                    .return_values_on_condition_check_failure(
+                        ReturnValuesOnConditionCheckFailure::AllOld,
+                    )
+                    .condition_expression(condition.expression)
+                    .set_expression_attribute_names(condition.names)
+                    .set_expression_attribute_values(condition.values);
+                item.put(put.build()?)
+            }
+            Step::Delete { found } => {
+                let condition = Condition::exactly(Some(found));
+                let delete = Delete::builder()
+                    .table_name(&self.table)
+                    .set_key(Some(primary_key(&keys::of(&found.key()))))
+                    .condition_expression(condition.expression)
+                    .set_expression_attribute_names(condition.names)
+                    .set_expression_attribute_values(condition.values);
+                item.delete(delete.build()?)
+            }
+        }
+        .build())
+    }
+}
+
+fn attributes(record: &Record, write_id: &str) -> Attributes {
+    let mut attributes = primary_key(&keys::of(&record.key()));
+    attributes.extend(
+        item::encode(record)
+            .into_iter()
+            .map(|(name, value)| (name, super::to_attribute(value))),
+    );
+    attributes.insert(
+        item::WRITE_ID.to_owned(),
+        AttributeValue::S(write_id.to_owned()),
+    );
+    attributes
+}
+
+/// A condition expression with its placeholders.
+#[derive(Default)]
+struct Condition {
+    expression: String,
+    names: Option<HashMap<String, String>>,
+    values: Option<HashMap<String, AttributeValue>>,
+}
+
+impl Condition {
+    /// The facts that decisions stand on: existence, incarnation and role.
+    fn facts(found: Option<&Record>) -> Self {
+        let mut condition = Self::default();
+        match found {
+            None => condition.and("attribute_not_exists(PK)"),
+            Some(record) => {
+                condition.and("attribute_exists(PK)");
+                condition.and_facts(record);
+            }
+        }
+        condition
+    }
+
+    /// The facts and the version.
+    fn exactly(found: Option<&Record>) -> Self {
+        let mut condition = Self::facts(found);
+        if let Some(record) = found {
+            let version = match record {
+                Record::User(user) => user.stamp.version,
+                Record::Organization(organization) => organization.stamp.version,
+                Record::Membership(membership) => membership.stamp.version,
+            };
+            let version = (version > 0).then(|| Value::Number(version.to_string()));
+            condition.and_equal(item::VERSION, version);
+        }
+        condition
+    }
+
+    fn and_facts(&mut self, record: &Record) {
+        let text = |uid: &Option<Uid>| uid.as_ref().map(|uid| Value::Text(uid.as_str().to_owned()));
+        match record {
+            Record::User(user) => self.and_equal(item::UID, text(&user.uid)),
+            Record::Organization(organization) => {
+                self.and_equal(item::UID, text(&organization.uid));
+            }
+            Record::Membership(membership) => {
+                let role = Value::Text(membership.role.as_str().to_owned());
+                self.and_equal(item::ROLE, Some(role));
+                self.and_equal(item::ORGANIZATION_UID, text(&membership.organization_uid));
+                self.and_equal(item::MEMBER_UID, text(&membership.member_uid));
+            }
+        }
+    }
+
+    /// The attribute has this value; without one, it is not there.
+    fn and_equal(&mut self, attribute: &str, value: Option<Value>) {
+        let name = format!("#{attribute}");
+        match value {
+            None => self.and(&format!("attribute_not_exists({name})")),
+            Some(value) => {
+                self.and(&format!("{name} = :{attribute}"));
+                self.values
+                    .get_or_insert_default()
+                    .insert(format!(":{attribute}"), super::to_attribute(value));
+            }
+        }
+        self.names
+            .get_or_insert_default()
+            .insert(name, attribute.to_owned());
+    }
+
+    fn and(&mut self, clause: &str) {
+        if !self.expression.is_empty() {
+            self.expression.push_str(" AND ");
+        }
+        self.expression.push_str(clause);
+    }
+}
+
+fn classify<R>(
+    error: SdkError<TransactWriteItemsError, R>,
+    write_id: &str,
+) -> Result<(), CommitError>
+where
+    R: std::fmt::Debug + Send + Sync + 'static,
+{
+    let Some(service_error) = error.as_service_error() else {
+        return Err(match &error {
+            SdkError::ConstructionFailure(_) => CommitError::NotApplied(failed(error)),
+            _ => CommitError::OutcomeUnknown(failed(error)),
+        });
+    };
+    if let TransactWriteItemsError::TransactionCanceledException(cancelled) = service_error {
+        return classify_cancellation(
+            cancelled.cancellation_reasons(),
+            &describe(&error),
+            write_id,
+        );
+    }
+    let code = service_error.code().unwrap_or_default().to_owned();
+    let error = failed(error);
+    Err(match code.as_str() {
+        // A single-item write beside ours, reported outside a cancellation.
+        "TransactionConflictException" => CommitError::Conflict,
+        "TransactionInProgressException" | "InternalServerError" | "ServiceUnavailable" => {
+            CommitError::OutcomeUnknown(error)
+        }
+        _ => CommitError::NotApplied(error),
+    })
+}
+
+fn classify_cancellation(
+    reasons: &[CancellationReason],
+    description: &str,
+    write_id: &str,
+) -> Result<(), CommitError> {
+    let codes = || reasons.iter().filter_map(CancellationReason::code);
+    if reasons.iter().any(|reason| written_by(reason, write_id)) {
+        return Ok(());
+    }
+    if codes().any(|code| code == "ConditionalCheckFailed") {
+        return Err(CommitError::Stale);
+    }
+    if codes().any(|code| code == "TransactionConflict") {
+        return Err(CommitError::Conflict);
+    }
+    let kind = codes()
+        .find(|code| *code != "None")
+        .map_or(Kind::Unavailable, kind_of_code);
+    Err(CommitError::NotApplied(Error {
+        kind,
+        source: format!("{description} ({})", codes().collect::<Vec<_>>().join(", ")).into(),
+    }))
+}
+
+/// Whether the item that failed a condition was put by this very write: an
+/// earlier attempt had succeeded, only its reply was lost.
+fn written_by(reason: &CancellationReason, write_id: &str) -> bool {
+    reason
+        .item()
+        .and_then(|item| item.get(item::WRITE_ID))
+        .and_then(|value| value.as_s().ok())
+        .is_some_and(|found| found == write_id)
+}

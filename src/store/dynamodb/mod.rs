@@ -1,0 +1,267 @@
+//! The table in DynamoDB: strongly consistent reads and the client's settings.
+//! This room alone knows the DynamoDB SDK.
+
+mod commit;
+mod table;
+
+use std::{collections::HashMap, time::Duration};
+
+use async_trait::async_trait;
+use aws_config::SdkConfig;
+use aws_sdk_dynamodb::{
+    Client,
+    config::{retry::RetryConfig, timeout::TimeoutConfig},
+    error::{ProvideErrorMetadata, SdkError},
+    types::{AttributeValue, KeysAndAttributes},
+};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+
+pub use table::Created;
+
+use super::{
+    Error, Kind, StrongReads,
+    item::{self, Item, Value},
+    keys,
+};
+use crate::{
+    domain::{Key, Membership, OrganizationName, Record, Username},
+    error_chain::describe,
+};
+
+/// Longest a TCP and TLS handshake may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// Longest one attempt may take.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(500);
+/// Longest an operation may take, all attempts together. With the fences' age
+/// at the start of a commit (1 s) it stays within their life (5 s).
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(2);
+/// Attempts per operation.
+const MAX_ATTEMPTS: u32 = 3;
+/// Most keys of one BatchGetItem, a limit of DynamoDB.
+const BATCH_MAX_KEYS: usize = 100;
+/// BatchGetItem calls of one read that are under way at once.
+const BATCHES_AT_ONCE: usize = 4;
+/// Times that keys which DynamoDB left unprocessed are asked for again.
+const MAX_UNPROCESSED_ROUNDS: u32 = 4;
+/// Pause before the first of those times; doubled each time.
+const UNPROCESSED_PAUSE: Duration = Duration::from_millis(20);
+
+type Attributes = HashMap<String, AttributeValue>;
+
+/// Where the table is.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Name of the table.
+    pub table: String,
+    /// Endpoint to use instead of the region's.
+    pub endpoint: Option<String>,
+}
+
+/// The table, over one long-lived client.
+#[derive(Debug, Clone)]
+pub struct DynamoDb {
+    client: Client,
+    table: String,
+}
+
+impl DynamoDb {
+    /// Builds the client. Does no I/O.
+    #[must_use]
+    pub fn new(aws: &SdkConfig, settings: Settings) -> Self {
+        let mut config = aws_sdk_dynamodb::config::Builder::from(aws)
+            .retry_config(RetryConfig::standard().with_max_attempts(MAX_ATTEMPTS))
+            .timeout_config(
+                TimeoutConfig::builder()
+                    .connect_timeout(CONNECT_TIMEOUT)
+                    .operation_attempt_timeout(ATTEMPT_TIMEOUT)
+                    .operation_timeout(OPERATION_TIMEOUT)
+                    .build(),
+            );
+        config.set_endpoint_url(settings.endpoint.or(aws.endpoint_url().map(str::to_owned)));
+        Self {
+            client: Client::from_conf(config.build()),
+            table: settings.table,
+        }
+    }
+
+    async fn get(&self, key: &Key) -> Result<Option<Record>, Error> {
+        let (pk, sk) = keys::of(key);
+        let output = self
+            .client
+            .get_item()
+            .table_name(&self.table)
+            .key(keys::PARTITION_KEY, AttributeValue::S(pk))
+            .key(keys::SORT_KEY, AttributeValue::S(sk))
+            .consistent_read(true)
+            .send()
+            .await
+            .map_err(failed)?;
+        output.item.map(|item| decode(key, item)).transpose()
+    }
+
+    /// Reads at most [`BATCH_MAX_KEYS`] records. What DynamoDB leaves
+    /// unprocessed is asked for again, never taken for absent.
+    async fn get_batch(&self, keys: &[Key]) -> Result<HashMap<Key, Record>, Error> {
+        let by_primary_key: HashMap<_, _> = keys.iter().map(|key| (keys::of(key), key)).collect();
+        let mut wanted = KeysAndAttributes::builder()
+            .consistent_read(true)
+            .set_keys(Some(by_primary_key.keys().map(primary_key).collect()))
+            .build()
+            .map_err(unusable)?;
+        let mut records = HashMap::with_capacity(keys.len());
+        for round in 0..=MAX_UNPROCESSED_ROUNDS {
+            let output = self
+                .client
+                .batch_get_item()
+                .request_items(&self.table, wanted)
+                .send()
+                .await
+                .map_err(failed)?;
+            for item in output.responses.into_iter().flatten().flat_map(|it| it.1) {
+                if let Some(key) = primary_key_of(&item).and_then(|of| by_primary_key.get(&of)) {
+                    records.insert((*key).clone(), decode(key, item)?);
+                }
+            }
+            let unprocessed = output.unprocessed_keys.unwrap_or_default();
+            match unprocessed.into_values().next() {
+                None => return Ok(records),
+                Some(rest) => wanted = rest,
+            }
+            tokio::time::sleep(UNPROCESSED_PAUSE * 2_u32.pow(round)).await;
+        }
+        Err(Error {
+            kind: Kind::Throttled,
+            source: "keys stay unprocessed".into(),
+        })
+    }
+}
+
+#[async_trait]
+impl StrongReads for DynamoDb {
+    async fn read_strong(&self, keys: &[Key]) -> Result<Vec<Option<Record>>, Error> {
+        match keys {
+            [] => Ok(Vec::new()),
+            [key] => Ok(vec![self.get(key).await?]),
+            keys => {
+                let batches = keys.chunks(BATCH_MAX_KEYS);
+                let batches: Vec<_> = batches.map(|batch| self.get_batch(batch)).collect();
+                let found: Vec<_> = stream::iter(batches)
+                    .buffered(BATCHES_AT_ONCE)
+                    .try_collect()
+                    .await?;
+                let found: HashMap<_, _> = found.into_iter().flatten().collect();
+                Ok(keys.iter().map(|key| found.get(key).cloned()).collect())
+            }
+        }
+    }
+
+    async fn owners(&self, organization: &OrganizationName) -> Result<Vec<Membership>, Error> {
+        let mut items = self
+            .client
+            .query()
+            .table_name(&self.table)
+            .consistent_read(true)
+            .key_condition_expression("PK = :pk")
+            .filter_expression("#role = :owner")
+            .expression_attribute_names("#role", item::ROLE)
+            .expression_attribute_values(":pk", AttributeValue::S(keys::members_of(organization)))
+            .expression_attribute_values(
+                ":owner",
+                AttributeValue::S(crate::domain::Role::Owner.as_str().to_owned()),
+            )
+            .into_paginator()
+            .items()
+            .send();
+        let mut owners = Vec::new();
+        while let Some(found) = items.try_next().await.map_err(failed)? {
+            let member = primary_key_of(&found)
+                .and_then(|(_, sk)| Username::parse_existing(keys::member_of_sort(&sk)?).ok());
+            if let Some(member) = member {
+                let key = Key::Membership(organization.clone(), member);
+                owners.extend(decode(&key, found)?.into_membership());
+            }
+        }
+        Ok(owners)
+    }
+}
+
+fn primary_key((pk, sk): &(String, String)) -> Attributes {
+    HashMap::from([
+        (
+            keys::PARTITION_KEY.to_owned(),
+            AttributeValue::S(pk.clone()),
+        ),
+        (keys::SORT_KEY.to_owned(), AttributeValue::S(sk.clone())),
+    ])
+}
+
+fn primary_key_of(item: &Attributes) -> Option<(String, String)> {
+    let text = |name| item.get(name)?.as_s().ok().cloned();
+    Some((text(keys::PARTITION_KEY)?, text(keys::SORT_KEY)?))
+}
+
+fn decode(key: &Key, attributes: Attributes) -> Result<Record, Error> {
+    item::decode(key, &to_item(attributes)).map_err(|malformed| Error {
+        kind: Kind::Malformed,
+        source: malformed.into(),
+    })
+}
+
+fn to_item(attributes: Attributes) -> Item {
+    attributes
+        .into_iter()
+        .filter_map(|(name, value)| match value {
+            AttributeValue::S(text) => Some((name, Value::Text(text))),
+            AttributeValue::N(number) => Some((name, Value::Number(number))),
+            _ => None,
+        })
+        .collect()
+}
+
+fn to_attribute(value: Value) -> AttributeValue {
+    match value {
+        Value::Text(text) => AttributeValue::S(text),
+        Value::Number(number) => AttributeValue::N(number),
+    }
+}
+
+/// The error of an operation that changes nothing.
+fn failed<E, R>(error: SdkError<E, R>) -> Error
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    R: std::fmt::Debug + Send + Sync + 'static,
+{
+    let kind = match error.code() {
+        Some(code) => kind_of_code(code),
+        None => match &error {
+            SdkError::ConstructionFailure(_) => Kind::Unusable,
+            _ => Kind::Unavailable,
+        },
+    };
+    Error {
+        kind,
+        source: describe(&error).into(),
+    }
+}
+
+fn kind_of_code(code: &str) -> Kind {
+    match code {
+        "ProvisionedThroughputExceededException"
+        | "RequestLimitExceeded"
+        | "ThrottlingException"
+        | "ThrottlingError"
+        | "ProvisionedThroughputExceeded" => Kind::Throttled,
+        "InternalServerError" | "ServiceUnavailable" | "TransactionInProgressException" => {
+            Kind::Unavailable
+        }
+        "ResourceNotFoundException" => Kind::Missing,
+        _ => Kind::Unusable,
+    }
+}
+
+fn unusable(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error {
+        kind: Kind::Unusable,
+        source: error.into(),
+    }
+}

@@ -1,0 +1,191 @@
+//! The table itself: its identity, and its creation.
+
+use std::time::Duration;
+
+use aws_sdk_dynamodb::{
+    error::ProvideErrorMetadata as _,
+    types::{
+        AttributeDefinition, BillingMode, GlobalSecondaryIndex, KeySchemaElement, KeyType,
+        Projection, ProjectionType, ScalarAttributeType, StreamSpecification, StreamViewType,
+        TableDescription, TableStatus,
+    },
+};
+
+use super::{DynamoDb, failed, unusable};
+use crate::store::{
+    Error, Kind,
+    keys::{INVERTED_INDEX, PARTITION_KEY, SORT_KEY},
+};
+
+/// Longest to wait for a new table to become active.
+const ACTIVE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Pauses between looks at a new table: short at first, for local servers.
+const ACTIVE_POLL: [Duration; 2] = [Duration::from_millis(5), Duration::from_secs(1)];
+
+/// What [`DynamoDb::create_table`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Created {
+    /// The table was created.
+    Now,
+    /// The table existed and has the right keys.
+    Before,
+}
+
+impl DynamoDb {
+    /// Looks at the table and returns an identity that no other table has, nor
+    /// this one if it is deleted and created again: its id where the endpoint
+    /// gives one, else its ARN and creation time.
+    ///
+    /// # Errors
+    /// The table does not exist, is not keyed `PK`/`SK`, or may not be
+    /// described.
+    pub async fn identity(&self) -> Result<String, Error> {
+        let table = self.describe().await?;
+        self.check_keys(&table)?;
+        if let Some(id) = table.table_id() {
+            return Ok(id.to_owned());
+        }
+        let arn = table.table_arn().unwrap_or(&self.table);
+        let created = table.creation_date_time().map_or(0, |at| at.secs());
+        Ok(format!("{}@{created}", arn.replace('/', "|")))
+    }
+
+    /// Creates the table with its inverted index and its stream, on-demand, and
+    /// waits until it is active. Does nothing if it exists.
+    ///
+    /// # Errors
+    /// The table may not be created or described, or exists with other keys.
+    pub async fn create_table(&self) -> Result<Created, Error> {
+        let created = match self.describe().await {
+            Ok(table) => {
+                self.check_keys(&table)?;
+                Created::Before
+            }
+            Err(error) if error.kind == Kind::Missing => {
+                self.send_create().await?;
+                Created::Now
+            }
+            Err(error) => return Err(error),
+        };
+        self.wait_until_active().await?;
+        Ok(created)
+    }
+
+    async fn describe(&self) -> Result<TableDescription, Error> {
+        let output = self
+            .client
+            .describe_table()
+            .table_name(&self.table)
+            .send()
+            .await
+            .map_err(failed)?;
+        output.table.ok_or_else(|| Error {
+            kind: Kind::Unusable,
+            source: "DescribeTable returned no table".into(),
+        })
+    }
+
+    fn check_keys(&self, table: &TableDescription) -> Result<(), Error> {
+        let keys: Vec<_> = table
+            .key_schema()
+            .iter()
+            .map(|key| (key.attribute_name(), key.key_type()))
+            .collect();
+        if keys == [(PARTITION_KEY, &KeyType::Hash), (SORT_KEY, &KeyType::Range)] {
+            return Ok(());
+        }
+        Err(Error {
+            kind: Kind::Unusable,
+            source: format!(
+                "table {} has other keys than partition key {PARTITION_KEY} and sort key {SORT_KEY}",
+                self.table
+            )
+            .into(),
+        })
+    }
+
+    async fn send_create(&self) -> Result<(), Error> {
+        let sent = self
+            .client
+            .create_table()
+            .table_name(&self.table)
+            .billing_mode(BillingMode::PayPerRequest)
+            .attribute_definitions(text_attribute(PARTITION_KEY)?)
+            .attribute_definitions(text_attribute(SORT_KEY)?)
+            .key_schema(key(PARTITION_KEY, KeyType::Hash)?)
+            .key_schema(key(SORT_KEY, KeyType::Range)?)
+            .global_secondary_indexes(
+                GlobalSecondaryIndex::builder()
+                    .index_name(INVERTED_INDEX)
+                    .key_schema(key(SORT_KEY, KeyType::Hash)?)
+                    .key_schema(key(PARTITION_KEY, KeyType::Range)?)
+                    .projection(
+                        Projection::builder()
+                            .projection_type(ProjectionType::All)
+                            .build(),
+                    )
+                    .build()
+                    .map_err(unusable)?,
+            )
+            .stream_specification(
+                StreamSpecification::builder()
+                    .stream_enabled(true)
+                    .stream_view_type(StreamViewType::NewAndOldImages)
+                    .build()
+                    .map_err(unusable)?,
+            )
+            .send()
+            .await;
+        match sent {
+            Ok(_) => Ok(()),
+            // Somebody else creates it at the same time.
+            Err(error) if error.code() == Some("ResourceInUseException") => Ok(()),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    async fn wait_until_active(&self) -> Result<(), Error> {
+        let [first_pause, later_pause] = ACTIVE_POLL;
+        let wait = async {
+            let mut polls = 0_u32;
+            loop {
+                match self.describe().await {
+                    Ok(table) if table.table_status() == Some(&TableStatus::Active) => {
+                        return Ok(());
+                    }
+                    // A table just created may not be found for a moment.
+                    Ok(_) => {}
+                    Err(error) if error.kind == Kind::Missing => {}
+                    Err(error) => return Err(error),
+                }
+                polls += 1;
+                let pause = if polls < 40 { first_pause } else { later_pause };
+                tokio::time::sleep(pause).await;
+            }
+        };
+        tokio::time::timeout(ACTIVE_TIMEOUT, wait)
+            .await
+            .unwrap_or_else(|_| {
+                Err(Error {
+                    kind: Kind::Unavailable,
+                    source: format!("table {} does not become active", self.table).into(),
+                })
+            })
+    }
+}
+
+fn text_attribute(name: &str) -> Result<AttributeDefinition, Error> {
+    AttributeDefinition::builder()
+        .attribute_name(name)
+        .attribute_type(ScalarAttributeType::S)
+        .build()
+        .map_err(unusable)
+}
+
+fn key(name: &str, key_type: KeyType) -> Result<KeySchemaElement, Error> {
+    KeySchemaElement::builder()
+        .attribute_name(name)
+        .key_type(key_type)
+        .build()
+        .map_err(unusable)
+}

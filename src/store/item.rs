@@ -1,0 +1,246 @@
+//! Records as items: attribute names and types, free of any SDK. Items without
+//! version, identity and times are valid: the tutorial wrote them so.
+
+use std::{collections::HashMap, fmt};
+
+use crate::domain::{
+    Key, Membership, Organization, PersonName, Record, Role, Stamp, Timestamp, Uid, User,
+};
+
+pub(super) const VERSION: &str = "ver";
+pub(super) const UID: &str = "uid";
+pub(super) const ROLE: &str = "role";
+pub(super) const ORGANIZATION_UID: &str = "organizationUid";
+pub(super) const MEMBER_UID: &str = "memberUid";
+pub(super) const WRITE_ID: &str = "writeId";
+const CREATE_TIME: &str = "createTime";
+const UPDATE_TIME: &str = "updateTime";
+const USERNAME: &str = "username";
+const FIRST_NAME: &str = "firstName";
+const LAST_NAME: &str = "lastName";
+const ORGANIZATION_NAME: &str = "organizationName";
+const FOUNDING_USER: &str = "foundingUser";
+const MEMBER_USERNAME: &str = "memberUsername";
+const ADDING_USER: &str = "addingUser";
+
+/// An attribute's value: the two types that records use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Value {
+    Text(String),
+    Number(String),
+}
+
+/// An item's attributes, without its keys.
+pub(super) type Item = HashMap<String, Value>;
+
+/// An item is no record of the kind that its key says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Malformed {
+    attribute: &'static str,
+    key: Key,
+}
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (pk, sk) = super::keys::of(&self.key);
+        write!(
+            f,
+            "item PK={pk} SK={sk}: attribute {} is missing or not valid",
+            self.attribute
+        )
+    }
+}
+
+impl std::error::Error for Malformed {}
+
+/// The item of a record.
+pub(super) fn encode(record: &Record) -> Item {
+    let mut item = Item::new();
+    match record {
+        Record::User(user) => {
+            put_text(&mut item, USERNAME, user.username.as_str());
+            put_text(&mut item, FIRST_NAME, user.first_name.as_str());
+            put_text(&mut item, LAST_NAME, user.last_name.as_str());
+            put_uid(&mut item, UID, user.uid.as_ref());
+            put_stamp(&mut item, &user.stamp);
+        }
+        Record::Organization(organization) => {
+            put_text(
+                &mut item,
+                ORGANIZATION_NAME,
+                organization.organization_name.as_str(),
+            );
+            put_text(&mut item, FOUNDING_USER, &organization.founding_user);
+            put_uid(&mut item, UID, organization.uid.as_ref());
+            put_stamp(&mut item, &organization.stamp);
+        }
+        Record::Membership(membership) => {
+            put_text(
+                &mut item,
+                ORGANIZATION_NAME,
+                membership.organization_name.as_str(),
+            );
+            put_text(
+                &mut item,
+                MEMBER_USERNAME,
+                membership.member_username.as_str(),
+            );
+            put_text(&mut item, ROLE, membership.role.as_str());
+            if let Some(adding_user) = &membership.adding_user {
+                put_text(&mut item, ADDING_USER, adding_user);
+            }
+            put_uid(
+                &mut item,
+                ORGANIZATION_UID,
+                membership.organization_uid.as_ref(),
+            );
+            put_uid(&mut item, MEMBER_UID, membership.member_uid.as_ref());
+            put_stamp(&mut item, &membership.stamp);
+        }
+    }
+    item
+}
+
+/// The record of an item found under `key`. The key, not the attributes, names
+/// the record.
+pub(super) fn decode(key: &Key, item: &Item) -> Result<Record, Malformed> {
+    let malformed = |attribute| Malformed {
+        attribute,
+        key: key.clone(),
+    };
+    let stamp = stamp(item).map_err(malformed)?;
+    Ok(match key {
+        Key::User(username) => Record::User(User {
+            username: username.clone(),
+            first_name: PersonName::from_stored(text(item, FIRST_NAME).unwrap_or_default()),
+            last_name: PersonName::from_stored(text(item, LAST_NAME).unwrap_or_default()),
+            uid: uid(item, UID),
+            stamp,
+        }),
+        Key::Organization(organization_name) => Record::Organization(Organization {
+            organization_name: organization_name.clone(),
+            founding_user: text(item, FOUNDING_USER).unwrap_or_default().to_owned(),
+            uid: uid(item, UID),
+            stamp,
+        }),
+        Key::Membership(organization_name, member_username) => Record::Membership(Membership {
+            organization_name: organization_name.clone(),
+            member_username: member_username.clone(),
+            role: text(item, ROLE)
+                .and_then(|role| role.parse::<Role>().ok())
+                .ok_or_else(|| malformed(ROLE))?,
+            adding_user: text(item, ADDING_USER).map(str::to_owned),
+            organization_uid: uid(item, ORGANIZATION_UID),
+            member_uid: uid(item, MEMBER_UID),
+            stamp,
+        }),
+    })
+}
+
+fn put_text(item: &mut Item, name: &str, text: &str) {
+    item.insert(name.to_owned(), Value::Text(text.to_owned()));
+}
+
+fn put_number(item: &mut Item, name: &str, number: impl fmt::Display) {
+    item.insert(name.to_owned(), Value::Number(number.to_string()));
+}
+
+fn put_uid(item: &mut Item, name: &str, uid: Option<&Uid>) {
+    if let Some(uid) = uid {
+        put_text(item, name, uid.as_str());
+    }
+}
+
+fn put_stamp(item: &mut Item, stamp: &Stamp) {
+    put_number(item, VERSION, stamp.version);
+    if let Some(Timestamp(millis)) = stamp.create_time {
+        put_number(item, CREATE_TIME, millis);
+    }
+    if let Some(Timestamp(millis)) = stamp.update_time {
+        put_number(item, UPDATE_TIME, millis);
+    }
+}
+
+pub(super) fn text<'a>(item: &'a Item, name: &str) -> Option<&'a str> {
+    match item.get(name) {
+        Some(Value::Text(text)) => Some(text),
+        _ => None,
+    }
+}
+
+fn uid(item: &Item, name: &str) -> Option<Uid> {
+    text(item, name).and_then(Uid::from_text)
+}
+
+fn stamp(item: &Item) -> Result<Stamp, &'static str> {
+    Ok(Stamp {
+        version: number(item, VERSION)?.unwrap_or_default(),
+        create_time: number(item, CREATE_TIME)?.map(Timestamp),
+        update_time: number(item, UPDATE_TIME)?.map(Timestamp),
+    })
+}
+
+fn number<N: std::str::FromStr>(
+    item: &Item,
+    name: &'static str,
+) -> Result<Option<N>, &'static str> {
+    match item.get(name) {
+        None => Ok(None),
+        Some(Value::Number(number)) => number.parse().map(Some).map_err(|_| name),
+        Some(Value::Text(_)) => Err(name),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{OrganizationName, Username};
+
+    fn membership_key() -> Key {
+        Key::Membership(
+            OrganizationName::parse_new("olivia-org").unwrap(),
+            Username::parse_new("membermichael").unwrap(),
+        )
+    }
+
+    #[test]
+    fn an_item_of_the_tutorial_is_a_record() {
+        let mut item = Item::new();
+        put_text(&mut item, ORGANIZATION_NAME, "olivia-org");
+        put_text(&mut item, MEMBER_USERNAME, "membermichael");
+        put_text(&mut item, ROLE, "Admin");
+        let record = decode(&membership_key(), &item).unwrap();
+        let membership = record.into_membership().unwrap();
+        assert_eq!(membership.role, Role::Admin);
+        assert_eq!(membership.member_uid, None);
+        assert_eq!(membership.stamp, Stamp::default());
+    }
+
+    #[test]
+    fn what_is_encoded_is_decoded() {
+        let record = Record::Membership(Membership {
+            organization_name: OrganizationName::parse_new("olivia-org").unwrap(),
+            member_username: Username::parse_new("membermichael").unwrap(),
+            role: Role::Owner,
+            adding_user: Some("oliviaowner".to_owned()),
+            organization_uid: Uid::from_text("o"),
+            member_uid: Uid::from_text("m"),
+            stamp: Stamp::created(Timestamp(1)).changed(Timestamp(2)),
+        });
+        assert_eq!(
+            decode(&record.key(), &encode(&record)).unwrap(),
+            record.clone()
+        );
+    }
+
+    #[test]
+    fn a_membership_with_an_unknown_role_is_malformed() {
+        let mut item = Item::new();
+        put_text(&mut item, ROLE, "Emperor");
+        assert_eq!(
+            decode(&membership_key(), &item).unwrap_err().to_string(),
+            "item PK=ORGMEMBERS#olivia-org SK=MEMBER#membermichael: \
+             attribute role is missing or not valid"
+        );
+    }
+}

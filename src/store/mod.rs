@@ -1,0 +1,129 @@
+//! The source of truth: strongly consistent reads and conditional transactions
+//! over one table. Knows records, not who may change them.
+
+mod dynamodb;
+mod item;
+mod keys;
+
+use std::{error::Error as StdError, fmt};
+
+use async_trait::async_trait;
+
+pub use dynamodb::{Created, DynamoDb, Settings};
+pub use keys::{INVERTED_INDEX, PARTITION_KEY, SORT_KEY};
+
+use crate::domain::{Key, Membership, OrganizationName, Record};
+
+/// Reads that may guard a write: they see every committed change and never a
+/// cache.
+#[async_trait]
+pub trait StrongReads: Send + Sync {
+    /// Returns the record of each key, in the order of the keys; `None` where
+    /// there is none. Each record is as of some instant during the call; the
+    /// records together are no snapshot.
+    ///
+    /// # Errors
+    /// The table could not be read, or holds an item that is no such record.
+    async fn read_strong(&self, keys: &[Key]) -> Result<Vec<Option<Record>>, Error>;
+
+    /// Returns every membership of the organization with the role Owner, also
+    /// those of users that no longer exist. Reads the whole partition: for the
+    /// rare question whether the last Owner leaves.
+    ///
+    /// # Errors
+    /// As [`Self::read_strong`].
+    async fn owners(&self, organization: &OrganizationName) -> Result<Vec<Membership>, Error>;
+}
+
+/// The table.
+#[async_trait]
+pub trait Store: StrongReads {
+    /// Applies all steps or none. At most 100 steps, each of another record.
+    ///
+    /// # Errors
+    /// See [`CommitError`].
+    async fn commit(&self, steps: &[Step]) -> Result<(), CommitError>;
+}
+
+/// One part of a transaction. `found` is what a strong read returned; the
+/// transaction fails as [`CommitError::Stale`] where that no longer holds.
+#[derive(Debug, Clone)]
+pub enum Step {
+    /// The facts on which a decision stands still hold: the record exists in
+    /// the same incarnation and, for a membership, with the same role; or there
+    /// is still no such record.
+    Require {
+        /// The record.
+        key: Key,
+        /// What it was.
+        found: Option<Record>,
+    },
+    /// Write a record over exactly what was found.
+    Put {
+        /// The new record.
+        record: Record,
+        /// What it replaces.
+        found: Option<Record>,
+    },
+    /// Delete exactly what was found.
+    Delete {
+        /// What it was.
+        found: Record,
+    },
+}
+
+/// What went wrong in the table, as far as callers care.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The table cannot be reached, or did not answer in time.
+    Unavailable,
+    /// The table sheds load.
+    Throttled,
+    /// There is no such table.
+    Missing,
+    /// The table has other keys, or may not be used.
+    Unusable,
+    /// The table holds an item that is no record of its kind.
+    Malformed,
+}
+
+/// A failed table operation.
+#[derive(Debug)]
+pub struct Error {
+    /// The kind.
+    pub kind: Kind,
+    /// What happened, for operators.
+    pub source: Box<dyn StdError + Send + Sync>,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.kind {
+            Kind::Unavailable => "the table is unavailable",
+            Kind::Throttled => "the table sheds load",
+            Kind::Missing => "there is no such table",
+            Kind::Unusable => "the table is unusable",
+            Kind::Malformed => "the table holds a malformed item",
+        };
+        write!(f, "{what}: {}", self.source)
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&*self.source)
+    }
+}
+
+/// Why a transaction was not acknowledged.
+#[derive(Debug)]
+pub enum CommitError {
+    /// Nothing was changed: something found before is no longer so.
+    Stale,
+    /// Nothing was changed: another transaction holds one of the items.
+    Conflict,
+    /// Nothing was changed: the table refused or could not be reached.
+    NotApplied(Error),
+    /// The table did not say whether the transaction was applied.
+    OutcomeUnknown(Error),
+}
