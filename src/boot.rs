@@ -184,6 +184,12 @@ impl App {
         ))
     }
 
+    /// The accounts that are served.
+    #[must_use]
+    pub fn accounts(&self) -> &Accounts {
+        &self.accounts
+    }
+
     /// Serves until `shutdown` resolves, then reports NOT_SERVING, accepts
     /// nothing more, and waits a bounded time for the calls and the writes that
     /// are under way.

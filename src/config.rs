@@ -56,6 +56,15 @@ pub struct DevSettings {
     /// Without it, the table is in memory.
     #[arg(long, env = "DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
+    /// Use the DynamoDB at this endpoint instead of the embedded one.
+    #[arg(long, env = "DEV_DYNAMODB_ENDPOINT", value_name = "URL", value_parser = url, conflicts_with = "data_dir")]
+    pub dynamodb_endpoint: Option<String>,
+    /// Name of the DynamoDB table.
+    #[arg(long, env = "TABLE_NAME", value_name = "NAME", default_value = "accounts", value_parser = table_name)]
+    pub table_name: String,
+    /// Use the Secrets Manager at this endpoint instead of the embedded one.
+    #[arg(long, env = "DEV_SECRETS_ENDPOINT", value_name = "URL", value_parser = url)]
+    pub secrets_endpoint: Option<String>,
     /// The gRPC server.
     #[command(flatten)]
     pub server: ServerSettings,

@@ -68,10 +68,9 @@ async fn serve(
 #[cfg(feature = "local")]
 async fn dev(settings: &DevSettings) -> Result<(), local::Error> {
     telemetry::start(&settings.log);
-    let data_dir = settings.data_dir.as_deref();
-    let embedded = Embedded::start(data_dir, Arc::new(local::momento::Open)).await?;
+    let embedded = Embedded::start(settings, Arc::new(local::momento::Open)).await?;
     embedded.set_up().await?;
-    let greeting = |addr| embedded.greeting(addr, data_dir);
+    let greeting = |addr| embedded.greeting(addr, settings.data_dir.as_deref());
     Ok(serve(&embedded.serve_settings(settings), greeting).await?)
 }
 

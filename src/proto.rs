@@ -1,7 +1,6 @@
 //! Code generated from `proto/`: messages, the gRPC server and client, and the
 //! cache's entry format.
 #![expect(
-    missing_docs,
     clippy::all,
     clippy::pedantic,
     reason = "generated; the documentation stands in the .proto files"

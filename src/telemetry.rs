@@ -6,7 +6,9 @@ use crate::config::{LogFormat, LogSettings};
 
 /// Starts logging to standard error. Does nothing if it was started before.
 pub fn start(settings: &LogSettings) {
-    let filter = EnvFilter::new(&settings.log);
+    // The embedded DynamoDB warns of every answer that is an error, also of
+    // those that are asked for: a missing table, a failed condition.
+    let filter = EnvFilter::new(format!("dynoxide=error,{}", settings.log));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);

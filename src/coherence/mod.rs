@@ -95,11 +95,11 @@ impl Coherence {
         }
     }
 
-    /// Waits for the writes, fills and repairs that are under way. Call it when
-    /// no more requests come in.
+    /// Waits until no write, fill or repair is under way.
     pub async fn drain(&self) {
         self.background.close();
         self.background.wait().await;
+        self.background.reopen();
     }
 
     fn has_room_in_background(&self) -> bool {

@@ -17,7 +17,6 @@ use crate::{
 pub const ANY_PORT: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 const REGION: &str = "us-east-1";
-const TABLE_NAME: &str = "accounts";
 const CACHE_NAME: &str = "accounts-cache";
 const SECRET_ID: &str = "accounts/MomentoAuthToken";
 
@@ -40,38 +39,48 @@ pub enum Error {
     Setup(#[from] boot::Error),
 }
 
+/// A server: one of ours, or somebody else's.
+#[derive(Debug)]
+pub enum Backend<T> {
+    /// Running in this process.
+    Embedded(T),
+    /// At this URL.
+    External(String),
+}
+
 /// The embedded servers, running.
 #[derive(Debug)]
 pub struct Embedded {
     /// DynamoDB.
-    pub dynamodb: dynamodb::Running,
+    pub dynamodb: Backend<dynamodb::Running>,
+    /// Secrets Manager.
+    pub secrets: Backend<secrets::Running>,
     /// Momento.
     pub momento: momento::Running,
-    /// Secrets Manager.
-    pub secrets: secrets::Running,
+    table_name: String,
 }
 
 impl Embedded {
-    /// Starts the servers, empty but for the tables in `data_dir`.
+    /// Starts the servers that `settings` do not place elsewhere, empty but for
+    /// the tables in the data directory.
     ///
     /// # Errors
     /// [`Error::DataDir`], [`Error::Start`].
     pub async fn start(
-        data_dir: Option<&Path>,
+        settings: &DevSettings,
         gate: Arc<dyn momento::Gate>,
     ) -> Result<Self, Error> {
-        let dynamodb = dynamodb::start(ANY_PORT, data_dir);
-        let dynamodb = dynamodb.map_err(|source| match data_dir {
-            Some(dir) => Error::DataDir {
-                dir: dir.to_owned(),
-                source,
-            },
-            None => Error::Start(source),
-        })?;
         Ok(Self {
-            dynamodb,
+            dynamodb: match &settings.dynamodb_endpoint {
+                Some(url) => Backend::External(url.clone()),
+                None => Backend::Embedded(start_dynamodb(settings.data_dir.as_deref())?),
+            },
+            secrets: match &settings.secrets_endpoint {
+                Some(url) => Backend::External(url.clone()),
+                None => Backend::Embedded(secrets::start(ANY_PORT).await?),
+            },
             momento: momento::start(ANY_PORT, gate).await?,
-            secrets: secrets::start(ANY_PORT).await?,
+            table_name: settings.table_name.clone(),
         })
     }
 
@@ -88,14 +97,30 @@ impl Embedded {
     #[must_use]
     pub fn backend_settings(&self) -> BackendSettings {
         BackendSettings {
-            table_name: TABLE_NAME.to_owned(),
+            table_name: self.table_name.clone(),
             cache_name: CACHE_NAME.to_owned(),
             cache_connections: 1,
             momento_secret_id: SECRET_ID.to_owned(),
             aws_region: Some(REGION.to_owned()),
-            dynamodb_endpoint: Some(format!("http://{}", self.dynamodb.addr())),
-            secrets_endpoint: Some(format!("http://{}", self.secrets.addr())),
+            dynamodb_endpoint: Some(self.dynamodb_url()),
+            secrets_endpoint: Some(self.secrets_url()),
             aws_credentials: Some(EmbeddedCredentials),
+        }
+    }
+
+    /// Where DynamoDB is.
+    #[must_use]
+    pub fn dynamodb_url(&self) -> String {
+        match &self.dynamodb {
+            Backend::Embedded(server) => format!("http://{}", server.addr()),
+            Backend::External(url) => url.clone(),
+        }
+    }
+
+    fn secrets_url(&self) -> String {
+        match &self.secrets {
+            Backend::Embedded(server) => format!("http://{}", server.addr()),
+            Backend::External(url) => url.clone(),
         }
     }
 
@@ -114,37 +139,55 @@ impl Embedded {
     /// listens on `addr`.
     #[must_use]
     pub fn greeting(&self, addr: SocketAddr, data_dir: Option<&Path>) -> String {
-        let kept = match data_dir {
-            Some(dir) => format!("kept in {}", dir.display()),
-            None => "in memory, gone when the process ends".to_owned(),
+        let dynamodb = match (&self.dynamodb, data_dir) {
+            (Backend::External(_), _) => "external".to_owned(),
+            (Backend::Embedded(_), Some(dir)) => format!("embedded, kept in {}", dir.display()),
+            (Backend::Embedded(_), None) => {
+                "embedded, in memory: gone when the process ends".to_owned()
+            }
         };
-        let dynamodb = self.dynamodb.addr();
+        let secrets = match &self.secrets {
+            Backend::External(_) => "external",
+            Backend::Embedded(_) => "embedded",
+        };
+        let dynamodb_url = self.dynamodb_url();
         let momento = self.momento.addr();
-        let secrets = self.secrets.addr();
-        let call = |method: &str, request: &str| {
-            format!("grpcurl -plaintext -d '{request}' {addr} account.v1.AccountService/{method}")
-        };
-        let story = [
-            call("CreateUser", r#"{"username":"oliviaowner","first_name":"Olivia","last_name":"Smith"}"#),
-            call("CreateUser", r#"{"username":"membermichael","first_name":"Michael","last_name":"Scott"}"#),
-            call("CreateOrganization", r#"{"organization_name":"olivia-org","founding_user":"oliviaowner"}"#),
-            call("CheckMembership", r#"{"organization_name":"olivia-org","username":"membermichael"}"#),
-            call("AddUserToOrganization", r#"{"organization_name":"olivia-org","member_username":"membermichael","role":"ROLE_MEMBER","adding_user":"oliviaowner"}"#),
-            call("CheckMembership", r#"{"organization_name":"olivia-org","username":"membermichael"}"#),
-            call("RemoveUserFromOrganization", r#"{"organization_name":"olivia-org","member_username":"membermichael","acting_user":"oliviaowner"}"#),
-            call("CheckMembership", r#"{"organization_name":"olivia-org","username":"membermichael"}"#),
-        ]
-        .join("\n");
+        let secrets_url = self.secrets_url();
+        let table = &self.table_name;
+        let story = STORY.map(|line| line.replace("ADDR", &addr.to_string()));
+        let story = story.join("\n");
         format!(
-            "embedded DynamoDB        http://{dynamodb}  table {TABLE_NAME} ({kept})\n\
-             embedded Momento         http://{momento}  cache {CACHE_NAME}\n\
-             embedded Secrets Manager http://{secrets}  secret {SECRET_ID}\n\
-             account service          {addr}\n\
+            "DynamoDB         {dynamodb_url}  table {table} ({dynamodb})\n\
+             Momento          http://{momento}  cache {CACHE_NAME} (embedded)\n\
+             Secrets Manager  {secrets_url}  secret {SECRET_ID} ({secrets})\n\
+             account service  {addr}\n\
              \n\
              Try it:\n\
              \n\
-             grpcurl -plaintext {addr} list\n\
              {story}\n"
         )
     }
+}
+
+/// The tutorial's story, to be pasted into a terminal.
+const STORY: [&str; 9] = [
+    "grpcurl -plaintext ADDR list",
+    r#"grpcurl -plaintext -d '{"username":"oliviaowner","first_name":"Olivia","last_name":"Smith"}' ADDR account.v1.AccountService/CreateUser"#,
+    r#"grpcurl -plaintext -d '{"username":"membermichael","first_name":"Michael","last_name":"Scott"}' ADDR account.v1.AccountService/CreateUser"#,
+    r#"grpcurl -plaintext -d '{"organization_name":"olivia-org","founding_user":"oliviaowner"}' ADDR account.v1.AccountService/CreateOrganization"#,
+    r#"grpcurl -plaintext -emit-defaults -d '{"organization_name":"olivia-org","username":"membermichael"}' ADDR account.v1.AccountService/CheckMembership"#,
+    r#"grpcurl -plaintext -d '{"organization_name":"olivia-org","member_username":"membermichael","role":"ROLE_MEMBER","adding_user":"oliviaowner"}' ADDR account.v1.AccountService/AddUserToOrganization"#,
+    r#"grpcurl -plaintext -emit-defaults -d '{"organization_name":"olivia-org","username":"membermichael"}' ADDR account.v1.AccountService/CheckMembership"#,
+    r#"grpcurl -plaintext -d '{"organization_name":"olivia-org","member_username":"membermichael","acting_user":"oliviaowner"}' ADDR account.v1.AccountService/RemoveUserFromOrganization"#,
+    r#"grpcurl -plaintext -emit-defaults -d '{"organization_name":"olivia-org","username":"membermichael"}' ADDR account.v1.AccountService/CheckMembership"#,
+];
+
+fn start_dynamodb(data_dir: Option<&Path>) -> Result<dynamodb::Running, Error> {
+    dynamodb::start(ANY_PORT, data_dir).map_err(|source| match data_dir {
+        Some(dir) => Error::DataDir {
+            dir: dir.to_owned(),
+            source,
+        },
+        None => Error::Start(source),
+    })
 }

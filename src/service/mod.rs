@@ -64,7 +64,7 @@ impl Accounts {
         Self { coherence }
     }
 
-    /// Waits for the writes and fills that are under way.
+    /// Waits until no write, fill or repair is under way.
     pub async fn drain(&self) {
         self.coherence.drain().await;
     }

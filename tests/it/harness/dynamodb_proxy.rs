@@ -1,0 +1,86 @@
+//! Stands before a DynamoDB server, passes every request on as it is, and lets a
+//! script see it.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use axum::{
+    Router,
+    body::{Body, to_bytes},
+    extract::{Request, State},
+    http::{StatusCode, Uri},
+    response::{IntoResponse as _, Response},
+};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use tokio::{net::TcpListener, task::JoinHandle};
+
+use super::script::{Fate, Script};
+
+pub struct DynamoDbProxy {
+    addr: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+#[derive(Clone)]
+struct Proxy {
+    upstream: String,
+    client: Client<HttpConnector, Body>,
+    script: Arc<Script>,
+}
+
+impl DynamoDbProxy {
+    pub async fn start(upstream: String, script: Arc<Script>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let proxy = Proxy {
+            upstream,
+            client: Client::builder(TokioExecutor::new()).build_http(),
+            script,
+        };
+        let app = Router::new().fallback(pass_on).with_state(proxy);
+        let task = tokio::spawn(async move {
+            axum::serve(listener, app).await.unwrap();
+        });
+        Self { addr, task }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+}
+
+impl Drop for DynamoDbProxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn pass_on(State(proxy): State<Proxy>, request: Request) -> Response {
+    let (mut parts, body) = request.into_parts();
+    let body = to_bytes(body, usize::MAX).await.unwrap();
+    let target = parts.headers["x-amz-target"].to_str().unwrap();
+    let operation = target.rsplit('.').next().unwrap().to_owned();
+    let about = String::from_utf8_lossy(&body);
+    let fate = proxy.script.meet(&operation, &about).await;
+    match &fate {
+        Fate::Refused => return StatusCode::SERVICE_UNAVAILABLE.into_response(),
+        Fate::Answered(status, body) => {
+            let status = StatusCode::from_u16(*status).unwrap();
+            return (status, body.clone()).into_response();
+        }
+        Fate::Served | Fate::Unanswered | Fate::AnsweredLate(_) => {}
+    }
+    parts.uri = format!("{}{}", proxy.upstream, parts.uri)
+        .parse::<Uri>()
+        .unwrap();
+    let passed_on = http::Request::from_parts(parts, Body::from(body));
+    let response = proxy.client.request(passed_on).await.unwrap();
+    match fate {
+        Fate::Unanswered => return StatusCode::SERVICE_UNAVAILABLE.into_response(),
+        Fate::AnsweredLate(gate) => gate.pass().await,
+        _ => {}
+    }
+    response.map(Body::new).into_response()
+}

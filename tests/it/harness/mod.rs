@@ -1,0 +1,447 @@
+//! Starts the service with its backends, and says what it does to them.
+
+mod dynamodb_proxy;
+pub mod script;
+
+use std::{sync::Arc, time::Duration};
+
+use account_service::{
+    boot::{self, App},
+    config::{CacheSettings, DevSettings, LogFormat, LogSettings, ServeSettings, ServerSettings},
+    local::{ANY_PORT, Embedded, momento},
+    proto::account_v1::{self as pb, account_service_client::AccountServiceClient},
+    service::Accounts,
+    setup,
+};
+use tokio::sync::oneshot;
+use tonic::{Status, transport::Channel};
+
+use self::{dynamodb_proxy::DynamoDbProxy, script::Script};
+
+pub type Client = AccountServiceClient<Channel>;
+
+/// Environment variable with the endpoint of a DynamoDB server to test against
+/// instead of the embedded one.
+const DYNAMODB_ENDPOINT: &str = "TEST_DYNAMODB_ENDPOINT";
+/// Longest that anything in a test is waited for.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The backends: servers that any number of replicas share.
+pub struct Backends {
+    pub embedded: Embedded,
+    /// Sees the DynamoDB calls, by the operation's name and the request's body.
+    pub dynamodb: Arc<Script>,
+    /// Sees the Momento calls, by the RPC's name and the keys.
+    pub momento: Arc<Script>,
+    proxy: DynamoDbProxy,
+    settings: DevSettings,
+}
+
+/// One replica of the service, and a client of it.
+pub struct Replica {
+    pub client: Client,
+    accounts: Accounts,
+    stop: Option<oneshot::Sender<()>>,
+}
+
+impl Backends {
+    pub async fn start() -> Self {
+        let settings = dev_settings();
+        let momento = Arc::new(Script::default());
+        let gate = Arc::new(MomentoGate(momento.clone()));
+        let embedded = Embedded::start(&settings, gate).await.unwrap();
+        embedded.set_up().await.unwrap();
+        let dynamodb = Arc::new(Script::default());
+        let proxy = DynamoDbProxy::start(embedded.dynamodb_url(), dynamodb.clone()).await;
+        Self {
+            embedded,
+            dynamodb,
+            momento,
+            proxy,
+            settings,
+        }
+    }
+
+    pub fn serve_settings(&self) -> ServeSettings {
+        let mut settings = self.embedded.serve_settings(&self.settings);
+        settings.backends.dynamodb_endpoint = Some(self.proxy.url());
+        settings
+    }
+
+    pub async fn replica(&self) -> Replica {
+        Replica::start(&self.serve_settings()).await
+    }
+
+    /// A client of the table that the service does not know of.
+    pub async fn table(&self) -> Table {
+        Table {
+            client: dynamodb_client(&self.embedded.dynamodb_url()).await,
+            name: self.settings.table_name.clone(),
+        }
+    }
+
+    /// A replica that shares the cache, but serves another table.
+    pub async fn replica_on_another_table(&self) -> Replica {
+        let mut settings = self.serve_settings();
+        settings.backends.table_name = format!("accounts-{}", uuid::Uuid::new_v4());
+        setup::run(&settings.backends, None).await.unwrap();
+        Replica::start(&settings).await
+    }
+
+    /// Empties the cache, as an operator would.
+    pub async fn flush_cache(&self) {
+        let cache = &self.serve_settings().backends.cache_name;
+        self.momento_client()
+            .await
+            .flush_cache(cache)
+            .await
+            .unwrap();
+    }
+
+    /// A client of the cache that the service does not know of.
+    pub async fn momento_client(&self) -> ::momento::CacheClient {
+        use secrecy::ExposeSecret as _;
+        let secret = self.embedded.momento.secret();
+        let secret: serde_json::Value = serde_json::from_str(secret.expose_secret()).unwrap();
+        let text = |name: &str| secret[name].as_str().unwrap().to_owned();
+        let credential =
+            ::momento::CredentialProvider::from_api_key_v2(text("MOMENTO_API_KEY"), "embedded");
+        let credential = credential.unwrap();
+        ::momento::CacheClient::builder()
+            .default_ttl(Duration::from_secs(60))
+            .configuration(::momento::cache::configurations::Laptop::latest())
+            .credential_provider(credential.insecure_endpoint_override(&text("MOMENTO_ENDPOINT")))
+            .build()
+            .unwrap()
+    }
+
+    pub fn forget_calls(&self) {
+        self.dynamodb.forget_calls();
+        self.momento.forget_calls();
+    }
+
+    /// Every backend call since they were last forgotten, as `2 x Get`.
+    pub fn calls(&self) -> Vec<String> {
+        let mut calls = self.momento.calls();
+        calls.extend(self.dynamodb.calls());
+        calls
+    }
+}
+
+impl Replica {
+    pub async fn start(settings: &ServeSettings) -> Self {
+        let (listener, addr) = boot::listen(&settings.server).await.unwrap();
+        let app = App::boot(settings).await.unwrap();
+        let accounts = app.accounts().clone();
+        let (stop, stopped) = oneshot::channel();
+        tokio::spawn(async move {
+            app.serve(listener, async {
+                let _ = stopped.await;
+            })
+            .await
+            .unwrap();
+        });
+        Self {
+            client: Client::connect(format!("http://{addr}")).await.unwrap(),
+            accounts,
+            stop: Some(stop),
+        }
+    }
+
+    /// Waits until no fill, publication or repair is under way.
+    pub async fn settle(&self) {
+        tokio::time::timeout(PATIENCE, self.accounts.drain())
+            .await
+            .unwrap();
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            let _ = stop.send(());
+        }
+    }
+}
+
+/// The backends and one replica.
+pub async fn start() -> (Backends, Replica) {
+    let backends = Backends::start().await;
+    let replica = backends.replica().await;
+    (backends, replica)
+}
+
+fn dev_settings() -> DevSettings {
+    DevSettings {
+        data_dir: None,
+        dynamodb_endpoint: std::env::var(DYNAMODB_ENDPOINT).ok(),
+        table_name: format!("accounts-{}", uuid::Uuid::new_v4()),
+        secrets_endpoint: None,
+        server: ServerSettings {
+            listen_addr: ANY_PORT,
+            drain_timeout_ms: Duration::from_secs(10),
+        },
+        cache: CacheSettings {
+            cache_read_timeout_ms: Duration::from_millis(50),
+            membership_ttl_s: Duration::from_secs(60),
+            profile_ttl_s: Duration::from_secs(300),
+            absent_ttl_s: Duration::from_secs(10),
+        },
+        log: LogSettings {
+            log: "warn".to_owned(),
+            log_format: LogFormat::Text,
+        },
+    }
+}
+
+struct MomentoGate(Arc<Script>);
+
+#[tonic::async_trait]
+impl momento::Gate for MomentoGate {
+    async fn pass(&self, call: momento::Call, keys: &[&[u8]]) -> Result<(), Status> {
+        let keys: Vec<_> = keys
+            .iter()
+            .map(|key| String::from_utf8_lossy(key))
+            .collect();
+        match self.0.meet(&format!("{call:?}"), &keys.join(" ")).await {
+            script::Fate::Served => Ok(()),
+            _ => Err(Status::unavailable("refused by the test")),
+        }
+    }
+}
+
+/// The table, written and read past the service.
+pub struct Table {
+    client: aws_sdk_dynamodb::Client,
+    name: String,
+}
+
+impl Table {
+    /// Puts an item of text attributes.
+    pub async fn put(&self, attributes: &[(&str, &str)]) {
+        let item = attributes.iter().map(|(name, text)| {
+            let text = aws_sdk_dynamodb::types::AttributeValue::S((*text).to_owned());
+            ((*name).to_owned(), text)
+        });
+        let put = self.client.put_item().table_name(&self.name);
+        put.set_item(Some(item.collect())).send().await.unwrap();
+    }
+
+    /// The names of an item's attributes, sorted; `None` if there is no item.
+    pub async fn attributes_of(&self, pk: &str, sk: &str) -> Option<Vec<String>> {
+        let text = |text: &str| aws_sdk_dynamodb::types::AttributeValue::S(text.to_owned());
+        let get = self.client.get_item().table_name(&self.name);
+        let get = get.key("PK", text(pk)).key("SK", text(sk));
+        let item = get.consistent_read(true).send().await.unwrap().item?;
+        let mut names: Vec<_> = item.into_keys().collect();
+        names.sort();
+        Some(names)
+    }
+}
+
+async fn dynamodb_client(url: &str) -> aws_sdk_dynamodb::Client {
+    let config = aws_sdk_dynamodb::Config::builder()
+        .behavior_version(aws_sdk_dynamodb::config::BehaviorVersion::latest())
+        .region(aws_sdk_dynamodb::config::Region::new("us-east-1"))
+        .credentials_provider(aws_sdk_dynamodb::config::Credentials::new(
+            "embedded", "embedded", None, None, "test",
+        ))
+        .endpoint_url(url)
+        .build();
+    aws_sdk_dynamodb::Client::from_conf(config)
+}
+
+/// The calls of the story, short enough for tests.
+impl Replica {
+    pub async fn create_user(&self, username: &str) -> Result<pb::User, Status> {
+        let request = pb::CreateUserRequest {
+            username: username.to_owned(),
+            first_name: "First".to_owned(),
+            last_name: "Last".to_owned(),
+        };
+        let reply = self.client.clone().create_user(request).await?;
+        Ok(reply.into_inner().user.unwrap())
+    }
+
+    pub async fn get_user(&self, username: &str) -> Result<(pb::User, pb::Source), Status> {
+        let request = pb::GetUserRequest {
+            username: username.to_owned(),
+            consistency: None,
+        };
+        let reply = self.client.clone().get_user(request).await?.into_inner();
+        Ok((reply.user.clone().unwrap(), reply.source()))
+    }
+
+    pub async fn delete_user(&self, username: &str) -> Result<pb::User, Status> {
+        let request = pb::DeleteUserRequest {
+            username: username.to_owned(),
+        };
+        let reply = self.client.clone().delete_user(request).await?;
+        Ok(reply.into_inner().user.unwrap())
+    }
+
+    pub async fn create_organization(
+        &self,
+        name: &str,
+        founder: &str,
+    ) -> Result<pb::Organization, Status> {
+        let request = pb::CreateOrganizationRequest {
+            organization_name: name.to_owned(),
+            founding_user: founder.to_owned(),
+        };
+        let reply = self.client.clone().create_organization(request).await?;
+        Ok(reply.into_inner().organization.unwrap())
+    }
+
+    pub async fn get_organization(
+        &self,
+        name: &str,
+    ) -> Result<(pb::Organization, pb::Source), Status> {
+        let request = pb::GetOrganizationRequest {
+            organization_name: name.to_owned(),
+            consistency: None,
+        };
+        let reply = self.client.clone().get_organization(request).await?;
+        let reply = reply.into_inner();
+        Ok((reply.organization.clone().unwrap(), reply.source()))
+    }
+
+    pub async fn add(
+        &self,
+        organization: &str,
+        member: &str,
+        role: pb::Role,
+        adding_user: &str,
+    ) -> Result<pb::Membership, Status> {
+        let request = pb::AddUserToOrganizationRequest {
+            organization_name: organization.to_owned(),
+            member_username: member.to_owned(),
+            role: role.into(),
+            adding_user: adding_user.to_owned(),
+        };
+        let reply = self
+            .client
+            .clone()
+            .add_user_to_organization(request)
+            .await?;
+        Ok(reply.into_inner().membership.unwrap())
+    }
+
+    pub async fn get_membership(
+        &self,
+        organization: &str,
+        member: &str,
+    ) -> Result<(pb::Membership, pb::Source), Status> {
+        let request = pb::GetMembershipRequest {
+            organization_name: organization.to_owned(),
+            member_username: member.to_owned(),
+            consistency: None,
+        };
+        let reply = self.client.clone().get_membership(request).await?;
+        let reply = reply.into_inner();
+        Ok((reply.membership.clone().unwrap(), reply.source()))
+    }
+
+    pub async fn change_role(
+        &self,
+        organization: &str,
+        member: &str,
+        role: pb::Role,
+        acting_user: &str,
+    ) -> Result<pb::Membership, Status> {
+        let request = pb::ChangeMemberRoleRequest {
+            organization_name: organization.to_owned(),
+            member_username: member.to_owned(),
+            role: role.into(),
+            acting_user: acting_user.to_owned(),
+        };
+        let reply = self.client.clone().change_member_role(request).await?;
+        Ok(reply.into_inner().membership.unwrap())
+    }
+
+    pub async fn remove(
+        &self,
+        organization: &str,
+        member: &str,
+        acting_user: &str,
+    ) -> Result<pb::Membership, Status> {
+        let request = pb::RemoveUserFromOrganizationRequest {
+            organization_name: organization.to_owned(),
+            member_username: member.to_owned(),
+            acting_user: acting_user.to_owned(),
+        };
+        let mut client = self.client.clone();
+        let reply = client.remove_user_from_organization(request).await?;
+        Ok(reply.into_inner().membership.unwrap())
+    }
+
+    pub async fn check(
+        &self,
+        organization: &str,
+        username: &str,
+    ) -> Result<pb::CheckMembershipResponse, Status> {
+        let request = pb::CheckMembershipRequest {
+            organization_name: organization.to_owned(),
+            username: username.to_owned(),
+            ..pb::CheckMembershipRequest::default()
+        };
+        Ok(self
+            .client
+            .clone()
+            .check_membership(request)
+            .await?
+            .into_inner())
+    }
+
+    /// The role that a check answers; `None` if not a member.
+    pub async fn role_of(&self, organization: &str, username: &str) -> Option<pb::Role> {
+        let reply = self.check(organization, username).await.unwrap();
+        assert_eq!(reply.is_member, reply.role() != pb::Role::Unspecified);
+        assert_eq!(reply.is_member, reply.satisfied);
+        reply.is_member.then(|| reply.role())
+    }
+
+    /// Users `oliviaowner` and `membermichael`, and `olivia-org`, founded by
+    /// `oliviaowner`.
+    pub async fn found_olivia_org(&self) {
+        self.create_user("oliviaowner").await.unwrap();
+        self.create_user("membermichael").await.unwrap();
+        self.create_organization("olivia-org", "oliviaowner")
+            .await
+            .unwrap();
+    }
+
+    /// As [`Self::found_olivia_org`], and `membermichael` is a Member.
+    pub async fn found_olivia_org_with_michael(&self) {
+        self.found_olivia_org().await;
+        self.add(
+            "olivia-org",
+            "membermichael",
+            pb::Role::Member,
+            "oliviaowner",
+        )
+        .await
+        .unwrap();
+        self.settle().await;
+    }
+}
+
+/// Asserts the code and the `google.rpc.ErrorInfo` reason of an error.
+#[track_caller]
+pub fn assert_refused<T: std::fmt::Debug>(
+    result: Result<T, Status>,
+    code: tonic::Code,
+    reason: &str,
+) -> tonic_types::ErrorDetails {
+    use tonic_types::StatusExt as _;
+    let status = result.unwrap_err();
+    let details = status.get_error_details();
+    let info = details.error_info();
+    assert_eq!(
+        (status.code(), info.map(|info| info.reason.as_str())),
+        (code, Some(reason)),
+        "{status:?}"
+    );
+    assert_eq!(info.map(|info| info.domain.as_str()), Some("account.v1"));
+    details
+}

@@ -1,0 +1,202 @@
+//! Records the calls that a server gets, and does to them what a test wants.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio::sync::Notify;
+
+use super::PATIENCE;
+
+/// What happens to calls.
+#[derive(Default)]
+pub struct Script {
+    seen: Mutex<Vec<(String, String)>>,
+    rules: Mutex<Vec<Rule>>,
+}
+
+struct Rule {
+    call: &'static str,
+    about: String,
+    /// Matching calls to let pass before the rule applies.
+    skip: usize,
+    /// Matching calls that the rule applies to.
+    times: usize,
+    action: Action,
+}
+
+#[derive(Clone)]
+enum Action {
+    Hold(Arc<Gate>),
+    HoldReply(Arc<Gate>),
+    Answer(u16, String),
+    Delay(Duration),
+    Refuse,
+    LoseReply,
+}
+
+/// Where a call waits.
+#[derive(Debug, Default)]
+pub struct Gate {
+    reached: Notify,
+    released: Notify,
+}
+
+/// What became of a call.
+#[derive(Debug)]
+pub enum Fate {
+    /// It is to be served.
+    Served,
+    /// It is to be refused.
+    Refused,
+    /// It is to be served, and its reply lost.
+    Unanswered,
+    /// It is to be served, and its reply to wait.
+    AnsweredLate(Arc<Gate>),
+    /// It is to be answered with this status and body, and not served.
+    Answered(u16, String),
+}
+
+impl Gate {
+    pub async fn pass(&self) {
+        self.reached.notify_one();
+        self.released.notified().await;
+    }
+}
+
+/// A call that waits until it is released, or until this is dropped.
+pub struct Held(Arc<Gate>);
+
+impl Held {
+    /// Waits until the call is there.
+    pub async fn reached(&self) {
+        tokio::time::timeout(PATIENCE, self.0.reached.notified())
+            .await
+            .expect("the call that is to be held never came");
+    }
+
+    pub fn release(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.released.notify_one();
+    }
+}
+
+impl Script {
+    /// Holds the next `call` about something whose text contains `about`, after
+    /// letting `skip` such calls pass.
+    pub fn hold(&self, call: &'static str, about: &str, skip: usize) -> Held {
+        let gate = Arc::new(Gate::default());
+        self.add(call, about, skip, 1, Action::Hold(gate.clone()));
+        Held(gate)
+    }
+
+    /// Serves the next `call` about something whose text contains `about`, and
+    /// holds its reply.
+    pub fn hold_reply(&self, call: &'static str, about: &str) -> Held {
+        let gate = Arc::new(Gate::default());
+        self.add(call, about, 0, 1, Action::HoldReply(gate.clone()));
+        Held(gate)
+    }
+
+    /// Answers the next `times` such calls with this status and body.
+    pub fn answer(&self, call: &'static str, times: usize, status: u16, body: &str) {
+        self.add(call, "", 0, times, Action::Answer(status, body.to_owned()));
+    }
+
+    /// Delays every further `call`.
+    pub fn delay(&self, call: &'static str, delay: Duration) {
+        self.add(call, "", 0, usize::MAX, Action::Delay(delay));
+    }
+
+    /// Refuses the next `times` such calls.
+    pub fn refuse(&self, call: &'static str, about: &str, skip: usize, times: usize) {
+        self.add(call, about, skip, times, Action::Refuse);
+    }
+
+    /// Serves the next such call, but loses its reply.
+    pub fn lose_reply(&self, call: &'static str, about: &str) {
+        self.add(call, about, 0, 1, Action::LoseReply);
+    }
+
+    /// Forgets all rules.
+    pub fn behave(&self) {
+        self.rules.lock().unwrap().clear();
+    }
+
+    fn add(&self, call: &'static str, about: &str, skip: usize, times: usize, action: Action) {
+        self.rules.lock().unwrap().push(Rule {
+            call,
+            about: about.to_owned(),
+            skip,
+            times,
+            action,
+        });
+    }
+
+    pub fn forget_calls(&self) {
+        self.seen.lock().unwrap().clear();
+    }
+
+    /// The calls since they were last forgotten, as `2 x Get`.
+    pub fn calls(&self) -> Vec<String> {
+        let mut counts = BTreeMap::<_, usize>::new();
+        for (call, _) in self.seen.lock().unwrap().iter() {
+            *counts.entry(call.clone()).or_default() += 1;
+        }
+        let counts = counts.into_iter();
+        counts
+            .map(|(call, count)| format!("{count} x {call}"))
+            .collect()
+    }
+
+    /// What the calls of this name, since they were last forgotten, were about.
+    pub fn seen(&self, call: &str) -> Vec<String> {
+        let seen = self.seen.lock().unwrap();
+        let seen = seen.iter().filter(|(name, _)| name == call);
+        seen.map(|(_, about)| about.clone()).collect()
+    }
+
+    /// A call arrives.
+    pub async fn meet(&self, call: &str, about: &str) -> Fate {
+        let seen = (call.to_owned(), about.to_owned());
+        self.seen.lock().unwrap().push(seen);
+        match self.next_action(call, about) {
+            None => Fate::Served,
+            Some(Action::Refuse) => Fate::Refused,
+            Some(Action::LoseReply) => Fate::Unanswered,
+            Some(Action::HoldReply(gate)) => Fate::AnsweredLate(gate),
+            Some(Action::Answer(status, body)) => Fate::Answered(status, body),
+            Some(Action::Delay(delay)) => {
+                tokio::time::sleep(delay).await;
+                Fate::Served
+            }
+            Some(Action::Hold(gate)) => {
+                gate.pass().await;
+                Fate::Served
+            }
+        }
+    }
+
+    fn next_action(&self, call: &str, about: &str) -> Option<Action> {
+        let mut rules = self.rules.lock().unwrap();
+        for rule in rules.iter_mut() {
+            if rule.call != call || !about.contains(&rule.about) || rule.times == 0 {
+                continue;
+            }
+            if rule.skip > 0 {
+                rule.skip -= 1;
+                continue;
+            }
+            rule.times -= 1;
+            return Some(rule.action.clone());
+        }
+        None
+    }
+}

@@ -1,0 +1,235 @@
+//! How many remote calls each RPC makes: counted by the servers, asserted
+//! exactly.
+
+use account_service::proto::account_v1::{self as pb, Role, Source};
+
+use crate::harness::{Backends, Replica, start};
+
+const ORG: &str = "olivia-org";
+const OLIVIA: &str = "oliviaowner";
+const MICHAEL: &str = "membermichael";
+
+async fn assert_calls<T>(
+    backends: &Backends,
+    service: &Replica,
+    call: impl Future<Output = T>,
+    expected: &[&str],
+) -> T {
+    service.settle().await;
+    backends.forget_calls();
+    let result = call.await;
+    service.settle().await;
+    assert_eq!(backends.calls(), expected);
+    result
+}
+
+const ONE_GET: &[&str] = &["1 x Get"];
+const ONE_GET_BATCH: &[&str] = &["1 x GetBatch"];
+/// The look, the lease, the read, the fill.
+const MISS: &[&str] = &["1 x Get", "2 x SetIf", "1 x GetItem"];
+/// The same for user, organization and membership.
+const MISS_OF_THREE: &[&str] = &["1 x GetBatch", "6 x SetIf", "1 x BatchGetItem"];
+
+#[tokio::test]
+async fn a_cached_read_is_one_round_trip_to_the_cache_and_none_to_the_table() {
+    let (backends, service) = start().await;
+    service.found_olivia_org_with_michael().await;
+    let read = service.get_user(OLIVIA);
+    let read = assert_calls(&backends, &service, read, ONE_GET).await;
+    assert_eq!(read.unwrap().1, Source::Cache);
+    let read = service.get_organization(ORG);
+    let read = assert_calls(&backends, &service, read, ONE_GET).await;
+    assert_eq!(read.unwrap().1, Source::Cache);
+    let read = service.get_membership(ORG, MICHAEL);
+    let read = assert_calls(&backends, &service, read, ONE_GET_BATCH).await;
+    assert_eq!(read.unwrap().1, Source::Cache);
+    let read = service.check(ORG, MICHAEL);
+    let read = assert_calls(&backends, &service, read, ONE_GET_BATCH).await;
+    assert_eq!(read.unwrap().source(), Source::Cache);
+}
+
+#[tokio::test]
+async fn a_missed_read_leases_reads_and_fills() {
+    let (backends, service) = start().await;
+    service.found_olivia_org_with_michael().await;
+    backends.flush_cache().await;
+    let read = service.get_user(OLIVIA);
+    let read = assert_calls(&backends, &service, read, MISS).await;
+    assert_eq!(read.unwrap().1, Source::Store);
+    let read = service.get_organization(ORG);
+    assert_calls(&backends, &service, read, MISS).await.unwrap();
+    backends.flush_cache().await;
+    let read = service.check(ORG, MICHAEL);
+    let read = assert_calls(&backends, &service, read, MISS_OF_THREE).await;
+    assert_eq!(read.unwrap().source(), Source::Store);
+    let read = service.check(ORG, MICHAEL);
+    let read = assert_calls(&backends, &service, read, ONE_GET_BATCH).await;
+    assert_eq!(read.unwrap().source(), Source::Cache);
+}
+
+#[tokio::test]
+async fn what_is_absent_is_cached_too() {
+    let (backends, service) = start().await;
+    let read = service.get_user("nobody");
+    assert_calls(&backends, &service, read, MISS)
+        .await
+        .unwrap_err();
+    let read = service.get_user("nobody");
+    assert_calls(&backends, &service, read, ONE_GET)
+        .await
+        .unwrap_err();
+    let read = service.check("no-org", "nobody");
+    let expected = &["1 x GetBatch", "4 x SetIf", "1 x BatchGetItem"];
+    assert_calls(&backends, &service, read, expected)
+        .await
+        .unwrap();
+    let read = service.check("no-org", "nobody");
+    assert_calls(&backends, &service, read, ONE_GET_BATCH)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_fully_consistent_read_leaves_the_cache_out() {
+    let (backends, service) = start().await;
+    service.found_olivia_org().await;
+    let request = pb::CheckMembershipRequest {
+        organization_name: ORG.to_owned(),
+        username: OLIVIA.to_owned(),
+        minimum_role: Role::Owner.into(),
+        consistency: Some(pb::ReadConsistency {
+            requirement: Some(pb::read_consistency::Requirement::FullyConsistent(true)),
+        }),
+    };
+    let mut client = service.client.clone();
+    let read = client.check_membership(request);
+    let expected = &["1 x BatchGetItem"];
+    let read = assert_calls(&backends, &service, read, expected).await;
+    let read = read.unwrap().into_inner();
+    assert!(read.satisfied);
+    assert_eq!(read.source(), Source::Store);
+}
+
+#[tokio::test]
+async fn a_batch_is_one_round_trip_on_hits_and_looks_each_record_up_once() {
+    let (backends, service) = start().await;
+    service.found_olivia_org_with_michael().await;
+    let check = |username: &str| pb::MembershipCheck {
+        organization_name: ORG.to_owned(),
+        username: username.to_owned(),
+        ..pb::MembershipCheck::default()
+    };
+    let request = pb::BatchCheckMembershipsRequest {
+        checks: [OLIVIA, MICHAEL, OLIVIA].map(check).into(),
+        consistency: None,
+    };
+    let mut client = service.client.clone();
+    let read = client.batch_check_memberships(request.clone());
+    let read = assert_calls(&backends, &service, read, ONE_GET_BATCH).await;
+    assert_eq!(read.unwrap().into_inner().source(), Source::Cache);
+
+    backends.flush_cache().await;
+    let read = client.batch_check_memberships(request);
+    // Two users, two memberships and the organization, leased and filled.
+    let expected = &["1 x GetBatch", "10 x SetIf", "1 x BatchGetItem"];
+    let read = assert_calls(&backends, &service, read, expected).await;
+    assert_eq!(read.unwrap().into_inner().source(), Source::Store);
+}
+
+#[tokio::test]
+async fn writes_fence_read_commit_confirm_and_publish_what_grants() {
+    let (backends, service) = start().await;
+    let write = service.create_user(OLIVIA);
+    let expected = &["3 x SetIf", "1 x GetItem", "1 x TransactWriteItems"];
+    assert_calls(&backends, &service, write, expected)
+        .await
+        .unwrap();
+    service.create_user(MICHAEL).await.unwrap();
+
+    // Of the organization and of its founder's membership.
+    let write = service.create_organization(ORG, OLIVIA);
+    let expected = &["6 x SetIf", "1 x BatchGetItem", "1 x TransactWriteItems"];
+    assert_calls(&backends, &service, write, expected)
+        .await
+        .unwrap();
+
+    let grant = &["3 x SetIf", "1 x BatchGetItem", "1 x TransactWriteItems"];
+    let write = service.add(ORG, MICHAEL, Role::Member, OLIVIA);
+    assert_calls(&backends, &service, write, grant)
+        .await
+        .unwrap();
+    let write = service.change_role(ORG, MICHAEL, Role::Admin, OLIVIA);
+    assert_calls(&backends, &service, write, grant)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn writes_that_take_away_publish_nothing() {
+    let (backends, service) = start().await;
+    service.found_olivia_org().await;
+    service
+        .add(ORG, MICHAEL, Role::Admin, OLIVIA)
+        .await
+        .unwrap();
+    let take_away = &["2 x SetIf", "1 x BatchGetItem", "1 x TransactWriteItems"];
+    let write = service.change_role(ORG, MICHAEL, Role::Member, OLIVIA);
+    assert_calls(&backends, &service, write, take_away)
+        .await
+        .unwrap();
+    let write = service.remove(ORG, MICHAEL, OLIVIA);
+    assert_calls(&backends, &service, write, take_away)
+        .await
+        .unwrap();
+    let write = service.delete_user(MICHAEL);
+    let expected = &["2 x SetIf", "1 x GetItem", "1 x TransactWriteItems"];
+    assert_calls(&backends, &service, write, expected)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn writes_that_change_nothing_confirm_before_they_reveal_what_is_there() {
+    let (backends, service) = start().await;
+    service.found_olivia_org_with_michael().await;
+    let no_op = &["2 x SetIf", "1 x BatchGetItem"];
+    let write = service.change_role(ORG, MICHAEL, Role::Member, OLIVIA);
+    assert_calls(&backends, &service, write, no_op)
+        .await
+        .unwrap();
+    let write = service.add(ORG, MICHAEL, Role::Member, OLIVIA);
+    assert_calls(&backends, &service, write, no_op)
+        .await
+        .unwrap_err();
+    let write = service.create_user(OLIVIA);
+    let expected = &["2 x SetIf", "1 x GetItem"];
+    assert_calls(&backends, &service, write, expected)
+        .await
+        .unwrap_err();
+    // Whoever is not permitted learns nothing, so there is nothing to confirm.
+    let write = service.remove(ORG, OLIVIA, MICHAEL);
+    let denied = &["1 x SetIf", "1 x BatchGetItem"];
+    assert_calls(&backends, &service, write, denied)
+        .await
+        .unwrap_err();
+}
+
+#[tokio::test]
+async fn the_last_owner_is_looked_for_only_when_an_owner_leaves() {
+    let (backends, service) = start().await;
+    service.found_olivia_org().await;
+    service
+        .add(ORG, MICHAEL, Role::Owner, OLIVIA)
+        .await
+        .unwrap();
+    let write = service.remove(ORG, OLIVIA, OLIVIA);
+    let expected = &[
+        "2 x SetIf",
+        "2 x BatchGetItem",
+        "1 x Query",
+        "1 x TransactWriteItems",
+    ];
+    assert_calls(&backends, &service, write, expected)
+        .await
+        .unwrap();
+}
