@@ -1,1 +1,165 @@
-//! todo
+//! The cache is down, slow, late, or full of nonsense: no read fails for it, and
+//! nothing stale is answered after an acknowledgement.
+
+use std::time::Duration;
+
+use account_service::proto::account_v1::{Role, Source};
+use tonic::Code;
+
+use crate::harness::{assert_refused, start};
+
+const ORG: &str = "olivia-org";
+const OLIVIA: &str = "oliviaowner";
+const MICHAEL: &str = "membermichael";
+
+#[tokio::test]
+async fn a_cache_that_never_answers_costs_a_read_its_timeout_and_no_more() {
+    let (backends, service) = start().await;
+    service.found_olivia_org().await;
+    service.settle().await;
+    backends.momento.delay("GetBatch", Duration::from_secs(60));
+    backends.momento.delay("SetIf", Duration::from_secs(60));
+    let read = service.check(ORG, OLIVIA).await.unwrap();
+    assert_eq!((read.role(), read.source()), (Role::Owner, Source::Store));
+}
+
+#[tokio::test]
+async fn a_write_whose_fence_cannot_be_placed_changes_nothing() {
+    let (backends, service) = start().await;
+    service.found_olivia_org().await;
+    service.settle().await;
+    backends.momento.refuse("SetIf", "", 0, usize::MAX);
+    backends.forget_calls();
+    let answers = [
+        service.create_user("late").await.map(drop),
+        service
+            .create_organization("late-org", OLIVIA)
+            .await
+            .map(drop),
+        service
+            .add(ORG, MICHAEL, Role::Member, OLIVIA)
+            .await
+            .map(drop),
+        service.delete_user(MICHAEL).await.map(drop),
+    ];
+    for answer in answers {
+        let details = assert_refused(answer, Code::Unavailable, "CACHE_UNAVAILABLE");
+        assert!(details.retry_info().is_some());
+    }
+    assert_eq!(backends.dynamodb.seen("TransactWriteItems").len(), 0);
+    backends.momento.behave();
+    service.get_user("late").await.unwrap_err();
+    service.get_user(MICHAEL).await.unwrap();
+    assert_eq!(service.role_of(ORG, MICHAEL).await, None);
+}
+
+#[tokio::test]
+async fn a_write_that_cannot_be_confirmed_says_so_and_is_confirmed_later() {
+    let (backends, service) = start().await;
+    let other = backends.replica().await;
+    service.found_olivia_org_with_michael().await;
+    backends.momento.refuse("SetIf", MICHAEL, 1, usize::MAX);
+    let details = assert_refused(
+        service.remove(ORG, MICHAEL, OLIVIA).await,
+        Code::Unavailable,
+        "APPLIED_NOT_CONFIRMED",
+    );
+    assert!(details.retry_info().is_some());
+    backends.momento.behave();
+    service.settle().await;
+    assert_eq!(other.role_of(ORG, MICHAEL).await, None);
+}
+
+#[tokio::test]
+async fn a_slow_writer_does_not_publish_over_a_newer_write() {
+    let (backends, service) = start().await;
+    let other = backends.replica().await;
+    service.found_olivia_org().await;
+    service.settle().await;
+    // The addition is committed; its confirmation is late.
+    let late = backends.momento.hold("SetIf", MICHAEL, 1);
+    let (added, ()) = tokio::join!(service.add(ORG, MICHAEL, Role::Member, OLIVIA), async {
+        late.reached().await;
+        other.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
+        assert_eq!(other.role_of(ORG, MICHAEL).await, None);
+        late.release();
+    });
+    added.unwrap();
+    service.settle().await;
+    assert_eq!(other.role_of(ORG, MICHAEL).await, None);
+    assert_eq!(service.role_of(ORG, MICHAEL).await, None);
+}
+
+#[tokio::test]
+async fn a_removal_is_final_for_a_reader_that_had_leased_before() {
+    let (backends, service) = start().await;
+    let other = backends.replica().await;
+    service.found_olivia_org_with_michael().await;
+    backends.flush_cache().await;
+    // The reader has read the table; its fill is late.
+    let late = backends
+        .momento
+        .hold("SetIf", &format!("m/{ORG}/{MICHAEL}"), 1);
+    assert_eq!(other.role_of(ORG, MICHAEL).await, Some(Role::Member));
+    late.reached().await;
+    service.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
+    late.release();
+    other.settle().await;
+    assert_eq!(other.role_of(ORG, MICHAEL).await, None);
+}
+
+#[tokio::test]
+async fn entries_that_somebody_else_wrote_are_not_believed() {
+    let (backends, service) = start().await;
+    service.found_olivia_org().await;
+    service.settle().await;
+    backends.forget_calls();
+    service.check(ORG, OLIVIA).await.unwrap();
+    service.check(ORG, MICHAEL).await.unwrap();
+    service.settle().await;
+    let keys = backends.momento.seen("GetBatch").join(" ");
+    let key_of = |end: &str| keys.split(' ').find(|key| key.ends_with(end)).unwrap();
+    let cache = backends.momento_client().await;
+    let name = backends.serve_settings().backends.cache_name;
+    let owners = cache.get(&name, key_of("oliviaowner")).await.unwrap();
+    let momento::cache::GetResponse::Hit { value: owners } = owners else {
+        panic!("the Owner's membership is not cached");
+    };
+    let owners: Vec<u8> = owners.into();
+    let michaels = format!("m/{ORG}/{MICHAEL}");
+    let mut flipped = owners.clone();
+    flipped[1] ^= 0x7f;
+    for forged in [
+        owners,
+        flipped,
+        b"garbage".to_vec(),
+        vec![0xff; 1000],
+        Vec::new(),
+    ] {
+        cache.set(&name, key_of(&michaels), forged).await.unwrap();
+        let read = service.check(ORG, MICHAEL).await.unwrap();
+        assert_eq!((read.is_member, read.source()), (false, Source::Store));
+    }
+}
+
+#[tokio::test]
+async fn a_batch_stream_that_ends_early_is_unknown_and_not_absent() {
+    let (backends, service) = start().await;
+    service.found_olivia_org().await;
+    service.settle().await;
+    backends.cut_batches_after(1);
+    let read = service.check(ORG, OLIVIA).await.unwrap();
+    assert_eq!((read.role(), read.source()), (Role::Owner, Source::Store));
+}
+
+#[tokio::test]
+async fn a_cache_that_comes_back_is_used_again() {
+    let (backends, service) = start().await;
+    service.found_olivia_org().await;
+    service.settle().await;
+    backends.momento.refuse("GetBatch", "", 0, 1);
+    let read = service.check(ORG, OLIVIA).await.unwrap();
+    assert_eq!(read.source(), Source::Store);
+    let read = service.check(ORG, OLIVIA).await.unwrap();
+    assert_eq!(read.source(), Source::Cache);
+}

@@ -1,1 +1,308 @@
-//! todo
+//! Bad input: each a precise status with details, and the server unharmed.
+
+use account_service::{
+    grpc::Reason,
+    proto::account_v1::{self as pb, Role},
+};
+use bytes::{Buf as _, BufMut as _, Bytes};
+use tonic::{
+    Code, Request, Status,
+    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
+};
+
+use crate::harness::{Replica, assert_refused, start};
+
+/// Sends and receives bytes as they are.
+#[derive(Default)]
+struct Raw;
+
+impl Codec for Raw {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, bytes: Bytes, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        to.put(bytes);
+        Ok(())
+    }
+}
+
+impl Decoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(from.copy_to_bytes(from.remaining())))
+    }
+}
+
+async fn send_raw(service: &Replica, path: &'static str, body: Bytes) -> Result<Bytes, Status> {
+    let mut client = tonic::client::Grpc::new(service.channel.clone());
+    client.ready().await.unwrap();
+    let path = http::uri::PathAndQuery::from_static(path);
+    let reply = client.unary(Request::new(body), path, Raw).await?;
+    Ok(reply.into_inner())
+}
+
+const CHECK: &str = "/account.v1.AccountService/CheckMembership";
+
+#[tokio::test]
+async fn names_that_break_their_bounds_are_named_by_their_path() {
+    let (_backends, service) = start().await;
+    let too_long = "x".repeat(129);
+    let bad = [
+        "", "日本", "a\u{0}b", "a\nb", "a#b", "a/b", "a b", &too_long,
+    ];
+    for name in bad {
+        for (result, field) in [
+            (service.create_user(name).await.map(drop), "username"),
+            (service.get_user(name).await.map(drop), "username"),
+            (service.delete_user(name).await.map(drop), "username"),
+            (
+                service.create_organization(name, "u").await.map(drop),
+                "organization_name",
+            ),
+            (
+                service.create_organization("o", name).await.map(drop),
+                "founding_user",
+            ),
+            (
+                service.get_organization(name).await.map(drop),
+                "organization_name",
+            ),
+            (
+                service.add(name, "u", Role::Member, "a").await.map(drop),
+                "organization_name",
+            ),
+            (
+                service.add("o", name, Role::Member, "a").await.map(drop),
+                "member_username",
+            ),
+            (
+                service.add("o", "u", Role::Member, name).await.map(drop),
+                "adding_user",
+            ),
+            (
+                service.get_membership("o", name).await.map(drop),
+                "member_username",
+            ),
+            (
+                service
+                    .change_role("o", "u", Role::Member, name)
+                    .await
+                    .map(drop),
+                "acting_user",
+            ),
+            (
+                service.remove("o", "u", name).await.map(drop),
+                "acting_user",
+            ),
+            (
+                service.check(name, "u").await.map(drop),
+                "organization_name",
+            ),
+            (service.check("o", name).await.map(drop), "username"),
+        ] {
+            assert_invalid_field(result, field);
+        }
+    }
+}
+
+#[track_caller]
+fn assert_invalid_field(result: Result<(), Status>, field: &str) {
+    let details = assert_refused(result, Code::InvalidArgument, "INVALID_FIELD");
+    let violations = &details.bad_request().unwrap().field_violations;
+    assert_eq!(violations.len(), 1);
+    assert_eq!(violations[0].field, field);
+    assert!(!violations[0].description.is_empty());
+}
+
+#[tokio::test]
+async fn new_names_are_stricter_than_names_that_may_be_in_a_table() {
+    let (_backends, service) = start().await;
+    for name in [
+        "OliviaOwner",
+        "-olivia",
+        "olivia-",
+        "olivia@x",
+        &"x".repeat(65),
+    ] {
+        assert_invalid_field(service.create_user(name).await.map(drop), "username");
+        assert_refused(
+            service.get_user(name).await,
+            Code::NotFound,
+            "USER_NOT_FOUND",
+        );
+    }
+    let request = pb::CreateUserRequest {
+        username: "olivia".to_owned(),
+        first_name: "x".repeat(257),
+        last_name: String::new(),
+    };
+    let created = service.client.clone().create_user(request).await;
+    assert_invalid_field(created.map(drop), "first_name");
+    let request = pb::CreateUserRequest {
+        username: "olivia".to_owned(),
+        first_name: "日本 # /".to_owned(),
+        last_name: "\u{1b}[31m".to_owned(),
+    };
+    let created = service.client.clone().create_user(request).await;
+    assert_invalid_field(created.map(drop), "last_name");
+}
+
+#[tokio::test]
+async fn roles_that_are_unset_or_unknown_are_refused() {
+    let (_backends, service) = start().await;
+    for role in [0, 4, -1, i32::MAX] {
+        let request = pb::AddUserToOrganizationRequest {
+            organization_name: "o".to_owned(),
+            member_username: "u".to_owned(),
+            role,
+            adding_user: "a".to_owned(),
+        };
+        let added = service
+            .client
+            .clone()
+            .add_user_to_organization(request)
+            .await;
+        assert_invalid_field(added.map(drop), "role");
+        let request = pb::ChangeMemberRoleRequest {
+            organization_name: "o".to_owned(),
+            member_username: "u".to_owned(),
+            role,
+            acting_user: "a".to_owned(),
+        };
+        let changed = service.client.clone().change_member_role(request).await;
+        assert_invalid_field(changed.map(drop), "role");
+    }
+    let request = pb::CheckMembershipRequest {
+        organization_name: "o".to_owned(),
+        username: "u".to_owned(),
+        minimum_role: 9,
+        consistency: None,
+    };
+    let checked = service.client.clone().check_membership(request).await;
+    assert_invalid_field(checked.map(drop), "minimum_role");
+}
+
+#[tokio::test]
+async fn batches_are_bounded_and_the_path_names_the_check() {
+    let (_backends, service) = start().await;
+    let check = |username: &str| pb::MembershipCheck {
+        organization_name: "o".to_owned(),
+        username: username.to_owned(),
+        ..pb::MembershipCheck::default()
+    };
+    for (checks, field) in [
+        (vec![], "checks"),
+        (vec![check("u"); 1001], "checks"),
+        (vec![check("u"), check("")], "checks[1].username"),
+    ] {
+        let request = pb::BatchCheckMembershipsRequest {
+            checks,
+            consistency: None,
+        };
+        let checked = service
+            .client
+            .clone()
+            .batch_check_memberships(request)
+            .await;
+        assert_invalid_field(checked.map(drop), field);
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_message_is_refused_and_the_connection_goes_on() {
+    let (_backends, service) = start().await;
+    for body in [
+        Bytes::from_static(b"\xff\xff\xff\xff"),
+        Bytes::from_static(b"no protobuf at all"),
+        Bytes::from_static(b"\x0a\x05ab"),
+        Bytes::from_static(b"\x0a\x02\xff\xfe"),
+    ] {
+        let answer = send_raw(&service, CHECK, body).await;
+        assert_refused(answer, Code::InvalidArgument, "MALFORMED_MESSAGE");
+    }
+    let answer = send_raw(&service, CHECK, Bytes::from(vec![0; 5 * 1024 * 1024])).await;
+    assert_refused(answer, Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
+    let answer = send_raw(&service, CHECK, Bytes::new()).await;
+    assert_refused(answer, Code::InvalidArgument, "INVALID_FIELD");
+    for path in ["/account.v1.AccountService/NoSuch", "/no.Such/Method"] {
+        let answer = send_raw(&service, path, Bytes::new()).await;
+        assert_refused(answer, Code::Unimplemented, "UNKNOWN_METHOD");
+    }
+    service.create_user("olivia").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_deadline_is_honoured_and_named() {
+    let (backends, service) = start().await;
+    backends
+        .dynamodb
+        .delay("GetItem", std::time::Duration::from_secs(5));
+    let mut request = Request::new(pb::GetUserRequest {
+        username: "olivia".to_owned(),
+        consistency: None,
+    });
+    request.set_timeout(std::time::Duration::from_millis(200));
+    let answer = service.client.clone().get_user(request).await;
+    assert_eq!(answer.unwrap_err().code(), Code::DeadlineExceeded);
+}
+
+#[tokio::test]
+async fn a_table_that_fails_is_said_to_fail() {
+    let (backends, service) = start().await;
+    backends.dynamodb.refuse("GetItem", "", 0, usize::MAX);
+    let details = assert_refused(
+        service.get_user("olivia").await,
+        Code::Unavailable,
+        "STORE_UNAVAILABLE",
+    );
+    assert!(details.retry_info().is_some());
+    backends.dynamodb.behave();
+    let throttled = r#"{"__type":"com.amazonaws.dynamodb.v20120810#ProvisionedThroughputExceededException","message":"slow down"}"#;
+    backends
+        .dynamodb
+        .answer("GetItem", usize::MAX, 400, throttled);
+    let details = assert_refused(
+        service.get_user("olivia").await,
+        Code::ResourceExhausted,
+        "STORE_THROTTLED",
+    );
+    assert!(details.retry_info().is_some());
+    backends.dynamodb.behave();
+    backends
+        .dynamodb
+        .refuse("TransactWriteItems", "", 0, usize::MAX);
+    assert_refused(
+        service.create_user("olivia").await,
+        Code::Unavailable,
+        "OUTCOME_UNKNOWN",
+    );
+    backends.dynamodb.behave();
+    service.create_user("olivia").await.unwrap();
+}
+
+#[test]
+fn the_documentation_lists_every_reason() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/errors.md"));
+    let page = page.unwrap();
+    for reason in Reason::ALL {
+        let row = format!("| `{}` |", reason.as_str());
+        assert!(page.contains(&row), "{row}");
+    }
+}

@@ -1,1 +1,175 @@
-//! todo
+//! A table that the tutorial's service filled is served as it is.
+
+use account_service::proto::account_v1::Role;
+use tonic::Code;
+
+use crate::harness::{Table, assert_refused, start};
+
+const ORG: &str = "olivia-org";
+
+/// Items exactly as the tutorial writes them.
+async fn fill(table: &Table) {
+    for (username, first_name, last_name) in [
+        ("oliviaowner", "Olivia", "Smith"),
+        ("membermichael", "Michael", "Scott"),
+        ("Odd_Name@x", "Odd", "Name"),
+    ] {
+        let key = format!("USER#{username}");
+        table
+            .put(&[
+                ("PK", &key),
+                ("SK", &key),
+                ("username", username),
+                ("firstName", first_name),
+                ("lastName", last_name),
+            ])
+            .await;
+    }
+    table
+        .put(&[
+            ("PK", "ORG#olivia-org"),
+            ("SK", "ORG#olivia-org"),
+            ("organizationName", "olivia-org"),
+            ("foundingUser", "oliviaowner"),
+        ])
+        .await;
+    for (member, role) in [("oliviaowner", "Owner"), ("Odd_Name@x", "Admin")] {
+        table
+            .put(&[
+                ("PK", "ORGMEMBERS#olivia-org"),
+                ("SK", &format!("MEMBER#{member}")),
+                ("organizationName", "olivia-org"),
+                ("memberUsername", member),
+                ("role", role),
+            ])
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn users_organizations_and_memberships_are_read() {
+    let (backends, service) = start().await;
+    fill(&backends.table().await).await;
+    for _ in 0..2 {
+        let (user, _) = service.get_user("oliviaowner").await.unwrap();
+        assert_eq!(
+            (user.first_name, user.last_name),
+            ("Olivia".into(), "Smith".into())
+        );
+        assert_eq!((user.uid, user.create_time), (String::new(), None));
+        let (organization, _) = service.get_organization(ORG).await.unwrap();
+        assert_eq!(organization.founding_user, "oliviaowner");
+        let (membership, _) = service.get_membership(ORG, "Odd_Name@x").await.unwrap();
+        assert_eq!(membership.role(), Role::Admin);
+        assert_eq!(service.role_of(ORG, "oliviaowner").await, Some(Role::Owner));
+        assert_eq!(service.role_of(ORG, "membermichael").await, None);
+        service.settle().await;
+    }
+}
+
+#[tokio::test]
+async fn members_are_added_changed_and_removed() {
+    let (backends, service) = start().await;
+    let table = backends.table().await;
+    fill(&table).await;
+    service
+        .add(ORG, "membermichael", Role::Member, "Odd_Name@x")
+        .await
+        .unwrap();
+    assert_eq!(
+        service.role_of(ORG, "membermichael").await,
+        Some(Role::Member)
+    );
+    service
+        .change_role(ORG, "Odd_Name@x", Role::Member, "oliviaowner")
+        .await
+        .unwrap();
+    assert_eq!(service.role_of(ORG, "Odd_Name@x").await, Some(Role::Member));
+    assert_refused(
+        service.remove(ORG, "oliviaowner", "oliviaowner").await,
+        Code::FailedPrecondition,
+        "LAST_OWNER",
+    );
+    service
+        .change_role(ORG, "membermichael", Role::Owner, "oliviaowner")
+        .await
+        .unwrap();
+    service
+        .remove(ORG, "oliviaowner", "oliviaowner")
+        .await
+        .unwrap();
+    assert_eq!(service.role_of(ORG, "oliviaowner").await, None);
+    let gone = table
+        .attributes_of("ORGMEMBERS#olivia-org", "MEMBER#oliviaowner")
+        .await;
+    assert_eq!(gone, None);
+}
+
+#[tokio::test]
+async fn users_are_deleted_and_their_names_inherit_nothing() {
+    let (backends, service) = start().await;
+    fill(&backends.table().await).await;
+    assert_eq!(service.role_of(ORG, "Odd_Name@x").await, Some(Role::Admin));
+    service.delete_user("Odd_Name@x").await.unwrap();
+    assert_eq!(service.role_of(ORG, "Odd_Name@x").await, None);
+
+    service.delete_user("oliviaowner").await.unwrap();
+    service.create_user("oliviaowner").await.unwrap();
+    assert_eq!(service.role_of(ORG, "oliviaowner").await, None);
+    assert_refused(
+        service
+            .add(ORG, "membermichael", Role::Member, "oliviaowner")
+            .await,
+        Code::PermissionDenied,
+        "NOT_PERMITTED",
+    );
+}
+
+#[tokio::test]
+async fn what_the_service_writes_is_what_the_tutorial_reads() {
+    let (backends, service) = start().await;
+    let table = backends.table().await;
+    service.found_olivia_org_with_michael().await;
+    for (pk, sk, needed) in [
+        (
+            "USER#oliviaowner",
+            "USER#oliviaowner",
+            &["username", "firstName", "lastName"][..],
+        ),
+        (
+            "ORG#olivia-org",
+            "ORG#olivia-org",
+            &["organizationName", "foundingUser"],
+        ),
+        (
+            "ORGMEMBERS#olivia-org",
+            "MEMBER#membermichael",
+            &["organizationName", "memberUsername", "role"],
+        ),
+    ] {
+        let attributes = table.attributes_of(pk, sk).await.unwrap();
+        for name in needed {
+            assert!(attributes.iter().any(|has| has == name), "{pk} {name}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_item_that_is_no_record_is_reported_and_grants_nothing() {
+    let (backends, service) = start().await;
+    let table = backends.table().await;
+    fill(&table).await;
+    table
+        .put(&[
+            ("PK", "ORGMEMBERS#olivia-org"),
+            ("SK", "MEMBER#membermichael"),
+            ("role", "Emperor"),
+        ])
+        .await;
+    assert_refused(
+        service.check(ORG, "membermichael").await,
+        Code::DataLoss,
+        "MALFORMED_ITEM",
+    );
+    assert_eq!(service.role_of(ORG, "oliviaowner").await, Some(Role::Owner));
+}

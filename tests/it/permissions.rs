@@ -1,1 +1,179 @@
-//! todo
+//! Who may do what, over the wire; and the last Owner, also in a race.
+
+use account_service::proto::account_v1::Role;
+use tonic::Code;
+
+use crate::harness::{Replica, assert_refused, start};
+
+const ORG: &str = "olivia-org";
+const OLIVIA: &str = "oliviaowner";
+const ROLES: [Role; 3] = [Role::Owner, Role::Admin, Role::Member];
+
+/// A new member of `olivia-org` with this role.
+async fn member(service: &Replica, name: &str, role: Role) {
+    service.create_user(name).await.unwrap();
+    service.add(ORG, name, role, OLIVIA).await.unwrap();
+}
+
+fn manages(acting: Role, touched: &[Role]) -> bool {
+    match acting {
+        Role::Owner => true,
+        Role::Admin => !touched.contains(&Role::Owner),
+        _ => false,
+    }
+}
+
+#[tokio::test]
+async fn each_role_may_do_what_the_rules_say_and_nothing_else() {
+    let (_backends, service) = start().await;
+    service.found_olivia_org().await;
+    for acting in ROLES {
+        let actor = format!("actor-{acting:?}").to_lowercase();
+        member(&service, &actor, acting).await;
+        for target in ROLES {
+            let name = format!("{actor}-{target:?}").to_lowercase();
+
+            service.create_user(&name).await.unwrap();
+            let added = service.add(ORG, &name, target, &actor).await;
+            if manages(acting, &[target]) {
+                assert_eq!(added.unwrap().role(), target);
+            } else {
+                assert_refused(added, Code::PermissionDenied, "NOT_PERMITTED");
+                service.add(ORG, &name, target, OLIVIA).await.unwrap();
+            }
+
+            for role in ROLES {
+                let changed = service.change_role(ORG, &name, role, &actor).await;
+                if manages(acting, &[target, role]) {
+                    assert_eq!(changed.unwrap().role(), role);
+                    service
+                        .change_role(ORG, &name, target, OLIVIA)
+                        .await
+                        .unwrap();
+                } else {
+                    assert_refused(changed, Code::PermissionDenied, "NOT_PERMITTED");
+                }
+                assert_eq!(service.role_of(ORG, &name).await, Some(target));
+            }
+
+            let removed = service.remove(ORG, &name, &actor).await;
+            if manages(acting, &[target]) {
+                removed.unwrap();
+                assert_eq!(service.role_of(ORG, &name).await, None);
+            } else {
+                assert_refused(removed, Code::PermissionDenied, "NOT_PERMITTED");
+                service.remove(ORG, &name, &name).await.unwrap();
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn only_who_manages_members_learns_who_is_one_or_exists() {
+    let (_backends, service) = start().await;
+    service.found_olivia_org().await;
+    member(&service, "plain", Role::Member).await;
+    for name in ["membermichael", "nobody"] {
+        assert_refused(
+            service.remove(ORG, name, "plain").await,
+            Code::PermissionDenied,
+            "NOT_PERMITTED",
+        );
+        let details = assert_refused(
+            service.remove(ORG, name, OLIVIA).await,
+            Code::NotFound,
+            "MEMBERSHIP_NOT_FOUND",
+        );
+        let resource = details.resource_info().unwrap();
+        assert_eq!(resource.resource_name, format!("{ORG}/{name}"));
+    }
+    assert_refused(
+        service.add(ORG, "nobody", Role::Member, OLIVIA).await,
+        Code::NotFound,
+        "USER_NOT_FOUND",
+    );
+    assert_refused(
+        service.add(ORG, "plain", Role::Admin, OLIVIA).await,
+        Code::AlreadyExists,
+        "MEMBERSHIP_ALREADY_EXISTS",
+    );
+}
+
+#[tokio::test]
+async fn the_last_owner_can_neither_leave_nor_be_demoted() {
+    let (_backends, service) = start().await;
+    service.found_olivia_org().await;
+    member(&service, "adminanna", Role::Admin).await;
+    let left = service.remove(ORG, OLIVIA, OLIVIA).await;
+    assert_refused(left, Code::FailedPrecondition, "LAST_OWNER");
+    let demoted = service.change_role(ORG, OLIVIA, Role::Admin, OLIVIA).await;
+    let details = assert_refused(demoted, Code::FailedPrecondition, "LAST_OWNER");
+    assert!(details.precondition_failure().is_some());
+    assert_eq!(service.role_of(ORG, OLIVIA).await, Some(Role::Owner));
+
+    // An Owner whose user is deleted is no Owner who remains.
+    member(&service, "gone", Role::Owner).await;
+    service.delete_user("gone").await.unwrap();
+    let left = service.remove(ORG, OLIVIA, OLIVIA).await;
+    assert_refused(left, Code::FailedPrecondition, "LAST_OWNER");
+
+    member(&service, "second", Role::Owner).await;
+    service.remove(ORG, OLIVIA, OLIVIA).await.unwrap();
+    let left = service.remove(ORG, "second", "second").await;
+    assert_refused(left, Code::FailedPrecondition, "LAST_OWNER");
+}
+
+#[tokio::test]
+async fn of_two_owners_who_leave_or_depose_each_other_at_once_one_remains() {
+    let (backends, service) = start().await;
+    let other = backends.replica().await;
+    service.found_olivia_org().await;
+    for round in 0..5 {
+        let second = format!("second-{round}");
+        member(&service, &second, Role::Owner).await;
+        let (first_left, second_left) = if round % 2 == 0 {
+            tokio::join!(
+                service.remove(ORG, OLIVIA, OLIVIA),
+                other.remove(ORG, &second, &second),
+            )
+        } else {
+            tokio::join!(
+                service.remove(ORG, OLIVIA, &second),
+                other.remove(ORG, &second, OLIVIA),
+            )
+        };
+        let has_first = service.role_of(ORG, OLIVIA).await.is_some();
+        let has_second = other.role_of(ORG, &second).await.is_some();
+        assert!(has_first != has_second, "{first_left:?} {second_left:?}");
+        assert!(first_left.is_ok() != second_left.is_ok());
+        if has_second {
+            service
+                .add(ORG, OLIVIA, Role::Owner, &second)
+                .await
+                .unwrap();
+            service.remove(ORG, &second, OLIVIA).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn of_many_who_take_one_name_at_once_one_succeeds() {
+    let (backends, service) = start().await;
+    let other = backends.replica().await;
+    let creates = (0..16).map(|at| {
+        let replica = if at % 2 == 0 { &service } else { &other };
+        replica.create_user(OLIVIA)
+    });
+    let created = futures_util::future::join_all(creates).await;
+    let mut won = Vec::new();
+    for result in created {
+        match result {
+            Ok(user) => won.push(user),
+            Err(status) => {
+                assert_refused::<()>(Err(status), Code::AlreadyExists, "USER_ALREADY_EXISTS");
+            }
+        }
+    }
+    assert_eq!(won.len(), 1);
+    assert_eq!(service.get_user(OLIVIA).await.unwrap().0, won[0]);
+}

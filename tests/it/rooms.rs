@@ -1,1 +1,103 @@
-//! todo
+//! The rooms of the source keep to themselves.
+
+use std::{fs, path::Path};
+
+/// Words and the rooms that may use them. `boot` puts the rooms together, and
+/// `local` stands in for what is outside.
+const WORDS: [(&str, &[&str]); 6] = [
+    (
+        "aws_sdk_dynamodb",
+        &["store/dynamodb/", "boot.rs", "local/"],
+    ),
+    ("aws_sdk_secretsmanager", &["secrets.rs", "local/"]),
+    ("momento::", &["cache/", "boot.rs", "local/", "main.rs"]),
+    ("momento_protos", &["local/"]),
+    (
+        "tonic",
+        &["grpc/", "boot.rs", "proto.rs", "health.rs", "local/"],
+    ),
+    ("account_v1", &["grpc/", "boot.rs", "proto.rs"]),
+];
+
+/// Rooms and the rooms above them, which they must not know.
+const UPWARDS: [(&str, &[&str]); 4] = [
+    ("domain/", &["crate::", "tokio", "prost", "uuid", "serde"]),
+    (
+        "store/",
+        &[
+            "crate::coherence",
+            "crate::cache",
+            "crate::service",
+            "crate::grpc",
+        ],
+    ),
+    (
+        "cache/",
+        &[
+            "crate::coherence",
+            "crate::store",
+            "crate::service",
+            "crate::grpc",
+            "crate::domain",
+        ],
+    ),
+    ("coherence/", &["crate::service", "crate::grpc"]),
+];
+
+#[test]
+fn each_sdk_is_known_in_its_own_room_only() {
+    for (path, code) in sources() {
+        for (word, rooms) in WORDS {
+            let is_allowed = rooms.iter().any(|room| path.starts_with(room));
+            assert!(is_allowed || !code.contains(word), "{path} uses {word}");
+        }
+    }
+}
+
+#[test]
+fn no_room_knows_the_rooms_above_it() {
+    for (path, code) in sources() {
+        for (room, words) in UPWARDS {
+            for word in words {
+                let is_upwards = path.starts_with(room) && code.contains(word);
+                assert!(!is_upwards, "{path} uses {word}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_file_begins_with_what_it_is() {
+    for (path, code) in sources() {
+        assert!(code.starts_with("//! "), "{path}");
+    }
+}
+
+/// Path below `src` and code, without comments and tests, of every file.
+fn sources() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut folders = vec![root.clone()];
+    let mut sources = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let text = fs::read_to_string(&path).unwrap();
+            let text = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+            let code = text
+                .lines()
+                .enumerate()
+                .filter(|(at, line)| *at == 0 || !line.trim_start().starts_with("//"))
+                .map(|(_, line)| line)
+                .collect::<Vec<_>>()
+                .join("\n");
+            let path = path.strip_prefix(&root).unwrap();
+            sources.push((path.to_string_lossy().into_owned(), code));
+        }
+    }
+    assert!(sources.len() > 20);
+    sources
+}

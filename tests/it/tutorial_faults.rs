@@ -90,7 +90,7 @@ async fn fault_4_cache_fills_come_from_strongly_consistent_reads() {
     let (backends, service) = start().await;
     service.get_user(OLIVIA).await.unwrap_err();
     service.get_organization(ORG).await.unwrap_err();
-    service.check(ORG, OLIVIA).await.unwrap();
+    service.check(NO_ORG, MICHAEL).await.unwrap();
     for operation in ["GetItem", "BatchGetItem"] {
         let reads = backends.dynamodb.seen(operation);
         assert!(!reads.is_empty());

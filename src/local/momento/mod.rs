@@ -39,6 +39,11 @@ pub enum Call {
 pub trait Gate: Send + Sync + 'static {
     /// Lets the call pass, at the time of its choosing, or refuses it.
     async fn pass(&self, call: Call, keys: &[&[u8]]) -> Result<(), Status>;
+
+    /// Answers that the stream of a GetBatch gives before it ends.
+    fn batch_answers(&self) -> usize {
+        usize::MAX
+    }
 }
 
 /// Lets everything pass at once.
@@ -61,7 +66,7 @@ struct Momento {
 
 impl Momento {
     /// The items of the cache that the call names, if the caller may use it.
-    fn admit<T>(&self, _: Call, request: &Request<T>) -> Result<Items, Status> {
+    fn admit<T>(&self, request: &Request<T>) -> Result<Items, Status> {
         self.authenticate(request)?;
         let name = request.metadata().get("cache");
         let name = name.and_then(|name| name.to_str().ok()).unwrap_or_default();

@@ -46,7 +46,7 @@ service! {
         type SetBatchStream = ReplyStream<scs::SetResponse>;
 
         async fn get(&self, request: Request<scs::GetRequest>) -> Reply<scs::GetResponse> {
-            let items = self.admit(Call::Get, &request)?;
+            let items = self.admit(&request)?;
             let request = request.into_inner();
             self.gate.pass(Call::Get, &[&request.cache_key]).await?;
             Ok(Response::new(get(&items, &request.cache_key)))
@@ -56,16 +56,17 @@ service! {
             &self,
             request: Request<scs::GetBatchRequest>,
         ) -> Reply<Self::GetBatchStream> {
-            let items = self.admit(Call::GetBatch, &request)?;
+            let items = self.admit(&request)?;
             let keys = request.into_inner().items.into_iter().map(|item| item.cache_key);
             let keys: Vec<_> = keys.collect();
             self.gate.pass(Call::GetBatch, &borrowed(&keys)).await?;
+            let keys = keys.into_iter().take(self.gate.batch_answers());
             let answers = stream::iter(keys).map(move |key| Ok(get(&items, &key)));
             Ok(Response::new(answers.boxed()))
         }
 
         async fn set(&self, request: Request<scs::SetRequest>) -> Reply<scs::SetResponse> {
-            let items = self.admit(Call::Set, &request)?;
+            let items = self.admit(&request)?;
             let request = request.into_inner();
             self.gate.pass(Call::Set, &[&request.cache_key]).await?;
             Ok(Response::new(set(&items, request)?))
@@ -75,7 +76,7 @@ service! {
             &self,
             request: Request<scs::SetBatchRequest>,
         ) -> Reply<Self::SetBatchStream> {
-            let items = self.admit(Call::SetBatch, &request)?;
+            let items = self.admit(&request)?;
             let sets = request.into_inner().items;
             let keys: Vec<_> = sets.iter().map(|set| set.cache_key.clone()).collect();
             self.gate.pass(Call::SetBatch, &borrowed(&keys)).await?;
@@ -84,7 +85,7 @@ service! {
         }
 
         async fn set_if(&self, request: Request<scs::SetIfRequest>) -> Reply<scs::SetIfResponse> {
-            let items = self.admit(Call::SetIf, &request)?;
+            let items = self.admit(&request)?;
             let request = request.into_inner();
             self.gate.pass(Call::SetIf, &[&request.cache_key]).await?;
             let condition = request
@@ -107,7 +108,7 @@ service! {
         }
 
         async fn delete(&self, request: Request<scs::DeleteRequest>) -> Reply<scs::DeleteResponse> {
-            let items = self.admit(Call::Delete, &request)?;
+            let items = self.admit(&request)?;
             let request = request.into_inner();
             self.gate.pass(Call::Delete, &[&request.cache_key]).await?;
             items.delete(&request.cache_key);

@@ -3,7 +3,13 @@
 mod dynamodb_proxy;
 pub mod script;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use account_service::{
     boot::{self, App},
@@ -33,6 +39,7 @@ pub struct Backends {
     pub dynamodb: Arc<Script>,
     /// Sees the Momento calls, by the RPC's name and the keys.
     pub momento: Arc<Script>,
+    batch_answers: Arc<AtomicUsize>,
     proxy: DynamoDbProxy,
     settings: DevSettings,
 }
@@ -40,6 +47,7 @@ pub struct Backends {
 /// One replica of the service, and a client of it.
 pub struct Replica {
     pub client: Client,
+    pub channel: Channel,
     accounts: Accounts,
     stop: Option<oneshot::Sender<()>>,
 }
@@ -48,7 +56,11 @@ impl Backends {
     pub async fn start() -> Self {
         let settings = dev_settings();
         let momento = Arc::new(Script::default());
-        let gate = Arc::new(MomentoGate(momento.clone()));
+        let batch_answers = Arc::new(AtomicUsize::new(usize::MAX));
+        let gate = Arc::new(MomentoGate {
+            script: momento.clone(),
+            batch_answers: batch_answers.clone(),
+        });
         let embedded = Embedded::start(&settings, gate).await.unwrap();
         embedded.set_up().await.unwrap();
         let dynamodb = Arc::new(Script::default());
@@ -57,6 +69,7 @@ impl Backends {
             embedded,
             dynamodb,
             momento,
+            batch_answers,
             proxy,
             settings,
         }
@@ -86,6 +99,11 @@ impl Backends {
         settings.backends.table_name = format!("accounts-{}", uuid::Uuid::new_v4());
         setup::run(&settings.backends, None).await.unwrap();
         Replica::start(&settings).await
+    }
+
+    /// Ends every further batch stream of the cache after this many answers.
+    pub fn cut_batches_after(&self, answers: usize) {
+        self.batch_answers.store(answers, Ordering::SeqCst);
     }
 
     /// Empties the cache, as an operator would.
@@ -141,8 +159,11 @@ impl Replica {
             .await
             .unwrap();
         });
+        let endpoint = Channel::from_shared(format!("http://{addr}")).unwrap();
+        let channel = endpoint.connect().await.unwrap();
         Self {
-            client: Client::connect(format!("http://{addr}")).await.unwrap(),
+            client: Client::new(channel.clone()),
+            channel,
             accounts,
             stop: Some(stop),
         }
@@ -194,7 +215,10 @@ fn dev_settings() -> DevSettings {
     }
 }
 
-struct MomentoGate(Arc<Script>);
+struct MomentoGate {
+    script: Arc<Script>,
+    batch_answers: Arc<AtomicUsize>,
+}
 
 #[tonic::async_trait]
 impl momento::Gate for MomentoGate {
@@ -203,10 +227,18 @@ impl momento::Gate for MomentoGate {
             .iter()
             .map(|key| String::from_utf8_lossy(key))
             .collect();
-        match self.0.meet(&format!("{call:?}"), &keys.join(" ")).await {
+        match self
+            .script
+            .meet(&format!("{call:?}"), &keys.join(" "))
+            .await
+        {
             script::Fate::Served => Ok(()),
             _ => Err(Status::unavailable("refused by the test")),
         }
+    }
+
+    fn batch_answers(&self) -> usize {
+        self.batch_answers.load(Ordering::SeqCst)
     }
 }
 
