@@ -1,1 +1,431 @@
-//! todo
+//! The binary as its users run it: settings, exit codes, what it prints, and
+//! what survives it.
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _},
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+};
+
+use account_service::{
+    local::{self, ANY_PORT, momento},
+    proto::account_v1::{self as pb, account_service_client::AccountServiceClient},
+};
+use secrecy::ExposeSecret as _;
+
+use crate::harness::{Backends, start};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_account-service");
+
+/// The binary with nothing in its environment but what a test sets.
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(BINARY);
+    command
+        .args(arguments)
+        .env_clear()
+        .env("AWS_ACCESS_KEY_ID", "test")
+        .env("AWS_SECRET_ACCESS_KEY", "test-secret-key")
+        .env("AWS_REGION", "us-east-1")
+        .env("AWS_EC2_METADATA_DISABLED", "true");
+    command
+}
+
+/// A running server; killed when dropped.
+struct Server {
+    child: Child,
+    addr: String,
+    greeting: String,
+}
+
+impl Server {
+    /// Starts `dev` and waits until it says where it serves.
+    fn dev(data_dir: &Path) -> Self {
+        let mut child = command(&["dev", "--listen-addr", "127.0.0.1:0", "--data-dir"])
+            .arg(data_dir)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut greeting = String::new();
+        let mut addr = None;
+        let mut lines = BufReader::new(child.stdout.take().unwrap());
+        while !greeting.ends_with("CheckMembership\n") || greeting.matches("Check").count() < 3 {
+            let mut line = String::new();
+            assert_ne!(lines.read_line(&mut line).unwrap(), 0, "{greeting}");
+            if let Some(rest) = line.strip_prefix("account service") {
+                addr = Some(rest.trim().to_owned());
+            }
+            greeting.push_str(&line);
+        }
+        Self {
+            child,
+            addr: addr.unwrap(),
+            greeting,
+        }
+    }
+
+    async fn client(&self) -> AccountServiceClient<tonic::transport::Channel> {
+        AccountServiceClient::connect(format!("http://{}", self.addr))
+            .await
+            .unwrap()
+    }
+
+    /// SIGKILL: nothing is said, nothing is finished.
+    fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGTERM; returns the exit code.
+    fn terminate(mut self) -> Option<i32> {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").args(["-TERM", &pid]).status();
+        assert!(sent.unwrap().success());
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Already gone where a test has ended it.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn text(output: &Output) -> String {
+    let both = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
+    String::from_utf8(both).unwrap()
+}
+
+async fn create_olivia(server: &Server) {
+    let request = pb::CreateUserRequest {
+        username: "oliviaowner".to_owned(),
+        ..pb::CreateUserRequest::default()
+    };
+    server.client().await.create_user(request).await.unwrap();
+}
+
+async fn has_olivia(server: &Server) -> bool {
+    let request = pb::GetUserRequest {
+        username: "oliviaowner".to_owned(),
+        ..pb::GetUserRequest::default()
+    };
+    server.client().await.get_user(request).await.is_ok()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn data_kept_in_a_directory_survives_a_kill_and_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::dev(dir.path());
+    assert!(server.greeting.contains("grpcurl -plaintext -d"));
+    assert!(!has_olivia(&server).await);
+    create_olivia(&server).await;
+    server.kill();
+
+    let server = Server::dev(dir.path());
+    assert!(has_olivia(&server).await);
+    assert_eq!(server.terminate(), Some(0));
+
+    let server = Server::dev(dir.path());
+    assert!(has_olivia(&server).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn healthcheck_says_whether_a_server_is_serving() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::dev(dir.path());
+    let addr = server.addr.clone();
+    let probe = |addr: &str| command(&["healthcheck", "--addr", addr]).output().unwrap();
+    assert_eq!(probe(&addr).status.code(), Some(0));
+    server.kill();
+    let output = probe(&addr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output).starts_with(&format!("error: {addr} is not serving: ")));
+}
+
+#[test]
+fn help_lists_every_setting_with_its_variable_and_default() {
+    for (subcommand, settings) in [
+        (
+            "serve",
+            &[
+                "--listen-addr",
+                "--table-name",
+                "--cache-name",
+                "--momento-secret-id",
+                "--membership-ttl-s",
+                "env: TABLE_NAME",
+                "env: CACHE_NAME",
+                "default: accounts-cache",
+                "default: accounts/MomentoAuthToken",
+                "default: 127.0.0.1:50051",
+            ][..],
+        ),
+        ("dev", &["--data-dir", "env: DATA_DIR"]),
+        ("setup", &["--table-name", "MOMENTO_API_KEY"]),
+        ("healthcheck", &["--addr", "default: 127.0.0.1:50051"]),
+    ] {
+        let output = command(&[subcommand, "--help"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        let help = text(&output);
+        let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        for setting in settings {
+            assert!(help.contains(setting), "{subcommand} {setting}\n{help}");
+        }
+    }
+}
+
+#[test]
+fn a_bad_setting_is_named_and_exits_with_64() {
+    for (arguments, named) in [
+        (&[][..], "Usage:"),
+        (&["fly"], "fly"),
+        (&["serve"], "--table-name"),
+        (&["serve", "--table-name", "a#b"], "--table-name"),
+        (
+            &["serve", "--table-name", "accounts", "--cache-name", ""],
+            "--cache-name",
+        ),
+        (
+            &["serve", "--table-name", "accounts", "--listen-addr", "x"],
+            "--listen-addr",
+        ),
+        (
+            &[
+                "serve",
+                "--table-name",
+                "accounts",
+                "--membership-ttl-s",
+                "0",
+            ],
+            "--membership-ttl-s",
+        ),
+        (
+            &[
+                "serve",
+                "--table-name",
+                "accounts",
+                "--dynamodb-endpoint",
+                "localhost",
+            ],
+            "--dynamodb-endpoint",
+        ),
+        (&["dev", "--log", "=?="], "--log"),
+    ] {
+        let output = command(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(64), "{arguments:?}");
+        let said = text(&output);
+        assert!(said.contains(named), "{arguments:?}: {said}");
+        assert!(!said.contains("panicked"), "{said}");
+    }
+}
+
+/// Runs `serve` against backends that do not let it start.
+fn refused(backends: &Backends, change: impl FnOnce(&mut Command)) -> String {
+    let settings = backends.serve_settings().backends;
+    let mut command = command(&["serve", "--log", "trace"]);
+    command
+        .env("LISTEN_ADDR", "127.0.0.1:0")
+        .env("TABLE_NAME", settings.table_name)
+        .env(
+            "AWS_ENDPOINT_URL_DYNAMODB",
+            settings.dynamodb_endpoint.unwrap(),
+        )
+        .env(
+            "AWS_ENDPOINT_URL_SECRETS_MANAGER",
+            settings.secrets_endpoint.unwrap(),
+        );
+    change(&mut command);
+    let output = command.output().unwrap();
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(!said.contains("panicked"), "{said}");
+    assert!(!said.contains("test-secret-key"), "{said}");
+    assert!(!said.contains("eyJ0IjoiZyJ9"), "{said}");
+    let error = said.lines().find(|line| line.starts_with("error: "));
+    error.unwrap_or_else(|| panic!("{said}")).to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_keeps_the_service_from_starting_is_said_in_one_line() {
+    let (backends, _replica) = start().await;
+    let secrets = backends.secrets_client().await;
+    let store = async |name: &str, text: &str| {
+        let create = secrets.create_secret().name(name).secret_string(text);
+        create.send().await.unwrap();
+    };
+    store("not-json", "eyJ0IjoiZyJ9").await;
+    store("no-key", r#"{"OTHER":"eyJ0IjoiZyJ9"}"#).await;
+    store("bad-token", r#"{"MOMENTO_AUTH_TOKEN":"eyJ0IjoiZyJ9"}"#).await;
+    store(
+        "plain-http",
+        r#"{"MOMENTO_API_KEY":"e30.eyJ0IjoiZyJ9.x","MOMENTO_ENDPOINT":"http://example.com"}"#,
+    )
+    .await;
+    let dead = dead_addr();
+    store(
+        "dead-cache",
+        &format!(
+            r#"{{"MOMENTO_API_KEY":"e30.eyJ0IjoiZyJ9.x","MOMENTO_ENDPOINT":"http://{dead}"}}"#
+        ),
+    )
+    .await;
+    let momento = backends.embedded.momento.addr();
+    store(
+        "wrong-key",
+        &format!(
+            r#"{{"MOMENTO_API_KEY":"e30.eyJ0IjoiZyJ9.x","MOMENTO_ENDPOINT":"http://{momento}"}}"#
+        ),
+    )
+    .await;
+
+    for (variable, value, wrong, advice) in [
+        (
+            "MOMENTO_SECRET_ID",
+            "missing",
+            "\"missing\" cannot be read: there is no such secret",
+            "setup",
+        ),
+        (
+            "MOMENTO_SECRET_ID",
+            "not-json",
+            "\"not-json\" holds no Momento credential",
+            "MOMENTO_AUTH_TOKEN",
+        ),
+        (
+            "MOMENTO_SECRET_ID",
+            "no-key",
+            "\"no-key\" holds no Momento credential",
+            "MOMENTO_API_KEY",
+        ),
+        (
+            "MOMENTO_SECRET_ID",
+            "bad-token",
+            "is not a Momento token",
+            "MOMENTO_API_KEY",
+        ),
+        (
+            "MOMENTO_SECRET_ID",
+            "plain-http",
+            "is plain http://",
+            "MOMENTO_API_KEY",
+        ),
+        (
+            "MOMENTO_SECRET_ID",
+            "dead-cache",
+            "the cache is unavailable",
+            "endpoint in the secret",
+        ),
+        (
+            "MOMENTO_SECRET_ID",
+            "wrong-key",
+            "refuses the credential",
+            "valid Momento credential",
+        ),
+        (
+            "CACHE_NAME",
+            "no-such-cache",
+            "there is no such cache",
+            "setup",
+        ),
+        (
+            "TABLE_NAME",
+            "no-such-table",
+            "there is no such table",
+            "setup",
+        ),
+        (
+            "AWS_ENDPOINT_URL_SECRETS_MANAGER",
+            &format!("http://{dead}"),
+            "Secrets Manager cannot be used",
+            "--secrets-endpoint",
+        ),
+        (
+            "AWS_ENDPOINT_URL_DYNAMODB",
+            &format!("http://{dead}"),
+            "the table is unavailable",
+            "--dynamodb-endpoint",
+        ),
+    ] {
+        let error = refused(&backends, |command| {
+            command.env(variable, value);
+        });
+        assert!(error.contains(wrong), "{variable}={value}: {error}");
+        assert!(error.contains(advice), "{variable}={value}: {error}");
+    }
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().map(|addr| (addr, taken)).unwrap();
+    let error = refused(&backends, |command| {
+        command.env("LISTEN_ADDR", taken.0.to_string());
+    });
+    assert!(error.contains("cannot listen on"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn setup_creates_what_is_missing_and_says_so() {
+    let dynamodb = local::dynamodb::start(ANY_PORT, None).unwrap();
+    let secrets = local::secrets::start(ANY_PORT).await.unwrap();
+    let momento = momento::start(ANY_PORT, std::sync::Arc::new(momento::Open));
+    let momento = momento.await.unwrap();
+    let secret: serde_json::Value = serde_json::from_str(momento.secret().expose_secret()).unwrap();
+    let run = |with_secret: bool| {
+        let mut command = command(&["setup", "--table-name", "accounts"]);
+        command
+            .env(
+                "AWS_ENDPOINT_URL_DYNAMODB",
+                format!("http://{}", dynamodb.addr()),
+            )
+            .env(
+                "AWS_ENDPOINT_URL_SECRETS_MANAGER",
+                format!("http://{}", secrets.addr()),
+            );
+        for name in ["MOMENTO_API_KEY", "MOMENTO_ENDPOINT"] {
+            if with_secret {
+                command.env(name, secret[name].as_str().unwrap());
+            }
+        }
+        command.output().unwrap()
+    };
+    let output = run(false);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        text(&output).contains("MOMENTO_API_KEY"),
+        "{}",
+        text(&output)
+    );
+
+    let said = text(&run(true));
+    assert!(
+        said.contains("secret accounts/MomentoAuthToken: created"),
+        "{said}"
+    );
+    assert!(said.contains("cache accounts-cache: created"), "{said}");
+    let said = text(&run(false));
+    assert!(said.contains("table accounts: exists"), "{said}");
+    assert!(
+        said.contains("secret accounts/MomentoAuthToken: exists"),
+        "{said}"
+    );
+    assert!(said.contains("cache accounts-cache: exists"), "{said}");
+}
+
+#[test]
+fn dev_refuses_a_data_directory_that_is_none() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut child = command(&["dev", "--listen-addr", "127.0.0.1:0", "--data-dir"])
+        .arg(file.path())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    let stderr = child.stderr.as_mut().unwrap();
+    stderr.read_to_string(&mut said).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert!(said.contains("--data-dir"), "{said}");
+}
+
+/// A loopback address that nobody listens on.
+fn dead_addr() -> std::net::SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap()
+}

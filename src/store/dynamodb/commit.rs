@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use async_trait::async_trait;
 use aws_sdk_dynamodb::{
+    config::http::HttpResponse,
     error::{BuildError, ProvideErrorMetadata as _, SdkError},
     operation::transact_write_items::TransactWriteItemsError,
     types::{
@@ -180,35 +181,26 @@ impl Condition {
     }
 }
 
-fn classify<R>(
-    error: SdkError<TransactWriteItemsError, R>,
+fn classify(
+    error: SdkError<TransactWriteItemsError, HttpResponse>,
     write_id: &str,
-) -> Result<(), CommitError>
-where
-    R: std::fmt::Debug + Send + Sync + 'static,
-{
-    let Some(service_error) = error.as_service_error() else {
-        return Err(match &error {
-            SdkError::ConstructionFailure(_) => CommitError::NotApplied(failed(error)),
-            _ => CommitError::OutcomeUnknown(failed(error)),
-        });
-    };
-    if let TransactWriteItemsError::TransactionCanceledException(cancelled) = service_error {
-        return classify_cancellation(
-            cancelled.cancellation_reasons(),
-            &describe(&error),
-            write_id,
-        );
+) -> Result<(), CommitError> {
+    if let Some(TransactWriteItemsError::TransactionCanceledException(cancelled)) =
+        error.as_service_error()
+    {
+        let reasons = cancelled.cancellation_reasons();
+        return classify_cancellation(reasons, &describe(&error), write_id);
     }
-    let code = service_error.code().unwrap_or_default().to_owned();
-    let error = failed(error);
-    Err(match code.as_str() {
-        // A single-item write beside ours, reported outside a cancellation.
-        "TransactionConflictException" => CommitError::Conflict,
-        "TransactionInProgressException" | "InternalServerError" | "ServiceUnavailable" => {
-            CommitError::OutcomeUnknown(error)
-        }
-        _ => CommitError::NotApplied(error),
+    // Only an answer that blames the request says that nothing was done.
+    let is_refused = error
+        .raw_response()
+        .is_some_and(|response| response.status().is_client_error());
+    let is_sent = !matches!(error, SdkError::ConstructionFailure(_));
+    let is_in_progress = error.code() == Some("TransactionInProgressException");
+    Err(if is_sent && (!is_refused || is_in_progress) {
+        CommitError::OutcomeUnknown(failed(error))
+    } else {
+        CommitError::NotApplied(failed(error))
     })
 }
 

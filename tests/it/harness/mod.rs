@@ -116,6 +116,18 @@ impl Backends {
             .unwrap();
     }
 
+    /// A client of Secrets Manager that the service does not know of.
+    pub async fn secrets_client(&self) -> aws_sdk_secretsmanager::Client {
+        let settings = self.serve_settings().backends;
+        let config = aws_sdk_secretsmanager::Config::builder()
+            .behavior_version(aws_sdk_secretsmanager::config::BehaviorVersion::latest())
+            .region(aws_sdk_secretsmanager::config::Region::new("us-east-1"))
+            .credentials_provider(credentials())
+            .endpoint_url(settings.secrets_endpoint.unwrap())
+            .build();
+        aws_sdk_secretsmanager::Client::from_conf(config)
+    }
+
     /// A client of the cache that the service does not know of.
     pub async fn momento_client(&self) -> ::momento::CacheClient {
         use secrecy::ExposeSecret as _;
@@ -271,13 +283,15 @@ impl Table {
     }
 }
 
+fn credentials() -> aws_sdk_dynamodb::config::Credentials {
+    aws_sdk_dynamodb::config::Credentials::new("embedded", "embedded", None, None, "test")
+}
+
 async fn dynamodb_client(url: &str) -> aws_sdk_dynamodb::Client {
     let config = aws_sdk_dynamodb::Config::builder()
         .behavior_version(aws_sdk_dynamodb::config::BehaviorVersion::latest())
         .region(aws_sdk_dynamodb::config::Region::new("us-east-1"))
-        .credentials_provider(aws_sdk_dynamodb::config::Credentials::new(
-            "embedded", "embedded", None, None, "test",
-        ))
+        .credentials_provider(credentials())
         .endpoint_url(url)
         .build();
     aws_sdk_dynamodb::Client::from_conf(config)
