@@ -5,8 +5,9 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_dynamodb::config::Credentials;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Notify};
 use tonic::transport::{Server, server::TcpIncoming};
+use tonic_health::{ServingStatus, server::HealthReporter};
 use tower::util::MapResponseLayer;
 
 use crate::{
@@ -205,18 +206,15 @@ impl App {
         health
             .set_serving::<AccountServiceServer<AccountService>>()
             .await;
-        let (draining, drain) = tokio::sync::oneshot::channel();
-        let stop = async move {
-            shutdown.await;
-            tracing::info!("stopping");
-            health
-                .set_not_serving::<AccountServiceServer<AccountService>>()
-                .await;
-            health
-                .set_service_status("", tonic_health::ServingStatus::NotServing)
-                .await;
-            // The receiver is gone only when the server has ended already.
-            let _ = draining.send(());
+        let draining = Arc::new(Notify::new());
+        let stop = {
+            let draining = draining.clone();
+            async move {
+                shutdown.await;
+                tracing::info!("stopping");
+                report_not_serving(&health).await;
+                draining.notify_one();
+            }
         };
         let server = Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
@@ -232,26 +230,33 @@ impl App {
                 TcpIncoming::from(listener).with_nodelay(Some(true)),
                 stop,
             );
-        let accounts = self.accounts;
-        let drain_timeout = self.drain_timeout;
-        let overdue = async move {
-            match drain.await {
-                Ok(()) => tokio::time::sleep(drain_timeout).await,
-                Err(_) => std::future::pending().await,
-            }
+        let serve_and_drain = async {
+            let ended = server.await;
+            self.accounts.drain().await;
+            ended.map_err(serve_failed)
+        };
+        let overdue = async {
+            draining.notified().await;
+            tokio::time::sleep(self.drain_timeout).await;
         };
         tokio::select! {
-            served = async {
-                let served = server.await;
-                accounts.drain().await;
-                served
-            } => served.map_err(serve_failed),
+            ended = serve_and_drain => ended,
             () = overdue => {
                 tracing::warn!("calls were still under way when the time to drain was over");
                 Ok(())
             }
         }
     }
+}
+
+async fn report_not_serving(health: &HealthReporter) {
+    health
+        .set_not_serving::<AccountServiceServer<AccountService>>()
+        .await;
+    // The server as a whole, which probes ask for by the empty name.
+    health
+        .set_service_status("", ServingStatus::NotServing)
+        .await;
 }
 
 /// Listens where the settings say; returns the address, with the port if it was

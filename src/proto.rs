@@ -3,6 +3,8 @@
 #![expect(
     clippy::all,
     clippy::pedantic,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
     reason = "generated; the documentation stands in the .proto files"
 )]
 

@@ -52,8 +52,9 @@ pub async fn run(
     let is_created = is_created.map_err(|source| boot::cache_error(settings, source))?;
     Ok(Report {
         table: match created {
-            store::Created::Now => CREATED,
-            store::Created::Before => EXISTS,
+            store::Created::Whole => CREATED,
+            store::Created::Parts => "exists; its index or its stream was added",
+            store::Created::Nothing => EXISTS,
         },
         secret: secret_report,
         cache: if is_created { CREATED } else { EXISTS },

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::{join, join_all};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::{Coherence, Entry, FENCE_MAX_AGE, FENCE_TTL, Nonce, Tag, now};
 use crate::{
@@ -22,6 +22,8 @@ const FENCE_ATTEMPTS: u32 = 3;
 const CONFIRM_PAUSE: Duration = Duration::from_millis(20);
 /// A commit does not start with less time than this left to confirm it.
 const CONFIRM_RESERVE: Duration = Duration::from_millis(250);
+/// Confirming ends this long before the deadline, so that its failure is told.
+const ANSWER_RESERVE: Duration = Duration::from_millis(50);
 /// Times a change is decided anew because the table changed under it.
 const MAX_DECISIONS: u32 = 8;
 /// Greatest pause before the second decision; doubled each time.
@@ -273,19 +275,16 @@ impl Coherence {
         let placed = join_all(keys.iter().map(|key| async move {
             let own = own.iter().find(|fence| fence.key == *key);
             if let Some(fence) = self.renew_fence(own).await {
-                return Some(fence);
+                return fence;
             }
             loop {
                 if let Some(fence) = self.place_fence(key).await {
-                    return Some(fence);
-                }
-                if Instant::now() + CONFIRM_PAUSE >= deadline {
-                    return None;
+                    return fence;
                 }
                 sleep(CONFIRM_PAUSE).await;
             }
         }));
-        placed.await.into_iter().collect()
+        timeout_at(deadline - ANSWER_RESERVE, placed).await.ok()
     }
 
     /// Replaces the write's own fence by another one, if it is still there.
@@ -356,11 +355,8 @@ impl Coherence {
             let longest = keys.iter().map(|key| coherence.max_age(key, true)).max();
             let give_up = Instant::now() + longest.unwrap_or_default();
             while Instant::now() < give_up {
-                if coherence
-                    .confirm(&keys, &[], Instant::now())
-                    .await
-                    .is_some()
-                {
+                let until = Instant::now() + CONFIRM_RESERVE;
+                if coherence.confirm(&keys, &[], until).await.is_some() {
                     tracing::info!("write confirmed late");
                     return;
                 }

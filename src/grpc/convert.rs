@@ -8,7 +8,7 @@ use super::status;
 use crate::{
     domain::{
         Membership, NameError, Organization, OrganizationName, PersonName, Role, Stamp, Timestamp,
-        User, Username,
+        Uid, User, Username,
     },
     proto::account_v1::{self as pb, read_consistency::Requirement},
     service::{
@@ -20,7 +20,7 @@ use crate::{
 /// Most checks of one batch.
 const MAX_CHECKS: usize = 1000;
 
-pub(super) fn new_user(request: pb::CreateUserRequest) -> Result<NewUser, Status> {
+pub(super) fn new_user(request: &pb::CreateUserRequest) -> Result<NewUser, Status> {
     Ok(NewUser {
         username: named("username", Username::parse_new(&request.username))?,
         first_name: named("first_name", PersonName::parse(&request.first_name))?,
@@ -29,7 +29,7 @@ pub(super) fn new_user(request: pb::CreateUserRequest) -> Result<NewUser, Status
 }
 
 pub(super) fn new_organization(
-    request: pb::CreateOrganizationRequest,
+    request: &pb::CreateOrganizationRequest,
 ) -> Result<NewOrganization, Status> {
     Ok(NewOrganization {
         organization_name: named(
@@ -41,7 +41,7 @@ pub(super) fn new_organization(
 }
 
 pub(super) fn member_to_add(
-    request: pb::AddUserToOrganizationRequest,
+    request: &pb::AddUserToOrganizationRequest,
 ) -> Result<MemberToAdd, Status> {
     let (organization_name, member_username) =
         membership_names(&request.organization_name, &request.member_username)?;
@@ -53,7 +53,9 @@ pub(super) fn member_to_add(
     })
 }
 
-pub(super) fn role_to_change(request: pb::ChangeMemberRoleRequest) -> Result<RoleToChange, Status> {
+pub(super) fn role_to_change(
+    request: &pb::ChangeMemberRoleRequest,
+) -> Result<RoleToChange, Status> {
     let (organization_name, member_username) =
         membership_names(&request.organization_name, &request.member_username)?;
     Ok(RoleToChange {
@@ -65,7 +67,7 @@ pub(super) fn role_to_change(request: pb::ChangeMemberRoleRequest) -> Result<Rol
 }
 
 pub(super) fn member_to_remove(
-    request: pb::RemoveUserFromOrganizationRequest,
+    request: &pb::RemoveUserFromOrganizationRequest,
 ) -> Result<MemberToRemove, Status> {
     let (organization_name, member_username) =
         membership_names(&request.organization_name, &request.member_username)?;
@@ -161,36 +163,36 @@ fn role(field: &str, value: i32) -> Result<Option<Role>, Status> {
     }
 }
 
-pub(super) fn user(user: User) -> pb::User {
+pub(super) fn user(user: &User) -> pb::User {
     let (create_time, update_time) = times(&user.stamp);
     pb::User {
         username: user.username.to_string(),
         first_name: user.first_name.to_string(),
         last_name: user.last_name.to_string(),
-        uid: text(user.uid.as_ref().map(|uid| uid.as_str())),
+        uid: uid(user.uid.as_ref()),
         create_time,
         update_time,
     }
 }
 
-pub(super) fn organization(organization: Organization) -> pb::Organization {
+pub(super) fn organization(organization: &Organization) -> pb::Organization {
     let (create_time, update_time) = times(&organization.stamp);
     pb::Organization {
         organization_name: organization.organization_name.to_string(),
-        founding_user: organization.founding_user,
-        uid: text(organization.uid.as_ref().map(|uid| uid.as_str())),
+        founding_user: organization.founding_user.clone(),
+        uid: uid(organization.uid.as_ref()),
         create_time,
         update_time,
     }
 }
 
-pub(super) fn membership(membership: Membership) -> pb::Membership {
+pub(super) fn membership(membership: &Membership) -> pb::Membership {
     let (create_time, update_time) = times(&membership.stamp);
     pb::Membership {
         organization_name: membership.organization_name.to_string(),
         member_username: membership.member_username.to_string(),
         role: wire_role(Some(membership.role)),
-        adding_user: membership.adding_user.unwrap_or_default(),
+        adding_user: membership.adding_user.clone().unwrap_or_default(),
         create_time,
         update_time,
     }
@@ -221,8 +223,8 @@ fn wire_role(role: Option<Role>) -> i32 {
     role.into()
 }
 
-fn text(text: Option<&str>) -> String {
-    text.unwrap_or_default().to_owned()
+fn uid(uid: Option<&Uid>) -> String {
+    uid.map_or_else(String::new, |uid| uid.as_str().to_owned())
 }
 
 fn times(stamp: &Stamp) -> (Option<WireTimestamp>, Option<WireTimestamp>) {

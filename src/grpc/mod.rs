@@ -54,12 +54,12 @@ impl account_service_server::AccountService for AccountService {
         request: Request<pb::CreateUserRequest>,
     ) -> Reply<pb::CreateUserResponse> {
         let deadline = deadline::of(request.metadata());
-        let new = convert::new_user(request.into_inner())?;
+        let new = convert::new_user(&request.into_inner())?;
         let user = deadline
             .bound(self.accounts.create_user(new, deadline.instant()))
             .await?;
         Ok(Response::new(pb::CreateUserResponse {
-            user: Some(convert::user(user)),
+            user: Some(convert::user(&user)),
         }))
     }
 
@@ -72,7 +72,7 @@ impl account_service_server::AccountService for AccountService {
             .bound(self.accounts.get_user(username, freshness))
             .await?;
         Ok(Response::new(pb::GetUserResponse {
-            user: Some(convert::user(user)),
+            user: Some(convert::user(&user)),
             source: convert::source(source).into(),
         }))
     }
@@ -87,7 +87,7 @@ impl account_service_server::AccountService for AccountService {
             .bound(self.accounts.delete_user(username, deadline.instant()))
             .await?;
         Ok(Response::new(pb::DeleteUserResponse {
-            user: Some(convert::user(user)),
+            user: Some(convert::user(&user)),
         }))
     }
 
@@ -96,12 +96,12 @@ impl account_service_server::AccountService for AccountService {
         request: Request<pb::CreateOrganizationRequest>,
     ) -> Reply<pb::CreateOrganizationResponse> {
         let deadline = deadline::of(request.metadata());
-        let new = convert::new_organization(request.into_inner())?;
+        let new = convert::new_organization(&request.into_inner())?;
         let organization = deadline
             .bound(self.accounts.create_organization(new, deadline.instant()))
             .await?;
         Ok(Response::new(pb::CreateOrganizationResponse {
-            organization: Some(convert::organization(organization)),
+            organization: Some(convert::organization(&organization)),
         }))
     }
 
@@ -117,7 +117,7 @@ impl account_service_server::AccountService for AccountService {
             .bound(self.accounts.get_organization(name, freshness))
             .await?;
         Ok(Response::new(pb::GetOrganizationResponse {
-            organization: Some(convert::organization(organization)),
+            organization: Some(convert::organization(&organization)),
             source: convert::source(source).into(),
         }))
     }
@@ -127,12 +127,12 @@ impl account_service_server::AccountService for AccountService {
         request: Request<pb::AddUserToOrganizationRequest>,
     ) -> Reply<pb::AddUserToOrganizationResponse> {
         let deadline = deadline::of(request.metadata());
-        let member = convert::member_to_add(request.into_inner())?;
+        let member = convert::member_to_add(&request.into_inner())?;
         let membership = deadline
             .bound(self.accounts.add_member(member, deadline.instant()))
             .await?;
         Ok(Response::new(pb::AddUserToOrganizationResponse {
-            membership: Some(convert::membership(membership)),
+            membership: Some(convert::membership(&membership)),
         }))
     }
 
@@ -152,7 +152,7 @@ impl account_service_server::AccountService for AccountService {
             )
             .await?;
         Ok(Response::new(pb::GetMembershipResponse {
-            membership: Some(convert::membership(membership)),
+            membership: Some(convert::membership(&membership)),
             source: convert::source(source).into(),
         }))
     }
@@ -162,12 +162,12 @@ impl account_service_server::AccountService for AccountService {
         request: Request<pb::ChangeMemberRoleRequest>,
     ) -> Reply<pb::ChangeMemberRoleResponse> {
         let deadline = deadline::of(request.metadata());
-        let role = convert::role_to_change(request.into_inner())?;
+        let role = convert::role_to_change(&request.into_inner())?;
         let membership = deadline
             .bound(self.accounts.change_role(role, deadline.instant()))
             .await?;
         Ok(Response::new(pb::ChangeMemberRoleResponse {
-            membership: Some(convert::membership(membership)),
+            membership: Some(convert::membership(&membership)),
         }))
     }
 
@@ -176,12 +176,12 @@ impl account_service_server::AccountService for AccountService {
         request: Request<pb::RemoveUserFromOrganizationRequest>,
     ) -> Reply<pb::RemoveUserFromOrganizationResponse> {
         let deadline = deadline::of(request.metadata());
-        let member = convert::member_to_remove(request.into_inner())?;
+        let member = convert::member_to_remove(&request.into_inner())?;
         let membership = deadline
             .bound(self.accounts.remove_member(member, deadline.instant()))
             .await?;
         Ok(Response::new(pb::RemoveUserFromOrganizationResponse {
-            membership: Some(convert::membership(membership)),
+            membership: Some(convert::membership(&membership)),
         }))
     }
 

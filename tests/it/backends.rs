@@ -25,7 +25,7 @@ async fn value_of(client: &momento::CacheClient, key: &str) -> Option<String> {
 #[tokio::test]
 async fn every_condition_of_a_conditional_set_holds_as_momento_says() {
     let backends = Backends::start().await;
-    let client = backends.momento_client().await;
+    let client = backends.momento_client();
 
     let stored = client.set_if_present(CACHE, "k", "0").await.unwrap();
     assert_eq!(stored, SetIfPresentResponse::NotStored);
@@ -85,7 +85,7 @@ async fn every_condition_of_a_conditional_set_holds_as_momento_says() {
 #[tokio::test]
 async fn batches_answer_by_position_and_plain_calls_work() {
     let backends = Backends::start().await;
-    let client = backends.momento_client().await;
+    let client = backends.momento_client();
     client.set(CACHE, "a", "1").await.unwrap();
     let items: std::collections::HashMap<_, _> = [("b", "2"), ("c", "3")].into();
     client.set_batch(CACHE, items).await.unwrap();
@@ -102,7 +102,7 @@ async fn batches_answer_by_position_and_plain_calls_work() {
 #[tokio::test]
 async fn caches_are_created_listed_flushed_and_deleted() {
     let backends = Backends::start().await;
-    let client = backends.momento_client().await;
+    let client = backends.momento_client();
     let created = client.create_cache(CACHE).await.unwrap();
     assert_eq!(created, CreateCacheResponse::AlreadyExists);
     let created = client.create_cache("another").await.unwrap();
@@ -122,7 +122,7 @@ async fn caches_are_created_listed_flushed_and_deleted() {
 #[tokio::test]
 async fn what_momento_refuses_is_refused() {
     let backends = Backends::start().await;
-    let client = backends.momento_client().await;
+    let client = backends.momento_client();
     let large = vec![0_u8; 1024 * 1024 + 1];
     let error = client.set(CACHE, "k", large).await.unwrap_err();
     assert_eq!(error.error_code, MomentoErrorCode::LimitExceededError);

@@ -246,103 +246,71 @@ fn refused(backends: &Backends, change: impl FnOnce(&mut Command)) -> String {
     error.unwrap_or_else(|| panic!("{said}")).to_owned()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_keeps_the_service_from_starting_is_said_in_one_line() {
-    let (backends, _replica) = start().await;
-    let secrets = backends.secrets_client().await;
-    let store = async |name: &str, text: &str| {
+/// Stores secrets, named after what is wrong with them.
+async fn store_bad_secrets(backends: &Backends) {
+    const KEY: &str = "e30.eyJ0IjoiZyJ9.x";
+    let with_endpoint = |endpoint: &str| {
+        format!(r#"{{"MOMENTO_API_KEY":"{KEY}","MOMENTO_ENDPOINT":"{endpoint}"}}"#)
+    };
+    let secrets = backends.secrets_client();
+    for (name, text) in [
+        ("not-json", "eyJ0IjoiZyJ9".to_owned()),
+        ("no-key", r#"{"OTHER":"eyJ0IjoiZyJ9"}"#.to_owned()),
+        (
+            "bad-token",
+            r#"{"MOMENTO_AUTH_TOKEN":"eyJ0IjoiZyJ9"}"#.to_owned(),
+        ),
+        ("plain-http", with_endpoint("http://example.com")),
+        ("dead-cache", with_endpoint(&dead_url())),
+        (
+            "wrong-key",
+            with_endpoint(&format!("http://{}", backends.embedded.momento.addr())),
+        ),
+    ] {
         let create = secrets.create_secret().name(name).secret_string(text);
         create.send().await.unwrap();
-    };
-    store("not-json", "eyJ0IjoiZyJ9").await;
-    store("no-key", r#"{"OTHER":"eyJ0IjoiZyJ9"}"#).await;
-    store("bad-token", r#"{"MOMENTO_AUTH_TOKEN":"eyJ0IjoiZyJ9"}"#).await;
-    store(
-        "plain-http",
-        r#"{"MOMENTO_API_KEY":"e30.eyJ0IjoiZyJ9.x","MOMENTO_ENDPOINT":"http://example.com"}"#,
-    )
-    .await;
-    let dead = dead_addr();
-    store(
-        "dead-cache",
-        &format!(
-            r#"{{"MOMENTO_API_KEY":"e30.eyJ0IjoiZyJ9.x","MOMENTO_ENDPOINT":"http://{dead}"}}"#
-        ),
-    )
-    .await;
-    let momento = backends.embedded.momento.addr();
-    store(
-        "wrong-key",
-        &format!(
-            r#"{{"MOMENTO_API_KEY":"e30.eyJ0IjoiZyJ9.x","MOMENTO_ENDPOINT":"http://{momento}"}}"#
-        ),
-    )
-    .await;
+    }
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_keeps_the_service_from_starting_is_said_in_one_line() {
+    const SECRET: &str = "MOMENTO_SECRET_ID";
+    let (backends, _replica) = start().await;
+    store_bad_secrets(&backends).await;
     for (variable, value, wrong, advice) in [
+        (SECRET, "missing", "there is no such secret", "setup"),
         (
-            "MOMENTO_SECRET_ID",
-            "missing",
-            "\"missing\" cannot be read: there is no such secret",
-            "setup",
-        ),
-        (
-            "MOMENTO_SECRET_ID",
+            SECRET,
             "not-json",
-            "\"not-json\" holds no Momento credential",
+            "not a JSON object",
             "MOMENTO_AUTH_TOKEN",
         ),
+        (SECRET, "no-key", "neither a string", "MOMENTO_API_KEY"),
         (
-            "MOMENTO_SECRET_ID",
-            "no-key",
-            "\"no-key\" holds no Momento credential",
-            "MOMENTO_API_KEY",
-        ),
-        (
-            "MOMENTO_SECRET_ID",
+            SECRET,
             "bad-token",
             "is not a Momento token",
             "MOMENTO_API_KEY",
         ),
+        (SECRET, "plain-http", "is plain http://", "MOMENTO_API_KEY"),
+        (SECRET, "dead-cache", "the cache is unavailable", "endpoint"),
         (
-            "MOMENTO_SECRET_ID",
-            "plain-http",
-            "is plain http://",
-            "MOMENTO_API_KEY",
-        ),
-        (
-            "MOMENTO_SECRET_ID",
-            "dead-cache",
-            "the cache is unavailable",
-            "endpoint in the secret",
-        ),
-        (
-            "MOMENTO_SECRET_ID",
+            SECRET,
             "wrong-key",
             "refuses the credential",
-            "valid Momento credential",
+            "valid Momento",
         ),
-        (
-            "CACHE_NAME",
-            "no-such-cache",
-            "there is no such cache",
-            "setup",
-        ),
-        (
-            "TABLE_NAME",
-            "no-such-table",
-            "there is no such table",
-            "setup",
-        ),
+        ("CACHE_NAME", "no-cache", "there is no such cache", "setup"),
+        ("TABLE_NAME", "no-table", "there is no such table", "setup"),
         (
             "AWS_ENDPOINT_URL_SECRETS_MANAGER",
-            &format!("http://{dead}"),
+            &dead_url(),
             "Secrets Manager cannot be used",
             "--secrets-endpoint",
         ),
         (
             "AWS_ENDPOINT_URL_DYNAMODB",
-            &format!("http://{dead}"),
+            &dead_url(),
             "the table is unavailable",
             "--dynamodb-endpoint",
         ),
@@ -354,9 +322,8 @@ async fn what_keeps_the_service_from_starting_is_said_in_one_line() {
         assert!(error.contains(advice), "{variable}={value}: {error}");
     }
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let taken = taken.local_addr().map(|addr| (addr, taken)).unwrap();
     let error = refused(&backends, |command| {
-        command.env("LISTEN_ADDR", taken.0.to_string());
+        command.env("LISTEN_ADDR", taken.local_addr().unwrap().to_string());
     });
     assert!(error.contains("cannot listen on"), "{error}");
 }
@@ -424,8 +391,8 @@ fn dev_refuses_a_data_directory_that_is_none() {
     assert!(said.contains("--data-dir"), "{said}");
 }
 
-/// A loopback address that nobody listens on.
-fn dead_addr() -> std::net::SocketAddr {
+/// The URL of a loopback address that nobody listens on.
+fn dead_url() -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap()
+    format!("http://{}", listener.local_addr().unwrap())
 }

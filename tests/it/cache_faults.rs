@@ -119,7 +119,7 @@ async fn entries_that_somebody_else_wrote_are_not_believed() {
     service.settle().await;
     let keys = backends.momento.seen("GetBatch").join(" ");
     let key_of = |end: &str| keys.split(' ').find(|key| key.ends_with(end)).unwrap();
-    let cache = backends.momento_client().await;
+    let cache = backends.momento_client();
     let name = backends.serve_settings().backends.cache_name;
     let owners = cache.get(&name, key_of("oliviaowner")).await.unwrap();
     let momento::cache::GetResponse::Hit { value: owners } = owners else {

@@ -1,9 +1,13 @@
 //! A table that the tutorial's service filled is served as it is.
 
-use account_service::proto::account_v1::Role;
+use account_service::{proto::account_v1::Role, setup};
+use aws_sdk_dynamodb::types::{
+    AttributeDefinition, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType,
+    StreamViewType,
+};
 use tonic::Code;
 
-use crate::harness::{Table, assert_refused, start};
+use crate::harness::{Backends, Table, assert_refused, start};
 
 const ORG: &str = "olivia-org";
 
@@ -49,7 +53,7 @@ async fn fill(table: &Table) {
 #[tokio::test]
 async fn users_organizations_and_memberships_are_read() {
     let (backends, service) = start().await;
-    fill(&backends.table().await).await;
+    fill(&backends.table()).await;
     for _ in 0..2 {
         let (user, _) = service.get_user("oliviaowner").await.unwrap();
         assert_eq!(
@@ -70,7 +74,7 @@ async fn users_organizations_and_memberships_are_read() {
 #[tokio::test]
 async fn members_are_added_changed_and_removed() {
     let (backends, service) = start().await;
-    let table = backends.table().await;
+    let table = backends.table();
     fill(&table).await;
     service
         .add(ORG, "membermichael", Role::Member, "Odd_Name@x")
@@ -108,7 +112,7 @@ async fn members_are_added_changed_and_removed() {
 #[tokio::test]
 async fn users_are_deleted_and_their_names_inherit_nothing() {
     let (backends, service) = start().await;
-    fill(&backends.table().await).await;
+    fill(&backends.table()).await;
     assert_eq!(service.role_of(ORG, "Odd_Name@x").await, Some(Role::Admin));
     service.delete_user("Odd_Name@x").await.unwrap();
     assert_eq!(service.role_of(ORG, "Odd_Name@x").await, None);
@@ -128,7 +132,7 @@ async fn users_are_deleted_and_their_names_inherit_nothing() {
 #[tokio::test]
 async fn what_the_service_writes_is_what_the_tutorial_reads() {
     let (backends, service) = start().await;
-    let table = backends.table().await;
+    let table = backends.table();
     service.found_olivia_org_with_michael().await;
     for (pk, sk, needed) in [
         (
@@ -157,7 +161,7 @@ async fn what_the_service_writes_is_what_the_tutorial_reads() {
 #[tokio::test]
 async fn an_item_that_is_no_record_is_reported_and_grants_nothing() {
     let (backends, service) = start().await;
-    let table = backends.table().await;
+    let table = backends.table();
     fill(&table).await;
     table
         .put(&[
@@ -172,4 +176,47 @@ async fn an_item_that_is_no_record_is_reported_and_grants_nothing() {
         "MALFORMED_ITEM",
     );
     assert_eq!(service.role_of(ORG, "oliviaowner").await, Some(Role::Owner));
+}
+
+#[tokio::test]
+async fn setup_adds_the_index_and_the_stream_that_a_tutorial_table_lacks() {
+    let backends = Backends::start().await;
+    let mut settings = backends.serve_settings().backends;
+    settings.table_name = format!("tutorial-{}", uuid::Uuid::new_v4());
+    let table = backends.table();
+    let key = |name: &str, key_type| {
+        let key = KeySchemaElement::builder().attribute_name(name);
+        key.key_type(key_type).build().unwrap()
+    };
+    let text = |name: &str| {
+        let attribute = AttributeDefinition::builder().attribute_name(name);
+        attribute
+            .attribute_type(ScalarAttributeType::S)
+            .build()
+            .unwrap()
+    };
+    let create = table.client.create_table().table_name(&settings.table_name);
+    let create = create
+        .billing_mode(BillingMode::PayPerRequest)
+        .attribute_definitions(text("PK"))
+        .attribute_definitions(text("SK"))
+        .key_schema(key("PK", KeyType::Hash))
+        .key_schema(key("SK", KeyType::Range));
+    create.send().await.unwrap();
+
+    let added = setup::run(&settings, None).await.unwrap();
+    assert_eq!(added.table, "exists; its index or its stream was added");
+    let again = setup::run(&settings, None).await.unwrap();
+    assert_eq!(again.table, "exists");
+    let describe = table
+        .client
+        .describe_table()
+        .table_name(&settings.table_name);
+    let found = describe.send().await.unwrap().table.unwrap();
+    assert_eq!(found.global_secondary_indexes().len(), 1);
+    let stream = found.stream_specification().unwrap();
+    assert_eq!(
+        stream.stream_view_type(),
+        Some(&StreamViewType::NewAndOldImages)
+    );
 }

@@ -1,5 +1,11 @@
 //! The whole service over real sockets: real SDKs, real wire protocols, servers
 //! on ephemeral ports.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot go on has failed"
+)]
 
 mod harness;
 

@@ -160,11 +160,11 @@ async fn of_two_owners_who_leave_or_depose_each_other_at_once_one_remains() {
 async fn of_many_who_take_one_name_at_once_one_succeeds() {
     let (backends, service) = start().await;
     let other = backends.replica().await;
-    let creates = (0..16).map(|at| {
+    let racing = (0..16).map(|at| {
         let replica = if at % 2 == 0 { &service } else { &other };
         replica.create_user(OLIVIA)
     });
-    let created = futures_util::future::join_all(creates).await;
+    let created = futures_util::future::join_all(racing).await;
     let mut won = Vec::new();
     for result in created {
         match result {

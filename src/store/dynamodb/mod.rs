@@ -37,6 +37,8 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(500);
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(2);
 /// Attempts per operation.
 const MAX_ATTEMPTS: u32 = 3;
+/// Greatest pause before the second attempt; doubled for the third.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Most keys of one BatchGetItem, a limit of DynamoDB.
 const BATCH_MAX_KEYS: usize = 100;
 /// BatchGetItem calls of one read that are under way at once.
@@ -69,7 +71,11 @@ impl DynamoDb {
     #[must_use]
     pub fn new(aws: &SdkConfig, settings: Settings) -> Self {
         let mut config = aws_sdk_dynamodb::config::Builder::from(aws)
-            .retry_config(RetryConfig::standard().with_max_attempts(MAX_ATTEMPTS))
+            .retry_config(
+                RetryConfig::standard()
+                    .with_max_attempts(MAX_ATTEMPTS)
+                    .with_initial_backoff(RETRY_PAUSE),
+            )
             .timeout_config(
                 TimeoutConfig::builder()
                     .connect_timeout(CONNECT_TIMEOUT)
@@ -226,6 +232,7 @@ fn to_attribute(value: Value) -> AttributeValue {
 }
 
 /// The error of an operation that changes nothing.
+#[expect(clippy::needless_pass_by_value, reason = "made for map_err")]
 fn failed<E, R>(error: SdkError<E, R>) -> Error
 where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::{
     error::ProvideErrorMetadata as _,
+    primitives::DateTime,
     types::{
-        AttributeDefinition, BillingMode, GlobalSecondaryIndex, KeySchemaElement, KeyType,
-        Projection, ProjectionType, ScalarAttributeType, StreamSpecification, StreamViewType,
-        TableDescription, TableStatus,
+        AttributeDefinition, BillingMode, CreateGlobalSecondaryIndexAction, GlobalSecondaryIndex,
+        GlobalSecondaryIndexUpdate, KeySchemaElement, KeyType, Projection, ProjectionType,
+        ScalarAttributeType, StreamSpecification, StreamViewType, TableDescription, TableStatus,
     },
 };
 
@@ -26,9 +27,11 @@ const ACTIVE_POLL: [Duration; 2] = [Duration::from_millis(5), Duration::from_sec
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Created {
     /// The table was created.
-    Now,
-    /// The table existed and has the right keys.
-    Before,
+    Whole,
+    /// The table existed; its index or its stream was added.
+    Parts,
+    /// The table existed, with index and stream.
+    Nothing,
 }
 
 impl DynamoDb {
@@ -46,28 +49,58 @@ impl DynamoDb {
             return Ok(id.to_owned());
         }
         let arn = table.table_arn().unwrap_or(&self.table);
-        let created = table.creation_date_time().map_or(0, |at| at.secs());
+        let created = table.creation_date_time().map_or(0, DateTime::secs);
         Ok(format!("{}@{created}", arn.replace('/', "|")))
     }
 
     /// Creates the table with its inverted index and its stream, on-demand, and
-    /// waits until it is active. Does nothing if it exists.
+    /// waits until it is active. A table that exists gets the index and the
+    /// stream that it lacks; DynamoDB fills the index in the background.
     ///
     /// # Errors
-    /// The table may not be created or described, or exists with other keys.
+    /// The table may not be created, described or updated, or exists with other
+    /// keys.
     pub async fn create_table(&self) -> Result<Created, Error> {
-        let created = match self.describe().await {
-            Ok(table) => {
-                self.check_keys(&table)?;
-                Created::Before
-            }
+        let table = match self.describe().await {
+            Ok(table) => table,
             Err(error) if error.kind == Kind::Missing => {
                 self.send_create().await?;
-                Created::Now
+                self.wait_until_active().await?;
+                return Ok(Created::Whole);
             }
             Err(error) => return Err(error),
         };
+        self.check_keys(&table)?;
         self.wait_until_active().await?;
+        let mut created = Created::Nothing;
+        if !has_stream(&table) {
+            let update = self.client.update_table().table_name(&self.table);
+            let update = update.stream_specification(stream()?);
+            update.send().await.map_err(failed)?;
+            self.wait_until_active().await?;
+            created = Created::Parts;
+        }
+        if !has_inverted_index(&table) {
+            let update = self.client.update_table().table_name(&self.table);
+            let update = update
+                .attribute_definitions(text_attribute(PARTITION_KEY)?)
+                .attribute_definitions(text_attribute(SORT_KEY)?)
+                .global_secondary_index_updates(
+                    GlobalSecondaryIndexUpdate::builder()
+                        .create(
+                            CreateGlobalSecondaryIndexAction::builder()
+                                .index_name(INVERTED_INDEX)
+                                .set_key_schema(Some(inverted_keys()?))
+                                .projection(whole_items())
+                                .build()
+                                .map_err(unusable)?,
+                        )
+                        .build(),
+                );
+            update.send().await.map_err(failed)?;
+            self.wait_until_active().await?;
+            created = Created::Parts;
+        }
         Ok(created)
     }
 
@@ -117,23 +150,12 @@ impl DynamoDb {
             .global_secondary_indexes(
                 GlobalSecondaryIndex::builder()
                     .index_name(INVERTED_INDEX)
-                    .key_schema(key(SORT_KEY, KeyType::Hash)?)
-                    .key_schema(key(PARTITION_KEY, KeyType::Range)?)
-                    .projection(
-                        Projection::builder()
-                            .projection_type(ProjectionType::All)
-                            .build(),
-                    )
+                    .set_key_schema(Some(inverted_keys()?))
+                    .projection(whole_items())
                     .build()
                     .map_err(unusable)?,
             )
-            .stream_specification(
-                StreamSpecification::builder()
-                    .stream_enabled(true)
-                    .stream_view_type(StreamViewType::NewAndOldImages)
-                    .build()
-                    .map_err(unusable)?,
-            )
+            .stream_specification(stream()?)
             .send()
             .await;
         match sent {
@@ -172,6 +194,43 @@ impl DynamoDb {
                 })
             })
     }
+}
+
+/// Whether the table tells both images of every change; a stream that tells
+/// less is left to whoever made it.
+fn has_stream(table: &TableDescription) -> bool {
+    let stream = table.stream_specification();
+    stream.is_some_and(StreamSpecification::stream_enabled)
+}
+
+fn has_inverted_index(table: &TableDescription) -> bool {
+    let is_inverted = |keys: &[KeySchemaElement]| {
+        let names = keys.iter().map(KeySchemaElement::attribute_name);
+        names.eq([SORT_KEY, PARTITION_KEY])
+    };
+    let mut indexes = table.global_secondary_indexes().iter();
+    indexes.any(|index| is_inverted(index.key_schema()))
+}
+
+fn inverted_keys() -> Result<Vec<KeySchemaElement>, Error> {
+    Ok(vec![
+        key(SORT_KEY, KeyType::Hash)?,
+        key(PARTITION_KEY, KeyType::Range)?,
+    ])
+}
+
+fn whole_items() -> Projection {
+    Projection::builder()
+        .projection_type(ProjectionType::All)
+        .build()
+}
+
+fn stream() -> Result<StreamSpecification, Error> {
+    StreamSpecification::builder()
+        .stream_enabled(true)
+        .stream_view_type(StreamViewType::NewAndOldImages)
+        .build()
+        .map_err(unusable)
 }
 
 fn text_attribute(name: &str) -> Result<AttributeDefinition, Error> {

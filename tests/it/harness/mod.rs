@@ -55,6 +55,7 @@ pub struct Replica {
 impl Backends {
     pub async fn start() -> Self {
         let settings = dev_settings();
+        account_service::telemetry::start(&settings.log);
         let momento = Arc::new(Script::default());
         let batch_answers = Arc::new(AtomicUsize::new(usize::MAX));
         let gate = Arc::new(MomentoGate {
@@ -86,9 +87,9 @@ impl Backends {
     }
 
     /// A client of the table that the service does not know of.
-    pub async fn table(&self) -> Table {
+    pub fn table(&self) -> Table {
         Table {
-            client: dynamodb_client(&self.embedded.dynamodb_url()).await,
+            client: dynamodb_client(&self.embedded.dynamodb_url()),
             name: self.settings.table_name.clone(),
         }
     }
@@ -109,15 +110,11 @@ impl Backends {
     /// Empties the cache, as an operator would.
     pub async fn flush_cache(&self) {
         let cache = &self.serve_settings().backends.cache_name;
-        self.momento_client()
-            .await
-            .flush_cache(cache)
-            .await
-            .unwrap();
+        self.momento_client().flush_cache(cache).await.unwrap();
     }
 
     /// A client of Secrets Manager that the service does not know of.
-    pub async fn secrets_client(&self) -> aws_sdk_secretsmanager::Client {
+    pub fn secrets_client(&self) -> aws_sdk_secretsmanager::Client {
         let settings = self.serve_settings().backends;
         let config = aws_sdk_secretsmanager::Config::builder()
             .behavior_version(aws_sdk_secretsmanager::config::BehaviorVersion::latest())
@@ -129,7 +126,7 @@ impl Backends {
     }
 
     /// A client of the cache that the service does not know of.
-    pub async fn momento_client(&self) -> ::momento::CacheClient {
+    pub fn momento_client(&self) -> ::momento::CacheClient {
         use secrecy::ExposeSecret as _;
         let secret = self.embedded.momento.secret();
         let secret: serde_json::Value = serde_json::from_str(secret.expose_secret()).unwrap();
@@ -221,7 +218,7 @@ fn dev_settings() -> DevSettings {
             absent_ttl_s: Duration::from_secs(10),
         },
         log: LogSettings {
-            log: "warn".to_owned(),
+            log: std::env::var("TEST_LOG").unwrap_or_else(|_| "warn".to_owned()),
             log_format: LogFormat::Text,
         },
     }
@@ -256,7 +253,7 @@ impl momento::Gate for MomentoGate {
 
 /// The table, written and read past the service.
 pub struct Table {
-    client: aws_sdk_dynamodb::Client,
+    pub client: aws_sdk_dynamodb::Client,
     name: String,
 }
 
@@ -287,7 +284,7 @@ fn credentials() -> aws_sdk_dynamodb::config::Credentials {
     aws_sdk_dynamodb::config::Credentials::new("embedded", "embedded", None, None, "test")
 }
 
-async fn dynamodb_client(url: &str) -> aws_sdk_dynamodb::Client {
+fn dynamodb_client(url: &str) -> aws_sdk_dynamodb::Client {
     let config = aws_sdk_dynamodb::Config::builder()
         .behavior_version(aws_sdk_dynamodb::config::BehaviorVersion::latest())
         .region(aws_sdk_dynamodb::config::Region::new("us-east-1"))
