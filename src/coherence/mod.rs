@@ -6,7 +6,7 @@ mod reads;
 mod writes;
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -72,6 +72,8 @@ pub struct Coherence {
     namespace: Arc<str>,
     settings: Settings,
     background: TaskTracker,
+    /// Whether the last read from the cache failed.
+    is_cache_failing: Arc<AtomicBool>,
 }
 
 impl Coherence {
@@ -92,6 +94,7 @@ impl Coherence {
             namespace: format!("v1/{deployment}/{GENERATION}").into(),
             settings,
             background: TaskTracker::new(),
+            is_cache_failing: Arc::default(),
         }
     }
 

@@ -1,5 +1,7 @@
 //! Reads: from the cache where it may answer, else by lease from the table.
 
+use std::{fmt, sync::atomic::Ordering};
+
 use futures_util::{StreamExt as _, stream};
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -124,13 +126,16 @@ impl Coherence {
 
     async fn look(&self, keys: &[Key], cache_keys: &[String], deadline: Instant) -> Vec<Look> {
         let found = match timeout_at(deadline, self.cache.get(cache_keys)).await {
-            Ok(Ok(found)) => found,
+            Ok(Ok(found)) => {
+                self.note_cache_read(None);
+                found
+            }
             Ok(Err(error)) => {
-                tracing::warn!(%error, "cache not read");
+                self.note_cache_read(Some(&error));
                 Vec::new()
             }
             Err(_) => {
-                tracing::warn!("cache not read: too slow");
+                self.note_cache_read(Some(&"no answer in time"));
                 Vec::new()
             }
         };
@@ -144,6 +149,20 @@ impl Coherence {
                 Some(Found::Unknown) | None => Look::Unusable,
             })
             .collect()
+    }
+
+    /// Logs when reads from the cache begin to fail and when they work again,
+    /// not each of them.
+    fn note_cache_read(&self, failure: Option<&dyn fmt::Display>) {
+        let is_failing = failure.is_some();
+        if self.is_cache_failing.load(Ordering::Relaxed) == is_failing {
+            return;
+        }
+        self.is_cache_failing.store(is_failing, Ordering::Relaxed);
+        match failure {
+            Some(error) => tracing::warn!(%error, "the cache fails; reads go to the table"),
+            None => tracing::info!("the cache answers again"),
+        }
     }
 
     fn judge(&self, bytes: &[u8], cache_key: &str, key: &Key, now: Timestamp) -> Look {

@@ -188,6 +188,7 @@ impl Coherence {
             Err(error) => return Attempt::Done(Err(WriteError::Store(error))),
         };
         let Some(fences) = fences else {
+            tracing::warn!("write refused: the cache cannot be fenced");
             return Attempt::Done(Err(WriteError::CacheUnavailable));
         };
         match verdict {
@@ -370,11 +371,11 @@ async fn is_fence_stored(stored: impl Future<Output = Result<bool, cache::Error>
     match timeout(FENCE_TIMEOUT, stored).await {
         Ok(Ok(is_stored)) => is_stored,
         Ok(Err(error)) => {
-            tracing::warn!(%error, "fence not placed");
+            tracing::debug!(%error, "fence not placed");
             false
         }
         Err(_) => {
-            tracing::warn!("fence not placed: too slow");
+            tracing::debug!("fence not placed: too slow");
             false
         }
     }
