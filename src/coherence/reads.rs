@@ -159,9 +159,10 @@ impl Coherence {
             return;
         }
         self.is_cache_failing.store(is_failing, Ordering::Relaxed);
-        match failure {
-            Some(error) => tracing::warn!(%error, "the cache fails; reads go to the table"),
-            None => tracing::info!("the cache answers again"),
+        if let Some(error) = failure {
+            tracing::warn!(%error, "the cache fails; reads go to the table");
+        } else {
+            tracing::info!("the cache answers again");
         }
     }
 

@@ -58,6 +58,9 @@ pub struct Embedded {
     /// Momento.
     pub momento: momento::Running,
     table_name: String,
+    /// A name of its own in somebody else's Secrets Manager, where an earlier
+    /// secret may name a Momento that is gone.
+    secret_id: String,
 }
 
 impl Embedded {
@@ -81,6 +84,10 @@ impl Embedded {
             },
             momento: momento::start(ANY_PORT, gate).await?,
             table_name: settings.table_name.clone(),
+            secret_id: match &settings.secrets_endpoint {
+                Some(_) => format!("{SECRET_ID}-{}", uuid::Uuid::new_v4()),
+                None => SECRET_ID.to_owned(),
+            },
         })
     }
 
@@ -100,7 +107,7 @@ impl Embedded {
             table_name: self.table_name.clone(),
             cache_name: CACHE_NAME.to_owned(),
             cache_connections: 1,
-            momento_secret_id: SECRET_ID.to_owned(),
+            momento_secret_id: self.secret_id.clone(),
             aws_region: Some(REGION.to_owned()),
             dynamodb_endpoint: Some(self.dynamodb_url()),
             secrets_endpoint: Some(self.secrets_url()),
@@ -154,12 +161,13 @@ impl Embedded {
         let momento = self.momento.addr();
         let secrets_url = self.secrets_url();
         let table = &self.table_name;
+        let secret = &self.secret_id;
         let story = STORY.map(|line| line.replace("ADDR", &addr.to_string()));
         let story = story.join("\n");
         format!(
             "DynamoDB         {dynamodb_url}  table {table} ({dynamodb})\n\
              Momento          http://{momento}  cache {CACHE_NAME} (embedded)\n\
-             Secrets Manager  {secrets_url}  secret {SECRET_ID} ({secrets})\n\
+             Secrets Manager  {secrets_url}  secret {secret} ({secrets})\n\
              account service  {addr}\n\
              \n\
              Try it:\n\

@@ -23,7 +23,7 @@ fn command(arguments: &[&str]) -> Command {
     command
         .args(arguments)
         .env_clear()
-        .env("AWS_ACCESS_KEY_ID", "test")
+        .env("AWS_ACCESS_KEY_ID", "embedded")
         .env("AWS_SECRET_ACCESS_KEY", "test-secret-key")
         .env("AWS_REGION", "us-east-1")
         .env("AWS_EC2_METADATA_DISABLED", "true");
@@ -247,7 +247,7 @@ fn refused(backends: &Backends, change: impl FnOnce(&mut Command)) -> String {
 }
 
 /// Stores secrets, named after what is wrong with them.
-async fn store_bad_secrets(backends: &Backends) {
+async fn store_bad_secrets(backends: &Backends, suffix: &str) {
     const KEY: &str = "e30.eyJ0IjoiZyJ9.x";
     let with_endpoint = |endpoint: &str| {
         format!(r#"{{"MOMENTO_API_KEY":"{KEY}","MOMENTO_ENDPOINT":"{endpoint}"}}"#)
@@ -261,12 +261,13 @@ async fn store_bad_secrets(backends: &Backends) {
             r#"{"MOMENTO_AUTH_TOKEN":"eyJ0IjoiZyJ9"}"#.to_owned(),
         ),
         ("plain-http", with_endpoint("http://example.com")),
-        ("dead-cache", with_endpoint(&dead_url())),
+        ("dead-cache", with_endpoint(DEAD_URL)),
         (
             "wrong-key",
             with_endpoint(&format!("http://{}", backends.embedded.momento.addr())),
         ),
     ] {
+        let name = format!("{name}{suffix}");
         let create = secrets.create_secret().name(name).secret_string(text);
         create.send().await.unwrap();
     }
@@ -276,7 +277,10 @@ async fn store_bad_secrets(backends: &Backends) {
 async fn what_keeps_the_service_from_starting_is_said_in_one_line() {
     const SECRET: &str = "MOMENTO_SECRET_ID";
     let (backends, _replica) = start().await;
-    store_bad_secrets(&backends).await;
+    // Somebody else's Secrets Manager may have seen this test before.
+    let suffix = format!("-{}", uuid::Uuid::new_v4());
+    store_bad_secrets(&backends, &suffix).await;
+    let secret_id = backends.serve_settings().backends.momento_secret_id;
     for (variable, value, wrong, advice) in [
         (SECRET, "missing", "there is no such secret", "setup"),
         (
@@ -304,19 +308,25 @@ async fn what_keeps_the_service_from_starting_is_said_in_one_line() {
         ("TABLE_NAME", "no-table", "there is no such table", "setup"),
         (
             "AWS_ENDPOINT_URL_SECRETS_MANAGER",
-            &dead_url(),
+            DEAD_URL,
             "Secrets Manager cannot be used",
             "--secrets-endpoint",
         ),
         (
             "AWS_ENDPOINT_URL_DYNAMODB",
-            &dead_url(),
+            DEAD_URL,
             "the table is unavailable",
             "--dynamodb-endpoint",
         ),
     ] {
+        let is_secret = variable == SECRET;
+        let value = format!("{value}{}", if is_secret { &suffix } else { "" });
         let error = refused(&backends, |command| {
-            command.env(variable, value);
+            command.env(variable, &value);
+            // The secret of the backends is not named as the default is.
+            if !is_secret {
+                command.env(SECRET, &secret_id);
+            }
         });
         assert!(error.contains(wrong), "{variable}={value}: {error}");
         assert!(error.contains(advice), "{variable}={value}: {error}");
@@ -391,8 +401,5 @@ fn dev_refuses_a_data_directory_that_is_none() {
     assert!(said.contains("--data-dir"), "{said}");
 }
 
-/// The URL of a loopback address that nobody listens on.
-fn dead_url() -> String {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    format!("http://{}", listener.local_addr().unwrap())
-}
+/// Nobody listens on port 1.
+const DEAD_URL: &str = "http://127.0.0.1:1";

@@ -29,6 +29,8 @@ pub type Client = AccountServiceClient<Channel>;
 /// Environment variable with the endpoint of a DynamoDB server to test against
 /// instead of the embedded one.
 const DYNAMODB_ENDPOINT: &str = "TEST_DYNAMODB_ENDPOINT";
+/// The same for Secrets Manager.
+const SECRETS_ENDPOINT: &str = "TEST_SECRETS_ENDPOINT";
 /// Longest that anything in a test is waited for.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -205,7 +207,7 @@ fn dev_settings() -> DevSettings {
         data_dir: None,
         dynamodb_endpoint: std::env::var(DYNAMODB_ENDPOINT).ok(),
         table_name: format!("accounts-{}", uuid::Uuid::new_v4()),
-        secrets_endpoint: None,
+        secrets_endpoint: std::env::var(SECRETS_ENDPOINT).ok(),
         server: ServerSettings {
             listen_addr: ANY_PORT,
             drain_timeout_ms: Duration::from_secs(10),
