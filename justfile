@@ -1,0 +1,41 @@
+# The one door to every task; CI runs the same recipes.
+
+# What there is.
+default:
+    @just --list
+
+# Serve on embedded servers, ready for grpcurl.
+dev *arguments:
+    cargo run -- dev {{ arguments }}
+
+# All tests, on embedded servers.
+test:
+    cargo test
+
+# Formatting, lints and documentation of the code.
+lint:
+    cargo fmt --check
+    cargo clippy --locked --all-targets -- -D warnings
+    cargo clippy --locked --no-default-features -- -D warnings
+    RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+
+# Lint and formatting of the contract.
+proto:
+    buf lint
+    buf format --diff --exit-code
+
+# Licences, sources and duplicates of the dependencies; known vulnerabilities where the advisory database can be had.
+deny:
+    cargo deny check bans licenses sources
+    if cargo deny fetch db; then cargo deny check advisories; else echo "advisories NOT checked: the database cannot be fetched"; fi
+
+# All tests against servers that are not ours: DynamoDB Local, and moto for Secrets Manager.
+second-opinion:
+    tests/second_opinion/run
+
+# The lines of the README with grpcurl, and the story with a generated Python client, against `dev`.
+clients:
+    tests/clients/run
+
+# Everything.
+all: lint proto deny test second-opinion clients
