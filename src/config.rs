@@ -1,7 +1,7 @@
 //! Settings: every one a flag with an environment variable and, where one makes
 //! sense, a default. Secrets are no settings: they come from Secrets Manager.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use secrecy::SecretString;
@@ -55,7 +55,7 @@ pub struct DevSettings {
     /// Keep the table in this directory, so that it survives the process.
     /// Without it, the table is in memory.
     #[arg(long, env = "DATA_DIR", value_name = "DIR")]
-    pub data_dir: Option<PathBuf>,
+    pub data_dir: Option<std::path::PathBuf>,
     /// Use the DynamoDB at this endpoint instead of the embedded one.
     #[arg(long, env = "DEV_DYNAMODB_ENDPOINT", value_name = "URL", value_parser = url, conflicts_with = "data_dir")]
     pub dynamodb_endpoint: Option<String>,
