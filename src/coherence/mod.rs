@@ -7,7 +7,7 @@ mod writes;
 
 use std::{
     sync::{Arc, atomic::AtomicBool},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use tokio_util::task::TaskTracker;
@@ -16,11 +16,7 @@ pub use envelope::{Entry, Nonce, Tag};
 pub use reads::{Answer, Freshness, Source};
 pub use writes::{Change, Plan, Verdict, WriteError};
 
-use crate::{
-    cache::Cache,
-    domain::{Key, Timestamp},
-    store::Store,
-};
+use crate::{cache::Cache, domain::Key, store::Store};
 
 /// How long a fence keeps readers from filling. Commits start within
 /// [`FENCE_MAX_AGE`] of their fences and end within the store's operation
@@ -139,11 +135,4 @@ impl Coherence {
 fn jittered(ttl: Duration, nonce: Nonce) -> Duration {
     let share = u32::from(nonce.jitter()) * 2 * TTL_JITTER_PERCENT / u32::from(u8::MAX);
     ttl * (100 - TTL_JITTER_PERCENT + share) / 100
-}
-
-fn now() -> Timestamp {
-    let since_epoch = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    Timestamp(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX))
 }

@@ -5,7 +5,7 @@ use std::{fmt, sync::atomic::Ordering};
 use futures_util::{StreamExt as _, stream};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{Coherence, Entry, LEASE_TTL, Tag, jittered, now};
+use super::{Coherence, Entry, LEASE_TTL, Tag, jittered};
 use crate::{
     cache::Found,
     domain::{Key, Record, Timestamp},
@@ -107,7 +107,7 @@ impl Coherence {
         // The leases are in place, or known not to be, before the table is
         // read: overlapping the two would let a fill outlive a write.
         unknown.extend(self.lease(&missed, &cache_keys, cache_deadline).await);
-        let read_time = now();
+        let read_time = Timestamp::now();
         let wanted: Vec<_> = unknown.iter().map(|unknown| unknown.key.clone()).collect();
         let found = self.store.read_strong(&wanted).await?;
         let mut fills = Vec::new();
@@ -140,7 +140,7 @@ impl Coherence {
             }
         };
         let mut found = found.into_iter();
-        let now = now();
+        let now = Timestamp::now();
         keys.iter()
             .zip(cache_keys)
             .map(|(key, cache_key)| match found.next() {

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use futures_util::future::{join, join_all};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::{Coherence, Entry, FENCE_MAX_AGE, FENCE_TTL, Nonce, Tag, now};
+use super::{Coherence, Entry, FENCE_MAX_AGE, FENCE_TTL, Nonce, Tag};
 use crate::{
     cache,
     domain::{Key, Record, Timestamp},
@@ -96,6 +96,8 @@ pub enum WriteError<R> {
     OutcomeUnknown(store::Error),
     /// Nothing was changed: others changed the same records again and again.
     Contention,
+    /// Nothing was changed: too many writes are under way.
+    Overloaded,
     /// Nothing was changed: too little time was left.
     TooLate,
     /// Nothing was changed: the table failed.
@@ -142,7 +144,7 @@ impl Coherence {
         deadline: Instant,
     ) -> Result<C::Output, WriteError<C::Refusal>> {
         if !self.has_room_in_background() {
-            return Err(WriteError::Contention);
+            return Err(WriteError::Overloaded);
         }
         let coherence = self.clone();
         let run = async move { coherence.run(&change, deadline).await };
@@ -238,7 +240,7 @@ impl Coherence {
             }
             Err(CommitError::OutcomeUnknown(error)) => Some(error),
         };
-        let read_time = now();
+        let read_time = Timestamp::now();
         let confirmed = self.confirm(keys, &fences.placed, deadline).await;
         if confirmed.is_none() {
             tracing::warn!("write not confirmed; repairing in the background");

@@ -1,6 +1,9 @@
 //! What the table holds, without saying how: keys, records, versions and times.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use super::{Membership, Organization, OrganizationName, User, Username};
 
@@ -26,6 +29,17 @@ impl Uid {
 /// Milliseconds since the Unix epoch, by the clock of the replica that wrote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timestamp(pub i64);
+
+impl Timestamp {
+    /// The time now. Clocks before 1970 say 1970.
+    #[must_use]
+    pub fn now() -> Self {
+        let since_epoch = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        Self(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX))
+    }
+}
 
 /// Version and times of a record. All absent for records that were in the table
 /// before this service served it.

@@ -73,6 +73,8 @@ reasons! {
     OutcomeUnknown = "OUTCOME_UNKNOWN",
     /// Nothing was changed: others changed the same records.
     Contention = "CONTENTION",
+    /// Nothing was changed: too many writes are under way.
+    Overloaded = "OVERLOADED",
     /// The table cannot be reached.
     StoreUnavailable = "STORE_UNAVAILABLE",
     /// The table sheds load.
@@ -111,6 +113,11 @@ pub(super) fn of(error: Error) -> Status {
         Error::Contention => retry(
             Reason::Contention,
             "nothing was changed: others keep changing the same records",
+            RETRY_SOON,
+        ),
+        Error::Overloaded => retry(
+            Reason::Overloaded,
+            "nothing was changed: too many writes are under way",
             RETRY_SOON,
         ),
         Error::TooLate => plain(
@@ -245,7 +252,7 @@ fn resource(code: Code, reason: Reason, kind: &str, name: String) -> Status {
 fn retry(reason: Reason, message: &str, after: Duration) -> Status {
     let code = match reason {
         Reason::Contention => Code::Aborted,
-        Reason::StoreThrottled => Code::ResourceExhausted,
+        Reason::StoreThrottled | Reason::Overloaded => Code::ResourceExhausted,
         _ => Code::Unavailable,
     };
     let mut details = info(reason, &[]);

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::{
-    Accounts, Error, Freshness, Refusal, Source, now,
+    Accounts, Error, Freshness, Refusal, Source,
     snapshot::{Snapshot, keys_of_member, transaction},
     store_failed,
 };
@@ -89,7 +89,10 @@ impl Accounts {
         member: MemberToAdd,
         deadline: Instant,
     ) -> Result<Membership, Error> {
-        let change = AddMember { member, now: now() };
+        let change = AddMember {
+            member,
+            now: Timestamp::now(),
+        };
         self.apply(change, deadline).await
     }
 
@@ -103,7 +106,10 @@ impl Accounts {
         role: RoleToChange,
         deadline: Instant,
     ) -> Result<Membership, Error> {
-        let change = ChangeRole { role, now: now() };
+        let change = ChangeRole {
+            role,
+            now: Timestamp::now(),
+        };
         self.apply(change, deadline).await
     }
 

@@ -8,8 +8,6 @@ mod organizations;
 mod snapshot;
 mod users;
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -20,7 +18,7 @@ pub use users::NewUser;
 
 use crate::{
     coherence::{Change, Coherence, WriteError},
-    domain::{OrganizationName, Timestamp, Uid, Username},
+    domain::{OrganizationName, Uid, Username},
     store,
 };
 
@@ -84,11 +82,4 @@ fn store_failed(error: store::Error) -> Error {
 
 fn new_uid() -> Option<Uid> {
     Uid::from_text(&Uuid::new_v4().to_string())
-}
-
-fn now() -> Timestamp {
-    let since_epoch = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    Timestamp(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX))
 }

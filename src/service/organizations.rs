@@ -4,13 +4,16 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::{
-    Accounts, Error, Freshness, Refusal, Source, new_uid, now,
+    Accounts, Error, Freshness, Refusal, Source, new_uid,
     snapshot::{Snapshot, keys_of_member, transaction},
     store_failed,
 };
 use crate::{
     coherence::{Change, Plan, Verdict},
-    domain::{Key, Membership, Organization, OrganizationName, Record, Role, Stamp, Uid, Username},
+    domain::{
+        Key, Membership, Organization, OrganizationName, Record, Role, Stamp, Timestamp, Uid,
+        Username,
+    },
     store::{self, Step, StrongReads},
 };
 
@@ -37,7 +40,7 @@ impl Accounts {
         let change = CreateOrganization {
             new,
             uid: new_uid(),
-            stamp: Stamp::created(now()),
+            stamp: Stamp::created(Timestamp::now()),
         };
         self.apply(change, deadline).await
     }

@@ -4,11 +4,11 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::{
-    Accounts, Error, Freshness, Refusal, Source, new_uid, now, snapshot::Snapshot, store_failed,
+    Accounts, Error, Freshness, Refusal, Source, new_uid, snapshot::Snapshot, store_failed,
 };
 use crate::{
     coherence::{Change, Plan, Verdict},
-    domain::{Key, PersonName, Record, Stamp, User, Username},
+    domain::{Key, PersonName, Record, Stamp, Timestamp, User, Username},
     store::{self, Step, StrongReads},
 };
 
@@ -34,7 +34,7 @@ impl Accounts {
             first_name: new.first_name,
             last_name: new.last_name,
             uid: new_uid(),
-            stamp: Stamp::created(now()),
+            stamp: Stamp::created(Timestamp::now()),
         };
         self.apply(CreateUser(user), deadline).await
     }
