@@ -296,7 +296,7 @@ mod tests {
             },
         };
         let frozen = b"\x08\x01\x10\x01\x1a\x10\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\
-            \x07\x07\x07\x07\x07\"\x01k(\x072'\n\x0boliviaowner\x12\x06Olivia\x1a\x05Smith\
+            \x07\x07\x07\x07\x07\"\x01k(\x072)\n\x0boliviaowner\x12\x06Olivia\x1a\x05Smith\
             \"\x03u-1*\x06\x08\x01\x10\x05\x18\x05";
         assert_eq!(entry.encode("k"), frozen);
         assert_eq!(Entry::decode(frozen, "k", &olivia().key()), Some(entry));
