@@ -297,6 +297,23 @@ async fn a_table_that_fails_is_said_to_fail() {
     service.create_user("olivia").await.unwrap();
 }
 
+#[tokio::test]
+async fn a_refusal_after_an_attempt_that_may_have_been_applied_says_nothing_of_it() {
+    let (backends, service) = start().await;
+    let throttled = r#"{"__type":"com.amazonaws.dynamodb.v20120810#ThrottlingException","message":"slow down"}"#;
+    let transactions = &backends.dynamodb;
+    transactions.answer("TransactWriteItems", usize::MAX, 400, throttled);
+    let refused = service.create_user("olivia").await;
+    assert_refused(refused, Code::ResourceExhausted, "STORE_THROTTLED");
+
+    transactions.behave();
+    transactions.lose_reply("TransactWriteItems", "");
+    transactions.answer("TransactWriteItems", usize::MAX, 400, throttled);
+    let refused = service.create_user("olivia").await;
+    assert_refused(refused, Code::Unavailable, "OUTCOME_UNKNOWN");
+    service.get_user("olivia").await.unwrap();
+}
+
 #[test]
 fn the_documentation_lists_every_reason() {
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/errors.md"));

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use async_trait::async_trait;
 use aws_sdk_dynamodb::{
-    config::http::HttpResponse,
+    config::{http::HttpResponse, retry::RetryConfig},
     error::{BuildError, ProvideErrorMetadata as _, SdkError},
     operation::transact_write_items::TransactWriteItemsError,
     types::{
@@ -14,7 +14,9 @@ use aws_sdk_dynamodb::{
 };
 use uuid::Uuid;
 
-use super::{Attributes, DynamoDb, failed, kind_of_code, primary_key, unusable};
+use super::{
+    Attributes, DynamoDb, MAX_ATTEMPTS, RETRY_PAUSE, failed, kind_of_code, primary_key, unusable,
+};
 use crate::{
     domain::{Record, Uid},
     error_chain::describe,
@@ -36,18 +38,71 @@ impl Store for DynamoDb {
             .map(|step| self.transact_item(step, &write_id))
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| CommitError::NotApplied(unusable(error)))?;
-        self.client
-            .transact_write_items()
-            .set_transact_items(Some(items))
-            .client_request_token(&write_id)
-            .send()
-            .await
-            .map(|_| ())
-            .or_else(|error| classify(error, &write_id))
+        let mut may_be_applied = false;
+        let mut attempt = 1;
+        loop {
+            let error = match self.transact(items.clone(), &write_id).await {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            may_be_applied |= matches!(error, CommitError::OutcomeUnknown(_));
+            if attempt == MAX_ATTEMPTS || !is_worth_retrying(&error, may_be_applied) {
+                return Err(of_all_attempts(error, may_be_applied));
+            }
+            tokio::time::sleep(RETRY_PAUSE * attempt).await;
+            attempt += 1;
+        }
+    }
+}
+
+/// An attempt that may have been applied is repeated whatever it looks like: its
+/// repetition tells. One that was not is repeated if the table may recover.
+fn is_worth_retrying(error: &CommitError, may_be_applied: bool) -> bool {
+    match error {
+        CommitError::OutcomeUnknown(_) => true,
+        CommitError::NotApplied(error) => {
+            matches!(error.kind, Kind::Throttled | Kind::Unavailable)
+        }
+        CommitError::Conflict => may_be_applied,
+        CommitError::Stale => false,
+    }
+}
+
+/// What the last attempt's error says of all attempts. After one that may have
+/// been applied, only a failed condition is certain: it was evaluated by a table
+/// that would have known the idempotency token.
+fn of_all_attempts(last: CommitError, may_be_applied: bool) -> CommitError {
+    match last {
+        CommitError::NotApplied(error) if may_be_applied => CommitError::OutcomeUnknown(error),
+        CommitError::Conflict if may_be_applied => CommitError::OutcomeUnknown(Error {
+            kind: Kind::Unavailable,
+            source: "a transaction holds the items, perhaps an earlier attempt of this one".into(),
+        }),
+        last => last,
     }
 }
 
 impl DynamoDb {
+    /// One attempt. The SDK would retry, too, but tell of the last attempt only.
+    async fn transact(
+        &self,
+        items: Vec<TransactWriteItem>,
+        write_id: &str,
+    ) -> Result<(), CommitError> {
+        let once =
+            aws_sdk_dynamodb::config::Builder::default().retry_config(RetryConfig::disabled());
+        self.client
+            .transact_write_items()
+            .set_transact_items(Some(items))
+            .client_request_token(write_id)
+            .customize()
+            .config_override(once)
+            .send()
+            .await
+            .map(|_| ())
+            .or_else(|error| classify(error, write_id))
+    }
+
     fn transact_item(&self, step: &Step, write_id: &str) -> Result<TransactWriteItem, BuildError> {
         let item = TransactWriteItem::builder();
         Ok(match step {
