@@ -38,20 +38,31 @@ struct Server {
 }
 
 impl Server {
-    /// Starts `dev` and waits until it says where it serves.
+    /// Starts `dev` and waits until it says where it serves, and its last line.
     fn dev(data_dir: &Path) -> Self {
-        let mut child = command(&["dev", "--listen-addr", "127.0.0.1:0", "--data-dir"])
-            .arg(data_dir)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = command(&["dev", "--listen-addr", "127.0.0.1:0", "--data-dir"]);
+        command.arg(data_dir);
+        Self::start(command, "account service", |greeting| {
+            greeting.matches("/CheckMembership\n").count() == 3
+        })
+    }
+
+    /// Starts `serve` over these backends and waits until it serves.
+    fn serve(backends: &Backends) -> Self {
+        Self::start(serve_over(backends), "serving on", |_| true)
+    }
+
+    /// Starts a server, reads its address from the line that begins with
+    /// `label`, and waits until its greeting `is_whole`.
+    fn start(mut command: Command, label: &str, is_whole: fn(&str) -> bool) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap());
         let mut greeting = String::new();
         let mut addr = None;
-        let mut lines = BufReader::new(child.stdout.take().unwrap());
-        while !greeting.ends_with("CheckMembership\n") || greeting.matches("Check").count() < 3 {
+        while addr.is_none() || !is_whole(&greeting) {
             let mut line = String::new();
             assert_ne!(lines.read_line(&mut line).unwrap(), 0, "{greeting}");
-            if let Some(rest) = line.strip_prefix("account service") {
+            if let Some(rest) = line.strip_prefix(label) {
                 addr = Some(rest.trim().to_owned());
             }
             greeting.push_str(&line);
@@ -128,6 +139,18 @@ async fn data_kept_in_a_directory_survives_a_kill_and_a_restart() {
 
     let server = Server::dev(dir.path());
     assert!(has_olivia(&server).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_share_a_table_and_end_with_0_when_told_to() {
+    let backends = Backends::start().await;
+    let first = Server::serve(&backends);
+    let second = Server::serve(&backends);
+    create_olivia(&first).await;
+    assert!(has_olivia(&second).await);
+    assert_eq!(first.terminate(), Some(0));
+    assert!(has_olivia(&second).await);
+    assert_eq!(second.terminate(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -220,13 +243,14 @@ fn a_bad_setting_is_named_and_exits_with_64() {
     }
 }
 
-/// Runs `serve` against backends that do not let it start.
-fn refused(backends: &Backends, change: impl FnOnce(&mut Command)) -> String {
+/// `serve` over these backends, on any port.
+fn serve_over(backends: &Backends) -> Command {
     let settings = backends.serve_settings().backends;
     let mut command = command(&["serve", "--log", "trace"]);
     command
         .env("LISTEN_ADDR", "127.0.0.1:0")
         .env("TABLE_NAME", settings.table_name)
+        .env("MOMENTO_SECRET_ID", settings.momento_secret_id)
         .env(
             "AWS_ENDPOINT_URL_DYNAMODB",
             settings.dynamodb_endpoint.unwrap(),
@@ -234,7 +258,15 @@ fn refused(backends: &Backends, change: impl FnOnce(&mut Command)) -> String {
         .env(
             "AWS_ENDPOINT_URL_SECRETS_MANAGER",
             settings.secrets_endpoint.unwrap(),
-        );
+        )
+        .stderr(Stdio::null());
+    command
+}
+
+/// Runs `serve` over backends that do not let it start.
+fn refused(backends: &Backends, change: impl FnOnce(&mut Command)) -> String {
+    let mut command = serve_over(backends);
+    command.stderr(Stdio::piped());
     change(&mut command);
     let output = command.output().unwrap();
     let said = text(&output);
@@ -280,7 +312,6 @@ async fn what_keeps_the_service_from_starting_is_said_in_one_line() {
     // Somebody else's Secrets Manager may have seen this test before.
     let suffix = format!("-{}", uuid::Uuid::new_v4());
     store_bad_secrets(&backends, &suffix).await;
-    let secret_id = backends.serve_settings().backends.momento_secret_id;
     for (variable, value, wrong, advice) in [
         (SECRET, "missing", "there is no such secret", "setup"),
         (
@@ -319,14 +350,9 @@ async fn what_keeps_the_service_from_starting_is_said_in_one_line() {
             "--dynamodb-endpoint",
         ),
     ] {
-        let is_secret = variable == SECRET;
-        let value = format!("{value}{}", if is_secret { &suffix } else { "" });
+        let value = format!("{value}{}", if variable == SECRET { &suffix } else { "" });
         let error = refused(&backends, |command| {
             command.env(variable, &value);
-            // The secret of the backends is not named as the default is.
-            if !is_secret {
-                command.env(SECRET, &secret_id);
-            }
         });
         assert!(error.contains(wrong), "{variable}={value}: {error}");
         assert!(error.contains(advice), "{variable}={value}: {error}");
