@@ -34,6 +34,9 @@ const MAX_HEADER_BYTES: u32 = 16 * 1024;
 /// do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// No AWS region is set, and none can be found.
+    #[error("there is no AWS region; set --aws-region or AWS_REGION")]
+    NoRegion,
     /// The secret could not be read.
     #[error("secret {id:?} cannot be read: {source}; {}", secret_advice(.source))]
     Secret {
@@ -109,7 +112,7 @@ fn table_advice(error: &store::Error) -> &'static str {
             "check the region, the AWS credentials, their permissions and TABLE_NAME"
         }
         store::Kind::Unavailable | store::Kind::Throttled | store::Kind::Malformed => {
-            "check the network, the region and --dynamodb-endpoint"
+            "check the network, the region, the AWS credentials and --dynamodb-endpoint"
         }
     }
 }
@@ -137,7 +140,7 @@ impl Backends {
     /// # Errors
     /// One of them is missing, malformed or cannot be reached.
     pub async fn connect(settings: &BackendSettings) -> Result<Self, Error> {
-        let aws = load_aws(settings).await;
+        let aws = load_aws(settings).await?;
         let (table, cache) = tokio::try_join!(open_table(&aws, settings), async {
             open_cache(&aws, settings).await
         })?;
@@ -293,13 +296,15 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
     tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        // So that grpcurl shows the details of errors.
+        .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
 }
 
 fn serve_failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::Serve(error.into())
 }
 
-pub(crate) async fn load_aws(settings: &BackendSettings) -> SdkConfig {
+pub(crate) async fn load_aws(settings: &BackendSettings) -> Result<SdkConfig, Error> {
     let mut loader = aws_config::defaults(BehaviorVersion::latest());
     if let Some(region) = &settings.aws_region {
         loader = loader.region(Region::new(region.clone()));
@@ -308,7 +313,11 @@ pub(crate) async fn load_aws(settings: &BackendSettings) -> SdkConfig {
         let credentials = Credentials::new("embedded", "embedded", None, None, "embedded");
         loader = loader.credentials_provider(credentials);
     }
-    loader.load().await
+    let aws = loader.load().await;
+    match aws.region() {
+        Some(_) => Ok(aws),
+        None => Err(Error::NoRegion),
+    }
 }
 
 pub(crate) fn table(aws: &SdkConfig, settings: &BackendSettings) -> DynamoDb {

@@ -14,5 +14,5 @@ pub fn describe(error: &(dyn Error + 'static)) -> String {
         }
         source = cause.source();
     }
-    text.replace('\n', " ")
+    text.trim_end_matches('.').replace('\n', " ")
 }

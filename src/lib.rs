@@ -12,13 +12,14 @@
 //! ```
 //!
 //! `domain` holds the types that all of them speak, and depends on nothing.
-//! `boot` alone names the concrete backends; `secrets` reads the credential that
+//! `command` runs what the command line asks for. `boot` alone names the concrete backends; `secrets` reads the credential that
 //! the cache needs; `setup` creates what is missing; `local` holds embedded
 //! servers that stand in for AWS and Momento on loopback.
 
 pub mod boot;
 pub mod cache;
 pub mod coherence;
+pub mod command;
 pub mod config;
 pub mod domain;
 mod error_chain;

@@ -29,7 +29,7 @@ pub async fn run(
 ) -> Result<Report, Error> {
     const CREATED: &str = "created";
     const EXISTS: &str = "exists";
-    let aws = boot::load_aws(settings).await;
+    let aws = boot::load_aws(settings).await?;
     let table = boot::table(&aws, settings);
     let created = table.create_table().await;
     let created = created.map_err(|source| boot::table_error(settings, source))?;

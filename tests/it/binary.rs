@@ -243,6 +243,21 @@ fn a_bad_setting_is_named_and_exits_with_64() {
     }
 }
 
+#[test]
+fn without_a_region_the_setting_to_set_is_named() {
+    let mut command = command(&["serve", "--table-name", "accounts"]);
+    command
+        .env("LISTEN_ADDR", "127.0.0.1:0")
+        .env_remove("AWS_REGION");
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(64));
+    let said = text(&output);
+    assert_eq!(
+        said,
+        "error: there is no AWS region; set --aws-region or AWS_REGION\n"
+    );
+}
+
 /// `serve` over these backends, on any port.
 fn serve_over(backends: &Backends) -> Command {
     let settings = backends.serve_settings().backends;

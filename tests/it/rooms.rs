@@ -10,7 +10,7 @@ const WORDS: [(&str, &[&str]); 6] = [
         &["store/dynamodb/", "boot.rs", "local/"],
     ),
     ("aws_sdk_secretsmanager", &["secrets.rs", "local/"]),
-    ("momento::", &["cache/", "boot.rs", "local/", "main.rs"]),
+    ("momento::", &["cache/", "boot.rs", "local/", "command.rs"]),
     ("momento_protos", &["local/"]),
     (
         "tonic",

@@ -1,0 +1,102 @@
+//! What each subcommand does.
+
+#[cfg(feature = "local")]
+use std::sync::Arc;
+use std::{io::Write as _, net::SocketAddr};
+
+use crate::{
+    boot::{self, App},
+    config::{Command, ServeSettings, SetupSettings, momento_secret_from_env},
+    health, setup, telemetry,
+};
+#[cfg(feature = "local")]
+use crate::{
+    config::DevSettings,
+    local::{self, Embedded},
+};
+
+/// Why a subcommand failed, in one line.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The service did not start, or stopped.
+    #[error(transparent)]
+    Boot(#[from] boot::Error),
+    /// The embedded servers did not start.
+    #[cfg(feature = "local")]
+    #[error(transparent)]
+    Local(#[from] local::Error),
+    /// The probed server is not serving.
+    #[error("{0}")]
+    NotServing(String),
+}
+
+impl Failure {
+    /// Whether a setting is wrong or missing, rather than something outside.
+    #[must_use]
+    pub fn is_setting(&self) -> bool {
+        matches!(self, Self::Boot(boot::Error::NoRegion))
+    }
+}
+
+/// Runs a subcommand to its end.
+///
+/// # Errors
+/// See [`Failure`].
+pub async fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Serve(settings) => {
+            serve(&settings, |addr| format!("serving on {addr}\n")).await?;
+        }
+        #[cfg(feature = "local")]
+        Command::Dev(settings) => dev(&settings).await?,
+        Command::Setup(settings) => set_up(&settings).await?,
+        Command::Healthcheck(settings) => {
+            health::check(&settings)
+                .await
+                .map_err(Failure::NotServing)?;
+        }
+    }
+    Ok(())
+}
+
+async fn serve(
+    settings: &ServeSettings,
+    greeting: impl FnOnce(SocketAddr) -> String,
+) -> Result<(), boot::Error> {
+    telemetry::start(&settings.log);
+    let (listener, addr) = boot::listen(&settings.server).await?;
+    let app = App::boot(settings).await?;
+    say(&greeting(addr));
+    app.serve(listener, boot::stop_signal()).await
+}
+
+#[cfg(feature = "local")]
+async fn dev(settings: &DevSettings) -> Result<(), Failure> {
+    telemetry::start(&settings.log);
+    let embedded = Embedded::start(settings, Arc::new(local::momento::Open)).await?;
+    embedded.set_up().await?;
+    let greeting = |addr| embedded.greeting(addr, settings.data_dir.as_deref());
+    Ok(serve(&embedded.serve_settings(settings), greeting).await?)
+}
+
+async fn set_up(settings: &SetupSettings) -> Result<(), boot::Error> {
+    telemetry::start(&settings.log);
+    let new_secret = momento_secret_from_env(|name| std::env::var(name).ok());
+    let names = &settings.backends;
+    let report = setup::run(names, new_secret).await?;
+    say(&format!(
+        "table {}: {}\nsecret {}: {}\ncache {}: {}\n",
+        names.table_name,
+        report.table,
+        names.momento_secret_id,
+        report.secret,
+        names.cache_name,
+        report.cache
+    ));
+    Ok(())
+}
+
+fn say(text: &str) {
+    // Whoever closed the output does not want to read it.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
