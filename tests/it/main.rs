@@ -17,5 +17,6 @@ mod legacy;
 mod permissions;
 mod remote_calls;
 mod rooms;
+mod server;
 mod story;
 mod tutorial_faults;

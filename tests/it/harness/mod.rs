@@ -179,6 +179,13 @@ impl Replica {
         }
     }
 
+    /// Tells the server to stop, as SIGTERM does.
+    pub fn stop(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            let _ = stop.send(());
+        }
+    }
+
     /// Waits until no fill, publication or repair is under way.
     pub async fn settle(&self) {
         tokio::time::timeout(PATIENCE, self.accounts.drain())
@@ -189,9 +196,7 @@ impl Replica {
 
 impl Drop for Replica {
     fn drop(&mut self) {
-        if let Some(stop) = self.stop.take() {
-            let _ = stop.send(());
-        }
+        self.stop();
     }
 }
 
