@@ -6,7 +6,7 @@ use std::time::Duration;
 use account_service::proto::account_v1::{Role, Source};
 use tonic::Code;
 
-use crate::harness::{assert_refused, start};
+use crate::harness::{Backends, Replica, assert_refused, start};
 
 const ORG: &str = "olivia-org";
 const OLIVIA: &str = "oliviaowner";
@@ -14,7 +14,10 @@ const MICHAEL: &str = "membermichael";
 
 #[tokio::test]
 async fn a_cache_that_never_answers_costs_a_read_its_timeout_and_no_more() {
-    let (backends, service) = start().await;
+    let backends = Backends::start().await;
+    let mut settings = backends.serve_settings();
+    settings.cache.cache_read_timeout_ms = Duration::from_millis(50);
+    let service = Replica::start(&settings).await;
     service.found_olivia_org().await;
     service.settle().await;
     backends.momento.delay("GetBatch", Duration::from_secs(60));
