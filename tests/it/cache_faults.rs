@@ -112,6 +112,46 @@ async fn a_removal_is_final_for_a_reader_that_had_leased_before() {
 }
 
 #[tokio::test]
+async fn a_fill_that_slipped_past_an_evicted_fence_does_not_outlive_the_removal() {
+    let (backends, service) = start().await;
+    let other = backends.replica().await;
+    service.found_olivia_org_with_michael().await;
+    let late = backends.dynamodb.hold("TransactWriteItems", MICHAEL, 0);
+    let (removed, ()) = tokio::join!(service.remove(ORG, MICHAEL, OLIVIA), async {
+        late.reached().await;
+        // The fence is evicted, and a reader fills what is about to be old.
+        backends.flush_cache().await;
+        for source in [Source::Store, Source::Cache] {
+            let read = other.check(ORG, MICHAEL).await.unwrap();
+            assert_eq!((read.is_member, read.source()), (true, source));
+            other.settle().await;
+        }
+        late.release();
+    });
+    removed.unwrap();
+    assert_eq!(other.role_of(ORG, MICHAEL).await, None);
+}
+
+#[tokio::test]
+async fn a_reader_does_not_fill_while_a_write_is_under_way() {
+    let (backends, service) = start().await;
+    let other = backends.replica().await;
+    service.found_olivia_org_with_michael().await;
+    let late = backends.dynamodb.hold("TransactWriteItems", MICHAEL, 0);
+    let (removed, ()) = tokio::join!(service.remove(ORG, MICHAEL, OLIVIA), async {
+        late.reached().await;
+        for _ in 0..2 {
+            let read = other.check(ORG, MICHAEL).await.unwrap();
+            assert_eq!((read.is_member, read.source()), (true, Source::Store));
+            other.settle().await;
+        }
+        late.release();
+    });
+    removed.unwrap();
+    assert_eq!(other.role_of(ORG, MICHAEL).await, None);
+}
+
+#[tokio::test]
 async fn entries_that_somebody_else_wrote_are_not_believed() {
     let (backends, service) = start().await;
     service.found_olivia_org().await;
