@@ -184,39 +184,31 @@ impl Coherence {
         }
         let decide = change.decide(self.store.as_ref());
         let (fences, verdict) = join(self.fence(keys), decide).await;
-        let verdict = match verdict {
-            Ok(Verdict::Deny(refusal)) => return Attempt::Done(Err(WriteError::Refused(refusal))),
-            Ok(verdict) => verdict,
-            Err(error) => return Attempt::Done(Err(WriteError::Store(error))),
-        };
-        let Some(fences) = fences else {
-            tracing::warn!("write refused: the cache cannot be fenced");
-            return Attempt::Done(Err(WriteError::CacheUnavailable));
-        };
-        match verdict {
-            Verdict::Deny(refusal) => Attempt::Done(Err(WriteError::Refused(refusal))),
-            Verdict::Keep(output) => {
-                let confirmed = self.confirm(keys, &[], deadline).await.is_some();
-                Attempt::Done(if confirmed {
-                    Ok(output)
-                } else {
-                    Err(WriteError::CacheUnavailable)
+        Attempt::Done(match (verdict, fences) {
+            (Err(error), _) => Err(WriteError::Store(error)),
+            (Ok(Verdict::Deny(refusal)), _) => Err(WriteError::Refused(refusal)),
+            (Ok(_), None) => {
+                tracing::warn!("write refused: the cache cannot be fenced");
+                Err(WriteError::CacheUnavailable)
+            }
+            (Ok(Verdict::Commit(plan)), Some(fences)) => {
+                return self.commit(plan, keys, &fences, deadline).await;
+            }
+            (Ok(Verdict::Keep(output)), Some(_)) => {
+                let confirmed = self.confirm(keys, &[], deadline).await;
+                confirmed
+                    .map(|_| output)
+                    .ok_or(WriteError::CacheUnavailable)
+            }
+            (Ok(Verdict::Refuse { refusal, reveals }), Some(_)) => {
+                let keys = [reveals.as_slice(), keys].concat();
+                let confirmed = self.confirm(&keys, &[], deadline).await;
+                Err(match confirmed {
+                    Some(_) => WriteError::Refused(refusal),
+                    None => WriteError::CacheUnavailable,
                 })
             }
-            Verdict::Refuse {
-                refusal,
-                mut reveals,
-            } => {
-                reveals.extend_from_slice(keys);
-                let confirmed = self.confirm(&reveals, &[], deadline).await.is_some();
-                Attempt::Done(Err(if confirmed {
-                    WriteError::Refused(refusal)
-                } else {
-                    WriteError::CacheUnavailable
-                }))
-            }
-            Verdict::Commit(plan) => self.commit(plan, keys, &fences, deadline).await,
-        }
+        })
     }
 
     async fn commit<T, R>(
