@@ -235,6 +235,8 @@ impl App {
             );
         let serve_and_drain = async {
             let ended = server.await;
+            // Also where it ended by itself, the time to drain is bounded.
+            draining.notify_one();
             self.accounts.drain().await;
             ended.map_err(serve_failed)
         };
@@ -245,7 +247,7 @@ impl App {
         tokio::select! {
             ended = serve_and_drain => ended,
             () = overdue => {
-                tracing::warn!("calls were still under way when the time to drain was over");
+                tracing::warn!("calls, writes or repairs were still under way when the time to drain was over");
                 Ok(())
             }
         }

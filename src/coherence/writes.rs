@@ -347,10 +347,13 @@ impl Coherence {
     fn repair_in_background(&self, keys: Vec<Key>) {
         let coherence = self.clone();
         self.background.spawn(async move {
-            let longest = keys.iter().map(|key| coherence.max_age(key, true)).max();
+            let ages = keys
+                .iter()
+                .flat_map(|key| [true, false].map(|is_present| coherence.max_age(key, is_present)));
+            let longest = ages.max();
             let give_up = Instant::now() + longest.unwrap_or_default();
             while Instant::now() < give_up {
-                let until = Instant::now() + CONFIRM_RESERVE;
+                let until = Instant::now() + FENCE_TIMEOUT + ANSWER_RESERVE;
                 if coherence.confirm(&keys, &[], until).await.is_some() {
                     tracing::info!("write confirmed late");
                     return;

@@ -17,8 +17,8 @@ use crate::{
     store::{self, Step, StrongReads},
 };
 
-/// Owners looked at, of those who might remain when one leaves.
-const MAX_WITNESSES: usize = 100;
+/// Owners looked at together, of those who might remain when one leaves.
+const OWNERS_AT_ONCE: usize = 25;
 
 /// A member to add.
 #[derive(Debug, Clone)]
@@ -170,16 +170,21 @@ async fn another_owner_remains(
     let others: Vec<_> = others
         .map(|owner| owner.member_username)
         .filter(|owner| owner != leaving)
-        .take(MAX_WITNESSES)
         .collect();
-    let keys = others
-        .iter()
-        .flat_map(|owner| keys_of_member(organization, owner));
-    let found = Snapshot::read(table, keys).await?;
-    Ok(others
-        .iter()
-        .find(|owner| found.role(organization, owner) == Some(Role::Owner))
-        .map(|owner| found.still_counts(organization, owner)))
+    // Owners whose users are deleted do not remain; look on until one does.
+    for some in others.chunks(OWNERS_AT_ONCE) {
+        let keys = some
+            .iter()
+            .flat_map(|owner| keys_of_member(organization, owner));
+        let found = Snapshot::read(table, keys).await?;
+        let remaining = some
+            .iter()
+            .find(|owner| found.role(organization, owner) == Some(Role::Owner));
+        if let Some(owner) = remaining {
+            return Ok(Some(found.still_counts(organization, owner)));
+        }
+    }
+    Ok(None)
 }
 
 struct AddMember {

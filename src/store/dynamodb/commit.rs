@@ -1,6 +1,6 @@
 //! Conditional transactions, and what their failures mean.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, fmt};
 
 use async_trait::async_trait;
 use aws_sdk_dynamodb::{
@@ -18,7 +18,7 @@ use super::{
     Attributes, DynamoDb, MAX_ATTEMPTS, RETRY_PAUSE, failed, kind_of_code, primary_key, unusable,
 };
 use crate::{
-    domain::{Record, Uid},
+    domain::{Record, Timestamp, Uid},
     error_chain::describe,
     store::{
         CommitError, Error, Kind, Step, Store,
@@ -180,17 +180,21 @@ impl Condition {
         condition
     }
 
-    /// The facts and the version.
+    /// The facts, the version, and the creation time: a record that was deleted
+    /// and created again begins anew with its versions.
     fn exactly(found: Option<&Record>) -> Self {
         let mut condition = Self::facts(found);
         if let Some(record) = found {
-            let version = match record {
-                Record::User(user) => user.stamp.version,
-                Record::Organization(organization) => organization.stamp.version,
-                Record::Membership(membership) => membership.stamp.version,
+            let stamp = match record {
+                Record::User(user) => &user.stamp,
+                Record::Organization(organization) => &organization.stamp,
+                Record::Membership(membership) => &membership.stamp,
             };
-            let version = (version > 0).then(|| Value::Number(version.to_string()));
+            let number = |number: &dyn fmt::Display| Value::Number(number.to_string());
+            let version = (stamp.version > 0).then(|| number(&stamp.version));
+            let create_time = stamp.create_time.map(|Timestamp(millis)| number(&millis));
             condition.and_equal(item::VERSION, version);
+            condition.and_equal(item::CREATE_TIME, create_time);
         }
         condition
     }

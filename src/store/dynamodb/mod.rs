@@ -109,17 +109,20 @@ impl DynamoDb {
     /// unprocessed is asked for again, never taken for absent.
     async fn get_batch(&self, keys: &[Key]) -> Result<HashMap<Key, Record>, Error> {
         let by_primary_key: HashMap<_, _> = keys.iter().map(|key| (keys::of(key), key)).collect();
-        let mut wanted = KeysAndAttributes::builder()
-            .consistent_read(true)
-            .set_keys(Some(by_primary_key.keys().map(primary_key).collect()))
-            .build()
-            .map_err(unusable)?;
+        let mut wanted: Vec<_> = by_primary_key.keys().map(primary_key).collect();
         let mut records = HashMap::with_capacity(keys.len());
         for round in 0..=MAX_UNPROCESSED_ROUNDS {
+            // Made anew each time: nothing that comes back decides how
+            // consistent the next read is.
+            let consistent = KeysAndAttributes::builder()
+                .consistent_read(true)
+                .set_keys(Some(wanted))
+                .build()
+                .map_err(unusable)?;
             let output = self
                 .client
                 .batch_get_item()
-                .request_items(&self.table, wanted)
+                .request_items(&self.table, consistent)
                 .send()
                 .await
                 .map_err(failed)?;
@@ -131,7 +134,7 @@ impl DynamoDb {
             let unprocessed = output.unprocessed_keys.unwrap_or_default();
             match unprocessed.into_values().next() {
                 None => return Ok(records),
-                Some(rest) => wanted = rest,
+                Some(rest) => wanted = rest.keys,
             }
             tokio::time::sleep(UNPROCESSED_PAUSE * 2_u32.pow(round)).await;
         }
