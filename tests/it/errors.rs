@@ -314,6 +314,41 @@ async fn a_refusal_after_an_attempt_that_may_have_been_applied_says_nothing_of_i
     service.get_user("olivia").await.unwrap();
 }
 
+#[tokio::test]
+async fn keys_that_the_table_leaves_unprocessed_are_unknown_and_not_absent() {
+    let (backends, service) = start().await;
+    service.found_olivia_org().await;
+    backends.flush_cache().await;
+    backends.forget_calls();
+    let table = backends.serve_settings().backends.table_name;
+    let key = |pk: &str, sk: &str| format!(r#"{{"PK":{{"S":"{pk}"}},"SK":{{"S":"{sk}"}}}}"#);
+    let keys = [
+        key("USER#oliviaowner", "USER#oliviaowner"),
+        key("ORG#olivia-org", "ORG#olivia-org"),
+        key("ORGMEMBERS#olivia-org", "MEMBER#oliviaowner"),
+    ];
+    let keys = keys.join(",");
+    let unprocessed =
+        format!(r#"{{"Responses":{{}},"UnprocessedKeys":{{"{table}":{{"Keys":[{keys}]}}}}}}"#);
+    backends
+        .dynamodb
+        .answer("BatchGetItem", 2, 200, &unprocessed);
+    let role = service.role_of("olivia-org", "oliviaowner").await;
+    assert_eq!(role, Some(Role::Owner));
+    let reads = backends.dynamodb.seen("BatchGetItem");
+    assert_eq!(reads.len(), 3);
+    for read in reads {
+        assert!(read.contains(r#""ConsistentRead":true"#), "{read}");
+    }
+
+    backends.flush_cache().await;
+    backends
+        .dynamodb
+        .answer("BatchGetItem", usize::MAX, 200, &unprocessed);
+    let read = service.check("olivia-org", "oliviaowner").await;
+    assert_refused(read, Code::ResourceExhausted, "STORE_THROTTLED");
+}
+
 #[test]
 fn the_documentation_lists_every_reason() {
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/errors.md"));

@@ -124,6 +124,47 @@ async fn the_last_owner_can_neither_leave_nor_be_demoted() {
 }
 
 #[tokio::test]
+async fn any_number_of_deleted_owners_does_not_hide_the_one_who_remains() {
+    let (_backends, service) = start().await;
+    service.found_olivia_org().await;
+    for at in 0..30 {
+        let gone = format!("gone-{at}");
+        member(&service, &gone, Role::Owner).await;
+        service.delete_user(&gone).await.unwrap();
+    }
+    let left = service.remove(ORG, OLIVIA, OLIVIA).await;
+    assert_refused(left, Code::FailedPrecondition, "LAST_OWNER");
+    member(&service, "zoe", Role::Owner).await;
+    service.remove(ORG, OLIVIA, OLIVIA).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_change_decided_on_a_membership_that_is_gone_does_not_bring_it_back() {
+    let (backends, service) = start().await;
+    let other = backends.replica().await;
+    service.found_olivia_org().await;
+    member(&service, "second", Role::Owner).await;
+    member(&service, "michael", Role::Member).await;
+    let late = backends.dynamodb.hold("TransactWriteItems", "michael", 0);
+    let (changed, ()) = tokio::join!(
+        other.change_role(ORG, "michael", Role::Admin, OLIVIA),
+        async {
+            late.reached().await;
+            service.remove(ORG, "michael", OLIVIA).await.unwrap();
+            let again = service.add(ORG, "michael", Role::Member, "second").await;
+            again.unwrap();
+            late.release();
+        }
+    );
+    assert_eq!(changed.unwrap().adding_user, "second");
+    let found = service.get_membership(ORG, "michael").await.unwrap().0;
+    assert_eq!(
+        (found.role(), found.adding_user.as_str()),
+        (Role::Admin, "second")
+    );
+}
+
+#[tokio::test]
 async fn of_two_owners_who_leave_or_depose_each_other_at_once_one_remains() {
     let (backends, service) = start().await;
     let other = backends.replica().await;
