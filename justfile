@@ -14,10 +14,18 @@ test:
 
 # Formatting, lints and documentation of the code.
 lint:
-    cargo fmt --check
-    cargo clippy --locked --all-targets -- -D warnings
+    cargo fmt --all --check
+    cargo clippy --locked --workspace --all-targets -- -D warnings
     cargo clippy --locked --no-default-features -- -D warnings
     RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+
+# The cache protocol as a model, explored exhaustively: about two minutes.
+model:
+    cargo test --locked -p coherence-model -- --nocapture --test-threads 1
+
+# The same within larger bounds: about half an hour, and up to 20 GB of memory.
+model-large:
+    cargo test --locked -p coherence-model -- --nocapture --test-threads 1 --ignored
 
 # Lint and formatting of the contract.
 proto:
@@ -38,4 +46,4 @@ clients:
     tests/clients/run
 
 # Everything.
-all: lint proto deny test second-opinion clients
+all: lint proto deny test model second-opinion clients
