@@ -156,36 +156,43 @@ impl Backends {
 /// The service over its backends.
 pub struct App {
     accounts: Accounts,
+    coherence: Coherence,
     drain_timeout: Duration,
 }
 
 impl App {
-    /// Puts the service together over connected backends.
-    #[must_use]
-    pub fn new(backends: Backends, cache: coherence::Settings, server: &ServerSettings) -> Self {
-        let coherence = Coherence::new(
-            Arc::new(backends.cache),
-            Arc::new(backends.table),
-            &backends.table_identity,
-            cache,
-        );
-        Self {
-            accounts: Accounts::new(coherence),
-            drain_timeout: server.drain_timeout_ms,
-        }
-    }
-
     /// Connects the backends and puts the service together.
     ///
     /// # Errors
     /// As [`Backends::connect`].
     pub async fn boot(settings: &ServeSettings) -> Result<Self, Error> {
+        Self::boot_with(settings, settings.cache.to_coherence()).await
+    }
+
+    /// The same with other numbers for the cache than the settings can say.
+    ///
+    /// # Errors
+    /// As [`Backends::connect`].
+    pub async fn boot_with(
+        settings: &ServeSettings,
+        cache: coherence::Settings,
+    ) -> Result<Self, Error> {
         let backends = Backends::connect(&settings.backends).await?;
-        Ok(Self::new(
-            backends,
-            settings.cache.to_coherence(),
-            &settings.server,
-        ))
+        let table = Arc::new(backends.table);
+        let coherence = Coherence::new(
+            Arc::new(backends.cache),
+            table.clone(),
+            table,
+            &backends.table_identity,
+            cache,
+        );
+        let learnt = coherence.learn_generation().await;
+        learnt.map_err(|source| table_error(&settings.backends, source))?;
+        Ok(Self {
+            accounts: Accounts::new(coherence.clone()),
+            coherence,
+            drain_timeout: settings.server.drain_timeout_ms,
+        })
     }
 
     /// The accounts that are served.
@@ -246,6 +253,8 @@ impl App {
         };
         tokio::select! {
             ended = serve_and_drain => ended,
+            // Never ends: writes need it until they are drained.
+            () = self.coherence.keep() => Ok(()),
             () = overdue => {
                 tracing::warn!("calls, writes or repairs were still under way when the time to drain was over");
                 Ok(())

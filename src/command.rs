@@ -6,7 +6,7 @@ use std::{io::Write as _, net::SocketAddr};
 
 use crate::{
     boot::{self, App},
-    config::{Command, ServeSettings, SetupSettings, momento_secret_from_env},
+    config::{Command, FlushSettings, ServeSettings, SetupSettings, momento_secret_from_env},
     health, setup, telemetry,
 };
 #[cfg(feature = "local")]
@@ -50,6 +50,7 @@ pub async fn run(command: Command) -> Result<(), Failure> {
         #[cfg(feature = "local")]
         Command::Dev(settings) => dev(&settings).await?,
         Command::Setup(settings) => set_up(&settings).await?,
+        Command::Flush(settings) => flush(&settings).await?,
         Command::Healthcheck(settings) => {
             health::check(&settings)
                 .await
@@ -92,6 +93,17 @@ async fn set_up(settings: &SetupSettings) -> Result<(), boot::Error> {
         report.secret,
         names.cache_name,
         report.cache
+    ));
+    Ok(())
+}
+
+async fn flush(settings: &FlushSettings) -> Result<(), boot::Error> {
+    telemetry::start(&settings.log);
+    let names = &settings.backends;
+    setup::flush(names).await?;
+    say(&format!(
+        "cache {}: nothing from before is used any more\n",
+        names.cache_name
     ));
     Ok(())
 }

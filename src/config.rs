@@ -27,6 +27,9 @@ pub enum Command {
     Dev(DevSettings),
     /// Create the table, the secret and the cache, as far as they are missing.
     Setup(SetupSettings),
+    /// Empty the cache: make all replicas of the table go on with an empty part
+    /// of it. Reads go to the table for a few seconds.
+    Flush(FlushSettings),
     /// Exit with 0 if the server at an address is serving, else with 1.
     Healthcheck(HealthcheckSettings),
 }
@@ -82,6 +85,17 @@ pub struct DevSettings {
 #[derive(Debug, Clone, Args)]
 pub struct SetupSettings {
     /// Table, cache and secret.
+    #[command(flatten)]
+    pub backends: BackendSettings,
+    /// What is logged, and how.
+    #[command(flatten)]
+    pub log: LogSettings,
+}
+
+/// Settings of `flush`.
+#[derive(Debug, Clone, Args)]
+pub struct FlushSettings {
+    /// Table and cache.
     #[command(flatten)]
     pub backends: BackendSettings,
     /// What is logged, and how.
@@ -215,6 +229,7 @@ impl CacheSettings {
             membership_ttl: self.membership_ttl_s,
             profile_ttl: self.profile_ttl_s,
             absent_ttl: self.absent_ttl_s,
+            ..crate::coherence::Settings::default()
         }
     }
 }

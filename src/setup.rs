@@ -1,9 +1,13 @@
-//! Creates the table, the secret and the cache, as far as they are missing.
+//! What operators do: create the table, the secret and the cache, as far as they
+//! are missing, and empty the cache.
+
+use std::sync::Arc;
 
 use secrecy::SecretString;
 
 use crate::{
     boot::{self, Error},
+    coherence,
     config::BackendSettings,
     secrets, store,
 };
@@ -31,8 +35,12 @@ pub async fn run(
     const EXISTS: &str = "exists";
     let aws = boot::load_aws(settings).await?;
     let table = boot::table(&aws, settings);
-    let created = table.create_table().await;
-    let created = created.map_err(|source| boot::table_error(settings, source))?;
+    let table_failed = |source| boot::table_error(settings, source);
+    let created = table.create_table().await.map_err(table_failed)?;
+    if created == store::Created::Whole {
+        let begun = coherence::begin_generation(Arc::new(table)).await;
+        begun.map_err(table_failed)?;
+    }
 
     let secrets = boot::secrets(&aws, settings);
     let id = &settings.momento_secret_id;
@@ -59,4 +67,16 @@ pub async fn run(
         secret: secret_report,
         cache: if is_created { CREATED } else { EXISTS },
     })
+}
+
+/// Empties the cache, as far as anybody uses it: moves on to a new generation.
+/// Takes a few seconds, during which reads go to the table.
+///
+/// # Errors
+/// The table cannot be used.
+pub async fn flush(settings: &BackendSettings) -> Result<(), Error> {
+    let aws = boot::load_aws(settings).await?;
+    let table = boot::table(&aws, settings);
+    let renewed = coherence::renew_generation(Arc::new(table)).await;
+    renewed.map_err(|source| boot::table_error(settings, source))
 }

@@ -2,6 +2,8 @@
 //! that starts after a write was acknowledged returns that write or a later one.
 
 mod envelope;
+mod fences;
+mod generation;
 mod reads;
 mod writes;
 
@@ -16,16 +18,35 @@ pub use envelope::{Entry, Nonce, Tag};
 pub use reads::{Answer, Freshness, Source};
 pub use writes::{Change, Plan, Verdict, WriteError};
 
-use crate::{cache::Cache, domain::Key, store::Store};
+use self::generation::Generations;
+use crate::{
+    cache::Cache,
+    domain::{Key, Timestamp},
+    store::{self, Registers, Store},
+};
 
-/// How long a fence keeps readers from filling. Commits start within
-/// [`FENCE_MAX_AGE`] of their fences and end within the store's operation
-/// timeout, together well before a fence expires.
-const FENCE_TTL: Duration = Duration::from_secs(5);
-/// How old a fence may be when the commit starts.
-const FENCE_MAX_AGE: Duration = Duration::from_secs(1);
-/// How long a reader has to read the table and fill.
-const LEASE_TTL: Duration = Duration::from_secs(2);
+/// Leaves the cache and moves on to an empty part of it; returns once that is in
+/// use. Meanwhile reads go to the table.
+///
+/// # Errors
+/// The table does not let the switch be read or moved.
+pub async fn renew_generation(registers: Arc<dyn Registers>) -> Result<(), store::Error> {
+    switch(registers).renew().await
+}
+
+/// Puts the cache into use for a table that was just created.
+///
+/// # Errors
+/// The table does not let the switch be written.
+pub async fn begin_generation(registers: Arc<dyn Registers>) -> Result<(), store::Error> {
+    switch(registers).begin().await
+}
+
+/// The switch, for whoever does not use the cache.
+fn switch(registers: Arc<dyn Registers>) -> Generations {
+    Generations::new(registers, "", Timing::default())
+}
+
 /// Added to an entry's time to live for its greatest believed age: covers the
 /// time between reading the table and storing the entry.
 const AGE_SLACK: Duration = Duration::from_secs(1);
@@ -35,6 +56,49 @@ const TTL_JITTER_PERCENT: u32 = 10;
 /// Background work of all requests together; what exceeds it is left out (fills)
 /// or refused (writes).
 const MAX_BACKGROUND_TASKS: usize = 10_000;
+
+/// How long the steps of the protocol may take. Not to be tuned one by one: the
+/// defaults fit each other and the store's timeouts.
+#[derive(Debug, Clone, Copy)]
+pub struct Timing {
+    /// How long a fence keeps readers from filling. Commits start within
+    /// [`Self::fence_max_age`] of their fences and end within the store's
+    /// operation timeout, together well before a fence expires.
+    pub fence_ttl: Duration,
+    /// How old a fence may be when the commit starts.
+    pub fence_max_age: Duration,
+    /// How long a reader has to read the table and fill.
+    pub lease_ttl: Duration,
+    /// How long a replica acts on what it read of the generation switch.
+    pub view_ttl: Duration,
+}
+
+impl Timing {
+    /// How long to wait until no replica acts on an older view of the switch: as
+    /// long as views live, and a part more for clocks that run at different
+    /// speeds.
+    #[must_use]
+    pub fn settle(&self) -> Duration {
+        self.view_ttl * 9 / 8
+    }
+
+    /// How often a replica reads the switch.
+    #[must_use]
+    pub fn view_refresh(&self) -> Duration {
+        self.view_ttl / 4
+    }
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            fence_ttl: Duration::from_secs(5),
+            fence_max_age: Duration::from_secs(1),
+            lease_ttl: Duration::from_secs(2),
+            view_ttl: Duration::from_millis(1600),
+        }
+    }
+}
 
 /// The numbers to tune.
 #[derive(Debug, Clone)]
@@ -47,6 +111,12 @@ pub struct Settings {
     pub profile_ttl: Duration,
     /// How long the cache keeps the knowledge that there is no such record.
     pub absent_ttl: Duration,
+    /// How long the steps of the protocol may take.
+    pub timing: Timing,
+    /// The wall clock. Replicas' clocks may differ: what depends on it is only
+    /// how long entries are believed that the cache keeps longer than it was
+    /// told.
+    pub wall_clock: fn() -> Timestamp,
 }
 
 impl Default for Settings {
@@ -56,6 +126,8 @@ impl Default for Settings {
             membership_ttl: Duration::from_secs(60),
             profile_ttl: Duration::from_secs(300),
             absent_ttl: Duration::from_secs(10),
+            timing: Timing::default(),
+            wall_clock: Timestamp::now,
         }
     }
 }
@@ -65,7 +137,7 @@ impl Default for Settings {
 pub struct Coherence {
     cache: Arc<dyn Cache>,
     store: Arc<dyn Store>,
-    namespace: Arc<str>,
+    generations: Arc<Generations>,
     settings: Settings,
     background: TaskTracker,
     /// Whether the last read from the cache failed.
@@ -75,23 +147,38 @@ pub struct Coherence {
 impl Coherence {
     /// Puts `cache` in front of `store`. Entries are shared with every other
     /// process that uses the same `deployment`, and with no other: it has to
-    /// identify the table.
+    /// identify the table. Uses the cache only while [`Self::keep`] runs.
     #[must_use]
     pub fn new(
         cache: Arc<dyn Cache>,
         store: Arc<dyn Store>,
+        registers: Arc<dyn Registers>,
         deployment: &str,
         settings: Settings,
     ) -> Self {
-        const GENERATION: u32 = 0;
+        let generations = Generations::new(registers, deployment, settings.timing);
         Self {
             cache,
             store,
-            namespace: format!("v1/{deployment}/{GENERATION}").into(),
+            generations: Arc::new(generations),
             settings,
             background: TaskTracker::new(),
             is_cache_failing: Arc::default(),
         }
+    }
+
+    /// Learns which part of the cache is in use.
+    ///
+    /// # Errors
+    /// The table does not say.
+    pub async fn learn_generation(&self) -> Result<(), store::Error> {
+        self.generations.refresh().await.map(drop)
+    }
+
+    /// Keeps knowing which part of the cache is in use, and moves to an empty
+    /// part once a cache that was left answers again. Never ends.
+    pub async fn keep(&self) {
+        self.generations.keep(self.cache.as_ref()).await;
     }
 
     /// Waits until no write, fill or repair is under way.
@@ -105,13 +192,8 @@ impl Coherence {
         self.background.len() < MAX_BACKGROUND_TASKS
     }
 
-    fn cache_key(&self, key: &Key) -> String {
-        let space = &self.namespace;
-        match key {
-            Key::User(username) => format!("{space}/u/{username}"),
-            Key::Organization(name) => format!("{space}/o/{name}"),
-            Key::Membership(organization, member) => format!("{space}/m/{organization}/{member}"),
-        }
+    fn now(&self) -> Timestamp {
+        (self.settings.wall_clock)()
     }
 
     /// How long the cache keeps what the table says of `key`.

@@ -5,7 +5,7 @@ use std::{fmt, sync::atomic::Ordering};
 use futures_util::{StreamExt as _, stream};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{Coherence, Entry, LEASE_TTL, Tag, jittered};
+use super::{Coherence, Entry, Tag, generation::Space, jittered};
 use crate::{
     cache::Found,
     domain::{Key, Record, Timestamp},
@@ -73,14 +73,18 @@ impl Coherence {
     /// Only the table's: a cache that is down, slow or full of nonsense costs
     /// at most [`super::Settings::cache_read_timeout`].
     pub async fn read(&self, keys: &[Key], freshness: Freshness) -> Result<Answer, store::Error> {
-        if freshness == Freshness::Strong {
+        let space = match freshness {
+            Freshness::Coherent => self.generations.in_use(),
+            Freshness::Strong => None,
+        };
+        let Some(space) = space else {
             return Ok(Answer {
                 records: self.store.read_strong(keys).await?,
                 source: Source::Store,
             });
-        }
+        };
         let cache_deadline = Instant::now() + self.settings.cache_read_timeout;
-        let cache_keys: Vec<_> = keys.iter().map(|key| self.cache_key(key)).collect();
+        let cache_keys: Vec<_> = keys.iter().map(|key| space.key(key)).collect();
         let looks = self.look(keys, &cache_keys, cache_deadline).await;
 
         let mut records = vec![None; keys.len()];
@@ -107,7 +111,7 @@ impl Coherence {
         // The leases are in place, or known not to be, before the table is
         // read: overlapping the two would let a fill outlive a write.
         unknown.extend(self.lease(&missed, &cache_keys, cache_deadline).await);
-        let read_time = Timestamp::now();
+        let read_time = self.now();
         let wanted: Vec<_> = unknown.iter().map(|unknown| unknown.key.clone()).collect();
         let found = self.store.read_strong(&wanted).await?;
         let mut fills = Vec::new();
@@ -117,7 +121,7 @@ impl Coherence {
             }
             records[unknown.position] = record;
         }
-        self.fill_in_background(fills, read_time);
+        self.fill_in_background(space, fills, read_time);
         Ok(Answer {
             records,
             source: Source::Store,
@@ -140,7 +144,7 @@ impl Coherence {
             }
         };
         let mut found = found.into_iter();
-        let now = Timestamp::now();
+        let now = self.now();
         keys.iter()
             .zip(cache_keys)
             .map(|(key, cache_key)| match found.next() {
@@ -191,7 +195,8 @@ impl Coherence {
         let leases = missed.iter().map(|&(position, key)| async move {
             let cache_key = &cache_keys[position];
             let lease = Entry::new(Tag::Lease).encode(cache_key);
-            let stored = self.cache.set_if_absent(cache_key, &lease, LEASE_TTL);
+            let ttl = self.settings.timing.lease_ttl;
+            let stored = self.cache.set_if_absent(cache_key, &lease, ttl);
             let is_stored = matches!(timeout_at(deadline, stored).await, Ok(Ok(true)));
             Unknown {
                 position,
@@ -206,7 +211,12 @@ impl Coherence {
     }
 
     /// Replaces each lease, if it is still there, by what the table said.
-    fn fill_in_background(&self, fills: Vec<(Key, Vec<u8>, Option<Record>)>, read_time: Timestamp) {
+    fn fill_in_background(
+        &self,
+        space: Space,
+        fills: Vec<(Key, Vec<u8>, Option<Record>)>,
+        read_time: Timestamp,
+    ) {
         if fills.is_empty() || !self.has_room_in_background() {
             return;
         }
@@ -214,9 +224,11 @@ impl Coherence {
         self.background.spawn(async move {
             stream::iter(fills)
                 .for_each_concurrent(CACHE_CALLS_AT_ONCE, |(key, lease, record)| {
-                    let coherence = &coherence;
+                    let (coherence, space) = (&coherence, &space);
                     async move {
-                        coherence.replace(&key, &lease, record, read_time).await;
+                        coherence
+                            .replace(space, &key, &lease, record, read_time)
+                            .await;
                     }
                 })
                 .await;
@@ -227,12 +239,13 @@ impl Coherence {
     /// is harmless: the entry expires, and the next reader fills.
     pub(super) async fn replace(
         &self,
+        space: &Space,
         key: &Key,
         expected: &[u8],
         record: Option<Record>,
         read_time: Timestamp,
     ) {
-        let cache_key = self.cache_key(key);
+        let cache_key = space.key(key);
         let ttl = self.ttl(key, record.is_some());
         let entry = Entry::new(match record {
             Some(record) => Tag::Present { record, read_time },

@@ -4,22 +4,18 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::future::{join, join_all};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use futures_util::future::try_join;
+use tokio::time::{Instant, sleep};
 
-use super::{Coherence, Entry, FENCE_MAX_AGE, FENCE_TTL, Nonce, Tag};
+use super::{
+    Coherence, Nonce,
+    fences::{Cover, Uncovered},
+};
 use crate::{
-    cache,
-    domain::{Key, Record, Timestamp},
+    domain::{Key, Record},
     store::{self, CommitError, Step, StrongReads},
 };
 
-/// Longest one attempt to place a fence may take.
-const FENCE_TIMEOUT: Duration = Duration::from_millis(250);
-/// Attempts to place a fence before a commit.
-const FENCE_ATTEMPTS: u32 = 3;
-/// Pause between attempts to confirm.
-const CONFIRM_PAUSE: Duration = Duration::from_millis(20);
 /// A commit does not start with less time than this left to confirm it.
 const CONFIRM_RESERVE: Duration = Duration::from_millis(250);
 /// Confirming ends this long before the deadline, so that its failure is told.
@@ -28,8 +24,6 @@ const ANSWER_RESERVE: Duration = Duration::from_millis(50);
 const MAX_DECISIONS: u32 = 8;
 /// Greatest pause before the second decision; doubled each time.
 const CONTENTION_PAUSE: Duration = Duration::from_millis(10);
-/// Pause between attempts to repair what could not be confirmed.
-const REPAIR_PAUSE: Duration = Duration::from_millis(500);
 
 /// A change to the table. [`Coherence::apply`] may ask it to decide more than
 /// once, each time on what the table holds then.
@@ -43,6 +37,11 @@ pub trait Change: Send + Sync + 'static {
     /// Every key that the change can affect, also if there is nothing under it
     /// yet.
     fn touches(&self) -> Vec<Key>;
+
+    /// Whether the change may have something to publish, see [`Plan::publish`].
+    fn may_publish(&self) -> bool {
+        false
+    }
 
     /// Decides, on strong reads only, what to do.
     async fn decide(
@@ -87,7 +86,8 @@ pub struct Plan<T> {
 pub enum WriteError<R> {
     /// The change refused.
     Refused(R),
-    /// Nothing was changed: the fences could not be placed.
+    /// Nothing was changed: the fences could not be placed, and there was no
+    /// time left to do without the cache.
     CacheUnavailable,
     /// The change was applied, but cached answers may be older than it for a
     /// while.
@@ -104,25 +104,6 @@ pub enum WriteError<R> {
     Store(store::Error),
     /// The write's task ended without an answer.
     Interrupted,
-}
-
-/// A fence in place.
-struct Fence {
-    key: Key,
-    /// What is stored.
-    bytes: Vec<u8>,
-    /// Whether it replaced this write's own earlier fence: then no other writer
-    /// has fenced the key since before this write's commit, and none of them
-    /// can have been acknowledged with something newer.
-    is_unbroken: bool,
-}
-
-/// Fences in place on all keys of a write.
-struct Fences {
-    placed: Vec<Fence>,
-    /// When the first of them was sent: none expires earlier than
-    /// [`FENCE_TTL`] after this.
-    since: Instant,
 }
 
 /// What one decision came to.
@@ -179,51 +160,71 @@ impl Coherence {
         keys: &[Key],
         deadline: Instant,
     ) -> Attempt<C::Output, C::Refusal> {
-        if Instant::now() + CONFIRM_RESERVE > deadline {
+        let latest_commit = deadline - CONFIRM_RESERVE;
+        if Instant::now() > latest_commit {
             return Attempt::Done(Err(WriteError::TooLate));
         }
-        let decide = change.decide(self.store.as_ref());
-        let (fences, verdict) = join(self.fence(keys), decide).await;
-        Attempt::Done(match (verdict, fences) {
-            (Err(error), _) => Err(WriteError::Store(error)),
-            (Ok(Verdict::Deny(refusal)), _) => Err(WriteError::Refused(refusal)),
-            (Ok(_), None) => {
-                tracing::warn!("write refused: the cache cannot be fenced");
-                Err(WriteError::CacheUnavailable)
+        // A write that is denied does not wait for its cover.
+        let decide = async {
+            match change.decide(self.store.as_ref()).await {
+                Ok(Verdict::Deny(refusal)) => Err(WriteError::Refused(refusal)),
+                Ok(verdict) => Ok(verdict),
+                Err(error) => Err(WriteError::Store(error)),
             }
-            (Ok(Verdict::Commit(plan)), Some(fences)) => {
-                return self.commit(plan, keys, &fences, deadline).await;
-            }
-            (Ok(Verdict::Keep(output)), Some(_)) => {
-                let confirmed = self.confirm(keys, &[], deadline).await;
-                confirmed
-                    .map(|_| output)
-                    .ok_or(WriteError::CacheUnavailable)
-            }
-            (Ok(Verdict::Refuse { refusal, reveals }), Some(_)) => {
+        };
+        let cover = async {
+            let cover = self.cover(keys, change.may_publish(), latest_commit).await;
+            cover.map_err(|uncovered| match uncovered {
+                Uncovered::TooLate => {
+                    tracing::warn!(
+                        "write refused: the cache can be neither fenced nor left in time"
+                    );
+                    WriteError::CacheUnavailable
+                }
+                Uncovered::Store(error) => WriteError::Store(error),
+            })
+        };
+        let (verdict, cover) = match try_join(decide, cover).await {
+            Ok(both) => both,
+            Err(error) => return Attempt::Done(Err(error)),
+        };
+        Attempt::Done(match verdict {
+            Verdict::Commit(plan) => return self.commit(plan, keys, &cover, deadline).await,
+            Verdict::Keep(output) => self.reveal(keys, deadline).await.map(|()| output),
+            Verdict::Refuse { refusal, reveals } => {
                 let keys = [reveals.as_slice(), keys].concat();
-                let confirmed = self.confirm(&keys, &[], deadline).await;
-                Err(match confirmed {
-                    Some(_) => WriteError::Refused(refusal),
-                    None => WriteError::CacheUnavailable,
-                })
+                let revealed = self.reveal(&keys, deadline).await;
+                revealed.and(Err(WriteError::Refused(refusal)))
             }
+            Verdict::Deny(refusal) => Err(WriteError::Refused(refusal)),
         })
+    }
+
+    /// Makes sure that no cached answer contradicts what the table holds now.
+    async fn reveal<R>(&self, keys: &[Key], deadline: Instant) -> Result<(), WriteError<R>> {
+        let confirmed = self.confirm(keys, None, deadline - ANSWER_RESERVE).await;
+        confirmed.map(drop).ok_or(WriteError::CacheUnavailable)
     }
 
     async fn commit<T, R>(
         &self,
         plan: Plan<T>,
         keys: &[Key],
-        fences: &Fences,
+        cover: &Cover,
         deadline: Instant,
     ) -> Attempt<T, R> {
         if Instant::now() + CONFIRM_RESERVE > deadline {
             return Attempt::Done(Err(WriteError::TooLate));
         }
-        if fences.since.elapsed() > FENCE_MAX_AGE {
-            return Attempt::Again;
-        }
+        let before = match cover {
+            Cover::Fences(fences)
+                if fences.since.elapsed() > self.settings.timing.fence_max_age =>
+            {
+                return Attempt::Again;
+            }
+            Cover::Fences(fences) => Some(fences),
+            Cover::Unused => None,
+        };
         let outcome_unknown = match self.store.commit(&plan.steps).await {
             Ok(()) => None,
             Err(CommitError::Stale | CommitError::Conflict) => return Attempt::Again,
@@ -232,8 +233,8 @@ impl Coherence {
             }
             Err(CommitError::OutcomeUnknown(error)) => Some(error),
         };
-        let read_time = Timestamp::now();
-        let confirmed = self.confirm(keys, &fences.placed, deadline).await;
+        let read_time = self.now();
+        let confirmed = self.confirm(keys, before, deadline - ANSWER_RESERVE).await;
         if confirmed.is_none() {
             tracing::warn!("write not confirmed; repairing in the background");
             self.repair_in_background(keys.to_vec());
@@ -241,139 +242,26 @@ impl Coherence {
         Attempt::Done(match (outcome_unknown, confirmed) {
             (Some(error), _) => Err(WriteError::OutcomeUnknown(error)),
             (None, None) => Err(WriteError::NotConfirmed),
-            (None, Some(fences)) => {
-                self.publish_in_background(plan.publish, fences, read_time);
+            (None, Some(confirmed)) => {
+                if let Cover::Fences(fences) = confirmed {
+                    self.publish_in_background(plan.publish, fences, read_time);
+                }
                 Ok(plan.output)
             }
         })
     }
 
-    /// Fences all keys; `None` if any fence could not be placed.
-    async fn fence(&self, keys: &[Key]) -> Option<Fences> {
-        let since = Instant::now();
-        let placed = join_all(keys.iter().map(|key| async move {
-            for _ in 0..FENCE_ATTEMPTS {
-                if let Some(fence) = self.place_fence(key).await {
-                    return Some(fence);
-                }
-            }
-            None
-        }));
-        let placed = placed.await.into_iter().collect::<Option<Vec<_>>>()?;
-        Some(Fences { placed, since })
-    }
-
-    /// Fences all keys again, trying until the deadline, so that nothing that
-    /// was read before now can be filled or answered from now on. `own` are the
-    /// write's fences from before its commit.
-    async fn confirm(&self, keys: &[Key], own: &[Fence], deadline: Instant) -> Option<Vec<Fence>> {
-        let placed = join_all(keys.iter().map(|key| async move {
-            let own = own.iter().find(|fence| fence.key == *key);
-            if let Some(fence) = self.renew_fence(own).await {
-                return fence;
-            }
-            loop {
-                if let Some(fence) = self.place_fence(key).await {
-                    return fence;
-                }
-                sleep(CONFIRM_PAUSE).await;
-            }
-        }));
-        timeout_at(deadline - ANSWER_RESERVE, placed).await.ok()
-    }
-
-    /// Replaces the write's own fence by another one, if it is still there.
-    async fn renew_fence(&self, own: Option<&Fence>) -> Option<Fence> {
-        let own = own?;
-        let cache_key = self.cache_key(&own.key);
-        let bytes = Entry::new(Tag::Fence).encode(&cache_key);
-        let stored = self
-            .cache
-            .set_if_equal(&cache_key, &bytes, &own.bytes, FENCE_TTL);
-        is_fence_stored(stored).await.then(|| Fence {
-            key: own.key.clone(),
-            bytes,
-            is_unbroken: true,
-        })
-    }
-
-    /// Places one fence, whatever is under the key. Each attempt has a nonce of
-    /// its own, so that one that is late cannot make the next a no-op.
-    async fn place_fence(&self, key: &Key) -> Option<Fence> {
-        let cache_key = self.cache_key(key);
-        let bytes = Entry::new(Tag::Fence).encode(&cache_key);
-        let stored = self.cache.set_if_not_equal(&cache_key, &bytes, FENCE_TTL);
-        is_fence_stored(stored).await.then(|| Fence {
-            key: key.clone(),
-            bytes,
-            is_unbroken: false,
-        })
-    }
-
-    /// Replaces the confirming fences by what was written, so that the next
-    /// read is a hit. Where another writer fenced in between, what was written
-    /// may be old by now and is left out; where one fences later, its fence
-    /// stays.
-    fn publish_in_background(
-        &self,
-        records: Vec<Record>,
-        fences: Vec<Fence>,
-        read_time: Timestamp,
-    ) {
-        if records.is_empty() || !self.has_room_in_background() {
-            return;
-        }
-        let coherence = self.clone();
-        self.background.spawn(async move {
-            let coherence = &coherence;
-            join_all(records.into_iter().map(|record| {
-                let key = record.key();
-                let fence = fences
-                    .iter()
-                    .find(|fence| fence.key == key && fence.is_unbroken);
-                async move {
-                    if let Some(Fence { bytes, .. }) = fence {
-                        coherence
-                            .replace(&key, bytes, Some(record), read_time)
-                            .await;
-                    }
-                }
-            }))
-            .await;
-        });
-    }
-
-    /// Fences until it works, or until every entry from before has expired.
+    /// Confirms until it works, or until every entry from before has expired.
     fn repair_in_background(&self, keys: Vec<Key>) {
         let coherence = self.clone();
         self.background.spawn(async move {
             let ages = keys
                 .iter()
                 .flat_map(|key| [true, false].map(|is_present| coherence.max_age(key, is_present)));
-            let longest = ages.max();
-            let give_up = Instant::now() + longest.unwrap_or_default();
-            while Instant::now() < give_up {
-                let until = Instant::now() + FENCE_TIMEOUT + ANSWER_RESERVE;
-                if coherence.confirm(&keys, &[], until).await.is_some() {
-                    tracing::info!("write confirmed late");
-                    return;
-                }
-                sleep(REPAIR_PAUSE).await;
+            let give_up = Instant::now() + ages.max().unwrap_or_default();
+            if coherence.confirm(&keys, None, give_up).await.is_some() {
+                tracing::info!("write confirmed late");
             }
         });
-    }
-}
-
-async fn is_fence_stored(stored: impl Future<Output = Result<bool, cache::Error>>) -> bool {
-    match timeout(FENCE_TIMEOUT, stored).await {
-        Ok(Ok(is_stored)) => is_stored,
-        Ok(Err(error)) => {
-            tracing::debug!(%error, "fence not placed");
-            false
-        }
-        Err(_) => {
-            tracing::debug!("fence not placed: too slow");
-            false
-        }
     }
 }

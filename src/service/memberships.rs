@@ -206,6 +206,10 @@ impl Change for AddMember {
         vec![membership_key(organization_name, member_username)]
     }
 
+    fn may_publish(&self) -> bool {
+        true
+    }
+
     async fn decide(
         &self,
         table: &dyn StrongReads,
@@ -281,6 +285,10 @@ impl Change for ChangeRole {
             ..
         } = &self.role;
         vec![membership_key(organization_name, member_username)]
+    }
+
+    fn may_publish(&self) -> bool {
+        true
     }
 
     async fn decide(

@@ -87,6 +87,10 @@ impl Change for CreateOrganization {
         vec![organization, membership]
     }
 
+    fn may_publish(&self) -> bool {
+        true
+    }
+
     async fn decide(
         &self,
         table: &dyn StrongReads,

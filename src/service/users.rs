@@ -77,6 +77,10 @@ impl Change for CreateUser {
         vec![Key::User(self.0.username.clone())]
     }
 
+    fn may_publish(&self) -> bool {
+        true
+    }
+
     async fn decide(
         &self,
         table: &dyn StrongReads,

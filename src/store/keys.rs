@@ -18,6 +18,11 @@ pub(super) fn of(key: &Key) -> (String, String) {
     }
 }
 
+/// Partition key and sort key of a register's item.
+pub(super) fn of_register(name: &str) -> (String, String) {
+    same(format!("SERVICE#{name}"))
+}
+
 /// Partition key of all memberships of an organization.
 pub(super) fn members_of(organization: &OrganizationName) -> String {
     format!("ORGMEMBERS#{organization}")

@@ -5,7 +5,7 @@ mod dynamodb;
 mod item;
 mod keys;
 
-use std::{error::Error as StdError, fmt};
+use std::{collections::BTreeMap, error::Error as StdError, fmt};
 
 use async_trait::async_trait;
 
@@ -43,6 +43,39 @@ pub trait Store: StrongReads {
     /// # Errors
     /// See [`CommitError`].
     async fn commit(&self, steps: &[Step]) -> Result<(), CommitError>;
+}
+
+/// Small pieces of state that replicas share: each in an item of its own, changed
+/// by compare-and-swap.
+#[async_trait]
+pub trait Registers: Send + Sync {
+    /// Reads a register, strongly consistently.
+    ///
+    /// # Errors
+    /// The table could not be read, or the item is no register.
+    async fn read_register(&self, name: &str) -> Result<Option<Register>, Error>;
+
+    /// Writes a register if it is still at the version `found`, or still absent;
+    /// says whether it did. `false` may also mean that this very write was done
+    /// and its reply lost: read again to know.
+    ///
+    /// # Errors
+    /// The table did not say: the register may be written, now or later.
+    async fn swap_register(
+        &self,
+        name: &str,
+        found: Option<u64>,
+        values: &BTreeMap<String, String>,
+    ) -> Result<bool, Error>;
+}
+
+/// What a register holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Register {
+    /// Counts the writes: 1 for a new register.
+    pub version: u64,
+    /// The values by name.
+    pub values: BTreeMap<String, String>,
 }
 
 /// One part of a transaction. `found` is what a strong read returned; the

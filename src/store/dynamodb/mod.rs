@@ -2,6 +2,7 @@
 //! This room alone knows the DynamoDB SDK.
 
 mod commit;
+mod register;
 mod table;
 
 use std::{collections::HashMap, time::Duration};

@@ -16,7 +16,7 @@ use hyper_util::{
 };
 use tokio::{net::TcpListener, task::JoinHandle};
 
-use super::script::{Fate, Script};
+use super::script::{BESIDE, Fate, Script};
 
 pub struct DynamoDbProxy {
     addr: SocketAddr,
@@ -61,8 +61,13 @@ async fn pass_on(State(proxy): State<Proxy>, request: Request) -> Response {
     let (mut parts, body) = request.into_parts();
     let body = to_bytes(body, usize::MAX).await.unwrap();
     let target = parts.headers["x-amz-target"].to_str().unwrap();
-    let operation = target.rsplit('.').next().unwrap().to_owned();
     let about = String::from_utf8_lossy(&body);
+    let what = if about.contains("SERVICE#") {
+        BESIDE
+    } else {
+        ""
+    };
+    let operation = format!("{what}{}", target.rsplit('.').next().unwrap());
     let fate = proxy.script.meet(&operation, &about).await;
     match &fate {
         Fate::Refused => return StatusCode::SERVICE_UNAVAILABLE.into_response(),

@@ -10,6 +10,9 @@ use tokio::sync::Notify;
 
 use super::PATIENCE;
 
+/// Begins the names of calls that the service makes for itself, beside the RPCs.
+pub const BESIDE: &str = "Beside";
+
 /// What happens to calls.
 #[derive(Default)]
 pub struct Script {
@@ -144,10 +147,12 @@ impl Script {
         self.seen.lock().unwrap().clear();
     }
 
-    /// The calls since they were last forgotten, as `2 x Get`.
+    /// The calls since they were last forgotten, as `2 x Get`, without those that
+    /// the service makes for itself.
     pub fn calls(&self) -> Vec<String> {
         let mut counts = BTreeMap::<_, usize>::new();
-        for (call, _) in self.seen.lock().unwrap().iter() {
+        let seen = self.seen.lock().unwrap();
+        for (call, _) in seen.iter().filter(|(call, _)| !call.starts_with(BESIDE)) {
             *counts.entry(call.clone()).or_default() += 1;
         }
         let counts = counts.into_iter();

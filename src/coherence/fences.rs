@@ -1,0 +1,310 @@
+//! Fences: in place on every key of a write before it commits, and again before
+//! it is acknowledged; or the certainty that nobody uses the cache.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+
+use super::{
+    Coherence, Entry, Tag,
+    generation::{Phase, Space, View},
+};
+use crate::{
+    cache::{self, Found},
+    domain::{Key, Record, Timestamp},
+    store,
+};
+
+/// Longest one attempt to place a fence may take.
+const FENCE_TIMEOUT: Duration = Duration::from_millis(250);
+/// How long fences are tried before the cache is left. Rides out a lost
+/// connection.
+const FENCE_PATIENCE: Duration = Duration::from_millis(500);
+/// Pause between attempts, and between looks at a table that fails.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+/// A fence in place.
+#[derive(Debug)]
+struct Fence {
+    key: Key,
+    /// What is stored.
+    bytes: Vec<u8>,
+    /// Whether no other writer of the key can be between its fence and its
+    /// confirmation: this fence, and the ones it renewed, replaced no fence of
+    /// others.
+    is_alone: bool,
+}
+
+/// Fences in place on all keys of a write.
+#[derive(Debug)]
+pub(super) struct Fences {
+    /// What the switch was when they were sent.
+    view: View,
+    placed: Vec<Fence>,
+    /// When the first of them was sent: none expires earlier than
+    /// [`super::Timing::fence_ttl`] after this.
+    pub(super) since: Instant,
+}
+
+/// What keeps readers from answering from before a write.
+#[derive(Debug)]
+pub(super) enum Cover {
+    /// Fences.
+    Fences(Fences),
+    /// Nobody uses the cache.
+    Unused,
+}
+
+/// Why there is no cover.
+#[derive(Debug)]
+pub(super) enum Uncovered {
+    /// The cache could not be fenced, and there was no time left to leave it.
+    TooLate,
+    /// The switch could not be read or moved.
+    Store(store::Error),
+}
+
+impl Coherence {
+    /// Fences all keys, or waits until nobody uses the cache. If the write
+    /// `may_publish`, looks first at what the fences will replace.
+    pub(super) async fn cover(
+        &self,
+        keys: &[Key],
+        may_publish: bool,
+        deadline: Instant,
+    ) -> Result<Cover, Uncovered> {
+        loop {
+            let view = self.generations.view().await.map_err(Uncovered::Store)?;
+            if view.phase == Phase::Warm {
+                let settled_at = self.generations.settled_at(&view);
+                if settled_at > deadline {
+                    return Err(Uncovered::TooLate);
+                }
+                sleep_until(settled_at).await;
+                return Ok(Cover::Unused);
+            }
+            let fence = self.fence(&view, keys, may_publish);
+            match timeout_at(deadline, fence).await {
+                Ok(Some(fences)) => return Ok(Cover::Fences(fences)),
+                Ok(None) => {
+                    let left = self.generations.leave(&view).await;
+                    left.map_err(Uncovered::Store)?;
+                }
+                Err(_) => return Err(Uncovered::TooLate),
+            }
+        }
+    }
+
+    /// Makes sure that nothing that was read before now can be filled or
+    /// answered from now on: fences all keys again, in the generation that is in
+    /// use by now, or waits until none is. Tries until the deadline; `before` is
+    /// the write's cover from before its commit.
+    pub(super) async fn confirm(
+        &self,
+        keys: &[Key],
+        before: Option<&Fences>,
+        deadline: Instant,
+    ) -> Option<Cover> {
+        let confirmed = async {
+            loop {
+                let Ok(view) = self.generations.view().await else {
+                    sleep(RETRY_PAUSE).await;
+                    continue;
+                };
+                if view.phase == Phase::Warm {
+                    sleep_until(self.generations.settled_at(&view)).await;
+                    return Cover::Unused;
+                }
+                let own = before.filter(|before| before.view.is_same(&view));
+                if let Some(fences) = self.fence_again(&view, keys, own).await {
+                    return Cover::Fences(fences);
+                }
+                if let Err(error) = self.generations.leave(&view).await {
+                    tracing::warn!(%error, "the cache cannot be left");
+                }
+            }
+        };
+        timeout_at(deadline, confirmed).await.ok()
+    }
+
+    /// Replaces the confirming fences by what was written, so that the next
+    /// read is a hit. Only where no other writer can be at work on the key: its
+    /// fence must stand. And only in a generation that was in use all along:
+    /// before that, there are writes that do not fence.
+    pub(super) fn publish_in_background(
+        &self,
+        records: Vec<Record>,
+        fences: Fences,
+        read_time: Timestamp,
+    ) {
+        let Fences { view, placed, .. } = fences;
+        if records.is_empty() || view.phase != Phase::On || !self.has_room_in_background() {
+            return;
+        }
+        let coherence = self.clone();
+        self.background.spawn(async move {
+            let (coherence, space) = (&coherence, &view.space);
+            join_all(records.into_iter().map(|record| {
+                let key = record.key();
+                let fence = placed
+                    .iter()
+                    .find(|fence| fence.key == key && fence.is_alone);
+                async move {
+                    if let Some(Fence { bytes, .. }) = fence {
+                        coherence
+                            .replace(space, &key, bytes, Some(record), read_time)
+                            .await;
+                    }
+                }
+            }))
+            .await;
+        });
+    }
+
+    /// Fences all keys; `None` if any fence could not be placed.
+    async fn fence(&self, view: &View, keys: &[Key], may_publish: bool) -> Option<Fences> {
+        let since = Instant::now();
+        let seen = if may_publish {
+            self.peek(&view.space, keys).await
+        } else {
+            vec![Seen::Unknown; keys.len()]
+        };
+        let placed = join_all(keys.iter().zip(seen).map(|(key, seen)| async move {
+            match self.fence_over(&view.space, key, seen).await {
+                Some(fence) => Some(fence),
+                None => self.place_fence(&view.space, key).await,
+            }
+        }));
+        Some(Fences {
+            view: view.clone(),
+            placed: placed.await.into_iter().collect::<Option<_>>()?,
+            since,
+        })
+    }
+
+    /// Fences all keys again; `None` if any fence could not be placed.
+    async fn fence_again(&self, view: &View, keys: &[Key], own: Option<&Fences>) -> Option<Fences> {
+        let since = Instant::now();
+        let placed = join_all(keys.iter().map(|key| async move {
+            let mut own = own.into_iter().flat_map(|own| &own.placed);
+            match self
+                .renew_fence(&view.space, own.find(|fence| fence.key == *key))
+                .await
+            {
+                Some(fence) => Some(fence),
+                None => self.place_fence(&view.space, key).await,
+            }
+        }));
+        Some(Fences {
+            view: view.clone(),
+            placed: placed.await.into_iter().collect::<Option<_>>()?,
+            since,
+        })
+    }
+
+    async fn peek(&self, space: &Space, keys: &[Key]) -> Vec<Seen> {
+        let cache_keys: Vec<_> = keys.iter().map(|key| space.key(key)).collect();
+        let found = timeout(FENCE_TIMEOUT, self.cache.get(&cache_keys)).await;
+        let mut found = found.into_iter().flatten().flatten();
+        let seen = keys
+            .iter()
+            .zip(&cache_keys)
+            .map(|(key, cache_key)| match found.next() {
+                Some(Found::Miss) => Seen::Nothing,
+                Some(Found::Hit(bytes)) => match Entry::decode(&bytes, cache_key, key) {
+                    None
+                    | Some(Entry {
+                        tag: Tag::Fence, ..
+                    }) => Seen::Unknown,
+                    Some(_) => Seen::Entry(bytes),
+                },
+                Some(Found::Unknown) | None => Seen::Unknown,
+            });
+        seen.collect()
+    }
+
+    /// Replaces by a fence exactly what was seen, if that is known not to be
+    /// another writer's fence.
+    async fn fence_over(&self, space: &Space, key: &Key, seen: Seen) -> Option<Fence> {
+        let cache_key = space.key(key);
+        let bytes = Entry::new(Tag::Fence).encode(&cache_key);
+        let ttl = self.settings.timing.fence_ttl;
+        let is_stored = match seen {
+            Seen::Unknown => return None,
+            Seen::Nothing => {
+                is_fence_stored(self.cache.set_if_absent(&cache_key, &bytes, ttl)).await
+            }
+            Seen::Entry(seen) => {
+                is_fence_stored(self.cache.set_if_equal(&cache_key, &bytes, &seen, ttl)).await
+            }
+        };
+        is_stored.then(|| Fence {
+            key: key.clone(),
+            bytes,
+            is_alone: true,
+        })
+    }
+
+    /// Replaces the write's own fence by another one, if it is still there.
+    async fn renew_fence(&self, space: &Space, own: Option<&Fence>) -> Option<Fence> {
+        let own = own?;
+        let cache_key = space.key(&own.key);
+        let bytes = Entry::new(Tag::Fence).encode(&cache_key);
+        let ttl = self.settings.timing.fence_ttl;
+        let stored = self.cache.set_if_equal(&cache_key, &bytes, &own.bytes, ttl);
+        is_fence_stored(stored).await.then(|| Fence {
+            key: own.key.clone(),
+            bytes,
+            is_alone: own.is_alone,
+        })
+    }
+
+    /// Places one fence, whatever is under the key. Each attempt has a nonce of
+    /// its own, so that one that is late cannot make the next a no-op.
+    async fn place_fence(&self, space: &Space, key: &Key) -> Option<Fence> {
+        let cache_key = space.key(key);
+        let ttl = self.settings.timing.fence_ttl;
+        let give_up = Instant::now() + FENCE_PATIENCE;
+        loop {
+            let bytes = Entry::new(Tag::Fence).encode(&cache_key);
+            let stored = self.cache.set_if_not_equal(&cache_key, &bytes, ttl);
+            if is_fence_stored(stored).await {
+                return Some(Fence {
+                    key: key.clone(),
+                    bytes,
+                    is_alone: false,
+                });
+            }
+            if Instant::now() >= give_up {
+                return None;
+            }
+            sleep(RETRY_PAUSE).await;
+        }
+    }
+}
+
+/// What a fence is about to replace.
+#[derive(Debug, Clone)]
+enum Seen {
+    /// Nothing.
+    Nothing,
+    /// An entry that is no fence.
+    Entry(Vec<u8>),
+    /// Perhaps a fence.
+    Unknown,
+}
+
+async fn is_fence_stored(stored: impl Future<Output = Result<bool, cache::Error>>) -> bool {
+    match timeout(FENCE_TIMEOUT, stored).await {
+        Ok(Ok(is_stored)) => is_stored,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "fence not placed");
+            false
+        }
+        Err(_) => {
+            tracing::debug!("fence not placed: too slow");
+            false
+        }
+    }
+}

@@ -1,0 +1,343 @@
+//! The generation switch: which part of the cache is in use, if any. Lets writes
+//! go on without the cache, and empties the cache by moving on to another part.
+//!
+//! Its state is in one item of the table. A replica acts on what it last read
+//! there for no longer than [`Timing::view_ttl`] after it asked, by its own
+//! monotonic clock; whoever has waited for [`Timing::settle`] since it learnt of
+//! a state knows that nobody acts on an older one any more.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use uuid::Uuid;
+
+use super::{Entry, Tag, Timing};
+use crate::{
+    cache::Cache,
+    domain::Key,
+    store::{self, Registers},
+};
+
+/// Name of the register that holds the switch.
+const REGISTER: &str = "cache-generation";
+/// Names of its values.
+const PHASE: &str = "phase";
+const GENERATION: &str = "generation";
+/// Times that the register is read or created before somebody who deletes it
+/// again and again is given up on.
+const MAX_LOADS: u32 = 3;
+/// Longest a probe of the cache may take.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(250);
+/// Probes in a row that the cache has to answer before it is used again.
+const PROBES: u32 = 3;
+
+/// What the cache is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Reads and writes use the generation.
+    On,
+    /// Nobody uses the cache.
+    Warm,
+    /// Writes fence in the generation; reads do not use it yet.
+    Ready,
+}
+
+impl Phase {
+    const ALL: [Self; 3] = [Self::On, Self::Warm, Self::Ready];
+
+    /// Name of the phase, as stored.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::On => "ON",
+            Self::Warm => "WARM",
+            Self::Ready => "READY",
+        }
+    }
+
+    /// The next phase on the way to use.
+    fn next(self) -> Self {
+        match self {
+            Self::Warm => Self::Ready,
+            Self::Ready | Self::On => Self::On,
+        }
+    }
+}
+
+/// The part of the cache that belongs to one generation of one deployment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Space(Arc<str>);
+
+impl Space {
+    fn new(deployment: &str, generation: &str) -> Self {
+        Self(format!("v1/{deployment}/{generation}").into())
+    }
+
+    /// The cache key of a record.
+    pub(super) fn key(&self, key: &Key) -> String {
+        let space = &self.0;
+        match key {
+            Key::User(username) => format!("{space}/u/{username}"),
+            Key::Organization(name) => format!("{space}/o/{name}"),
+            Key::Membership(organization, member) => format!("{space}/m/{organization}/{member}"),
+        }
+    }
+
+    fn probe_key(&self) -> String {
+        format!("{}/probe", self.0)
+    }
+}
+
+/// What a replica last read of the switch.
+#[derive(Debug, Clone)]
+pub(super) struct View {
+    pub(super) phase: Phase,
+    pub(super) space: Space,
+    generation: String,
+    /// Version of the register: counts the steps of the switch.
+    step: u64,
+    /// When the register was asked.
+    asked: Instant,
+    /// When this replica first learnt of this very state.
+    learnt: Instant,
+}
+
+impl View {
+    /// Whether both are of the same state of the switch.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        (self.step, self.phase, &self.generation) == (other.step, other.phase, &other.generation)
+    }
+}
+
+/// The switch, as this replica sees and moves it.
+pub(super) struct Generations {
+    registers: Arc<dyn Registers>,
+    deployment: String,
+    timing: Timing,
+    view: RwLock<Option<View>>,
+    /// Held while the register is read or written, so that views are learnt in
+    /// the order in which they were asked for.
+    asking: Mutex<()>,
+}
+
+impl Generations {
+    pub(super) fn new(registers: Arc<dyn Registers>, deployment: &str, timing: Timing) -> Self {
+        Self {
+            registers,
+            deployment: deployment.to_owned(),
+            timing,
+            view: RwLock::default(),
+            asking: Mutex::default(),
+        }
+    }
+
+    /// The part of the cache that reads may use now.
+    pub(super) fn in_use(&self) -> Option<Space> {
+        let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
+        let view = view.as_ref().filter(|view| self.is_valid(view))?;
+        (view.phase == Phase::On).then(|| view.space.clone())
+    }
+
+    /// What the switch is, as far as this replica may rely on it.
+    pub(super) async fn view(&self) -> Result<View, store::Error> {
+        match self.known() {
+            Some(view) => Ok(view),
+            None => self.refresh().await,
+        }
+    }
+
+    /// When nobody acts any more on what the switch was before this view.
+    pub(super) fn settled_at(&self, view: &View) -> Instant {
+        view.learnt + self.timing.settle()
+    }
+
+    /// Leaves the cache: the next generation is an empty one.
+    pub(super) async fn leave(&self, from: &View) -> Result<View, store::Error> {
+        let view = self.step(from, Phase::Warm, new_generation()).await?;
+        if view.phase == Phase::Warm {
+            tracing::warn!(generation = view.generation, "the cache is left");
+        }
+        Ok(view)
+    }
+
+    /// Reads the switch.
+    pub(super) async fn refresh(&self) -> Result<View, store::Error> {
+        let wanted = Instant::now();
+        let _asking = self.asking.lock().await;
+        match self.known() {
+            Some(view) if view.asked >= wanted => Ok(view),
+            _ => self.load().await,
+        }
+    }
+
+    /// Keeps the view fresh, and moves the switch towards use once the cache
+    /// answers. Never ends.
+    pub(super) async fn keep(&self, cache: &dyn Cache) {
+        let mut answered = 0;
+        loop {
+            sleep(self.timing.view_refresh()).await;
+            let view = match timeout(self.timing.view_ttl, self.refresh()).await {
+                Ok(Ok(view)) => view,
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "the generation switch cannot be read");
+                    continue;
+                }
+                Err(_) => continue,
+            };
+            if view.phase == Phase::On {
+                answered = 0;
+                continue;
+            }
+            answered = if probe(cache, &view.space).await {
+                answered + 1
+            } else {
+                0
+            };
+            if answered >= PROBES && Instant::now() >= self.settled_at(&view) {
+                self.advance(&view).await;
+            }
+        }
+    }
+
+    /// Leaves the cache and moves on until an empty generation is in use, as far
+    /// as other replicas do not do it before.
+    pub(super) async fn renew(&self) -> Result<(), store::Error> {
+        let mut view = self.refresh().await?;
+        let before = view.generation.clone();
+        if view.phase != Phase::Warm {
+            view = self.leave(&view).await?;
+        }
+        while view.phase != Phase::On || view.generation == before {
+            sleep_until(self.settled_at(&view)).await;
+            let generation = view.generation.clone();
+            view = self.step(&view, view.phase.next(), generation).await?;
+        }
+        Ok(())
+    }
+
+    /// Puts the switch of a table that nobody uses yet straight into use.
+    pub(super) async fn begin(&self) -> Result<(), store::Error> {
+        let values = values(Phase::On, &new_generation());
+        let begun = self.registers.swap_register(REGISTER, None, &values).await;
+        begun.map(drop)
+    }
+
+    async fn advance(&self, view: &View) {
+        let next = view.phase.next();
+        match self.step(view, next, view.generation.clone()).await {
+            Ok(view) => tracing::info!(
+                generation = view.generation,
+                phase = view.phase.as_str(),
+                "the cache answers"
+            ),
+            Err(error) => tracing::warn!(%error, "the generation switch cannot be moved"),
+        }
+    }
+
+    fn is_valid(&self, view: &View) -> bool {
+        Instant::now() < view.asked + self.timing.view_ttl
+    }
+
+    fn known(&self) -> Option<View> {
+        let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
+        view.as_ref().filter(|view| self.is_valid(view)).cloned()
+    }
+
+    /// Moves the switch, unless it is no longer as it was; returns what it is.
+    async fn step(
+        &self,
+        from: &View,
+        phase: Phase,
+        generation: String,
+    ) -> Result<View, store::Error> {
+        let _asking = self.asking.lock().await;
+        if let Some(known) = self.known()
+            && !known.is_same(from)
+        {
+            return Ok(known);
+        }
+        let asked = Instant::now();
+        let values = values(phase, &generation);
+        let swap = self
+            .registers
+            .swap_register(REGISTER, Some(from.step), &values);
+        if swap.await? {
+            return Ok(self.learn(phase, generation, from.step + 1, asked));
+        }
+        self.load().await
+    }
+
+    async fn load(&self) -> Result<View, store::Error> {
+        for _ in 0..MAX_LOADS {
+            let asked = Instant::now();
+            if let Some(register) = self.registers.read_register(REGISTER).await? {
+                let (phase, generation) = parse(&register.values).ok_or_else(malformed)?;
+                return Ok(self.learn(phase, generation, register.version, asked));
+            }
+            // Other replicas may still use a generation that a register, since
+            // deleted, had named: begin as after an outage.
+            let values = values(Phase::Warm, &new_generation());
+            let begin = self.registers.swap_register(REGISTER, None, &values);
+            begin.await?;
+        }
+        Err(malformed())
+    }
+
+    fn learn(&self, phase: Phase, generation: String, step: u64, asked: Instant) -> View {
+        let mut new = View {
+            phase,
+            space: Space::new(&self.deployment, &generation),
+            generation,
+            step,
+            asked,
+            learnt: Instant::now(),
+        };
+        let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(old) = view.as_ref().filter(|old| old.is_same(&new)) {
+            new.learnt = old.learnt;
+        }
+        *view = Some(new.clone());
+        new
+    }
+}
+
+/// A name that no generation had before.
+fn new_generation() -> String {
+    Uuid::new_v4().simple().to_string()
+}
+
+fn values(phase: Phase, generation: &str) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        (PHASE.to_owned(), phase.as_str().to_owned()),
+        (GENERATION.to_owned(), generation.to_owned()),
+    ])
+}
+
+fn parse(values: &BTreeMap<String, String>) -> Option<(Phase, String)> {
+    let phase = values.get(PHASE)?;
+    let phase = Phase::ALL.into_iter().find(|it| it.as_str() == phase)?;
+    let generation = values.get(GENERATION).filter(|name| !name.is_empty())?;
+    Some((phase, generation.clone()))
+}
+
+fn malformed() -> store::Error {
+    store::Error {
+        kind: store::Kind::Malformed,
+        source: format!("register {REGISTER} is not as this service writes it").into(),
+    }
+}
+
+/// Whether the cache stores what writers would store.
+async fn probe(cache: &dyn Cache, space: &Space) -> bool {
+    let key = space.probe_key();
+    let fence = Entry::new(Tag::Fence).encode(&key);
+    let stored = cache.set_if_not_equal(&key, &fence, PROBE_TIMEOUT);
+    matches!(timeout(PROBE_TIMEOUT, stored).await, Ok(Ok(true)))
+}

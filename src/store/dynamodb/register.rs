@@ -1,0 +1,91 @@
+//! Registers: items that are written whole, if they are at the expected version.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use aws_sdk_dynamodb::{
+    error::ProvideErrorMetadata as _, operation::put_item::PutItemError, types::AttributeValue,
+};
+
+use super::{Attributes, DynamoDb, failed, primary_key};
+use crate::store::{Error, Kind, Register, Registers, item, keys};
+
+#[async_trait]
+impl Registers for DynamoDb {
+    async fn read_register(&self, name: &str) -> Result<Option<Register>, Error> {
+        let output = self
+            .client
+            .get_item()
+            .table_name(&self.table)
+            .set_key(Some(primary_key(&keys::of_register(name))))
+            .consistent_read(true)
+            .send()
+            .await
+            .map_err(failed)?;
+        output.item.map(|item| decode(name, item)).transpose()
+    }
+
+    async fn swap_register(
+        &self,
+        name: &str,
+        found: Option<u64>,
+        values: &BTreeMap<String, String>,
+    ) -> Result<bool, Error> {
+        let mut put = self
+            .client
+            .put_item()
+            .table_name(&self.table)
+            .set_item(Some(encode(name, found.unwrap_or(0) + 1, values)));
+        put = match found {
+            None => put.condition_expression("attribute_not_exists(PK)"),
+            Some(version) => put
+                .condition_expression("#ver = :ver")
+                .expression_attribute_names("#ver", item::VERSION)
+                .expression_attribute_values(":ver", AttributeValue::N(version.to_string())),
+        };
+        match put.send().await {
+            Ok(_) => Ok(true),
+            Err(error)
+                if matches!(
+                    error.as_service_error(),
+                    Some(PutItemError::ConditionalCheckFailedException(_))
+                ) =>
+            {
+                Ok(false)
+            }
+            // Another replica writes it at this moment.
+            Err(error) if error.code() == Some("TransactionConflictException") => Ok(false),
+            Err(error) => Err(failed(error)),
+        }
+    }
+}
+
+fn encode(name: &str, version: u64, values: &BTreeMap<String, String>) -> Attributes {
+    let mut attributes = primary_key(&keys::of_register(name));
+    let values = values.iter();
+    attributes.extend(values.map(|(name, text)| (name.clone(), AttributeValue::S(text.clone()))));
+    let version = AttributeValue::N(version.to_string());
+    attributes.insert(item::VERSION.to_owned(), version);
+    attributes
+}
+
+fn decode(name: &str, attributes: Attributes) -> Result<Register, Error> {
+    let version = attributes
+        .get(item::VERSION)
+        .and_then(|version| version.as_n().ok()?.parse().ok())
+        .ok_or_else(|| Error {
+            kind: Kind::Malformed,
+            source: format!("register {name} has no number {}", item::VERSION).into(),
+        })?;
+    let values = attributes.into_iter().filter_map(|(name, value)| {
+        let is_key = [keys::PARTITION_KEY, keys::SORT_KEY].contains(&name.as_str());
+        match value {
+            AttributeValue::S(text) if !is_key => Some((name, text)),
+            _ => None,
+        }
+    });
+    Ok(Register {
+        version,
+        values: values.collect(),
+    })
+}
