@@ -288,7 +288,7 @@ impl Change for ChangeRole {
     }
 
     fn may_publish(&self) -> bool {
-        true
+        self.role.role > Role::Member
     }
 
     async fn decide(

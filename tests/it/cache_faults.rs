@@ -4,9 +4,8 @@
 use std::time::Duration;
 
 use account_service::proto::account_v1::{Role, Source};
-use tonic::Code;
 
-use crate::harness::{Backends, Replica, assert_refused, start};
+use crate::harness::{Backends, Replica, start};
 
 const ORG: &str = "olivia-org";
 const OLIVIA: &str = "oliviaowner";
@@ -24,53 +23,6 @@ async fn a_cache_that_never_answers_costs_a_read_its_timeout_and_no_more() {
     backends.momento.delay("SetIf", Duration::from_secs(60));
     let read = service.check(ORG, OLIVIA).await.unwrap();
     assert_eq!((read.role(), read.source()), (Role::Owner, Source::Store));
-}
-
-#[tokio::test]
-async fn a_write_whose_fence_cannot_be_placed_changes_nothing() {
-    let (backends, service) = start().await;
-    service.found_olivia_org().await;
-    service.settle().await;
-    backends.momento.refuse("SetIf", "", 0, usize::MAX);
-    backends.forget_calls();
-    let answers = [
-        service.create_user("late").await.map(drop),
-        service
-            .create_organization("late-org", OLIVIA)
-            .await
-            .map(drop),
-        service
-            .add(ORG, MICHAEL, Role::Member, OLIVIA)
-            .await
-            .map(drop),
-        service.delete_user(MICHAEL).await.map(drop),
-    ];
-    for answer in answers {
-        let details = assert_refused(answer, Code::Unavailable, "CACHE_UNAVAILABLE");
-        assert!(details.retry_info().is_some());
-    }
-    assert_eq!(backends.dynamodb.seen("TransactWriteItems").len(), 0);
-    backends.momento.behave();
-    service.get_user("late").await.unwrap_err();
-    service.get_user(MICHAEL).await.unwrap();
-    assert_eq!(service.role_of(ORG, MICHAEL).await, None);
-}
-
-#[tokio::test]
-async fn a_write_that_cannot_be_confirmed_says_so_and_is_confirmed_later() {
-    let (backends, service) = start().await;
-    let other = backends.replica().await;
-    service.found_olivia_org_with_michael().await;
-    backends.momento.refuse("SetIf", MICHAEL, 1, usize::MAX);
-    let details = assert_refused(
-        service.remove(ORG, MICHAEL, OLIVIA).await,
-        Code::Unavailable,
-        "APPLIED_NOT_CONFIRMED",
-    );
-    assert!(details.retry_info().is_some());
-    backends.momento.behave();
-    service.settle().await;
-    assert_eq!(other.role_of(ORG, MICHAEL).await, None);
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ mod binary;
 mod cache_faults;
 mod errors;
 mod legacy;
+mod outages;
 mod permissions;
 mod remote_calls;
 mod rooms;

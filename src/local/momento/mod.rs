@@ -34,16 +34,28 @@ pub enum Call {
     Delete,
 }
 
-/// Sees every data call before it is served: to count, to delay, to refuse.
+/// What becomes of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It is executed and answered.
+    Served,
+    /// It is executed twice before it is answered.
+    ServedTwice,
+    /// It is executed, and its answer lost.
+    Unanswered,
+    /// Of a GetBatch: the stream of answers ends after so many.
+    Cut(usize),
+}
+
+/// Sees every data call before it is served, and every answer before it is sent:
+/// to count, to delay, to refuse, to lose.
 #[tonic::async_trait]
 pub trait Gate: Send + Sync + 'static {
     /// Lets the call pass, at the time of its choosing, or refuses it.
-    async fn pass(&self, call: Call, keys: &[&[u8]]) -> Result<(), Status>;
+    async fn pass(&self, call: Call, keys: &[&[u8]]) -> Result<Fate, Status>;
 
-    /// Answers that the stream of a GetBatch gives before it ends.
-    fn batch_answers(&self) -> usize {
-        usize::MAX
-    }
+    /// Lets the answer pass, at the time of its choosing.
+    async fn answer(&self, _: Call, _: &[&[u8]]) {}
 }
 
 /// Lets everything pass at once.
@@ -52,8 +64,8 @@ pub struct Open;
 
 #[tonic::async_trait]
 impl Gate for Open {
-    async fn pass(&self, _: Call, _: &[&[u8]]) -> Result<(), Status> {
-        Ok(())
+    async fn pass(&self, _: Call, _: &[&[u8]]) -> Result<Fate, Status> {
+        Ok(Fate::Served)
     }
 }
 
@@ -92,6 +104,7 @@ impl Momento {
 #[derive(Debug)]
 pub struct Running {
     addr: SocketAddr,
+    caches: Caches,
     api_key: Arc<str>,
     task: JoinHandle<()>,
 }
@@ -101,6 +114,15 @@ impl Running {
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Starts another server with the same caches and credential, so that the
+    /// calls of some clients pass another gate.
+    ///
+    /// # Errors
+    /// The address cannot be listened on.
+    pub async fn start_beside(&self, addr: SocketAddr, gate: Arc<dyn Gate>) -> io::Result<Self> {
+        serve(addr, self.caches.clone(), self.api_key.clone(), gate).await
     }
 
     /// The secret that opens this server, as `accounts/MomentoAuthToken` holds
@@ -126,11 +148,19 @@ impl Drop for Running {
 /// # Errors
 /// The address cannot be listened on.
 pub async fn start(addr: SocketAddr, gate: Arc<dyn Gate>) -> io::Result<Running> {
+    serve(addr, Caches::default(), new_api_key(), gate).await
+}
+
+async fn serve(
+    addr: SocketAddr,
+    caches: Caches,
+    api_key: Arc<str>,
+    gate: Arc<dyn Gate>,
+) -> io::Result<Running> {
     let listener = TcpListener::bind(addr).await?;
     let addr = listener.local_addr()?;
-    let api_key = new_api_key();
     let momento = Momento {
-        caches: Caches::default(),
+        caches: caches.clone(),
         api_key: api_key.clone(),
         gate,
     };
@@ -145,6 +175,7 @@ pub async fn start(addr: SocketAddr, gate: Arc<dyn Gate>) -> io::Result<Running>
     });
     Ok(Running {
         addr,
+        caches,
         api_key,
         task,
     })

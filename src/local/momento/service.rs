@@ -12,7 +12,7 @@ use momento_protos::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Call, Momento, items::Items};
+use super::{Call, Fate, Momento, items::Items};
 
 type Reply<T> = Result<Response<T>, Status>;
 type ReplyStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -40,6 +40,31 @@ macro_rules! service {
     };
 }
 
+impl Momento {
+    /// Serves a call as the gate wants it. A call served twice is answered as the
+    /// first time.
+    async fn through_gate<T>(
+        &self,
+        call: Call,
+        keys: &[&[u8]],
+        serve: impl Fn() -> Result<T, Status>,
+    ) -> Result<T, Status> {
+        let fate = self.gate.pass(call, keys).await?;
+        let answer = serve();
+        match fate {
+            Fate::Unanswered => return Err(lost()),
+            Fate::ServedTwice => drop(serve()),
+            Fate::Served | Fate::Cut(_) => {}
+        }
+        self.gate.answer(call, keys).await;
+        answer
+    }
+}
+
+fn lost() -> Status {
+    Status::unavailable("the answer was lost")
+}
+
 service! {
     impl Scs from scs {
         type GetBatchStream = ReplyStream<scs::GetResponse>;
@@ -48,8 +73,9 @@ service! {
         async fn get(&self, request: Request<scs::GetRequest>) -> Reply<scs::GetResponse> {
             let items = self.admit(&request)?;
             let request = request.into_inner();
-            self.gate.pass(Call::Get, &[&request.cache_key]).await?;
-            Ok(Response::new(get(&items, &request.cache_key)))
+            let key = [request.cache_key.as_slice()];
+            let serve = || Ok(get(&items, &request.cache_key));
+            Ok(Response::new(self.through_gate(Call::Get, &key, serve).await?))
         }
 
         async fn get_batch(
@@ -59,17 +85,24 @@ service! {
             let items = self.admit(&request)?;
             let keys = request.into_inner().items.into_iter().map(|item| item.cache_key);
             let keys: Vec<_> = keys.collect();
-            self.gate.pass(Call::GetBatch, &borrowed(&keys)).await?;
-            let keys = keys.into_iter().take(self.gate.batch_answers());
-            let answers = stream::iter(keys).map(move |key| Ok(get(&items, &key)));
-            Ok(Response::new(answers.boxed()))
+            let borrowed = borrowed(&keys);
+            let fate = self.gate.pass(Call::GetBatch, &borrowed).await?;
+            let answers = match fate {
+                Fate::Cut(answers) => answers,
+                Fate::Unanswered => return Err(lost()),
+                Fate::Served | Fate::ServedTwice => usize::MAX,
+            };
+            let found: Vec<_> = keys.iter().take(answers).map(|key| Ok(get(&items, key))).collect();
+            self.gate.answer(Call::GetBatch, &borrowed).await;
+            Ok(Response::new(stream::iter(found).boxed()))
         }
 
         async fn set(&self, request: Request<scs::SetRequest>) -> Reply<scs::SetResponse> {
             let items = self.admit(&request)?;
             let request = request.into_inner();
-            self.gate.pass(Call::Set, &[&request.cache_key]).await?;
-            Ok(Response::new(set(&items, request)?))
+            let key = request.cache_key.clone();
+            let serve = || set(&items, request.clone());
+            Ok(Response::new(self.through_gate(Call::Set, &[&key], serve).await?))
         }
 
         async fn set_batch(
@@ -87,16 +120,19 @@ service! {
         async fn set_if(&self, request: Request<scs::SetIfRequest>) -> Reply<scs::SetIfResponse> {
             let items = self.admit(&request)?;
             let request = request.into_inner();
-            self.gate.pass(Call::SetIf, &[&request.cache_key]).await?;
             let condition = request
                 .condition
                 .ok_or_else(|| Status::invalid_argument("no condition"))?;
-            let is_stored = items.set_if(
-                request.cache_key,
-                request.cache_body,
-                request.ttl_milliseconds,
-                |found| holds(&condition, found),
-            )?;
+            let serve = || {
+                items.set_if(
+                    request.cache_key.clone(),
+                    request.cache_body.clone(),
+                    request.ttl_milliseconds,
+                    |found| holds(&condition, found),
+                )
+            };
+            let key = [request.cache_key.as_slice()];
+            let is_stored = self.through_gate(Call::SetIf, &key, serve).await?;
             let result = if is_stored {
                 set_if_response::Result::Stored(set_if_response::Stored {})
             } else {
@@ -110,9 +146,12 @@ service! {
         async fn delete(&self, request: Request<scs::DeleteRequest>) -> Reply<scs::DeleteResponse> {
             let items = self.admit(&request)?;
             let request = request.into_inner();
-            self.gate.pass(Call::Delete, &[&request.cache_key]).await?;
-            items.delete(&request.cache_key);
-            Ok(Response::new(scs::DeleteResponse {}))
+            let serve = || {
+                items.delete(&request.cache_key);
+                Ok(scs::DeleteResponse {})
+            };
+            let key = [request.cache_key.as_slice()];
+            Ok(Response::new(self.through_gate(Call::Delete, &key, serve).await?))
         }
     }
     unimplemented {

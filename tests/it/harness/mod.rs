@@ -13,6 +13,7 @@ use std::{
 
 use account_service::{
     boot::{self, App},
+    coherence,
     config::{CacheSettings, DevSettings, LogFormat, LogSettings, ServeSettings, ServerSettings},
     local::{ANY_PORT, Embedded, momento},
     proto::account_v1::{self as pb, account_service_client::AccountServiceClient},
@@ -22,7 +23,10 @@ use account_service::{
 use tokio::sync::oneshot;
 use tonic::{Status, transport::Channel};
 
-use self::{dynamodb_proxy::DynamoDbProxy, script::Script};
+use self::{
+    dynamodb_proxy::DynamoDbProxy,
+    script::{BESIDE, Script},
+};
 
 pub type Client = AccountServiceClient<Channel>;
 
@@ -85,6 +89,39 @@ impl Backends {
 
     pub async fn replica(&self) -> Replica {
         Replica::start(&self.serve_settings()).await
+    }
+
+    /// A replica with its own way to the backends.
+    pub async fn isolated(&self, cache: coherence::Settings) -> Isolated {
+        let dynamodb = Arc::new(Script::default());
+        let momento = Arc::new(Script::default());
+        let proxy = DynamoDbProxy::start(self.embedded.dynamodb_url(), dynamodb.clone()).await;
+        let gate = Arc::new(MomentoGate {
+            script: momento.clone(),
+            batch_answers: self.batch_answers.clone(),
+        });
+        let server = self.embedded.momento.start_beside(ANY_PORT, gate).await;
+        let server = server.unwrap();
+        let mut settings = self.serve_settings();
+        settings.backends.dynamodb_endpoint = Some(proxy.url());
+        settings.backends.momento_secret_id = self.store_secret(&server).await;
+        Isolated {
+            replica: Replica::start_with(&settings, cache).await,
+            dynamodb,
+            momento,
+            _proxy: proxy,
+            _momento: server,
+        }
+    }
+
+    /// Stores the secret of another Momento server; returns its name.
+    async fn store_secret(&self, server: &momento::Running) -> String {
+        use secrecy::ExposeSecret as _;
+        let name = format!("momento-{}", uuid::Uuid::new_v4());
+        let create = self.secrets_client().create_secret().name(&name);
+        let create = create.secret_string(server.secret().expose_secret());
+        create.send().await.unwrap();
+        name
     }
 
     /// A client of the table that the service does not know of.
@@ -156,10 +193,23 @@ impl Backends {
     }
 }
 
+/// A replica whose calls to the backends no other replica's calls are mixed with.
+pub struct Isolated {
+    pub replica: Replica,
+    pub dynamodb: Arc<Script>,
+    pub momento: Arc<Script>,
+    _proxy: DynamoDbProxy,
+    _momento: momento::Running,
+}
+
 impl Replica {
     pub async fn start(settings: &ServeSettings) -> Self {
+        Self::start_with(settings, settings.cache.to_coherence()).await
+    }
+
+    pub async fn start_with(settings: &ServeSettings, cache: coherence::Settings) -> Self {
         let (listener, addr) = boot::listen(&settings.server).await.unwrap();
-        let app = App::boot(settings).await.unwrap();
+        let app = App::boot_with(settings, cache).await.unwrap();
         let accounts = app.accounts().clone();
         let (stop, stopped) = oneshot::channel();
         tokio::spawn(async move {
@@ -238,23 +288,21 @@ struct MomentoGate {
 
 #[tonic::async_trait]
 impl momento::Gate for MomentoGate {
-    async fn pass(&self, call: momento::Call, keys: &[&[u8]]) -> Result<(), Status> {
+    async fn pass(&self, call: momento::Call, keys: &[&[u8]]) -> Result<momento::Fate, Status> {
         let keys: Vec<_> = keys
             .iter()
             .map(|key| String::from_utf8_lossy(key))
             .collect();
-        match self
-            .script
-            .meet(&format!("{call:?}"), &keys.join(" "))
-            .await
-        {
-            script::Fate::Served => Ok(()),
+        let keys = keys.join(" ");
+        let beside = if keys.ends_with("/probe") { BESIDE } else { "" };
+        match self.script.meet(&format!("{beside}{call:?}"), &keys).await {
+            script::Fate::Served => {
+                let answers = self.batch_answers.load(Ordering::SeqCst);
+                Ok(momento::Fate::Cut(answers))
+            }
+            script::Fate::Unanswered => Ok(momento::Fate::Unanswered),
             _ => Err(Status::unavailable("refused by the test")),
         }
-    }
-
-    fn batch_answers(&self) -> usize {
-        self.batch_answers.load(Ordering::SeqCst)
     }
 }
 
@@ -273,6 +321,14 @@ impl Table {
         });
         let put = self.client.put_item().table_name(&self.name);
         put.set_item(Some(item.collect())).send().await.unwrap();
+    }
+
+    /// Deletes an item.
+    pub async fn delete(&self, pk: &str, sk: &str) {
+        let text = |text: &str| aws_sdk_dynamodb::types::AttributeValue::S(text.to_owned());
+        let delete = self.client.delete_item().table_name(&self.name);
+        let delete = delete.key("PK", text(pk)).key("SK", text(sk));
+        delete.send().await.unwrap();
     }
 
     /// The names of an item's attributes, sorted; `None` if there is no item.

@@ -1,0 +1,257 @@
+//! The cache is gone for long: reads and, after a moment, writes go on without
+//! it; when it comes back, nothing from before is believed.
+
+use std::time::Duration;
+
+use account_service::{coherence, domain::Timestamp, proto::account_v1 as pb, setup};
+use pb::{Role, Source};
+use tokio::time::Instant;
+use tonic::{Code, Request};
+
+use crate::harness::{Backends, PATIENCE, Replica, assert_refused};
+
+const ORG: &str = "olivia-org";
+const OLIVIA: &str = "oliviaowner";
+const MICHAEL: &str = "membermichael";
+
+/// A switch that is quick enough for tests.
+fn quick() -> coherence::Settings {
+    coherence::Settings {
+        // Long, so that a busy machine is not taken for a slow cache.
+        cache_read_timeout: PATIENCE,
+        timing: coherence::Timing {
+            view_ttl: Duration::from_millis(400),
+            ..coherence::Timing::default()
+        },
+        ..coherence::Settings::default()
+    }
+}
+
+async fn quick_replica(backends: &Backends) -> Replica {
+    Replica::start_with(&backends.serve_settings(), quick()).await
+}
+
+/// Waits until Olivia's membership is answered from the cache.
+async fn wait_for_the_cache(replica: &Replica) {
+    let patience = Instant::now() + PATIENCE;
+    while replica.check(ORG, OLIVIA).await.unwrap().source() != Source::Cache {
+        assert!(Instant::now() < patience, "the cache is not used again");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The names of the cache's generations that the calls were about.
+fn generations(backends: &Backends) -> Vec<String> {
+    let keys = backends.momento.seen("GetBatch").join(" ");
+    let generations = keys.split(' ').filter_map(|key| key.split('/').nth(2));
+    let mut generations: Vec<_> = generations.map(str::to_owned).collect();
+    generations.sort();
+    generations.dedup();
+    generations
+}
+
+#[tokio::test]
+async fn writes_go_on_without_the_cache_and_nothing_stale_is_seen_when_it_is_back() {
+    let backends = Backends::start().await;
+    let replicas = [
+        quick_replica(&backends).await,
+        quick_replica(&backends).await,
+    ];
+    let [service, other] = &replicas;
+    service.found_olivia_org_with_michael().await;
+    for replica in &replicas {
+        replica.settle().await;
+        assert_eq!(replica.role_of(ORG, MICHAEL).await, Some(Role::Member));
+    }
+    backends.momento.refuse("SetIf", "", 0, usize::MAX);
+    backends.momento.refuse("BesideSetIf", "", 0, usize::MAX);
+
+    // The first write waits; the ones after it do not.
+    service.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
+    for replica in &replicas {
+        let read = replica.check(ORG, MICHAEL).await.unwrap();
+        assert_eq!((read.is_member, read.source()), (false, Source::Store));
+    }
+    other.add(ORG, MICHAEL, Role::Admin, OLIVIA).await.unwrap();
+    service.create_user("newcomer").await.unwrap();
+    other.delete_user("newcomer").await.unwrap();
+    for replica in &replicas {
+        assert_eq!(replica.role_of(ORG, MICHAEL).await, Some(Role::Admin));
+        replica.get_user("newcomer").await.unwrap_err();
+    }
+    other.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
+
+    // Back, as it was left: Michael's membership is still in it.
+    backends.forget_calls();
+    backends.momento.behave();
+    for replica in &replicas {
+        wait_for_the_cache(replica).await;
+        assert_eq!(replica.role_of(ORG, MICHAEL).await, None);
+    }
+    assert_eq!(generations(&backends).len(), 1);
+}
+
+#[tokio::test]
+async fn a_replica_that_cannot_follow_the_switch_stops_using_the_cache_in_time() {
+    let backends = Backends::start().await;
+    let service = backends.isolated(quick()).await;
+    let behind = backends.isolated(quick()).await;
+    service.replica.found_olivia_org_with_michael().await;
+    service.replica.settle().await;
+    let read = behind.replica.check(ORG, MICHAEL).await.unwrap();
+    assert_eq!((read.is_member, read.source()), (true, Source::Cache));
+    // From here on this replica does not learn of the switch.
+    behind.dynamodb.refuse("BesideGetItem", "", 0, usize::MAX);
+    service.momento.refuse("SetIf", "", 0, usize::MAX);
+    service.replica.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
+    let read = behind.replica.check(ORG, MICHAEL).await.unwrap();
+    assert_eq!((read.is_member, read.source()), (false, Source::Store));
+    // Its writes need to know.
+    let refused = behind.replica.create_user("late").await;
+    assert_refused(refused, Code::Unavailable, "STORE_UNAVAILABLE");
+}
+
+#[tokio::test]
+async fn a_write_that_has_no_time_to_leave_the_cache_changes_nothing() {
+    let backends = Backends::start().await;
+    let service = Replica::start_with(
+        &backends.serve_settings(),
+        coherence::Settings {
+            timing: coherence::Timing {
+                view_ttl: PATIENCE,
+                ..coherence::Timing::default()
+            },
+            ..quick()
+        },
+    )
+    .await;
+    backends.momento.refuse("SetIf", "", 0, usize::MAX);
+    for _ in 0..2 {
+        let mut request = Request::new(pb::CreateUserRequest {
+            username: "late".to_owned(),
+            ..pb::CreateUserRequest::default()
+        });
+        request.set_timeout(Duration::from_millis(1500));
+        let refused = service.client.clone().create_user(request).await;
+        let details = assert_refused(refused, Code::Unavailable, "CACHE_UNAVAILABLE");
+        assert!(details.retry_info().is_some());
+    }
+    assert_eq!(backends.dynamodb.seen("TransactWriteItems").len(), 0);
+    service.get_user("late").await.unwrap_err();
+}
+
+#[tokio::test]
+async fn a_write_that_cannot_be_confirmed_in_time_says_so_and_is_confirmed_later() {
+    let backends = Backends::start().await;
+    let service = quick_replica(&backends).await;
+    let other = quick_replica(&backends).await;
+    service.found_olivia_org_with_michael().await;
+    backends.momento.refuse("SetIf", MICHAEL, 1, usize::MAX);
+    let mut request = Request::new(pb::RemoveUserFromOrganizationRequest {
+        organization_name: ORG.to_owned(),
+        member_username: MICHAEL.to_owned(),
+        acting_user: OLIVIA.to_owned(),
+    });
+    request.set_timeout(Duration::from_millis(450));
+    let mut client = service.client.clone();
+    let details = assert_refused(
+        client.remove_user_from_organization(request).await,
+        Code::Unavailable,
+        "APPLIED_NOT_CONFIRMED",
+    );
+    assert!(details.retry_info().is_some());
+    service.settle().await;
+    assert_eq!(other.role_of(ORG, MICHAEL).await, None);
+}
+
+#[tokio::test]
+async fn a_cache_that_fails_between_commit_and_confirmation_is_left() {
+    let backends = Backends::start().await;
+    let service = quick_replica(&backends).await;
+    let other = quick_replica(&backends).await;
+    service.found_olivia_org_with_michael().await;
+    backends.momento.refuse("SetIf", MICHAEL, 1, usize::MAX);
+    service.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
+    assert_eq!(other.role_of(ORG, MICHAEL).await, None);
+}
+
+#[tokio::test]
+async fn an_operator_flushes_everything() {
+    let backends = Backends::start().await;
+    let service = quick_replica(&backends).await;
+    service.found_olivia_org().await;
+    service.settle().await;
+    wait_for_the_cache(&service).await;
+    let [before] = generations(&backends).try_into().unwrap();
+    let settings = backends.serve_settings().backends;
+    setup::flush(&settings).await.unwrap();
+    backends.forget_calls();
+    wait_for_the_cache(&service).await;
+    assert!(!generations(&backends).contains(&before));
+}
+
+#[tokio::test]
+async fn a_switch_that_somebody_deleted_is_made_anew_with_an_empty_cache() {
+    let backends = Backends::start().await;
+    let service = quick_replica(&backends).await;
+    service.found_olivia_org().await;
+    service.settle().await;
+    wait_for_the_cache(&service).await;
+    let [before] = generations(&backends).try_into().unwrap();
+    backends
+        .table()
+        .delete("SERVICE#cache-generation", "SERVICE#cache-generation")
+        .await;
+    service.create_user("meanwhile").await.unwrap();
+    tokio::time::timeout(PATIENCE, async {
+        while service.check(ORG, OLIVIA).await.unwrap().source() == Source::Cache {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .unwrap();
+    backends.forget_calls();
+    wait_for_the_cache(&service).await;
+    assert!(!generations(&backends).contains(&before));
+    service.get_user("meanwhile").await.unwrap();
+}
+
+#[tokio::test]
+async fn replicas_whose_clocks_differ_by_minutes_do_not_answer_stale() {
+    fn early() -> Timestamp {
+        Timestamp(Timestamp::now().0 - 60_000)
+    }
+    fn late() -> Timestamp {
+        Timestamp(Timestamp::now().0 + 60_000)
+    }
+    let backends = Backends::start().await;
+    let settings = backends.serve_settings();
+    let with_clock = |wall_clock| coherence::Settings {
+        wall_clock,
+        ..quick()
+    };
+    let early = Replica::start_with(&settings, with_clock(early)).await;
+    let late = Replica::start_with(&settings, with_clock(late)).await;
+    early.found_olivia_org().await;
+    for (writer, reader) in [(&early, &late), (&late, &early)] {
+        for _ in 0..3 {
+            writer
+                .add(ORG, MICHAEL, Role::Member, OLIVIA)
+                .await
+                .unwrap();
+            writer.settle().await;
+            for replica in [reader, writer] {
+                assert_eq!(replica.role_of(ORG, MICHAEL).await, Some(Role::Member));
+            }
+            writer.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
+            for replica in [reader, writer] {
+                assert_eq!(replica.role_of(ORG, MICHAEL).await, None);
+                replica.settle().await;
+            }
+        }
+        writer.create_user("newcomer").await.unwrap();
+        reader.get_user("newcomer").await.unwrap();
+        reader.delete_user("newcomer").await.unwrap();
+        writer.get_user("newcomer").await.unwrap_err();
+    }
+}
