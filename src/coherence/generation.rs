@@ -328,10 +328,10 @@ fn parse(values: &BTreeMap<String, String>) -> Option<(Phase, String)> {
 }
 
 fn malformed() -> store::Error {
-    store::Error {
-        kind: store::Kind::Malformed,
-        source: format!("register {REGISTER} is not as this service writes it").into(),
-    }
+    store::Error::new(
+        store::Kind::Malformed,
+        format!("register {REGISTER} is not as this service writes it"),
+    )
 }
 
 /// Whether the cache stores what writers would store.

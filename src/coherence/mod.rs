@@ -3,6 +3,7 @@
 
 mod envelope;
 mod fences;
+mod flights;
 mod generation;
 mod reads;
 mod writes;
@@ -18,7 +19,7 @@ pub use envelope::{Entry, Nonce, Tag};
 pub use reads::{Answer, Freshness, Source};
 pub use writes::{Change, Plan, Verdict, WriteError};
 
-use self::generation::Generations;
+use self::{flights::Flights, generation::Generations};
 use crate::{
     cache::Cache,
     domain::{Key, Timestamp},
@@ -138,6 +139,7 @@ pub struct Coherence {
     cache: Arc<dyn Cache>,
     store: Arc<dyn Store>,
     generations: Arc<Generations>,
+    flights: Arc<Flights>,
     settings: Settings,
     background: TaskTracker,
     /// Whether the last read from the cache failed.
@@ -161,6 +163,7 @@ impl Coherence {
             cache,
             store,
             generations: Arc::new(generations),
+            flights: Arc::default(),
             settings,
             background: TaskTracker::new(),
             is_cache_failing: Arc::default(),

@@ -1,11 +1,15 @@
 //! Reads: from the cache where it may answer, else by lease from the table.
 
-use std::{fmt, sync::atomic::Ordering};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    sync::atomic::Ordering,
+};
 
 use futures_util::{StreamExt as _, stream};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{Coherence, Entry, Tag, generation::Space, jittered};
+use super::{Coherence, Entry, Tag, flights::Flight, generation::Space, jittered};
 use crate::{
     cache::Found,
     domain::{Key, Record, Timestamp},
@@ -58,12 +62,13 @@ enum Look {
     Unusable,
 }
 
-/// A key that has to be read from the table.
-struct Unknown<'a> {
-    position: usize,
-    key: &'a Key,
-    /// The lease under which the answer may be filled, as stored.
-    lease: Option<Vec<u8>>,
+/// What a table read may fill.
+struct Fill {
+    space: Space,
+    /// Keys under which the cache had nothing.
+    missed: HashSet<Key>,
+    /// When to stop waiting for the cache.
+    deadline: Instant,
 }
 
 impl Coherence {
@@ -79,53 +84,106 @@ impl Coherence {
         };
         let Some(space) = space else {
             return Ok(Answer {
-                records: self.store.read_strong(keys).await?,
+                records: self.fetch(keys, None).await?,
                 source: Source::Store,
             });
         };
-        let cache_deadline = Instant::now() + self.settings.cache_read_timeout;
+        let deadline = Instant::now() + self.settings.cache_read_timeout;
         let cache_keys: Vec<_> = keys.iter().map(|key| space.key(key)).collect();
-        let looks = self.look(keys, &cache_keys, cache_deadline).await;
+        let looks = self.look(keys, &cache_keys, deadline).await;
 
         let mut records = vec![None; keys.len()];
-        let mut unknown = Vec::new();
-        let mut missed = Vec::new();
-        for (position, (look, key)) in looks.into_iter().zip(keys).enumerate() {
+        let mut positions = Vec::new();
+        let mut missed = HashSet::new();
+        for (position, look) in looks.into_iter().enumerate() {
             match look {
-                Look::Known(record) => records[position] = record,
-                Look::Miss if missed.len() < MAX_LEASES_PER_READ => missed.push((position, key)),
-                Look::Miss | Look::Unusable => unknown.push(Unknown {
-                    position,
-                    key,
-                    lease: None,
-                }),
+                Look::Known(record) => {
+                    records[position] = record;
+                    continue;
+                }
+                Look::Miss if missed.len() < MAX_LEASES_PER_READ => {
+                    missed.insert(keys[position].clone());
+                }
+                Look::Miss | Look::Unusable => {}
             }
+            positions.push(position);
         }
-        if unknown.is_empty() && missed.is_empty() {
+        if positions.is_empty() {
             return Ok(Answer {
                 records,
                 source: Source::Cache,
             });
         }
-
-        // The leases are in place, or known not to be, before the table is
-        // read: overlapping the two would let a fill outlive a write.
-        unknown.extend(self.lease(&missed, &cache_keys, cache_deadline).await);
-        let read_time = self.now();
-        let wanted: Vec<_> = unknown.iter().map(|unknown| unknown.key.clone()).collect();
-        let found = self.store.read_strong(&wanted).await?;
-        let mut fills = Vec::new();
-        for (unknown, record) in unknown.into_iter().zip(found) {
-            if let Some(lease) = unknown.lease {
-                fills.push((unknown.key.clone(), lease, record.clone()));
-            }
-            records[unknown.position] = record;
+        let unknown: Vec<_> = positions.iter().map(|it| keys[*it].clone()).collect();
+        let fill = Fill {
+            space,
+            missed,
+            deadline,
+        };
+        let found = self.fetch(&unknown, Some(fill)).await?;
+        for (position, record) in positions.into_iter().zip(found) {
+            records[position] = record;
         }
-        self.fill_in_background(space, fills, read_time);
         Ok(Answer {
             records,
             source: Source::Store,
         })
+    }
+
+    /// Reads records from the table, sharing reads that have not been sent yet.
+    async fn fetch(
+        &self,
+        keys: &[Key],
+        fill: Option<Fill>,
+    ) -> Result<Vec<Option<Record>>, store::Error> {
+        let (flight, seats) = self.flights.board(keys, false);
+        let mut records = if flight.keys().is_empty() {
+            HashMap::new()
+        } else {
+            let found = self.fly(&flight, fill).await;
+            flight.land(&found);
+            flight.keys().iter().cloned().zip(found?).collect()
+        };
+        drop(flight);
+        let mut left = Vec::new();
+        for (key, seat) in keys.iter().zip(seats) {
+            let Some(seat) = seat else { continue };
+            match seat.arrive().await {
+                Some(record) => {
+                    records.insert(key.clone(), record?);
+                }
+                None => left.push(key.clone()),
+            }
+        }
+        let found = self.store.read_strong(&left).await?;
+        records.extend(left.into_iter().zip(found));
+        let take = |key| records.get_mut(key).and_then(Option::take);
+        Ok(keys.iter().map(take).collect())
+    }
+
+    /// Reads the table, once the leases are in place or known not to be:
+    /// overlapping the two would let a fill outlive a write.
+    async fn fly(
+        &self,
+        flight: &Flight,
+        fill: Option<Fill>,
+    ) -> Result<Vec<Option<Record>>, store::Error> {
+        let leases = match &fill {
+            Some(fill) => self.lease(flight.keys(), fill).await,
+            None => HashMap::new(),
+        };
+        flight.depart().await;
+        let read_time = self.now();
+        let found = self.store.read_strong(flight.keys()).await?;
+        if let Some(fill) = fill {
+            let records = flight.keys().iter().zip(&found);
+            let fills = records.filter_map(|(key, record)| {
+                let lease = leases.get(key)?.clone();
+                Some((key.clone(), lease, record.clone()))
+            });
+            self.fill_in_background(fill.space, fills.collect(), read_time);
+        }
+        Ok(found)
     }
 
     async fn look(&self, keys: &[Key], cache_keys: &[String], deadline: Instant) -> Vec<Look> {
@@ -185,27 +243,20 @@ impl Coherence {
         }
     }
 
-    /// Tries to take a lease for each missed key.
-    async fn lease<'a>(
-        &self,
-        missed: &[(usize, &'a Key)],
-        cache_keys: &[String],
-        deadline: Instant,
-    ) -> Vec<Unknown<'a>> {
-        let leases = missed.iter().map(|&(position, key)| async move {
-            let cache_key = &cache_keys[position];
-            let lease = Entry::new(Tag::Lease).encode(cache_key);
+    /// Tries to take a lease for each missed key; returns those taken, as stored.
+    async fn lease(&self, keys: &[Key], fill: &Fill) -> HashMap<Key, Vec<u8>> {
+        let missed = keys.iter().filter(|key| fill.missed.contains(key));
+        let leases = missed.map(|key| async move {
+            let cache_key = fill.space.key(key);
+            let lease = Entry::new(Tag::Lease).encode(&cache_key);
             let ttl = self.settings.timing.lease_ttl;
-            let stored = self.cache.set_if_absent(cache_key, &lease, ttl);
-            let is_stored = matches!(timeout_at(deadline, stored).await, Ok(Ok(true)));
-            Unknown {
-                position,
-                key,
-                lease: is_stored.then_some(lease),
-            }
+            let stored = self.cache.set_if_absent(&cache_key, &lease, ttl);
+            let is_stored = matches!(timeout_at(fill.deadline, stored).await, Ok(Ok(true)));
+            is_stored.then(|| (key.clone(), lease))
         });
         stream::iter(leases.collect::<Vec<_>>())
             .buffer_unordered(CACHE_CALLS_AT_ONCE)
+            .filter_map(|lease| async { lease })
             .collect()
             .await
     }

@@ -5,7 +5,7 @@ mod dynamodb;
 mod item;
 mod keys;
 
-use std::{collections::BTreeMap, error::Error as StdError, fmt};
+use std::{collections::BTreeMap, error::Error as StdError, fmt, sync::Arc};
 
 use async_trait::async_trait;
 
@@ -121,12 +121,21 @@ pub enum Kind {
 }
 
 /// A failed table operation.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Error {
     /// The kind.
     pub kind: Kind,
     /// What happened, for operators.
-    pub source: Box<dyn StdError + Send + Sync>,
+    pub source: Arc<dyn StdError + Send + Sync>,
+}
+
+impl Error {
+    pub(crate) fn new(kind: Kind, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self {
+            kind,
+            source: Arc::from(source.into()),
+        }
+    }
 }
 
 impl fmt::Display for Error {

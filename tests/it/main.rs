@@ -13,6 +13,7 @@ mod backends;
 mod binary;
 mod cache_faults;
 mod errors;
+mod herds;
 mod legacy;
 mod outages;
 mod permissions;

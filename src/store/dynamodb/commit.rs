@@ -74,10 +74,10 @@ fn is_worth_retrying(error: &CommitError, may_be_applied: bool) -> bool {
 fn of_all_attempts(last: CommitError, may_be_applied: bool) -> CommitError {
     match last {
         CommitError::NotApplied(error) if may_be_applied => CommitError::OutcomeUnknown(error),
-        CommitError::Conflict if may_be_applied => CommitError::OutcomeUnknown(Error {
-            kind: Kind::Unavailable,
-            source: "a transaction holds the items, perhaps an earlier attempt of this one".into(),
-        }),
+        CommitError::Conflict if may_be_applied => CommitError::OutcomeUnknown(Error::new(
+            Kind::Unavailable,
+            "a transaction holds the items, perhaps an earlier attempt of this one",
+        )),
         last => last,
     }
 }
@@ -281,10 +281,10 @@ fn classify_cancellation(
     let kind = codes()
         .find(|code| *code != "None")
         .map_or(Kind::Unavailable, kind_of_code);
-    Err(CommitError::NotApplied(Error {
+    Err(CommitError::NotApplied(Error::new(
         kind,
-        source: format!("{description} ({})", codes().collect::<Vec<_>>().join(", ")).into(),
-    }))
+        format!("{description} ({})", codes().collect::<Vec<_>>().join(", ")),
+    )))
 }
 
 /// Whether the item that failed a condition was put by this very write: an

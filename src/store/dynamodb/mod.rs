@@ -139,10 +139,7 @@ impl DynamoDb {
             }
             tokio::time::sleep(UNPROCESSED_PAUSE * 2_u32.pow(round)).await;
         }
-        Err(Error {
-            kind: Kind::Throttled,
-            source: "keys stay unprocessed".into(),
-        })
+        Err(Error::new(Kind::Throttled, "keys stay unprocessed"))
     }
 }
 
@@ -211,10 +208,8 @@ fn primary_key_of(item: &Attributes) -> Option<(String, String)> {
 }
 
 fn decode(key: &Key, attributes: Attributes) -> Result<Record, Error> {
-    item::decode(key, &to_item(attributes)).map_err(|malformed| Error {
-        kind: Kind::Malformed,
-        source: malformed.into(),
-    })
+    item::decode(key, &to_item(attributes))
+        .map_err(|malformed| Error::new(Kind::Malformed, malformed))
 }
 
 fn to_item(attributes: Attributes) -> Item {
@@ -249,10 +244,7 @@ where
             _ => Kind::Unavailable,
         },
     };
-    Error {
-        kind,
-        source: describe(&error).into(),
-    }
+    Error::new(kind, describe(&error))
 }
 
 fn kind_of_code(code: &str) -> Kind {
@@ -271,8 +263,5 @@ fn kind_of_code(code: &str) -> Kind {
 }
 
 fn unusable(error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error {
-        kind: Kind::Unusable,
-        source: error.into(),
-    }
+    Error::new(Kind::Unusable, error)
 }

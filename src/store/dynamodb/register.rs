@@ -73,9 +73,11 @@ fn decode(name: &str, attributes: Attributes) -> Result<Register, Error> {
     let version = attributes
         .get(item::VERSION)
         .and_then(|version| version.as_n().ok()?.parse().ok())
-        .ok_or_else(|| Error {
-            kind: Kind::Malformed,
-            source: format!("register {name} has no number {}", item::VERSION).into(),
+        .ok_or_else(|| {
+            Error::new(
+                Kind::Malformed,
+                format!("register {name} has no number {}", item::VERSION),
+            )
         })?;
     let values = attributes.into_iter().filter_map(|(name, value)| {
         let is_key = [keys::PARTITION_KEY, keys::SORT_KEY].contains(&name.as_str());

@@ -112,10 +112,9 @@ impl DynamoDb {
             .send()
             .await
             .map_err(failed)?;
-        output.table.ok_or_else(|| Error {
-            kind: Kind::Unusable,
-            source: "DescribeTable returned no table".into(),
-        })
+        output
+            .table
+            .ok_or_else(|| Error::new(Kind::Unusable, "DescribeTable returned no table"))
     }
 
     fn check_keys(&self, table: &TableDescription) -> Result<(), Error> {
@@ -127,14 +126,13 @@ impl DynamoDb {
         if keys == [(PARTITION_KEY, &KeyType::Hash), (SORT_KEY, &KeyType::Range)] {
             return Ok(());
         }
-        Err(Error {
-            kind: Kind::Unusable,
-            source: format!(
+        Err(Error::new(
+            Kind::Unusable,
+            format!(
                 "table {} has other keys than partition key {PARTITION_KEY} and sort key {SORT_KEY}",
                 self.table
-            )
-            .into(),
-        })
+            ),
+        ))
     }
 
     async fn send_create(&self) -> Result<(), Error> {
@@ -188,10 +186,10 @@ impl DynamoDb {
         tokio::time::timeout(ACTIVE_TIMEOUT, wait)
             .await
             .unwrap_or_else(|_| {
-                Err(Error {
-                    kind: Kind::Unavailable,
-                    source: format!("table {} does not become active", self.table).into(),
-                })
+                Err(Error::new(
+                    Kind::Unavailable,
+                    format!("table {} does not become active", self.table),
+                ))
             })
     }
 }

@@ -1,0 +1,122 @@
+//! Many readers of one record that is not cached: they share table reads, but
+//! never one that may have seen the table before a write they must see.
+
+use account_service::proto::account_v1::{self as pb, Role};
+use futures_util::future::join_all;
+
+use crate::harness::{Backends, start};
+
+const ORG: &str = "olivia-org";
+const OLIVIA: &str = "oliviaowner";
+const MICHAEL: &str = "membermichael";
+const HERD: usize = 1000;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_herd_on_a_cold_record_makes_few_table_reads() {
+    let (backends, service) = start().await;
+    service.found_olivia_org_with_michael().await;
+    service.settle().await;
+    for is_cache_in_use in [true, false] {
+        backends.flush_cache().await;
+        if !is_cache_in_use {
+            backends.momento.refuse("SetIf", "", 0, usize::MAX);
+        }
+        backends.forget_calls();
+        let herd = join_all((0..HERD).map(|_| service.check(ORG, MICHAEL))).await;
+        assert!(herd.into_iter().all(|read| read.unwrap().is_member));
+        let reads = backends.dynamodb.seen("BatchGetItem").len();
+        println!(
+            "{HERD} checks of one cold key, cache in use: {is_cache_in_use}: {reads} table reads"
+        );
+        assert!(reads <= HERD / 10, "{reads} table reads");
+        service.settle().await;
+    }
+}
+
+/// Waits until the cache has been looked into so many times.
+async fn looked(backends: &Backends, times: usize) {
+    while backends.momento.seen("GetBatch").len() < times {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_reader_joins_a_table_read_that_is_not_sent_yet() {
+    let (backends, service) = start().await;
+    service.found_olivia_org_with_michael().await;
+    backends.flush_cache().await;
+    backends.forget_calls();
+    let lease = backends.momento.hold("SetIf", MICHAEL, 0);
+    // Asks of somebody else, too: that lease shows that it has joined.
+    let checks = [MICHAEL, "nobody"].map(|username| pb::MembershipCheck {
+        organization_name: ORG.to_owned(),
+        username: username.to_owned(),
+        ..pb::MembershipCheck::default()
+    });
+    let mut client = service.client.clone();
+    let second = client.batch_check_memberships(pb::BatchCheckMembershipsRequest {
+        checks: checks.into(),
+        consistency: None,
+    });
+    let (first, second) = tokio::join!(service.check(ORG, MICHAEL), async {
+        lease.reached().await;
+        let joined = async {
+            while !backends.momento.seen("SetIf").join(" ").contains("nobody") {
+                tokio::task::yield_now().await;
+            }
+            lease.release();
+        };
+        tokio::join!(second, joined).0
+    });
+    assert_eq!(first.unwrap().role(), Role::Member);
+    assert_eq!(second.unwrap().into_inner().results[0].role(), Role::Member);
+    let reads = backends.dynamodb.seen("BatchGetItem");
+    assert_eq!(reads.len(), 2);
+    assert_eq!(
+        reads.iter().filter(|read| read.contains(MICHAEL)).count(),
+        1
+    );
+}
+
+#[tokio::test]
+async fn a_reader_does_not_join_a_table_read_that_a_removal_has_overtaken() {
+    let (backends, service) = start().await;
+    service.found_olivia_org_with_michael().await;
+    backends.flush_cache().await;
+    let late = backends.dynamodb.hold_reply("BatchGetItem", MICHAEL);
+    let (before, ()) = tokio::join!(service.role_of(ORG, MICHAEL), async {
+        late.reached().await;
+        service.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
+        assert_eq!(service.role_of(ORG, MICHAEL).await, None);
+        late.release();
+    });
+    assert_eq!(before, Some(Role::Member));
+}
+
+#[tokio::test]
+async fn a_reader_whose_shared_read_is_given_up_reads_for_itself() {
+    let (backends, service) = start().await;
+    service.found_olivia_org_with_michael().await;
+    backends.flush_cache().await;
+    backends.forget_calls();
+    let lease = backends.momento.hold("SetIf", MICHAEL, 0);
+    let leader = {
+        let mut client = service.client.clone();
+        tokio::spawn(async move {
+            let request = pb::CheckMembershipRequest {
+                organization_name: ORG.to_owned(),
+                username: MICHAEL.to_owned(),
+                ..pb::CheckMembershipRequest::default()
+            };
+            client.check_membership(request).await
+        })
+    };
+    lease.reached().await;
+    let (read, ()) = tokio::join!(service.role_of(ORG, MICHAEL), async {
+        looked(&backends, 2).await;
+        // The one that is to read for both goes away.
+        leader.abort();
+    });
+    assert_eq!(read, Some(Role::Member));
+    drop(lease);
+}
