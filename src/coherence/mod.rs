@@ -6,6 +6,7 @@ mod fences;
 mod flights;
 mod generation;
 mod reads;
+mod sabotage;
 mod writes;
 
 use std::{
@@ -17,6 +18,7 @@ use tokio_util::task::TaskTracker;
 
 pub use envelope::{Entry, Nonce, Tag};
 pub use reads::{Answer, Freshness, Source};
+pub use sabotage::Sabotage;
 pub use writes::{Change, Plan, Verdict, WriteError};
 
 use self::{flights::Flights, generation::Generations};
@@ -118,6 +120,9 @@ pub struct Settings {
     /// how long entries are believed that the cache keeps longer than it was
     /// told.
     pub wall_clock: fn() -> Timestamp,
+    /// The step of the protocol to leave out. Without the feature `sabotage` it
+    /// is not left out.
+    pub sabotage: Option<Sabotage>,
 }
 
 impl Default for Settings {
@@ -129,6 +134,7 @@ impl Default for Settings {
             absent_ttl: Duration::from_secs(10),
             timing: Timing::default(),
             wall_clock: Timestamp::now,
+            sabotage: None,
         }
     }
 }

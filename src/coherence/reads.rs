@@ -6,10 +6,12 @@ use std::{
     sync::atomic::Ordering,
 };
 
-use futures_util::{StreamExt as _, stream};
+use futures_util::{StreamExt as _, future::join, stream};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{Coherence, Entry, Tag, flights::Flight, generation::Space, jittered};
+use super::{
+    Coherence, Entry, Tag, flights::Flight, generation::Space, jittered, sabotage::Sabotage,
+};
 use crate::{
     cache::Found,
     domain::{Key, Record, Timestamp},
@@ -136,7 +138,9 @@ impl Coherence {
         keys: &[Key],
         fill: Option<Fill>,
     ) -> Result<Vec<Option<Record>>, store::Error> {
-        let (flight, seats) = self.flights.board(keys, false);
+        let (flight, seats) = self
+            .flights
+            .board(keys, self.lacks(Sabotage::JoinAnyFlight));
         let mut records = if flight.keys().is_empty() {
             HashMap::new()
         } else {
@@ -168,13 +172,24 @@ impl Coherence {
         flight: &Flight,
         fill: Option<Fill>,
     ) -> Result<Vec<Option<Record>>, store::Error> {
-        let leases = match &fill {
-            Some(fill) => self.lease(flight.keys(), fill).await,
-            None => HashMap::new(),
+        let lease = async {
+            match &fill {
+                Some(fill) => self.lease(flight.keys(), fill).await,
+                None => HashMap::new(),
+            }
         };
-        flight.depart().await;
-        let read_time = self.now();
-        let found = self.store.read_strong(flight.keys()).await?;
+        let read = async {
+            flight.depart().await;
+            let read_time = self.now();
+            let found = self.store.read_strong(flight.keys()).await;
+            (read_time, found)
+        };
+        let (leases, (read_time, found)) = if self.lacks(Sabotage::LeaseBesideRead) {
+            join(lease, read).await
+        } else {
+            (lease.await, read.await)
+        };
+        let found = found?;
         if let Some(fill) = fill {
             let records = flight.keys().iter().zip(&found);
             let fills = records.filter_map(|(key, record)| {
@@ -248,6 +263,9 @@ impl Coherence {
         let missed = keys.iter().filter(|key| fill.missed.contains(key));
         let leases = missed.map(|key| async move {
             let cache_key = fill.space.key(key);
+            if self.lacks(Sabotage::NoLease) {
+                return Some((key.clone(), Vec::new()));
+            }
             let lease = Entry::new(Tag::Lease).encode(&cache_key);
             let ttl = self.settings.timing.lease_ttl;
             let stored = self.cache.set_if_absent(&cache_key, &lease, ttl);
@@ -304,7 +322,13 @@ impl Coherence {
         });
         let value = entry.encode(&cache_key);
         let ttl = jittered(ttl, entry.nonce);
-        let stored = self.cache.set_if_equal(&cache_key, &value, expected, ttl);
+        let stored = async {
+            if self.lacks(Sabotage::NoLease) && expected.is_empty() {
+                return self.cache.set_if_absent(&cache_key, &value, ttl).await;
+            }
+            let stored = self.cache.set_if_equal(&cache_key, &value, expected, ttl);
+            stored.await
+        };
         match timeout(FILL_TIMEOUT, stored).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => tracing::debug!(%error, "cache not filled"),

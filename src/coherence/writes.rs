@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep};
 use super::{
     Coherence, Nonce,
     fences::{Cover, Uncovered},
+    sabotage::Sabotage,
 };
 use crate::{
     domain::{Key, Record},
@@ -164,6 +165,15 @@ impl Coherence {
         if Instant::now() > latest_commit {
             return Attempt::Done(Err(WriteError::TooLate));
         }
+        if self.lacks(Sabotage::NoOpWithoutFence) {
+            match change.decide(self.store.as_ref()).await {
+                Ok(Verdict::Keep(output)) => return Attempt::Done(Ok(output)),
+                Ok(Verdict::Refuse { refusal, .. }) => {
+                    return Attempt::Done(Err(WriteError::Refused(refusal)));
+                }
+                _ => {}
+            }
+        }
         // A write that is denied does not wait for its cover.
         let decide = async {
             match change.decide(self.store.as_ref()).await {
@@ -233,6 +243,15 @@ impl Coherence {
             }
             Err(CommitError::OutcomeUnknown(error)) => Some(error),
         };
+        if self.lacks(Sabotage::PublishAfterCommit) {
+            self.publish_instead_of_confirming(keys, &plan.publish)
+                .await;
+            return Attempt::Done(Ok(plan.output));
+        }
+        if self.lacks(Sabotage::AcknowledgeBeforeConfirm) {
+            self.repair_in_background(keys.to_vec());
+            return Attempt::Done(Ok(plan.output));
+        }
         let read_time = self.now();
         let confirmed = self.confirm(keys, before, deadline - ANSWER_RESERVE).await;
         if confirmed.is_none() {

@@ -14,6 +14,7 @@ mod binary;
 mod cache_faults;
 mod errors;
 mod herds;
+mod histories;
 mod legacy;
 mod outages;
 mod permissions;

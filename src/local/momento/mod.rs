@@ -4,7 +4,7 @@
 mod items;
 mod service;
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use momento_protos::{
     cache_client::scs_server::ScsServer, control_client::scs_control_server::ScsControlServer,
@@ -43,19 +43,18 @@ pub enum Fate {
     ServedTwice,
     /// It is executed, and its answer lost.
     Unanswered,
+    /// It is executed, and its answer takes so long.
+    Slow(Duration),
     /// Of a GetBatch: the stream of answers ends after so many.
     Cut(usize),
 }
 
-/// Sees every data call before it is served, and every answer before it is sent:
-/// to count, to delay, to refuse, to lose.
+/// Sees every data call before it is served: to count, to delay, to refuse, to
+/// lose.
 #[tonic::async_trait]
 pub trait Gate: Send + Sync + 'static {
     /// Lets the call pass, at the time of its choosing, or refuses it.
     async fn pass(&self, call: Call, keys: &[&[u8]]) -> Result<Fate, Status>;
-
-    /// Lets the answer pass, at the time of its choosing.
-    async fn answer(&self, _: Call, _: &[&[u8]]) {}
 }
 
 /// Lets everything pass at once.
@@ -125,6 +124,12 @@ impl Running {
         serve(addr, self.caches.clone(), self.api_key.clone(), gate).await
     }
 
+    /// Drops items, as a cache does that needs the room.
+    #[must_use]
+    pub fn evictor(&self) -> Evictor {
+        Evictor(self.caches.clone())
+    }
+
     /// The secret that opens this server, as `accounts/MomentoAuthToken` holds
     /// it.
     #[must_use]
@@ -140,6 +145,19 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.task.abort();
+    }
+}
+
+/// Drops items of a server's caches.
+#[derive(Debug, Clone)]
+pub struct Evictor(Caches);
+
+impl Evictor {
+    /// Drops an item.
+    pub fn evict(&self, cache: &str, key: &[u8]) {
+        if let Ok(items) = self.0.get(cache) {
+            items.delete(key);
+        }
     }
 }
 

@@ -41,23 +41,28 @@ macro_rules! service {
 }
 
 impl Momento {
-    /// Serves a call as the gate wants it. A call served twice is answered as the
-    /// first time.
-    async fn through_gate<T>(
+    /// Serves a call as the gate wants it, also if the caller has gone away
+    /// meanwhile. A call served twice is answered as the first time.
+    async fn through_gate<T: Send + 'static>(
         &self,
         call: Call,
-        keys: &[&[u8]],
-        serve: impl Fn() -> Result<T, Status>,
+        keys: Vec<Vec<u8>>,
+        serve: impl Fn(Fate) -> Result<T, Status> + Send + Sync + 'static,
     ) -> Result<T, Status> {
-        let fate = self.gate.pass(call, keys).await?;
-        let answer = serve();
-        match fate {
-            Fate::Unanswered => return Err(lost()),
-            Fate::ServedTwice => drop(serve()),
-            Fate::Served | Fate::Cut(_) => {}
-        }
-        self.gate.answer(call, keys).await;
-        answer
+        let gate = self.gate.clone();
+        let served = async move {
+            let fate = gate.pass(call, &borrowed(&keys)).await?;
+            let answer = serve(fate);
+            match fate {
+                Fate::Unanswered => return Err(lost()),
+                Fate::ServedTwice => drop(serve(fate)),
+                Fate::Slow(delay) => tokio::time::sleep(delay).await,
+                Fate::Served | Fate::Cut(_) => {}
+            }
+            answer
+        };
+        let served = tokio::spawn(served).await;
+        served.unwrap_or_else(|_| Err(Status::internal("the call ended without an answer")))
     }
 }
 
@@ -73,9 +78,9 @@ service! {
         async fn get(&self, request: Request<scs::GetRequest>) -> Reply<scs::GetResponse> {
             let items = self.admit(&request)?;
             let request = request.into_inner();
-            let key = [request.cache_key.as_slice()];
-            let serve = || Ok(get(&items, &request.cache_key));
-            Ok(Response::new(self.through_gate(Call::Get, &key, serve).await?))
+            let key = request.cache_key.clone();
+            let serve = move |_| Ok(get(&items, &request.cache_key));
+            Ok(Response::new(self.through_gate(Call::Get, vec![key], serve).await?))
         }
 
         async fn get_batch(
@@ -85,15 +90,16 @@ service! {
             let items = self.admit(&request)?;
             let keys = request.into_inner().items.into_iter().map(|item| item.cache_key);
             let keys: Vec<_> = keys.collect();
-            let borrowed = borrowed(&keys);
-            let fate = self.gate.pass(Call::GetBatch, &borrowed).await?;
-            let answers = match fate {
-                Fate::Cut(answers) => answers,
-                Fate::Unanswered => return Err(lost()),
-                Fate::Served | Fate::ServedTwice => usize::MAX,
+            let wanted = keys.clone();
+            let serve = move |fate| {
+                let answers = match fate {
+                    Fate::Cut(answers) => answers,
+                    _ => usize::MAX,
+                };
+                let found = wanted.iter().take(answers).map(|key| Ok(get(&items, key)));
+                Ok(found.collect::<Vec<_>>())
             };
-            let found: Vec<_> = keys.iter().take(answers).map(|key| Ok(get(&items, key))).collect();
-            self.gate.answer(Call::GetBatch, &borrowed).await;
+            let found = self.through_gate(Call::GetBatch, keys, serve).await?;
             Ok(Response::new(stream::iter(found).boxed()))
         }
 
@@ -101,8 +107,8 @@ service! {
             let items = self.admit(&request)?;
             let request = request.into_inner();
             let key = request.cache_key.clone();
-            let serve = || set(&items, request.clone());
-            Ok(Response::new(self.through_gate(Call::Set, &[&key], serve).await?))
+            let serve = move |_| set(&items, request.clone());
+            Ok(Response::new(self.through_gate(Call::Set, vec![key], serve).await?))
         }
 
         async fn set_batch(
@@ -123,7 +129,8 @@ service! {
             let condition = request
                 .condition
                 .ok_or_else(|| Status::invalid_argument("no condition"))?;
-            let serve = || {
+            let key = request.cache_key.clone();
+            let serve = move |_| {
                 items.set_if(
                     request.cache_key.clone(),
                     request.cache_body.clone(),
@@ -131,8 +138,7 @@ service! {
                     |found| holds(&condition, found),
                 )
             };
-            let key = [request.cache_key.as_slice()];
-            let is_stored = self.through_gate(Call::SetIf, &key, serve).await?;
+            let is_stored = self.through_gate(Call::SetIf, vec![key], serve).await?;
             let result = if is_stored {
                 set_if_response::Result::Stored(set_if_response::Stored {})
             } else {
@@ -146,12 +152,12 @@ service! {
         async fn delete(&self, request: Request<scs::DeleteRequest>) -> Reply<scs::DeleteResponse> {
             let items = self.admit(&request)?;
             let request = request.into_inner();
-            let serve = || {
+            let key = request.cache_key.clone();
+            let serve = move |_| {
                 items.delete(&request.cache_key);
                 Ok(scs::DeleteResponse {})
             };
-            let key = [request.cache_key.as_slice()];
-            Ok(Response::new(self.through_gate(Call::Delete, &key, serve).await?))
+            Ok(Response::new(self.through_gate(Call::Delete, vec![key], serve).await?))
         }
     }
     unimplemented {

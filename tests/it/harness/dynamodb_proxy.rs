@@ -57,7 +57,13 @@ impl Drop for DynamoDbProxy {
     }
 }
 
+/// A request that has arrived is dealt with, also if nobody waits for it any
+/// more.
 async fn pass_on(State(proxy): State<Proxy>, request: Request) -> Response {
+    tokio::spawn(pass_one_on(proxy, request)).await.unwrap()
+}
+
+async fn pass_one_on(proxy: Proxy, request: Request) -> Response {
     let (mut parts, body) = request.into_parts();
     let body = to_bytes(body, usize::MAX).await.unwrap();
     let target = parts.headers["x-amz-target"].to_str().unwrap();
@@ -75,16 +81,24 @@ async fn pass_on(State(proxy): State<Proxy>, request: Request) -> Response {
             let status = StatusCode::from_u16(*status).unwrap();
             return (status, body.clone()).into_response();
         }
-        Fate::Served | Fate::Unanswered | Fate::AnsweredLate(_) => {}
+        _ => {}
     }
     parts.uri = format!("{}{}", proxy.upstream, parts.uri)
         .parse::<Uri>()
         .unwrap();
-    let passed_on = http::Request::from_parts(parts, Body::from(body));
-    let response = proxy.client.request(passed_on).await.unwrap();
+    let send = || {
+        let request = http::Request::from_parts(parts.clone(), Body::from(body.clone()));
+        proxy.client.request(request)
+    };
+    let Ok(response) = send().await else {
+        return StatusCode::BAD_GATEWAY.into_response();
+    };
     match fate {
         Fate::Unanswered => return StatusCode::SERVICE_UNAVAILABLE.into_response(),
         Fate::AnsweredLate(gate) => gate.pass().await,
+        Fate::Slow(delay) => tokio::time::sleep(delay).await,
+        Fate::ServedTwice => drop(send().await),
+        Fate::Abandoned => std::future::pending().await,
         _ => {}
     }
     response.map(Body::new).into_response()

@@ -52,6 +52,7 @@ pub struct Backends {
 
 /// One replica of the service, and a client of it.
 pub struct Replica {
+    pub addr: std::net::SocketAddr,
     pub client: Client,
     pub channel: Channel,
     accounts: Accounts,
@@ -93,11 +94,21 @@ impl Backends {
 
     /// A replica with its own way to the backends.
     pub async fn isolated(&self, cache: coherence::Settings) -> Isolated {
-        let dynamodb = Arc::new(Script::default());
-        let momento = Arc::new(Script::default());
-        let proxy = DynamoDbProxy::start(self.embedded.dynamodb_url(), dynamodb.clone()).await;
+        let (dynamodb, momento) = <(Arc<Script>, Arc<Script>)>::default();
+        let (way, settings) = self.way(dynamodb.clone(), momento.clone()).await;
+        Isolated {
+            replica: Replica::start_with(&settings, cache).await,
+            dynamodb,
+            momento,
+            _way: way,
+        }
+    }
+
+    /// A way to the backends on which these scripts rule.
+    pub async fn way(&self, dynamodb: Arc<Script>, momento: Arc<Script>) -> (Way, ServeSettings) {
+        let proxy = DynamoDbProxy::start(self.embedded.dynamodb_url(), dynamodb).await;
         let gate = Arc::new(MomentoGate {
-            script: momento.clone(),
+            script: momento,
             batch_answers: self.batch_answers.clone(),
         });
         let server = self.embedded.momento.start_beside(ANY_PORT, gate).await;
@@ -105,13 +116,11 @@ impl Backends {
         let mut settings = self.serve_settings();
         settings.backends.dynamodb_endpoint = Some(proxy.url());
         settings.backends.momento_secret_id = self.store_secret(&server).await;
-        Isolated {
-            replica: Replica::start_with(&settings, cache).await,
-            dynamodb,
-            momento,
+        let way = Way {
             _proxy: proxy,
             _momento: server,
-        }
+        };
+        (way, settings)
     }
 
     /// Stores the secret of another Momento server; returns its name.
@@ -198,6 +207,11 @@ pub struct Isolated {
     pub replica: Replica,
     pub dynamodb: Arc<Script>,
     pub momento: Arc<Script>,
+    _way: Way,
+}
+
+/// A way to the backends. Gone when dropped.
+pub struct Way {
     _proxy: DynamoDbProxy,
     _momento: momento::Running,
 }
@@ -222,6 +236,7 @@ impl Replica {
         let endpoint = Channel::from_shared(format!("http://{addr}")).unwrap();
         let channel = endpoint.connect().await.unwrap();
         Self {
+            addr,
             client: Client::new(channel.clone()),
             channel,
             accounts,
@@ -301,6 +316,9 @@ impl momento::Gate for MomentoGate {
                 Ok(momento::Fate::Cut(answers))
             }
             script::Fate::Unanswered => Ok(momento::Fate::Unanswered),
+            script::Fate::ServedTwice => Ok(momento::Fate::ServedTwice),
+            script::Fate::Cut(answers) => Ok(momento::Fate::Cut(answers)),
+            script::Fate::Slow(delay) => Ok(momento::Fate::Slow(delay)),
             _ => Err(Status::unavailable("refused by the test")),
         }
     }

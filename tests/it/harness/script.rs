@@ -18,6 +18,15 @@ pub const BESIDE: &str = "Beside";
 pub struct Script {
     seen: Mutex<Vec<(String, String)>>,
     rules: Mutex<Vec<Rule>>,
+    /// Decides instead of the rules.
+    chaos: Option<Arc<dyn Chaos>>,
+}
+
+/// Decides what becomes of each call.
+#[tonic::async_trait]
+pub trait Chaos: Send + Sync + 'static {
+    /// A call arrives.
+    async fn meet(&self, call: &str, about: &str) -> Fate;
 }
 
 struct Rule {
@@ -60,6 +69,15 @@ pub enum Fate {
     AnsweredLate(Arc<Gate>),
     /// It is to be answered with this status and body, and not served.
     Answered(u16, String),
+    /// It is to be served twice.
+    ServedTwice,
+    /// It is to be served, and its reply to take so long.
+    Slow(Duration),
+    /// Of a cache's batch: it is to be served, and its replies to end after so
+    /// many.
+    Cut(usize),
+    /// It is to be served, and never answered.
+    Abandoned,
 }
 
 impl Gate {
@@ -92,6 +110,14 @@ impl Drop for Held {
 }
 
 impl Script {
+    /// A script that remembers no calls.
+    pub fn chaotic(chaos: Arc<dyn Chaos>) -> Self {
+        Self {
+            chaos: Some(chaos),
+            ..Self::default()
+        }
+    }
+
     /// Holds the next `call` about something whose text contains `about`, after
     /// letting `skip` such calls pass.
     pub fn hold(&self, call: &'static str, about: &str, skip: usize) -> Held {
@@ -170,6 +196,9 @@ impl Script {
 
     /// A call arrives.
     pub async fn meet(&self, call: &str, about: &str) -> Fate {
+        if let Some(chaos) = &self.chaos {
+            return chaos.meet(call, about).await;
+        }
         let seen = (call.to_owned(), about.to_owned());
         self.seen.lock().unwrap().push(seen);
         match self.next_action(call, about) {
