@@ -27,6 +27,14 @@ model:
 model-large:
     cargo test --locked -p coherence-model -- --nocapture --test-threads 1 --ignored
 
+# Whether the tests notice each step of the cache protocol that is left out.
+sabotage:
+    cargo test --locked --features sabotage --test it histories::sabotage -- --nocapture --test-threads 1
+
+# At least a million operations of histories: about an hour.
+histories:
+    HISTORY_OPERATIONS=1000000 cargo test --locked --release --test it histories:: -- --nocapture
+
 # Lint and formatting of the contract.
 proto:
     buf lint
@@ -46,4 +54,4 @@ clients:
     tests/clients/run
 
 # Everything.
-all: lint proto deny test model second-opinion clients
+all: lint proto deny test model sabotage second-opinion clients

@@ -26,8 +26,10 @@ pub struct Profile {
     pub cache_reply_lost: u32,
     pub cache_twice: u32,
     pub cache_cut: u32,
-    /// Evictions of what a call is about, before or after it.
+    /// Evictions of what was set, before or after it.
     pub cache_evicted: u32,
+    /// Transactions that take long to arrive.
+    pub commit_delayed: u32,
     pub table_refused: u32,
     pub table_reply_lost: u32,
     pub table_twice: u32,
@@ -41,6 +43,12 @@ pub struct Profile {
     pub kills: u32,
     /// Whether times to live are so short that entries expire under way.
     pub expires: bool,
+    /// How long readers wait for the cache.
+    pub cache_read_timeout_ms: u64,
+    /// How long fences live, if not as usual.
+    pub fence_ttl_ms: Option<u64>,
+    /// Whether all operations concern one membership.
+    pub is_narrow: bool,
     /// Whether answers must be linearizable, not only fresh.
     pub is_linearizable: bool,
     pub sabotage: Option<Sabotage>,
@@ -55,6 +63,7 @@ impl Profile {
             outages: 3,
             kills: 6,
             expires: true,
+            fence_ttl_ms: Some(100),
             is_linearizable: false,
             ..Self::lossy()
         }
@@ -65,12 +74,13 @@ impl Profile {
         Self {
             delayed: 150,
             slow_reply: 100,
-            longest_delay_ms: 12,
+            longest_delay_ms: 25,
             cache_refused: 15,
             cache_reply_lost: 15,
             cache_twice: 15,
             cache_cut: 20,
             cache_evicted: 0,
+            commit_delayed: 0,
             table_refused: 10,
             table_reply_lost: 15,
             table_twice: 15,
@@ -81,19 +91,28 @@ impl Profile {
             outages: 0,
             kills: 0,
             expires: false,
+            cache_read_timeout_ms: 50,
+            fence_ttl_ms: None,
+            is_narrow: false,
             is_linearizable: true,
             sabotage: None,
         }
     }
 
-    /// Calls are late, and entries vanish.
-    #[cfg(feature = "sabotage")]
+    /// Calls are late, some of them very late, and entries vanish: what a broken
+    /// protocol does not survive.
     pub fn evicting() -> Self {
         Self {
-            delayed: 300,
+            delayed: 200,
             slow_reply: 300,
-            longest_delay_ms: 15,
-            cache_evicted: 120,
+            longest_delay_ms: 150,
+            cache_refused: 0,
+            cache_reply_lost: 0,
+            cache_evicted: 20,
+            commit_delayed: 300,
+            fence_ttl_ms: Some(10),
+            cache_read_timeout_ms: 1000,
+            is_narrow: true,
             is_linearizable: false,
             ..Self::lossy()
         }
@@ -207,9 +226,8 @@ impl Faults {
 
     fn delay(&self, chance: &mut fastrand::Rng) -> Duration {
         // Mostly short; now and then as long as it may be.
-        let longest = self.profile.longest_delay_ms * 1000;
-        let share = chance.f64();
-        Duration::from_micros(longest).mul_f64(share * share)
+        let longest = Duration::from_millis(self.profile.longest_delay_ms);
+        longest.mul_f64(chance.f64().powi(4))
     }
 }
 
@@ -252,9 +270,14 @@ impl Chaos for Faults {
             table_fault(profile, call, about, &mut happens)
         };
         let (evicts_before, evicts_after) = (
-            is_cache && happens(profile.cache_evicted),
-            is_cache && happens(profile.cache_evicted),
+            call == "SetIf" && happens(profile.cache_evicted),
+            call == "SetIf" && happens(profile.cache_evicted),
         );
+        let is_late_commit = call == "TransactWriteItems" && happens(profile.commit_delayed);
+        if is_late_commit {
+            self.count("commit delayed");
+            tokio::time::sleep(Duration::from_millis(profile.longest_delay_ms / 4)).await;
+        }
         if is_delayed {
             self.count("delayed");
             let delay = self.delay(&mut chance);

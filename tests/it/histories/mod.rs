@@ -15,7 +15,7 @@ use self::{faults::Profile, world::Report};
 /// Operations of the tests of every day.
 const OPERATIONS: usize = 10_000;
 /// Worlds side by side.
-const WORLDS_AT_ONCE: u64 = 4;
+const WORLDS_AT_ONCE: u64 = 6;
 
 fn from_env(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
@@ -50,7 +50,7 @@ fn wanted_operations() -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_replica_answers_stale_whatever_fails() {
-    let operations = wanted_operations() * 7 / 10;
+    let operations = wanted_operations() * 5 / 10;
     let report = run("everything fails", &Profile::hostile(), operations, 0).await;
     assert!(report.violations.is_empty(), "{:#?}", report.violations);
 }
@@ -62,10 +62,17 @@ async fn while_nothing_is_evicted_and_nobody_crashes_answers_are_linearizable() 
     assert!(report.violations.is_empty(), "{:#?}", report.violations);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_service_survives_what_broken_protocols_do_not() {
+    let operations = wanted_operations() * 2 / 10;
+    let report = run("evicted", &Profile::evicting(), operations, 2_000_000).await;
+    assert!(report.violations.is_empty(), "{:#?}", report.violations);
+}
+
 /// The histories notice what the service lacks.
 #[cfg(feature = "sabotage")]
 async fn assert_noticed(sabotage: account_service::coherence::Sabotage) {
-    const ENOUGH: usize = 60_000;
+    const ENOUGH: usize = 40_000;
     let profile = Profile {
         sabotage: Some(sabotage),
         ..Profile::evicting()
