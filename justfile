@@ -31,9 +31,9 @@ model-large:
 sabotage:
     cargo test --locked --features sabotage --test it histories::sabotage -- --nocapture --test-threads 1
 
-# At least a million operations of histories: about an hour.
+# At least a million operations of histories.
 histories:
-    HISTORY_OPERATIONS=1000000 cargo test --locked --release --test it histories:: -- --nocapture
+    HISTORY_OPERATIONS=1000000 HISTORY_WORLDS=24 cargo test --locked --release --test it histories:: -- --nocapture
 
 # Lint and formatting of the contract.
 proto:

@@ -12,13 +12,13 @@ use tower::util::MapResponseLayer;
 
 use crate::{
     cache::{self, Credential, CredentialError, Momento},
-    coherence::{self, Coherence},
+    coherence::{self, Coherence, Invalidator},
     config::{BackendSettings, ServeSettings, ServerSettings},
     grpc::{AccountService, precise_status},
     proto::account_v1::{DESCRIPTOR_SET, account_service_server::AccountServiceServer},
     secrets::{self, Secrets},
     service::Accounts,
-    store::{self, DynamoDb},
+    store::{self, DynamoDb, DynamoDbStream},
 };
 
 /// Idle client connections are checked this often.
@@ -89,6 +89,9 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// Metrics cannot be served.
+    #[error("metrics cannot be served: {0}; choose another --metrics-addr")]
+    Metrics(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The server failed.
     #[error("the server failed: {0}")]
     Serve(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -130,6 +133,7 @@ fn cache_advice(error: &cache::Error) -> &'static str {
 #[derive(Debug)]
 pub struct Backends {
     table: DynamoDb,
+    stream: DynamoDbStream,
     table_identity: String,
     cache: Momento,
 }
@@ -146,6 +150,7 @@ impl Backends {
         })?;
         let (table, table_identity) = table;
         Ok(Self {
+            stream: table.stream(&aws, settings.dynamodb_endpoint.clone()),
             table,
             table_identity,
             cache,
@@ -157,6 +162,7 @@ impl Backends {
 pub struct App {
     accounts: Accounts,
     coherence: Coherence,
+    invalidator: Option<Invalidator>,
     drain_timeout: Duration,
 }
 
@@ -179,10 +185,12 @@ impl App {
     ) -> Result<Self, Error> {
         let backends = Backends::connect(&settings.backends).await?;
         let table = Arc::new(backends.table);
+        let stream = Arc::new(backends.stream);
+        let timing = cache.invalidator;
         let coherence = Coherence::new(
             Arc::new(backends.cache),
             table.clone(),
-            table,
+            table.clone(),
             &backends.table_identity,
             cache,
         );
@@ -190,6 +198,8 @@ impl App {
         learnt.map_err(|source| table_error(&settings.backends, source))?;
         Ok(Self {
             accounts: Accounts::new(coherence.clone()),
+            invalidator: timing
+                .map(|timing| Invalidator::new(coherence.clone(), table, stream, timing)),
             coherence,
             drain_timeout: settings.server.drain_timeout_ms,
         })
@@ -245,16 +255,26 @@ impl App {
             // Also where it ended by itself, the time to drain is bounded.
             draining.notify_one();
             self.accounts.drain().await;
+            if let Some(invalidator) = &self.invalidator {
+                invalidator.resign().await;
+            }
             ended.map_err(serve_failed)
         };
         let overdue = async {
             draining.notified().await;
             tokio::time::sleep(self.drain_timeout).await;
         };
+        let follow_stream = async {
+            match &self.invalidator {
+                Some(invalidator) => invalidator.run().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             ended = serve_and_drain => ended,
             // Never ends: writes need it until they are drained.
             () = self.coherence.keep() => Ok(()),
+            () = follow_stream => Ok(()),
             () = overdue => {
                 tracing::warn!("calls, writes or repairs were still under way when the time to drain was over");
                 Ok(())

@@ -65,6 +65,9 @@ async fn serve(
     greeting: impl FnOnce(SocketAddr) -> String,
 ) -> Result<(), boot::Error> {
     telemetry::start(&settings.log);
+    if let Some(addr) = settings.server.metrics_addr {
+        telemetry::start_metrics(addr).map_err(|error| boot::Error::Metrics(error.into()))?;
+    }
     let (listener, addr) = boot::listen(&settings.server).await?;
     let app = App::boot(settings).await?;
     say(&greeting(addr));

@@ -135,6 +135,9 @@ pub struct ServerSettings {
     /// milliseconds.
     #[arg(long, env = "DRAIN_TIMEOUT_MS", value_name = "MS", default_value = "10000", value_parser = millis)]
     pub drain_timeout_ms: Duration,
+    /// Address to serve metrics on, for Prometheus. Without it, there are none.
+    #[arg(long, env = "METRICS_ADDR", value_name = "IP:PORT")]
+    pub metrics_addr: Option<SocketAddr>,
 }
 
 /// Table, cache and secret.
@@ -191,6 +194,10 @@ pub struct CacheSettings {
     /// membership, in seconds.
     #[arg(long, env = "ABSENT_TTL_S", value_name = "S", default_value = "10", value_parser = seconds)]
     pub absent_ttl_s: Duration,
+    /// Whether to follow the table's stream, one replica at a time, so that
+    /// changes made past the service are noticed within about a second.
+    #[arg(long, env = "STREAM_INVALIDATOR", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub stream_invalidator: bool,
 }
 
 /// What is logged, and how.
@@ -229,6 +236,9 @@ impl CacheSettings {
             membership_ttl: self.membership_ttl_s,
             profile_ttl: self.profile_ttl_s,
             absent_ttl: self.absent_ttl_s,
+            invalidator: self
+                .stream_invalidator
+                .then(crate::coherence::InvalidatorTiming::default),
             ..crate::coherence::Settings::default()
         }
     }

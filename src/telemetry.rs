@@ -1,5 +1,8 @@
-//! Logging.
+//! Logging and metrics.
 
+use std::net::SocketAddr;
+
+use metrics_exporter_prometheus::{BuildError, PrometheusBuilder};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogFormat, LogSettings};
@@ -21,4 +24,39 @@ pub fn start(settings: &LogSettings) {
     if let Err(error) = started {
         tracing::debug!(%error, "logging was started before");
     }
+}
+
+/// Gauge: 1 while a generation of the cache is in use, as this replica sees it.
+pub const CACHE_IN_USE: &str = "account_cache_in_use";
+/// Gauge: 1 while this replica follows the table's stream.
+pub const INVALIDATOR_ACTIVE: &str = "account_invalidator_active";
+/// Gauge, seconds: age of the change that the invalidator processed last, by
+/// DynamoDB's clock; 0 when there was none to process.
+pub const INVALIDATOR_LAG: &str = "account_invalidator_lag_seconds";
+/// Counter: keys that the invalidator fenced.
+pub const INVALIDATOR_FENCES: &str = "account_invalidator_fences_total";
+
+/// Serves metrics for Prometheus over HTTP, on any path.
+///
+/// # Errors
+/// The address cannot be listened on, or metrics were started before.
+pub fn start_metrics(addr: SocketAddr) -> Result<(), BuildError> {
+    PrometheusBuilder::new()
+        .with_http_listener(addr)
+        .install()?;
+    metrics::describe_gauge!(
+        CACHE_IN_USE,
+        "1 while a generation of the cache is in use, as this replica sees it"
+    );
+    metrics::describe_gauge!(
+        INVALIDATOR_ACTIVE,
+        "1 while this replica follows the table's stream"
+    );
+    metrics::describe_gauge!(
+        INVALIDATOR_LAG,
+        metrics::Unit::Seconds,
+        "age of the change that was processed last; 0 when there was none"
+    );
+    metrics::describe_counter!(INVALIDATOR_FENCES, "keys that the invalidator fenced");
+    Ok(())
 }

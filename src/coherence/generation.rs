@@ -23,6 +23,7 @@ use crate::{
     cache::Cache,
     domain::Key,
     store::{self, Registers},
+    telemetry::CACHE_IN_USE,
 };
 
 /// Name of the register that holds the switch.
@@ -299,6 +300,8 @@ impl Generations {
             asked,
             learnt: Instant::now(),
         };
+        let is_in_use = u32::from(phase == Phase::On);
+        metrics::gauge!(CACHE_IN_USE).set(is_in_use);
         let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(old) = view.as_ref().filter(|old| old.is_same(&new)) {
             new.learnt = old.learnt;

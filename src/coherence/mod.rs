@@ -5,6 +5,7 @@ mod envelope;
 mod fences;
 mod flights;
 mod generation;
+mod invalidator;
 mod reads;
 mod sabotage;
 mod writes;
@@ -17,6 +18,7 @@ use std::{
 use tokio_util::task::TaskTracker;
 
 pub use envelope::{Entry, Nonce, Tag};
+pub use invalidator::{Invalidator, InvalidatorTiming};
 pub use reads::{Answer, Freshness, Source};
 pub use sabotage::Sabotage;
 pub use writes::{Change, Plan, Verdict, WriteError};
@@ -120,6 +122,8 @@ pub struct Settings {
     /// how long entries are believed that the cache keeps longer than it was
     /// told.
     pub wall_clock: fn() -> Timestamp,
+    /// How often the stream invalidator does what; without it, there is none.
+    pub invalidator: Option<InvalidatorTiming>,
     /// The step of the protocol to leave out. Without the feature `sabotage` it
     /// is not left out.
     pub sabotage: Option<Sabotage>,
@@ -134,6 +138,7 @@ impl Default for Settings {
             absent_ttl: Duration::from_secs(10),
             timing: Timing::default(),
             wall_clock: Timestamp::now,
+            invalidator: Some(InvalidatorTiming::default()),
             sabotage: None,
         }
     }

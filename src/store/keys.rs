@@ -18,6 +18,22 @@ pub(super) fn of(key: &Key) -> (String, String) {
     }
 }
 
+/// The record under these keys; `None` for items that are no records.
+pub(super) fn parse(pk: &str, sk: &str) -> Option<Key> {
+    let key = if let Some(name) = pk.strip_prefix("USER#") {
+        Key::User(Username::parse_existing(name).ok()?)
+    } else if let Some(name) = pk.strip_prefix("ORG#") {
+        Key::Organization(OrganizationName::parse_existing(name).ok()?)
+    } else {
+        let organization = pk.strip_prefix("ORGMEMBERS#")?;
+        Key::Membership(
+            OrganizationName::parse_existing(organization).ok()?,
+            Username::parse_existing(member_of_sort(sk)?).ok()?,
+        )
+    };
+    (of(&key) == (pk.to_owned(), sk.to_owned())).then_some(key)
+}
+
 /// Partition key and sort key of a register's item.
 pub(super) fn of_register(name: &str) -> (String, String) {
     same(format!("SERVICE#{name}"))
@@ -53,18 +69,38 @@ mod tests {
     fn keys_are_those_of_the_tutorial() {
         let user = Username::parse_new("oliviaowner").unwrap();
         let organization = OrganizationName::parse_new("olivia-org").unwrap();
-        let pair = |pk: &str, sk: &str| (pk.to_owned(), sk.to_owned());
-        assert_eq!(
-            of(&Key::User(user.clone())),
-            pair("USER#oliviaowner", "USER#oliviaowner")
-        );
-        assert_eq!(
-            of(&Key::Organization(organization.clone())),
-            pair("ORG#olivia-org", "ORG#olivia-org")
-        );
-        assert_eq!(
-            of(&Key::Membership(organization, user)),
-            pair("ORGMEMBERS#olivia-org", "MEMBER#oliviaowner")
-        );
+        for (key, pk, sk) in [
+            (
+                Key::User(user.clone()),
+                "USER#oliviaowner",
+                "USER#oliviaowner",
+            ),
+            (
+                Key::Organization(organization.clone()),
+                "ORG#olivia-org",
+                "ORG#olivia-org",
+            ),
+            (
+                Key::Membership(organization, user),
+                "ORGMEMBERS#olivia-org",
+                "MEMBER#oliviaowner",
+            ),
+        ] {
+            assert_eq!(of(&key), (pk.to_owned(), sk.to_owned()));
+            assert_eq!(parse(pk, sk), Some(key));
+        }
+    }
+
+    #[test]
+    fn items_that_are_no_records_have_no_key() {
+        for (pk, sk) in [
+            ("SERVICE#cache-generation", "SERVICE#cache-generation"),
+            ("USER#olivia", "USER#michael"),
+            ("ORGMEMBERS#olivia-org", "OTHER#olivia"),
+            ("USER#", "USER#"),
+            ("", ""),
+        ] {
+            assert_eq!(parse(pk, sk), None, "{pk} {sk}");
+        }
     }
 }

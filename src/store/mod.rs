@@ -9,10 +9,10 @@ use std::{collections::BTreeMap, error::Error as StdError, fmt, sync::Arc};
 
 use async_trait::async_trait;
 
-pub use dynamodb::{Created, DynamoDb, Settings};
+pub use dynamodb::{Created, DynamoDb, DynamoDbStream, Settings};
 pub use keys::{INVERTED_INDEX, PARTITION_KEY, SORT_KEY};
 
-use crate::domain::{Key, Membership, OrganizationName, Record};
+use crate::domain::{Key, Membership, OrganizationName, Record, Timestamp};
 
 /// Reads that may guard a write: they see every committed change and never a
 /// cache.
@@ -76,6 +76,123 @@ pub struct Register {
     pub version: u64,
     /// The values by name.
     pub values: BTreeMap<String, String>,
+}
+
+/// The table's stream: what was changed, by whomever, in shards. Changes of one
+/// record are in order along a shard and its descendants; shards come and go.
+#[async_trait]
+pub trait ChangeStream: Send + Sync {
+    /// The stream that the table has now.
+    ///
+    /// # Errors
+    /// The table could not be asked.
+    async fn stream(&self) -> Result<Option<StreamId>, Error>;
+
+    /// The shards that are listed now. Listings may lack one for a while.
+    ///
+    /// # Errors
+    /// The stream could not be asked.
+    async fn shards(&self, stream: &StreamId) -> Result<Vec<Shard>, StreamError>;
+
+    /// A cursor at a position of a shard. Good for 15 minutes.
+    ///
+    /// # Errors
+    /// See [`StreamError`].
+    async fn cursor(
+        &self,
+        stream: &StreamId,
+        shard: &ShardId,
+        position: &Position,
+    ) -> Result<Cursor, StreamError>;
+
+    /// The changes from a cursor on, at most 1000.
+    ///
+    /// # Errors
+    /// See [`StreamError`].
+    async fn changes(&self, cursor: &Cursor) -> Result<Page, StreamError>;
+}
+
+/// Identity of a stream. A stream that is turned off and on is another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamId(pub String);
+
+/// Identity of a shard.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShardId(pub String);
+
+/// A place to go on from in a shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cursor(pub String);
+
+/// A shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shard {
+    /// Its identity.
+    pub id: ShardId,
+    /// The shard whose changes come before this one's.
+    pub parent: Option<ShardId>,
+}
+
+/// Where to begin in a shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Position {
+    /// At the oldest change that is kept: 24 hours.
+    Oldest,
+    /// After the change with this sequence number.
+    After(String),
+}
+
+/// Changes of a shard.
+#[derive(Debug, Clone)]
+pub struct Page {
+    /// The changes, in order.
+    pub changes: Vec<Changed>,
+    /// Where to go on; `None` at the end of a closed shard.
+    pub next: Option<Cursor>,
+}
+
+/// A change.
+#[derive(Debug, Clone)]
+pub struct Changed {
+    /// Where it is in the shard.
+    pub sequence: String,
+    /// About when it was made, by DynamoDB's clock.
+    pub time: Option<Timestamp>,
+    /// What was changed; `None` for items that are no records.
+    pub record: Option<ChangedRecord>,
+}
+
+/// A changed record.
+#[derive(Debug, Clone)]
+pub struct ChangedRecord {
+    /// Its key.
+    pub key: Key,
+    /// What the change left.
+    pub left: Left,
+}
+
+/// What a change left under a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Left {
+    /// This record.
+    Record(Record),
+    /// Nothing.
+    Nothing,
+    /// The stream does not tell, or tells what is no record of this kind.
+    Unknown,
+}
+
+/// Why a stream could not be read.
+#[derive(Debug)]
+pub enum StreamError {
+    /// What is wanted is not kept any more.
+    Trimmed,
+    /// The cursor is too old.
+    Expired,
+    /// There is no such stream or shard any more.
+    Gone,
+    /// The stream could not be asked.
+    Store(Error),
 }
 
 /// One part of a transaction. `found` is what a strong read returned; the

@@ -22,4 +22,5 @@ mod remote_calls;
 mod rooms;
 mod server;
 mod story;
+mod streams;
 mod tutorial_faults;

@@ -23,6 +23,7 @@ fn quick() -> coherence::Settings {
             view_ttl: Duration::from_millis(400),
             ..coherence::Timing::default()
         },
+        invalidator: None,
         ..coherence::Settings::default()
     }
 }

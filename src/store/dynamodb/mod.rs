@@ -1,6 +1,7 @@
 //! The table in DynamoDB: strongly consistent reads and the client's settings.
 //! This room alone knows the DynamoDB SDK.
 
+mod change_stream;
 mod commit;
 mod register;
 mod table;
@@ -17,6 +18,7 @@ use aws_sdk_dynamodb::{
 };
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
+pub use change_stream::DynamoDbStream;
 pub use table::Created;
 
 use super::{
@@ -72,23 +74,27 @@ impl DynamoDb {
     #[must_use]
     pub fn new(aws: &SdkConfig, settings: Settings) -> Self {
         let mut config = aws_sdk_dynamodb::config::Builder::from(aws)
-            .retry_config(
-                RetryConfig::standard()
-                    .with_max_attempts(MAX_ATTEMPTS)
-                    .with_initial_backoff(RETRY_PAUSE),
-            )
-            .timeout_config(
-                TimeoutConfig::builder()
-                    .connect_timeout(CONNECT_TIMEOUT)
-                    .operation_attempt_timeout(ATTEMPT_TIMEOUT)
-                    .operation_timeout(OPERATION_TIMEOUT)
-                    .build(),
-            );
+            .retry_config(retries())
+            .timeout_config(timeouts());
         config.set_endpoint_url(settings.endpoint.or(aws.endpoint_url().map(str::to_owned)));
         Self {
             client: Client::from_conf(config.build()),
             table: settings.table,
         }
+    }
+
+    /// A reader of the table's stream. `endpoint` is used instead of the
+    /// region's. Does no I/O.
+    #[must_use]
+    pub fn stream(&self, aws: &SdkConfig, endpoint: Option<String>) -> DynamoDbStream {
+        let mut config = aws_sdk_dynamodbstreams::config::Builder::from(aws)
+            .retry_config(retries())
+            .timeout_config(timeouts());
+        if endpoint.is_some() {
+            config.set_endpoint_url(endpoint);
+        }
+        let client = aws_sdk_dynamodbstreams::Client::from_conf(config.build());
+        DynamoDbStream::new(self.clone(), client)
     }
 
     async fn get(&self, key: &Key) -> Result<Option<Record>, Error> {
@@ -190,6 +196,20 @@ impl StrongReads for DynamoDb {
         }
         Ok(owners)
     }
+}
+
+fn retries() -> RetryConfig {
+    RetryConfig::standard()
+        .with_max_attempts(MAX_ATTEMPTS)
+        .with_initial_backoff(RETRY_PAUSE)
+}
+
+fn timeouts() -> TimeoutConfig {
+    TimeoutConfig::builder()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .operation_attempt_timeout(ATTEMPT_TIMEOUT)
+        .operation_timeout(OPERATION_TIMEOUT)
+        .build()
 }
 
 fn primary_key((pk, sk): &(String, String)) -> Attributes {

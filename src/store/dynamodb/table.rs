@@ -104,7 +104,7 @@ impl DynamoDb {
         Ok(created)
     }
 
-    async fn describe(&self) -> Result<TableDescription, Error> {
+    pub(super) async fn describe(&self) -> Result<TableDescription, Error> {
         let output = self
             .client
             .describe_table()

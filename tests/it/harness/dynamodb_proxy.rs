@@ -68,7 +68,8 @@ async fn pass_one_on(proxy: Proxy, request: Request) -> Response {
     let body = to_bytes(body, usize::MAX).await.unwrap();
     let target = parts.headers["x-amz-target"].to_str().unwrap();
     let about = String::from_utf8_lossy(&body);
-    let what = if about.contains("SERVICE#") {
+    let is_of_streams = target.starts_with("DynamoDBStreams");
+    let what = if is_of_streams || about.contains("SERVICE#") {
         BESIDE
     } else {
         ""

@@ -138,6 +138,7 @@ impl Backends {
         Table {
             client: dynamodb_client(&self.embedded.dynamodb_url()),
             name: self.settings.table_name.clone(),
+            url: self.embedded.dynamodb_url(),
         }
     }
 
@@ -281,6 +282,7 @@ fn dev_settings() -> DevSettings {
         server: ServerSettings {
             listen_addr: ANY_PORT,
             drain_timeout_ms: Duration::from_secs(10),
+            metrics_addr: None,
         },
         cache: CacheSettings {
             // Long, so that a busy machine does not change what is counted.
@@ -288,6 +290,8 @@ fn dev_settings() -> DevSettings {
             membership_ttl_s: Duration::from_secs(60),
             profile_ttl_s: Duration::from_secs(300),
             absent_ttl_s: Duration::from_secs(10),
+            // Its calls would be counted, and hide what the protocol lacks.
+            stream_invalidator: false,
         },
         log: LogSettings {
             log: "warn".to_owned(),
@@ -328,6 +332,7 @@ impl momento::Gate for MomentoGate {
 pub struct Table {
     pub client: aws_sdk_dynamodb::Client,
     name: String,
+    url: String,
 }
 
 impl Table {
@@ -339,6 +344,35 @@ impl Table {
         });
         let put = self.client.put_item().table_name(&self.name);
         put.set_item(Some(item.collect())).send().await.unwrap();
+    }
+
+    /// Changes a text attribute of an item.
+    pub async fn set_text(&self, pk: &str, sk: &str, name: &str, text: &str) {
+        let value = |text: &str| aws_sdk_dynamodb::types::AttributeValue::S(text.to_owned());
+        let update = self.client.update_item().table_name(&self.name);
+        let update = update.key("PK", value(pk)).key("SK", value(sk));
+        let update = update
+            .update_expression("SET #name = :text")
+            .expression_attribute_names("#name", name)
+            .expression_attribute_values(":text", value(text));
+        update.send().await.unwrap();
+    }
+
+    /// The names of the table's stream and of its first shard.
+    pub async fn stream_and_shard(&self) -> (String, String) {
+        let table = self.client.describe_table().table_name(&self.name);
+        let table = table.send().await.unwrap().table.unwrap();
+        let arn = table.latest_stream_arn.unwrap();
+        let config = aws_sdk_dynamodbstreams::Config::builder()
+            .behavior_version(aws_sdk_dynamodbstreams::config::BehaviorVersion::latest())
+            .region(aws_sdk_dynamodbstreams::config::Region::new("us-east-1"))
+            .credentials_provider(credentials())
+            .endpoint_url(&self.url)
+            .build();
+        let streams = aws_sdk_dynamodbstreams::Client::from_conf(config);
+        let described = streams.describe_stream().stream_arn(&arn).send().await;
+        let description = described.unwrap().stream_description.unwrap();
+        (arn, description.shards()[0].shard_id().unwrap().to_owned())
     }
 
     /// Deletes an item.

@@ -139,6 +139,12 @@ impl Script {
         self.add(call, "", 0, times, Action::Answer(status, body.to_owned()));
     }
 
+    /// Answers every such call about something whose text contains `about`.
+    pub fn answer_about(&self, call: &'static str, about: &str, status: u16, body: &str) {
+        let action = Action::Answer(status, body.to_owned());
+        self.add(call, about, 0, usize::MAX, action);
+    }
+
     /// Delays every further `call`.
     pub fn delay(&self, call: &'static str, delay: Duration) {
         self.add(call, "", 0, usize::MAX, Action::Delay(delay));

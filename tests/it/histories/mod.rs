@@ -2,8 +2,9 @@
 //! clients, a network and backends that misbehave by a seed. What the clients
 //! saw is checked afterwards.
 //!
-//! `HISTORY_SEED=7 cargo test --test it histories` runs that seed alone, and
-//! `HISTORY_OPERATIONS=1000000` as many operations as it says, at least.
+//! `HISTORY_SEED=7 cargo test --test it histories` runs that seed alone,
+//! `HISTORY_OPERATIONS=1000000` at least as many operations as it says, and
+//! `HISTORY_WORLDS=24` so many worlds side by side.
 
 mod checker;
 mod faults;
@@ -15,7 +16,7 @@ use self::{faults::Profile, world::Report};
 /// Operations of the tests of every day.
 const OPERATIONS: usize = 10_000;
 /// Worlds side by side.
-const WORLDS_AT_ONCE: u64 = 6;
+const WORLDS: u64 = 6;
 
 fn from_env(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
@@ -26,13 +27,14 @@ fn from_env(name: &str) -> Option<u64> {
 async fn run(what: &str, profile: &Profile, operations: usize, first_seed: u64) -> Report {
     let mut total = Report::default();
     let mut seed = first_seed;
+    let worlds_at_once = from_env("HISTORY_WORLDS").unwrap_or(WORLDS);
     loop {
         let only = from_env("HISTORY_SEED");
         let seeds = match only {
             Some(seed) => seed..seed + 1,
-            None => seed..seed + WORLDS_AT_ONCE,
+            None => seed..seed + worlds_at_once,
         };
-        seed += WORLDS_AT_ONCE;
+        seed += worlds_at_once;
         let worlds = seeds.map(|seed| tokio::spawn(world::run(seed, profile.clone())));
         for world in futures_util::future::join_all(worlds).await {
             total.add(world.unwrap());

@@ -164,7 +164,7 @@ impl World {
             wall_clock: wall_clock(replica),
             timing,
             sabotage: self.profile.sabotage,
-            ..defaults
+            invalidator: None,
         }
     }
 

@@ -1,0 +1,611 @@
+//! The stream invalidator: follows the table's stream and fences what was
+//! changed past the protocol, in the console or by a writer that crashed. One
+//! replica at a time does so, by a lease in the table.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::{StreamExt as _, stream};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{Coherence, Entry, Tag};
+use crate::{
+    cache::Found,
+    domain::Key,
+    store::{
+        self, ChangeStream, Changed, ChangedRecord, Cursor, Left, Page, Position, Register,
+        Registers, Shard, ShardId, StreamError, StreamId,
+    },
+    telemetry::{INVALIDATOR_ACTIVE, INVALIDATOR_FENCES, INVALIDATOR_LAG},
+};
+
+/// Name of the register that holds the lease and the checkpoints.
+const REGISTER: &str = "stream-invalidator";
+/// Names of its values: who is active, on which stream, and how far it has come
+/// in each shard.
+const OWNER: &str = "owner";
+const STREAM: &str = "stream";
+const SHARD: &str = "shard:";
+/// The checkpoint of a shard that was read to its end.
+const ENDED: &str = "END";
+/// Shards read at once.
+const SHARDS_AT_ONCE: usize = 16;
+/// Longest a change may take to be fenced before it is tried anew.
+const FENCE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest the cache may take to say what it holds.
+const PEEK_TIMEOUT: Duration = Duration::from_millis(250);
+/// Changes that are older than every entry, and by so much more, are passed
+/// over: clocks differ, and the stream's times are rough.
+const CLOCK_SLACK: Duration = Duration::from_secs(600);
+
+/// How often the invalidator does what.
+#[derive(Debug, Clone, Copy)]
+pub struct InvalidatorTiming {
+    /// Pause between reads of a shard. DynamoDB allows five reads a second for
+    /// all readers together.
+    pub poll: Duration,
+    /// Longest between two writes of the lease; checkpoints go with them.
+    pub beat: Duration,
+    /// How long a lease has to stand still before another replica takes it.
+    pub takeover: Duration,
+    /// Pause between full listings of the shards.
+    pub discover: Duration,
+}
+
+impl Default for InvalidatorTiming {
+    fn default() -> Self {
+        Self {
+            poll: Duration::from_millis(250),
+            beat: Duration::from_secs(2),
+            takeover: Duration::from_secs(6),
+            discover: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Follows the stream, while it is this replica's turn.
+pub struct Invalidator {
+    coherence: Coherence,
+    registers: Arc<dyn Registers>,
+    changes: Arc<dyn ChangeStream>,
+    /// This replica, among all that ever were.
+    name: String,
+    timing: InvalidatorTiming,
+    resigned: CancellationToken,
+}
+
+/// The lease, held: nobody else has written the register since.
+struct Lease {
+    version: u64,
+    written: Instant,
+}
+
+/// How far the stream was followed.
+struct Tail {
+    stream: StreamId,
+    shards: BTreeMap<ShardId, Progress>,
+    discovered: Option<Instant>,
+    /// Whether there is more to remember than the register holds.
+    is_ahead: bool,
+}
+
+/// How far a shard was read.
+#[derive(Debug, Clone)]
+enum Progress {
+    /// On from here.
+    Open {
+        position: Position,
+        cursor: Option<Cursor>,
+    },
+    /// To its end.
+    Ended,
+}
+
+/// Why the tail could not be followed further.
+enum Stop {
+    /// Another replica has the lease.
+    Deposed,
+    /// The stream is gone: there may be another one.
+    StreamGone,
+    /// Something failed; try again.
+    Failed(store::Error),
+}
+
+impl Invalidator {
+    /// Puts an invalidator beside a replica.
+    #[must_use]
+    pub fn new(
+        coherence: Coherence,
+        registers: Arc<dyn Registers>,
+        changes: Arc<dyn ChangeStream>,
+        timing: InvalidatorTiming,
+    ) -> Self {
+        Self {
+            coherence,
+            registers,
+            changes,
+            name: Uuid::new_v4().to_string(),
+            timing,
+            resigned: CancellationToken::new(),
+        }
+    }
+
+    /// Waits for its turn and follows the stream. Never ends.
+    pub async fn run(&self) {
+        self.resigned.run_until_cancelled(self.take_turns()).await;
+        std::future::pending::<()>().await;
+    }
+
+    async fn take_turns(&self) {
+        metrics::gauge!(INVALIDATOR_ACTIVE).set(0);
+        let mut seen: Option<(u64, Instant)> = None;
+        loop {
+            match self.registers.read_register(REGISTER).await {
+                Ok(register) if self.may_take(register.as_ref(), &mut seen) => {
+                    if let Err(error) = self.take_turn(register).await {
+                        tracing::warn!(%error, "the stream cannot be followed");
+                    }
+                    seen = None;
+                }
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "the invalidator's lease cannot be read"),
+            }
+            sleep(self.timing.beat / 2).await;
+        }
+    }
+
+    /// Whether nobody holds the lease: it was given up, or has stood still for
+    /// long enough.
+    fn may_take(&self, register: Option<&Register>, seen: &mut Option<(u64, Instant)>) -> bool {
+        let Some(register) = register else {
+            return true;
+        };
+        let owner = register.values.get(OWNER);
+        if owner.is_none_or(|owner| owner.is_empty() || *owner == self.name) {
+            return true;
+        }
+        match *seen {
+            Some((version, since)) if version == register.version => {
+                since.elapsed() >= self.timing.takeover
+            }
+            _ => {
+                *seen = Some((register.version, Instant::now()));
+                false
+            }
+        }
+    }
+
+    /// Takes the lease and follows the stream until it is lost.
+    async fn take_turn(&self, register: Option<Register>) -> Result<(), store::Error> {
+        let Some(stream) = self.changes.stream().await? else {
+            tracing::warn!(
+                "the table has no stream: changes made past the service are not noticed"
+            );
+            sleep(self.timing.discover).await;
+            return Ok(());
+        };
+        let version = register.as_ref().map(|register| register.version);
+        let mut tail = Tail::resume(stream, register.map(|it| it.values).unwrap_or_default());
+        let values = tail.values(&self.name);
+        let swap = self.registers.swap_register(REGISTER, version, &values);
+        if !swap.await? {
+            return Ok(());
+        }
+        tracing::info!("following the table's stream");
+        metrics::gauge!(INVALIDATOR_ACTIVE).set(1);
+        let mut lease = Lease {
+            version: version.unwrap_or(0) + 1,
+            written: Instant::now(),
+        };
+        let stopped = self.follow(&mut tail, &mut lease).await;
+        metrics::gauge!(INVALIDATOR_ACTIVE).set(0);
+        match stopped {
+            Stop::Deposed => tracing::info!("another replica follows the table's stream"),
+            Stop::StreamGone => tracing::warn!("the table's stream is gone"),
+            Stop::Failed(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    async fn follow(&self, tail: &mut Tail, lease: &mut Lease) -> Stop {
+        loop {
+            if let Err(stop) = self.discover(tail).await {
+                return stop;
+            }
+            let is_more = match self.read_shards(tail).await {
+                Ok(is_more) => is_more,
+                Err(stop) => return stop,
+            };
+            let since = lease.written.elapsed();
+            if (since >= self.timing.beat || tail.is_ahead && since >= self.timing.poll)
+                && let Err(stop) = self.beat(tail, lease).await
+            {
+                return stop;
+            }
+            if !is_more {
+                sleep(self.timing.poll).await;
+            }
+        }
+    }
+
+    /// Lists the shards, now and then and whenever one has ended.
+    async fn discover(&self, tail: &mut Tail) -> Result<(), Stop> {
+        let is_fresh = |since: Instant| since.elapsed() < self.timing.discover;
+        if tail.discovered.is_some_and(is_fresh) {
+            return Ok(());
+        }
+        let listed = self.changes.shards(&tail.stream).await;
+        let listed = listed.map_err(|error| match error {
+            StreamError::Store(error) => Stop::Failed(error),
+            StreamError::Gone | StreamError::Trimmed | StreamError::Expired => Stop::StreamGone,
+        })?;
+        tail.add(&listed);
+        tail.discovered = Some(Instant::now());
+        Ok(())
+    }
+
+    /// Reads a page of every open shard; says whether there may be more at once.
+    async fn read_shards(&self, tail: &mut Tail) -> Result<bool, Stop> {
+        let open: Vec<_> = tail
+            .shards
+            .iter()
+            .filter(|(_, progress)| matches!(progress, Progress::Open { .. }))
+            .map(|(id, progress)| (id.clone(), progress.clone()))
+            .collect();
+        let mut is_more = false;
+        let read = open.into_iter().map(|(id, progress)| async {
+            let read = self.read_shard(&tail.stream, &id, progress).await;
+            (id, read)
+        });
+        let read: Vec<_> = stream::iter(read.collect::<Vec<_>>())
+            .buffer_unordered(SHARDS_AT_ONCE)
+            .collect()
+            .await;
+        for (id, read) in read {
+            let read = read.map_err(Stop::Failed)?;
+            if matches!(read.progress, Progress::Ended) {
+                // Its children are to be found.
+                tail.discovered = None;
+                tail.is_ahead = true;
+                is_more = true;
+            }
+            tail.is_ahead |= read.is_ahead;
+            is_more |= read.is_ahead;
+            tail.shards.insert(id, read.progress);
+        }
+        Ok(is_more)
+    }
+
+    async fn read_shard(
+        &self,
+        stream: &StreamId,
+        id: &ShardId,
+        progress: Progress,
+    ) -> Result<Read, store::Error> {
+        let Progress::Open { position, cursor } = progress else {
+            return Ok(Read::just(Progress::Ended));
+        };
+        let page = async {
+            let cursor = match cursor {
+                Some(cursor) => cursor,
+                None => self.changes.cursor(stream, id, &position).await?,
+            };
+            self.changes.changes(&cursor).await
+        };
+        match page.await {
+            Ok(page) => self.process(page, position).await,
+            // Missed changes are older than everything that is cached.
+            Err(StreamError::Trimmed) => Ok(Read::just(Progress::Open {
+                position: Position::Oldest,
+                cursor: None,
+            })),
+            Err(StreamError::Expired) => Ok(Read::just(Progress::Open {
+                position,
+                cursor: None,
+            })),
+            Err(StreamError::Gone) => Ok(Read::just(Progress::Ended)),
+            Err(StreamError::Store(error)) => Err(error),
+        }
+    }
+
+    /// Fences what a page says was changed. What comes back remembers the page
+    /// only after that.
+    async fn process(&self, page: Page, position: Position) -> Result<Read, store::Error> {
+        let Page { changes, next } = page;
+        self.note_lag(changes.last());
+        let last = changes.last().map(|changed| changed.sequence.clone());
+        let records: Vec<_> = changes
+            .into_iter()
+            .filter(|changed| self.may_be_cached(changed))
+            .filter_map(|changed| changed.record)
+            .collect();
+        let is_ahead = !records.is_empty();
+        if is_ahead {
+            self.invalidate(records).await?;
+        }
+        let progress = match next {
+            None => Progress::Ended,
+            cursor => Progress::Open {
+                position: last.map_or(position, Position::After),
+                cursor,
+            },
+        };
+        Ok(Read { progress, is_ahead })
+    }
+
+    /// Whether an entry from before the change may still be believed.
+    fn may_be_cached(&self, changed: &Changed) -> bool {
+        let Some((time, record)) = changed.time.zip(changed.record.as_ref()) else {
+            return true;
+        };
+        let max_age = [true, false].map(|present| self.coherence.max_age(&record.key, present));
+        let limit = max_age.into_iter().max().unwrap_or_default() + CLOCK_SLACK;
+        let age = self.coherence.now().0.saturating_sub(time.0);
+        u128::try_from(age).map_or(true, |age| age <= limit.as_millis())
+    }
+
+    /// Fences the records whose entries may be older than the changes.
+    async fn invalidate(&self, records: Vec<ChangedRecord>) -> Result<(), store::Error> {
+        // Of several changes of a record, the last one tells.
+        let last: HashMap<_, _> = records
+            .into_iter()
+            .map(|record| (record.key, record.left))
+            .collect();
+        let keys: Vec<_> = last.keys().cloned().collect();
+        let mut to_fence = Vec::new();
+        let is_current = self.are_current(&keys, &last).await?;
+        for (key, is_current) in keys.into_iter().zip(is_current) {
+            if !is_current {
+                to_fence.push(key);
+            }
+        }
+        if to_fence.is_empty() {
+            return Ok(());
+        }
+        metrics::counter!(INVALIDATOR_FENCES).increment(to_fence.len() as u64);
+        let deadline = Instant::now() + FENCE_TIMEOUT;
+        let fenced = self.coherence.confirm(&to_fence, None, deadline).await;
+        fenced.map(drop).ok_or_else(|| {
+            store::Error::new(
+                store::Kind::Unavailable,
+                "changes could not be fenced, nor the cache be left",
+            )
+        })
+    }
+
+    /// Whether the cache holds nothing of a key, or just what the change left.
+    /// Nothing is as good: whoever fills later reads the table later.
+    async fn are_current(
+        &self,
+        keys: &[Key],
+        left: &HashMap<Key, Left>,
+    ) -> Result<Vec<bool>, store::Error> {
+        let Some(space) = self.coherence.generations.in_use() else {
+            return Ok(vec![false; keys.len()]);
+        };
+        let cache_keys: Vec<_> = keys.iter().map(|key| space.key(key)).collect();
+        let found = timeout(PEEK_TIMEOUT, self.coherence.cache.get(&cache_keys)).await;
+        let mut found = found.into_iter().flatten().flatten();
+        let is_current = keys.iter().zip(&cache_keys).map(|(key, cache_key)| {
+            let cached = match found.next() {
+                Some(Found::Miss) => return true,
+                Some(Found::Hit(bytes)) => Entry::decode(&bytes, cache_key, key),
+                Some(Found::Unknown) | None => None,
+            };
+            let cached = match cached.map(|entry| entry.tag) {
+                Some(Tag::Present { record, .. }) => Left::Record(record),
+                Some(Tag::Absent { .. }) => Left::Nothing,
+                Some(Tag::Lease | Tag::Fence) | None => return false,
+            };
+            left.get(key) == Some(&cached)
+        });
+        Ok(is_current.collect())
+    }
+
+    fn note_lag(&self, last: Option<&Changed>) {
+        let behind = last.and_then(|changed| changed.time).map_or(0, |time| {
+            self.coherence.now().0.saturating_sub(time.0).max(0)
+        });
+        let behind = Duration::from_millis(u64::try_from(behind).unwrap_or(0));
+        metrics::gauge!(INVALIDATOR_LAG).set(behind.as_secs_f64());
+    }
+
+    /// Writes lease and checkpoints.
+    async fn beat(&self, tail: &mut Tail, lease: &mut Lease) -> Result<(), Stop> {
+        let values = tail.values(&self.name);
+        let swap = self
+            .registers
+            .swap_register(REGISTER, Some(lease.version), &values);
+        if !swap.await.map_err(Stop::Failed)? {
+            return Err(Stop::Deposed);
+        }
+        *lease = Lease {
+            version: lease.version + 1,
+            written: Instant::now(),
+        };
+        tail.is_ahead = false;
+        Ok(())
+    }
+
+    /// Stops for ever, and gives the lease up, if this replica has it, so that
+    /// another one need not wait for it.
+    pub async fn resign(&self) {
+        self.resigned.cancel();
+        let Ok(Some(mut register)) = self.registers.read_register(REGISTER).await else {
+            return;
+        };
+        if register.values.get(OWNER) == Some(&self.name) {
+            register.values.insert(OWNER.to_owned(), String::new());
+            let version = Some(register.version);
+            let swap = self
+                .registers
+                .swap_register(REGISTER, version, &register.values);
+            drop(swap.await);
+        }
+    }
+}
+
+/// What reading a shard came to.
+struct Read {
+    progress: Progress,
+    /// Whether there were changes of records.
+    is_ahead: bool,
+}
+
+impl Read {
+    fn just(progress: Progress) -> Self {
+        Self {
+            progress,
+            is_ahead: false,
+        }
+    }
+}
+
+impl Tail {
+    /// Goes on where the register says, if it is about this stream.
+    fn resume(stream: StreamId, values: BTreeMap<String, String>) -> Self {
+        let is_same = values.get(STREAM) == Some(&stream.0);
+        let checkpoints = values.into_iter().filter(|_| is_same);
+        let shards = checkpoints.filter_map(|(name, sequence)| {
+            let id = ShardId(name.strip_prefix(SHARD)?.to_owned());
+            let progress = if sequence == ENDED {
+                Progress::Ended
+            } else {
+                Progress::Open {
+                    position: Position::After(sequence),
+                    cursor: None,
+                }
+            };
+            Some((id, progress))
+        });
+        Self {
+            shards: shards.collect(),
+            stream,
+            discovered: None,
+            is_ahead: false,
+        }
+    }
+
+    /// What the register is to hold.
+    fn values(&self, owner: &str) -> BTreeMap<String, String> {
+        let shards = self.shards.iter().filter_map(|(id, progress)| {
+            let sequence = match progress {
+                Progress::Ended => ENDED.to_owned(),
+                Progress::Open {
+                    position: Position::After(sequence),
+                    ..
+                } => sequence.clone(),
+                Progress::Open {
+                    position: Position::Oldest,
+                    ..
+                } => return None,
+            };
+            Some((format!("{SHARD}{}", id.0), sequence))
+        });
+        let mut values: BTreeMap<_, _> = shards.collect();
+        values.insert(OWNER.to_owned(), owner.to_owned());
+        values.insert(STREAM.to_owned(), self.stream.0.clone());
+        values
+    }
+
+    /// Opens listed shards whose parents were read to their ends or are not kept
+    /// any more, and forgets ended shards that are not listed any more.
+    fn add(&mut self, listed: &[Shard]) {
+        let is_listed = |id: &ShardId| listed.iter().any(|shard| shard.id == *id);
+        self.shards
+            .retain(|id, progress| matches!(progress, Progress::Open { .. }) || is_listed(id));
+        for shard in listed {
+            let is_parent_open =
+                shard
+                    .parent
+                    .as_ref()
+                    .is_some_and(|parent| match self.shards.get(parent) {
+                        Some(Progress::Ended) => false,
+                        Some(Progress::Open { .. }) => true,
+                        None => is_listed(parent),
+                    });
+            if !is_parent_open && !self.shards.contains_key(&shard.id) {
+                let progress = Progress::Open {
+                    position: Position::Oldest,
+                    cursor: None,
+                };
+                self.shards.insert(shard.id.clone(), progress);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shard(id: &str, parent: Option<&str>) -> Shard {
+        Shard {
+            id: ShardId(id.to_owned()),
+            parent: parent.map(|id| ShardId(id.to_owned())),
+        }
+    }
+
+    fn tail() -> Tail {
+        Tail::resume(StreamId("stream".to_owned()), BTreeMap::new())
+    }
+
+    fn open(tail: &Tail) -> Vec<&str> {
+        let open = tail
+            .shards
+            .iter()
+            .filter(|(_, progress)| matches!(progress, Progress::Open { .. }));
+        open.map(|(id, _)| id.0.as_str()).collect()
+    }
+
+    #[test]
+    fn a_shard_is_read_after_its_parent() {
+        let mut tail = tail();
+        let listed = [
+            shard("a", Some("trimmed")),
+            shard("b", Some("a")),
+            shard("c", Some("b")),
+            shard("d", Some("a")),
+        ];
+        tail.add(&listed);
+        assert_eq!(open(&tail), ["a"]);
+        tail.shards.insert(ShardId("a".to_owned()), Progress::Ended);
+        tail.add(&listed);
+        assert_eq!(open(&tail), ["b", "d"]);
+        // Trimmed from the listing, and from memory; its children go on.
+        tail.shards.insert(ShardId("b".to_owned()), Progress::Ended);
+        tail.add(&listed[2..]);
+        assert_eq!(open(&tail), ["c", "d"]);
+        assert!(!tail.shards.contains_key(&ShardId("a".to_owned())));
+    }
+
+    #[test]
+    fn checkpoints_are_resumed_for_the_same_stream_only() {
+        let mut tail = tail();
+        let after = Position::After("7".to_owned());
+        let progress = Progress::Open {
+            position: after.clone(),
+            cursor: None,
+        };
+        tail.shards.insert(ShardId("a".to_owned()), progress);
+        tail.shards.insert(ShardId("b".to_owned()), Progress::Ended);
+        let values = tail.values("me");
+
+        let resumed = Tail::resume(tail.stream.clone(), values.clone());
+        let [(_, a), (_, b)] = resumed
+            .shards
+            .into_iter()
+            .collect::<Vec<_>>()
+            .try_into()
+            .unwrap();
+        assert!(matches!(a, Progress::Open { position, cursor: None } if position == after));
+        assert!(matches!(b, Progress::Ended));
+        let another = Tail::resume(StreamId("another".to_owned()), values);
+        assert!(another.shards.is_empty());
+    }
+}

@@ -1,0 +1,161 @@
+//! The table's stream, through the SDK of DynamoDB Streams.
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use aws_sdk_dynamodb::types::AttributeValue;
+use aws_sdk_dynamodbstreams::{
+    Client,
+    config::http::HttpResponse,
+    error::{ProvideErrorMetadata, SdkError},
+    types::{self as sdk, ShardIteratorType, StreamViewType},
+};
+
+use super::{DynamoDb, Kind, decode, failed, primary_key_of};
+use crate::{
+    domain::Timestamp,
+    store::{
+        ChangeStream, Changed, ChangedRecord, Cursor, Error, Left, Page, Position, Shard, ShardId,
+        StreamError, StreamId, keys,
+    },
+};
+
+/// Reads the stream of a table.
+#[derive(Debug, Clone)]
+pub struct DynamoDbStream {
+    table: DynamoDb,
+    client: Client,
+}
+
+impl DynamoDbStream {
+    pub(super) fn new(table: DynamoDb, client: Client) -> Self {
+        Self { table, client }
+    }
+}
+
+#[async_trait]
+impl ChangeStream for DynamoDbStream {
+    async fn stream(&self) -> Result<Option<StreamId>, Error> {
+        let table = self.table.describe().await?;
+        let is_on = table
+            .stream_specification()
+            .is_some_and(|stream| stream.stream_enabled);
+        let arn = table.latest_stream_arn().filter(|_| is_on);
+        Ok(arn.map(|arn| StreamId(arn.to_owned())))
+    }
+
+    async fn shards(&self, stream: &StreamId) -> Result<Vec<Shard>, StreamError> {
+        let mut shards = Vec::new();
+        let mut after = None;
+        loop {
+            let output = self
+                .client
+                .describe_stream()
+                .stream_arn(&stream.0)
+                .set_exclusive_start_shard_id(after)
+                .send()
+                .await
+                .map_err(stream_failed)?;
+            let Some(description) = output.stream_description else {
+                return Ok(shards);
+            };
+            shards.extend(description.shards().iter().filter_map(|shard| {
+                Some(Shard {
+                    id: ShardId(shard.shard_id()?.to_owned()),
+                    parent: shard.parent_shard_id().map(|id| ShardId(id.to_owned())),
+                })
+            }));
+            after = description.last_evaluated_shard_id;
+            if after.is_none() {
+                return Ok(shards);
+            }
+        }
+    }
+
+    async fn cursor(
+        &self,
+        stream: &StreamId,
+        shard: &ShardId,
+        position: &Position,
+    ) -> Result<Cursor, StreamError> {
+        let request = self
+            .client
+            .get_shard_iterator()
+            .stream_arn(&stream.0)
+            .shard_id(&shard.0);
+        let request = match position {
+            Position::Oldest => request.shard_iterator_type(ShardIteratorType::TrimHorizon),
+            Position::After(sequence) => request
+                .shard_iterator_type(ShardIteratorType::AfterSequenceNumber)
+                .sequence_number(sequence),
+        };
+        let output = request.send().await.map_err(stream_failed)?;
+        output.shard_iterator.map(Cursor).ok_or(StreamError::Gone)
+    }
+
+    async fn changes(&self, cursor: &Cursor) -> Result<Page, StreamError> {
+        let request = self.client.get_records().shard_iterator(&cursor.0);
+        let output = request.send().await.map_err(stream_failed)?;
+        let records = output.records.unwrap_or_default().into_iter();
+        Ok(Page {
+            changes: records
+                .filter_map(|record| changed(record.dynamodb?))
+                .collect(),
+            next: output.next_shard_iterator.map(Cursor),
+        })
+    }
+}
+
+fn changed(record: sdk::StreamRecord) -> Option<Changed> {
+    let sequence = record.sequence_number?;
+    let time = record.approximate_creation_date_time;
+    let time = time.and_then(|time| time.to_millis().ok()).map(Timestamp);
+    let tells_left = matches!(
+        record.stream_view_type,
+        Some(StreamViewType::NewAndOldImages | StreamViewType::NewImage)
+    );
+    let (pk, sk) = primary_key_of(&attributes(record.keys.unwrap_or_default()))?;
+    let record = keys::parse(&pk, &sk).map(|key| {
+        let left = match record.new_image {
+            Some(image) => decode(&key, attributes(image)).map_or(Left::Unknown, Left::Record),
+            None if tells_left => Left::Nothing,
+            None => Left::Unknown,
+        };
+        ChangedRecord { key, left }
+    });
+    Some(Changed {
+        sequence,
+        time,
+        record,
+    })
+}
+
+/// The attributes that records use, in the words of the other SDK.
+fn attributes(image: HashMap<String, sdk::AttributeValue>) -> HashMap<String, AttributeValue> {
+    let known = image.into_iter().filter_map(|(name, value)| {
+        let value = match value {
+            sdk::AttributeValue::S(text) => AttributeValue::S(text),
+            sdk::AttributeValue::N(number) => AttributeValue::N(number),
+            _ => return None,
+        };
+        Some((name, value))
+    });
+    known.collect()
+}
+
+fn stream_failed<E>(error: SdkError<E, HttpResponse>) -> StreamError
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+{
+    match error.code() {
+        // The second one: a position that the stream does not know.
+        Some("TrimmedDataAccessException" | "ValidationException") => StreamError::Trimmed,
+        Some("ExpiredIteratorException") => StreamError::Expired,
+        Some("ResourceNotFoundException") => StreamError::Gone,
+        Some("LimitExceededException") => StreamError::Store(Error::new(
+            Kind::Throttled,
+            "the stream has too many readers",
+        )),
+        _ => StreamError::Store(failed(error)),
+    }
+}

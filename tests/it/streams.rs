@@ -1,0 +1,265 @@
+//! Changes made past the protocol: the invalidator follows the table's stream
+//! and makes them visible.
+
+use std::{sync::Arc, time::Duration};
+
+use account_service::{
+    coherence::{self, InvalidatorTiming},
+    proto::account_v1::{Role, Source},
+};
+
+use crate::harness::{Backends, Isolated, PATIENCE, Replica, script::Script};
+
+const ORG: &str = "olivia-org";
+const OLIVIA: &str = "oliviaowner";
+const MICHAEL: &str = "membermichael";
+
+fn following() -> coherence::Settings {
+    coherence::Settings {
+        cache_read_timeout: PATIENCE,
+        invalidator: Some(InvalidatorTiming {
+            poll: Duration::from_millis(10),
+            beat: Duration::from_millis(40),
+            takeover: Duration::from_millis(200),
+            discover: Duration::from_millis(100),
+        }),
+        timing: coherence::Timing {
+            // So that what the invalidator fences is soon cached again.
+            fence_ttl: Duration::from_millis(200),
+            ..coherence::Timing::default()
+        },
+        ..coherence::Settings::default()
+    }
+}
+
+/// The same without following.
+fn not_following() -> coherence::Settings {
+    coherence::Settings {
+        invalidator: None,
+        ..following()
+    }
+}
+
+async fn serving(backends: &Backends) -> Replica {
+    Replica::start_with(&backends.serve_settings(), not_following()).await
+}
+
+async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let wait = async {
+        while !is_so().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let waited = tokio::time::timeout(PATIENCE, wait).await;
+    assert!(waited.is_ok(), "never: {what}");
+}
+
+/// Renames a user in the console, whose old name is cached; returns once the
+/// replica answers with the new one.
+async fn rename_and_wait(backends: &Backends, replica: &Replica, first_name: &str) {
+    eventually("the old name is cached", async || {
+        replica.get_user(OLIVIA).await.unwrap().1 == Source::Cache
+    })
+    .await;
+    let key = format!("USER#{OLIVIA}");
+    backends
+        .table()
+        .set_text(&key, &key, "firstName", first_name)
+        .await;
+    eventually("the new name is answered", async || {
+        replica.get_user(OLIVIA).await.unwrap().0.first_name == first_name
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn changes_in_the_console_become_visible() {
+    let backends = Backends::start().await;
+    let service = serving(&backends).await;
+    service.found_olivia_org_with_michael().await;
+    service.settle().await;
+    let other = Replica::start_with(&backends.serve_settings(), following()).await;
+    rename_and_wait(&backends, &other, "Olivia the First").await;
+    let read = other.check(ORG, MICHAEL).await.unwrap();
+    assert!(read.is_member);
+    let (pk, sk) = (format!("ORGMEMBERS#{ORG}"), format!("MEMBER#{MICHAEL}"));
+    backends.table().delete(&pk, &sk).await;
+    eventually("the removal is answered", async || {
+        other.role_of(ORG, MICHAEL).await.is_none()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_change_whose_writer_crashed_before_it_confirmed_becomes_visible() {
+    let backends = Backends::start().await;
+    let service = Replica::start_with(&backends.serve_settings(), following()).await;
+    let writer = backends.isolated(not_following()).await;
+    service.found_olivia_org_with_michael().await;
+    service.settle().await;
+    let commit = writer.dynamodb.hold("TransactWriteItems", MICHAEL, 0);
+    let _never_confirmed = writer.momento.hold("SetIf", MICHAEL, 1);
+    let removal = {
+        let mut client = writer.replica.client.clone();
+        let request = account_service::proto::account_v1::RemoveUserFromOrganizationRequest {
+            organization_name: ORG.to_owned(),
+            member_username: MICHAEL.to_owned(),
+            acting_user: OLIVIA.to_owned(),
+        };
+        tokio::spawn(async move { client.remove_user_from_organization(request).await })
+    };
+    commit.reached().await;
+    // Its fence is evicted, and what is about to be old is cached.
+    backends.flush_cache().await;
+    eventually("what is about to be old is cached", async || {
+        let read = service.check(ORG, MICHAEL).await.unwrap();
+        read.is_member && read.source() == Source::Cache
+    })
+    .await;
+    commit.release();
+    eventually("the removal is answered", async || {
+        service.role_of(ORG, MICHAEL).await.is_none()
+    })
+    .await;
+    removal.abort();
+}
+
+#[tokio::test]
+async fn what_the_service_wrote_itself_stays_cached() {
+    let backends = Backends::start().await;
+    let service = serving(&backends).await;
+    service.found_olivia_org_with_michael().await;
+    service.settle().await;
+    let _follower = Replica::start_with(&backends.serve_settings(), following()).await;
+    // Later in the stream than all that.
+    rename_and_wait(&backends, &service, "Later").await;
+    let read = service.get_organization(ORG).await.unwrap();
+    assert_eq!(read.1, Source::Cache);
+    assert_eq!(service.get_user(MICHAEL).await.unwrap().1, Source::Cache);
+    let read = service.get_membership(ORG, MICHAEL).await.unwrap();
+    assert_eq!(read.0.role(), Role::Member);
+}
+
+fn polls(replica: &Isolated) -> usize {
+    replica.dynamodb.seen("BesideGetRecords").len()
+}
+
+#[tokio::test]
+async fn one_replica_follows_and_another_takes_over_where_it_stopped() {
+    let backends = Backends::start().await;
+    let first = backends.isolated(following()).await;
+    eventually("the first one follows", async || polls(&first) > 3).await;
+    let second = backends.isolated(following()).await;
+    let third = serving(&backends).await;
+    third.found_olivia_org_with_michael().await;
+    third.settle().await;
+    rename_and_wait(&backends, &third, "Once").await;
+    assert_eq!(polls(&second), 0);
+
+    // The first one is cut off from the table.
+    for call in ["BesidePutItem", "BesideGetItem", "BesideGetRecords"] {
+        first.dynamodb.refuse(call, "", 0, usize::MAX);
+    }
+    eventually("the second one follows", async || polls(&second) > 0).await;
+    let asked = second.dynamodb.seen("BesideGetShardIterator");
+    assert!(
+        asked
+            .iter()
+            .all(|asked| asked.contains("AFTER_SEQUENCE_NUMBER")),
+        "{asked:?}"
+    );
+    third.settle().await;
+    rename_and_wait(&backends, &third, "Twice").await;
+
+    // It comes back, and leaves the work to the other.
+    first.dynamodb.behave();
+    rename_and_wait(&backends, &third, "Thrice").await;
+    first.dynamodb.forget_calls();
+    rename_and_wait(&backends, &third, "Again").await;
+    assert_eq!(polls(&first), 0);
+}
+
+#[tokio::test]
+async fn a_replica_that_stops_hands_the_stream_over() {
+    let backends = Backends::start().await;
+    let patient = coherence::Settings {
+        invalidator: Some(InvalidatorTiming {
+            takeover: Duration::from_secs(3600),
+            ..following().invalidator.unwrap()
+        }),
+        ..following()
+    };
+    let mut first = backends.isolated(patient.clone()).await;
+    eventually("the first one follows", async || polls(&first) > 3).await;
+    let second = backends.isolated(patient).await;
+    first.replica.stop();
+    eventually("the second one follows", async || polls(&second) > 0).await;
+}
+
+#[tokio::test]
+async fn shards_are_followed_from_parents_to_children() {
+    let backends = Backends::start().await;
+    let (stream, shard) = backends.table().stream_and_shard().await;
+    let service = serving(&backends).await;
+    service.found_olivia_org_with_michael().await;
+    service.settle().await;
+    let describe = serde_json::json!({"StreamDescription": {
+        "StreamArn": stream,
+        "Shards": [
+            {"ShardId": shard, "ParentShardId": "shardId-00000000000000000001-parent"},
+            {"ShardId": "shardId-00000000000000000001-parent"},
+        ],
+    }});
+    let dynamodb = Arc::new(Script::default());
+    let always = usize::MAX;
+    dynamodb.answer("BesideDescribeStream", always, 200, &describe.to_string());
+    let closed = r#"{"Records":[]}"#;
+    dynamodb.answer_about(
+        "BesideGetShardIterator",
+        "parent",
+        200,
+        r#"{"ShardIterator":"of-parent"}"#,
+    );
+    dynamodb.answer_about("BesideGetRecords", "of-parent", 200, closed);
+    let (_way, settings) = backends.way(dynamodb.clone(), Arc::default()).await;
+    let _follower = Replica::start_with(&settings, following()).await;
+    rename_and_wait(&backends, &service, "Seen in the child").await;
+    let asked = dynamodb.seen("BesideGetShardIterator");
+    assert_eq!(asked.len(), 2, "{asked:?}");
+    assert!(asked[0].contains("parent"), "{asked:?}");
+    assert!(
+        asked[1].contains(&shard) && asked[1].contains("TRIM_HORIZON"),
+        "{asked:?}"
+    );
+}
+
+#[tokio::test]
+async fn cursors_that_expire_and_changes_that_are_trimmed_do_not_stop_it() {
+    let backends = Backends::start().await;
+    let service = serving(&backends).await;
+    service.found_olivia_org_with_michael().await;
+    service.settle().await;
+    let follower = backends.isolated(following()).await;
+    for (times, error) in [
+        "ExpiredIteratorException",
+        "TrimmedDataAccessException",
+        "InternalServerError",
+        "LimitExceededException",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let status = if error == "InternalServerError" {
+            500
+        } else {
+            400
+        };
+        let body = format!(
+            r#"{{"__type":"com.amazonaws.dynamodb.v20120810#{error}","message":"said the test"}}"#
+        );
+        follower
+            .dynamodb
+            .answer("BesideGetRecords", 5, status, &body);
+        rename_and_wait(&backends, &service, &format!("{times} times")).await;
+    }
+}
