@@ -1,7 +1,7 @@
 //! Fences: in place on every key of a write before it commits, and again before
 //! it is acknowledged; or the certainty that nobody uses the cache.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use futures_util::future::join_all;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
@@ -13,7 +13,7 @@ use super::{
 use crate::{
     cache::{self, Found},
     domain::{Key, Record, Timestamp},
-    store,
+    store::{self, Left},
 };
 
 /// Longest one attempt to place a fence may take.
@@ -54,6 +54,15 @@ pub(super) enum Cover {
     Fences(Fences),
     /// Nobody uses the cache.
     Unused,
+}
+
+/// Whether a fence counts as something outdated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fenced {
+    /// Its owner may be about to publish what it wrote before.
+    Counts,
+    /// All who write are known to fence.
+    IsFine,
 }
 
 /// Why there is no cover.
@@ -126,6 +135,37 @@ impl Coherence {
             }
         };
         timeout_at(deadline, confirmed).await.ok()
+    }
+
+    /// The keys of which the cache may hold something else than this, or a lease
+    /// under which something else is filled. That it holds nothing is good:
+    /// whoever fills later reads the table later.
+    pub(super) async fn outdated(&self, left: &HashMap<Key, Left>, fenced: Fenced) -> Vec<Key> {
+        let keys: Vec<_> = left.keys().cloned().collect();
+        let Some(space) = self.generations.in_use() else {
+            return keys;
+        };
+        let cache_keys: Vec<_> = keys.iter().map(|key| space.key(key)).collect();
+        let found = timeout(FENCE_TIMEOUT, self.cache.get(&cache_keys)).await;
+        let mut found = found.into_iter().flatten().flatten();
+        let is_outdated = keys.iter().zip(&cache_keys).map(|(key, cache_key)| {
+            let cached = match found.next() {
+                Some(Found::Miss) => return false,
+                Some(Found::Hit(bytes)) => Entry::decode(&bytes, cache_key, key),
+                Some(Found::Unknown) | None => None,
+            };
+            let cached = match cached.map(|entry| entry.tag) {
+                Some(Tag::Present { record, .. }) => Left::Record(record),
+                Some(Tag::Absent { .. }) => Left::Nothing,
+                Some(Tag::Fence) => return fenced == Fenced::Counts,
+                Some(Tag::Lease) | None => return true,
+            };
+            left.get(key) != Some(&cached)
+        });
+        let is_outdated: Vec<_> = is_outdated.collect();
+        let keys = keys.into_iter().zip(is_outdated);
+        keys.filter_map(|(key, is_outdated)| is_outdated.then_some(key))
+            .collect()
     }
 
     /// Replaces the confirming fences by what was written, so that the next

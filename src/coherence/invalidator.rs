@@ -9,17 +9,15 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, stream};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Coherence, Entry, Tag};
+use super::{Coherence, fences::Fenced};
 use crate::{
-    cache::Found,
-    domain::Key,
     store::{
-        self, ChangeStream, Changed, ChangedRecord, Cursor, Left, Page, Position, Register,
-        Registers, Shard, ShardId, StreamError, StreamId,
+        self, ChangeStream, Changed, ChangedRecord, Cursor, Page, Position, Register, Registers,
+        Shard, ShardId, StreamError, StreamId,
     },
     telemetry::{INVALIDATOR_ACTIVE, INVALIDATOR_FENCES, INVALIDATOR_LAG},
 };
@@ -37,8 +35,6 @@ const ENDED: &str = "END";
 const SHARDS_AT_ONCE: usize = 16;
 /// Longest a change may take to be fenced before it is tried anew.
 const FENCE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest the cache may take to say what it holds.
-const PEEK_TIMEOUT: Duration = Duration::from_millis(250);
 /// Changes that are older than every entry, and by so much more, are passed
 /// over: clocks differ, and the stream's times are rough.
 const CLOCK_SLACK: Duration = Duration::from_secs(600);
@@ -356,14 +352,7 @@ impl Invalidator {
             .into_iter()
             .map(|record| (record.key, record.left))
             .collect();
-        let keys: Vec<_> = last.keys().cloned().collect();
-        let mut to_fence = Vec::new();
-        let is_current = self.are_current(&keys, &last).await?;
-        for (key, is_current) in keys.into_iter().zip(is_current) {
-            if !is_current {
-                to_fence.push(key);
-            }
-        }
+        let to_fence = self.coherence.outdated(&last, Fenced::Counts).await;
         if to_fence.is_empty() {
             return Ok(());
         }
@@ -376,35 +365,6 @@ impl Invalidator {
                 "changes could not be fenced, nor the cache be left",
             )
         })
-    }
-
-    /// Whether the cache holds nothing of a key, or just what the change left.
-    /// Nothing is as good: whoever fills later reads the table later.
-    async fn are_current(
-        &self,
-        keys: &[Key],
-        left: &HashMap<Key, Left>,
-    ) -> Result<Vec<bool>, store::Error> {
-        let Some(space) = self.coherence.generations.in_use() else {
-            return Ok(vec![false; keys.len()]);
-        };
-        let cache_keys: Vec<_> = keys.iter().map(|key| space.key(key)).collect();
-        let found = timeout(PEEK_TIMEOUT, self.coherence.cache.get(&cache_keys)).await;
-        let mut found = found.into_iter().flatten().flatten();
-        let is_current = keys.iter().zip(&cache_keys).map(|(key, cache_key)| {
-            let cached = match found.next() {
-                Some(Found::Miss) => return true,
-                Some(Found::Hit(bytes)) => Entry::decode(&bytes, cache_key, key),
-                Some(Found::Unknown) | None => None,
-            };
-            let cached = match cached.map(|entry| entry.tag) {
-                Some(Tag::Present { record, .. }) => Left::Record(record),
-                Some(Tag::Absent { .. }) => Left::Nothing,
-                Some(Tag::Lease | Tag::Fence) | None => return false,
-            };
-            left.get(key) == Some(&cached)
-        });
-        Ok(is_current.collect())
     }
 
     fn note_lag(&self, last: Option<&Changed>) {

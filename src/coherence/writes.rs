@@ -1,20 +1,20 @@
 //! Writes: fence what the write can affect, commit, confirm by fencing again,
 //! and only then acknowledge.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use async_trait::async_trait;
-use futures_util::future::try_join;
+use futures_util::future::{join, try_join};
 use tokio::time::{Instant, sleep};
 
 use super::{
     Coherence, Nonce,
-    fences::{Cover, Uncovered},
+    fences::{Cover, Fenced, Uncovered},
     sabotage::Sabotage,
 };
 use crate::{
     domain::{Key, Record},
-    store::{self, CommitError, Step, StrongReads},
+    store::{self, CommitError, Left, Step, StrongReads},
 };
 
 /// A commit does not start with less time than this left to confirm it.
@@ -253,10 +253,15 @@ impl Coherence {
             return Attempt::Done(Ok(plan.output));
         }
         let read_time = self.now();
-        let confirmed = self.confirm(keys, before, deadline - ANSWER_RESERVE).await;
+        let by = deadline - ANSWER_RESERVE;
+        let grounds = grounds_of(&plan);
+        let (confirmed, is_upheld) =
+            join(self.confirm(keys, before, by), self.uphold(&grounds, by)).await;
+        let confirmed = confirmed.filter(|_| is_upheld);
         if confirmed.is_none() {
             tracing::warn!("write not confirmed; repairing in the background");
-            self.repair_in_background(keys.to_vec());
+            let grounds = grounds.into_keys();
+            self.repair_in_background(keys.iter().cloned().chain(grounds).collect());
         }
         Attempt::Done(match (outcome_unknown, confirmed) {
             (Some(error), _) => Err(WriteError::OutcomeUnknown(error)),
@@ -268,6 +273,16 @@ impl Coherence {
                 Ok(plan.output)
             }
         })
+    }
+
+    /// Makes sure that what a grant stands on is not contradicted by cached
+    /// answers. They could only if whoever wrote it did not confirm it.
+    async fn uphold(&self, grounds: &HashMap<Key, Left>, deadline: Instant) -> bool {
+        if grounds.is_empty() {
+            return true;
+        }
+        let outdated = self.outdated(grounds, Fenced::IsFine).await;
+        outdated.is_empty() || self.confirm(&outdated, None, deadline).await.is_some()
     }
 
     /// Confirms until it works, or until every entry from before has expired.
@@ -283,4 +298,17 @@ impl Coherence {
             }
         });
     }
+}
+
+/// The users and organizations that a grant stands on, as they were found.
+fn grounds_of<T>(plan: &Plan<T>) -> HashMap<Key, Left> {
+    let conditions = plan.steps.iter().filter(|_| !plan.publish.is_empty());
+    let grounds = conditions.filter_map(|step| match step {
+        Step::Require {
+            key: key @ (Key::User(_) | Key::Organization(_)),
+            found: Some(found),
+        } => Some((key.clone(), Left::Record(found.clone()))),
+        _ => None,
+    });
+    grounds.collect()
 }

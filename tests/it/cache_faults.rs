@@ -3,9 +3,12 @@
 
 use std::time::Duration;
 
-use account_service::proto::account_v1::{Role, Source};
+use account_service::{
+    coherence,
+    proto::account_v1::{self as pb, Role, Source},
+};
 
-use crate::harness::{Backends, Replica, start};
+use crate::harness::{Backends, PATIENCE, Replica, start};
 
 const ORG: &str = "olivia-org";
 const OLIVIA: &str = "oliviaowner";
@@ -157,4 +160,43 @@ async fn a_cache_that_comes_back_is_used_again() {
     assert_eq!(read.source(), Source::Store);
     let read = service.check(ORG, OLIVIA).await.unwrap();
     assert_eq!(read.source(), Source::Cache);
+}
+
+#[tokio::test]
+async fn a_member_is_let_in_also_where_the_creation_of_the_user_was_never_confirmed() {
+    let backends = Backends::start().await;
+    let service = backends.replica().await;
+    let crashing = backends.isolated(coherence::Settings::default()).await;
+    service.create_user(OLIVIA).await.unwrap();
+    service.create_organization(ORG, OLIVIA).await.unwrap();
+    let commit = crashing.dynamodb.hold("TransactWriteItems", MICHAEL, 0);
+    let _never_confirmed = crashing.momento.hold("SetIf", MICHAEL, 1);
+    let creation = {
+        let mut client = crashing.replica.client.clone();
+        let request = pb::CreateUserRequest {
+            username: MICHAEL.to_owned(),
+            ..pb::CreateUserRequest::default()
+        };
+        tokio::spawn(async move { client.create_user(request).await })
+    };
+    commit.reached().await;
+    // The fence is evicted, and that there is no such user is cached.
+    backends.flush_cache().await;
+    service.get_user(MICHAEL).await.unwrap_err();
+    service.settle().await;
+    commit.release();
+    tokio::time::timeout(PATIENCE, async {
+        let (pk, table) = (format!("USER#{MICHAEL}"), backends.table());
+        while table.attributes_of(&pk, &pk).await.is_none() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    service
+        .add(ORG, MICHAEL, Role::Member, OLIVIA)
+        .await
+        .unwrap();
+    assert_eq!(service.role_of(ORG, MICHAEL).await, Some(Role::Member));
+    creation.abort();
 }

@@ -151,9 +151,10 @@ async fn writes_that_grant_look_fence_read_commit_confirm_and_publish() {
         .unwrap();
     service.create_user(MICHAEL).await.unwrap();
 
-    // Of the organization and of its founder's membership.
+    // Of the organization and of its founder's membership; and the founder.
     let write = service.create_organization(ORG, OLIVIA);
     let expected = &[
+        "1 x Get",
         "1 x GetBatch",
         "6 x SetIf",
         "1 x BatchGetItem",
@@ -163,8 +164,10 @@ async fn writes_that_grant_look_fence_read_commit_confirm_and_publish() {
         .await
         .unwrap();
 
+    // The second look is at what the grant stands on, beside the confirmation.
     let grant = &[
         "1 x Get",
+        "1 x GetBatch",
         "3 x SetIf",
         "1 x BatchGetItem",
         "1 x TransactWriteItems",
