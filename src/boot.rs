@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_dynamodb::config::Credentials;
-use tokio::{net::TcpListener, sync::Notify};
+use tokio::{net::TcpListener, sync::Notify, time::Instant};
 use tonic::transport::{Server, server::TcpIncoming};
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tower::util::MapResponseLayer;
@@ -14,6 +14,7 @@ use crate::{
     cache::{self, Credential, CredentialError, Momento},
     coherence::{self, Coherence, Invalidator},
     config::{BackendSettings, ServeSettings, ServerSettings},
+    domain::Key,
     grpc::{AccountService, precise_status},
     proto::account_v1::{DESCRIPTOR_SET, account_service_server::AccountServiceServer},
     secrets::{self, Secrets},
@@ -27,6 +28,8 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Calls of one connection that are under way at once.
 const MAX_STREAMS_PER_CONNECTION: u32 = 1024;
+/// Longest that fencing the records of one stream event may take.
+const INVALIDATE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest header block of a call, in bytes.
 const MAX_HEADER_BYTES: u32 = 16 * 1024;
 
@@ -89,6 +92,12 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// What was given is no event of a DynamoDB stream.
+    #[error("standard input is no DynamoDB stream event: {0}")]
+    Event(#[source] serde_json::Error),
+    /// Changed records may still be answered from the cache as they were.
+    #[error("the changed records could not be fenced in time; try again")]
+    NotFenced,
     /// Metrics cannot be served.
     #[error("metrics cannot be served: {0}; choose another --metrics-addr")]
     Metrics(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -209,6 +218,17 @@ impl App {
     #[must_use]
     pub fn accounts(&self) -> &Accounts {
         &self.accounts
+    }
+
+    /// Makes sure that nothing is answered from the cache that it holds of these
+    /// records now.
+    ///
+    /// # Errors
+    /// [`Error::NotFenced`].
+    pub async fn invalidate(&self, keys: &[Key]) -> Result<(), Error> {
+        let deadline = Instant::now() + INVALIDATE_TIMEOUT;
+        let is_done = self.coherence.invalidate(keys, deadline).await;
+        is_done.then_some(()).ok_or(Error::NotFenced)
     }
 
     /// Serves until `shutdown` resolves, then reports NOT_SERVING, accepts

@@ -2,7 +2,10 @@
 
 #[cfg(feature = "local")]
 use std::sync::Arc;
-use std::{io::Write as _, net::SocketAddr};
+use std::{
+    io::{Read as _, Write as _},
+    net::SocketAddr,
+};
 
 use crate::{
     boot::{self, App},
@@ -14,6 +17,9 @@ use crate::{
     config::DevSettings,
     local::{self, Embedded},
 };
+
+/// Largest stream event: Lambda's limit is 6 MB.
+const MAX_EVENT_BYTES: u64 = 8 * 1024 * 1024;
 
 /// Why a subcommand failed, in one line.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +57,7 @@ pub async fn run(command: Command) -> Result<(), Failure> {
         Command::Dev(settings) => dev(&settings).await?,
         Command::Setup(settings) => set_up(&settings).await?,
         Command::Flush(settings) => flush(&settings).await?,
+        Command::Invalidate(settings) => invalidate(&settings).await?,
         Command::Healthcheck(settings) => {
             health::check(&settings)
                 .await
@@ -108,6 +115,15 @@ async fn flush(settings: &FlushSettings) -> Result<(), boot::Error> {
         "cache {}: nothing from before is used any more\n",
         names.cache_name
     ));
+    Ok(())
+}
+
+async fn invalidate(settings: &ServeSettings) -> Result<(), boot::Error> {
+    telemetry::start(&settings.log);
+    let event = std::io::read_to_string(std::io::stdin().take(MAX_EVENT_BYTES));
+    let event = event.map_err(|error| boot::Error::Event(serde_json::Error::io(error)))?;
+    let count = setup::invalidate(settings, &event).await?;
+    say(&format!("{count} records fenced\n"));
     Ok(())
 }
 

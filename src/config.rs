@@ -30,6 +30,9 @@ pub enum Command {
     /// Empty the cache: make all replicas of the table go on with an empty part
     /// of it. Reads go to the table for a few seconds.
     Flush(FlushSettings),
+    /// Fence the records that the DynamoDB stream event on standard input says
+    /// were changed, as a Lambda trigger gets it.
+    Invalidate(ServeSettings),
     /// Exit with 0 if the server at an address is serving, else with 1.
     Healthcheck(HealthcheckSettings),
 }

@@ -1,14 +1,15 @@
 //! What operators do: create the table, the secret and the cache, as far as they
-//! are missing, and empty the cache.
+//! are missing, and empty the cache, whole or in part.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use secrecy::SecretString;
+use serde::Deserialize;
 
 use crate::{
-    boot::{self, Error},
+    boot::{self, App, Error},
     coherence,
-    config::BackendSettings,
+    config::{BackendSettings, ServeSettings},
     secrets, store,
 };
 
@@ -79,4 +80,54 @@ pub async fn flush(settings: &BackendSettings) -> Result<(), Error> {
     let table = boot::table(&aws, settings);
     let renewed = coherence::renew_generation(Arc::new(table)).await;
     renewed.map_err(|source| boot::table_error(settings, source))
+}
+
+/// Fences the records that a DynamoDB stream event says were changed: a JSON
+/// object as a Lambda trigger gets it. Returns how many they are.
+///
+/// # Errors
+/// The text is no such event, or the records cannot be fenced.
+pub async fn invalidate(settings: &ServeSettings, event: &str) -> Result<usize, Error> {
+    let event: Event = serde_json::from_str(event).map_err(Error::Event)?;
+    let keys = event.records.iter().map(|record| &record.dynamodb.keys);
+    let keys: BTreeSet<_> = keys.map(|keys| (&keys.pk.text, &keys.sk.text)).collect();
+    let keys: Vec<_> = keys
+        .into_iter()
+        .filter_map(|(pk, sk)| store::key_of_item(pk, sk))
+        .collect();
+    let app = App::boot(settings).await?;
+    app.invalidate(&keys).await?;
+    Ok(keys.len())
+}
+
+/// As much of an event as is needed.
+#[derive(Deserialize)]
+struct Event {
+    #[serde(rename = "Records")]
+    records: Vec<EventRecord>,
+}
+
+#[derive(Deserialize)]
+struct EventRecord {
+    dynamodb: EventChange,
+}
+
+#[derive(Deserialize)]
+struct EventChange {
+    #[serde(rename = "Keys")]
+    keys: EventKeys,
+}
+
+#[derive(Deserialize)]
+struct EventKeys {
+    #[serde(rename = "PK")]
+    pk: Text,
+    #[serde(rename = "SK")]
+    sk: Text,
+}
+
+#[derive(Deserialize)]
+struct Text {
+    #[serde(rename = "S")]
+    text: String,
 }

@@ -358,13 +358,13 @@ impl Invalidator {
         }
         metrics::counter!(INVALIDATOR_FENCES).increment(to_fence.len() as u64);
         let deadline = Instant::now() + FENCE_TIMEOUT;
-        let fenced = self.coherence.confirm(&to_fence, None, deadline).await;
-        fenced.map(drop).ok_or_else(|| {
-            store::Error::new(
-                store::Kind::Unavailable,
-                "changes could not be fenced, nor the cache be left",
-            )
-        })
+        if self.coherence.invalidate(&to_fence, deadline).await {
+            return Ok(());
+        }
+        Err(store::Error::new(
+            store::Kind::Unavailable,
+            "changes could not be fenced, nor the cache be left",
+        ))
     }
 
     fn note_lag(&self, last: Option<&Changed>) {

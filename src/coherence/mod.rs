@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 pub use envelope::{Entry, Nonce, Tag};
@@ -193,6 +194,12 @@ impl Coherence {
     /// part once a cache that was left answers again. Never ends.
     pub async fn keep(&self) {
         self.generations.keep(self.cache.as_ref()).await;
+    }
+
+    /// Makes sure that nothing is answered from the cache that it holds of these
+    /// records now; `false` if it did not succeed by the deadline.
+    pub async fn invalidate(&self, keys: &[Key], deadline: Instant) -> bool {
+        self.confirm(keys, None, deadline).await.is_some()
     }
 
     /// Waits until no write, fill or repair is under way.

@@ -18,8 +18,10 @@ pub(super) fn of(key: &Key) -> (String, String) {
     }
 }
 
-/// The record under these keys; `None` for items that are no records.
-pub(super) fn parse(pk: &str, sk: &str) -> Option<Key> {
+/// The key of the record in an item with this partition key and sort key; `None`
+/// for items that are no records.
+#[must_use]
+pub fn key_of_item(pk: &str, sk: &str) -> Option<Key> {
     let key = if let Some(name) = pk.strip_prefix("USER#") {
         Key::User(Username::parse_existing(name).ok()?)
     } else if let Some(name) = pk.strip_prefix("ORG#") {
@@ -87,7 +89,7 @@ mod tests {
             ),
         ] {
             assert_eq!(of(&key), (pk.to_owned(), sk.to_owned()));
-            assert_eq!(parse(pk, sk), Some(key));
+            assert_eq!(key_of_item(pk, sk), Some(key));
         }
     }
 
@@ -100,7 +102,7 @@ mod tests {
             ("USER#", "USER#"),
             ("", ""),
         ] {
-            assert_eq!(parse(pk, sk), None, "{pk} {sk}");
+            assert_eq!(key_of_item(pk, sk), None, "{pk} {sk}");
         }
     }
 }

@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, error::Error as StdError, fmt, sync::Arc};
 use async_trait::async_trait;
 
 pub use dynamodb::{Created, DynamoDb, DynamoDbStream, Settings};
-pub use keys::{INVERTED_INDEX, PARTITION_KEY, SORT_KEY};
+pub use keys::{INVERTED_INDEX, PARTITION_KEY, SORT_KEY, key_of_item};
 
 use crate::domain::{Key, Membership, OrganizationName, Record, Timestamp};
 

@@ -260,8 +260,12 @@ fn without_a_region_the_setting_to_set_is_named() {
 
 /// `serve` over these backends, on any port.
 fn serve_over(backends: &Backends) -> Command {
+    over(backends, &["serve", "--log", "trace"])
+}
+
+fn over(backends: &Backends, arguments: &[&str]) -> Command {
     let settings = backends.serve_settings().backends;
-    let mut command = command(&["serve", "--log", "trace"]);
+    let mut command = command(arguments);
     command
         .env("LISTEN_ADDR", "127.0.0.1:0")
         .env("TABLE_NAME", settings.table_name)
@@ -444,3 +448,93 @@ fn dev_refuses_a_data_directory_that_is_none() {
 
 /// Nobody listens on port 1.
 const DEAD_URL: &str = "http://127.0.0.1:1";
+
+/// Runs the binary over these backends with this on its standard input.
+fn run_over(backends: &Backends, subcommand: &str, input: &str) -> Output {
+    use std::io::Write as _;
+    let mut command = over(backends, &[subcommand]);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(input.as_bytes()).unwrap();
+    drop(stdin);
+    child.wait_with_output().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn invalidate_fences_what_a_stream_event_says_was_changed() {
+    let (backends, service) = start().await;
+    service.found_olivia_org().await;
+    service.settle().await;
+    let key = "USER#oliviaowner";
+    let table = backends.table();
+    table.set_text(key, key, "firstName", "Changed").await;
+    assert_eq!(
+        service.get_user("oliviaowner").await.unwrap().0.first_name,
+        "First"
+    );
+    let event = r#"{"Records":[
+        {"eventName":"MODIFY","dynamodb":{"Keys":{"PK":{"S":"USER#oliviaowner"},"SK":{"S":"USER#oliviaowner"}}}},
+        {"eventName":"MODIFY","dynamodb":{"Keys":{"PK":{"S":"SERVICE#x"},"SK":{"S":"SERVICE#x"}}}}
+    ]}"#;
+    let output = run_over(&backends, "invalidate", event);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(output.stdout, b"1 records fenced\n");
+    assert_eq!(
+        service.get_user("oliviaowner").await.unwrap().0.first_name,
+        "Changed"
+    );
+
+    let output = run_over(&backends, "invalidate", "garbage");
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("no DynamoDB stream event"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flush_says_when_nothing_from_before_is_used_any_more() {
+    let (backends, service) = start().await;
+    service.found_olivia_org().await;
+    let output = run_over(&backends, "flush", "");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        said.contains("nothing from before is used any more"),
+        "{said}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_are_served_where_the_settings_say() {
+    use std::{io::Write as _, net::TcpStream, time::Duration};
+    let backends = Backends::start().await;
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = free.local_addr().unwrap();
+    drop(free);
+    let mut command = serve_over(&backends);
+    command.env("METRICS_ADDR", addr.to_string());
+    let _server = Server::start(command, "serving on", |_| true);
+    let scrape = || {
+        let mut stream = TcpStream::connect(addr).unwrap();
+        let request = "GET /metrics HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut metrics = String::new();
+        stream.read_to_string(&mut metrics).unwrap();
+        metrics
+    };
+    // The invalidator takes its turn and reads the stream for the first time.
+    let names = [
+        "account_cache_in_use 1",
+        "account_invalidator_active 1",
+        "account_invalidator_lag_seconds 0",
+    ];
+    let patience = std::time::Instant::now() + crate::harness::PATIENCE;
+    while !names.iter().all(|name| scrape().contains(name)) {
+        assert!(std::time::Instant::now() < patience, "{}", scrape());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use account_service::{
     coherence,
+    domain::Timestamp,
     proto::account_v1::{self as pb, Role, Source},
 };
 
@@ -199,4 +200,26 @@ async fn a_member_is_let_in_also_where_the_creation_of_the_user_was_never_confir
         .unwrap();
     assert_eq!(service.role_of(ORG, MICHAEL).await, Some(Role::Member));
     creation.abort();
+}
+
+#[tokio::test]
+async fn entries_older_than_they_may_become_are_not_believed() {
+    fn an_hour_ago() -> Timestamp {
+        Timestamp(Timestamp::now().0 - 3_600_000)
+    }
+    let backends = Backends::start().await;
+    let settings = backends.serve_settings();
+    let behind = coherence::Settings {
+        wall_clock: an_hour_ago,
+        ..settings.cache.to_coherence()
+    };
+    let behind = Replica::start_with(&settings, behind).await;
+    let service = backends.replica().await;
+    behind.found_olivia_org().await;
+    behind.settle().await;
+    // Cached, and by this replica's clock an hour old.
+    let read = service.check(ORG, OLIVIA).await.unwrap();
+    assert_eq!((read.role(), read.source()), (Role::Owner, Source::Store));
+    let read = behind.check(ORG, OLIVIA).await.unwrap();
+    assert_eq!((read.role(), read.source()), (Role::Owner, Source::Cache));
 }

@@ -1,15 +1,19 @@
 //! The rooms of the source keep to themselves.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 /// Words and the rooms that may use them. `boot` puts the rooms together, and
 /// `local` stands in for what is outside.
-const WORDS: [(&str, &[&str]); 6] = [
+const WORDS: [(&str, &[&str]); 7] = [
     (
         "aws_sdk_dynamodb",
         &["store/dynamodb/", "boot.rs", "local/"],
     ),
     ("aws_sdk_secretsmanager", &["secrets.rs", "local/"]),
+    ("metrics_exporter_prometheus", &["telemetry.rs"]),
     ("momento::", &["cache/", "boot.rs", "local/", "command.rs"]),
     ("momento_protos", &["local/"]),
     (
@@ -76,28 +80,57 @@ fn every_file_begins_with_what_it_is() {
 /// Path below `src` and code, without comments and tests, of every file.
 fn sources() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut folders = vec![root.clone()];
-    let mut sources = Vec::new();
+    let sources = files_in(&root).into_iter().map(|path| {
+        let text = fs::read_to_string(&path).unwrap();
+        let text = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+        let code = text
+            .lines()
+            .enumerate()
+            .filter(|(at, line)| *at == 0 || !line.trim_start().starts_with("//"))
+            .map(|(_, line)| line)
+            .collect::<Vec<_>>()
+            .join("\n");
+        let path = path.strip_prefix(&root).unwrap();
+        (path.to_string_lossy().into_owned(), code)
+    });
+    let sources: Vec<_> = sources.collect();
+    assert!(sources.len() > 20);
+    sources
+}
+
+fn files_in(root: &Path) -> Vec<PathBuf> {
+    let mut folders = vec![root.to_owned()];
+    let mut files = Vec::new();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 folders.push(path);
-                continue;
+            } else {
+                files.push(path);
             }
-            let text = fs::read_to_string(&path).unwrap();
-            let text = text.split("#[cfg(test)]\nmod tests").next().unwrap();
-            let code = text
-                .lines()
-                .enumerate()
-                .filter(|(at, line)| *at == 0 || !line.trim_start().starts_with("//"))
-                .map(|(_, line)| line)
-                .collect::<Vec<_>>()
-                .join("\n");
-            let path = path.strip_prefix(&root).unwrap();
-            sources.push((path.to_string_lossy().into_owned(), code));
         }
     }
-    assert!(sources.len() > 20);
-    sources
+    files
+}
+
+/// Tests that the documentation names in its tables, alone in backticks.
+#[test]
+fn every_test_that_the_documentation_names_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let tests = files_in(&root.join("tests/it"));
+    let tests: String = tests
+        .iter()
+        .map(|file| fs::read_to_string(file).unwrap())
+        .collect();
+    let page = fs::read_to_string(root.join("docs/coherence.md")).unwrap();
+    let named = page.lines().filter_map(|row| {
+        let (_, name) = row.strip_suffix("` |")?.rsplit_once("| `")?;
+        Some(name)
+    });
+    let named: Vec<_> = named.collect();
+    assert!(named.len() > 25, "{named:?}");
+    for name in named {
+        assert!(tests.contains(&format!("fn {name}(")), "no test {name}");
+    }
 }

@@ -115,7 +115,7 @@ fn changed(record: sdk::StreamRecord) -> Option<Changed> {
         Some(StreamViewType::NewAndOldImages | StreamViewType::NewImage)
     );
     let (pk, sk) = primary_key_of(&attributes(record.keys.unwrap_or_default()))?;
-    let record = keys::parse(&pk, &sk).map(|key| {
+    let record = keys::key_of_item(&pk, &sk).map(|key| {
         let left = match record.new_image {
             Some(image) => decode(&key, attributes(image)).map_or(Left::Unknown, Left::Record),
             None if tells_left => Left::Nothing,
