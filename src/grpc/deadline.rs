@@ -11,8 +11,9 @@ use crate::service::Error;
 /// Deadline of calls that bring none, and the longest that is granted.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(3);
 /// The transport gives up at the caller's deadline with a status that says
-/// nothing; answer a moment earlier.
-const HEADROOM: Duration = Duration::from_millis(5);
+/// nothing; answer this part of the time earlier, and no more than that.
+const HEADROOM_SHARE: u32 = 10;
+const MAX_HEADROOM: Duration = Duration::from_millis(50);
 /// Digits of a `grpc-timeout`, by the gRPC specification.
 const MAX_DIGITS: usize = 8;
 
@@ -27,7 +28,10 @@ pub(super) fn of(metadata: &MetadataMap) -> Deadline {
         .and_then(|value| value.to_str().ok())
         .and_then(parse_timeout);
     let granted = match asked {
-        Some(asked) => asked.saturating_sub(HEADROOM).min(DEFAULT_DEADLINE),
+        Some(asked) => {
+            let headroom = (asked / HEADROOM_SHARE).min(MAX_HEADROOM);
+            asked.saturating_sub(headroom).min(DEFAULT_DEADLINE)
+        }
         None => DEFAULT_DEADLINE,
     };
     Deadline(Instant::now() + granted)

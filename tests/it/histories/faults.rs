@@ -237,8 +237,8 @@ impl Chaos for Faults {
         if self.is_dead.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
-        if about == "probe" {
-            // A replica does not start without the cache.
+        if about == "probe" || call == "DescribeTable" {
+            // A replica does not start without cache and table.
             return Fate::Served;
         }
         let is_cache = matches!(call, "Get" | "GetBatch" | "SetIf") || call == "BesideSetIf";

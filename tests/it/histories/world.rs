@@ -68,14 +68,17 @@ impl fmt::Display for Report {
 
 /// A replica in a runtime of its own, so that it can be killed.
 struct Victim {
-    runtime: Option<tokio::runtime::Runtime>,
+    _runtime: Mortal,
     _replica: Replica,
     _way: Way,
 }
 
-impl Drop for Victim {
+/// A runtime that does not wait for its tasks when it is dropped.
+struct Mortal(Option<tokio::runtime::Runtime>);
+
+impl Drop for Mortal {
     fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
+        if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
         }
     }
@@ -188,13 +191,15 @@ impl World {
             .enable_all()
             .build()
             .unwrap();
+        let spawner = runtime.handle().clone();
+        let runtime = Mortal(Some(runtime));
         let cache = self.settings(number);
         let start = async move { Replica::start_with(&settings, cache).await };
-        let replica = runtime.spawn(start).await.unwrap();
+        let replica = spawner.spawn(start).await.unwrap();
         let channel = Channel::from_shared(format!("http://{}", replica.addr)).unwrap();
         let client = Client::new(channel.connect_lazy());
         let victim = Victim {
-            runtime: Some(runtime),
+            _runtime: runtime,
             _replica: replica,
             _way: way,
         };
