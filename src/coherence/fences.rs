@@ -204,34 +204,31 @@ impl Coherence {
 
     /// Fences all keys; `None` if any fence could not be placed.
     async fn fence(&self, view: &View, keys: &[Key], may_publish: bool) -> Option<Fences> {
-        let since = Instant::now();
         let seen = if may_publish {
             self.peek(&view.space, keys).await
         } else {
             vec![Seen::Unknown; keys.len()]
         };
-        let placed = join_all(keys.iter().zip(seen).map(|(key, seen)| async move {
-            match self.fence_over(&view.space, key, seen).await {
-                Some(fence) => Some(fence),
-                None => self.place_fence(&view.space, key).await,
-            }
-        }));
-        Some(Fences {
-            view: view.clone(),
-            placed: placed.await.into_iter().collect::<Option<_>>()?,
-            since,
-        })
+        self.fence_all(view, keys, seen).await
     }
 
     /// Fences all keys again; `None` if any fence could not be placed.
     async fn fence_again(&self, view: &View, keys: &[Key], own: Option<&Fences>) -> Option<Fences> {
-        let since = Instant::now();
-        let placed = join_all(keys.iter().map(|key| async move {
+        let seen = keys.iter().map(|key| {
             let mut own = own.into_iter().flat_map(|own| &own.placed);
-            match self
-                .renew_fence(&view.space, own.find(|fence| fence.key == *key))
-                .await
-            {
+            own.find(|fence| fence.key == *key)
+                .map_or(Seen::Unknown, |own| Seen::Own {
+                    bytes: own.bytes.clone(),
+                    is_alone: own.is_alone,
+                })
+        });
+        self.fence_all(view, keys, seen.collect()).await
+    }
+
+    async fn fence_all(&self, view: &View, keys: &[Key], seen: Vec<Seen>) -> Option<Fences> {
+        let since = Instant::now();
+        let placed = join_all(keys.iter().zip(seen).map(|(key, seen)| async move {
+            match self.fence_over(&view.space, key, seen).await {
                 Some(fence) => Some(fence),
                 None => self.place_fence(&view.space, key).await,
             }
@@ -264,39 +261,29 @@ impl Coherence {
         seen.collect()
     }
 
-    /// Replaces by a fence exactly what was seen, if that is known not to be
-    /// another writer's fence.
+    /// Replaces by a fence exactly what was seen, if it is still there and known
+    /// not to be another writer's fence.
     async fn fence_over(&self, space: &Space, key: &Key, seen: Seen) -> Option<Fence> {
         let cache_key = space.key(key);
         let bytes = Entry::new(Tag::Fence).encode(&cache_key);
         let ttl = self.settings.timing.fence_ttl;
-        let is_stored = match seen {
+        let (expected, is_alone) = match seen {
             Seen::Unknown => return None,
-            Seen::Nothing => {
-                is_fence_stored(self.cache.set_if_absent(&cache_key, &bytes, ttl)).await
-            }
-            Seen::Entry(seen) => {
-                is_fence_stored(self.cache.set_if_equal(&cache_key, &bytes, &seen, ttl)).await
+            Seen::Nothing => (None, true),
+            Seen::Entry(bytes) => (Some(bytes), true),
+            Seen::Own { bytes, is_alone } => (Some(bytes), is_alone),
+        };
+        let is_stored = match expected {
+            None => is_fence_stored(self.cache.set_if_absent(&cache_key, &bytes, ttl)).await,
+            Some(expected) => {
+                let stored = self.cache.set_if_equal(&cache_key, &bytes, &expected, ttl);
+                is_fence_stored(stored).await
             }
         };
         is_stored.then(|| Fence {
             key: key.clone(),
             bytes,
-            is_alone: true,
-        })
-    }
-
-    /// Replaces the write's own fence by another one, if it is still there.
-    async fn renew_fence(&self, space: &Space, own: Option<&Fence>) -> Option<Fence> {
-        let own = own?;
-        let cache_key = space.key(&own.key);
-        let bytes = Entry::new(Tag::Fence).encode(&cache_key);
-        let ttl = self.settings.timing.fence_ttl;
-        let stored = self.cache.set_if_equal(&cache_key, &bytes, &own.bytes, ttl);
-        is_fence_stored(stored).await.then(|| Fence {
-            key: own.key.clone(),
-            bytes,
-            is_alone: own.is_alone,
+            is_alone,
         })
     }
 
@@ -331,7 +318,14 @@ enum Seen {
     Nothing,
     /// An entry that is no fence.
     Entry(Vec<u8>),
-    /// Perhaps a fence.
+    /// The write's own fence.
+    Own {
+        /// As stored.
+        bytes: Vec<u8>,
+        /// See [`Fence::is_alone`].
+        is_alone: bool,
+    },
+    /// Perhaps another writer's fence.
     Unknown,
 }
 

@@ -2,35 +2,27 @@
 //! changed past the protocol, in the console or by a writer that crashed. One
 //! replica at a time does so, by a lease in the table.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-    time::Duration,
-};
+mod tail;
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::tail::{OWNER, Progress, Tail};
 use super::{Coherence, fences::Fenced};
 use crate::{
     store::{
-        self, ChangeStream, Changed, ChangedRecord, Cursor, Page, Position, Register, Registers,
-        Shard, ShardId, StreamError, StreamId,
+        self, ChangeStream, Changed, ChangedRecord, Page, Position, Register, Registers, ShardId,
+        StreamError, StreamId,
     },
     telemetry::{INVALIDATOR_ACTIVE, INVALIDATOR_FENCES, INVALIDATOR_LAG},
 };
 
 /// Name of the register that holds the lease and the checkpoints.
 const REGISTER: &str = "stream-invalidator";
-/// Names of its values: who is active, on which stream, and how far it has come
-/// in each shard.
-const OWNER: &str = "owner";
-const STREAM: &str = "stream";
-const SHARD: &str = "shard:";
-/// The checkpoint of a shard that was read to its end.
-const ENDED: &str = "END";
 /// Shards read at once.
 const SHARDS_AT_ONCE: usize = 16;
 /// Longest a change may take to be fenced before it is tried anew.
@@ -79,27 +71,6 @@ pub struct Invalidator {
 struct Lease {
     version: u64,
     written: Instant,
-}
-
-/// How far the stream was followed.
-struct Tail {
-    stream: StreamId,
-    shards: BTreeMap<ShardId, Progress>,
-    discovered: Option<Instant>,
-    /// Whether there is more to remember than the register holds.
-    is_ahead: bool,
-}
-
-/// How far a shard was read.
-#[derive(Debug, Clone)]
-enum Progress {
-    /// On from here.
-    Open {
-        position: Position,
-        cursor: Option<Cursor>,
-    },
-    /// To its end.
-    Ended,
 }
 
 /// Why the tail could not be followed further.
@@ -423,149 +394,5 @@ impl Read {
             progress,
             is_ahead: false,
         }
-    }
-}
-
-impl Tail {
-    /// Goes on where the register says, if it is about this stream.
-    fn resume(stream: StreamId, values: BTreeMap<String, String>) -> Self {
-        let is_same = values.get(STREAM) == Some(&stream.0);
-        let checkpoints = values.into_iter().filter(|_| is_same);
-        let shards = checkpoints.filter_map(|(name, sequence)| {
-            let id = ShardId(name.strip_prefix(SHARD)?.to_owned());
-            let progress = if sequence == ENDED {
-                Progress::Ended
-            } else {
-                Progress::Open {
-                    position: Position::After(sequence),
-                    cursor: None,
-                }
-            };
-            Some((id, progress))
-        });
-        Self {
-            shards: shards.collect(),
-            stream,
-            discovered: None,
-            is_ahead: false,
-        }
-    }
-
-    /// What the register is to hold.
-    fn values(&self, owner: &str) -> BTreeMap<String, String> {
-        let shards = self.shards.iter().filter_map(|(id, progress)| {
-            let sequence = match progress {
-                Progress::Ended => ENDED.to_owned(),
-                Progress::Open {
-                    position: Position::After(sequence),
-                    ..
-                } => sequence.clone(),
-                Progress::Open {
-                    position: Position::Oldest,
-                    ..
-                } => return None,
-            };
-            Some((format!("{SHARD}{}", id.0), sequence))
-        });
-        let mut values: BTreeMap<_, _> = shards.collect();
-        values.insert(OWNER.to_owned(), owner.to_owned());
-        values.insert(STREAM.to_owned(), self.stream.0.clone());
-        values
-    }
-
-    /// Opens listed shards whose parents were read to their ends or are not kept
-    /// any more, and forgets ended shards that are not listed any more.
-    fn add(&mut self, listed: &[Shard]) {
-        let is_listed = |id: &ShardId| listed.iter().any(|shard| shard.id == *id);
-        self.shards
-            .retain(|id, progress| matches!(progress, Progress::Open { .. }) || is_listed(id));
-        for shard in listed {
-            let is_parent_open =
-                shard
-                    .parent
-                    .as_ref()
-                    .is_some_and(|parent| match self.shards.get(parent) {
-                        Some(Progress::Ended) => false,
-                        Some(Progress::Open { .. }) => true,
-                        None => is_listed(parent),
-                    });
-            if !is_parent_open && !self.shards.contains_key(&shard.id) {
-                let progress = Progress::Open {
-                    position: Position::Oldest,
-                    cursor: None,
-                };
-                self.shards.insert(shard.id.clone(), progress);
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn shard(id: &str, parent: Option<&str>) -> Shard {
-        Shard {
-            id: ShardId(id.to_owned()),
-            parent: parent.map(|id| ShardId(id.to_owned())),
-        }
-    }
-
-    fn tail() -> Tail {
-        Tail::resume(StreamId("stream".to_owned()), BTreeMap::new())
-    }
-
-    fn open(tail: &Tail) -> Vec<&str> {
-        let open = tail
-            .shards
-            .iter()
-            .filter(|(_, progress)| matches!(progress, Progress::Open { .. }));
-        open.map(|(id, _)| id.0.as_str()).collect()
-    }
-
-    #[test]
-    fn a_shard_is_read_after_its_parent() {
-        let mut tail = tail();
-        let listed = [
-            shard("a", Some("trimmed")),
-            shard("b", Some("a")),
-            shard("c", Some("b")),
-            shard("d", Some("a")),
-        ];
-        tail.add(&listed);
-        assert_eq!(open(&tail), ["a"]);
-        tail.shards.insert(ShardId("a".to_owned()), Progress::Ended);
-        tail.add(&listed);
-        assert_eq!(open(&tail), ["b", "d"]);
-        // Trimmed from the listing, and from memory; its children go on.
-        tail.shards.insert(ShardId("b".to_owned()), Progress::Ended);
-        tail.add(&listed[2..]);
-        assert_eq!(open(&tail), ["c", "d"]);
-        assert!(!tail.shards.contains_key(&ShardId("a".to_owned())));
-    }
-
-    #[test]
-    fn checkpoints_are_resumed_for_the_same_stream_only() {
-        let mut tail = tail();
-        let after = Position::After("7".to_owned());
-        let progress = Progress::Open {
-            position: after.clone(),
-            cursor: None,
-        };
-        tail.shards.insert(ShardId("a".to_owned()), progress);
-        tail.shards.insert(ShardId("b".to_owned()), Progress::Ended);
-        let values = tail.values("me");
-
-        let resumed = Tail::resume(tail.stream.clone(), values.clone());
-        let [(_, a), (_, b)] = resumed
-            .shards
-            .into_iter()
-            .collect::<Vec<_>>()
-            .try_into()
-            .unwrap();
-        assert!(matches!(a, Progress::Open { position, cursor: None } if position == after));
-        assert!(matches!(b, Progress::Ended));
-        let another = Tail::resume(StreamId("another".to_owned()), values);
-        assert!(another.shards.is_empty());
     }
 }
