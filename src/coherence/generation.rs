@@ -344,3 +344,146 @@ async fn probe(cache: &dyn Cache, space: &Space) -> bool {
     let stored = cache.set_if_not_equal(&key, &fence, PROBE_TIMEOUT);
     matches!(timeout(PROBE_TIMEOUT, stored).await, Ok(Ok(true)))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex as StdMutex;
+
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::store::Register;
+
+    /// Registers whose replies take their time, and that remember each write.
+    #[derive(Default)]
+    struct SlowRegisters {
+        reply_takes: Duration,
+        held: StdMutex<Option<Register>>,
+        writes: StdMutex<Vec<(Phase, Instant)>>,
+    }
+
+    #[async_trait]
+    impl Registers for SlowRegisters {
+        async fn read_register(&self, _: &str) -> Result<Option<Register>, store::Error> {
+            let held = self.held.lock().unwrap().clone();
+            sleep(self.reply_takes).await;
+            Ok(held)
+        }
+
+        async fn swap_register(
+            &self,
+            _: &str,
+            found: Option<u64>,
+            values: &BTreeMap<String, String>,
+        ) -> Result<bool, store::Error> {
+            let is_swapped = {
+                let mut held = self.held.lock().unwrap();
+                let is_found = held.as_ref().map(|register| register.version) == found;
+                if is_found {
+                    *held = Some(Register {
+                        version: found.unwrap_or(0) + 1,
+                        values: values.clone(),
+                    });
+                    let (phase, _) = parse(values).unwrap();
+                    self.writes.lock().unwrap().push((phase, Instant::now()));
+                }
+                is_found
+            };
+            sleep(self.reply_takes).await;
+            Ok(is_swapped)
+        }
+    }
+
+    const TAKES: Duration = Duration::from_millis(300);
+
+    fn slow() -> (Arc<SlowRegisters>, Generations) {
+        let registers = Arc::new(SlowRegisters {
+            reply_takes: TAKES,
+            ..SlowRegisters::default()
+        });
+        let generations = Generations::new(registers.clone(), "table", Timing::default());
+        (registers, generations)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_view_is_good_for_its_time_counted_from_the_question() {
+        let (_, generations) = slow();
+        generations.begin().await.unwrap();
+        let asked = Instant::now();
+        generations.refresh().await.unwrap();
+        assert_eq!(asked.elapsed(), TAKES);
+        let good_until = asked + Timing::default().view_ttl;
+        sleep_until(good_until - Duration::from_millis(1)).await;
+        assert!(generations.in_use().is_some());
+        sleep_until(good_until).await;
+        assert!(generations.in_use().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_switch_goes_through_ready_and_waits_before_each_step() {
+        let (registers, generations) = slow();
+        generations.begin().await.unwrap();
+        let before = generations.refresh().await.unwrap();
+        generations.renew().await.unwrap();
+        let writes = registers.writes.lock().unwrap().clone();
+        let phases: Vec<_> = writes.iter().map(|(phase, _)| *phase).collect();
+        assert_eq!(phases, [Phase::On, Phase::Warm, Phase::Ready, Phase::On]);
+        for steps in writes[1..].windows(2) {
+            // Since the reply to the write before: then it was learnt.
+            let waited = steps[1].1 - steps[0].1;
+            assert_eq!(waited, TAKES + Timing::default().settle());
+        }
+        assert!(generations.in_use().is_some());
+        assert_ne!(generations.in_use(), Some(before.space));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn views_outlive_no_wait_for_them() {
+        let timing = Timing::default();
+        assert!(timing.settle() > timing.view_ttl);
+        let (_, generations) = slow();
+        generations.begin().await.unwrap();
+        let view = generations.refresh().await.unwrap();
+        let left = generations.leave(&view).await.unwrap();
+        assert_eq!(
+            generations.settled_at(&left),
+            Instant::now() + timing.settle()
+        );
+        sleep(Duration::from_millis(100)).await;
+        // Seeing the same state again does not begin the wait anew.
+        let again = generations.refresh().await.unwrap();
+        assert_eq!(
+            generations.settled_at(&again),
+            generations.settled_at(&left)
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn in_warm_and_ready_reads_do_not_use_the_cache() {
+        let (_, generations) = slow();
+        // There is no switch yet: it begins as after an outage.
+        let mut view = generations.refresh().await.unwrap();
+        for phase in [Phase::Warm, Phase::Ready] {
+            assert_eq!(view.phase, phase);
+            assert!(generations.in_use().is_none());
+            view = generations
+                .step(&view, phase.next(), view.generation.clone())
+                .await
+                .unwrap();
+        }
+        assert!(generations.in_use().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_switch_that_another_replica_has_moved_is_not_moved_again() {
+        let (registers, generations) = slow();
+        generations.begin().await.unwrap();
+        let other = Generations::new(registers.clone(), "table", Timing::default());
+        let view = generations.refresh().await.unwrap();
+        let theirs = other.refresh().await.unwrap();
+        let left = other.leave(&theirs).await.unwrap();
+        let seen = generations.leave(&view).await.unwrap();
+        assert!(seen.is_same(&left));
+        assert_eq!(registers.writes.lock().unwrap().len(), 2);
+    }
+}

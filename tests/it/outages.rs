@@ -192,6 +192,33 @@ async fn an_operator_flushes_everything() {
 }
 
 #[tokio::test]
+async fn what_is_written_during_a_flush_is_read_at_once() {
+    let backends = Backends::start().await;
+    let replicas = [
+        quick_replica(&backends).await,
+        quick_replica(&backends).await,
+    ];
+    let [service, other] = &replicas;
+    service.found_olivia_org().await;
+    let settings = backends.serve_settings().backends;
+    let flush = tokio::spawn(async move { setup::flush(&settings).await });
+    while !flush.is_finished() {
+        service
+            .add(ORG, MICHAEL, Role::Member, OLIVIA)
+            .await
+            .unwrap();
+        for replica in &replicas {
+            assert_eq!(replica.role_of(ORG, MICHAEL).await, Some(Role::Member));
+        }
+        other.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
+        for replica in &replicas {
+            assert_eq!(replica.role_of(ORG, MICHAEL).await, None);
+        }
+    }
+    flush.await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn a_switch_that_somebody_deleted_is_made_anew_with_an_empty_cache() {
     let backends = Backends::start().await;
     let service = quick_replica(&backends).await;

@@ -233,8 +233,10 @@ impl Invalidator {
             .buffer_unordered(SHARDS_AT_ONCE)
             .collect()
             .await;
+        let mut lag = Duration::ZERO;
         for (id, read) in read {
             let read = read.map_err(Stop::Failed)?;
+            lag = lag.max(read.lag);
             if matches!(read.progress, Progress::Ended) {
                 // Its children are to be found.
                 tail.discovered = None;
@@ -245,6 +247,7 @@ impl Invalidator {
             is_more |= read.is_ahead;
             tail.shards.insert(id, read.progress);
         }
+        metrics::gauge!(INVALIDATOR_LAG).set(lag.as_secs_f64());
         Ok(is_more)
     }
 
@@ -284,7 +287,7 @@ impl Invalidator {
     /// only after that.
     async fn process(&self, page: Page, position: Position) -> Result<Read, store::Error> {
         let Page { changes, next } = page;
-        self.note_lag(changes.last());
+        let lag = self.age_of(changes.last());
         let last = changes.last().map(|changed| changed.sequence.clone());
         let records: Vec<_> = changes
             .into_iter()
@@ -302,7 +305,11 @@ impl Invalidator {
                 cursor,
             },
         };
-        Ok(Read { progress, is_ahead })
+        Ok(Read {
+            progress,
+            is_ahead,
+            lag,
+        })
     }
 
     /// Whether an entry from before the change may still be believed.
@@ -338,12 +345,11 @@ impl Invalidator {
         ))
     }
 
-    fn note_lag(&self, last: Option<&Changed>) {
-        let behind = last.and_then(|changed| changed.time).map_or(0, |time| {
-            self.coherence.now().0.saturating_sub(time.0).max(0)
-        });
-        let behind = Duration::from_millis(u64::try_from(behind).unwrap_or(0));
-        metrics::gauge!(INVALIDATOR_LAG).set(behind.as_secs_f64());
+    /// The age of a change, as far as clocks and the stream tell.
+    fn age_of(&self, changed: Option<&Changed>) -> Duration {
+        let time = changed.and_then(|changed| changed.time);
+        let millis = time.map_or(0, |time| self.coherence.now().0.saturating_sub(time.0));
+        Duration::from_millis(u64::try_from(millis).unwrap_or(0))
     }
 
     /// Writes lease and checkpoints.
@@ -386,6 +392,8 @@ struct Read {
     progress: Progress,
     /// Whether there were changes of records.
     is_ahead: bool,
+    /// Age of the last change.
+    lag: Duration,
 }
 
 impl Read {
@@ -393,6 +401,7 @@ impl Read {
         Self {
             progress,
             is_ahead: false,
+            lag: Duration::ZERO,
         }
     }
 }
