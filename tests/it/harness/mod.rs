@@ -223,8 +223,15 @@ impl Replica {
     }
 
     pub async fn start_with(settings: &ServeSettings, cache: coherence::Settings) -> Self {
-        let (listener, addr) = boot::listen(&settings.server).await.unwrap();
-        let app = App::boot_with(settings, cache).await.unwrap();
+        Self::try_start_with(settings, cache).await.unwrap()
+    }
+
+    pub async fn try_start_with(
+        settings: &ServeSettings,
+        cache: coherence::Settings,
+    ) -> Result<Self, boot::Error> {
+        let (listener, addr) = boot::listen(&settings.server).await?;
+        let app = App::boot_with(settings, cache).await?;
         let accounts = app.accounts().clone();
         let (stop, stopped) = oneshot::channel();
         tokio::spawn(async move {
@@ -236,13 +243,13 @@ impl Replica {
         });
         let endpoint = Channel::from_shared(format!("http://{addr}")).unwrap();
         let channel = endpoint.connect().await.unwrap();
-        Self {
+        Ok(Self {
             addr,
             client: Client::new(channel.clone()),
             channel,
             accounts,
             stop: Some(stop),
-        }
+        })
     }
 
     /// Tells the server to stop, as SIGTERM does.

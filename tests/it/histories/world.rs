@@ -27,6 +27,8 @@ use crate::harness::{Backends, Client, Replica, Way, script::Script};
 const REPLICAS: usize = 3;
 const CLIENTS: usize = 6;
 const OPERATIONS_OF_A_CLIENT: usize = 60;
+/// Times that a replica's start is tried.
+const STARTS: u32 = 20;
 /// Founds the organizations, and acts.
 const ROOT: &str = "root";
 
@@ -129,10 +131,15 @@ impl World {
     /// Founds the organizations, while nothing fails yet.
     async fn found(&self) {
         let founder = self.backends.replica().await;
-        founder.create_user(ROOT).await.unwrap();
+        // On a machine that is too busy, an answer may not be in time.
+        let is_there = |answer: Result<(), Status>| match answer {
+            Ok(()) => true,
+            Err(status) => status.code() == Code::AlreadyExists,
+        };
+        while !is_there(founder.create_user(ROOT).await.map(drop)) {}
         for organization in 0..ORGANIZATIONS {
             let name = organization_name(organization);
-            founder.create_organization(&name, ROOT).await.unwrap();
+            while !is_there(founder.create_organization(&name, ROOT).await.map(drop)) {}
         }
         founder.settle().await;
     }
@@ -194,7 +201,15 @@ impl World {
         let spawner = runtime.handle().clone();
         let runtime = Mortal(Some(runtime));
         let cache = self.settings(number);
-        let start = async move { Replica::start_with(&settings, cache).await };
+        let start = async move {
+            // As whatever runs replicas does: try until it starts.
+            for _ in 0..STARTS {
+                if let Ok(replica) = Replica::try_start_with(&settings, cache.clone()).await {
+                    return replica;
+                }
+            }
+            panic!("the replica does not start");
+        };
         let replica = spawner.spawn(start).await.unwrap();
         let channel = Channel::from_shared(format!("http://{}", replica.addr)).unwrap();
         let client = Client::new(channel.connect_lazy());
