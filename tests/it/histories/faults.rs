@@ -47,6 +47,9 @@ pub struct Profile {
     pub cache_read_timeout_ms: u64,
     /// How long fences live, if not as usual.
     pub fence_ttl_ms: Option<u64>,
+    /// How long every other world keeps records, and their absence, if not as
+    /// usual.
+    pub entry_ttl_ms: Option<u64>,
     /// Whether all operations concern one membership.
     pub is_narrow: bool,
     /// Whether answers must be linearizable, not only fresh.
@@ -64,6 +67,7 @@ impl Profile {
             kills: 6,
             expires: true,
             fence_ttl_ms: Some(100),
+            entry_ttl_ms: Some(200),
             is_linearizable: false,
             ..Self::lossy()
         }
@@ -93,6 +97,7 @@ impl Profile {
             expires: false,
             cache_read_timeout_ms: 50,
             fence_ttl_ms: None,
+            entry_ttl_ms: None,
             is_narrow: false,
             is_linearizable: true,
             sabotage: None,
@@ -103,7 +108,7 @@ impl Profile {
     /// protocol does not survive.
     pub fn evicting() -> Self {
         Self {
-            delayed: 200,
+            delayed: 300,
             slow_reply: 300,
             longest_delay_ms: 150,
             cache_refused: 0,
@@ -111,6 +116,7 @@ impl Profile {
             cache_evicted: 20,
             commit_delayed: 300,
             fence_ttl_ms: Some(10),
+            entry_ttl_ms: Some(25),
             cache_read_timeout_ms: 1000,
             is_narrow: true,
             is_linearizable: false,

@@ -74,7 +74,7 @@ async fn the_service_survives_what_broken_protocols_do_not() {
 /// The histories notice what the service lacks.
 #[cfg(feature = "sabotage")]
 async fn assert_noticed(sabotage: account_service::coherence::Sabotage) {
-    const ENOUGH: usize = 40_000;
+    const ENOUGH: usize = 100_000;
     let profile = Profile {
         sabotage: Some(sabotage),
         ..Profile::evicting()
