@@ -7,7 +7,7 @@ mod tail;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -34,8 +34,8 @@ const CLOCK_SLACK: Duration = Duration::from_secs(600);
 /// How often the invalidator does what.
 #[derive(Debug, Clone, Copy)]
 pub struct InvalidatorTiming {
-    /// Pause between reads of a shard. DynamoDB allows five reads a second for
-    /// all readers together.
+    /// Time between reads of a shard. DynamoDB allows five reads a second for
+    /// all readers together; a read brings more than is written in this time.
     pub poll: Duration,
     /// Longest between two writes of the lease; checkpoints go with them.
     pub beat: Duration,
@@ -184,8 +184,9 @@ impl Invalidator {
             if let Err(stop) = self.discover(tail).await {
                 return stop;
             }
-            let is_more = match self.read_shards(tail).await {
-                Ok(is_more) => is_more,
+            let next = Instant::now() + self.timing.poll;
+            let has_ended = match self.read_shards(tail).await {
+                Ok(has_ended) => has_ended,
                 Err(stop) => return stop,
             };
             let since = lease.written.elapsed();
@@ -194,8 +195,8 @@ impl Invalidator {
             {
                 return stop;
             }
-            if !is_more {
-                sleep(self.timing.poll).await;
+            if !has_ended {
+                sleep_until(next).await;
             }
         }
     }
@@ -216,7 +217,8 @@ impl Invalidator {
         Ok(())
     }
 
-    /// Reads a page of every open shard; says whether there may be more at once.
+    /// Reads a page of every open shard; says whether any has ended, so that
+    /// there are others to read at once.
     async fn read_shards(&self, tail: &mut Tail) -> Result<bool, Stop> {
         let open: Vec<_> = tail
             .shards
@@ -224,7 +226,7 @@ impl Invalidator {
             .filter(|(_, progress)| matches!(progress, Progress::Open { .. }))
             .map(|(id, progress)| (id.clone(), progress.clone()))
             .collect();
-        let mut is_more = false;
+        let mut has_ended = false;
         let read = open.into_iter().map(|(id, progress)| async {
             let read = self.read_shard(&tail.stream, &id, progress).await;
             (id, read)
@@ -241,14 +243,13 @@ impl Invalidator {
                 // Its children are to be found.
                 tail.discovered = None;
                 tail.is_ahead = true;
-                is_more = true;
+                has_ended = true;
             }
             tail.is_ahead |= read.is_ahead;
-            is_more |= read.is_ahead;
             tail.shards.insert(id, read.progress);
         }
         metrics::gauge!(INVALIDATOR_LAG).set(lag.as_secs_f64());
-        Ok(is_more)
+        Ok(has_ended)
     }
 
     async fn read_shard(
