@@ -52,17 +52,31 @@ pub(super) struct Fences {
 pub(super) enum Cover {
     /// Fences.
     Fences(Fences),
-    /// Nobody uses the cache.
-    Unused,
+    /// Nobody uses the cache, at least since then.
+    Unused(Instant),
 }
 
-/// Whether a fence counts as something outdated.
+impl Cover {
+    /// Since when it is in place, at least.
+    pub(super) fn since(&self) -> Instant {
+        match self {
+            Self::Fences(fences) => fences.since,
+            Self::Unused(since) => *since,
+        }
+    }
+}
+
+/// What the cache holds of a key, beside what the table is known to hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fenced {
-    /// Its owner may be about to publish what it wrote before.
-    Counts,
-    /// All who write are known to fence.
-    IsFine,
+pub(super) enum Cached {
+    /// The same, or nothing: whoever fills later reads the table later.
+    Agrees,
+    /// Something else.
+    Contradicts,
+    /// A fence.
+    Fenced,
+    /// A lease, under which something else may be filled; or it is not known.
+    Unknown,
 }
 
 /// Why there is no cover.
@@ -83,26 +97,26 @@ impl Coherence {
         may_publish: bool,
         deadline: Instant,
     ) -> Result<Cover, Uncovered> {
-        loop {
-            let view = self.generations.view().await.map_err(Uncovered::Store)?;
-            if view.phase == Phase::Warm {
-                let settled_at = self.generations.settled_at(&view);
-                if settled_at > deadline {
-                    return Err(Uncovered::TooLate);
+        let covered = async {
+            loop {
+                let view = self.generations.view().await.map_err(Uncovered::Store)?;
+                if view.phase == Phase::Warm {
+                    let settled_at = self.generations.settled_at(&view);
+                    if settled_at > deadline {
+                        return Err(Uncovered::TooLate);
+                    }
+                    sleep_until(settled_at).await;
+                    return Ok(Cover::Unused(Instant::now()));
                 }
-                sleep_until(settled_at).await;
-                return Ok(Cover::Unused);
-            }
-            let fence = self.fence(&view, keys, may_publish);
-            match timeout_at(deadline, fence).await {
-                Ok(Some(fences)) => return Ok(Cover::Fences(fences)),
-                Ok(None) => {
-                    let left = self.generations.leave(&view).await;
-                    left.map_err(Uncovered::Store)?;
+                if let Some(fences) = self.fence(&view, keys, may_publish).await {
+                    return Ok(Cover::Fences(fences));
                 }
-                Err(_) => return Err(Uncovered::TooLate),
+                let left = self.generations.leave(&view).await;
+                left.map_err(Uncovered::Store)?;
             }
-        }
+        };
+        let covered = timeout_at(deadline, covered).await;
+        covered.unwrap_or(Err(Uncovered::TooLate))
     }
 
     /// Makes sure that nothing that was read before now can be filled or
@@ -123,7 +137,7 @@ impl Coherence {
                 };
                 if view.phase == Phase::Warm {
                     sleep_until(self.generations.settled_at(&view)).await;
-                    return Cover::Unused;
+                    return Cover::Unused(Instant::now());
                 }
                 let own = before.filter(|before| before.view.is_same(&view));
                 if let Some(fences) = self.fence_again(&view, keys, own).await {
@@ -137,35 +151,36 @@ impl Coherence {
         timeout_at(deadline, confirmed).await.ok()
     }
 
-    /// The keys of which the cache may hold something else than this, or a lease
-    /// under which something else is filled. That it holds nothing is good:
-    /// whoever fills later reads the table later.
-    pub(super) async fn outdated(&self, left: &HashMap<Key, Left>, fenced: Fenced) -> Vec<Key> {
+    /// Compares what the cache holds of each key with what the table was left
+    /// with.
+    pub(super) async fn compare(&self, left: &HashMap<Key, Left>) -> Vec<(Key, Cached)> {
         let keys: Vec<_> = left.keys().cloned().collect();
         let Some(space) = self.generations.in_use() else {
-            return keys;
+            return keys.into_iter().map(|key| (key, Cached::Unknown)).collect();
         };
         let cache_keys: Vec<_> = keys.iter().map(|key| space.key(key)).collect();
         let found = timeout(FENCE_TIMEOUT, self.cache.get(&cache_keys)).await;
         let mut found = found.into_iter().flatten().flatten();
-        let is_outdated = keys.iter().zip(&cache_keys).map(|(key, cache_key)| {
+        let compared = keys.iter().zip(&cache_keys).map(|(key, cache_key)| {
             let cached = match found.next() {
-                Some(Found::Miss) => return false,
+                Some(Found::Miss) => return Cached::Agrees,
                 Some(Found::Hit(bytes)) => Entry::decode(&bytes, cache_key, key),
                 Some(Found::Unknown) | None => None,
             };
             let cached = match cached.map(|entry| entry.tag) {
                 Some(Tag::Present { record, .. }) => Left::Record(record),
                 Some(Tag::Absent { .. }) => Left::Nothing,
-                Some(Tag::Fence) => return fenced == Fenced::Counts,
-                Some(Tag::Lease) | None => return true,
+                Some(Tag::Fence) => return Cached::Fenced,
+                Some(Tag::Lease) | None => return Cached::Unknown,
             };
-            left.get(key) != Some(&cached)
+            if left.get(key) == Some(&cached) {
+                Cached::Agrees
+            } else {
+                Cached::Contradicts
+            }
         });
-        let is_outdated: Vec<_> = is_outdated.collect();
-        let keys = keys.into_iter().zip(is_outdated);
-        keys.filter_map(|(key, is_outdated)| is_outdated.then_some(key))
-            .collect()
+        let compared: Vec<_> = compared.collect();
+        keys.into_iter().zip(compared).collect()
     }
 
     /// Replaces the confirming fences by what was written, so that the next

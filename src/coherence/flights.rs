@@ -4,7 +4,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -23,6 +26,8 @@ const SPACING: Duration = Duration::from_millis(20);
 /// What a flight brought; `None` while it is under way.
 type Landing = Option<Result<Arc<Found>, store::Error>>;
 type Found = HashMap<Key, Option<Record>>;
+/// A flight's announcement, and whether anybody has joined it.
+type Notice = (watch::Receiver<Landing>, Arc<AtomicBool>);
 
 /// Flights that are under way, by the keys they bring.
 #[derive(Default)]
@@ -31,17 +36,18 @@ pub(super) struct Flights(Mutex<Board>);
 #[derive(Default)]
 struct Board {
     /// Not yet sent: may be joined.
-    boarding: HashMap<Key, watch::Receiver<Landing>>,
+    boarding: HashMap<Key, Notice>,
     /// Sent.
-    flying: HashMap<Key, watch::Receiver<Landing>>,
+    flying: HashMap<Key, Notice>,
 }
 
 /// A table read of our own, that others may join until it departs. If it is
-/// dropped before it lands, whoever joined it has to read for himself.
+/// dropped without landing, whoever joined it has to read for himself.
 pub(super) struct Flight {
     flights: Arc<Flights>,
     keys: Vec<Key>,
     landing: watch::Sender<Landing>,
+    is_joined: Arc<AtomicBool>,
 }
 
 /// A place in somebody else's flight.
@@ -56,18 +62,21 @@ impl Flights {
     /// key. With `late`, joins also what has been sent.
     pub(super) fn board(self: &Arc<Self>, keys: &[Key], late: bool) -> (Flight, Vec<Option<Seat>>) {
         let (landing, receiver) = watch::channel(None);
+        let is_joined = Arc::new(AtomicBool::new(false));
         let mut own = Vec::new();
         let mut board = self.lock();
         let seats = keys.iter().map(|key| {
             let open = board.boarding.get(key);
             let open = open.or_else(|| late.then(|| board.flying.get(key)).flatten());
-            if let Some(landing) = open {
+            if let Some((landing, is_joined)) = open {
+                is_joined.store(true, Ordering::SeqCst);
                 return Some(Seat {
                     key: key.clone(),
                     landing: landing.clone(),
                 });
             }
-            board.boarding.insert(key.clone(), receiver.clone());
+            let notice = (receiver.clone(), is_joined.clone());
+            board.boarding.insert(key.clone(), notice);
             own.push(key.clone());
             None
         });
@@ -77,6 +86,7 @@ impl Flights {
             flights: self.clone(),
             keys: own,
             landing,
+            is_joined,
         };
         (flight, seats)
     }
@@ -101,7 +111,7 @@ impl Flight {
             flying.cloned().collect()
         };
         let all_landed = async {
-            for mut landing in earlier {
+            for (mut landing, _) in earlier {
                 // A sender that is gone has landed, too.
                 let _ = landing.wait_for(Option::is_some).await;
             }
@@ -110,16 +120,16 @@ impl Flight {
         let _ = timeout(SPACING, all_landed).await;
         let mut board = self.flights.lock();
         for key in &self.keys {
-            if let Some(landing) = board.boarding.remove(key) {
-                board.flying.insert(key.clone(), landing);
+            if let Some(notice) = board.boarding.remove(key) {
+                board.flying.insert(key.clone(), notice);
             }
         }
     }
 
-    /// Shares what was read, in the order of [`Self::keys`].
+    /// Shares what was read, in the order of [`Self::keys`]. An error is shared
+    /// only if it cannot be about another key than the one that was joined.
     pub(super) fn land(&self, found: &Result<Vec<Option<Record>>, store::Error>) {
-        // One receiver for each key is on the board; more are seats.
-        if self.landing.receiver_count() <= self.keys.len() {
+        if !self.is_joined.load(Ordering::SeqCst) || found.is_err() && self.keys.len() > 1 {
             return;
         }
         let by_key = found.as_ref().map_err(Clone::clone).map(|found| {
@@ -136,9 +146,7 @@ impl Drop for Flight {
         let Board { boarding, flying } = &mut *board;
         for key in &self.keys {
             for flights in [&mut *boarding, &mut *flying] {
-                let is_ours = |landing: &watch::Receiver<Landing>| {
-                    landing.same_channel(&self.landing.subscribe())
-                };
+                let is_ours = |(_, is_joined): &Notice| Arc::ptr_eq(is_joined, &self.is_joined);
                 if flights.get(key).is_some_and(is_ours) {
                     flights.remove(key);
                 }

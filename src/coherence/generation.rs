@@ -188,9 +188,13 @@ impl Generations {
                 Ok(Ok(view)) => view,
                 Ok(Err(error)) => {
                     tracing::warn!(%error, "the generation switch cannot be read");
+                    self.tell_use();
                     continue;
                 }
-                Err(_) => continue,
+                Err(_) => {
+                    self.tell_use();
+                    continue;
+                }
             };
             if view.phase == Phase::On {
                 answered = 0;
@@ -211,16 +215,19 @@ impl Generations {
     /// as other replicas do not do it before.
     pub(super) async fn renew(&self) -> Result<(), store::Error> {
         let mut view = self.refresh().await?;
-        let before = view.generation.clone();
-        if view.phase != Phase::Warm {
-            view = self.leave(&view).await?;
+        // A generation that is not in use yet is empty.
+        let used = (view.phase == Phase::On).then(|| view.generation.clone());
+        loop {
+            view = if used.as_ref() == Some(&view.generation) {
+                self.leave(&view).await?
+            } else if view.phase == Phase::On {
+                return Ok(());
+            } else {
+                sleep_until(self.settled_at(&view)).await;
+                let generation = view.generation.clone();
+                self.step(&view, view.phase.next(), generation).await?
+            };
         }
-        while view.phase != Phase::On || view.generation == before {
-            sleep_until(self.settled_at(&view)).await;
-            let generation = view.generation.clone();
-            view = self.step(&view, view.phase.next(), generation).await?;
-        }
-        Ok(())
     }
 
     /// Puts the switch of a table that nobody uses yet straight into use.
@@ -269,8 +276,8 @@ impl Generations {
         let swap = self
             .registers
             .swap_register(REGISTER, Some(from.step), &values);
-        if swap.await? {
-            return Ok(self.learn(phase, generation, from.step + 1, asked));
+        if let Some(step) = swap.await? {
+            return Ok(self.learn(phase, generation, step, asked));
         }
         self.load().await
     }
@@ -300,14 +307,19 @@ impl Generations {
             asked,
             learnt: Instant::now(),
         };
-        let is_in_use = u32::from(phase == Phase::On);
-        metrics::gauge!(CACHE_IN_USE).set(is_in_use);
         let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(old) = view.as_ref().filter(|old| old.is_same(&new)) {
             new.learnt = old.learnt;
         }
         *view = Some(new.clone());
+        drop(view);
+        self.tell_use();
         new
+    }
+
+    fn tell_use(&self) {
+        let is_in_use = u32::from(self.in_use().is_some());
+        metrics::gauge!(CACHE_IN_USE).set(is_in_use);
     }
 }
 
@@ -352,7 +364,7 @@ mod tests {
     use async_trait::async_trait;
 
     use super::*;
-    use crate::store::Register;
+    use crate::{cache, store::Register};
 
     /// Registers whose replies take their time, and that remember each write.
     #[derive(Default)]
@@ -375,22 +387,23 @@ mod tests {
             _: &str,
             found: Option<u64>,
             values: &BTreeMap<String, String>,
-        ) -> Result<bool, store::Error> {
-            let is_swapped = {
+        ) -> Result<Option<u64>, store::Error> {
+            let version = {
                 let mut held = self.held.lock().unwrap();
                 let is_found = held.as_ref().map(|register| register.version) == found;
-                if is_found {
+                is_found.then(|| {
+                    let version = found.unwrap_or(0) + 1;
                     *held = Some(Register {
-                        version: found.unwrap_or(0) + 1,
+                        version,
                         values: values.clone(),
                     });
                     let (phase, _) = parse(values).unwrap();
                     self.writes.lock().unwrap().push((phase, Instant::now()));
-                }
-                is_found
+                    version
+                })
             };
             sleep(self.reply_takes).await;
-            Ok(is_swapped)
+            Ok(version)
         }
     }
 
@@ -435,6 +448,76 @@ mod tests {
         }
         assert!(generations.in_use().is_some());
         assert_ne!(generations.in_use(), Some(before.space));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flush_ends_also_where_the_cache_was_left_before() {
+        let (registers, generations) = slow();
+        generations.begin().await.unwrap();
+        let view = generations.refresh().await.unwrap();
+        generations.leave(&view).await.unwrap();
+        let another = Generations::new(registers.clone(), "table", Timing::default());
+        let (first, second) = tokio::join!(generations.renew(), another.renew());
+        first.unwrap();
+        second.unwrap();
+        let writes = registers.writes.lock().unwrap().clone();
+        let phases: Vec<_> = writes.iter().map(|(phase, _)| *phase).collect();
+        assert_eq!(phases, [Phase::On, Phase::Warm, Phase::Ready, Phase::On]);
+    }
+
+    /// A cache that stores whatever it is told.
+    struct Answering;
+
+    #[async_trait]
+    impl Cache for Answering {
+        async fn get(&self, keys: &[String]) -> Result<Vec<cache::Found>, cache::Error> {
+            Ok(keys.iter().map(|_| cache::Found::Miss).collect())
+        }
+
+        async fn set_if_absent(
+            &self,
+            _: &str,
+            _: &[u8],
+            _: Duration,
+        ) -> Result<bool, cache::Error> {
+            Ok(true)
+        }
+
+        async fn set_if_equal(
+            &self,
+            _: &str,
+            _: &[u8],
+            _: &[u8],
+            _: Duration,
+        ) -> Result<bool, cache::Error> {
+            Ok(true)
+        }
+
+        async fn set_if_not_equal(
+            &self,
+            _: &str,
+            _: &[u8],
+            _: Duration,
+        ) -> Result<bool, cache::Error> {
+            Ok(true)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cache_that_answers_again_is_used_only_after_both_waits() {
+        let (registers, generations) = slow();
+        generations.begin().await.unwrap();
+        let view = generations.refresh().await.unwrap();
+        generations.leave(&view).await.unwrap();
+        let keep = generations.keep(&Answering);
+        let _ = timeout(Duration::from_secs(60), keep).await;
+        let writes = registers.writes.lock().unwrap().clone();
+        let phases: Vec<_> = writes.iter().map(|(phase, _)| *phase).collect();
+        assert_eq!(phases, [Phase::On, Phase::Warm, Phase::Ready, Phase::On]);
+        for steps in writes[1..].windows(2) {
+            let waited = steps[1].1 - steps[0].1;
+            assert!(waited >= Timing::default().settle(), "{waited:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     Coherence, Nonce,
-    fences::{Cover, Fenced, Uncovered},
+    fences::{Cached, Cover, Uncovered},
     sabotage::Sabotage,
 };
 use crate::{
@@ -57,7 +57,12 @@ pub enum Verdict<T, R> {
     /// Commit this.
     Commit(Plan<T>),
     /// The table is as the change wants it.
-    Keep(T),
+    Keep {
+        /// What the change returns.
+        output: T,
+        /// See [`Plan::upholds`].
+        upholds: Vec<Record>,
+    },
     /// Refuse, revealing what the table holds: cached answers must not
     /// contradict it.
     Refuse {
@@ -65,6 +70,8 @@ pub enum Verdict<T, R> {
         refusal: R,
         /// Keys, besides those touched, whose state the refusal reveals.
         reveals: Vec<Key>,
+        /// See [`Plan::upholds`].
+        upholds: Vec<Record>,
     },
     /// Refuse, revealing nothing.
     Deny(R),
@@ -78,6 +85,9 @@ pub struct Plan<T> {
     /// Records to put into the cache once the write is confirmed. Only what
     /// grants: a write that takes something away leaves its fences standing.
     pub publish: Vec<Record>,
+    /// Records, as they were found, that the answer says are there, and that
+    /// others wrote.
+    pub upholds: Vec<Record>,
     /// What the change returns.
     pub output: T,
 }
@@ -167,7 +177,7 @@ impl Coherence {
         }
         if self.lacks(Sabotage::NoOpWithoutFence) {
             match change.decide(self.store.as_ref()).await {
-                Ok(Verdict::Keep(output)) => return Attempt::Done(Ok(output)),
+                Ok(Verdict::Keep { output, .. }) => return Attempt::Done(Ok(output)),
                 Ok(Verdict::Refuse { refusal, .. }) => {
                     return Attempt::Done(Err(WriteError::Refused(refusal)));
                 }
@@ -200,10 +210,17 @@ impl Coherence {
         };
         Attempt::Done(match verdict {
             Verdict::Commit(plan) => return self.commit(plan, keys, &cover, deadline).await,
-            Verdict::Keep(output) => self.reveal(keys, deadline).await.map(|()| output),
-            Verdict::Refuse { refusal, reveals } => {
+            Verdict::Keep { output, upholds } => {
+                let revealed = self.reveal(keys, upholds, deadline).await;
+                revealed.map(|()| output)
+            }
+            Verdict::Refuse {
+                refusal,
+                reveals,
+                upholds,
+            } => {
                 let keys = [reveals.as_slice(), keys].concat();
-                let revealed = self.reveal(&keys, deadline).await;
+                let revealed = self.reveal(&keys, upholds, deadline).await;
                 revealed.and(Err(WriteError::Refused(refusal)))
             }
             Verdict::Deny(refusal) => Err(WriteError::Refused(refusal)),
@@ -211,8 +228,17 @@ impl Coherence {
     }
 
     /// Makes sure that no cached answer contradicts what the table holds now.
-    async fn reveal<R>(&self, keys: &[Key], deadline: Instant) -> Result<(), WriteError<R>> {
-        let confirmed = self.confirm(keys, None, deadline - ANSWER_RESERVE).await;
+    async fn reveal<R>(
+        &self,
+        keys: &[Key],
+        upholds: Vec<Record>,
+        deadline: Instant,
+    ) -> Result<(), WriteError<R>> {
+        let by = deadline - ANSWER_RESERVE;
+        let grounds = grounds(upholds);
+        let (confirmed, is_upheld) =
+            join(self.confirm(keys, None, by), self.uphold(&grounds, by)).await;
+        let confirmed = confirmed.filter(|_| is_upheld);
         confirmed.map(drop).ok_or(WriteError::CacheUnavailable)
     }
 
@@ -226,14 +252,12 @@ impl Coherence {
         if Instant::now() + CONFIRM_RESERVE > deadline {
             return Attempt::Done(Err(WriteError::TooLate));
         }
+        if cover.since().elapsed() > self.settings.timing.fence_max_age {
+            return Attempt::Again;
+        }
         let before = match cover {
-            Cover::Fences(fences)
-                if fences.since.elapsed() > self.settings.timing.fence_max_age =>
-            {
-                return Attempt::Again;
-            }
             Cover::Fences(fences) => Some(fences),
-            Cover::Unused => None,
+            Cover::Unused(_) => None,
         };
         let outcome_unknown = match self.store.commit(&plan.steps).await {
             Ok(()) => None,
@@ -254,7 +278,7 @@ impl Coherence {
         }
         let read_time = self.now();
         let by = deadline - ANSWER_RESERVE;
-        let grounds = grounds_of(&plan);
+        let grounds = grounds(plan.upholds);
         let (confirmed, is_upheld) =
             join(self.confirm(keys, before, by), self.uphold(&grounds, by)).await;
         let confirmed = confirmed.filter(|_| is_upheld);
@@ -275,13 +299,17 @@ impl Coherence {
         })
     }
 
-    /// Makes sure that what a grant stands on is not contradicted by cached
+    /// Makes sure that what an answer stands on is not contradicted by cached
     /// answers. They could only if whoever wrote it did not confirm it.
     async fn uphold(&self, grounds: &HashMap<Key, Left>, deadline: Instant) -> bool {
         if grounds.is_empty() {
             return true;
         }
-        let outdated = self.outdated(grounds, Fenced::IsFine).await;
+        let compared = self.compare(grounds).await.into_iter();
+        let outdated: Vec<_> = compared
+            .filter(|(_, cached)| matches!(cached, Cached::Contradicts | Cached::Unknown))
+            .map(|(key, _)| key)
+            .collect();
         outdated.is_empty() || self.confirm(&outdated, None, deadline).await.is_some()
     }
 
@@ -300,15 +328,9 @@ impl Coherence {
     }
 }
 
-/// The users and organizations that a grant stands on, as they were found.
-fn grounds_of<T>(plan: &Plan<T>) -> HashMap<Key, Left> {
-    let conditions = plan.steps.iter().filter(|_| !plan.publish.is_empty());
-    let grounds = conditions.filter_map(|step| match step {
-        Step::Require {
-            key: key @ (Key::User(_) | Key::Organization(_)),
-            found: Some(found),
-        } => Some((key.clone(), Left::Record(found.clone()))),
-        _ => None,
-    });
-    grounds.collect()
+fn grounds(upholds: Vec<Record>) -> HashMap<Key, Left> {
+    let grounds = upholds.into_iter();
+    grounds
+        .map(|record| (record.key(), Left::Record(record)))
+        .collect()
 }

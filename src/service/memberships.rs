@@ -156,6 +156,7 @@ fn not_a_member<T>(organization: &OrganizationName, username: &Username) -> Verd
     Verdict::Refuse {
         refusal: Refusal::MembershipNotFound(organization.clone(), username.clone()),
         reveals: vec![Key::User(username.clone())],
+        upholds: Vec::new(),
     }
 }
 
@@ -232,6 +233,7 @@ impl Change for AddMember {
             return Ok(Verdict::Refuse {
                 refusal: Refusal::UserNotFound(member_username.clone()),
                 reveals: vec![user_key],
+                upholds: Vec::new(),
             });
         };
         if found.member(organization_name, member_username).is_some() {
@@ -241,6 +243,7 @@ impl Change for AddMember {
                     member_username.clone(),
                 ),
                 reveals: Vec::new(),
+                upholds: found.around(organization_name, member_username),
             });
         }
         let membership = Membership {
@@ -263,6 +266,7 @@ impl Change for AddMember {
         Ok(Verdict::Commit(Plan {
             steps: transaction(vec![put], conditions),
             publish: vec![record],
+            upholds: found.around(organization_name, member_username),
             output: membership,
         }))
     }
@@ -314,7 +318,10 @@ impl Change for ChangeRole {
             return Ok(Verdict::Deny(Refusal::NotPermitted));
         }
         if target.role == *role {
-            return Ok(Verdict::Keep(target));
+            return Ok(Verdict::Keep {
+                output: target,
+                upholds: found.around(organization_name, member_username),
+            });
         }
         let mut conditions = found.still_counts(organization_name, acting_user);
         conditions.extend(found.still_counts(organization_name, member_username));
@@ -339,6 +346,7 @@ impl Change for ChangeRole {
         Ok(Verdict::Commit(Plan {
             steps: transaction(vec![put], conditions),
             publish: if is_grant { vec![record] } else { Vec::new() },
+            upholds: found.around(organization_name, member_username),
             output: membership,
         }))
     }
@@ -396,6 +404,7 @@ impl Change for RemoveMember {
         Ok(Verdict::Commit(Plan {
             steps: transaction(vec![delete], conditions),
             publish: Vec::new(),
+            upholds: Vec::new(),
             output: target,
         }))
     }
@@ -405,5 +414,6 @@ fn last_owner<T>(organization: &OrganizationName) -> Verdict<T, Refusal> {
     Verdict::Refuse {
         refusal: Refusal::LastOwner(organization.clone()),
         reveals: Vec::new(),
+        upholds: Vec::new(),
     }
 }

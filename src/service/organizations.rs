@@ -105,12 +105,14 @@ impl Change for CreateOrganization {
             return Ok(Verdict::Refuse {
                 refusal: Refusal::UserNotFound(founding_user.clone()),
                 reveals: vec![user_key],
+                upholds: Vec::new(),
             });
         };
         if found.organization(organization_name).is_some() {
             return Ok(Verdict::Refuse {
                 refusal: Refusal::OrganizationExists(organization_name.clone()),
                 reveals: Vec::new(),
+                upholds: Vec::new(),
             });
         }
         let organization = Organization {
@@ -141,8 +143,9 @@ impl Change for CreateOrganization {
             },
         ];
         Ok(Verdict::Commit(Plan {
-            steps: transaction(writes, vec![found.still(user_key)]),
+            steps: transaction(writes, vec![found.still(user_key.clone())]),
             publish: vec![record, membership],
+            upholds: found.record(&user_key).cloned().into_iter().collect(),
             output: organization,
         }))
     }

@@ -69,6 +69,21 @@ impl Snapshot {
         self.member(organization, username).map(|it| it.role)
     }
 
+    /// The user and the organization of a membership, as far as they were found:
+    /// that somebody is a member says that they are there.
+    pub(super) fn around(
+        &self,
+        organization: &OrganizationName,
+        username: &Username,
+    ) -> Vec<Record> {
+        let keys = [
+            Key::User(username.clone()),
+            Key::Organization(organization.clone()),
+        ];
+        let found = keys.iter().filter_map(|key| self.record(key));
+        found.cloned().collect()
+    }
+
     /// The condition that a record is still as it was found.
     pub(super) fn still(&self, key: Key) -> Step {
         let found = self.record(&key).cloned();

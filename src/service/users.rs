@@ -91,6 +91,7 @@ impl Change for CreateUser {
             return Ok(Verdict::Refuse {
                 refusal: Refusal::UserExists(user.username.clone()),
                 reveals: Vec::new(),
+                upholds: Vec::new(),
             });
         }
         let record = Record::User(user.clone());
@@ -100,6 +101,7 @@ impl Change for CreateUser {
                 found: None,
             }],
             publish: vec![record],
+            upholds: Vec::new(),
             output: user.clone(),
         }))
     }
@@ -125,12 +127,14 @@ impl Change for DeleteUser {
             None => Verdict::Refuse {
                 refusal: Refusal::UserNotFound(self.0.clone()),
                 reveals: Vec::new(),
+                upholds: Vec::new(),
             },
             Some(user) => Verdict::Commit(Plan {
                 steps: vec![Step::Delete {
                     found: Record::User(user.clone()),
                 }],
                 publish: Vec::new(),
+                upholds: Vec::new(),
                 output: user.clone(),
             }),
         })

@@ -56,8 +56,8 @@ pub trait Registers: Send + Sync {
     async fn read_register(&self, name: &str) -> Result<Option<Register>, Error>;
 
     /// Writes a register if it is still at the version `found`, or still absent;
-    /// says whether it did. `false` may also mean that this very write was done
-    /// and its reply lost: read again to know.
+    /// returns its new version if it did. `None` may also mean that this very
+    /// write was done and its reply lost: read again to know.
     ///
     /// # Errors
     /// The table did not say: the register may be written, now or later.
@@ -66,13 +66,14 @@ pub trait Registers: Send + Sync {
         name: &str,
         found: Option<u64>,
         values: &BTreeMap<String, String>,
-    ) -> Result<bool, Error>;
+    ) -> Result<Option<u64>, Error>;
 }
 
 /// What a register holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Register {
-    /// Counts the writes: 1 for a new register.
+    /// Grows with every write. A register that is deleted and created again does
+    /// not come back to a version that it had.
     pub version: u64,
     /// The values by name.
     pub values: BTreeMap<String, String>,

@@ -22,6 +22,8 @@ fn following() -> coherence::Settings {
             beat: Duration::from_millis(40),
             takeover: Duration::from_millis(200),
             discover: Duration::from_millis(100),
+            rediscover: Duration::from_millis(20),
+            fence: Duration::from_secs(1),
         }),
         timing: coherence::Timing {
             // So that what the invalidator fences is soon cached again.

@@ -12,11 +12,12 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::tail::{OWNER, Progress, Tail};
-use super::{Coherence, fences::Fenced};
+use super::{Coherence, fences::Cached};
 use crate::{
+    domain::Key,
     store::{
-        self, ChangeStream, Changed, ChangedRecord, Page, Position, Register, Registers, ShardId,
-        StreamError, StreamId,
+        self, ChangeStream, Changed, ChangedRecord, Left, Page, Position, Register, Registers,
+        ShardId, StreamError, StreamId,
     },
     telemetry::{INVALIDATOR_ACTIVE, INVALIDATOR_FENCES, INVALIDATOR_LAG},
 };
@@ -25,8 +26,8 @@ use crate::{
 const REGISTER: &str = "stream-invalidator";
 /// Shards read at once.
 const SHARDS_AT_ONCE: usize = 16;
-/// Longest a change may take to be fenced before it is tried anew.
-const FENCE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Changed records that are compared with the cache, and fenced, together.
+const RECORDS_AT_ONCE: usize = 100;
 /// Changes that are older than every entry, and by so much more, are passed
 /// over: clocks differ, and the stream's times are rough.
 const CLOCK_SLACK: Duration = Duration::from_secs(600);
@@ -43,6 +44,10 @@ pub struct InvalidatorTiming {
     pub takeover: Duration,
     /// Pause between full listings of the shards.
     pub discover: Duration,
+    /// The same, while the children of a shard that has ended are not listed.
+    pub rediscover: Duration,
+    /// Longest a change may take to be fenced before it is tried anew.
+    pub fence: Duration,
 }
 
 impl Default for InvalidatorTiming {
@@ -52,6 +57,8 @@ impl Default for InvalidatorTiming {
             beat: Duration::from_secs(2),
             takeover: Duration::from_secs(6),
             discover: Duration::from_secs(30),
+            rediscover: Duration::from_secs(1),
+            fence: Duration::from_secs(10),
         }
     }
 }
@@ -160,17 +167,18 @@ impl Invalidator {
         let mut tail = Tail::resume(stream, register.map(|it| it.values).unwrap_or_default());
         let values = tail.values(&self.name);
         let swap = self.registers.swap_register(REGISTER, version, &values);
-        if !swap.await? {
+        let Some(version) = swap.await? else {
             return Ok(());
-        }
+        };
         tracing::info!("following the table's stream");
         metrics::gauge!(INVALIDATOR_ACTIVE).set(1);
         let mut lease = Lease {
-            version: version.unwrap_or(0) + 1,
+            version,
             written: Instant::now(),
         };
         let stopped = self.follow(&mut tail, &mut lease).await;
         metrics::gauge!(INVALIDATOR_ACTIVE).set(0);
+        metrics::gauge!(INVALIDATOR_LAG).set(0);
         match stopped {
             Stop::Deposed => tracing::info!("another replica follows the table's stream"),
             Stop::StreamGone => tracing::warn!("the table's stream is gone"),
@@ -185,27 +193,35 @@ impl Invalidator {
                 return stop;
             }
             let next = Instant::now() + self.timing.poll;
-            let has_ended = match self.read_shards(tail).await {
-                Ok(has_ended) => has_ended,
-                Err(stop) => return stop,
-            };
+            if let Err(stop) = self.read_shards(tail).await {
+                return stop;
+            }
             let since = lease.written.elapsed();
             if (since >= self.timing.beat || tail.is_ahead && since >= self.timing.poll)
                 && let Err(stop) = self.beat(tail, lease).await
             {
                 return stop;
             }
-            if !has_ended {
-                sleep_until(next).await;
-            }
+            sleep_until(next).await;
         }
     }
 
-    /// Lists the shards, now and then and whenever one has ended.
+    /// Lists the shards, now and then and whenever one has ended. A stream that
+    /// was turned off ends all its shards; the table may have another one.
     async fn discover(&self, tail: &mut Tail) -> Result<(), Stop> {
-        let is_fresh = |since: Instant| since.elapsed() < self.timing.discover;
-        if tail.discovered.is_some_and(is_fresh) {
+        let pause = if tail.lacks_children {
+            self.timing.rediscover
+        } else {
+            self.timing.discover
+        };
+        if tail.discovered.is_some_and(|since| since.elapsed() < pause) {
             return Ok(());
+        }
+        if tail.has_ended() {
+            let stream = self.changes.stream().await.map_err(Stop::Failed)?;
+            if stream.is_some_and(|stream| stream != tail.stream) {
+                return Err(Stop::StreamGone);
+            }
         }
         let listed = self.changes.shards(&tail.stream).await;
         let listed = listed.map_err(|error| match error {
@@ -217,16 +233,15 @@ impl Invalidator {
         Ok(())
     }
 
-    /// Reads a page of every open shard; says whether any has ended, so that
-    /// there are others to read at once.
-    async fn read_shards(&self, tail: &mut Tail) -> Result<bool, Stop> {
+    /// Reads a page of every open shard. One that fails is read again later, and
+    /// does not hold the others up; fails if all do.
+    async fn read_shards(&self, tail: &mut Tail) -> Result<(), Stop> {
         let open: Vec<_> = tail
             .shards
             .iter()
             .filter(|(_, progress)| matches!(progress, Progress::Open { .. }))
             .map(|(id, progress)| (id.clone(), progress.clone()))
             .collect();
-        let mut has_ended = false;
         let read = open.into_iter().map(|(id, progress)| async {
             let read = self.read_shard(&tail.stream, &id, progress).await;
             (id, read)
@@ -236,20 +251,32 @@ impl Invalidator {
             .collect()
             .await;
         let mut lag = Duration::ZERO;
+        let mut is_any_read = read.is_empty();
+        let mut failure = None;
         for (id, read) in read {
-            let read = read.map_err(Stop::Failed)?;
+            let read = match read {
+                Ok(read) => read,
+                Err(error) => {
+                    tracing::warn!(%error, shard = id.0, "a shard cannot be followed");
+                    failure = Some(error);
+                    continue;
+                }
+            };
+            is_any_read = true;
             lag = lag.max(read.lag);
             if matches!(read.progress, Progress::Ended) {
                 // Its children are to be found.
                 tail.discovered = None;
                 tail.is_ahead = true;
-                has_ended = true;
             }
             tail.is_ahead |= read.is_ahead;
             tail.shards.insert(id, read.progress);
         }
         metrics::gauge!(INVALIDATOR_LAG).set(lag.as_secs_f64());
-        Ok(has_ended)
+        match failure {
+            Some(error) if !is_any_read => Err(Stop::Failed(error)),
+            _ => Ok(()),
+        }
     }
 
     async fn read_shard(
@@ -331,13 +358,31 @@ impl Invalidator {
             .into_iter()
             .map(|record| (record.key, record.left))
             .collect();
-        let to_fence = self.coherence.outdated(&last, Fenced::Counts).await;
-        if to_fence.is_empty() {
+        let last: Vec<_> = last.into_iter().collect();
+        for some in last.chunks(RECORDS_AT_ONCE) {
+            self.invalidate_some(&some.iter().cloned().collect())
+                .await?;
+        }
+        Ok(())
+    }
+
+    async fn invalidate_some(&self, left: &HashMap<Key, Left>) -> Result<(), store::Error> {
+        let compared = self.coherence.compare(left).await.into_iter();
+        // Also a fence: whoever placed it may be about to publish what it wrote
+        // before this change.
+        let outdated: Vec<_> = compared
+            .filter(|(_, cached)| *cached != Cached::Agrees)
+            .collect();
+        if outdated.is_empty() {
             return Ok(());
         }
-        metrics::counter!(INVALIDATOR_FENCES).increment(to_fence.len() as u64);
-        let deadline = Instant::now() + FENCE_TIMEOUT;
-        if self.coherence.invalidate(&to_fence, deadline).await {
+        let contradicting = outdated
+            .iter()
+            .filter(|(_, cached)| *cached == Cached::Contradicts);
+        metrics::counter!(INVALIDATOR_FENCES).increment(contradicting.count() as u64);
+        let keys: Vec<_> = outdated.into_iter().map(|(key, _)| key).collect();
+        let deadline = Instant::now() + self.timing.fence;
+        if self.coherence.invalidate(&keys, deadline).await {
             return Ok(());
         }
         Err(store::Error::new(
@@ -359,11 +404,9 @@ impl Invalidator {
         let swap = self
             .registers
             .swap_register(REGISTER, Some(lease.version), &values);
-        if !swap.await.map_err(Stop::Failed)? {
-            return Err(Stop::Deposed);
-        }
+        let version = swap.await.map_err(Stop::Failed)?;
         *lease = Lease {
-            version: lease.version + 1,
+            version: version.ok_or(Stop::Deposed)?,
             written: Instant::now(),
         };
         tail.is_ahead = false;

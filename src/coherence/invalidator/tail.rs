@@ -19,6 +19,8 @@ pub(super) struct Tail {
     pub(super) stream: StreamId,
     pub(super) shards: BTreeMap<ShardId, Progress>,
     pub(super) discovered: Option<Instant>,
+    /// Whether a shard has ended whose children are not listed yet.
+    pub(super) lacks_children: bool,
     /// Whether there is more to remember than the register holds.
     pub(super) is_ahead: bool,
 }
@@ -56,8 +58,15 @@ impl Tail {
             shards: shards.collect(),
             stream,
             discovered: None,
+            lacks_children: false,
             is_ahead: false,
         }
+    }
+
+    /// Whether every shard that is known was read to its end.
+    pub(super) fn has_ended(&self) -> bool {
+        let mut shards = self.shards.values();
+        shards.all(|progress| matches!(progress, Progress::Ended))
     }
 
     /// What the register is to hold.
@@ -106,6 +115,10 @@ impl Tail {
                 self.shards.insert(shard.id.clone(), progress);
             }
         }
+        self.lacks_children = self.shards.iter().any(|(id, progress)| {
+            let is_child = |shard: &Shard| shard.parent.as_ref() == Some(id);
+            matches!(progress, Progress::Ended) && !listed.iter().any(is_child)
+        });
     }
 }
 
@@ -144,8 +157,11 @@ mod tests {
         tail.add(&listed);
         assert_eq!(open(&tail), ["a"]);
         tail.shards.insert(ShardId("a".to_owned()), Progress::Ended);
+        tail.add(&listed[..1]);
+        assert!(tail.lacks_children && tail.has_ended());
         tail.add(&listed);
         assert_eq!(open(&tail), ["b", "d"]);
+        assert!(!tail.lacks_children && !tail.has_ended());
         // Trimmed from the listing, and from memory; its children go on.
         tail.shards.insert(ShardId("b".to_owned()), Progress::Ended);
         tail.add(&listed[2..]);

@@ -38,6 +38,9 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(500);
 /// Longest an operation may take, all attempts together. With the fences' age
 /// at the start of a commit (1 s) it stays within their life (5 s).
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest one attempt to read a page of the stream may take, and all together.
+const PAGE_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
+const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Attempts per operation.
 const MAX_ATTEMPTS: u32 = 3;
 /// Greatest pause before the second attempt; doubled for the third.
@@ -89,7 +92,7 @@ impl DynamoDb {
     pub fn stream(&self, aws: &SdkConfig, endpoint: Option<String>) -> DynamoDbStream {
         let mut config = aws_sdk_dynamodbstreams::config::Builder::from(aws)
             .retry_config(retries())
-            .timeout_config(timeouts());
+            .timeout_config(page_timeouts());
         if endpoint.is_some() {
             config.set_endpoint_url(endpoint);
         }
@@ -209,6 +212,15 @@ fn timeouts() -> TimeoutConfig {
         .connect_timeout(CONNECT_TIMEOUT)
         .operation_attempt_timeout(ATTEMPT_TIMEOUT)
         .operation_timeout(OPERATION_TIMEOUT)
+        .build()
+}
+
+/// Pages of the stream are up to 1 MB large.
+fn page_timeouts() -> TimeoutConfig {
+    TimeoutConfig::builder()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .operation_attempt_timeout(PAGE_ATTEMPT_TIMEOUT)
+        .operation_timeout(PAGE_TIMEOUT)
         .build()
 }
 

@@ -8,7 +8,10 @@ use aws_sdk_dynamodb::{
 };
 
 use super::{Attributes, DynamoDb, failed, primary_key};
-use crate::store::{Error, Kind, Register, Registers, item, keys};
+use crate::{
+    domain::Timestamp,
+    store::{Error, Kind, Register, Registers, item, keys},
+};
 
 #[async_trait]
 impl Registers for DynamoDb {
@@ -30,12 +33,13 @@ impl Registers for DynamoDb {
         name: &str,
         found: Option<u64>,
         values: &BTreeMap<String, String>,
-    ) -> Result<bool, Error> {
+    ) -> Result<Option<u64>, Error> {
+        let version = found.map_or_else(first_version, |found| found.saturating_add(1));
         let mut put = self
             .client
             .put_item()
             .table_name(&self.table)
-            .set_item(Some(encode(name, found.unwrap_or(0) + 1, values)));
+            .set_item(Some(encode(name, version, values)));
         put = match found {
             None => put.condition_expression("attribute_not_exists(PK)"),
             Some(version) => put
@@ -44,20 +48,26 @@ impl Registers for DynamoDb {
                 .expression_attribute_values(":ver", AttributeValue::N(version.to_string())),
         };
         match put.send().await {
-            Ok(_) => Ok(true),
+            Ok(_) => Ok(Some(version)),
             Err(error)
                 if matches!(
                     error.as_service_error(),
                     Some(PutItemError::ConditionalCheckFailedException(_))
                 ) =>
             {
-                Ok(false)
+                Ok(None)
             }
             // Another replica writes it at this moment.
-            Err(error) if error.code() == Some("TransactionConflictException") => Ok(false),
+            Err(error) if error.code() == Some("TransactionConflictException") => Ok(None),
             Err(error) => Err(failed(error)),
         }
     }
+}
+
+/// Where a register that did not exist begins: beyond the versions of one that
+/// was deleted, as registers are written less than a thousand times a second.
+fn first_version() -> u64 {
+    u64::try_from(Timestamp::now().0).unwrap_or(1)
 }
 
 fn encode(name: &str, version: u64, values: &BTreeMap<String, String>) -> Attributes {
