@@ -9,7 +9,9 @@ use account_service::{
     proto::account_v1::{self as pb, Role, Source},
 };
 
-use crate::harness::{Backends, PATIENCE, Replica, start};
+use tonic::Code;
+
+use crate::harness::{Backends, PATIENCE, Replica, assert_refused, start};
 
 const ORG: &str = "olivia-org";
 const OLIVIA: &str = "oliviaowner";
@@ -200,6 +202,35 @@ async fn a_member_is_let_in_also_where_the_creation_of_the_user_was_never_confir
         .unwrap();
     assert_eq!(service.role_of(ORG, MICHAEL).await, Some(Role::Member));
     creation.abort();
+}
+
+#[tokio::test]
+async fn a_write_whose_fences_have_aged_fences_and_decides_anew() {
+    let (backends, service) = start().await;
+    service.found_olivia_org_with_michael().await;
+    backends.forget_calls();
+    // Two attempts to read what decides, half a second each.
+    let _reads = [0, 0].map(|skip| backends.dynamodb.hold("BatchGetItem", MICHAEL, skip));
+    service.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
+    assert_eq!(backends.momento.seen("SetIf").len(), 3);
+    assert_eq!(backends.dynamodb.seen("BatchGetItem").len(), 4);
+    assert_eq!(backends.dynamodb.seen("TransactWriteItems").len(), 1);
+}
+
+#[tokio::test]
+async fn what_a_refusal_says_of_others_is_not_contradicted_by_later_reads() {
+    let (backends, service) = start().await;
+    service.found_olivia_org().await;
+    service.settle().await;
+    assert_eq!(service.get_user(MICHAEL).await.unwrap().1, Source::Cache);
+    // Deleted in the console: the cache does not know.
+    let key = format!("USER#{MICHAEL}");
+    backends.table().delete(&key, &key).await;
+    assert_eq!(service.get_user(MICHAEL).await.unwrap().1, Source::Cache);
+    let refused = service.add(ORG, MICHAEL, Role::Member, OLIVIA).await;
+    assert_refused(refused, Code::NotFound, "USER_NOT_FOUND");
+    let refused = service.get_user(MICHAEL).await;
+    assert_refused(refused, Code::NotFound, "USER_NOT_FOUND");
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use account_service::{coherence, domain::Timestamp, proto::account_v1 as pb, setup};
 use pb::{Role, Source};
 use tokio::time::Instant;
-use tonic::{Code, Request};
+use tonic::{Code, Request, Status};
 
 use crate::harness::{Backends, PATIENCE, Replica, assert_refused};
 
@@ -163,6 +163,121 @@ async fn a_write_that_cannot_be_confirmed_in_time_says_so_and_is_confirmed_later
     assert!(details.retry_info().is_some());
     service.settle().await;
     assert_eq!(other.role_of(ORG, MICHAEL).await, None);
+    // It could only be confirmed by leaving the cache.
+    let steps = backends.dynamodb.seen("BesidePutItem").join(" ");
+    assert!(steps.contains("WARM"), "{steps}");
+}
+
+/// Starts the removal of Michael.
+fn remove_michael(
+    replica: &Replica,
+) -> tokio::task::JoinHandle<Result<tonic::Response<pb::RemoveUserFromOrganizationResponse>, Status>>
+{
+    let mut client = replica.client.clone();
+    let request = pb::RemoveUserFromOrganizationRequest {
+        organization_name: ORG.to_owned(),
+        member_username: MICHAEL.to_owned(),
+        acting_user: OLIVIA.to_owned(),
+    };
+    tokio::spawn(async move { client.remove_user_from_organization(request).await })
+}
+
+#[tokio::test]
+async fn a_write_that_leaves_the_cache_waits_for_those_who_do_not_know_it_yet() {
+    let backends = Backends::start().await;
+    let unhurried = coherence::Settings {
+        timing: coherence::Timing::default(),
+        ..quick()
+    };
+    let service = backends.isolated(unhurried.clone()).await;
+    let behind = backends.isolated(unhurried).await;
+    service.replica.found_olivia_org_with_michael().await;
+    let commit = service.dynamodb.hold("TransactWriteItems", MICHAEL, 0);
+    let removal = remove_michael(&service.replica);
+    commit.reached().await;
+    // The fence is evicted, and what is about to be old is cached.
+    backends.flush_cache().await;
+    behind.replica.check(ORG, MICHAEL).await.unwrap();
+    behind.replica.settle().await;
+    let read = behind.replica.check(ORG, MICHAEL).await.unwrap();
+    assert_eq!((read.is_member, read.source()), (true, Source::Cache));
+    // From here on this replica does not learn of the switch, and the writer
+    // cannot fence.
+    behind.dynamodb.refuse("BesideGetItem", "", 0, usize::MAX);
+    service.momento.refuse("SetIf", "", 0, usize::MAX);
+    commit.release();
+    removal.await.unwrap().unwrap();
+    assert_eq!(behind.replica.role_of(ORG, MICHAEL).await, None);
+}
+
+#[tokio::test]
+async fn a_write_is_not_acknowledged_while_its_replica_cannot_look_at_the_switch() {
+    let backends = Backends::start().await;
+    let service = quick_replica(&backends).await;
+    service.found_olivia_org_with_michael().await;
+    // Both attempts: one does not last as long as a view.
+    let commits = [0, 0].map(|skip| backends.dynamodb.hold("TransactWriteItems", MICHAEL, skip));
+    let removal = remove_michael(&service);
+    commits[0].reached().await;
+    backends.dynamodb.refuse("BesideGetItem", "", 0, usize::MAX);
+    let patience = Instant::now() + PATIENCE;
+    while service.check(ORG, OLIVIA).await.unwrap().source() == Source::Cache {
+        assert!(Instant::now() < patience, "the view does not expire");
+    }
+    drop(commits);
+    assert_refused(
+        removal.await.unwrap(),
+        Code::Unavailable,
+        "APPLIED_NOT_CONFIRMED",
+    );
+}
+
+/// Puts the switch into a phase by hand.
+async fn put_switch(backends: &Backends, phase: &str) {
+    let register = "SERVICE#cache-generation";
+    let table = backends.table();
+    table.set_text(register, register, "phase", phase).await;
+}
+
+/// Waits until Olivia's membership is answered from the table.
+async fn wait_for_the_table(replica: &Replica) {
+    let patience = Instant::now() + PATIENCE;
+    while replica.check(ORG, OLIVIA).await.unwrap().source() == Source::Cache {
+        assert!(Instant::now() < patience, "the cache is not left");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_began_before_the_cache_was_in_use_publishes_nothing() {
+    for is_in_use_at_the_end in [false, true] {
+        let backends = Backends::start().await;
+        let service = quick_replica(&backends).await;
+        service.found_olivia_org().await;
+        service.settle().await;
+        wait_for_the_cache(&service).await;
+        // The service itself cannot move the switch on.
+        backends.momento.refuse("BesideSetIf", "", 0, usize::MAX);
+        put_switch(&backends, "READY").await;
+        wait_for_the_table(&service).await;
+        backends.forget_calls();
+        let commits =
+            [0, 0].map(|skip| backends.dynamodb.hold("TransactWriteItems", MICHAEL, skip));
+        let (added, ()) = tokio::join!(service.add(ORG, MICHAEL, Role::Member, OLIVIA), async {
+            commits[0].reached().await;
+            if is_in_use_at_the_end {
+                put_switch(&backends, "ON").await;
+                wait_for_the_cache(&service).await;
+            }
+            drop(commits);
+        });
+        added.unwrap();
+        service.settle().await;
+        let membership = format!("m/{ORG}/{MICHAEL}");
+        let sets = backends.momento.seen("SetIf");
+        let sets = sets.iter().filter(|keys| keys.ends_with(&membership));
+        assert_eq!(sets.count(), 2, "a fence and a confirmation");
+    }
 }
 
 #[tokio::test]

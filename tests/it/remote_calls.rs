@@ -190,13 +190,20 @@ async fn writes_that_take_away_publish_nothing() {
         .add(ORG, MICHAEL, Role::Admin, OLIVIA)
         .await
         .unwrap();
-    let take_away = &["2 x SetIf", "1 x BatchGetItem", "1 x TransactWriteItems"];
+    // Looks at the user and the organization: the answer says they are there.
+    let demotion = &[
+        "1 x GetBatch",
+        "2 x SetIf",
+        "1 x BatchGetItem",
+        "1 x TransactWriteItems",
+    ];
     let write = service.change_role(ORG, MICHAEL, Role::Member, OLIVIA);
-    assert_calls(&backends, &service, write, take_away)
+    assert_calls(&backends, &service, write, demotion)
         .await
         .unwrap();
     let write = service.remove(ORG, MICHAEL, OLIVIA);
-    assert_calls(&backends, &service, write, take_away)
+    let removal = &["2 x SetIf", "1 x BatchGetItem", "1 x TransactWriteItems"];
+    assert_calls(&backends, &service, write, removal)
         .await
         .unwrap();
     let write = service.delete_user(MICHAEL);
@@ -210,13 +217,13 @@ async fn writes_that_take_away_publish_nothing() {
 async fn writes_that_change_nothing_confirm_before_they_reveal_what_is_there() {
     let (backends, service) = start().await;
     service.found_olivia_org_with_michael().await;
-    let no_op = &["2 x SetIf", "1 x BatchGetItem"];
+    let no_op = &["1 x GetBatch", "2 x SetIf", "1 x BatchGetItem"];
     let write = service.change_role(ORG, MICHAEL, Role::Member, OLIVIA);
     assert_calls(&backends, &service, write, no_op)
         .await
         .unwrap();
     let write = service.add(ORG, MICHAEL, Role::Member, OLIVIA);
-    let grant = &["1 x Get", "2 x SetIf", "1 x BatchGetItem"];
+    let grant = &["1 x Get", "1 x GetBatch", "2 x SetIf", "1 x BatchGetItem"];
     assert_calls(&backends, &service, write, grant)
         .await
         .unwrap_err();

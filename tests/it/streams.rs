@@ -127,6 +127,109 @@ async fn a_change_whose_writer_crashed_before_it_confirmed_becomes_visible() {
 }
 
 #[tokio::test]
+async fn a_change_is_passed_only_once_it_is_fenced() {
+    let backends = Backends::start().await;
+    let service = serving(&backends).await;
+    service.found_olivia_org().await;
+    service.settle().await;
+    let follower = backends.isolated(following()).await;
+    rename_and_wait(&backends, &service, "Before").await;
+    eventually("the new name is cached", async || {
+        service.get_user(OLIVIA).await.unwrap().1 == Source::Cache
+    })
+    .await;
+    // It can neither fence nor leave the cache.
+    follower.momento.refuse("SetIf", OLIVIA, 0, usize::MAX);
+    let (generation, always) = ("cache-generation", usize::MAX);
+    follower
+        .dynamodb
+        .refuse("BesidePutItem", generation, 0, always);
+    follower.momento.forget_calls();
+    let key = format!("USER#{OLIVIA}");
+    let table = backends.table();
+    table.set_text(&key, &key, "firstName", "After").await;
+    let read = |seen: &str| follower.dynamodb.seen(seen).len();
+    eventually("the fence is tried", async || {
+        !follower.momento.seen("SetIf").is_empty()
+    })
+    .await;
+    let beats = read("BesideGetRecords");
+    eventually("the fence is given up", async || {
+        read("BesideGetRecords") > beats + 3
+    })
+    .await;
+    follower.momento.behave();
+    follower.dynamodb.behave();
+    eventually("the new name is answered", async || {
+        service.get_user(OLIVIA).await.unwrap().0.first_name == "After"
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_late_publication_does_not_outlive_a_change_in_the_console() {
+    let backends = Backends::start().await;
+    let service = serving(&backends).await;
+    let writer = backends.isolated(not_following()).await;
+    let follower = backends.isolated(following()).await;
+    service.found_olivia_org_with_michael().await;
+    service.settle().await;
+    let publication = writer.momento.hold("SetIf", MICHAEL, 2);
+    let promoted = writer
+        .replica
+        .change_role(ORG, MICHAEL, Role::Admin, OLIVIA)
+        .await;
+    promoted.unwrap();
+    publication.reached().await;
+    follower.momento.forget_calls();
+    let (pk, sk) = (format!("ORGMEMBERS#{ORG}"), format!("MEMBER#{MICHAEL}"));
+    let table = backends.table();
+    table.set_text(&pk, &sk, "role", "Member").await;
+    // Also where only the writer's own fence is found.
+    eventually("the change is fenced", async || {
+        !follower.momento.seen("SetIf").is_empty()
+    })
+    .await;
+    publication.release();
+    writer.replica.settle().await;
+    eventually("the change is answered", async || {
+        service.role_of(ORG, MICHAEL).await == Some(Role::Member)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_reader_that_leased_before_a_change_in_the_console_fills_nothing_old() {
+    let backends = Backends::start().await;
+    let service = serving(&backends).await;
+    let reader = backends.isolated(not_following()).await;
+    service.found_olivia_org().await;
+    service.settle().await;
+    let follower = backends.isolated(following()).await;
+    rename_and_wait(&backends, &service, "Before").await;
+    backends.flush_cache().await;
+    let late = reader.dynamodb.hold_reply("GetItem", OLIVIA);
+    let read = async { reader.replica.get_user(OLIVIA).await.unwrap() };
+    let change = async {
+        late.reached().await;
+        follower.momento.forget_calls();
+        let (table, key) = (backends.table(), format!("USER#{OLIVIA}"));
+        table.set_text(&key, &key, "firstName", "After").await;
+        eventually("the lease is fenced", async || {
+            !follower.momento.seen("SetIf").is_empty()
+        })
+        .await;
+        late.release();
+    };
+    tokio::join!(read, change);
+    reader.replica.settle().await;
+    eventually("the new name is answered", async || {
+        service.get_user(OLIVIA).await.unwrap().0.first_name == "After"
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn what_the_service_wrote_itself_stays_cached() {
     let backends = Backends::start().await;
     let service = serving(&backends).await;
