@@ -174,6 +174,12 @@ async fn a_late_publication_does_not_outlive_a_change_in_the_console() {
     let follower = backends.isolated(following()).await;
     service.found_olivia_org_with_michael().await;
     service.settle().await;
+    // Of what happened so far, nothing is left to be fenced.
+    rename_and_wait(&backends, &service, "Later").await;
+    eventually("the membership is cached", async || {
+        service.check(ORG, MICHAEL).await.unwrap().source() == Source::Cache
+    })
+    .await;
     let publication = writer.momento.hold("SetIf", MICHAEL, 2);
     let promoted = writer
         .replica
