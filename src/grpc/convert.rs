@@ -17,8 +17,8 @@ use crate::{
     },
 };
 
-/// Most checks of one batch.
-const MAX_CHECKS: usize = 1000;
+/// Most checks, or names, of one batch.
+const MAX_BATCH: usize = 1000;
 
 pub(super) fn new_user(request: &pb::CreateUserRequest) -> Result<NewUser, Status> {
     Ok(NewUser {
@@ -89,20 +89,40 @@ pub(super) fn membership_names(
 }
 
 pub(super) fn checks(checks: &[pb::MembershipCheck]) -> Result<Vec<Check>, Status> {
-    if checks.is_empty() || checks.len() > MAX_CHECKS {
-        let why = format!("has {} checks; allowed are 1 to {MAX_CHECKS}", checks.len());
-        return Err(status::invalid_field("checks", why));
-    }
-    let checks = checks.iter().enumerate().map(|(at, one)| {
-        let path = format!("checks[{at}].");
+    batch("checks", checks, |path, one| {
         check(
-            &path,
+            &format!("{path}."),
             &one.organization_name,
             &one.username,
             one.minimum_role,
         )
-    });
-    checks.collect()
+    })
+}
+
+pub(super) fn usernames(names: &[String]) -> Result<Vec<Username>, Status> {
+    batch("usernames", names, |path, name| username(path, name))
+}
+
+pub(super) fn organization_names(names: &[String]) -> Result<Vec<OrganizationName>, Status> {
+    batch("organization_names", names, |path, name| {
+        organization_name(path, name)
+    })
+}
+
+/// Parses each of a repeated field that has one at least and a bounded number at
+/// most; `parse` gets its path.
+fn batch<W, T>(
+    field: &str,
+    all: &[W],
+    parse: impl Fn(&str, &W) -> Result<T, Status>,
+) -> Result<Vec<T>, Status> {
+    if all.is_empty() || all.len() > MAX_BATCH {
+        let why = format!("has {} entries; allowed are 1 to {MAX_BATCH}", all.len());
+        return Err(status::invalid_field(field, why));
+    }
+    let all = all.iter().enumerate();
+    all.map(|(at, one)| parse(&format!("{field}[{at}]"), one))
+        .collect()
 }
 
 /// Parses one check; `path` stands before its fields' names.

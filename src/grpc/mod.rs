@@ -77,6 +77,24 @@ impl account_service_server::AccountService for AccountService {
         }))
     }
 
+    async fn batch_get_users(
+        &self,
+        request: Request<pb::BatchGetUsersRequest>,
+    ) -> Reply<pb::BatchGetUsersResponse> {
+        let deadline = deadline::of(request.metadata());
+        let request = request.into_inner();
+        let names = convert::usernames(&request.usernames)?;
+        let freshness = convert::freshness(request.consistency);
+        let batch = deadline
+            .bound(self.accounts.get_users(names, freshness))
+            .await?;
+        Ok(Response::new(pb::BatchGetUsersResponse {
+            users: batch.found.iter().map(convert::user).collect(),
+            not_found: batch.not_found.iter().map(ToString::to_string).collect(),
+            source: convert::source(batch.source).into(),
+        }))
+    }
+
     async fn delete_user(
         &self,
         request: Request<pb::DeleteUserRequest>,
@@ -119,6 +137,24 @@ impl account_service_server::AccountService for AccountService {
         Ok(Response::new(pb::GetOrganizationResponse {
             organization: Some(convert::organization(&organization)),
             source: convert::source(source).into(),
+        }))
+    }
+
+    async fn batch_get_organizations(
+        &self,
+        request: Request<pb::BatchGetOrganizationsRequest>,
+    ) -> Reply<pb::BatchGetOrganizationsResponse> {
+        let deadline = deadline::of(request.metadata());
+        let request = request.into_inner();
+        let names = convert::organization_names(&request.organization_names)?;
+        let freshness = convert::freshness(request.consistency);
+        let batch = deadline
+            .bound(self.accounts.get_organizations(names, freshness))
+            .await?;
+        Ok(Response::new(pb::BatchGetOrganizationsResponse {
+            organizations: batch.found.iter().map(convert::organization).collect(),
+            not_found: batch.not_found.iter().map(ToString::to_string).collect(),
+            source: convert::source(batch.source).into(),
         }))
     }
 

@@ -2,6 +2,7 @@
 //! guards a write is read strongly and repeated as a condition of the write's
 //! transaction.
 
+mod batches;
 mod checks;
 mod memberships;
 mod organizations;
@@ -11,6 +12,7 @@ mod users;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+pub use batches::Batch;
 pub use checks::{Check, CheckResult};
 pub use memberships::{MemberToAdd, MemberToRemove, RoleToChange};
 pub use organizations::NewOrganization;

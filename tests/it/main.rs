@@ -10,6 +10,7 @@
 mod harness;
 
 mod backends;
+mod batches;
 mod binary;
 mod cache_faults;
 mod errors;

@@ -1,0 +1,76 @@
+//! Many records in one read: each looked up once, and answered in the order in
+//! which they were asked for.
+
+use std::collections::HashSet;
+
+use super::{Accounts, Error, Freshness, Source, store_failed};
+use crate::domain::{Key, Organization, OrganizationName, Record, User, Username};
+
+/// What became of many names.
+#[derive(Debug)]
+pub struct Batch<T, N> {
+    /// What there is.
+    pub found: Vec<T>,
+    /// The names of which there is nothing.
+    pub not_found: Vec<N>,
+    /// Where the answers came from.
+    pub source: Source,
+}
+
+impl Accounts {
+    /// Returns the users of these names.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn get_users(
+        &self,
+        names: Vec<Username>,
+        freshness: Freshness,
+    ) -> Result<Batch<User, Username>, Error> {
+        let into_user = Record::into_user;
+        self.get_batch(names, Key::User, into_user, freshness).await
+    }
+
+    /// Returns the organizations of these names.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn get_organizations(
+        &self,
+        names: Vec<OrganizationName>,
+        freshness: Freshness,
+    ) -> Result<Batch<Organization, OrganizationName>, Error> {
+        let into_organization = Record::into_organization;
+        self.get_batch(names, Key::Organization, into_organization, freshness)
+            .await
+    }
+
+    async fn get_batch<T, N: Clone>(
+        &self,
+        names: Vec<N>,
+        key: impl Fn(N) -> Key,
+        from_record: impl Fn(Record) -> Option<T>,
+        freshness: Freshness,
+    ) -> Result<Batch<T, N>, Error> {
+        let mut seen = HashSet::new();
+        let (names, keys): (Vec<_>, Vec<_>) = names
+            .into_iter()
+            .map(|name| (name.clone(), key(name)))
+            .filter(|(_, key)| seen.insert(key.clone()))
+            .unzip();
+        let answer = self.coherence.read(&keys, freshness).await;
+        let answer = answer.map_err(store_failed)?;
+        let mut batch = Batch {
+            found: Vec::new(),
+            not_found: Vec::new(),
+            source: answer.source,
+        };
+        for (name, record) in names.into_iter().zip(answer.records) {
+            match record.and_then(&from_record) {
+                Some(found) => batch.found.push(found),
+                None => batch.not_found.push(name),
+            }
+        }
+        Ok(batch)
+    }
+}
