@@ -5,12 +5,14 @@ use prost::Message as _;
 use uuid::Uuid;
 
 use crate::{
-    domain::{Key, Membership, Organization, PersonName, Record, Stamp, Timestamp, Uid, User},
+    domain::{
+        FreeText, Key, Labels, Membership, Organization, Record, Stamp, State, Timestamp, Uid, User,
+    },
     proto::cache_v1 as wire,
 };
 
-/// Version of the format.
-const SCHEMA: u32 = 1;
+/// Version of the format. A field that decides who is let in makes another one.
+const SCHEMA: u32 = 2;
 
 /// 16 bytes, 122 bits of them random, that make an entry unlike any other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,12 +126,18 @@ fn to_wire(record: &Record) -> wire::entry::Item {
             last_name: user.last_name.to_string(),
             uid: uid_to_wire(user.uid.as_ref()),
             stamp: Some(stamp_to_wire(&user.stamp)),
+            display_name: user.display_name.to_string(),
+            labels: labels_to_wire(&user.labels),
+            suspended: user.state == State::Suspended,
         }),
         Record::Organization(organization) => wire::entry::Item::Organization(wire::Organization {
             organization_name: organization.organization_name.to_string(),
             founding_user: organization.founding_user.clone(),
             uid: uid_to_wire(organization.uid.as_ref()),
             stamp: Some(stamp_to_wire(&organization.stamp)),
+            display_name: organization.display_name.to_string(),
+            labels: labels_to_wire(&organization.labels),
+            suspended: organization.state == State::Suspended,
         }),
         Record::Membership(membership) => wire::entry::Item::Membership(wire::Membership {
             organization_name: membership.organization_name.to_string(),
@@ -151,8 +159,11 @@ fn from_wire(item: wire::entry::Item, key: &Key) -> Option<Record> {
         {
             Some(Record::User(User {
                 username: username.clone(),
-                first_name: PersonName::from_stored(&user.first_name),
-                last_name: PersonName::from_stored(&user.last_name),
+                first_name: FreeText::from_stored(&user.first_name),
+                last_name: FreeText::from_stored(&user.last_name),
+                display_name: FreeText::from_stored(&user.display_name),
+                labels: labels_from_wire(&user.labels),
+                state: state_from_wire(user.suspended),
                 uid: Uid::from_text(&user.uid),
                 stamp: stamp_from_wire(user.stamp),
             }))
@@ -163,6 +174,9 @@ fn from_wire(item: wire::entry::Item, key: &Key) -> Option<Record> {
             Some(Record::Organization(Organization {
                 organization_name: name.clone(),
                 founding_user: organization.founding_user,
+                display_name: FreeText::from_stored(&organization.display_name),
+                labels: labels_from_wire(&organization.labels),
+                state: state_from_wire(organization.suspended),
                 uid: Uid::from_text(&organization.uid),
                 stamp: stamp_from_wire(organization.stamp),
             }))
@@ -187,6 +201,27 @@ fn from_wire(item: wire::entry::Item, key: &Key) -> Option<Record> {
 
 fn uid_to_wire(uid: Option<&Uid>) -> String {
     uid.map(|uid| uid.as_str().to_owned()).unwrap_or_default()
+}
+
+fn labels_to_wire(labels: &Labels) -> Vec<wire::Label> {
+    let labels = labels.iter().map(|(key, value)| wire::Label {
+        key: key.to_owned(),
+        value: value.to_owned(),
+    });
+    labels.collect()
+}
+
+fn labels_from_wire(labels: &[wire::Label]) -> Labels {
+    let labels = labels.iter();
+    Labels::from_stored(labels.map(|label| (label.key.as_str(), label.value.as_str())))
+}
+
+fn state_from_wire(is_suspended: bool) -> State {
+    if is_suspended {
+        State::Suspended
+    } else {
+        State::Active
+    }
 }
 
 fn stamp_to_wire(stamp: &Stamp) -> wire::Stamp {
@@ -215,8 +250,11 @@ mod tests {
     fn olivia() -> Record {
         Record::User(User {
             username: Username::parse_new("oliviaowner").unwrap(),
-            first_name: PersonName::parse("Olivia").unwrap(),
-            last_name: PersonName::parse("Smith").unwrap(),
+            first_name: FreeText::parse("Olivia").unwrap(),
+            last_name: FreeText::parse("Smith").unwrap(),
+            display_name: FreeText::parse("Olivia S.").unwrap(),
+            labels: Labels::parse([("a", "b")].into_iter()).unwrap(),
+            state: State::Suspended,
             uid: Uid::from_text("u-1"),
             stamp: Stamp::created(Timestamp(5)),
         })
@@ -285,7 +323,7 @@ mod tests {
     }
 
     /// Replicas of different versions share a cache: this entry must stay
-    /// readable for as long as `SCHEMA` is 1.
+    /// readable for as long as `SCHEMA` is 2.
     #[test]
     fn the_stored_format_is_frozen() {
         let entry = Entry {
@@ -295,9 +333,9 @@ mod tests {
                 read_time: Timestamp(7),
             },
         };
-        let frozen = b"\x08\x01\x10\x01\x1a\x10\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\
-            \x07\x07\x07\x07\x07\"\x01k(\x072)\n\x0boliviaowner\x12\x06Olivia\x1a\x05Smith\
-            \"\x03u-1*\x06\x08\x01\x10\x05\x18\x05";
+        let frozen = b"\x08\x02\x10\x01\x1a\x10\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\
+            \x07\x07\x07\x07\x07\"\x01k(\x072>\n\x0boliviaowner\x12\x06Olivia\x1a\x05Smith\
+            \"\x03u-1*\x06\x08\x01\x10\x05\x18\x052\tOlivia S.:\x06\n\x01a\x12\x01b@\x01";
         assert_eq!(entry.encode("k"), frozen);
         assert_eq!(Entry::decode(frozen, "k", &olivia().key()), Some(entry));
     }

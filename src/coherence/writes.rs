@@ -77,6 +77,17 @@ pub enum Verdict<T, R> {
     Deny(R),
 }
 
+impl<T, R> Verdict<T, R> {
+    /// Refuses for what the change touches, and nothing else.
+    pub fn refuse(refusal: R) -> Self {
+        Self::Refuse {
+            refusal,
+            reveals: Vec::new(),
+            upholds: Vec::new(),
+        }
+    }
+}
+
 /// What to commit.
 #[derive(Debug)]
 pub struct Plan<T> {

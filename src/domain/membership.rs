@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{OrganizationName, Stamp, Uid, Username};
+use super::{OrganizationName, Stamp, State, Uid, Username};
 
 /// What a member may do. Ordered: a greater role includes the smaller ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -71,4 +71,21 @@ pub struct Membership {
     pub member_uid: Option<Uid>,
     /// Version and times.
     pub stamp: Stamp,
+}
+
+/// A membership, and whether it counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// The membership.
+    pub membership: Membership,
+    /// Suspended while the user or the organization is.
+    pub state: State,
+}
+
+impl Standing {
+    /// The membership, if it counts.
+    #[must_use]
+    pub fn into_effective(self) -> Option<Membership> {
+        (self.state == State::Active).then_some(self.membership)
+    }
 }

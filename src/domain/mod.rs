@@ -1,19 +1,23 @@
 //! The account model: names, users, organizations, memberships, and who may do
 //! what. Depends on the standard library only.
 
+mod labels;
 mod membership;
 mod names;
 mod organization;
 mod record;
 mod rules;
+mod state;
 mod user;
 
-pub use membership::{Membership, Role, UnknownRole};
+pub use labels::{LABEL_KEY_MAX_LEN, LabelError, Labels, MAX_LABELS};
+pub use membership::{Membership, Role, Standing, UnknownRole};
 pub use names::{
-    EXISTING_NAME_MAX_LEN, NEW_NAME_MAX_LEN, NameError, OrganizationName, PERSON_NAME_MAX_BYTES,
-    PersonName, Username,
+    EXISTING_NAME_MAX_LEN, FREE_TEXT_MAX_BYTES, FreeText, NEW_NAME_MAX_LEN, NameError,
+    OrganizationName, Username,
 };
 pub use organization::Organization;
-pub use record::{Key, Record, Stamp, Timestamp, Uid};
-pub use rules::{effective_membership, may_add, may_change_role, may_remove};
+pub use record::{Etag, Key, Record, Stamp, Timestamp, Uid};
+pub use rules::{effective_membership, may_add, may_change_role, may_remove, standing_membership};
+pub use state::{State, UnknownState};
 pub use user::User;

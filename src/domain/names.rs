@@ -7,8 +7,8 @@ use std::{fmt, sync::Arc};
 pub const NEW_NAME_MAX_LEN: usize = 64;
 /// Most characters of a name that refers to something.
 pub const EXISTING_NAME_MAX_LEN: usize = 128;
-/// Most bytes of a given or family name.
-pub const PERSON_NAME_MAX_BYTES: usize = 256;
+/// Most bytes of a free text.
+pub const FREE_TEXT_MAX_BYTES: usize = 256;
 
 /// Why a name was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,7 +134,7 @@ fn parse_existing(name: &str) -> Result<Arc<str>, NameError> {
     Ok(name.into())
 }
 
-fn check_characters(
+pub(super) fn check_characters(
     name: &str,
     max: usize,
     allowed: &'static str,
@@ -152,29 +152,22 @@ fn check_characters(
     Ok(())
 }
 
-/// A given or family name: free text of at most [`PERSON_NAME_MAX_BYTES`] bytes,
-/// without control characters. May be empty.
+/// A given, family or display name: text of at most [`FREE_TEXT_MAX_BYTES`]
+/// bytes, without control characters. May be empty.
 #[derive(Clone, PartialEq, Eq, Default)]
-pub struct PersonName(Arc<str>);
+pub struct FreeText(Arc<str>);
 
-impl PersonName {
+impl FreeText {
     /// Accepts free text.
     ///
     /// # Errors
     /// The text is too long or has a control character.
     pub fn parse(text: &str) -> Result<Self, NameError> {
         const ALLOWED: &str = "characters that are not control characters";
-        if let Some((at, found)) = text.char_indices().find(|(_, found)| found.is_control()) {
-            return Err(NameError::Character {
-                found,
-                at,
-                allowed: ALLOWED,
-            });
-        }
-        if text.len() > PERSON_NAME_MAX_BYTES {
-            return Err(NameError::TooLong {
-                max: PERSON_NAME_MAX_BYTES,
-            });
+        if !text.is_empty() {
+            check_characters(text, FREE_TEXT_MAX_BYTES, ALLOWED, |found| {
+                !found.is_control()
+            })?;
         }
         Ok(Self(text.into()))
     }
@@ -208,7 +201,7 @@ macro_rules! shown_as_text {
     )*};
 }
 
-shown_as_text!(Username, OrganizationName, PersonName);
+shown_as_text!(Username, OrganizationName, FreeText);
 
 #[cfg(test)]
 mod tests {
@@ -276,10 +269,10 @@ mod tests {
     }
 
     #[test]
-    fn person_names_are_free_text_without_control_characters() {
-        assert!(PersonName::parse("").is_ok());
-        assert!(PersonName::parse("Łucja 日本 #/").is_ok());
-        assert!(PersonName::parse("a\u{7}").is_err());
-        assert!(PersonName::parse(&"x".repeat(257)).is_err());
+    fn free_text_has_no_control_characters() {
+        assert!(FreeText::parse("").is_ok());
+        assert!(FreeText::parse("Łucja 日本 #/").is_ok());
+        assert!(FreeText::parse("a\u{7}").is_err());
+        assert!(FreeText::parse(&"x".repeat(257)).is_err());
     }
 }

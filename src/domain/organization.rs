@@ -1,6 +1,6 @@
 //! Organizations.
 
-use super::{OrganizationName, Stamp, Uid};
+use super::{FreeText, Labels, OrganizationName, Stamp, State, Uid};
 
 /// A group of users, each with a role in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -9,6 +9,12 @@ pub struct Organization {
     pub organization_name: OrganizationName,
     /// The founder's name as it was recorded; history, not a reference.
     pub founding_user: String,
+    /// Name to show.
+    pub display_name: FreeText,
+    /// What callers attached.
+    pub labels: Labels,
+    /// Whether the organization's memberships count.
+    pub state: State,
     /// This incarnation of the name; `None` if the table does not say.
     pub uid: Option<Uid>,
     /// Version and times.

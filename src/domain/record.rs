@@ -64,6 +64,15 @@ impl Stamp {
         }
     }
 
+    /// Names this version among all that the record's name ever had: one that is
+    /// deleted and created again begins anew with its versions.
+    #[must_use]
+    pub fn etag(&self) -> Etag {
+        let millis = |time: Option<Timestamp>| time.map_or(0, |Timestamp(millis)| millis);
+        let (created, updated) = (millis(self.create_time), millis(self.update_time));
+        Etag(format!("{:x}-{created:x}-{updated:x}", self.version))
+    }
+
     /// The stamp of the same record after a change at `now`.
     #[must_use]
     pub fn changed(self, now: Timestamp) -> Self {
@@ -72,6 +81,26 @@ impl Stamp {
             update_time: Some(now),
             ..self
         }
+    }
+}
+
+/// Names one version of a record. Opaque to callers: two are compared, nothing
+/// else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Etag(String);
+
+impl Etag {
+    /// Wraps what a caller sent. `None` for the empty text, which stands for
+    /// "any version".
+    #[must_use]
+    pub fn from_text(text: &str) -> Option<Self> {
+        (!text.is_empty()).then(|| Self(text.to_owned()))
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 }
 

@@ -1,6 +1,6 @@
 //! Who may do what, and when a membership counts.
 
-use super::{Membership, Organization, Role, User};
+use super::{Membership, Organization, Role, Standing, User};
 
 /// Whether somebody with the role `acting` may add a member with the role
 /// `granted`.
@@ -34,18 +34,32 @@ pub fn may_remove(acting: Role, target: Role) -> bool {
     }
 }
 
-/// The membership, if it counts: the user and the organization exist and are the
-/// very incarnations that the membership was made for.
+/// The membership, if there is one: the user and the organization exist and are
+/// the very incarnations that the membership was made for.
+#[must_use]
+pub fn standing_membership(
+    user: Option<&User>,
+    organization: Option<&Organization>,
+    membership: Option<Membership>,
+) -> Option<Standing> {
+    let (user, organization) = (user?, organization?);
+    let membership = membership.filter(|membership| {
+        membership.member_uid == user.uid && membership.organization_uid == organization.uid
+    })?;
+    Some(Standing {
+        membership,
+        state: user.state.and(organization.state),
+    })
+}
+
+/// The membership, if it counts.
 #[must_use]
 pub fn effective_membership(
     user: Option<&User>,
     organization: Option<&Organization>,
     membership: Option<Membership>,
 ) -> Option<Membership> {
-    let (user, organization) = (user?, organization?);
-    membership.filter(|membership| {
-        membership.member_uid == user.uid && membership.organization_uid == organization.uid
-    })
+    standing_membership(user, organization, membership)?.into_effective()
 }
 
 #[cfg(test)]

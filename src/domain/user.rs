@@ -1,6 +1,6 @@
 //! Users.
 
-use super::{PersonName, Stamp, Uid, Username};
+use super::{FreeText, Labels, Stamp, State, Uid, Username};
 
 /// A person (or robot) that can belong to organizations.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -8,9 +8,15 @@ pub struct User {
     /// The unique name.
     pub username: Username,
     /// Given name.
-    pub first_name: PersonName,
+    pub first_name: FreeText,
     /// Family name.
-    pub last_name: PersonName,
+    pub last_name: FreeText,
+    /// Name to show.
+    pub display_name: FreeText,
+    /// What callers attached.
+    pub labels: Labels,
+    /// Whether the user's memberships count.
+    pub state: State,
     /// This incarnation of the name; `None` if the table does not say.
     pub uid: Option<Uid>,
     /// Version and times.

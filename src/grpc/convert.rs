@@ -1,19 +1,22 @@
 //! Messages to domain types and back. Every request is parsed here, once; a
 //! field that breaks its bounds is named by its path.
 
-use prost_types::Timestamp as WireTimestamp;
+use std::collections::HashMap;
+
+use prost_types::{FieldMask, Timestamp as WireTimestamp};
 use tonic::Status;
 
 use super::status;
 use crate::{
     domain::{
-        Membership, NameError, Organization, OrganizationName, PersonName, Role, Stamp, Timestamp,
-        Uid, User, Username,
+        Etag, FreeText, Labels, NameError, Organization, OrganizationName, Role, Stamp, Standing,
+        State, Timestamp, Uid, User, Username,
     },
-    proto::account_v1::{self as pb, read_consistency::Requirement},
+    proto::account_v1::{self as pb, read_consistency::Requirement, update_organization_request},
     service::{
-        Check, CheckResult, Freshness, MemberToAdd, MemberToRemove, NewOrganization, NewUser,
-        RoleToChange, Source,
+        Actor, Check, CheckResult, Freshness, MemberToAdd, MemberToRemove, NewOrganization,
+        NewUser, OrganizationEdit, OrganizationToEdit, RoleToChange, Source, UserEdit,
+        UserToDelete, UserToEdit,
     },
 };
 
@@ -23,9 +26,157 @@ const MAX_BATCH: usize = 1000;
 pub(super) fn new_user(request: &pb::CreateUserRequest) -> Result<NewUser, Status> {
     Ok(NewUser {
         username: named("username", Username::parse_new(&request.username))?,
-        first_name: named("first_name", PersonName::parse(&request.first_name))?,
-        last_name: named("last_name", PersonName::parse(&request.last_name))?,
+        first_name: named("first_name", FreeText::parse(&request.first_name))?,
+        last_name: named("last_name", FreeText::parse(&request.last_name))?,
+        display_name: named("display_name", FreeText::parse(&request.display_name))?,
+        labels: labels("labels", &request.labels)?,
     })
+}
+
+pub(super) fn user_to_update(request: &pb::UpdateUserRequest) -> Result<UserToEdit, Status> {
+    const FIELDS: [&str; 4] = ["first_name", "last_name", "display_name", "labels"];
+    let no_user = || status::invalid_field("user", "must be set".to_owned());
+    let user = request.user.as_ref().ok_or_else(no_user)?;
+    let is_given = [
+        !user.first_name.is_empty(),
+        !user.last_name.is_empty(),
+        !user.display_name.is_empty(),
+        !user.labels.is_empty(),
+    ];
+    let [first_name, last_name, display_name, has_labels] =
+        masked(request.update_mask.as_ref(), FIELDS, is_given)?;
+    let text = |is_wanted: bool, field: &str, text: &str| {
+        let parsed = is_wanted.then(|| named_under("user.", field, FreeText::parse(text)));
+        parsed.transpose()
+    };
+    Ok(UserToEdit {
+        username: named_under(
+            "user.",
+            "username",
+            Username::parse_existing(&user.username),
+        )?,
+        etag: Etag::from_text(&user.etag),
+        edit: UserEdit::Profile {
+            first_name: text(first_name, "first_name", &user.first_name)?,
+            last_name: text(last_name, "last_name", &user.last_name)?,
+            display_name: text(display_name, "display_name", &user.display_name)?,
+            labels: has_labels
+                .then(|| labels("user.labels", &user.labels))
+                .transpose()?,
+        },
+    })
+}
+
+/// A user to suspend or to resume.
+pub(super) fn user_in_state(name: &str, etag: &str, state: State) -> Result<UserToEdit, Status> {
+    Ok(UserToEdit {
+        username: username("username", name)?,
+        etag: Etag::from_text(etag),
+        edit: UserEdit::State(state),
+    })
+}
+
+pub(super) fn user_to_delete(request: &pb::DeleteUserRequest) -> Result<UserToDelete, Status> {
+    Ok(UserToDelete {
+        username: username("username", &request.username)?,
+        etag: Etag::from_text(&request.etag),
+    })
+}
+
+pub(super) fn organization_to_update(
+    request: &pb::UpdateOrganizationRequest,
+) -> Result<OrganizationToEdit, Status> {
+    const FIELDS: [&str; 2] = ["display_name", "labels"];
+    let missing = |field| status::invalid_field(field, "must be set".to_owned());
+    let organization = request.organization.as_ref();
+    let organization = organization.ok_or_else(|| missing("organization"))?;
+    let is_given = [
+        !organization.display_name.is_empty(),
+        !organization.labels.is_empty(),
+    ];
+    let [display_name, has_labels] = masked(request.update_mask.as_ref(), FIELDS, is_given)?;
+    let actor = match &request.actor {
+        Some(update_organization_request::Actor::ActingUser(user)) => {
+            Actor::User(username("acting_user", user)?)
+        }
+        Some(update_organization_request::Actor::AsPlatform(true)) => Actor::Platform,
+        _ => return Err(missing("actor")),
+    };
+    let path = "organization.";
+    let name = OrganizationName::parse_existing(&organization.organization_name);
+    Ok(OrganizationToEdit {
+        organization_name: named_under(path, "organization_name", name)?,
+        actor,
+        etag: Etag::from_text(&organization.etag),
+        edit: OrganizationEdit::Profile {
+            display_name: display_name
+                .then(|| {
+                    let text = FreeText::parse(&organization.display_name);
+                    named_under(path, "display_name", text)
+                })
+                .transpose()?,
+            labels: has_labels
+                .then(|| labels("organization.labels", &organization.labels))
+                .transpose()?,
+        },
+    })
+}
+
+/// An organization to suspend or to resume.
+pub(super) fn organization_in_state(
+    name: &str,
+    etag: &str,
+    state: State,
+) -> Result<OrganizationToEdit, Status> {
+    Ok(OrganizationToEdit {
+        organization_name: organization_name("organization_name", name)?,
+        actor: Actor::Platform,
+        etag: Etag::from_text(etag),
+        edit: OrganizationEdit::State(state),
+    })
+}
+
+/// Which of the fields to change: those in the mask or, without one, those that
+/// are given.
+fn masked<const N: usize>(
+    mask: Option<&FieldMask>,
+    fields: [&str; N],
+    is_given: [bool; N],
+) -> Result<[bool; N], Status> {
+    let paths = mask.map_or(&[][..], |mask| &mask.paths);
+    if paths.is_empty() {
+        return Ok(is_given);
+    }
+    let is_known = |path: &str| path == "*" || fields.contains(&path);
+    if let Some(at) = paths.iter().position(|path| !is_known(path)) {
+        let why = format!("{:?} is none of *, {}", paths[at], fields.join(", "));
+        return Err(status::invalid_field(
+            format!("update_mask.paths[{at}]"),
+            why,
+        ));
+    }
+    Ok(fields.map(|field| paths.iter().any(|path| path == "*" || path == field)))
+}
+
+fn labels(field: &str, labels: &HashMap<String, String>) -> Result<Labels, Status> {
+    let labels = labels.iter();
+    Labels::parse(labels.map(|(key, value)| (key.as_str(), value.as_str())))
+        .map_err(|error| status::invalid_field(field, error.to_string()))
+}
+
+fn wire_labels(labels: &Labels) -> HashMap<String, String> {
+    let labels = labels.iter();
+    labels
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
+}
+
+fn wire_state(state: State) -> i32 {
+    match state {
+        State::Active => pb::State::Active,
+        State::Suspended => pb::State::Suspended,
+    }
+    .into()
 }
 
 pub(super) fn new_organization(
@@ -37,6 +188,8 @@ pub(super) fn new_organization(
             OrganizationName::parse_new(&request.organization_name),
         )?,
         founding_user: username("founding_user", &request.founding_user)?,
+        display_name: named("display_name", FreeText::parse(&request.display_name))?,
+        labels: labels("labels", &request.labels)?,
     })
 }
 
@@ -63,6 +216,7 @@ pub(super) fn role_to_change(
         member_username,
         role: required_role("role", request.role)?,
         acting_user: username("acting_user", &request.acting_user)?,
+        etag: Etag::from_text(&request.etag),
     })
 }
 
@@ -75,6 +229,7 @@ pub(super) fn member_to_remove(
         organization_name,
         member_username,
         acting_user: username("acting_user", &request.acting_user)?,
+        etag: Etag::from_text(&request.etag),
     })
 }
 
@@ -190,6 +345,10 @@ pub(super) fn user(user: &User) -> pb::User {
         first_name: user.first_name.to_string(),
         last_name: user.last_name.to_string(),
         uid: uid(user.uid.as_ref()),
+        display_name: user.display_name.to_string(),
+        labels: wire_labels(&user.labels),
+        state: wire_state(user.state),
+        etag: user.stamp.etag().as_str().to_owned(),
         create_time,
         update_time,
     }
@@ -201,18 +360,25 @@ pub(super) fn organization(organization: &Organization) -> pb::Organization {
         organization_name: organization.organization_name.to_string(),
         founding_user: organization.founding_user.clone(),
         uid: uid(organization.uid.as_ref()),
+        display_name: organization.display_name.to_string(),
+        labels: wire_labels(&organization.labels),
+        state: wire_state(organization.state),
+        etag: organization.stamp.etag().as_str().to_owned(),
         create_time,
         update_time,
     }
 }
 
-pub(super) fn membership(membership: &Membership) -> pb::Membership {
+pub(super) fn membership(standing: &Standing) -> pb::Membership {
+    let Standing { membership, state } = standing;
     let (create_time, update_time) = times(&membership.stamp);
     pb::Membership {
         organization_name: membership.organization_name.to_string(),
         member_username: membership.member_username.to_string(),
         role: wire_role(Some(membership.role)),
         adding_user: membership.adding_user.clone().unwrap_or_default(),
+        state: wire_state(*state),
+        etag: membership.stamp.etag().as_str().to_owned(),
         create_time,
         update_time,
     }

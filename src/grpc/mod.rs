@@ -13,6 +13,7 @@ pub use precise::precise_status;
 pub use status::{DOMAIN, Reason};
 
 use crate::{
+    domain::State,
     proto::account_v1::{
         self as pb,
         account_service_server::{self, AccountServiceServer},
@@ -95,14 +96,58 @@ impl account_service_server::AccountService for AccountService {
         }))
     }
 
+    async fn update_user(
+        &self,
+        request: Request<pb::UpdateUserRequest>,
+    ) -> Reply<pb::UpdateUserResponse> {
+        let deadline = deadline::of(request.metadata());
+        let user = convert::user_to_update(&request.into_inner())?;
+        let user = deadline
+            .bound(self.accounts.edit_user(user, deadline.instant()))
+            .await?;
+        Ok(Response::new(pb::UpdateUserResponse {
+            user: Some(convert::user(&user)),
+        }))
+    }
+
+    async fn suspend_user(
+        &self,
+        request: Request<pb::SuspendUserRequest>,
+    ) -> Reply<pb::SuspendUserResponse> {
+        let deadline = deadline::of(request.metadata());
+        let request = request.into_inner();
+        let user = convert::user_in_state(&request.username, &request.etag, State::Suspended)?;
+        let user = deadline
+            .bound(self.accounts.edit_user(user, deadline.instant()))
+            .await?;
+        Ok(Response::new(pb::SuspendUserResponse {
+            user: Some(convert::user(&user)),
+        }))
+    }
+
+    async fn resume_user(
+        &self,
+        request: Request<pb::ResumeUserRequest>,
+    ) -> Reply<pb::ResumeUserResponse> {
+        let deadline = deadline::of(request.metadata());
+        let request = request.into_inner();
+        let user = convert::user_in_state(&request.username, &request.etag, State::Active)?;
+        let user = deadline
+            .bound(self.accounts.edit_user(user, deadline.instant()))
+            .await?;
+        Ok(Response::new(pb::ResumeUserResponse {
+            user: Some(convert::user(&user)),
+        }))
+    }
+
     async fn delete_user(
         &self,
         request: Request<pb::DeleteUserRequest>,
     ) -> Reply<pb::DeleteUserResponse> {
         let deadline = deadline::of(request.metadata());
-        let username = convert::username("username", &request.into_inner().username)?;
+        let user = convert::user_to_delete(&request.into_inner())?;
         let user = deadline
-            .bound(self.accounts.delete_user(username, deadline.instant()))
+            .bound(self.accounts.delete_user(user, deadline.instant()))
             .await?;
         Ok(Response::new(pb::DeleteUserResponse {
             user: Some(convert::user(&user)),
@@ -155,6 +200,67 @@ impl account_service_server::AccountService for AccountService {
             organizations: batch.found.iter().map(convert::organization).collect(),
             not_found: batch.not_found.iter().map(ToString::to_string).collect(),
             source: convert::source(batch.source).into(),
+        }))
+    }
+
+    async fn update_organization(
+        &self,
+        request: Request<pb::UpdateOrganizationRequest>,
+    ) -> Reply<pb::UpdateOrganizationResponse> {
+        let deadline = deadline::of(request.metadata());
+        let organization = convert::organization_to_update(&request.into_inner())?;
+        let organization = deadline
+            .bound(
+                self.accounts
+                    .edit_organization(organization, deadline.instant()),
+            )
+            .await?;
+        Ok(Response::new(pb::UpdateOrganizationResponse {
+            organization: Some(convert::organization(&organization)),
+        }))
+    }
+
+    async fn suspend_organization(
+        &self,
+        request: Request<pb::SuspendOrganizationRequest>,
+    ) -> Reply<pb::SuspendOrganizationResponse> {
+        let deadline = deadline::of(request.metadata());
+        let request = request.into_inner();
+        let organization = convert::organization_in_state(
+            &request.organization_name,
+            &request.etag,
+            State::Suspended,
+        )?;
+        let organization = deadline
+            .bound(
+                self.accounts
+                    .edit_organization(organization, deadline.instant()),
+            )
+            .await?;
+        Ok(Response::new(pb::SuspendOrganizationResponse {
+            organization: Some(convert::organization(&organization)),
+        }))
+    }
+
+    async fn resume_organization(
+        &self,
+        request: Request<pb::ResumeOrganizationRequest>,
+    ) -> Reply<pb::ResumeOrganizationResponse> {
+        let deadline = deadline::of(request.metadata());
+        let request = request.into_inner();
+        let organization = convert::organization_in_state(
+            &request.organization_name,
+            &request.etag,
+            State::Active,
+        )?;
+        let organization = deadline
+            .bound(
+                self.accounts
+                    .edit_organization(organization, deadline.instant()),
+            )
+            .await?;
+        Ok(Response::new(pb::ResumeOrganizationResponse {
+            organization: Some(convert::organization(&organization)),
         }))
     }
 

@@ -65,6 +65,8 @@ reasons! {
     NotPermitted = "NOT_PERMITTED",
     /// The organization would be left without an Owner.
     LastOwner = "LAST_OWNER",
+    /// Nothing was changed: the resource is of another version.
+    EtagMismatch = "ETAG_MISMATCH",
     /// Nothing was changed: stale answers could not have been ruled out.
     CacheUnavailable = "CACHE_UNAVAILABLE",
     /// Applied, but cached answers may be older for a while.
@@ -201,6 +203,11 @@ fn refused(refusal: Refusal) -> Status {
             Code::PermissionDenied,
             Reason::NotPermitted,
             "the acting user may not do this in this organization, or there is no such organization",
+        ),
+        Refusal::EtagMismatch => plain(
+            Code::Aborted,
+            Reason::EtagMismatch,
+            "the resource is of another version than the etag names; read it again",
         ),
         Refusal::LastOwner(organization) => {
             let mut details = info(

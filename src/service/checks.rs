@@ -4,10 +4,10 @@
 use std::collections::HashMap;
 
 use super::{
-    Accounts, Error, Freshness, Source, memberships::effective, snapshot::keys_of_member,
+    Accounts, Error, Freshness, Source, memberships::standing, snapshot::keys_of_member,
     store_failed,
 };
-use crate::domain::{Key, OrganizationName, Role, Username};
+use crate::domain::{Key, OrganizationName, Record, Role, Username};
 
 /// One question.
 #[derive(Debug, Clone)]
@@ -49,7 +49,7 @@ impl Accounts {
         let keys = keys_of_member(&check.organization_name, &check.username);
         let answer = self.coherence.read(&keys, freshness).await;
         let answer = answer.map_err(store_failed)?;
-        let role = effective(answer.records).map(|membership| membership.role);
+        let role = role_of(answer.records);
         Ok((CheckResult::new(role, check.minimum_role), answer.source))
     }
 
@@ -79,9 +79,15 @@ impl Accounts {
                 let position = positions.get(&key)?;
                 answer.records.get(*position)?.clone()
             });
-            let role = effective(records.into()).map(|membership| membership.role);
+            let role = role_of(records.into());
             CheckResult::new(role, check.minimum_role)
         });
         Ok((results.collect(), answer.source))
     }
+}
+
+/// The role with which a member counts, from the records of [`keys_of_member`].
+fn role_of(records: Vec<Option<Record>>) -> Option<Role> {
+    let membership = standing(records)?.into_effective()?;
+    Some(membership.role)
 }

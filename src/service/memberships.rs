@@ -4,15 +4,15 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::{
-    Accounts, Error, Freshness, Refusal, Source,
+    Accounts, Error, Freshness, Refusal, Source, is_version,
     snapshot::{Snapshot, keys_of_member, transaction},
     store_failed,
 };
 use crate::{
     coherence::{Change, Plan, Verdict},
     domain::{
-        Key, Membership, OrganizationName, Record, Role, Stamp, Timestamp, Username,
-        effective_membership, may_add, may_change_role, may_remove,
+        Etag, Key, Membership, OrganizationName, Record, Role, Stamp, Standing, Timestamp,
+        Username, may_add, may_change_role, may_remove, standing_membership,
     },
     store::{self, Step, StrongReads},
 };
@@ -44,6 +44,8 @@ pub struct RoleToChange {
     pub role: Role,
     /// On whose behalf.
     pub acting_user: Username,
+    /// The version to change; any, if `None`.
+    pub etag: Option<Etag>,
 }
 
 /// A member to remove.
@@ -55,10 +57,12 @@ pub struct MemberToRemove {
     pub member_username: Username,
     /// On whose behalf; the member to leave.
     pub acting_user: Username,
+    /// The version to remove; any, if `None`.
+    pub etag: Option<Etag>,
 }
 
 impl Accounts {
-    /// Returns a membership that counts.
+    /// Returns a membership, also if it does not count for now.
     ///
     /// # Errors
     /// [`Refusal::MembershipNotFound`].
@@ -67,12 +71,12 @@ impl Accounts {
         organization: OrganizationName,
         username: Username,
         freshness: Freshness,
-    ) -> Result<(Membership, Source), Error> {
+    ) -> Result<(Standing, Source), Error> {
         let keys = keys_of_member(&organization, &username);
         let answer = self.coherence.read(&keys, freshness).await;
         let answer = answer.map_err(store_failed)?;
-        effective(answer.records)
-            .map(|membership| (membership, answer.source))
+        standing(answer.records)
+            .map(|standing| (standing, answer.source))
             .ok_or(Error::Refused(Refusal::MembershipNotFound(
                 organization,
                 username,
@@ -88,7 +92,7 @@ impl Accounts {
         &self,
         member: MemberToAdd,
         deadline: Instant,
-    ) -> Result<Membership, Error> {
+    ) -> Result<Standing, Error> {
         let change = AddMember {
             member,
             now: Timestamp::now(),
@@ -105,7 +109,7 @@ impl Accounts {
         &self,
         role: RoleToChange,
         deadline: Instant,
-    ) -> Result<Membership, Error> {
+    ) -> Result<Standing, Error> {
         let change = ChangeRole {
             role,
             now: Timestamp::now(),
@@ -122,18 +126,18 @@ impl Accounts {
         &self,
         member: MemberToRemove,
         deadline: Instant,
-    ) -> Result<Membership, Error> {
+    ) -> Result<Standing, Error> {
         self.apply(RemoveMember(member), deadline).await
     }
 }
 
-/// The membership among the records of [`keys_of_member`], if it counts.
-pub(super) fn effective(records: Vec<Option<Record>>) -> Option<Membership> {
+/// The membership among the records of [`keys_of_member`], if there is one.
+pub(super) fn standing(records: Vec<Option<Record>>) -> Option<Standing> {
     let mut records = records.into_iter();
     let user = records.next().flatten().and_then(Record::into_user);
     let organization = records.next().flatten().and_then(Record::into_organization);
     let membership = records.next().flatten().and_then(Record::into_membership);
-    effective_membership(user.as_ref(), organization.as_ref(), membership)
+    standing_membership(user.as_ref(), organization.as_ref(), membership)
 }
 
 async fn read_actor_and_target(
@@ -195,7 +199,7 @@ struct AddMember {
 
 #[async_trait]
 impl Change for AddMember {
-    type Output = Membership;
+    type Output = Standing;
     type Refusal = Refusal;
 
     fn touches(&self) -> Vec<Key> {
@@ -214,7 +218,7 @@ impl Change for AddMember {
     async fn decide(
         &self,
         table: &dyn StrongReads,
-    ) -> Result<Verdict<Membership, Refusal>, store::Error> {
+    ) -> Result<Verdict<Standing, Refusal>, store::Error> {
         let MemberToAdd {
             organization_name,
             member_username,
@@ -267,7 +271,10 @@ impl Change for AddMember {
             steps: transaction(vec![put], conditions),
             publish: vec![record],
             upholds: found.around(organization_name, member_username),
-            output: membership,
+            output: Standing {
+                membership,
+                state: user.state.and(organization.state),
+            },
         }))
     }
 }
@@ -279,7 +286,7 @@ struct ChangeRole {
 
 #[async_trait]
 impl Change for ChangeRole {
-    type Output = Membership;
+    type Output = Standing;
     type Refusal = Refusal;
 
     fn touches(&self) -> Vec<Key> {
@@ -298,12 +305,13 @@ impl Change for ChangeRole {
     async fn decide(
         &self,
         table: &dyn StrongReads,
-    ) -> Result<Verdict<Membership, Refusal>, store::Error> {
+    ) -> Result<Verdict<Standing, Refusal>, store::Error> {
         let RoleToChange {
             organization_name,
             member_username,
             role,
             acting_user,
+            etag,
         } = &self.role;
         let found =
             read_actor_and_target(table, organization_name, acting_user, member_username).await?;
@@ -314,15 +322,22 @@ impl Change for ChangeRole {
         let Some(target) = found.member(organization_name, member_username) else {
             return Ok(not_a_member(organization_name, member_username));
         };
-        if !may_change_role(actor, target.role, *role) {
+        if !may_change_role(actor, target.membership.role, *role) {
             return Ok(Verdict::Deny(Refusal::NotPermitted));
         }
-        if target.role == *role {
+        if !is_version(etag.as_ref(), &target.membership.stamp) {
+            return Ok(Verdict::refuse(Refusal::EtagMismatch));
+        }
+        if target.membership.role == *role {
             return Ok(Verdict::Keep {
                 output: target,
                 upholds: found.around(organization_name, member_username),
             });
         }
+        let Standing {
+            membership: target,
+            state,
+        } = target;
         let mut conditions = found.still_counts(organization_name, acting_user);
         conditions.extend(found.still_counts(organization_name, member_username));
         // Where an Owner acts on another, the acting one remains.
@@ -347,7 +362,7 @@ impl Change for ChangeRole {
             steps: transaction(vec![put], conditions),
             publish: if is_grant { vec![record] } else { Vec::new() },
             upholds: found.around(organization_name, member_username),
-            output: membership,
+            output: Standing { membership, state },
         }))
     }
 }
@@ -356,7 +371,7 @@ struct RemoveMember(MemberToRemove);
 
 #[async_trait]
 impl Change for RemoveMember {
-    type Output = Membership;
+    type Output = Standing;
     type Refusal = Refusal;
 
     fn touches(&self) -> Vec<Key> {
@@ -371,11 +386,12 @@ impl Change for RemoveMember {
     async fn decide(
         &self,
         table: &dyn StrongReads,
-    ) -> Result<Verdict<Membership, Refusal>, store::Error> {
+    ) -> Result<Verdict<Standing, Refusal>, store::Error> {
         let MemberToRemove {
             organization_name,
             member_username,
             acting_user,
+            etag,
         } = &self.0;
         let found =
             read_actor_and_target(table, organization_name, acting_user, member_username).await?;
@@ -387,19 +403,22 @@ impl Change for RemoveMember {
         let Some(target) = found.member(organization_name, member_username) else {
             return Ok(not_a_member(organization_name, member_username));
         };
-        if !is_leaving && !may_remove(actor, target.role) {
+        if !is_leaving && !may_remove(actor, target.membership.role) {
             return Ok(Verdict::Deny(Refusal::NotPermitted));
+        }
+        if !is_version(etag.as_ref(), &target.membership.stamp) {
+            return Ok(Verdict::refuse(Refusal::EtagMismatch));
         }
         let mut conditions = found.still_counts(organization_name, acting_user);
         // Where an Owner removes another, the acting one remains.
-        if target.role == Role::Owner && is_leaving {
+        if target.membership.role == Role::Owner && is_leaving {
             match another_owner_remains(table, organization_name, member_username).await? {
                 None => return Ok(last_owner(organization_name)),
                 Some(remains) => conditions.extend(remains),
             }
         }
         let delete = Step::Delete {
-            found: Record::Membership(target.clone()),
+            found: Record::Membership(target.membership.clone()),
         };
         Ok(Verdict::Commit(Plan {
             steps: transaction(vec![delete], conditions),
@@ -411,9 +430,5 @@ impl Change for RemoveMember {
 }
 
 fn last_owner<T>(organization: &OrganizationName) -> Verdict<T, Refusal> {
-    Verdict::Refuse {
-        refusal: Refusal::LastOwner(organization.clone()),
-        reveals: Vec::new(),
-        upholds: Vec::new(),
-    }
+    Verdict::refuse(Refusal::LastOwner(organization.clone()))
 }

@@ -15,12 +15,12 @@ use uuid::Uuid;
 pub use batches::Batch;
 pub use checks::{Check, CheckResult};
 pub use memberships::{MemberToAdd, MemberToRemove, RoleToChange};
-pub use organizations::NewOrganization;
-pub use users::NewUser;
+pub use organizations::{Actor, NewOrganization, OrganizationEdit, OrganizationToEdit};
+pub use users::{NewUser, UserEdit, UserToDelete, UserToEdit};
 
 use crate::{
     coherence::{Change, Coherence, WriteError},
-    domain::{OrganizationName, Uid, Username},
+    domain::{Etag, OrganizationName, Stamp, Uid, Username},
     store,
 };
 
@@ -49,6 +49,8 @@ pub enum Refusal {
     NotPermitted,
     /// The organization would be left without an Owner.
     LastOwner(OrganizationName),
+    /// The record is of another version than the one that was to be changed.
+    EtagMismatch,
 }
 
 /// Why a use case did not succeed.
@@ -80,6 +82,11 @@ impl Accounts {
 
 fn store_failed(error: store::Error) -> Error {
     Error::Store(error)
+}
+
+/// Whether a record is of the version that is to be changed.
+fn is_version(etag: Option<&Etag>, stamp: &Stamp) -> bool {
+    etag.is_none_or(|etag| *etag == stamp.etag())
 }
 
 fn new_uid() -> Option<Uid> {

@@ -1,18 +1,18 @@
-//! Organizations: create, get.
+//! Organizations: create, get, update, suspend, resume.
 
 use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::{
-    Accounts, Error, Freshness, Refusal, Source, new_uid,
+    Accounts, Error, Freshness, Refusal, Source, is_version, new_uid,
     snapshot::{Snapshot, keys_of_member, transaction},
     store_failed,
 };
 use crate::{
     coherence::{Change, Plan, Verdict},
     domain::{
-        Key, Membership, Organization, OrganizationName, Record, Role, Stamp, Timestamp, Uid,
-        Username,
+        Etag, FreeText, Key, Labels, Membership, Organization, OrganizationName, Record, Role,
+        Stamp, State, Timestamp, Uid, Username,
     },
     store::{self, Step, StrongReads},
 };
@@ -24,6 +24,68 @@ pub struct NewOrganization {
     pub organization_name: OrganizationName,
     /// The user who founds it and becomes its Owner.
     pub founding_user: Username,
+    /// Name to show.
+    pub display_name: FreeText,
+    /// What the caller attaches.
+    pub labels: Labels,
+}
+
+/// An organization to change.
+#[derive(Debug, Clone)]
+pub struct OrganizationToEdit {
+    /// The name.
+    pub organization_name: OrganizationName,
+    /// On whose behalf.
+    pub actor: Actor,
+    /// The version to change; any, if `None`.
+    pub etag: Option<Etag>,
+    /// What to change.
+    pub edit: OrganizationEdit,
+}
+
+/// On whose behalf an organization is changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Actor {
+    /// A user, who needs the role of Admin at least.
+    User(Username),
+    /// The platform, which may change every organization.
+    Platform,
+}
+
+/// What to change of an organization.
+#[derive(Debug, Clone)]
+pub enum OrganizationEdit {
+    /// What describes the organization; `None` leaves a part as it is.
+    Profile {
+        /// Name to show.
+        display_name: Option<FreeText>,
+        /// All labels.
+        labels: Option<Labels>,
+    },
+    /// Suspends or resumes.
+    State(State),
+}
+
+impl OrganizationEdit {
+    /// The organization after the change, its stamp left as it is.
+    fn apply(&self, organization: &Organization) -> Organization {
+        let mut edited = organization.clone();
+        match self {
+            Self::State(state) => edited.state = *state,
+            Self::Profile {
+                display_name,
+                labels,
+            } => {
+                if let Some(display_name) = display_name {
+                    edited.display_name.clone_from(display_name);
+                }
+                if let Some(labels) = labels {
+                    edited.labels.clone_from(labels);
+                }
+            }
+        }
+        edited
+    }
 }
 
 impl Accounts {
@@ -41,6 +103,23 @@ impl Accounts {
             new,
             uid: new_uid(),
             stamp: Stamp::created(Timestamp::now()),
+        };
+        self.apply(change, deadline).await
+    }
+
+    /// Changes an organization; returns it as it is then.
+    ///
+    /// # Errors
+    /// [`Refusal::NotPermitted`], [`Refusal::OrganizationNotFound`] for the
+    /// platform only, [`Refusal::EtagMismatch`].
+    pub async fn edit_organization(
+        &self,
+        organization: OrganizationToEdit,
+        deadline: Instant,
+    ) -> Result<Organization, Error> {
+        let change = EditOrganization {
+            organization,
+            now: Timestamp::now(),
         };
         self.apply(change, deadline).await
     }
@@ -98,6 +177,8 @@ impl Change for CreateOrganization {
         let NewOrganization {
             organization_name,
             founding_user,
+            display_name,
+            labels,
         } = &self.new;
         let [user_key, _, membership_key] = self.keys();
         let found = Snapshot::read(table, self.keys()).await?;
@@ -109,15 +190,16 @@ impl Change for CreateOrganization {
             });
         };
         if found.organization(organization_name).is_some() {
-            return Ok(Verdict::Refuse {
-                refusal: Refusal::OrganizationExists(organization_name.clone()),
-                reveals: Vec::new(),
-                upholds: Vec::new(),
-            });
+            return Ok(Verdict::refuse(Refusal::OrganizationExists(
+                organization_name.clone(),
+            )));
         }
         let organization = Organization {
             organization_name: organization_name.clone(),
             founding_user: founding_user.to_string(),
+            display_name: display_name.clone(),
+            labels: labels.clone(),
+            state: State::Active,
             uid: self.uid.clone(),
             stamp: self.stamp,
         };
@@ -147,6 +229,83 @@ impl Change for CreateOrganization {
             publish: vec![record, membership],
             upholds: found.record(&user_key).cloned().into_iter().collect(),
             output: organization,
+        }))
+    }
+}
+
+struct EditOrganization {
+    organization: OrganizationToEdit,
+    now: Timestamp,
+}
+
+#[async_trait]
+impl Change for EditOrganization {
+    type Output = Organization;
+    type Refusal = Refusal;
+
+    fn touches(&self) -> Vec<Key> {
+        vec![Key::Organization(
+            self.organization.organization_name.clone(),
+        )]
+    }
+
+    fn may_publish(&self) -> bool {
+        let edit = &self.organization.edit;
+        !matches!(edit, OrganizationEdit::State(State::Suspended))
+    }
+
+    async fn decide(
+        &self,
+        table: &dyn StrongReads,
+    ) -> Result<Verdict<Organization, Refusal>, store::Error> {
+        let OrganizationToEdit {
+            organization_name,
+            actor,
+            etag,
+            edit,
+        } = &self.organization;
+        let keys = match actor {
+            Actor::User(username) => keys_of_member(organization_name, username).into(),
+            Actor::Platform => self.touches(),
+        };
+        let found = Snapshot::read(table, keys).await?;
+        let mut conditions = Vec::new();
+        if let Actor::User(username) = actor {
+            match found.role(organization_name, username) {
+                Some(role) if role >= Role::Admin => {}
+                _ => return Ok(Verdict::Deny(Refusal::NotPermitted)),
+            }
+            conditions = found.still_counts(organization_name, username);
+        }
+        let Some(organization) = found.organization(organization_name) else {
+            let refusal = Refusal::OrganizationNotFound(organization_name.clone());
+            return Ok(Verdict::refuse(refusal));
+        };
+        if !is_version(etag.as_ref(), &organization.stamp) {
+            return Ok(Verdict::refuse(Refusal::EtagMismatch));
+        }
+        let mut edited = edit.apply(organization);
+        if edited == *organization {
+            return Ok(Verdict::Keep {
+                output: edited,
+                upholds: Vec::new(),
+            });
+        }
+        edited.stamp = organization.stamp.changed(self.now);
+        let record = Record::Organization(edited.clone());
+        let put = Step::Put {
+            record: record.clone(),
+            found: Some(Record::Organization(organization.clone())),
+        };
+        Ok(Verdict::Commit(Plan {
+            steps: transaction(vec![put], conditions),
+            publish: if self.may_publish() {
+                vec![record]
+            } else {
+                Vec::new()
+            },
+            upholds: Vec::new(),
+            output: edited,
         }))
     }
 }

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use crate::{
     domain::{
-        Key, Membership, Organization, OrganizationName, Record, Role, User, Username,
-        effective_membership,
+        Key, Organization, OrganizationName, Record, Role, Standing, User, Username,
+        standing_membership,
     },
     store::{self, Step, StrongReads},
 };
@@ -45,15 +45,15 @@ impl Snapshot {
         }
     }
 
-    /// The membership, if it counts.
+    /// The membership, if there is one, also if it does not count for now.
     pub(super) fn member(
         &self,
         organization: &OrganizationName,
         username: &Username,
-    ) -> Option<Membership> {
+    ) -> Option<Standing> {
         let key = Key::Membership(organization.clone(), username.clone());
         let membership = self.record(&key)?.clone().into_membership();
-        effective_membership(
+        standing_membership(
             self.user(username),
             self.organization(organization),
             membership,
@@ -66,7 +66,8 @@ impl Snapshot {
         organization: &OrganizationName,
         username: &Username,
     ) -> Option<Role> {
-        self.member(organization, username).map(|it| it.role)
+        let member = self.member(organization, username)?;
+        member.into_effective().map(|member| member.role)
     }
 
     /// The user and the organization of a membership, as far as they were found:

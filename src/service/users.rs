@@ -1,14 +1,15 @@
-//! Users: create, get, delete.
+//! Users: create, get, update, suspend, resume, delete.
 
 use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::{
-    Accounts, Error, Freshness, Refusal, Source, new_uid, snapshot::Snapshot, store_failed,
+    Accounts, Error, Freshness, Refusal, Source, is_version, new_uid, snapshot::Snapshot,
+    store_failed,
 };
 use crate::{
     coherence::{Change, Plan, Verdict},
-    domain::{Key, PersonName, Record, Stamp, Timestamp, User, Username},
+    domain::{Etag, FreeText, Key, Labels, Record, Stamp, State, Timestamp, User, Username},
     store::{self, Step, StrongReads},
 };
 
@@ -18,9 +19,82 @@ pub struct NewUser {
     /// The name.
     pub username: Username,
     /// Given name.
-    pub first_name: PersonName,
+    pub first_name: FreeText,
     /// Family name.
-    pub last_name: PersonName,
+    pub last_name: FreeText,
+    /// Name to show.
+    pub display_name: FreeText,
+    /// What the caller attaches.
+    pub labels: Labels,
+}
+
+/// A user to change.
+#[derive(Debug, Clone)]
+pub struct UserToEdit {
+    /// The name.
+    pub username: Username,
+    /// The version to change; any, if `None`.
+    pub etag: Option<Etag>,
+    /// What to change.
+    pub edit: UserEdit,
+}
+
+/// What to change of a user.
+#[derive(Debug, Clone)]
+pub enum UserEdit {
+    /// What describes the user; `None` leaves a part as it is.
+    Profile {
+        /// Given name.
+        first_name: Option<FreeText>,
+        /// Family name.
+        last_name: Option<FreeText>,
+        /// Name to show.
+        display_name: Option<FreeText>,
+        /// All labels.
+        labels: Option<Labels>,
+    },
+    /// Suspends or resumes.
+    State(State),
+}
+
+/// A user to delete.
+#[derive(Debug, Clone)]
+pub struct UserToDelete {
+    /// The name.
+    pub username: Username,
+    /// The version to delete; any, if `None`.
+    pub etag: Option<Etag>,
+}
+
+impl UserEdit {
+    /// The user after the change, its stamp left as it is.
+    fn apply(&self, user: &User) -> User {
+        let mut edited = user.clone();
+        match self {
+            Self::State(state) => edited.state = *state,
+            Self::Profile {
+                first_name,
+                last_name,
+                display_name,
+                labels,
+            } => {
+                let parts = [
+                    (&mut edited.first_name, first_name),
+                    (&mut edited.last_name, last_name),
+                    (&mut edited.display_name, display_name),
+                ];
+                for (part, new) in parts {
+                    if let Some(new) = new {
+                        part.clone_from(new);
+                    }
+                }
+                if let Some(labels) = labels {
+                    edited.labels.clone_from(labels);
+                }
+            }
+        }
+        edited
+    }
 }
 
 impl Accounts {
@@ -33,6 +107,9 @@ impl Accounts {
             username: new.username,
             first_name: new.first_name,
             last_name: new.last_name,
+            display_name: new.display_name,
+            labels: new.labels,
+            state: State::Active,
             uid: new_uid(),
             stamp: Stamp::created(Timestamp::now()),
         };
@@ -57,12 +134,24 @@ impl Accounts {
             .ok_or(Error::Refused(Refusal::UserNotFound(username)))
     }
 
+    /// Changes a user; returns it as it is then.
+    ///
+    /// # Errors
+    /// [`Refusal::UserNotFound`], [`Refusal::EtagMismatch`].
+    pub async fn edit_user(&self, user: UserToEdit, deadline: Instant) -> Result<User, Error> {
+        let change = EditUser {
+            user,
+            now: Timestamp::now(),
+        };
+        self.apply(change, deadline).await
+    }
+
     /// Deletes a user; returns it as it was.
     ///
     /// # Errors
-    /// [`Refusal::UserNotFound`].
-    pub async fn delete_user(&self, username: Username, deadline: Instant) -> Result<User, Error> {
-        self.apply(DeleteUser(username), deadline).await
+    /// [`Refusal::UserNotFound`], [`Refusal::EtagMismatch`].
+    pub async fn delete_user(&self, user: UserToDelete, deadline: Instant) -> Result<User, Error> {
+        self.apply(DeleteUser(user), deadline).await
     }
 }
 
@@ -88,11 +177,7 @@ impl Change for CreateUser {
         let user = &self.0;
         let found = Snapshot::read(table, self.touches()).await?;
         if found.user(&user.username).is_some() {
-            return Ok(Verdict::Refuse {
-                refusal: Refusal::UserExists(user.username.clone()),
-                reveals: Vec::new(),
-                upholds: Vec::new(),
-            });
+            return Ok(Verdict::refuse(Refusal::UserExists(user.username.clone())));
         }
         let record = Record::User(user.clone());
         Ok(Verdict::Commit(Plan {
@@ -107,7 +192,66 @@ impl Change for CreateUser {
     }
 }
 
-struct DeleteUser(Username);
+struct EditUser {
+    user: UserToEdit,
+    now: Timestamp,
+}
+
+#[async_trait]
+impl Change for EditUser {
+    type Output = User;
+    type Refusal = Refusal;
+
+    fn touches(&self) -> Vec<Key> {
+        vec![Key::User(self.user.username.clone())]
+    }
+
+    fn may_publish(&self) -> bool {
+        !matches!(self.user.edit, UserEdit::State(State::Suspended))
+    }
+
+    async fn decide(
+        &self,
+        table: &dyn StrongReads,
+    ) -> Result<Verdict<User, Refusal>, store::Error> {
+        let UserToEdit {
+            username,
+            etag,
+            edit,
+        } = &self.user;
+        let found = Snapshot::read(table, self.touches()).await?;
+        let Some(user) = found.user(username) else {
+            return Ok(Verdict::refuse(Refusal::UserNotFound(username.clone())));
+        };
+        if !is_version(etag.as_ref(), &user.stamp) {
+            return Ok(Verdict::refuse(Refusal::EtagMismatch));
+        }
+        let mut edited = edit.apply(user);
+        if edited == *user {
+            return Ok(Verdict::Keep {
+                output: edited,
+                upholds: Vec::new(),
+            });
+        }
+        edited.stamp = user.stamp.changed(self.now);
+        let record = Record::User(edited.clone());
+        Ok(Verdict::Commit(Plan {
+            steps: vec![Step::Put {
+                record: record.clone(),
+                found: Some(Record::User(user.clone())),
+            }],
+            publish: if self.may_publish() {
+                vec![record]
+            } else {
+                Vec::new()
+            },
+            upholds: Vec::new(),
+            output: edited,
+        }))
+    }
+}
+
+struct DeleteUser(UserToDelete);
 
 #[async_trait]
 impl Change for DeleteUser {
@@ -115,28 +259,28 @@ impl Change for DeleteUser {
     type Refusal = Refusal;
 
     fn touches(&self) -> Vec<Key> {
-        vec![Key::User(self.0.clone())]
+        vec![Key::User(self.0.username.clone())]
     }
 
     async fn decide(
         &self,
         table: &dyn StrongReads,
     ) -> Result<Verdict<User, Refusal>, store::Error> {
+        let UserToDelete { username, etag } = &self.0;
         let found = Snapshot::read(table, self.touches()).await?;
-        Ok(match found.user(&self.0) {
-            None => Verdict::Refuse {
-                refusal: Refusal::UserNotFound(self.0.clone()),
-                reveals: Vec::new(),
-                upholds: Vec::new(),
-            },
-            Some(user) => Verdict::Commit(Plan {
-                steps: vec![Step::Delete {
-                    found: Record::User(user.clone()),
-                }],
-                publish: Vec::new(),
-                upholds: Vec::new(),
-                output: user.clone(),
-            }),
-        })
+        let Some(user) = found.user(username) else {
+            return Ok(Verdict::refuse(Refusal::UserNotFound(username.clone())));
+        };
+        if !is_version(etag.as_ref(), &user.stamp) {
+            return Ok(Verdict::refuse(Refusal::EtagMismatch));
+        }
+        Ok(Verdict::Commit(Plan {
+            steps: vec![Step::Delete {
+                found: Record::User(user.clone()),
+            }],
+            publish: Vec::new(),
+            upholds: Vec::new(),
+            output: user.clone(),
+        }))
     }
 }

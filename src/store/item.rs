@@ -4,7 +4,8 @@
 use std::{collections::HashMap, fmt};
 
 use crate::domain::{
-    Key, Membership, Organization, PersonName, Record, Role, Stamp, Timestamp, Uid, User,
+    FreeText, Key, Labels, Membership, Organization, Record, Role, Stamp, State, Timestamp, Uid,
+    User,
 };
 
 pub(super) const VERSION: &str = "ver";
@@ -14,6 +15,7 @@ pub(super) const ORGANIZATION_UID: &str = "organizationUid";
 pub(super) const MEMBER_UID: &str = "memberUid";
 pub(super) const WRITE_ID: &str = "writeId";
 pub(super) const CREATE_TIME: &str = "createTime";
+pub(super) const STATE: &str = "state";
 const UPDATE_TIME: &str = "updateTime";
 const USERNAME: &str = "username";
 const FIRST_NAME: &str = "firstName";
@@ -22,12 +24,15 @@ const ORGANIZATION_NAME: &str = "organizationName";
 const FOUNDING_USER: &str = "foundingUser";
 const MEMBER_USERNAME: &str = "memberUsername";
 const ADDING_USER: &str = "addingUser";
+const DISPLAY_NAME: &str = "displayName";
+const LABELS: &str = "labels";
 
-/// An attribute's value: the two types that records use.
+/// An attribute's value: the types that records use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Value {
     Text(String),
     Number(String),
+    Map(HashMap<String, Value>),
 }
 
 /// An item's attributes, without its keys.
@@ -61,6 +66,7 @@ pub(super) fn encode(record: &Record) -> Item {
             put_text(&mut item, USERNAME, user.username.as_str());
             put_text(&mut item, FIRST_NAME, user.first_name.as_str());
             put_text(&mut item, LAST_NAME, user.last_name.as_str());
+            put_profile(&mut item, &user.display_name, &user.labels, user.state);
             put_uid(&mut item, UID, user.uid.as_ref());
             put_stamp(&mut item, &user.stamp);
         }
@@ -71,6 +77,13 @@ pub(super) fn encode(record: &Record) -> Item {
                 organization.organization_name.as_str(),
             );
             put_text(&mut item, FOUNDING_USER, &organization.founding_user);
+            let Organization {
+                display_name,
+                labels,
+                state,
+                ..
+            } = organization;
+            put_profile(&mut item, display_name, labels, *state);
             put_uid(&mut item, UID, organization.uid.as_ref());
             put_stamp(&mut item, &organization.stamp);
         }
@@ -112,14 +125,20 @@ pub(super) fn decode(key: &Key, item: &Item) -> Result<Record, Malformed> {
     Ok(match key {
         Key::User(username) => Record::User(User {
             username: username.clone(),
-            first_name: PersonName::from_stored(text(item, FIRST_NAME).unwrap_or_default()),
-            last_name: PersonName::from_stored(text(item, LAST_NAME).unwrap_or_default()),
+            first_name: FreeText::from_stored(text(item, FIRST_NAME).unwrap_or_default()),
+            last_name: FreeText::from_stored(text(item, LAST_NAME).unwrap_or_default()),
+            display_name: display_name(item),
+            labels: labels(item),
+            state: state(item).map_err(malformed)?,
             uid: uid(item, UID),
             stamp,
         }),
         Key::Organization(organization_name) => Record::Organization(Organization {
             organization_name: organization_name.clone(),
             founding_user: text(item, FOUNDING_USER).unwrap_or_default().to_owned(),
+            display_name: display_name(item),
+            labels: labels(item),
+            state: state(item).map_err(malformed)?,
             uid: uid(item, UID),
             stamp,
         }),
@@ -135,6 +154,22 @@ pub(super) fn decode(key: &Key, item: &Item) -> Result<Record, Malformed> {
             stamp,
         }),
     })
+}
+
+/// What is empty, or as it is by default, is left out, as in the tutorial's
+/// items.
+fn put_profile(item: &mut Item, display_name: &FreeText, labels: &Labels, state: State) {
+    if !display_name.as_str().is_empty() {
+        put_text(item, DISPLAY_NAME, display_name.as_str());
+    }
+    if !labels.is_empty() {
+        let labels = labels.iter();
+        let labels = labels.map(|(key, value)| (key.to_owned(), Value::Text(value.to_owned())));
+        item.insert(LABELS.to_owned(), Value::Map(labels.collect()));
+    }
+    if state != State::Active {
+        put_text(item, STATE, state.as_str());
+    }
 }
 
 fn put_text(item: &mut Item, name: &str, text: &str) {
@@ -172,6 +207,30 @@ fn uid(item: &Item, name: &str) -> Option<Uid> {
     text(item, name).and_then(Uid::from_text)
 }
 
+fn display_name(item: &Item) -> FreeText {
+    FreeText::from_stored(text(item, DISPLAY_NAME).unwrap_or_default())
+}
+
+/// Labels that are no texts are passed over.
+fn labels(item: &Item) -> Labels {
+    let Some(Value::Map(labels)) = item.get(LABELS) else {
+        return Labels::default();
+    };
+    Labels::from_stored(labels.iter().filter_map(|(key, value)| match value {
+        Value::Text(value) => Some((key.as_str(), value.as_str())),
+        _ => None,
+    }))
+}
+
+/// A state that is not known is malformed: who is suspended must not be let in.
+fn state(item: &Item) -> Result<State, &'static str> {
+    match item.get(STATE) {
+        None => Ok(State::Active),
+        Some(Value::Text(state)) => state.parse().map_err(|_| STATE),
+        Some(_) => Err(STATE),
+    }
+}
+
 fn stamp(item: &Item) -> Result<Stamp, &'static str> {
     Ok(Stamp {
         version: number(item, VERSION)?.unwrap_or_default(),
@@ -187,7 +246,7 @@ fn number<N: std::str::FromStr>(
     match item.get(name) {
         None => Ok(None),
         Some(Value::Number(number)) => number.parse().map(Some).map_err(|_| name),
-        Some(Value::Text(_)) => Err(name),
+        Some(Value::Text(_) | Value::Map(_)) => Err(name),
     }
 }
 
@@ -231,6 +290,25 @@ mod tests {
             decode(&record.key(), &encode(&record)).unwrap(),
             record.clone()
         );
+    }
+
+    #[test]
+    fn a_user_with_all_there_is_is_decoded() {
+        let labels = [("team", "accounts"), ("tier", "")];
+        let record = Record::User(User {
+            username: Username::parse_new("oliviaowner").unwrap(),
+            first_name: FreeText::parse("Olivia").unwrap(),
+            last_name: FreeText::default(),
+            display_name: FreeText::parse("Olivia #1").unwrap(),
+            labels: Labels::parse(labels.into_iter()).unwrap(),
+            state: State::Suspended,
+            uid: Uid::from_text("u"),
+            stamp: Stamp::created(Timestamp(1)),
+        });
+        let mut item = encode(&record);
+        assert_eq!(decode(&record.key(), &item).unwrap(), record);
+        put_text(&mut item, STATE, "ASLEEP");
+        decode(&record.key(), &item).unwrap_err();
     }
 
     #[test]

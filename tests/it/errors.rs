@@ -152,6 +152,7 @@ async fn new_names_are_stricter_than_names_that_may_be_in_a_table() {
         username: "olivia".to_owned(),
         first_name: "x".repeat(257),
         last_name: String::new(),
+        ..pb::CreateUserRequest::default()
     };
     let created = service.client.clone().create_user(request).await;
     assert_invalid_field(created.map(drop), "first_name");
@@ -159,6 +160,7 @@ async fn new_names_are_stricter_than_names_that_may_be_in_a_table() {
         username: "olivia".to_owned(),
         first_name: "日本 # /".to_owned(),
         last_name: "\u{1b}[31m".to_owned(),
+        ..pb::CreateUserRequest::default()
     };
     let created = service.client.clone().create_user(request).await;
     assert_invalid_field(created.map(drop), "last_name");
@@ -185,6 +187,7 @@ async fn roles_that_are_unset_or_unknown_are_refused() {
             member_username: "u".to_owned(),
             role,
             acting_user: "a".to_owned(),
+            ..pb::ChangeMemberRoleRequest::default()
         };
         let changed = service.client.clone().change_member_role(request).await;
         assert_invalid_field(changed.map(drop), "role");

@@ -19,6 +19,7 @@ mod histories;
 mod legacy;
 mod outages;
 mod permissions;
+mod profiles;
 mod remote_calls;
 mod rooms;
 mod server;

@@ -152,6 +152,7 @@ async fn a_write_that_cannot_be_confirmed_in_time_says_so_and_is_confirmed_later
         organization_name: ORG.to_owned(),
         member_username: MICHAEL.to_owned(),
         acting_user: OLIVIA.to_owned(),
+        ..pb::RemoveUserFromOrganizationRequest::default()
     });
     request.set_timeout(Duration::from_millis(450));
     let mut client = service.client.clone();
@@ -178,6 +179,7 @@ fn remove_michael(
         organization_name: ORG.to_owned(),
         member_username: MICHAEL.to_owned(),
         acting_user: OLIVIA.to_owned(),
+        ..pb::RemoveUserFromOrganizationRequest::default()
     };
     tokio::spawn(async move { client.remove_user_from_organization(request).await })
 }

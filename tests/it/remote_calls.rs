@@ -214,6 +214,37 @@ async fn writes_that_take_away_publish_nothing() {
 }
 
 #[tokio::test]
+async fn suspensions_publish_nothing_and_resumptions_do() {
+    let (backends, service) = start().await;
+    service.create_user(MICHAEL).await.unwrap();
+    service.settle().await;
+    let mut client = service.client.clone();
+    let suspension = client.suspend_user(pb::SuspendUserRequest {
+        username: MICHAEL.to_owned(),
+        ..pb::SuspendUserRequest::default()
+    });
+    let expected = &["2 x SetIf", "1 x GetItem", "1 x TransactWriteItems"];
+    assert_calls(&backends, &service, suspension, expected)
+        .await
+        .unwrap();
+    // The suspension's fence is gone: the resumption may replace what it left.
+    backends.flush_cache().await;
+    let resumption = client.resume_user(pb::ResumeUserRequest {
+        username: MICHAEL.to_owned(),
+        ..pb::ResumeUserRequest::default()
+    });
+    let expected = &[
+        "1 x Get",
+        "3 x SetIf",
+        "1 x GetItem",
+        "1 x TransactWriteItems",
+    ];
+    assert_calls(&backends, &service, resumption, expected)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
 async fn writes_that_change_nothing_confirm_before_they_reveal_what_is_there() {
     let (backends, service) = start().await;
     service.found_olivia_org_with_michael().await;

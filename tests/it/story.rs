@@ -12,6 +12,7 @@ async fn olivia_founds_an_organization_and_adds_michael() {
         username: "oliviaowner".to_owned(),
         first_name: "Olivia".to_owned(),
         last_name: "Smith".to_owned(),
+        ..pb::CreateUserRequest::default()
     };
     let reply = service.client.clone().create_user(request).await.unwrap();
     let olivia = reply.into_inner().user.unwrap();

@@ -107,6 +107,7 @@ async fn a_change_whose_writer_crashed_before_it_confirmed_becomes_visible() {
             organization_name: ORG.to_owned(),
             member_username: MICHAEL.to_owned(),
             acting_user: OLIVIA.to_owned(),
+            ..account_service::proto::account_v1::RemoveUserFromOrganizationRequest::default()
         };
         tokio::spawn(async move { client.remove_user_from_organization(request).await })
     };

@@ -136,6 +136,7 @@ fn attributes(image: HashMap<String, sdk::AttributeValue>) -> HashMap<String, At
         let value = match value {
             sdk::AttributeValue::S(text) => AttributeValue::S(text),
             sdk::AttributeValue::N(number) => AttributeValue::N(number),
+            sdk::AttributeValue::M(map) => AttributeValue::M(attributes(map)),
             _ => return None,
         };
         Some((name, value))

@@ -18,7 +18,7 @@ use super::{
     Attributes, DynamoDb, MAX_ATTEMPTS, RETRY_PAUSE, failed, kind_of_code, primary_key, unusable,
 };
 use crate::{
-    domain::{Record, Timestamp, Uid},
+    domain::{Record, State, Timestamp, Uid},
     error_chain::describe,
     store::{
         CommitError, Error, Kind, Step, Store,
@@ -167,7 +167,7 @@ struct Condition {
 }
 
 impl Condition {
-    /// The facts that decisions stand on: existence, incarnation and role.
+    /// The facts that decisions stand on: existence, incarnation, state and role.
     fn facts(found: Option<&Record>) -> Self {
         let mut condition = Self::default();
         match found {
@@ -202,9 +202,13 @@ impl Condition {
     fn and_facts(&mut self, record: &Record) {
         let text = |uid: &Option<Uid>| uid.as_ref().map(|uid| Value::Text(uid.as_str().to_owned()));
         match record {
-            Record::User(user) => self.and_equal(item::UID, text(&user.uid)),
+            Record::User(user) => {
+                self.and_equal(item::UID, text(&user.uid));
+                self.and_state(user.state);
+            }
             Record::Organization(organization) => {
                 self.and_equal(item::UID, text(&organization.uid));
+                self.and_state(organization.state);
             }
             Record::Membership(membership) => {
                 let role = Value::Text(membership.role.as_str().to_owned());
@@ -230,6 +234,11 @@ impl Condition {
         self.names
             .get_or_insert_default()
             .insert(name, attribute.to_owned());
+    }
+
+    fn and_state(&mut self, state: State) {
+        let stored = (state != State::Active).then(|| Value::Text(state.as_str().to_owned()));
+        self.and_equal(item::STATE, stored);
     }
 
     fn and(&mut self, clause: &str) {

@@ -245,20 +245,29 @@ fn decode(key: &Key, attributes: Attributes) -> Result<Record, Error> {
 }
 
 fn to_item(attributes: Attributes) -> Item {
-    attributes
-        .into_iter()
-        .filter_map(|(name, value)| match value {
-            AttributeValue::S(text) => Some((name, Value::Text(text))),
-            AttributeValue::N(number) => Some((name, Value::Number(number))),
-            _ => None,
-        })
-        .collect()
+    let known = attributes.into_iter().filter_map(|(name, value)| {
+        let value = match value {
+            AttributeValue::S(text) => Value::Text(text),
+            AttributeValue::N(number) => Value::Number(number),
+            AttributeValue::M(map) => Value::Map(to_item(map)),
+            _ => return None,
+        };
+        Some((name, value))
+    });
+    known.collect()
 }
 
 fn to_attribute(value: Value) -> AttributeValue {
     match value {
         Value::Text(text) => AttributeValue::S(text),
         Value::Number(number) => AttributeValue::N(number),
+        Value::Map(map) => {
+            let map = map.into_iter();
+            AttributeValue::M(
+                map.map(|(name, value)| (name, to_attribute(value)))
+                    .collect(),
+            )
+        }
     }
 }
 

@@ -423,6 +423,7 @@ impl Replica {
             username: username.to_owned(),
             first_name: "First".to_owned(),
             last_name: "Last".to_owned(),
+            ..pb::CreateUserRequest::default()
         };
         let reply = self.client.clone().create_user(request).await?;
         Ok(reply.into_inner().user.unwrap())
@@ -440,6 +441,7 @@ impl Replica {
     pub async fn delete_user(&self, username: &str) -> Result<pb::User, Status> {
         let request = pb::DeleteUserRequest {
             username: username.to_owned(),
+            ..pb::DeleteUserRequest::default()
         };
         let reply = self.client.clone().delete_user(request).await?;
         Ok(reply.into_inner().user.unwrap())
@@ -453,6 +455,7 @@ impl Replica {
         let request = pb::CreateOrganizationRequest {
             organization_name: name.to_owned(),
             founding_user: founder.to_owned(),
+            ..pb::CreateOrganizationRequest::default()
         };
         let reply = self.client.clone().create_organization(request).await?;
         Ok(reply.into_inner().organization.unwrap())
@@ -519,6 +522,7 @@ impl Replica {
             member_username: member.to_owned(),
             role: role.into(),
             acting_user: acting_user.to_owned(),
+            ..pb::ChangeMemberRoleRequest::default()
         };
         let reply = self.client.clone().change_member_role(request).await?;
         Ok(reply.into_inner().membership.unwrap())
@@ -534,6 +538,7 @@ impl Replica {
             organization_name: organization.to_owned(),
             member_username: member.to_owned(),
             acting_user: acting_user.to_owned(),
+            ..pb::RemoveUserFromOrganizationRequest::default()
         };
         let mut client = self.client.clone();
         let reply = client.remove_user_from_organization(request).await?;

@@ -361,7 +361,10 @@ async fn ask(mut client: Client, what: What) -> Told {
         }
         What::DeleteUser(user) => {
             let username = user_name(user);
-            let request = pb::DeleteUserRequest { username };
+            let request = pb::DeleteUserRequest {
+                username,
+                ..pb::DeleteUserRequest::default()
+            };
             client.delete_user(request).await.map(drop)
         }
         What::Add(organization, user, role) => {
@@ -379,6 +382,7 @@ async fn ask(mut client: Client, what: What) -> Told {
                 member_username: user_name(user),
                 role: role.into(),
                 acting_user: ROOT.to_owned(),
+                ..pb::ChangeMemberRoleRequest::default()
             };
             client.change_member_role(request).await.map(drop)
         }
@@ -387,6 +391,7 @@ async fn ask(mut client: Client, what: What) -> Told {
                 organization_name: organization_name(organization),
                 member_username: user_name(user),
                 acting_user: ROOT.to_owned(),
+                ..pb::RemoveUserFromOrganizationRequest::default()
             };
             let answer = client.remove_user_from_organization(request).await;
             answer.map(drop)

@@ -1,0 +1,114 @@
+//! Labels: what callers attach to users and organizations.
+
+use std::{collections::BTreeMap, fmt};
+
+use super::names::{FreeText, NameError, check_characters};
+
+/// Most labels of one record.
+pub const MAX_LABELS: usize = 32;
+/// Most characters of a label's key.
+pub const LABEL_KEY_MAX_LEN: usize = 63;
+
+/// Texts by key: at most [`MAX_LABELS`]; a key is 1 to [`LABEL_KEY_MAX_LEN`] of
+/// `a-z`, `0-9`, `.`, `_`, `/` and `-`; a value is free text.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Labels(BTreeMap<String, FreeText>);
+
+/// Why labels were refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LabelError {
+    /// There are too many.
+    TooMany(usize),
+    /// A key breaks its bounds.
+    Key(String, NameError),
+    /// The value of this key breaks its bounds.
+    Value(String, NameError),
+}
+
+impl fmt::Display for LabelError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooMany(count) => write!(f, "has {count} entries; allowed are {MAX_LABELS}"),
+            Self::Key(key, why) => write!(f, "key {key:?}: {why}"),
+            Self::Value(key, why) => write!(f, "value of {key:?}: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for LabelError {}
+
+impl Labels {
+    /// Accepts labels.
+    ///
+    /// # Errors
+    /// The first bound that they break.
+    pub fn parse<'a>(
+        labels: impl ExactSizeIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<Self, LabelError> {
+        const ALLOWED: &str = "a-z, 0-9, '.', '_', '/' and '-'";
+        if labels.len() > MAX_LABELS {
+            return Err(LabelError::TooMany(labels.len()));
+        }
+        let labels = labels.map(|(key, value)| {
+            check_characters(key, LABEL_KEY_MAX_LEN, ALLOWED, |found| {
+                found.is_ascii_lowercase() || found.is_ascii_digit() || "._/-".contains(found)
+            })
+            .map_err(|why| LabelError::Key(key.to_owned(), why))?;
+            let value =
+                FreeText::parse(value).map_err(|why| LabelError::Value(key.to_owned(), why))?;
+            Ok((key.to_owned(), value))
+        });
+        labels.collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Accepts whatever a table holds.
+    #[must_use]
+    pub fn from_stored<'a>(labels: impl Iterator<Item = (&'a str, &'a str)>) -> Self {
+        let labels = labels.map(|(key, value)| (key.to_owned(), FreeText::from_stored(value)));
+        Self(labels.collect())
+    }
+
+    /// The labels, sorted by key.
+    #[must_use]
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
+        let labels = self.0.iter();
+        labels.map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(labels: &[(&str, &str)]) -> Result<Labels, LabelError> {
+        Labels::parse(labels.iter().copied())
+    }
+
+    #[test]
+    fn labels_are_bounded() {
+        let labels = parse(&[("team", "日本"), ("cost-center/1.x_y", "")]).unwrap();
+        let labels: Vec<_> = labels.iter().collect();
+        assert_eq!(labels, [("cost-center/1.x_y", ""), ("team", "日本")]);
+        for bad in [
+            ("", "x"),
+            ("Team", "x"),
+            ("a b", "x"),
+            (&*"k".repeat(64), "x"),
+        ] {
+            assert!(matches!(parse(&[bad]), Err(LabelError::Key(..))), "{bad:?}");
+        }
+        for bad in ["a\nb", &"x".repeat(257)] {
+            assert!(matches!(parse(&[("k", bad)]), Err(LabelError::Value(..))));
+        }
+        let many: Vec<_> = (0..33).map(|number| number.to_string()).collect();
+        let many: Vec<_> = many.iter().map(|key| (key.as_str(), "")).collect();
+        assert_eq!(parse(&many), Err(LabelError::TooMany(33)));
+        assert!(parse(&many[..32]).is_ok());
+    }
+}

@@ -1,0 +1,368 @@
+//! What describes users and organizations, their versions, and suspension.
+
+use std::collections::HashMap;
+
+use account_service::proto::account_v1::{
+    self as pb, Role, Source, State, update_organization_request::Actor,
+};
+use prost_types::FieldMask;
+use tonic::{Code, Status};
+
+use crate::harness::{Backends, Replica, assert_refused, start};
+
+const ORG: &str = "olivia-org";
+const OLIVIA: &str = "oliviaowner";
+const MICHAEL: &str = "membermichael";
+
+fn mask(paths: &[&str]) -> FieldMask {
+    FieldMask {
+        paths: paths.iter().map(|path| (*path).to_owned()).collect(),
+    }
+}
+
+fn labels(labels: &[(&str, &str)]) -> HashMap<String, String> {
+    let labels = labels.iter();
+    labels
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+        .collect()
+}
+
+async fn update_user(
+    replica: &Replica,
+    user: pb::User,
+    update_mask: Option<FieldMask>,
+) -> Result<pb::User, Status> {
+    let request = pb::UpdateUserRequest {
+        user: Some(user),
+        update_mask,
+    };
+    let answer = replica.client.clone().update_user(request).await?;
+    Ok(answer.into_inner().user.unwrap())
+}
+
+async fn update_organization(
+    replica: &Replica,
+    display_name: &str,
+    etag: &str,
+    actor: Option<Actor>,
+) -> Result<pb::Organization, Status> {
+    let organization = pb::Organization {
+        organization_name: ORG.to_owned(),
+        display_name: display_name.to_owned(),
+        etag: etag.to_owned(),
+        ..pb::Organization::default()
+    };
+    let request = pb::UpdateOrganizationRequest {
+        organization: Some(organization),
+        update_mask: Some(mask(&["display_name"])),
+        actor,
+    };
+    let answer = replica.client.clone().update_organization(request).await?;
+    Ok(answer.into_inner().organization.unwrap())
+}
+
+async fn suspend_user(replica: &Replica, username: &str, etag: &str) -> Result<pb::User, Status> {
+    let request = pb::SuspendUserRequest {
+        username: username.to_owned(),
+        etag: etag.to_owned(),
+    };
+    let answer = replica.client.clone().suspend_user(request).await?;
+    Ok(answer.into_inner().user.unwrap())
+}
+
+async fn resume_user(replica: &Replica, username: &str) -> Result<pb::User, Status> {
+    let request = pb::ResumeUserRequest {
+        username: username.to_owned(),
+        ..pb::ResumeUserRequest::default()
+    };
+    let answer = replica.client.clone().resume_user(request).await?;
+    Ok(answer.into_inner().user.unwrap())
+}
+
+async fn suspend_organization(replica: &Replica) -> pb::Organization {
+    let request = pb::SuspendOrganizationRequest {
+        organization_name: ORG.to_owned(),
+        ..pb::SuspendOrganizationRequest::default()
+    };
+    let answer = replica.client.clone().suspend_organization(request).await;
+    answer.unwrap().into_inner().organization.unwrap()
+}
+
+async fn resume_organization(replica: &Replica) -> pb::Organization {
+    let request = pb::ResumeOrganizationRequest {
+        organization_name: ORG.to_owned(),
+        ..pb::ResumeOrganizationRequest::default()
+    };
+    let answer = replica.client.clone().resume_organization(request).await;
+    answer.unwrap().into_inner().organization.unwrap()
+}
+
+/// Two replicas that both have Olivia's and Michael's memberships cached.
+async fn two_replicas() -> (Backends, Replica, Replica) {
+    let (backends, service) = start().await;
+    let other = backends.replica().await;
+    service.found_olivia_org_with_michael().await;
+    for replica in [&service, &other] {
+        for name in [OLIVIA, MICHAEL] {
+            assert!(replica.check(ORG, name).await.unwrap().is_member);
+        }
+    }
+    (backends, service, other)
+}
+
+#[tokio::test]
+async fn an_update_changes_what_the_mask_names_and_nothing_else() {
+    let (backends, service) = start().await;
+    let other = backends.replica().await;
+    let request = pb::CreateUserRequest {
+        username: OLIVIA.to_owned(),
+        first_name: "Olivia".to_owned(),
+        last_name: "Smith".to_owned(),
+        display_name: "日本 # Olivia".to_owned(),
+        labels: labels(&[("team", "a"), ("tier", "1")]),
+    };
+    let created = service.client.clone().create_user(request).await.unwrap();
+    let created = created.into_inner().user.unwrap();
+    assert_eq!(created.state(), State::Active);
+    let edit = pb::User {
+        username: OLIVIA.to_owned(),
+        last_name: "Miller".to_owned(),
+        labels: labels(&[("tier", "2")]),
+        // Ignored.
+        uid: "another".to_owned(),
+        state: State::Suspended.into(),
+        ..pb::User::default()
+    };
+    let updated = update_user(
+        &service,
+        edit.clone(),
+        Some(mask(&["last_name", "first_name"])),
+    )
+    .await;
+    let updated = updated.unwrap();
+    let expected = pb::User {
+        first_name: String::new(),
+        last_name: "Miller".to_owned(),
+        etag: updated.etag.clone(),
+        update_time: updated.update_time,
+        ..created.clone()
+    };
+    assert_eq!(updated, expected);
+    assert_ne!(updated.etag, created.etag);
+    service.settle().await;
+    // Published: the next read is a hit, on every replica.
+    let read = other.get_user(OLIVIA).await.unwrap();
+    assert_eq!(read, (updated.clone(), Source::Cache));
+
+    // Without a mask: what is given.
+    let updated = update_user(&service, edit.clone(), None).await.unwrap();
+    assert_eq!(updated.labels, labels(&[("tier", "2")]));
+    assert_eq!(updated.display_name, created.display_name);
+    // With all: what is not given is emptied.
+    let updated = update_user(&service, edit.clone(), Some(mask(&["*"])))
+        .await
+        .unwrap();
+    assert_eq!(updated.display_name, "");
+    // What changes nothing makes no version.
+    let again = update_user(&service, edit.clone(), None).await.unwrap();
+    assert_eq!(again, updated);
+
+    let refused = update_user(&service, edit.clone(), Some(mask(&["last_name", "state"]))).await;
+    let details = assert_refused(refused, Code::InvalidArgument, "INVALID_FIELD");
+    let violations = &details.bad_request().unwrap().field_violations;
+    assert_eq!(violations[0].field, "update_mask.paths[1]");
+    let nobody = pb::User {
+        username: "nobody".to_owned(),
+        ..edit
+    };
+    let refused = update_user(&service, nobody, None).await;
+    assert_refused(refused, Code::NotFound, "USER_NOT_FOUND");
+}
+
+#[tokio::test]
+async fn labels_and_display_names_are_bounded() {
+    let (_backends, service) = start().await;
+    service.create_user(OLIVIA).await.unwrap();
+    let many: Vec<_> = (0..33).map(|number| number.to_string()).collect();
+    let many: Vec<_> = many.iter().map(|key| (key.as_str(), "")).collect();
+    for (user, field) in [
+        (
+            pb::User {
+                labels: labels(&many),
+                ..pb::User::default()
+            },
+            "user.labels",
+        ),
+        (
+            pb::User {
+                labels: labels(&[("Team", "x")]),
+                ..pb::User::default()
+            },
+            "user.labels",
+        ),
+        (
+            pb::User {
+                display_name: "x".repeat(257),
+                ..pb::User::default()
+            },
+            "user.display_name",
+        ),
+    ] {
+        let user = pb::User {
+            username: OLIVIA.to_owned(),
+            ..user
+        };
+        let refused = update_user(&service, user, None).await;
+        let details = assert_refused(refused, Code::InvalidArgument, "INVALID_FIELD");
+        let violations = &details.bad_request().unwrap().field_violations;
+        assert_eq!(violations[0].field, field);
+    }
+}
+
+#[tokio::test]
+async fn a_change_of_another_version_than_the_etag_names_is_aborted() {
+    let (_backends, service) = start().await;
+    service.found_olivia_org_with_michael().await;
+    let before = service.get_user(OLIVIA).await.unwrap().0;
+    let rename = |name: &str, etag: &str| pb::User {
+        username: OLIVIA.to_owned(),
+        first_name: name.to_owned(),
+        etag: etag.to_owned(),
+        ..pb::User::default()
+    };
+    let after = update_user(&service, rename("One", &before.etag), None).await;
+    let after = after.unwrap();
+    let refused = update_user(&service, rename("Two", &before.etag), None).await;
+    assert_refused(refused, Code::Aborted, "ETAG_MISMATCH");
+    assert_eq!(service.get_user(OLIVIA).await.unwrap().0, after);
+    let refused = suspend_user(&service, OLIVIA, &before.etag).await;
+    assert_refused(refused, Code::Aborted, "ETAG_MISMATCH");
+    let request = pb::DeleteUserRequest {
+        username: OLIVIA.to_owned(),
+        etag: before.etag.clone(),
+    };
+    let refused = service.client.clone().delete_user(request).await;
+    assert_refused(refused, Code::Aborted, "ETAG_MISMATCH");
+
+    let member = service.get_membership(ORG, MICHAEL).await.unwrap().0;
+    let promote = |etag: &str| pb::ChangeMemberRoleRequest {
+        organization_name: ORG.to_owned(),
+        member_username: MICHAEL.to_owned(),
+        role: Role::Admin.into(),
+        acting_user: OLIVIA.to_owned(),
+        etag: etag.to_owned(),
+    };
+    let mut client = service.client.clone();
+    let promoted = client.change_member_role(promote(&member.etag)).await;
+    promoted.unwrap();
+    let refused = client.change_member_role(promote(&member.etag)).await;
+    assert_refused(refused, Code::Aborted, "ETAG_MISMATCH");
+    let removal = pb::RemoveUserFromOrganizationRequest {
+        organization_name: ORG.to_owned(),
+        member_username: MICHAEL.to_owned(),
+        acting_user: OLIVIA.to_owned(),
+        etag: member.etag,
+    };
+    let refused = client.remove_user_from_organization(removal).await;
+    assert_refused(refused, Code::Aborted, "ETAG_MISMATCH");
+    assert_eq!(service.role_of(ORG, MICHAEL).await, Some(Role::Admin));
+}
+
+#[tokio::test]
+async fn an_organization_is_updated_by_its_admins_and_the_platform_only() {
+    let (_backends, service) = start().await;
+    service.found_olivia_org_with_michael().await;
+    service.create_user("stranger").await.unwrap();
+    let user = |name: &str| Some(Actor::ActingUser(name.to_owned()));
+    let updated = update_organization(&service, "Olivia's", "", user(OLIVIA)).await;
+    assert_eq!(updated.unwrap().display_name, "Olivia's");
+    for name in [MICHAEL, "stranger", "nobody"] {
+        let refused = update_organization(&service, "Mine", "", user(name)).await;
+        assert_refused(refused, Code::PermissionDenied, "NOT_PERMITTED");
+    }
+    service
+        .change_role(ORG, MICHAEL, Role::Admin, OLIVIA)
+        .await
+        .unwrap();
+    for actor in [user(MICHAEL), Some(Actor::AsPlatform(true))] {
+        let updated = update_organization(&service, &format!("{actor:?}"), "", actor).await;
+        updated.unwrap();
+    }
+    let refused = update_organization(&service, "x", "stale", user(OLIVIA)).await;
+    assert_refused(refused, Code::Aborted, "ETAG_MISMATCH");
+    for actor in [None, Some(Actor::AsPlatform(false))] {
+        let refused = update_organization(&service, "x", "", actor).await;
+        assert_refused(refused, Code::InvalidArgument, "INVALID_FIELD");
+    }
+}
+
+#[tokio::test]
+async fn a_suspended_user_is_denied_everywhere_at_once_until_resumed() {
+    let (_backends, service, other) = Box::pin(two_replicas()).await;
+    let suspended = suspend_user(&service, OLIVIA, "").await.unwrap();
+    assert_eq!(suspended.state(), State::Suspended);
+    for replica in [&service, &other] {
+        assert_eq!(replica.role_of(ORG, OLIVIA).await, None);
+        assert_eq!(replica.role_of(ORG, MICHAEL).await, Some(Role::Member));
+        let membership = replica.get_membership(ORG, OLIVIA).await.unwrap().0;
+        assert_eq!(membership.role(), Role::Owner);
+        assert_eq!(membership.state(), State::Suspended);
+        // Who is suspended can act for nobody.
+        let refused = replica.remove(ORG, MICHAEL, OLIVIA).await;
+        assert_refused(refused, Code::PermissionDenied, "NOT_PERMITTED");
+        let refused = replica.remove(ORG, OLIVIA, OLIVIA).await;
+        assert_refused(refused, Code::PermissionDenied, "NOT_PERMITTED");
+    }
+    let again = suspend_user(&other, OLIVIA, "").await.unwrap();
+    assert_eq!(again, suspended);
+    let resumed = resume_user(&other, OLIVIA).await.unwrap();
+    assert_eq!(resumed.state(), State::Active);
+    for replica in [&service, &other] {
+        assert_eq!(replica.role_of(ORG, OLIVIA).await, Some(Role::Owner));
+    }
+    let refused = suspend_user(&service, "nobody", "").await;
+    assert_refused(refused, Code::NotFound, "USER_NOT_FOUND");
+}
+
+#[tokio::test]
+async fn the_members_of_a_suspended_organization_are_denied_at_once_until_it_is_resumed() {
+    let (_backends, service, other) = Box::pin(two_replicas()).await;
+    assert_eq!(
+        suspend_organization(&service).await.state(),
+        State::Suspended
+    );
+    for replica in [&service, &other] {
+        for name in [OLIVIA, MICHAEL] {
+            assert_eq!(replica.role_of(ORG, name).await, None);
+        }
+        let refused = replica.remove(ORG, MICHAEL, OLIVIA).await;
+        assert_refused(refused, Code::PermissionDenied, "NOT_PERMITTED");
+    }
+    assert_eq!(resume_organization(&other).await.state(), State::Active);
+    for replica in [&service, &other] {
+        assert_eq!(replica.role_of(ORG, MICHAEL).await, Some(Role::Member));
+    }
+}
+
+#[tokio::test]
+async fn a_suspended_member_can_be_managed_but_does_not_count_as_an_owner() {
+    let (_backends, service, other) = Box::pin(two_replicas()).await;
+    service
+        .change_role(ORG, MICHAEL, Role::Owner, OLIVIA)
+        .await
+        .unwrap();
+    suspend_user(&service, MICHAEL, "").await.unwrap();
+    let refused = service.remove(ORG, OLIVIA, OLIVIA).await;
+    assert_refused(refused, Code::FailedPrecondition, "LAST_OWNER");
+    let refused = service.add(ORG, MICHAEL, Role::Member, OLIVIA).await;
+    assert_refused(refused, Code::AlreadyExists, "MEMBERSHIP_ALREADY_EXISTS");
+    let demoted = service
+        .change_role(ORG, MICHAEL, Role::Admin, OLIVIA)
+        .await
+        .unwrap();
+    assert_eq!(demoted.state(), State::Suspended);
+    assert_eq!(other.role_of(ORG, MICHAEL).await, None);
+    resume_user(&other, MICHAEL).await.unwrap();
+    assert_eq!(service.role_of(ORG, MICHAEL).await, Some(Role::Admin));
+    service.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
+}
