@@ -18,8 +18,10 @@ use crate::{
         self as pb,
         account_service_server::{self, AccountServiceServer},
     },
-    service::Accounts,
+    service::{Accounts, OrganizationToEdit, UserToEdit},
 };
+
+use self::deadline::Deadline;
 
 /// Largest request that is read, in bytes. The largest sensible one, a batch of
 /// 1000 checks of the longest names, has some 270 kB.
@@ -43,6 +45,25 @@ impl AccountService {
     #[must_use]
     pub fn into_server(self) -> AccountServiceServer<Self> {
         AccountServiceServer::new(self).max_decoding_message_size(MAX_REQUEST_BYTES)
+    }
+}
+
+impl AccountService {
+    async fn edit_user(&self, user: UserToEdit, deadline: Deadline) -> Result<pb::User, Status> {
+        let edit = self.accounts.edit_user(user, deadline.instant());
+        deadline.bound(edit).await.map(|user| convert::user(&user))
+    }
+
+    async fn edit_organization(
+        &self,
+        organization: OrganizationToEdit,
+        deadline: Deadline,
+    ) -> Result<pb::Organization, Status> {
+        let edit = self
+            .accounts
+            .edit_organization(organization, deadline.instant());
+        let organization = deadline.bound(edit).await?;
+        Ok(convert::organization(&organization))
     }
 }
 
@@ -102,12 +123,8 @@ impl account_service_server::AccountService for AccountService {
     ) -> Reply<pb::UpdateUserResponse> {
         let deadline = deadline::of(request.metadata());
         let user = convert::user_to_update(&request.into_inner())?;
-        let user = deadline
-            .bound(self.accounts.edit_user(user, deadline.instant()))
-            .await?;
-        Ok(Response::new(pb::UpdateUserResponse {
-            user: Some(convert::user(&user)),
-        }))
+        let user = Some(self.edit_user(user, deadline).await?);
+        Ok(Response::new(pb::UpdateUserResponse { user }))
     }
 
     async fn suspend_user(
@@ -117,12 +134,8 @@ impl account_service_server::AccountService for AccountService {
         let deadline = deadline::of(request.metadata());
         let request = request.into_inner();
         let user = convert::user_in_state(&request.username, &request.etag, State::Suspended)?;
-        let user = deadline
-            .bound(self.accounts.edit_user(user, deadline.instant()))
-            .await?;
-        Ok(Response::new(pb::SuspendUserResponse {
-            user: Some(convert::user(&user)),
-        }))
+        let user = Some(self.edit_user(user, deadline).await?);
+        Ok(Response::new(pb::SuspendUserResponse { user }))
     }
 
     async fn resume_user(
@@ -132,12 +145,8 @@ impl account_service_server::AccountService for AccountService {
         let deadline = deadline::of(request.metadata());
         let request = request.into_inner();
         let user = convert::user_in_state(&request.username, &request.etag, State::Active)?;
-        let user = deadline
-            .bound(self.accounts.edit_user(user, deadline.instant()))
-            .await?;
-        Ok(Response::new(pb::ResumeUserResponse {
-            user: Some(convert::user(&user)),
-        }))
+        let user = Some(self.edit_user(user, deadline).await?);
+        Ok(Response::new(pb::ResumeUserResponse { user }))
     }
 
     async fn delete_user(
@@ -209,14 +218,9 @@ impl account_service_server::AccountService for AccountService {
     ) -> Reply<pb::UpdateOrganizationResponse> {
         let deadline = deadline::of(request.metadata());
         let organization = convert::organization_to_update(&request.into_inner())?;
-        let organization = deadline
-            .bound(
-                self.accounts
-                    .edit_organization(organization, deadline.instant()),
-            )
-            .await?;
+        let organization = Some(self.edit_organization(organization, deadline).await?);
         Ok(Response::new(pb::UpdateOrganizationResponse {
-            organization: Some(convert::organization(&organization)),
+            organization,
         }))
     }
 
@@ -231,14 +235,9 @@ impl account_service_server::AccountService for AccountService {
             &request.etag,
             State::Suspended,
         )?;
-        let organization = deadline
-            .bound(
-                self.accounts
-                    .edit_organization(organization, deadline.instant()),
-            )
-            .await?;
+        let organization = Some(self.edit_organization(organization, deadline).await?);
         Ok(Response::new(pb::SuspendOrganizationResponse {
-            organization: Some(convert::organization(&organization)),
+            organization,
         }))
     }
 
@@ -253,14 +252,9 @@ impl account_service_server::AccountService for AccountService {
             &request.etag,
             State::Active,
         )?;
-        let organization = deadline
-            .bound(
-                self.accounts
-                    .edit_organization(organization, deadline.instant()),
-            )
-            .await?;
+        let organization = Some(self.edit_organization(organization, deadline).await?);
         Ok(Response::new(pb::ResumeOrganizationResponse {
-            organization: Some(convert::organization(&organization)),
+            organization,
         }))
     }
 

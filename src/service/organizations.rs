@@ -5,7 +5,7 @@ use tokio::time::Instant;
 
 use super::{
     Accounts, Error, Freshness, Refusal, Source, is_version, new_uid,
-    snapshot::{Snapshot, keys_of_member, transaction},
+    snapshot::{Snapshot, keys_of_member, rewrite, transaction},
     store_failed,
 };
 use crate::{
@@ -292,20 +292,8 @@ impl Change for EditOrganization {
             });
         }
         edited.stamp = organization.stamp.changed(self.now);
-        let record = Record::Organization(edited.clone());
-        let put = Step::Put {
-            record: record.clone(),
-            found: Some(Record::Organization(organization.clone())),
-        };
-        Ok(Verdict::Commit(Plan {
-            steps: transaction(vec![put], conditions),
-            publish: if self.may_publish() {
-                vec![record]
-            } else {
-                Vec::new()
-            },
-            upholds: Vec::new(),
-            output: edited,
-        }))
+        let [before, after] = [organization, &edited].map(|it| Record::Organization(it.clone()));
+        let plan = rewrite(before, after, conditions, self.may_publish(), edited);
+        Ok(Verdict::Commit(plan))
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use crate::{
+    coherence::Plan,
     domain::{
         Key, Organization, OrganizationName, Record, Role, Standing, User, Username,
         standing_membership,
@@ -111,6 +112,27 @@ pub(super) fn keys_of_member(organization: &OrganizationName, username: &Usernam
         Key::Organization(organization.clone()),
         Key::Membership(organization.clone(), username.clone()),
     ]
+}
+
+/// The plan to put a record over what was found, and to publish it if that may
+/// be.
+pub(super) fn rewrite<T>(
+    found: Record,
+    record: Record,
+    conditions: Vec<Step>,
+    may_publish: bool,
+    output: T,
+) -> Plan<T> {
+    let put = Step::Put {
+        record: record.clone(),
+        found: Some(found),
+    };
+    Plan {
+        steps: transaction(vec![put], conditions),
+        publish: may_publish.then_some(record).into_iter().collect(),
+        upholds: Vec::new(),
+        output,
+    }
 }
 
 /// A transaction of `write` and the conditions, each record named once: the

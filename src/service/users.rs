@@ -4,7 +4,8 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::{
-    Accounts, Error, Freshness, Refusal, Source, is_version, new_uid, snapshot::Snapshot,
+    Accounts, Error, Freshness, Refusal, Source, is_version, new_uid,
+    snapshot::{Snapshot, rewrite},
     store_failed,
 };
 use crate::{
@@ -234,20 +235,9 @@ impl Change for EditUser {
             });
         }
         edited.stamp = user.stamp.changed(self.now);
-        let record = Record::User(edited.clone());
-        Ok(Verdict::Commit(Plan {
-            steps: vec![Step::Put {
-                record: record.clone(),
-                found: Some(Record::User(user.clone())),
-            }],
-            publish: if self.may_publish() {
-                vec![record]
-            } else {
-                Vec::new()
-            },
-            upholds: Vec::new(),
-            output: edited,
-        }))
+        let [before, after] = [user, &edited].map(|user| Record::User(user.clone()));
+        let plan = rewrite(before, after, Vec::new(), self.may_publish(), edited);
+        Ok(Verdict::Commit(plan))
     }
 }
 
