@@ -12,16 +12,32 @@ use crate::{
         Etag, FreeText, Labels, NameError, Organization, OrganizationName, Role, Stamp, Standing,
         State, Timestamp, Uid, User, Username,
     },
-    proto::account_v1::{self as pb, read_consistency::Requirement, update_organization_request},
+    proto::account_v1::{self as pb, read_consistency::Requirement},
     service::{
         Actor, Check, CheckResult, Freshness, MemberToAdd, MemberToRemove, NewOrganization,
-        NewUser, OrganizationEdit, OrganizationToEdit, RoleToChange, Source, UserEdit,
-        UserToDelete, UserToEdit,
+        NewUser, OrganizationEdit, OrganizationToDelete, OrganizationToEdit, OwnershipToTransfer,
+        RoleToChange, Source, UserEdit, UserToDelete, UserToEdit,
     },
 };
 
 /// Most checks, or names, of one batch.
 const MAX_BATCH: usize = 1000;
+
+/// On whose behalf: the same `oneof` in several messages, each with a type of
+/// its own.
+macro_rules! actor {
+    ($message:ident, $actor:expr) => {
+        match &$actor {
+            Some(pb::$message::Actor::ActingUser(user)) => {
+                Actor::User(username("acting_user", user)?)
+            }
+            Some(pb::$message::Actor::AsPlatform(true)) => Actor::Platform,
+            Some(pb::$message::Actor::AsPlatform(false)) | None => {
+                return Err(status::invalid_field("actor", "must be set".to_owned()));
+            }
+        }
+    };
+}
 
 pub(super) fn new_user(request: &pb::CreateUserRequest) -> Result<NewUser, Status> {
     Ok(NewUser {
@@ -95,18 +111,11 @@ pub(super) fn organization_to_update(
         !organization.labels.is_empty(),
     ];
     let [display_name, has_labels] = masked(request.update_mask.as_ref(), FIELDS, is_given)?;
-    let actor = match &request.actor {
-        Some(update_organization_request::Actor::ActingUser(user)) => {
-            Actor::User(username("acting_user", user)?)
-        }
-        Some(update_organization_request::Actor::AsPlatform(true)) => Actor::Platform,
-        _ => return Err(missing("actor")),
-    };
     let path = "organization.";
     let name = OrganizationName::parse_existing(&organization.organization_name);
     Ok(OrganizationToEdit {
         organization_name: named_under(path, "organization_name", name)?,
-        actor,
+        actor: actor!(update_organization_request, request.actor),
         etag: Etag::from_text(&organization.etag),
         edit: OrganizationEdit::Profile {
             display_name: display_name
@@ -119,6 +128,26 @@ pub(super) fn organization_to_update(
                 .then(|| labels("organization.labels", &organization.labels))
                 .transpose()?,
         },
+    })
+}
+
+pub(super) fn ownership_to_transfer(
+    request: &pb::TransferOwnershipRequest,
+) -> Result<OwnershipToTransfer, Status> {
+    Ok(OwnershipToTransfer {
+        organization_name: organization_name("organization_name", &request.organization_name)?,
+        new_owner: username("new_owner", &request.new_owner)?,
+        actor: actor!(transfer_ownership_request, request.actor),
+    })
+}
+
+pub(super) fn organization_to_delete(
+    request: &pb::DeleteOrganizationRequest,
+) -> Result<OrganizationToDelete, Status> {
+    Ok(OrganizationToDelete {
+        organization_name: organization_name("organization_name", &request.organization_name)?,
+        actor: actor!(delete_organization_request, request.actor),
+        etag: Etag::from_text(&request.etag),
     })
 }
 

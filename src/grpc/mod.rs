@@ -258,6 +258,41 @@ impl account_service_server::AccountService for AccountService {
         }))
     }
 
+    async fn transfer_ownership(
+        &self,
+        request: Request<pb::TransferOwnershipRequest>,
+    ) -> Reply<pb::TransferOwnershipResponse> {
+        let deadline = deadline::of(request.metadata());
+        let ownership = convert::ownership_to_transfer(&request.into_inner())?;
+        let owners = deadline
+            .bound(
+                self.accounts
+                    .transfer_ownership(ownership, deadline.instant()),
+            )
+            .await?;
+        Ok(Response::new(pb::TransferOwnershipResponse {
+            new_owner: Some(convert::membership(&owners.new)),
+            previous_owner: owners.previous.as_ref().map(convert::membership),
+        }))
+    }
+
+    async fn delete_organization(
+        &self,
+        request: Request<pb::DeleteOrganizationRequest>,
+    ) -> Reply<pb::DeleteOrganizationResponse> {
+        let deadline = deadline::of(request.metadata());
+        let organization = convert::organization_to_delete(&request.into_inner())?;
+        let organization = deadline
+            .bound(
+                self.accounts
+                    .delete_organization(organization, deadline.instant()),
+            )
+            .await?;
+        Ok(Response::new(pb::DeleteOrganizationResponse {
+            organization: Some(convert::organization(&organization)),
+        }))
+    }
+
     async fn add_user_to_organization(
         &self,
         request: Request<pb::AddUserToOrganizationRequest>,

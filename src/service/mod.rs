@@ -6,6 +6,7 @@ mod batches;
 mod checks;
 mod memberships;
 mod organizations;
+mod ownership;
 mod snapshot;
 mod users;
 
@@ -15,7 +16,10 @@ use uuid::Uuid;
 pub use batches::Batch;
 pub use checks::{Check, CheckResult};
 pub use memberships::{MemberToAdd, MemberToRemove, RoleToChange};
-pub use organizations::{Actor, NewOrganization, OrganizationEdit, OrganizationToEdit};
+pub use organizations::{
+    Actor, NewOrganization, OrganizationEdit, OrganizationToDelete, OrganizationToEdit,
+};
+pub use ownership::{Owners, OwnershipToTransfer};
 pub use users::{NewUser, UserEdit, UserToDelete, UserToEdit};
 
 use crate::{

@@ -1,4 +1,4 @@
-//! Organizations: create, get, update, suspend, resume.
+//! Organizations: create, get, update, suspend, resume, delete.
 
 use async_trait::async_trait;
 use tokio::time::Instant;
@@ -46,10 +46,58 @@ pub struct OrganizationToEdit {
 /// On whose behalf an organization is changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Actor {
-    /// A user, who needs the role of Admin at least.
+    /// A user, who needs a role in it.
     User(Username),
     /// The platform, which may change every organization.
     Platform,
+}
+
+impl Actor {
+    /// Whether the actor may do what needs this role.
+    pub(super) fn has(
+        &self,
+        least: Role,
+        found: &Snapshot,
+        organization: &OrganizationName,
+    ) -> bool {
+        match self {
+            Self::User(username) => found
+                .role(organization, username)
+                .is_some_and(|role| role >= least),
+            Self::Platform => true,
+        }
+    }
+
+    /// The records that decide that.
+    pub(super) fn keys(&self, organization: &OrganizationName) -> Vec<Key> {
+        match self {
+            Self::User(username) => keys_of_member(organization, username).into(),
+            Self::Platform => Vec::new(),
+        }
+    }
+
+    /// The conditions under which it stays so.
+    pub(super) fn conditions(
+        &self,
+        found: &Snapshot,
+        organization: &OrganizationName,
+    ) -> Vec<Step> {
+        match self {
+            Self::User(username) => found.still_counts(organization, username),
+            Self::Platform => Vec::new(),
+        }
+    }
+}
+
+/// An organization to delete.
+#[derive(Debug, Clone)]
+pub struct OrganizationToDelete {
+    /// The name.
+    pub organization_name: OrganizationName,
+    /// On whose behalf: an Owner.
+    pub actor: Actor,
+    /// The version to delete; any, if `None`.
+    pub etag: Option<Etag>,
 }
 
 /// What to change of an organization.
@@ -122,6 +170,19 @@ impl Accounts {
             now: Timestamp::now(),
         };
         self.apply(change, deadline).await
+    }
+
+    /// Deletes an organization; returns it as it was.
+    ///
+    /// # Errors
+    /// [`Refusal::NotPermitted`], [`Refusal::OrganizationNotFound`] for the
+    /// platform only, [`Refusal::EtagMismatch`].
+    pub async fn delete_organization(
+        &self,
+        organization: OrganizationToDelete,
+        deadline: Instant,
+    ) -> Result<Organization, Error> {
+        self.apply(DeleteOrganization(organization), deadline).await
     }
 
     /// Returns an organization.
@@ -264,18 +325,10 @@ impl Change for EditOrganization {
             etag,
             edit,
         } = &self.organization;
-        let keys = match actor {
-            Actor::User(username) => keys_of_member(organization_name, username).into(),
-            Actor::Platform => self.touches(),
-        };
+        let keys = [self.touches(), actor.keys(organization_name)].concat();
         let found = Snapshot::read(table, keys).await?;
-        let mut conditions = Vec::new();
-        if let Actor::User(username) = actor {
-            match found.role(organization_name, username) {
-                Some(role) if role >= Role::Admin => {}
-                _ => return Ok(Verdict::Deny(Refusal::NotPermitted)),
-            }
-            conditions = found.still_counts(organization_name, username);
+        if !actor.has(Role::Admin, &found, organization_name) {
+            return Ok(Verdict::Deny(Refusal::NotPermitted));
         }
         let Some(organization) = found.organization(organization_name) else {
             let refusal = Refusal::OrganizationNotFound(organization_name.clone());
@@ -293,7 +346,53 @@ impl Change for EditOrganization {
         }
         edited.stamp = organization.stamp.changed(self.now);
         let [before, after] = [organization, &edited].map(|it| Record::Organization(it.clone()));
+        let conditions = actor.conditions(&found, organization_name);
         let plan = rewrite(before, after, conditions, self.may_publish(), edited);
         Ok(Verdict::Commit(plan))
+    }
+}
+
+struct DeleteOrganization(OrganizationToDelete);
+
+#[async_trait]
+impl Change for DeleteOrganization {
+    type Output = Organization;
+    type Refusal = Refusal;
+
+    fn touches(&self) -> Vec<Key> {
+        vec![Key::Organization(self.0.organization_name.clone())]
+    }
+
+    async fn decide(
+        &self,
+        table: &dyn StrongReads,
+    ) -> Result<Verdict<Organization, Refusal>, store::Error> {
+        let OrganizationToDelete {
+            organization_name,
+            actor,
+            etag,
+        } = &self.0;
+        let keys = [self.touches(), actor.keys(organization_name)].concat();
+        let found = Snapshot::read(table, keys).await?;
+        if !actor.has(Role::Owner, &found, organization_name) {
+            return Ok(Verdict::Deny(Refusal::NotPermitted));
+        }
+        let Some(organization) = found.organization(organization_name) else {
+            let refusal = Refusal::OrganizationNotFound(organization_name.clone());
+            return Ok(Verdict::refuse(refusal));
+        };
+        if !is_version(etag.as_ref(), &organization.stamp) {
+            return Ok(Verdict::refuse(Refusal::EtagMismatch));
+        }
+        let delete = Step::Delete {
+            found: Record::Organization(organization.clone()),
+        };
+        let conditions = actor.conditions(&found, organization_name);
+        Ok(Verdict::Commit(Plan {
+            steps: transaction(vec![delete], conditions),
+            publish: Vec::new(),
+            upholds: Vec::new(),
+            output: organization.clone(),
+        }))
     }
 }

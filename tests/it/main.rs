@@ -18,6 +18,7 @@ mod herds;
 mod histories;
 mod legacy;
 mod outages;
+mod ownership;
 mod permissions;
 mod profiles;
 mod remote_calls;

@@ -214,6 +214,41 @@ async fn writes_that_take_away_publish_nothing() {
 }
 
 #[tokio::test]
+async fn ownership_is_transferred_in_one_transaction() {
+    let (backends, service) = start().await;
+    service.found_olivia_org_with_michael().await;
+    let mut client = service.client.clone();
+    let transfer = client.transfer_ownership(pb::TransferOwnershipRequest {
+        organization_name: ORG.to_owned(),
+        new_owner: MICHAEL.to_owned(),
+        actor: Some(pb::transfer_ownership_request::Actor::ActingUser(
+            OLIVIA.to_owned(),
+        )),
+    });
+    let expected = &[
+        "2 x GetBatch",
+        "5 x SetIf",
+        "1 x BatchGetItem",
+        "1 x TransactWriteItems",
+    ];
+    assert_calls(&backends, &service, transfer, expected)
+        .await
+        .unwrap();
+    let mut client = service.client.clone();
+    let deletion = client.delete_organization(pb::DeleteOrganizationRequest {
+        organization_name: ORG.to_owned(),
+        actor: Some(pb::delete_organization_request::Actor::ActingUser(
+            MICHAEL.to_owned(),
+        )),
+        ..pb::DeleteOrganizationRequest::default()
+    });
+    let expected = &["2 x SetIf", "1 x BatchGetItem", "1 x TransactWriteItems"];
+    assert_calls(&backends, &service, deletion, expected)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
 async fn suspensions_publish_nothing_and_resumptions_do() {
     let (backends, service) = start().await;
     service.create_user(MICHAEL).await.unwrap();

@@ -1,0 +1,173 @@
+//! Handing an organization over, in one transaction.
+
+use async_trait::async_trait;
+use tokio::time::Instant;
+
+use super::{
+    Accounts, Actor, Error, Refusal,
+    snapshot::{Snapshot, keys_of_member, transaction},
+};
+use crate::{
+    coherence::{Change, Plan, Verdict},
+    domain::{
+        Key, Membership, OrganizationName, Record, Role, Standing, State, Timestamp, Username,
+    },
+    store::{self, Step, StrongReads},
+};
+
+/// An organization to hand over.
+#[derive(Debug, Clone)]
+pub struct OwnershipToTransfer {
+    /// The organization.
+    pub organization_name: OrganizationName,
+    /// The member who becomes an Owner.
+    pub new_owner: Username,
+    /// The Owner who hands over, or the platform.
+    pub actor: Actor,
+}
+
+/// Who owned an organization, and who owns it.
+#[derive(Debug)]
+pub struct Owners {
+    /// The membership of the new owner.
+    pub new: Standing,
+    /// The membership of the one who handed over.
+    pub previous: Option<Standing>,
+}
+
+impl Accounts {
+    /// Makes a member an Owner, and the acting Owner an Admin.
+    ///
+    /// # Errors
+    /// [`Refusal::NotPermitted`], [`Refusal::MembershipNotFound`],
+    /// [`Refusal::LastOwner`].
+    pub async fn transfer_ownership(
+        &self,
+        ownership: OwnershipToTransfer,
+        deadline: Instant,
+    ) -> Result<Owners, Error> {
+        let change = TransferOwnership {
+            ownership,
+            now: Timestamp::now(),
+        };
+        self.apply(change, deadline).await
+    }
+}
+
+struct TransferOwnership {
+    ownership: OwnershipToTransfer,
+    now: Timestamp,
+}
+
+impl TransferOwnership {
+    /// The one who hands over, unless to oneself.
+    fn previous_owner(&self) -> Option<&Username> {
+        match &self.ownership.actor {
+            Actor::User(username) if *username != self.ownership.new_owner => Some(username),
+            _ => None,
+        }
+    }
+
+    /// The membership with this role.
+    fn with_role(&self, membership: &Membership, role: Role) -> Membership {
+        if membership.role == role {
+            return membership.clone();
+        }
+        Membership {
+            role,
+            stamp: membership.stamp.changed(self.now),
+            ..membership.clone()
+        }
+    }
+}
+
+#[async_trait]
+impl Change for TransferOwnership {
+    type Output = Owners;
+    type Refusal = Refusal;
+
+    fn touches(&self) -> Vec<Key> {
+        let organization = &self.ownership.organization_name;
+        let owners = [Some(&self.ownership.new_owner), self.previous_owner()];
+        let owners = owners.into_iter().flatten();
+        owners
+            .map(|owner| Key::Membership(organization.clone(), owner.clone()))
+            .collect()
+    }
+
+    fn may_publish(&self) -> bool {
+        true
+    }
+
+    async fn decide(
+        &self,
+        table: &dyn StrongReads,
+    ) -> Result<Verdict<Owners, Refusal>, store::Error> {
+        let OwnershipToTransfer {
+            organization_name,
+            new_owner,
+            actor,
+        } = &self.ownership;
+        let of_new_owner = keys_of_member(organization_name, new_owner);
+        let keys = [actor.keys(organization_name), of_new_owner.into()].concat();
+        let found = Snapshot::read(table, keys).await?;
+        if !actor.has(Role::Owner, &found, organization_name) {
+            return Ok(Verdict::Deny(Refusal::NotPermitted));
+        }
+        let upholds = found.around(organization_name, new_owner);
+        let Some(new) = found.member(organization_name, new_owner) else {
+            return Ok(Verdict::Refuse {
+                refusal: Refusal::MembershipNotFound(organization_name.clone(), new_owner.clone()),
+                reveals: vec![Key::User(new_owner.clone())],
+                upholds: Vec::new(),
+            });
+        };
+        if new.state == State::Suspended {
+            return Ok(Verdict::refuse(Refusal::LastOwner(
+                organization_name.clone(),
+            )));
+        }
+        let previous = self
+            .previous_owner()
+            .and_then(|owner| found.member(organization_name, owner));
+        let changes = [
+            Some((&new, Role::Owner)),
+            previous.as_ref().map(|previous| (previous, Role::Admin)),
+        ];
+        let mut puts = Vec::new();
+        let mut publish = Vec::new();
+        let mut standings = Vec::new();
+        for (standing, role) in changes.into_iter().flatten() {
+            let membership = self.with_role(&standing.membership, role);
+            let record = Record::Membership(membership.clone());
+            if membership != standing.membership {
+                puts.push(Step::Put {
+                    record: record.clone(),
+                    found: Some(Record::Membership(standing.membership.clone())),
+                });
+                // Only what grants.
+                publish.extend((role == Role::Owner).then_some(record));
+            }
+            standings.push(Standing {
+                membership,
+                state: standing.state,
+            });
+        }
+        let mut standings = standings.into_iter();
+        let output = Owners {
+            new: standings.next().unwrap_or(new),
+            previous: standings.next(),
+        };
+        if puts.is_empty() {
+            return Ok(Verdict::Keep { output, upholds });
+        }
+        let mut conditions = actor.conditions(&found, organization_name);
+        conditions.extend(found.still_counts(organization_name, new_owner));
+        Ok(Verdict::Commit(Plan {
+            steps: transaction(puts, conditions),
+            publish,
+            upholds,
+            output,
+        }))
+    }
+}
