@@ -89,6 +89,38 @@ impl Actor {
     }
 }
 
+/// What may be changed, and the conditions under which it stays so; or what
+/// stands against it.
+type Permitted<T> = Result<(Organization, Vec<Step>), Verdict<T, Refusal>>;
+
+impl Actor {
+    /// Whether the actor may change this version of the organization with what
+    /// needs the role `least`.
+    async fn may_change<T>(
+        &self,
+        least: Role,
+        table: &dyn StrongReads,
+        name: &OrganizationName,
+        etag: Option<&Etag>,
+    ) -> Result<Permitted<T>, store::Error> {
+        let mut keys = self.keys(name);
+        keys.push(Key::Organization(name.clone()));
+        let found = Snapshot::read(table, keys).await?;
+        if !self.has(least, &found, name) {
+            return Ok(Err(Verdict::Deny(Refusal::NotPermitted)));
+        }
+        let Some(organization) = found.organization(name) else {
+            let refusal = Refusal::OrganizationNotFound(name.clone());
+            return Ok(Err(Verdict::refuse(refusal)));
+        };
+        if !is_version(etag, &organization.stamp) {
+            return Ok(Err(Verdict::refuse(Refusal::EtagMismatch)));
+        }
+        let conditions = self.conditions(&found, name);
+        Ok(Ok((organization.clone(), conditions)))
+    }
+}
+
 /// An organization to delete.
 #[derive(Debug, Clone)]
 pub struct OrganizationToDelete {
@@ -325,28 +357,22 @@ impl Change for EditOrganization {
             etag,
             edit,
         } = &self.organization;
-        let keys = [self.touches(), actor.keys(organization_name)].concat();
-        let found = Snapshot::read(table, keys).await?;
-        if !actor.has(Role::Admin, &found, organization_name) {
-            return Ok(Verdict::Deny(Refusal::NotPermitted));
-        }
-        let Some(organization) = found.organization(organization_name) else {
-            let refusal = Refusal::OrganizationNotFound(organization_name.clone());
-            return Ok(Verdict::refuse(refusal));
+        let permitted = actor
+            .may_change(Role::Admin, table, organization_name, etag.as_ref())
+            .await?;
+        let (organization, conditions) = match permitted {
+            Ok(permitted) => permitted,
+            Err(refused) => return Ok(refused),
         };
-        if !is_version(etag.as_ref(), &organization.stamp) {
-            return Ok(Verdict::refuse(Refusal::EtagMismatch));
-        }
-        let mut edited = edit.apply(organization);
-        if edited == *organization {
+        let mut edited = edit.apply(&organization);
+        if edited == organization {
             return Ok(Verdict::Keep {
                 output: edited,
                 upholds: Vec::new(),
             });
         }
         edited.stamp = organization.stamp.changed(self.now);
-        let [before, after] = [organization, &edited].map(|it| Record::Organization(it.clone()));
-        let conditions = actor.conditions(&found, organization_name);
+        let [before, after] = [&organization, &edited].map(|it| Record::Organization(it.clone()));
         let plan = rewrite(before, after, conditions, self.may_publish(), edited);
         Ok(Verdict::Commit(plan))
     }
@@ -372,27 +398,21 @@ impl Change for DeleteOrganization {
             actor,
             etag,
         } = &self.0;
-        let keys = [self.touches(), actor.keys(organization_name)].concat();
-        let found = Snapshot::read(table, keys).await?;
-        if !actor.has(Role::Owner, &found, organization_name) {
-            return Ok(Verdict::Deny(Refusal::NotPermitted));
-        }
-        let Some(organization) = found.organization(organization_name) else {
-            let refusal = Refusal::OrganizationNotFound(organization_name.clone());
-            return Ok(Verdict::refuse(refusal));
+        let permitted = actor
+            .may_change(Role::Owner, table, organization_name, etag.as_ref())
+            .await?;
+        let (organization, conditions) = match permitted {
+            Ok(permitted) => permitted,
+            Err(refused) => return Ok(refused),
         };
-        if !is_version(etag.as_ref(), &organization.stamp) {
-            return Ok(Verdict::refuse(Refusal::EtagMismatch));
-        }
         let delete = Step::Delete {
             found: Record::Organization(organization.clone()),
         };
-        let conditions = actor.conditions(&found, organization_name);
         Ok(Verdict::Commit(Plan {
             steps: transaction(vec![delete], conditions),
             publish: Vec::new(),
             upholds: Vec::new(),
-            output: organization.clone(),
+            output: organization,
         }))
     }
 }
