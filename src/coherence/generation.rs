@@ -374,6 +374,16 @@ mod tests {
         writes: StdMutex<Vec<(Phase, Instant)>>,
     }
 
+    impl SlowRegisters {
+        /// The writes, which have left the cache once and come back.
+        fn once_round(&self) -> Vec<(Phase, Instant)> {
+            let writes = self.writes.lock().unwrap().clone();
+            let phases: Vec<_> = writes.iter().map(|(phase, _)| *phase).collect();
+            assert_eq!(phases, [Phase::On, Phase::Warm, Phase::Ready, Phase::On]);
+            writes
+        }
+    }
+
     #[async_trait]
     impl Registers for SlowRegisters {
         async fn read_register(&self, _: &str) -> Result<Option<Register>, store::Error> {
@@ -438,9 +448,7 @@ mod tests {
         generations.begin().await.unwrap();
         let before = generations.refresh().await.unwrap();
         generations.renew().await.unwrap();
-        let writes = registers.writes.lock().unwrap().clone();
-        let phases: Vec<_> = writes.iter().map(|(phase, _)| *phase).collect();
-        assert_eq!(phases, [Phase::On, Phase::Warm, Phase::Ready, Phase::On]);
+        let writes = registers.once_round();
         for steps in writes[1..].windows(2) {
             // Since the reply to the write before: then it was learnt.
             let waited = steps[1].1 - steps[0].1;
@@ -460,9 +468,7 @@ mod tests {
         let (first, second) = tokio::join!(generations.renew(), another.renew());
         first.unwrap();
         second.unwrap();
-        let writes = registers.writes.lock().unwrap().clone();
-        let phases: Vec<_> = writes.iter().map(|(phase, _)| *phase).collect();
-        assert_eq!(phases, [Phase::On, Phase::Warm, Phase::Ready, Phase::On]);
+        registers.once_round();
     }
 
     /// A cache that stores whatever it is told.
@@ -511,9 +517,7 @@ mod tests {
         generations.leave(&view).await.unwrap();
         let keep = generations.keep(&Answering);
         let _ = timeout(Duration::from_secs(60), keep).await;
-        let writes = registers.writes.lock().unwrap().clone();
-        let phases: Vec<_> = writes.iter().map(|(phase, _)| *phase).collect();
-        assert_eq!(phases, [Phase::On, Phase::Warm, Phase::Ready, Phase::On]);
+        let writes = registers.once_round();
         for steps in writes[1..].windows(2) {
             let waited = steps[1].1 - steps[0].1;
             assert!(waited >= Timing::default().settle(), "{waited:?}");
