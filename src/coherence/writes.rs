@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     Coherence, Nonce,
-    fences::{Cached, Cover, Uncovered},
+    fences::{Cached, Cover, Fences, Uncovered},
     sabotage::Sabotage,
 };
 use crate::{
@@ -80,9 +80,14 @@ pub enum Verdict<T, R> {
 impl<T, R> Verdict<T, R> {
     /// Refuses for what the change touches, and nothing else.
     pub fn refuse(refusal: R) -> Self {
+        Self::refuse_for(Vec::new(), refusal)
+    }
+
+    /// Refuses for what the change touches, and for these keys.
+    pub fn refuse_for(reveals: Vec<Key>, refusal: R) -> Self {
         Self::Refuse {
             refusal,
-            reveals: Vec::new(),
+            reveals,
             upholds: Vec::new(),
         }
     }
@@ -247,9 +252,7 @@ impl Coherence {
     ) -> Result<(), WriteError<R>> {
         let by = deadline - ANSWER_RESERVE;
         let grounds = grounds(upholds);
-        let (confirmed, is_upheld) =
-            join(self.confirm(keys, None, by), self.uphold(&grounds, by)).await;
-        let confirmed = confirmed.filter(|_| is_upheld);
+        let confirmed = self.confirm_and_uphold(keys, None, &grounds, by).await;
         confirmed.map(drop).ok_or(WriteError::CacheUnavailable)
     }
 
@@ -290,9 +293,7 @@ impl Coherence {
         let read_time = self.now();
         let by = deadline - ANSWER_RESERVE;
         let grounds = grounds(plan.upholds);
-        let (confirmed, is_upheld) =
-            join(self.confirm(keys, before, by), self.uphold(&grounds, by)).await;
-        let confirmed = confirmed.filter(|_| is_upheld);
+        let confirmed = self.confirm_and_uphold(keys, before, &grounds, by).await;
         if confirmed.is_none() {
             tracing::warn!("write not confirmed; repairing in the background");
             let grounds = grounds.into_keys();
@@ -308,6 +309,18 @@ impl Coherence {
                 Ok(plan.output)
             }
         })
+    }
+
+    async fn confirm_and_uphold(
+        &self,
+        keys: &[Key],
+        before: Option<&Fences>,
+        grounds: &HashMap<Key, Left>,
+        by: Instant,
+    ) -> Option<Cover> {
+        let confirm = self.confirm(keys, before, by);
+        let (confirmed, is_upheld) = join(confirm, self.uphold(grounds, by)).await;
+        confirmed.filter(|_| is_upheld)
     }
 
     /// Makes sure that what an answer stands on is not contradicted by cached

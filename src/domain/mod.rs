@@ -18,6 +18,6 @@ pub use names::{
 };
 pub use organization::Organization;
 pub use record::{Etag, Key, Record, Stamp, Timestamp, Uid};
-pub use rules::{effective_membership, may_add, may_change_role, may_remove, standing_membership};
+pub use rules::{may_add, may_change_role, may_remove, standing_membership};
 pub use state::{State, UnknownState};
 pub use user::User;

@@ -52,16 +52,6 @@ pub fn standing_membership(
     })
 }
 
-/// The membership, if it counts.
-#[must_use]
-pub fn effective_membership(
-    user: Option<&User>,
-    organization: Option<&Organization>,
-    membership: Option<Membership>,
-) -> Option<Membership> {
-    standing_membership(user, organization, membership)?.into_effective()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

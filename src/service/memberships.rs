@@ -156,12 +156,12 @@ fn membership_key(organization: &OrganizationName, username: &Username) -> Key {
 }
 
 /// The target is no member; only who may manage members learns so.
-fn not_a_member<T>(organization: &OrganizationName, username: &Username) -> Verdict<T, Refusal> {
-    Verdict::Refuse {
-        refusal: Refusal::MembershipNotFound(organization.clone(), username.clone()),
-        reveals: vec![Key::User(username.clone())],
-        upholds: Vec::new(),
-    }
+pub(super) fn not_a_member<T>(
+    organization: &OrganizationName,
+    username: &Username,
+) -> Verdict<T, Refusal> {
+    let refusal = Refusal::MembershipNotFound(organization.clone(), username.clone());
+    Verdict::refuse_for(vec![Key::User(username.clone())], refusal)
 }
 
 /// The conditions under which an Owner other than `leaving` remains; `None` if
@@ -234,11 +234,8 @@ impl Change for AddMember {
         };
         let user_key = Key::User(member_username.clone());
         let Some(user) = found.user(member_username) else {
-            return Ok(Verdict::Refuse {
-                refusal: Refusal::UserNotFound(member_username.clone()),
-                reveals: vec![user_key],
-                upholds: Vec::new(),
-            });
+            let refusal = Refusal::UserNotFound(member_username.clone());
+            return Ok(Verdict::refuse_for(vec![user_key], refusal));
         };
         if found.member(organization_name, member_username).is_some() {
             return Ok(Verdict::Refuse {
@@ -429,6 +426,6 @@ impl Change for RemoveMember {
     }
 }
 
-fn last_owner<T>(organization: &OrganizationName) -> Verdict<T, Refusal> {
+pub(super) fn last_owner<T>(organization: &OrganizationName) -> Verdict<T, Refusal> {
     Verdict::refuse(Refusal::LastOwner(organization.clone()))
 }

@@ -276,11 +276,8 @@ impl Change for CreateOrganization {
         let [user_key, _, membership_key] = self.keys();
         let found = Snapshot::read(table, self.keys()).await?;
         let Some(founder) = found.user(founding_user) else {
-            return Ok(Verdict::Refuse {
-                refusal: Refusal::UserNotFound(founding_user.clone()),
-                reveals: vec![user_key],
-                upholds: Vec::new(),
-            });
+            let refusal = Refusal::UserNotFound(founding_user.clone());
+            return Ok(Verdict::refuse_for(vec![user_key], refusal));
         };
         if found.organization(organization_name).is_some() {
             return Ok(Verdict::refuse(Refusal::OrganizationExists(

@@ -5,6 +5,7 @@ use tokio::time::Instant;
 
 use super::{
     Accounts, Actor, Error, Refusal,
+    memberships::{last_owner, not_a_member},
     snapshot::{Snapshot, keys_of_member, transaction},
 };
 use crate::{
@@ -116,16 +117,10 @@ impl Change for TransferOwnership {
         }
         let upholds = found.around(organization_name, new_owner);
         let Some(new) = found.member(organization_name, new_owner) else {
-            return Ok(Verdict::Refuse {
-                refusal: Refusal::MembershipNotFound(organization_name.clone(), new_owner.clone()),
-                reveals: vec![Key::User(new_owner.clone())],
-                upholds: Vec::new(),
-            });
+            return Ok(not_a_member(organization_name, new_owner));
         };
         if new.state == State::Suspended {
-            return Ok(Verdict::refuse(Refusal::LastOwner(
-                organization_name.clone(),
-            )));
+            return Ok(last_owner(organization_name));
         }
         let previous = self
             .previous_owner()
