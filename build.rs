@@ -15,7 +15,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let api = protox::compile(API, [PROTO_ROOT])?;
     fs::write(out.join("account_descriptor.bin"), api.encode_to_vec())?;
-    tonic_prost_build::configure().compile_fds(api)?;
+    // Maps by their keys, so that equal messages are encoded alike.
+    let configure = tonic_prost_build::configure().btree_map(".account.v1");
+    configure.compile_fds(api)?;
 
     let cache = protox::compile(CACHE, [PROTO_ROOT])?;
     tonic_prost_build::configure()

@@ -62,7 +62,9 @@ pub async fn run(
     Ok(Report {
         table: match created {
             store::Created::Whole => CREATED,
-            store::Created::Parts => "exists; its index or its stream was added",
+            store::Created::Parts => {
+                "exists; what it lacked of index, stream and time to live was added"
+            }
             store::Created::Nothing => EXISTS,
         },
         secret: secret_report,

@@ -13,7 +13,7 @@ use super::{
     sabotage::Sabotage,
 };
 use crate::{
-    domain::{Key, Record},
+    domain::{Key, Origin, Record},
     store::{self, CommitError, Left, Step, StrongReads},
 };
 
@@ -149,13 +149,14 @@ impl Coherence {
     pub async fn apply<C: Change>(
         &self,
         change: C,
+        origin: Origin,
         deadline: Instant,
     ) -> Result<C::Output, WriteError<C::Refusal>> {
         if !self.has_room_in_background() {
             return Err(WriteError::Overloaded);
         }
         let coherence = self.clone();
-        let run = async move { coherence.run(&change, deadline).await };
+        let run = async move { coherence.run(&change, &origin, deadline).await };
         self.background
             .spawn(run)
             .await
@@ -165,6 +166,7 @@ impl Coherence {
     async fn run<C: Change>(
         &self,
         change: &C,
+        origin: &Origin,
         deadline: Instant,
     ) -> Result<C::Output, WriteError<C::Refusal>> {
         let keys = change.touches();
@@ -173,7 +175,7 @@ impl Coherence {
                 let pause = CONTENTION_PAUSE * 2_u32.pow(decision - 1);
                 sleep(pause * u32::from(Nonce::random().jitter()) / u32::from(u8::MAX)).await;
             }
-            match self.attempt(change, &keys, deadline).await {
+            match self.attempt(change, origin, &keys, deadline).await {
                 Attempt::Done(result) => return result,
                 Attempt::Again => {}
             }
@@ -184,6 +186,7 @@ impl Coherence {
     async fn attempt<C: Change>(
         &self,
         change: &C,
+        origin: &Origin,
         keys: &[Key],
         deadline: Instant,
     ) -> Attempt<C::Output, C::Refusal> {
@@ -225,7 +228,9 @@ impl Coherence {
             Err(error) => return Attempt::Done(Err(error)),
         };
         Attempt::Done(match verdict {
-            Verdict::Commit(plan) => return self.commit(plan, keys, &cover, deadline).await,
+            Verdict::Commit(plan) => {
+                return self.commit(plan, origin, keys, &cover, deadline).await;
+            }
             Verdict::Keep { output, upholds } => {
                 let revealed = self.reveal(keys, upholds, deadline).await;
                 revealed.map(|()| output)
@@ -259,6 +264,7 @@ impl Coherence {
     async fn commit<T, R>(
         &self,
         plan: Plan<T>,
+        origin: &Origin,
         keys: &[Key],
         cover: &Cover,
         deadline: Instant,
@@ -273,7 +279,7 @@ impl Coherence {
             Cover::Fences(fences) => Some(fences),
             Cover::Unused(_) => None,
         };
-        let outcome_unknown = match self.store.commit(&plan.steps).await {
+        let outcome_unknown = match self.store.commit(&plan.steps, origin).await {
             Ok(()) => None,
             Err(CommitError::Stale | CommitError::Conflict) => return Attempt::Again,
             Err(CommitError::NotApplied(error)) => {

@@ -5,6 +5,7 @@ mod labels;
 mod membership;
 mod names;
 mod organization;
+mod origin;
 mod record;
 mod rules;
 mod state;
@@ -17,6 +18,7 @@ pub use names::{
     OrganizationName, Username,
 };
 pub use organization::Organization;
+pub use origin::{Actor, Fingerprint, NoRequestId, Origin, Request, RequestId};
 pub use record::{Etag, Key, Record, Stamp, Timestamp, Uid};
 pub use rules::{may_add, may_change_role, may_remove, standing_membership};
 pub use state::{State, UnknownState};

@@ -142,6 +142,16 @@ impl Record {
         }
     }
 
+    /// Version and times.
+    #[must_use]
+    pub fn stamp(&self) -> &Stamp {
+        match self {
+            Self::User(user) => &user.stamp,
+            Self::Organization(organization) => &organization.stamp,
+            Self::Membership(membership) => &membership.stamp,
+        }
+    }
+
     /// The user, if this is one.
     #[must_use]
     pub fn into_user(self) -> Option<User> {

@@ -1,7 +1,7 @@
 //! Messages to domain types and back. Every request is parsed here, once; a
 //! field that breaks its bounds is named by its path.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use prost_types::{FieldMask, Timestamp as WireTimestamp};
 use tonic::Status;
@@ -9,13 +9,13 @@ use tonic::Status;
 use super::status;
 use crate::{
     domain::{
-        Etag, FreeText, Labels, NameError, Organization, OrganizationName, Role, Stamp, Standing,
-        State, Timestamp, Uid, User, Username,
+        Actor, Etag, FreeText, Labels, NameError, Organization, OrganizationName, Role, Stamp,
+        Standing, State, Timestamp, Uid, User, Username,
     },
     proto::account_v1::{self as pb, read_consistency::Requirement},
     service::{
-        Actor, Check, CheckResult, Freshness, MemberToAdd, MemberToRemove, NewOrganization,
-        NewUser, OrganizationEdit, OrganizationToDelete, OrganizationToEdit, OwnershipToTransfer,
+        Check, CheckResult, Freshness, MemberToAdd, MemberToRemove, NewOrganization, NewUser,
+        OrganizationEdit, OrganizationToDelete, OrganizationToEdit, OwnershipToTransfer,
         RoleToChange, Source, UserEdit, UserToDelete, UserToEdit,
     },
 };
@@ -187,13 +187,13 @@ fn masked<const N: usize>(
     Ok(fields.map(|field| paths.iter().any(|path| path == "*" || path == field)))
 }
 
-fn labels(field: &str, labels: &HashMap<String, String>) -> Result<Labels, Status> {
+fn labels(field: &str, labels: &BTreeMap<String, String>) -> Result<Labels, Status> {
     let labels = labels.iter();
     Labels::parse(labels.map(|(key, value)| (key.as_str(), value.as_str())))
         .map_err(|error| status::invalid_field(field, error.to_string()))
 }
 
-fn wire_labels(labels: &Labels) -> HashMap<String, String> {
+fn wire_labels(labels: &Labels) -> BTreeMap<String, String> {
     let labels = labels.iter();
     labels
         .map(|(key, value)| (key.to_owned(), value.to_owned()))

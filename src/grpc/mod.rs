@@ -3,6 +3,7 @@
 
 mod convert;
 mod deadline;
+mod mutation;
 mod precise;
 mod status;
 
@@ -18,7 +19,7 @@ use crate::{
         self as pb,
         account_service_server::{self, AccountServiceServer},
     },
-    service::{Accounts, OrganizationToEdit, UserToEdit},
+    service::{Accounts, Call, OrganizationToEdit, UserToEdit},
 };
 
 use self::deadline::Deadline;
@@ -49,8 +50,13 @@ impl AccountService {
 }
 
 impl AccountService {
-    async fn edit_user(&self, user: UserToEdit, deadline: Deadline) -> Result<pb::User, Status> {
-        let edit = self.accounts.edit_user(user, deadline.instant());
+    async fn edit_user(
+        &self,
+        user: UserToEdit,
+        deadline: Deadline,
+        call: Call,
+    ) -> Result<pb::User, Status> {
+        let edit = self.accounts.edit_user(user, call);
         deadline.bound(edit).await.map(|user| convert::user(&user))
     }
 
@@ -58,10 +64,9 @@ impl AccountService {
         &self,
         organization: OrganizationToEdit,
         deadline: Deadline,
+        call: Call,
     ) -> Result<pb::Organization, Status> {
-        let edit = self
-            .accounts
-            .edit_organization(organization, deadline.instant());
+        let edit = self.accounts.edit_organization(organization, call);
         let organization = deadline.bound(edit).await?;
         Ok(convert::organization(&organization))
     }
@@ -75,11 +80,9 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::CreateUserRequest>,
     ) -> Reply<pb::CreateUserResponse> {
-        let deadline = deadline::of(request.metadata());
-        let new = convert::new_user(&request.into_inner())?;
-        let user = deadline
-            .bound(self.accounts.create_user(new, deadline.instant()))
-            .await?;
+        let (request, deadline, call) = mutation::open(request)?;
+        let new = convert::new_user(&request)?;
+        let user = deadline.bound(self.accounts.create_user(new, call)).await?;
         Ok(Response::new(pb::CreateUserResponse {
             user: Some(convert::user(&user)),
         }))
@@ -121,9 +124,9 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::UpdateUserRequest>,
     ) -> Reply<pb::UpdateUserResponse> {
-        let deadline = deadline::of(request.metadata());
-        let user = convert::user_to_update(&request.into_inner())?;
-        let user = Some(self.edit_user(user, deadline).await?);
+        let (request, deadline, call) = mutation::open(request)?;
+        let user = convert::user_to_update(&request)?;
+        let user = Some(self.edit_user(user, deadline, call).await?);
         Ok(Response::new(pb::UpdateUserResponse { user }))
     }
 
@@ -131,10 +134,9 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::SuspendUserRequest>,
     ) -> Reply<pb::SuspendUserResponse> {
-        let deadline = deadline::of(request.metadata());
-        let request = request.into_inner();
+        let (request, deadline, call) = mutation::open(request)?;
         let user = convert::user_in_state(&request.username, &request.etag, State::Suspended)?;
-        let user = Some(self.edit_user(user, deadline).await?);
+        let user = Some(self.edit_user(user, deadline, call).await?);
         Ok(Response::new(pb::SuspendUserResponse { user }))
     }
 
@@ -142,10 +144,9 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::ResumeUserRequest>,
     ) -> Reply<pb::ResumeUserResponse> {
-        let deadline = deadline::of(request.metadata());
-        let request = request.into_inner();
+        let (request, deadline, call) = mutation::open(request)?;
         let user = convert::user_in_state(&request.username, &request.etag, State::Active)?;
-        let user = Some(self.edit_user(user, deadline).await?);
+        let user = Some(self.edit_user(user, deadline, call).await?);
         Ok(Response::new(pb::ResumeUserResponse { user }))
     }
 
@@ -153,10 +154,10 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::DeleteUserRequest>,
     ) -> Reply<pb::DeleteUserResponse> {
-        let deadline = deadline::of(request.metadata());
-        let user = convert::user_to_delete(&request.into_inner())?;
+        let (request, deadline, call) = mutation::open(request)?;
+        let user = convert::user_to_delete(&request)?;
         let user = deadline
-            .bound(self.accounts.delete_user(user, deadline.instant()))
+            .bound(self.accounts.delete_user(user, call))
             .await?;
         Ok(Response::new(pb::DeleteUserResponse {
             user: Some(convert::user(&user)),
@@ -167,10 +168,10 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::CreateOrganizationRequest>,
     ) -> Reply<pb::CreateOrganizationResponse> {
-        let deadline = deadline::of(request.metadata());
-        let new = convert::new_organization(&request.into_inner())?;
+        let (request, deadline, call) = mutation::open(request)?;
+        let new = convert::new_organization(&request)?;
         let organization = deadline
-            .bound(self.accounts.create_organization(new, deadline.instant()))
+            .bound(self.accounts.create_organization(new, call))
             .await?;
         Ok(Response::new(pb::CreateOrganizationResponse {
             organization: Some(convert::organization(&organization)),
@@ -216,9 +217,9 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::UpdateOrganizationRequest>,
     ) -> Reply<pb::UpdateOrganizationResponse> {
-        let deadline = deadline::of(request.metadata());
-        let organization = convert::organization_to_update(&request.into_inner())?;
-        let organization = Some(self.edit_organization(organization, deadline).await?);
+        let (request, deadline, call) = mutation::open(request)?;
+        let organization = convert::organization_to_update(&request)?;
+        let organization = Some(self.edit_organization(organization, deadline, call).await?);
         Ok(Response::new(pb::UpdateOrganizationResponse {
             organization,
         }))
@@ -228,14 +229,13 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::SuspendOrganizationRequest>,
     ) -> Reply<pb::SuspendOrganizationResponse> {
-        let deadline = deadline::of(request.metadata());
-        let request = request.into_inner();
+        let (request, deadline, call) = mutation::open(request)?;
         let organization = convert::organization_in_state(
             &request.organization_name,
             &request.etag,
             State::Suspended,
         )?;
-        let organization = Some(self.edit_organization(organization, deadline).await?);
+        let organization = Some(self.edit_organization(organization, deadline, call).await?);
         Ok(Response::new(pb::SuspendOrganizationResponse {
             organization,
         }))
@@ -245,14 +245,13 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::ResumeOrganizationRequest>,
     ) -> Reply<pb::ResumeOrganizationResponse> {
-        let deadline = deadline::of(request.metadata());
-        let request = request.into_inner();
+        let (request, deadline, call) = mutation::open(request)?;
         let organization = convert::organization_in_state(
             &request.organization_name,
             &request.etag,
             State::Active,
         )?;
-        let organization = Some(self.edit_organization(organization, deadline).await?);
+        let organization = Some(self.edit_organization(organization, deadline, call).await?);
         Ok(Response::new(pb::ResumeOrganizationResponse {
             organization,
         }))
@@ -262,13 +261,10 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::TransferOwnershipRequest>,
     ) -> Reply<pb::TransferOwnershipResponse> {
-        let deadline = deadline::of(request.metadata());
-        let ownership = convert::ownership_to_transfer(&request.into_inner())?;
+        let (request, deadline, call) = mutation::open(request)?;
+        let ownership = convert::ownership_to_transfer(&request)?;
         let owners = deadline
-            .bound(
-                self.accounts
-                    .transfer_ownership(ownership, deadline.instant()),
-            )
+            .bound(self.accounts.transfer_ownership(ownership, call))
             .await?;
         Ok(Response::new(pb::TransferOwnershipResponse {
             new_owner: Some(convert::membership(&owners.new)),
@@ -280,13 +276,10 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::DeleteOrganizationRequest>,
     ) -> Reply<pb::DeleteOrganizationResponse> {
-        let deadline = deadline::of(request.metadata());
-        let organization = convert::organization_to_delete(&request.into_inner())?;
+        let (request, deadline, call) = mutation::open(request)?;
+        let organization = convert::organization_to_delete(&request)?;
         let organization = deadline
-            .bound(
-                self.accounts
-                    .delete_organization(organization, deadline.instant()),
-            )
+            .bound(self.accounts.delete_organization(organization, call))
             .await?;
         Ok(Response::new(pb::DeleteOrganizationResponse {
             organization: Some(convert::organization(&organization)),
@@ -297,10 +290,10 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::AddUserToOrganizationRequest>,
     ) -> Reply<pb::AddUserToOrganizationResponse> {
-        let deadline = deadline::of(request.metadata());
-        let member = convert::member_to_add(&request.into_inner())?;
+        let (request, deadline, call) = mutation::open(request)?;
+        let member = convert::member_to_add(&request)?;
         let membership = deadline
-            .bound(self.accounts.add_member(member, deadline.instant()))
+            .bound(self.accounts.add_member(member, call))
             .await?;
         Ok(Response::new(pb::AddUserToOrganizationResponse {
             membership: Some(convert::membership(&membership)),
@@ -332,10 +325,10 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::ChangeMemberRoleRequest>,
     ) -> Reply<pb::ChangeMemberRoleResponse> {
-        let deadline = deadline::of(request.metadata());
-        let role = convert::role_to_change(&request.into_inner())?;
+        let (request, deadline, call) = mutation::open(request)?;
+        let role = convert::role_to_change(&request)?;
         let membership = deadline
-            .bound(self.accounts.change_role(role, deadline.instant()))
+            .bound(self.accounts.change_role(role, call))
             .await?;
         Ok(Response::new(pb::ChangeMemberRoleResponse {
             membership: Some(convert::membership(&membership)),
@@ -346,10 +339,10 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::RemoveUserFromOrganizationRequest>,
     ) -> Reply<pb::RemoveUserFromOrganizationResponse> {
-        let deadline = deadline::of(request.metadata());
-        let member = convert::member_to_remove(&request.into_inner())?;
+        let (request, deadline, call) = mutation::open(request)?;
+        let member = convert::member_to_remove(&request)?;
         let membership = deadline
-            .bound(self.accounts.remove_member(member, deadline.instant()))
+            .bound(self.accounts.remove_member(member, call))
             .await?;
         Ok(Response::new(pb::RemoveUserFromOrganizationResponse {
             membership: Some(convert::membership(&membership)),

@@ -67,6 +67,8 @@ reasons! {
     LastOwner = "LAST_OWNER",
     /// Nothing was changed: the resource is of another version.
     EtagMismatch = "ETAG_MISMATCH",
+    /// Another request has the same name.
+    RequestIdReused = "REQUEST_ID_REUSED",
     /// Nothing was changed: stale answers could not have been ruled out.
     CacheUnavailable = "CACHE_UNAVAILABLE",
     /// Applied, but cached answers may be older for a while.
@@ -140,9 +142,13 @@ pub(super) fn of(error: Error) -> Status {
 
 /// A field breaks its bounds.
 pub(super) fn invalid_field(path: impl Into<String>, why: String) -> Status {
+    field(Reason::InvalidField, path, why)
+}
+
+fn field(reason: Reason, path: impl Into<String>, why: String) -> Status {
     let path = path.into();
     let message = format!("{path}: {why}");
-    let mut details = info(Reason::InvalidField, &[("field", &path)]);
+    let mut details = info(reason, &[("field", &path)]);
     details.add_bad_request_violation(path, why);
     Status::with_error_details(Code::InvalidArgument, message, details)
 }
@@ -209,6 +215,10 @@ fn refused(refusal: Refusal) -> Status {
             Reason::EtagMismatch,
             "the resource is of another version than the etag names; read it again",
         ),
+        Refusal::RequestIdReused => {
+            let why = "another request had this id";
+            field(Reason::RequestIdReused, "request_id", why.to_owned())
+        }
         Refusal::LastOwner(organization) => {
             let mut details = info(
                 Reason::LastOwner,

@@ -2,10 +2,12 @@
 //! works synchronously where it is called.
 
 use std::{
+    convert::Infallible,
     io,
     net::{SocketAddr, TcpListener},
     path::Path,
     thread::JoinHandle,
+    time::Duration,
 };
 
 use dynoxide::Database;
@@ -13,6 +15,8 @@ use tokio::sync::oneshot;
 
 /// Name of the database's file in the data directory.
 const FILE_NAME: &str = "accounts.db";
+/// Pause between looks for items whose time to live is over.
+const SWEEP_PAUSE: Duration = Duration::from_secs(60);
 
 /// A server that is running. Stops when dropped, and has finished what it was
 /// doing by then.
@@ -75,7 +79,12 @@ pub fn start(addr: SocketAddr, data_dir: Option<&Path>) -> io::Result<Running> {
                     // A sender that is gone stops the server, too.
                     let _ = stopped.await;
                 };
-                dynoxide::server::serve_with_shutdown(listener, database, stopped).await
+                let sweep = sweep(database.clone());
+                let serve = dynoxide::server::serve_with_shutdown(listener, database, stopped);
+                tokio::select! {
+                    served = serve => served,
+                    never = sweep => match never {},
+                }
             });
             if let Err(error) = served {
                 tracing::error!(%error, "the embedded DynamoDB failed");
@@ -86,4 +95,17 @@ pub fn start(addr: SocketAddr, data_dir: Option<&Path>) -> io::Result<Running> {
         stop: Some(stop),
         thread: Some(thread),
     })
+}
+
+/// Deletes items whose time to live is over, as DynamoDB does by itself.
+async fn sweep(database: Database) -> Infallible {
+    loop {
+        tokio::time::sleep(SWEEP_PAUSE).await;
+        let database = database.clone();
+        match tokio::task::spawn_blocking(move || database.sweep_ttl()).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "expired items are not deleted"),
+            Err(error) => tracing::error!(%error, "deleting expired items panicked"),
+        }
+    }
 }

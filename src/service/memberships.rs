@@ -1,17 +1,16 @@
 //! Memberships: get, add, change role, remove, leave.
 
 use async_trait::async_trait;
-use tokio::time::Instant;
 
 use super::{
-    Accounts, Error, Freshness, Refusal, Source, is_version,
+    Accounts, Call, Error, Freshness, Refusal, Source, is_version,
     snapshot::{Snapshot, keys_of_member, transaction},
     store_failed,
 };
 use crate::{
     coherence::{Change, Plan, Verdict},
     domain::{
-        Etag, Key, Membership, OrganizationName, Record, Role, Stamp, Standing, Timestamp,
+        Actor, Etag, Key, Membership, OrganizationName, Record, Role, Stamp, Standing, Timestamp,
         Username, may_add, may_change_role, may_remove, standing_membership,
     },
     store::{self, Step, StrongReads},
@@ -88,16 +87,13 @@ impl Accounts {
     /// # Errors
     /// [`Refusal::NotPermitted`], [`Refusal::UserNotFound`],
     /// [`Refusal::MembershipExists`].
-    pub async fn add_member(
-        &self,
-        member: MemberToAdd,
-        deadline: Instant,
-    ) -> Result<Standing, Error> {
+    pub async fn add_member(&self, member: MemberToAdd, call: Call) -> Result<Standing, Error> {
+        let actor = Actor::User(member.adding_user.clone());
         let change = AddMember {
             member,
             now: Timestamp::now(),
         };
-        self.apply(change, deadline).await
+        self.apply(change, actor, call).await
     }
 
     /// Changes a member's role.
@@ -105,16 +101,13 @@ impl Accounts {
     /// # Errors
     /// [`Refusal::NotPermitted`], [`Refusal::MembershipNotFound`],
     /// [`Refusal::LastOwner`].
-    pub async fn change_role(
-        &self,
-        role: RoleToChange,
-        deadline: Instant,
-    ) -> Result<Standing, Error> {
+    pub async fn change_role(&self, role: RoleToChange, call: Call) -> Result<Standing, Error> {
+        let actor = Actor::User(role.acting_user.clone());
         let change = ChangeRole {
             role,
             now: Timestamp::now(),
         };
-        self.apply(change, deadline).await
+        self.apply(change, actor, call).await
     }
 
     /// Removes a member; returns the membership as it was.
@@ -125,9 +118,10 @@ impl Accounts {
     pub async fn remove_member(
         &self,
         member: MemberToRemove,
-        deadline: Instant,
+        call: Call,
     ) -> Result<Standing, Error> {
-        self.apply(RemoveMember(member), deadline).await
+        let actor = Actor::User(member.acting_user.clone());
+        self.apply(RemoveMember(member), actor, call).await
     }
 }
 

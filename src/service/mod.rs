@@ -5,6 +5,7 @@
 mod batches;
 mod checks;
 mod memberships;
+mod once;
 mod organizations;
 mod ownership;
 mod snapshot;
@@ -17,14 +18,15 @@ pub use batches::Batch;
 pub use checks::{Check, CheckResult};
 pub use memberships::{MemberToAdd, MemberToRemove, RoleToChange};
 pub use organizations::{
-    Actor, NewOrganization, OrganizationEdit, OrganizationToDelete, OrganizationToEdit,
+    NewOrganization, OrganizationEdit, OrganizationToDelete, OrganizationToEdit,
 };
 pub use ownership::{Owners, OwnershipToTransfer};
 pub use users::{NewUser, UserEdit, UserToDelete, UserToEdit};
 
+use self::once::{Once, Outcome};
 use crate::{
     coherence::{Change, Coherence, WriteError},
-    domain::{Etag, OrganizationName, Stamp, Uid, Username},
+    domain::{Actor, Etag, OrganizationName, Origin, Request, Stamp, Uid, Username},
     store,
 };
 
@@ -32,6 +34,15 @@ use crate::{
 #[derive(Clone)]
 pub struct Accounts {
     coherence: Coherence,
+}
+
+/// What comes with every change.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// The request, if it is to have its effect once, however often it is sent.
+    pub request: Option<Request>,
+    /// When it has to be answered.
+    pub deadline: Instant,
 }
 
 /// A rule of the account model stands against what was asked.
@@ -55,6 +66,8 @@ pub enum Refusal {
     LastOwner(OrganizationName),
     /// The record is of another version than the one that was to be changed.
     EtagMismatch,
+    /// Another request has the same name.
+    RequestIdReused,
 }
 
 /// Why a use case did not succeed.
@@ -75,12 +88,22 @@ impl Accounts {
         self.coherence.drain().await;
     }
 
-    async fn apply<C: Change<Refusal = Refusal>>(
-        &self,
-        change: C,
-        deadline: Instant,
-    ) -> Result<C::Output, Error> {
-        self.coherence.apply(change, deadline).await
+    async fn apply<C>(&self, change: C, actor: Actor, call: Call) -> Result<C::Output, Error>
+    where
+        C: Change<Refusal = Refusal, Output: Outcome + Sync>,
+    {
+        let Call { request, deadline } = call;
+        let origin = Origin {
+            actor,
+            request_id: request.as_ref().map(|request| request.id.clone()),
+        };
+        match request {
+            None => self.coherence.apply(change, origin, deadline).await,
+            Some(request) => {
+                let once = Once::new(change, request);
+                self.coherence.apply(once, origin, deadline).await
+            }
+        }
     }
 }
 

@@ -1,18 +1,17 @@
 //! Organizations: create, get, update, suspend, resume, delete.
 
 use async_trait::async_trait;
-use tokio::time::Instant;
 
 use super::{
-    Accounts, Error, Freshness, Refusal, Source, is_version, new_uid,
+    Accounts, Call, Error, Freshness, Refusal, Source, is_version, new_uid,
     snapshot::{Snapshot, keys_of_member, rewrite, transaction},
     store_failed,
 };
 use crate::{
     coherence::{Change, Plan, Verdict},
     domain::{
-        Etag, FreeText, Key, Labels, Membership, Organization, OrganizationName, Record, Role,
-        Stamp, State, Timestamp, Uid, Username,
+        Actor, Etag, FreeText, Key, Labels, Membership, Organization, OrganizationName, Record,
+        Role, Stamp, State, Timestamp, Uid, Username,
     },
     store::{self, Step, StrongReads},
 };
@@ -41,15 +40,6 @@ pub struct OrganizationToEdit {
     pub etag: Option<Etag>,
     /// What to change.
     pub edit: OrganizationEdit,
-}
-
-/// On whose behalf an organization is changed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Actor {
-    /// A user, who needs a role in it.
-    User(Username),
-    /// The platform, which may change every organization.
-    Platform,
 }
 
 impl Actor {
@@ -177,14 +167,15 @@ impl Accounts {
     pub async fn create_organization(
         &self,
         new: NewOrganization,
-        deadline: Instant,
+        call: Call,
     ) -> Result<Organization, Error> {
+        let actor = Actor::User(new.founding_user.clone());
         let change = CreateOrganization {
             new,
             uid: new_uid(),
             stamp: Stamp::created(Timestamp::now()),
         };
-        self.apply(change, deadline).await
+        self.apply(change, actor, call).await
     }
 
     /// Changes an organization; returns it as it is then.
@@ -195,13 +186,14 @@ impl Accounts {
     pub async fn edit_organization(
         &self,
         organization: OrganizationToEdit,
-        deadline: Instant,
+        call: Call,
     ) -> Result<Organization, Error> {
+        let actor = organization.actor.clone();
         let change = EditOrganization {
             organization,
             now: Timestamp::now(),
         };
-        self.apply(change, deadline).await
+        self.apply(change, actor, call).await
     }
 
     /// Deletes an organization; returns it as it was.
@@ -212,9 +204,11 @@ impl Accounts {
     pub async fn delete_organization(
         &self,
         organization: OrganizationToDelete,
-        deadline: Instant,
+        call: Call,
     ) -> Result<Organization, Error> {
-        self.apply(DeleteOrganization(organization), deadline).await
+        let actor = organization.actor.clone();
+        self.apply(DeleteOrganization(organization), actor, call)
+            .await
     }
 
     /// Returns an organization.

@@ -1,17 +1,17 @@
 //! Handing an organization over, in one transaction.
 
 use async_trait::async_trait;
-use tokio::time::Instant;
 
 use super::{
-    Accounts, Actor, Error, Refusal,
+    Accounts, Call, Error, Refusal,
     memberships::{last_owner, not_a_member},
     snapshot::{Snapshot, keys_of_member, transaction},
 };
 use crate::{
     coherence::{Change, Plan, Verdict},
     domain::{
-        Key, Membership, OrganizationName, Record, Role, Standing, State, Timestamp, Username,
+        Actor, Key, Membership, OrganizationName, Record, Role, Standing, State, Timestamp,
+        Username,
     },
     store::{self, Step, StrongReads},
 };
@@ -45,13 +45,14 @@ impl Accounts {
     pub async fn transfer_ownership(
         &self,
         ownership: OwnershipToTransfer,
-        deadline: Instant,
+        call: Call,
     ) -> Result<Owners, Error> {
+        let actor = ownership.actor.clone();
         let change = TransferOwnership {
             ownership,
             now: Timestamp::now(),
         };
-        self.apply(change, deadline).await
+        self.apply(change, actor, call).await
     }
 }
 

@@ -32,6 +32,11 @@ impl Snapshot {
         self.0.get(key)?.as_ref()
     }
 
+    /// All that were found.
+    pub(super) fn records(&self) -> Vec<Record> {
+        self.0.values().flatten().cloned().collect()
+    }
+
     pub(super) fn user(&self, username: &Username) -> Option<&User> {
         match self.record(&Key::User(username.clone()))? {
             Record::User(user) => Some(user),
@@ -148,10 +153,11 @@ pub(super) fn transaction(write: Vec<Step>, conditions: Vec<Step>) -> Vec<Step> 
     steps
 }
 
-fn key_of(step: &Step) -> Key {
+fn key_of(step: &Step) -> Option<Key> {
     match step {
-        Step::Require { key, .. } => key.clone(),
-        Step::Put { record, .. } => record.key(),
-        Step::Delete { found } => found.key(),
+        Step::Require { key, .. } => Some(key.clone()),
+        Step::Put { record, .. } => Some(record.key()),
+        Step::Delete { found } => Some(found.key()),
+        Step::Remember { .. } => None,
     }
 }

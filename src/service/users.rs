@@ -1,16 +1,15 @@
 //! Users: create, get, update, suspend, resume, delete.
 
 use async_trait::async_trait;
-use tokio::time::Instant;
 
 use super::{
-    Accounts, Error, Freshness, Refusal, Source, is_version, new_uid,
+    Accounts, Call, Error, Freshness, Refusal, Source, is_version, new_uid,
     snapshot::{Snapshot, rewrite},
     store_failed,
 };
 use crate::{
     coherence::{Change, Plan, Verdict},
-    domain::{Etag, FreeText, Key, Labels, Record, Stamp, State, Timestamp, User, Username},
+    domain::{Actor, Etag, FreeText, Key, Labels, Record, Stamp, State, Timestamp, User, Username},
     store::{self, Step, StrongReads},
 };
 
@@ -103,7 +102,7 @@ impl Accounts {
     ///
     /// # Errors
     /// [`Refusal::UserExists`].
-    pub async fn create_user(&self, new: NewUser, deadline: Instant) -> Result<User, Error> {
+    pub async fn create_user(&self, new: NewUser, call: Call) -> Result<User, Error> {
         let user = User {
             username: new.username,
             first_name: new.first_name,
@@ -114,7 +113,7 @@ impl Accounts {
             uid: new_uid(),
             stamp: Stamp::created(Timestamp::now()),
         };
-        self.apply(CreateUser(user), deadline).await
+        self.apply(CreateUser(user), Actor::Platform, call).await
     }
 
     /// Returns a user.
@@ -139,20 +138,20 @@ impl Accounts {
     ///
     /// # Errors
     /// [`Refusal::UserNotFound`], [`Refusal::EtagMismatch`].
-    pub async fn edit_user(&self, user: UserToEdit, deadline: Instant) -> Result<User, Error> {
+    pub async fn edit_user(&self, user: UserToEdit, call: Call) -> Result<User, Error> {
         let change = EditUser {
             user,
             now: Timestamp::now(),
         };
-        self.apply(change, deadline).await
+        self.apply(change, Actor::Platform, call).await
     }
 
     /// Deletes a user; returns it as it was.
     ///
     /// # Errors
     /// [`Refusal::UserNotFound`], [`Refusal::EtagMismatch`].
-    pub async fn delete_user(&self, user: UserToDelete, deadline: Instant) -> Result<User, Error> {
-        self.apply(DeleteUser(user), deadline).await
+    pub async fn delete_user(&self, user: UserToDelete, call: Call) -> Result<User, Error> {
+        self.apply(DeleteUser(user), Actor::Platform, call).await
     }
 }
 

@@ -3,9 +3,10 @@
 
 use std::{collections::HashMap, fmt};
 
+use super::{Remembered, keys};
 use crate::domain::{
-    FreeText, Key, Labels, Membership, Organization, Record, Role, Stamp, State, Timestamp, Uid,
-    User,
+    Actor, Fingerprint, FreeText, Key, Labels, Membership, Organization, Origin, Record, Request,
+    Role, Stamp, State, Timestamp, Uid, User,
 };
 
 pub(super) const VERSION: &str = "ver";
@@ -14,8 +15,13 @@ pub(super) const ROLE: &str = "role";
 pub(super) const ORGANIZATION_UID: &str = "organizationUid";
 pub(super) const MEMBER_UID: &str = "memberUid";
 pub(super) const WRITE_ID: &str = "writeId";
+pub(super) const EXPIRE_TIME: &str = "expireTime";
 pub(super) const CREATE_TIME: &str = "createTime";
 pub(super) const STATE: &str = "state";
+const CHANGED_BY: &str = "changedBy";
+const REQUEST_ID: &str = "requestId";
+const FINGERPRINT: &str = "fingerprint";
+const OUTCOME: &str = "outcome";
 const UPDATE_TIME: &str = "updateTime";
 const USERNAME: &str = "username";
 const FIRST_NAME: &str = "firstName";
@@ -32,6 +38,7 @@ const LABELS: &str = "labels";
 pub(super) enum Value {
     Text(String),
     Number(String),
+    List(Vec<Value>),
     Map(HashMap<String, Value>),
 }
 
@@ -47,7 +54,7 @@ pub(super) struct Malformed {
 
 impl fmt::Display for Malformed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (pk, sk) = super::keys::of(&self.key);
+        let (pk, sk) = keys::of(&self.key);
         write!(
             f,
             "item PK={pk} SK={sk}: attribute {} is missing or not valid",
@@ -156,6 +163,66 @@ pub(super) fn decode(key: &Key, item: &Item) -> Result<Record, Malformed> {
     })
 }
 
+/// What an item says of the change that wrote it. The platform is not named.
+pub(super) fn encode_origin(origin: &Origin, write_id: &str) -> Item {
+    let mut item = Item::new();
+    put_text(&mut item, WRITE_ID, write_id);
+    if let Actor::User(username) = &origin.actor {
+        put_text(&mut item, CHANGED_BY, username.as_str());
+    }
+    if let Some(request_id) = &origin.request_id {
+        put_text(&mut item, REQUEST_ID, request_id.as_str());
+    }
+    item
+}
+
+/// The item that remembers a request.
+pub(super) fn encode_request(request: &Request, outcome: &[Record], expires: Timestamp) -> Item {
+    let mut item = Item::new();
+    put_text(&mut item, FINGERPRINT, request.fingerprint.as_str());
+    let outcome = outcome.iter().map(|record| {
+        let mut image = encode(record);
+        let (pk, sk) = keys::of(&record.key());
+        put_text(&mut image, keys::PARTITION_KEY, &pk);
+        put_text(&mut image, keys::SORT_KEY, &sk);
+        Value::Map(image)
+    });
+    item.insert(OUTCOME.to_owned(), Value::List(outcome.collect()));
+    put_expiry(&mut item, expires);
+    item
+}
+
+/// What the item of a request remembers; `None` where it is no such item.
+pub(super) fn decode_request(item: &Item) -> Option<Remembered> {
+    let Some(Value::List(outcome)) = item.get(OUTCOME) else {
+        return None;
+    };
+    let outcome = outcome.iter().map(|image| {
+        let Value::Map(image) = image else {
+            return None;
+        };
+        let [pk, sk] = [keys::PARTITION_KEY, keys::SORT_KEY].map(|name| text(image, name));
+        decode(&keys::key_of_item(pk?, sk?)?, image).ok()
+    });
+    Some(Remembered {
+        fingerprint: Fingerprint::from_text(text(item, FINGERPRINT)?.to_owned()),
+        outcome: outcome.collect::<Option<_>>()?,
+    })
+}
+
+/// The item that says when a version of a record was deleted.
+pub(super) fn encode_deletion(now: Timestamp, expires: Timestamp) -> Item {
+    let mut item = Item::new();
+    put_number(&mut item, UPDATE_TIME, now.0);
+    put_expiry(&mut item, expires);
+    item
+}
+
+/// DynamoDB deletes the item some time after this.
+pub(super) fn put_expiry(item: &mut Item, expires: Timestamp) {
+    put_number(item, EXPIRE_TIME, expires.0.div_euclid(1000));
+}
+
 /// What is empty, or as it is by default, is left out, as in the tutorial's
 /// items.
 fn put_profile(item: &mut Item, display_name: &FreeText, labels: &Labels, state: State) {
@@ -246,7 +313,7 @@ fn number<N: std::str::FromStr>(
     match item.get(name) {
         None => Ok(None),
         Some(Value::Number(number)) => number.parse().map(Some).map_err(|_| name),
-        Some(Value::Text(_) | Value::Map(_)) => Err(name),
+        Some(_) => Err(name),
     }
 }
 

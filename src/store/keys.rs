@@ -1,6 +1,6 @@
 //! The key schema, as pure functions. Frozen: tables are filled with it.
 
-use crate::domain::{Key, OrganizationName, Username};
+use crate::domain::{Etag, Key, OrganizationName, RequestId, Username};
 
 /// Name of the partition key attribute.
 pub const PARTITION_KEY: &str = "PK";
@@ -39,6 +39,18 @@ pub fn key_of_item(pk: &str, sk: &str) -> Option<Key> {
 /// Partition key and sort key of a register's item.
 pub(super) fn of_register(name: &str) -> (String, String) {
     same(format!("SERVICE#{name}"))
+}
+
+/// Partition key and sort key of the item that remembers a request.
+pub(super) fn of_request(id: &RequestId) -> (String, String) {
+    same(format!("REQUEST#{}", id.as_str()))
+}
+
+/// Partition key and sort key of the item that says who deleted this version of
+/// a record.
+pub(super) fn of_deletion(key: &Key, version: &Etag) -> (String, String) {
+    let (pk, sk) = of(key);
+    same(format!("DELETED#{pk}#{sk}#{}", version.as_str()))
 }
 
 /// Partition key of all memberships of an organization.

@@ -5,14 +5,16 @@ mod dynamodb;
 mod item;
 mod keys;
 
-use std::{collections::BTreeMap, error::Error as StdError, fmt, sync::Arc};
+use std::{collections::BTreeMap, error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
 pub use dynamodb::{Created, DynamoDb, DynamoDbStream, Settings};
 pub use keys::{INVERTED_INDEX, PARTITION_KEY, SORT_KEY, key_of_item};
 
-use crate::domain::{Key, Membership, OrganizationName, Record, Timestamp};
+use crate::domain::{
+    Fingerprint, Key, Membership, OrganizationName, Origin, Record, Request, RequestId, Timestamp,
+};
 
 /// Reads that may guard a write: they see every committed change and never a
 /// cache.
@@ -33,16 +35,36 @@ pub trait StrongReads: Send + Sync {
     /// # Errors
     /// As [`Self::read_strong`].
     async fn owners(&self, organization: &OrganizationName) -> Result<Vec<Membership>, Error>;
+
+    /// Returns what is remembered of a request, see [`Step::Remember`].
+    ///
+    /// # Errors
+    /// As [`Self::read_strong`].
+    async fn remembered(&self, request: &RequestId) -> Result<Option<Remembered>, Error>;
 }
+
+/// What is remembered of a request that had its effect, for at least
+/// [`REQUEST_RETENTION`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remembered {
+    /// Which request it was.
+    pub fingerprint: Fingerprint,
+    /// The records that its answer showed.
+    pub outcome: Vec<Record>,
+}
+
+/// How long a request is remembered at least.
+pub const REQUEST_RETENTION: Duration = Duration::from_secs(24 * 3600);
 
 /// The table.
 #[async_trait]
 pub trait Store: StrongReads {
-    /// Applies all steps or none. At most 100 steps, each of another record.
+    /// Applies all steps or none, and notes on whose behalf. At most 50 steps,
+    /// each of another record.
     ///
     /// # Errors
     /// See [`CommitError`].
-    async fn commit(&self, steps: &[Step]) -> Result<(), CommitError>;
+    async fn commit(&self, steps: &[Step], origin: &Origin) -> Result<(), CommitError>;
 }
 
 /// Small pieces of state that replicas share: each in an item of its own, changed
@@ -220,6 +242,13 @@ pub enum Step {
     Delete {
         /// What it was.
         found: Record,
+    },
+    /// Remember a request, of which nothing was remembered yet.
+    Remember {
+        /// The request.
+        request: Request,
+        /// The records that its answer shows.
+        outcome: Vec<Record>,
     },
 }
 

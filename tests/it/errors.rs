@@ -175,6 +175,7 @@ async fn roles_that_are_unset_or_unknown_are_refused() {
             member_username: "u".to_owned(),
             role,
             adding_user: "a".to_owned(),
+            ..pb::AddUserToOrganizationRequest::default()
         };
         let added = service
             .client

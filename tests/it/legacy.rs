@@ -205,7 +205,10 @@ async fn setup_adds_the_index_and_the_stream_that_a_tutorial_table_lacks() {
     create.send().await.unwrap();
 
     let added = setup::run(&settings, None).await.unwrap();
-    assert_eq!(added.table, "exists; its index or its stream was added");
+    assert_eq!(
+        added.table,
+        "exists; what it lacked of index, stream and time to live was added"
+    );
     let again = setup::run(&settings, None).await.unwrap();
     assert_eq!(again.table, "exists");
     let describe = table

@@ -22,6 +22,7 @@ mod ownership;
 mod permissions;
 mod profiles;
 mod remote_calls;
+mod requests;
 mod rooms;
 mod server;
 mod story;

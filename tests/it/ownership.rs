@@ -21,6 +21,7 @@ async fn transfer(
         organization_name: ORG.to_owned(),
         new_owner: new_owner.to_owned(),
         actor: actor.into(),
+        ..pb::TransferOwnershipRequest::default()
     };
     let answer = replica.client.clone().transfer_ownership(request).await?;
     Ok(answer.into_inner())
@@ -39,6 +40,7 @@ async fn delete_organization(
         organization_name: ORG.to_owned(),
         etag: etag.to_owned(),
         actor: actor.into(),
+        ..pb::DeleteOrganizationRequest::default()
     };
     let answer = replica.client.clone().delete_organization(request).await?;
     Ok(answer.into_inner().organization.unwrap())

@@ -1,6 +1,6 @@
 //! What describes users and organizations, their versions, and suspension.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use account_service::proto::account_v1::{
     self as pb, Role, Source, State, update_organization_request::Actor,
@@ -20,7 +20,7 @@ fn mask(paths: &[&str]) -> FieldMask {
     }
 }
 
-fn labels(labels: &[(&str, &str)]) -> HashMap<String, String> {
+fn labels(labels: &[(&str, &str)]) -> BTreeMap<String, String> {
     let labels = labels.iter();
     labels
         .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
@@ -35,6 +35,7 @@ async fn update_user(
     let request = pb::UpdateUserRequest {
         user: Some(user),
         update_mask,
+        ..pb::UpdateUserRequest::default()
     };
     let answer = replica.client.clone().update_user(request).await?;
     Ok(answer.into_inner().user.unwrap())
@@ -56,6 +57,7 @@ async fn update_organization(
         organization: Some(organization),
         update_mask: Some(mask(&["display_name"])),
         actor,
+        ..pb::UpdateOrganizationRequest::default()
     };
     let answer = replica.client.clone().update_organization(request).await?;
     Ok(answer.into_inner().organization.unwrap())
@@ -65,6 +67,7 @@ async fn suspend_user(replica: &Replica, username: &str, etag: &str) -> Result<p
     let request = pb::SuspendUserRequest {
         username: username.to_owned(),
         etag: etag.to_owned(),
+        ..pb::SuspendUserRequest::default()
     };
     let answer = replica.client.clone().suspend_user(request).await?;
     Ok(answer.into_inner().user.unwrap())
@@ -120,6 +123,7 @@ async fn an_update_changes_what_the_mask_names_and_nothing_else() {
         last_name: "Smith".to_owned(),
         display_name: "日本 # Olivia".to_owned(),
         labels: labels(&[("team", "a"), ("tier", "1")]),
+        ..pb::CreateUserRequest::default()
     };
     let created = service.client.clone().create_user(request).await.unwrap();
     let created = created.into_inner().user.unwrap();
@@ -240,6 +244,7 @@ async fn a_change_of_another_version_than_the_etag_names_is_aborted() {
     let request = pb::DeleteUserRequest {
         username: OLIVIA.to_owned(),
         etag: before.etag.clone(),
+        ..pb::DeleteUserRequest::default()
     };
     let refused = service.client.clone().delete_user(request).await;
     assert_refused(refused, Code::Aborted, "ETAG_MISMATCH");
@@ -251,6 +256,7 @@ async fn a_change_of_another_version_than_the_etag_names_is_aborted() {
         role: Role::Admin.into(),
         acting_user: OLIVIA.to_owned(),
         etag: etag.to_owned(),
+        ..pb::ChangeMemberRoleRequest::default()
     };
     let mut client = service.client.clone();
     let promoted = client.change_member_role(promote(&member.etag)).await;
@@ -262,6 +268,7 @@ async fn a_change_of_another_version_than_the_etag_names_is_aborted() {
         member_username: MICHAEL.to_owned(),
         acting_user: OLIVIA.to_owned(),
         etag: member.etag,
+        ..pb::RemoveUserFromOrganizationRequest::default()
     };
     let refused = client.remove_user_from_organization(removal).await;
     assert_refused(refused, Code::Aborted, "ETAG_MISMATCH");

@@ -224,6 +224,7 @@ async fn ownership_is_transferred_in_one_transaction() {
         actor: Some(pb::transfer_ownership_request::Actor::ActingUser(
             OLIVIA.to_owned(),
         )),
+        ..pb::TransferOwnershipRequest::default()
     });
     let expected = &[
         "2 x GetBatch",
@@ -321,6 +322,32 @@ async fn the_last_owner_is_looked_for_only_when_an_owner_leaves() {
         "1 x Query",
         "1 x TransactWriteItems",
     ];
+    assert_calls(&backends, &service, write, expected)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_request_id_costs_no_call_until_the_request_is_sent_again() {
+    let (backends, service) = start().await;
+    let request = pb::CreateUserRequest {
+        username: OLIVIA.to_owned(),
+        request_id: uuid::Uuid::new_v4().to_string(),
+        ..pb::CreateUserRequest::default()
+    };
+    let mut client = service.client.clone();
+    let write = client.create_user(request.clone());
+    let expected = &[
+        "1 x Get",
+        "3 x SetIf",
+        "1 x GetItem",
+        "1 x TransactWriteItems",
+    ];
+    assert_calls(&backends, &service, write, expected)
+        .await
+        .unwrap();
+    let write = client.create_user(request);
+    let expected = &["1 x Get", "2 x SetIf", "2 x GetItem"];
     assert_calls(&backends, &service, write, expected)
         .await
         .unwrap();

@@ -25,7 +25,7 @@ const WORDS: [(&str, &[&str]); 7] = [
 
 /// Rooms and the rooms above them, which they must not know.
 const UPWARDS: [(&str, &[&str]); 4] = [
-    ("domain/", &["crate::", "tokio", "prost", "uuid", "serde"]),
+    ("domain/", &["crate::", "tokio", "prost", "uuid::", "serde"]),
     (
         "store/",
         &[

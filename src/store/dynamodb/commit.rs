@@ -1,6 +1,6 @@
 //! Conditional transactions, and what their failures mean.
 
-use std::{collections::HashMap, fmt};
+use std::{collections::HashMap, fmt, time::Duration};
 
 use async_trait::async_trait;
 use aws_sdk_dynamodb::{
@@ -15,29 +15,35 @@ use aws_sdk_dynamodb::{
 use uuid::Uuid;
 
 use super::{
-    Attributes, DynamoDb, MAX_ATTEMPTS, RETRY_PAUSE, failed, kind_of_code, primary_key, unusable,
+    DynamoDb, MAX_ATTEMPTS, RETRY_PAUSE, failed, kind_of_code, primary_key, to_attribute,
+    to_attributes, unusable,
 };
 use crate::{
-    domain::{Record, State, Timestamp, Uid},
+    domain::{Origin, Record, State, Timestamp, Uid},
     error_chain::describe,
     store::{
-        CommitError, Error, Kind, Step, Store,
-        item::{self, Value},
+        CommitError, Error, Kind, REQUEST_RETENTION, Step, Store,
+        item::{self, Item, Value},
         keys,
     },
 };
 
+/// How long it is remembered who deleted a record: longer than the table's
+/// stream tells of the deletion.
+const DELETION_RETENTION: Duration = Duration::from_secs(48 * 3600);
+
 #[async_trait]
 impl Store for DynamoDb {
-    async fn commit(&self, steps: &[Step]) -> Result<(), CommitError> {
+    async fn commit(&self, steps: &[Step], origin: &Origin) -> Result<(), CommitError> {
         // The same id is DynamoDB's idempotency token and an attribute of every
         // item written: either tells a retry that it has succeeded already.
         let write_id = Uuid::new_v4().to_string();
-        let items = steps
-            .iter()
-            .map(|step| self.transact_item(step, &write_id))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| CommitError::NotApplied(unusable(error)))?;
+        let noted = item::encode_origin(origin, &write_id);
+        let mut items = Vec::with_capacity(steps.len());
+        for step in steps {
+            let of_step = self.transact_items(step, &noted);
+            items.extend(of_step.map_err(|error| CommitError::NotApplied(unusable(error)))?);
+        }
         let mut may_be_applied = false;
         let mut attempt = 1;
         loop {
@@ -103,9 +109,13 @@ impl DynamoDb {
             .or_else(|error| classify(error, write_id))
     }
 
-    fn transact_item(&self, step: &Step, write_id: &str) -> Result<TransactWriteItem, BuildError> {
-        let item = TransactWriteItem::builder();
-        Ok(match step {
+    /// What a step does to items; `noted` is what written items say of the change.
+    fn transact_items(
+        &self,
+        step: &Step,
+        noted: &Item,
+    ) -> Result<Vec<TransactWriteItem>, BuildError> {
+        match step {
             Step::Require { key, found } => {
                 let condition = Condition::facts(found.as_ref());
                 let check = ConditionCheck::builder()
@@ -113,21 +123,20 @@ impl DynamoDb {
                     .set_key(Some(primary_key(&keys::of(key))))
                     .condition_expression(condition.expression)
                     .set_expression_attribute_names(condition.names)
-                    .set_expression_attribute_values(condition.values);
-                item.condition_check(check.build()?)
+                    .set_expression_attribute_values(condition.values)
+                    .build()?;
+                Ok(vec![
+                    TransactWriteItem::builder().condition_check(check).build(),
+                ])
             }
             Step::Put { record, found } => {
+                let key = keys::of(&record.key());
                 let condition = Condition::exactly(found.as_ref());
-                let put = Put::builder()
-                    .table_name(&self.table)
-                    .set_item(Some(attributes(record, write_id)))
-                    .return_values_on_condition_check_failure(
-                        ReturnValuesOnConditionCheckFailure::AllOld,
-                    )
-                    .condition_expression(condition.expression)
-                    .set_expression_attribute_names(condition.names)
-                    .set_expression_attribute_values(condition.values);
-                item.put(put.build()?)
+                Ok(vec![self.transact_put(
+                    &key,
+                    [item::encode(record), noted.clone()],
+                    condition,
+                )?])
             }
             Step::Delete { found } => {
                 let condition = Condition::exactly(Some(found));
@@ -136,26 +145,53 @@ impl DynamoDb {
                     .set_key(Some(primary_key(&keys::of(&found.key()))))
                     .condition_expression(condition.expression)
                     .set_expression_attribute_names(condition.names)
-                    .set_expression_attribute_values(condition.values);
-                item.delete(delete.build()?)
+                    .set_expression_attribute_values(condition.values)
+                    .build()?;
+                let key = keys::of_deletion(&found.key(), &found.stamp().etag());
+                let deletion =
+                    item::encode_deletion(Timestamp::now(), in_future(DELETION_RETENTION));
+                Ok(vec![
+                    TransactWriteItem::builder().delete(delete).build(),
+                    self.transact_put(&key, [deletion, noted.clone()], Condition::default())?,
+                ])
+            }
+            Step::Remember { request, outcome } => {
+                let expires = in_future(REQUEST_RETENTION);
+                let remembered = item::encode_request(request, outcome, expires);
+                Ok(vec![self.transact_put(
+                    &keys::of_request(&request.id),
+                    [remembered, noted.clone()],
+                    Condition::facts(None),
+                )?])
             }
         }
-        .build())
+    }
+
+    fn transact_put(
+        &self,
+        key: &(String, String),
+        parts: [Item; 2],
+        condition: Condition,
+    ) -> Result<TransactWriteItem, BuildError> {
+        let mut attributes = primary_key(key);
+        attributes.extend(parts.into_iter().flat_map(to_attributes));
+        let put = Put::builder()
+            .table_name(&self.table)
+            .set_item(Some(attributes))
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
+            .set_condition_expression(
+                Some(condition.expression).filter(|expression| !expression.is_empty()),
+            )
+            .set_expression_attribute_names(condition.names)
+            .set_expression_attribute_values(condition.values)
+            .build()?;
+        Ok(TransactWriteItem::builder().put(put).build())
     }
 }
 
-fn attributes(record: &Record, write_id: &str) -> Attributes {
-    let mut attributes = primary_key(&keys::of(&record.key()));
-    attributes.extend(
-        item::encode(record)
-            .into_iter()
-            .map(|(name, value)| (name, super::to_attribute(value))),
-    );
-    attributes.insert(
-        item::WRITE_ID.to_owned(),
-        AttributeValue::S(write_id.to_owned()),
-    );
-    attributes
+fn in_future(span: Duration) -> Timestamp {
+    let Timestamp(now) = Timestamp::now();
+    Timestamp(now.saturating_add(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
 }
 
 /// A condition expression with its placeholders.
@@ -185,11 +221,7 @@ impl Condition {
     fn exactly(found: Option<&Record>) -> Self {
         let mut condition = Self::facts(found);
         if let Some(record) = found {
-            let stamp = match record {
-                Record::User(user) => &user.stamp,
-                Record::Organization(organization) => &organization.stamp,
-                Record::Membership(membership) => &membership.stamp,
-            };
+            let stamp = record.stamp();
             let number = |number: &dyn fmt::Display| Value::Number(number.to_string());
             let version = (stamp.version > 0).then(|| number(&stamp.version));
             let create_time = stamp.create_time.map(|Timestamp(millis)| number(&millis));
@@ -228,7 +260,7 @@ impl Condition {
                 self.and(&format!("{name} = :{attribute}"));
                 self.values
                     .get_or_insert_default()
-                    .insert(format!(":{attribute}"), super::to_attribute(value));
+                    .insert(format!(":{attribute}"), to_attribute(value));
             }
         }
         self.names

@@ -22,12 +22,12 @@ pub use change_stream::DynamoDbStream;
 pub use table::Created;
 
 use super::{
-    Error, Kind, StrongReads,
+    Error, Kind, Remembered, StrongReads,
     item::{self, Item, Value},
     keys,
 };
 use crate::{
-    domain::{Key, Membership, OrganizationName, Record, Username},
+    domain::{Key, Membership, OrganizationName, Record, RequestId, Username},
     error_chain::describe,
 };
 
@@ -101,18 +101,21 @@ impl DynamoDb {
     }
 
     async fn get(&self, key: &Key) -> Result<Option<Record>, Error> {
-        let (pk, sk) = keys::of(key);
+        let item = self.get_item(&keys::of(key)).await?;
+        item.map(|item| decode(key, item)).transpose()
+    }
+
+    async fn get_item(&self, key: &(String, String)) -> Result<Option<Attributes>, Error> {
         let output = self
             .client
             .get_item()
             .table_name(&self.table)
-            .key(keys::PARTITION_KEY, AttributeValue::S(pk))
-            .key(keys::SORT_KEY, AttributeValue::S(sk))
+            .set_key(Some(primary_key(key)))
             .consistent_read(true)
             .send()
             .await
             .map_err(failed)?;
-        output.item.map(|item| decode(key, item)).transpose()
+        Ok(output.item)
     }
 
     /// Reads at most [`BATCH_MAX_KEYS`] records. What DynamoDB leaves
@@ -199,6 +202,17 @@ impl StrongReads for DynamoDb {
         }
         Ok(owners)
     }
+
+    async fn remembered(&self, request: &RequestId) -> Result<Option<Remembered>, Error> {
+        let Some(item) = self.get_item(&keys::of_request(request)).await? else {
+            return Ok(None);
+        };
+        let remembered = item::decode_request(&to_item(item));
+        remembered.map(Some).ok_or_else(|| {
+            let what = format!("what is remembered of request {}", request.as_str());
+            Error::new(Kind::Malformed, what)
+        })
+    }
 }
 
 fn retries() -> RetryConfig {
@@ -245,29 +259,35 @@ fn decode(key: &Key, attributes: Attributes) -> Result<Record, Error> {
 }
 
 fn to_item(attributes: Attributes) -> Item {
-    let known = attributes.into_iter().filter_map(|(name, value)| {
-        let value = match value {
-            AttributeValue::S(text) => Value::Text(text),
-            AttributeValue::N(number) => Value::Number(number),
-            AttributeValue::M(map) => Value::Map(to_item(map)),
-            _ => return None,
-        };
-        Some((name, value))
-    });
-    known.collect()
+    let known = attributes.into_iter();
+    known
+        .filter_map(|(name, value)| Some((name, to_value(value)?)))
+        .collect()
+}
+
+/// `None` for types that records do not use.
+fn to_value(attribute: AttributeValue) -> Option<Value> {
+    Some(match attribute {
+        AttributeValue::S(text) => Value::Text(text),
+        AttributeValue::N(number) => Value::Number(number),
+        AttributeValue::L(list) => Value::List(list.into_iter().filter_map(to_value).collect()),
+        AttributeValue::M(map) => Value::Map(to_item(map)),
+        _ => return None,
+    })
+}
+
+fn to_attributes(item: Item) -> Attributes {
+    let item = item.into_iter();
+    item.map(|(name, value)| (name, to_attribute(value)))
+        .collect()
 }
 
 fn to_attribute(value: Value) -> AttributeValue {
     match value {
         Value::Text(text) => AttributeValue::S(text),
         Value::Number(number) => AttributeValue::N(number),
-        Value::Map(map) => {
-            let map = map.into_iter();
-            AttributeValue::M(
-                map.map(|(name, value)| (name, to_attribute(value)))
-                    .collect(),
-            )
-        }
+        Value::List(list) => AttributeValue::L(list.into_iter().map(to_attribute).collect()),
+        Value::Map(map) => AttributeValue::M(to_attributes(map)),
     }
 }
 

@@ -16,16 +16,8 @@ use crate::{
 #[async_trait]
 impl Registers for DynamoDb {
     async fn read_register(&self, name: &str) -> Result<Option<Register>, Error> {
-        let output = self
-            .client
-            .get_item()
-            .table_name(&self.table)
-            .set_key(Some(primary_key(&keys::of_register(name))))
-            .consistent_read(true)
-            .send()
-            .await
-            .map_err(failed)?;
-        output.item.map(|item| decode(name, item)).transpose()
+        let item = self.get_item(&keys::of_register(name)).await?;
+        item.map(|item| decode(name, item)).transpose()
     }
 
     async fn swap_register(

@@ -9,12 +9,14 @@ use aws_sdk_dynamodb::{
         AttributeDefinition, BillingMode, CreateGlobalSecondaryIndexAction, GlobalSecondaryIndex,
         GlobalSecondaryIndexUpdate, KeySchemaElement, KeyType, Projection, ProjectionType,
         ScalarAttributeType, StreamSpecification, StreamViewType, TableDescription, TableStatus,
+        TimeToLiveSpecification, TimeToLiveStatus,
     },
 };
 
 use super::{DynamoDb, failed, unusable};
 use crate::store::{
     Error, Kind,
+    item::EXPIRE_TIME,
     keys::{INVERTED_INDEX, PARTITION_KEY, SORT_KEY},
 };
 
@@ -28,7 +30,7 @@ const ACTIVE_POLL: [Duration; 2] = [Duration::from_millis(5), Duration::from_sec
 pub enum Created {
     /// The table was created.
     Whole,
-    /// The table existed; its index or its stream was added.
+    /// The table existed; its index, its stream or its time to live was added.
     Parts,
     /// The table existed, with index and stream.
     Nothing,
@@ -53,9 +55,9 @@ impl DynamoDb {
         Ok(format!("{}@{created}", arn.replace('/', "|")))
     }
 
-    /// Creates the table with its inverted index and its stream, on-demand, and
-    /// waits until it is active. A table that exists gets the index and the
-    /// stream that it lacks; DynamoDB fills the index in the background.
+    /// Creates the table with its inverted index, its stream and its time to
+    /// live, on-demand, and waits until it is active. A table that exists gets
+    /// what it lacks of these; DynamoDB fills the index in the background.
     ///
     /// # Errors
     /// The table may not be created, described or updated, or exists with other
@@ -66,6 +68,7 @@ impl DynamoDb {
             Err(error) if error.kind == Kind::Missing => {
                 self.send_create().await?;
                 self.wait_until_active().await?;
+                self.let_items_expire().await?;
                 return Ok(Created::Whole);
             }
             Err(error) => return Err(error),
@@ -101,7 +104,31 @@ impl DynamoDb {
             self.wait_until_active().await?;
             created = Created::Parts;
         }
+        if self.let_items_expire().await? {
+            created = Created::Parts;
+        }
         Ok(created)
+    }
+
+    /// Turns time to live on; returns whether it was off.
+    async fn let_items_expire(&self) -> Result<bool, Error> {
+        let describe = self.client.describe_time_to_live().table_name(&self.table);
+        let described = describe.send().await.map_err(failed)?;
+        let status = described
+            .time_to_live_description
+            .and_then(|description| description.time_to_live_status);
+        if let Some(TimeToLiveStatus::Enabled | TimeToLiveStatus::Enabling) = status {
+            return Ok(false);
+        }
+        let specification = TimeToLiveSpecification::builder()
+            .enabled(true)
+            .attribute_name(EXPIRE_TIME)
+            .build()
+            .map_err(unusable)?;
+        let update = self.client.update_time_to_live().table_name(&self.table);
+        let update = update.time_to_live_specification(specification);
+        update.send().await.map_err(failed)?;
+        Ok(true)
     }
 
     pub(super) async fn describe(&self) -> Result<TableDescription, Error> {

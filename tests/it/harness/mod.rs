@@ -390,6 +390,22 @@ impl Table {
         delete.send().await.unwrap();
     }
 
+    /// A number attribute of an item.
+    pub async fn number(&self, pk: &str, sk: &str, name: &str) -> Option<u64> {
+        let text = |text: &str| aws_sdk_dynamodb::types::AttributeValue::S(text.to_owned());
+        let get = self.client.get_item().table_name(&self.name);
+        let get = get.key("PK", text(pk)).key("SK", text(sk));
+        let item = get.consistent_read(true).send().await.unwrap().item?;
+        item.get(name)?.as_n().ok()?.parse().ok()
+    }
+
+    /// The attribute with the time at which items expire.
+    pub async fn expiring_attribute(&self) -> Option<String> {
+        let describe = self.client.describe_time_to_live().table_name(&self.name);
+        let described = describe.send().await.unwrap();
+        described.time_to_live_description?.attribute_name
+    }
+
     /// The names of an item's attributes, sorted; `None` if there is no item.
     pub async fn attributes_of(&self, pk: &str, sk: &str) -> Option<Vec<String>> {
         let text = |text: &str| aws_sdk_dynamodb::types::AttributeValue::S(text.to_owned());
@@ -486,6 +502,7 @@ impl Replica {
             member_username: member.to_owned(),
             role: role.into(),
             adding_user: adding_user.to_owned(),
+            ..pb::AddUserToOrganizationRequest::default()
         };
         let reply = self
             .client

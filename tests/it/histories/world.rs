@@ -373,6 +373,7 @@ async fn ask(mut client: Client, what: What) -> Told {
                 member_username: user_name(user),
                 role: role.into(),
                 adding_user: ROOT.to_owned(),
+                ..pb::AddUserToOrganizationRequest::default()
             };
             client.add_user_to_organization(request).await.map(drop)
         }

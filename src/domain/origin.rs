@@ -1,0 +1,116 @@
+//! On whose behalf a change is made, and under which request.
+
+use std::{fmt, sync::Arc};
+
+use super::Username;
+
+/// On whose behalf something is changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Actor {
+    /// A user, who needs a role where an organization is changed.
+    User(Username),
+    /// The platform, which may change everything.
+    Platform,
+}
+
+/// Who makes a change, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// On whose behalf.
+    pub actor: Actor,
+    /// The request, if its caller named it.
+    pub request_id: Option<RequestId>,
+}
+
+/// A caller's name for a request: a UUID in lower-case text form.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RequestId(Arc<str>);
+
+/// A text is no name of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoRequestId;
+
+impl RequestId {
+    const LEN: usize = 36;
+    const HYPHENS: [usize; 4] = [8, 13, 18, 23];
+
+    /// Parses a UUID in the usual text form, in either case.
+    ///
+    /// # Errors
+    /// The text is no such UUID, or the nil UUID, which names nothing.
+    pub fn parse(text: &str) -> Result<Self, NoRequestId> {
+        let is_part = |(at, byte): (usize, u8)| match byte {
+            b'-' => Self::HYPHENS.contains(&at),
+            byte => byte.is_ascii_hexdigit() && !Self::HYPHENS.contains(&at),
+        };
+        let is_uuid = text.len() == Self::LEN && text.bytes().enumerate().all(is_part);
+        let is_nil = text.bytes().all(|byte| b"0-".contains(&byte));
+        if !is_uuid || is_nil {
+            return Err(NoRequestId);
+        }
+        Ok(Self(text.to_ascii_lowercase().into()))
+    }
+
+    /// The text form.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for NoRequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("must be a UUID such as 9b2f1d0c-5a7e-4c58-8d0e-6f1a2b3c4d5e, and not nil")
+    }
+}
+
+impl std::error::Error for NoRequestId {}
+
+/// A request that is to have its effect once, however often it is sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// Its name.
+    pub id: RequestId,
+    /// Tells it from others of the same name.
+    pub fingerprint: Fingerprint,
+}
+
+/// A digest of all that a request says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fingerprint(String);
+
+impl Fingerprint {
+    /// Wraps a digest in text form.
+    #[must_use]
+    pub fn from_text(text: String) -> Self {
+        Self(text)
+    }
+
+    /// The text form.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_id_is_a_uuid_and_its_case_does_not_matter() {
+        let id = RequestId::parse("9B2F1D0C-5a7e-4c58-8d0e-6f1a2b3c4d5e").unwrap();
+        assert_eq!(id.as_str(), "9b2f1d0c-5a7e-4c58-8d0e-6f1a2b3c4d5e");
+        for text in [
+            "",
+            "9b2f1d0c5a7e4c588d0e6f1a2b3c4d5e",
+            "9b2f1d0c-5a7e-4c58-8d0e-6f1a2b3c4d5",
+            "9b2f1d0c-5a7e-4c58-8d0e-6f1a2b3c4d5g",
+            "9b2f1d0c-5a7e-4c58-8d0e6-f1a2b3c4d5e",
+            "00000000-0000-0000-0000-000000000000",
+            "9b2f1d0c-5a7e-4c58-8d0e-6f1a2b3c4dé",
+        ] {
+            RequestId::parse(text).unwrap_err();
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! Requests that have their effect once, however often they are sent: what a
+//! request came to is remembered in the transaction that has its effect.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+
+use super::{
+    Owners, Refusal,
+    snapshot::{Snapshot, keys_of_member},
+};
+use crate::{
+    coherence::{Change, Plan, Verdict},
+    domain::{Key, Membership, Organization, Record, Request, Role, Standing, State, User},
+    store::{self, Remembered, Step, StrongReads},
+};
+
+/// What a change returns, as it can be remembered: its records.
+pub(super) trait Outcome: Sized {
+    /// The records.
+    fn records(&self) -> Vec<Record>;
+
+    /// The same from records that are remembered; `around` has the users and the
+    /// organizations of the memberships among them, as they are now.
+    fn recall(records: Vec<Record>, around: &Snapshot) -> Option<Self>;
+}
+
+/// A change that has its effect once.
+pub(super) struct Once<C> {
+    change: C,
+    request: Request,
+    /// Whether it was decided before. The first decision trusts that the request
+    /// is new: its transaction fails if it is not.
+    is_again: AtomicBool,
+}
+
+impl<C> Once<C> {
+    pub(super) fn new(change: C, request: Request) -> Self {
+        Self {
+            change,
+            request,
+            is_again: AtomicBool::new(false),
+        }
+    }
+}
+
+impl<C> Once<C>
+where
+    C: Change<Refusal = Refusal, Output: Outcome + Sync>,
+{
+    fn remember(&self, output: &C::Output) -> Step {
+        Step::Remember {
+            request: self.request.clone(),
+            outcome: output.records(),
+        }
+    }
+
+    /// What the request came to before, if it was there before.
+    async fn recall(
+        &self,
+        table: &dyn StrongReads,
+    ) -> Result<Option<Verdict<C::Output, Refusal>>, store::Error> {
+        let Some(remembered) = table.remembered(&self.request.id).await? else {
+            return Ok(None);
+        };
+        let Remembered {
+            fingerprint,
+            outcome,
+        } = remembered;
+        if fingerprint != self.request.fingerprint {
+            return Ok(Some(Verdict::Deny(Refusal::RequestIdReused)));
+        }
+        let around: Vec<_> = outcome.iter().flat_map(keys_around).collect();
+        let around = Snapshot::read(table, around).await?;
+        let upholds = around.records();
+        let verdict = match C::Output::recall(outcome, &around) {
+            Some(output) => Verdict::Keep { output, upholds },
+            None => Verdict::Deny(Refusal::RequestIdReused),
+        };
+        Ok(Some(verdict))
+    }
+}
+
+#[async_trait]
+impl<C> Change for Once<C>
+where
+    C: Change<Refusal = Refusal, Output: Outcome + Sync>,
+{
+    type Output = C::Output;
+    type Refusal = Refusal;
+
+    fn touches(&self) -> Vec<Key> {
+        self.change.touches()
+    }
+
+    fn may_publish(&self) -> bool {
+        self.change.may_publish()
+    }
+
+    async fn decide(
+        &self,
+        table: &dyn StrongReads,
+    ) -> Result<Verdict<C::Output, Refusal>, store::Error> {
+        let is_again = self.is_again.swap(true, Ordering::Relaxed);
+        let verdict = self.change.decide(table).await?;
+        // Read after the change has looked: whatever an earlier attempt did that
+        // the change has seen, it has remembered by now.
+        if (is_again || !matches!(verdict, Verdict::Commit(_)))
+            && let Some(recalled) = self.recall(table).await?
+        {
+            return Ok(recalled);
+        }
+        Ok(match verdict {
+            Verdict::Commit(mut plan) => {
+                plan.steps.push(self.remember(&plan.output));
+                Verdict::Commit(plan)
+            }
+            // Remembered too: sent again later, it must not change anything
+            // either.
+            Verdict::Keep { output, upholds } => Verdict::Commit(Plan {
+                steps: vec![self.remember(&output)],
+                publish: Vec::new(),
+                upholds,
+                output,
+            }),
+            refused => refused,
+        })
+    }
+}
+
+/// The user and the organization of a membership.
+fn keys_around(record: &Record) -> Vec<Key> {
+    match record {
+        Record::Membership(membership) => {
+            let [user, organization, _] =
+                keys_of_member(&membership.organization_name, &membership.member_username);
+            vec![user, organization]
+        }
+        _ => Vec::new(),
+    }
+}
+
+impl Outcome for User {
+    fn records(&self) -> Vec<Record> {
+        vec![Record::User(self.clone())]
+    }
+
+    fn recall(records: Vec<Record>, _: &Snapshot) -> Option<Self> {
+        records.into_iter().find_map(Record::into_user)
+    }
+}
+
+impl Outcome for Organization {
+    fn records(&self) -> Vec<Record> {
+        vec![Record::Organization(self.clone())]
+    }
+
+    fn recall(records: Vec<Record>, _: &Snapshot) -> Option<Self> {
+        records.into_iter().find_map(Record::into_organization)
+    }
+}
+
+impl Outcome for Standing {
+    fn records(&self) -> Vec<Record> {
+        vec![Record::Membership(self.membership.clone())]
+    }
+
+    fn recall(records: Vec<Record>, around: &Snapshot) -> Option<Self> {
+        let membership = records.into_iter().find_map(Record::into_membership)?;
+        Some(standing_now(membership, around))
+    }
+}
+
+impl Outcome for Owners {
+    fn records(&self) -> Vec<Record> {
+        let standings = [Some(&self.new), self.previous.as_ref()];
+        let standings = standings.into_iter().flatten();
+        standings.flat_map(Outcome::records).collect()
+    }
+
+    fn recall(records: Vec<Record>, around: &Snapshot) -> Option<Self> {
+        let memberships = records.into_iter().filter_map(Record::into_membership);
+        let standings = memberships.map(|membership| standing_now(membership, around));
+        let (new, previous): (Vec<_>, Vec<_>) =
+            standings.partition(|standing| standing.membership.role == Role::Owner);
+        Some(Self {
+            new: new.into_iter().next()?,
+            previous: previous.into_iter().next(),
+        })
+    }
+}
+
+/// A membership as it was, and whether one of its user in its organization
+/// would count now.
+fn standing_now(membership: Membership, around: &Snapshot) -> Standing {
+    let user = around.user(&membership.member_username);
+    let organization = around.organization(&membership.organization_name);
+    let state = user.zip(organization).map_or(State::Suspended, |both| {
+        let (user, organization) = both;
+        user.state.and(organization.state)
+    });
+    Standing { membership, state }
+}

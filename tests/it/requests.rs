@@ -1,0 +1,289 @@
+//! Requests with an id have their effect once, however often they are sent.
+
+use std::{future::Future, pin::Pin};
+
+use account_service::proto::account_v1::{self as pb, Role, State};
+use tonic::{Code, Status};
+
+use crate::harness::{Backends, Client, PATIENCE, assert_refused, start};
+
+const ORG: &str = "olivia-org";
+const OLIVIA: &str = "oliviaowner";
+const MICHAEL: &str = "membermichael";
+
+type Answer = Pin<Box<dyn Future<Output = Result<String, Status>> + Send>>;
+/// Sends a request, always the same; returns all that the reply says.
+type Sending = Box<dyn Fn(&Client) -> Answer>;
+
+fn id() -> String {
+    uuid::Uuid::new_v4().to_string()
+}
+
+macro_rules! request {
+    ($rpc:ident $request:ident { $($field:ident: $value:expr),* $(,)? }) => {{
+        let mut request = pb::$request::default();
+        $(request.$field = $value.into();)*
+        request.request_id = id();
+        let send: Sending = Box::new(move |client| {
+            let (mut client, request) = (client.clone(), request.clone());
+            Box::pin(async move {
+                let reply = client.$rpc(request).await?.into_inner();
+                Ok(format!("{reply:?}"))
+            })
+        });
+        (stringify!($rpc), send)
+    }};
+}
+
+/// Every RPC that changes something, in an order in which each can.
+fn every_mutation() -> Vec<(&'static str, Sending)> {
+    let user = pb::User {
+        username: OLIVIA.to_owned(),
+        display_name: "Olivia".to_owned(),
+        ..pb::User::default()
+    };
+    let organization = pb::Organization {
+        organization_name: ORG.to_owned(),
+        display_name: "Olivia's".to_owned(),
+        ..pb::Organization::default()
+    };
+    vec![
+        request!(create_user CreateUserRequest { username: MICHAEL }),
+        request!(create_user CreateUserRequest {
+            username: OLIVIA,
+            labels: [("b", "2"), ("a", "1"), ("c", "3")]
+                .map(|(key, value)| (key.to_owned(), value.to_owned())),
+        }),
+        request!(update_user UpdateUserRequest { user: user }),
+        request!(suspend_user SuspendUserRequest { username: OLIVIA }),
+        request!(resume_user ResumeUserRequest { username: OLIVIA }),
+        request!(create_organization CreateOrganizationRequest {
+            organization_name: ORG,
+            founding_user: OLIVIA,
+        }),
+        request!(update_organization UpdateOrganizationRequest {
+            organization: organization,
+            actor: pb::update_organization_request::Actor::ActingUser(OLIVIA.to_owned()),
+        }),
+        request!(suspend_organization SuspendOrganizationRequest { organization_name: ORG }),
+        request!(resume_organization ResumeOrganizationRequest { organization_name: ORG }),
+        request!(add_user_to_organization AddUserToOrganizationRequest {
+            organization_name: ORG,
+            member_username: MICHAEL,
+            role: Role::Member,
+            adding_user: OLIVIA,
+        }),
+        request!(change_member_role ChangeMemberRoleRequest {
+            organization_name: ORG,
+            member_username: MICHAEL,
+            role: Role::Admin,
+            acting_user: OLIVIA,
+        }),
+        request!(transfer_ownership TransferOwnershipRequest {
+            organization_name: ORG,
+            new_owner: MICHAEL,
+            actor: pb::transfer_ownership_request::Actor::ActingUser(OLIVIA.to_owned()),
+        }),
+        // Leaving: who sends it again may not act there any more.
+        request!(remove_user_from_organization RemoveUserFromOrganizationRequest {
+            organization_name: ORG,
+            member_username: OLIVIA,
+            acting_user: OLIVIA,
+        }),
+        request!(delete_organization DeleteOrganizationRequest {
+            organization_name: ORG,
+            actor: pb::delete_organization_request::Actor::ActingUser(MICHAEL.to_owned()),
+        }),
+        request!(delete_user DeleteUserRequest { username: OLIVIA }),
+    ]
+}
+
+#[tokio::test]
+async fn a_change_whose_reply_was_lost_is_returned_to_whoever_sends_it_again() {
+    let (backends, service) = start().await;
+    let other = backends.replica().await;
+    for (rpc, send) in every_mutation() {
+        for _ in 0..3 {
+            backends.dynamodb.lose_reply("TransactWriteItems", "");
+        }
+        let lost = send(&service.client).await;
+        assert_refused(lost, Code::Unavailable, "OUTCOME_UNKNOWN");
+        let answer = send(&other.client).await;
+        let answer = answer.unwrap_or_else(|status| panic!("{rpc}: {status:?}"));
+        backends.flush_cache().await;
+        assert_eq!(send(&service.client).await.unwrap(), answer, "{rpc}");
+    }
+}
+
+#[tokio::test]
+async fn a_change_whose_replica_died_is_returned_by_another_one() {
+    let backends = Backends::start().await;
+    for (rpc, send) in every_mutation() {
+        let settings = backends.serve_settings().cache.to_coherence();
+        let dying = backends.isolated(settings.clone()).await;
+        let held = dying.dynamodb.hold_reply("TransactWriteItems", "");
+        let sent = tokio::spawn(send(&dying.replica.client));
+        held.reached().await;
+        // Committed, not confirmed, never answered; what it fenced is lost, too.
+        sent.abort();
+        drop(dying);
+        backends.flush_cache().await;
+        let other = backends.isolated(settings).await;
+        let answer = send(&other.replica.client).await;
+        answer.unwrap_or_else(|status| panic!("{rpc}: {status:?}"));
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_is_sent_many_times_at_once_has_its_effect_once() {
+    let (backends, service) = start().await;
+    let other = backends.replica().await;
+    for (rpc, send) in every_mutation() {
+        let clients = [&service.client, &other.client].into_iter().cycle();
+        let sent = clients.take(8).map(&send);
+        let answers: Vec<_> = futures_util::future::join_all(sent).await;
+        let (answers, failures): (Vec<_>, Vec<_>) = answers.into_iter().partition(Result::is_ok);
+        assert!(!answers.is_empty(), "{rpc}: {failures:?}");
+        let answer = answers[0].as_ref().unwrap();
+        for other in &answers {
+            assert_eq!(other.as_ref().unwrap(), answer, "{rpc}");
+        }
+        for failure in failures {
+            assert_refused(failure, Code::Aborted, "CONTENTION");
+        }
+    }
+}
+
+#[tokio::test]
+async fn another_request_with_the_same_id_is_refused() {
+    let (_backends, service) = start().await;
+    let request = |username: &str| pb::CreateUserRequest {
+        username: username.to_owned(),
+        request_id: "0e1d61d4-3c0a-4a5e-9f6b-7a8b9c0d1e2f".to_owned(),
+        ..pb::CreateUserRequest::default()
+    };
+    let mut client = service.client.clone();
+    client.create_user(request(OLIVIA)).await.unwrap();
+    let refused = client.create_user(request(MICHAEL)).await;
+    let details = assert_refused(refused, Code::InvalidArgument, "REQUEST_ID_REUSED");
+    let violations = &details.bad_request().unwrap().field_violations;
+    assert_eq!(violations[0].field, "request_id");
+    service.get_user(MICHAEL).await.unwrap_err();
+    // Of another method, too, although its fields are the same.
+    let refused = client
+        .delete_user(pb::DeleteUserRequest {
+            username: OLIVIA.to_owned(),
+            request_id: request(OLIVIA).request_id,
+            ..pb::DeleteUserRequest::default()
+        })
+        .await;
+    assert_refused(refused, Code::InvalidArgument, "REQUEST_ID_REUSED");
+    service.get_user(OLIVIA).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_old_request_that_is_sent_again_does_not_undo_what_came_after_it() {
+    let (_backends, service) = start().await;
+    service.create_user(OLIVIA).await.unwrap();
+    let mut client = service.client.clone();
+    let rename = |display_name: &str| pb::UpdateUserRequest {
+        user: Some(pb::User {
+            username: OLIVIA.to_owned(),
+            display_name: display_name.to_owned(),
+            ..pb::User::default()
+        }),
+        request_id: id(),
+        ..pb::UpdateUserRequest::default()
+    };
+    let first = rename("first");
+    client.update_user(first.clone()).await.unwrap();
+    client.update_user(rename("second")).await.unwrap();
+    let again = client.update_user(first).await.unwrap().into_inner();
+    assert_eq!(again.user.unwrap().display_name, "first");
+    let user = service.get_user(OLIVIA).await.unwrap().0;
+    assert_eq!(user.display_name, "second");
+}
+
+#[tokio::test]
+async fn a_request_that_changed_nothing_changes_nothing_when_it_is_sent_again() {
+    let (_backends, service) = start().await;
+    service.create_user(OLIVIA).await.unwrap();
+    let mut client = service.client.clone();
+    let suspension = |request_id: &str| pb::SuspendUserRequest {
+        username: OLIVIA.to_owned(),
+        request_id: request_id.to_owned(),
+        ..pb::SuspendUserRequest::default()
+    };
+    let named = suspension(&id());
+    client.suspend_user(suspension("")).await.unwrap();
+    client.suspend_user(named.clone()).await.unwrap();
+    let resumption = pb::ResumeUserRequest {
+        username: OLIVIA.to_owned(),
+        ..pb::ResumeUserRequest::default()
+    };
+    client.resume_user(resumption).await.unwrap();
+    let again = client.suspend_user(named).await.unwrap().into_inner();
+    assert_eq!(again.user.unwrap().state(), State::Suspended);
+    let user = service.get_user(OLIVIA).await.unwrap().0;
+    assert_eq!(user.state(), State::Active);
+}
+
+#[tokio::test]
+async fn a_request_that_was_refused_is_tried_anew() {
+    let (_backends, service) = start().await;
+    service.create_user(OLIVIA).await.unwrap();
+    let request = pb::CreateUserRequest {
+        username: OLIVIA.to_owned(),
+        request_id: id(),
+        ..pb::CreateUserRequest::default()
+    };
+    let mut client = service.client.clone();
+    let refused = client.create_user(request.clone()).await;
+    assert_refused(refused, Code::AlreadyExists, "USER_ALREADY_EXISTS");
+    service.delete_user(OLIVIA).await.unwrap();
+    client.create_user(request).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_request_id_that_is_no_uuid_is_refused() {
+    let (_backends, service) = start().await;
+    for request_id in ["1", "00000000-0000-0000-0000-000000000000"] {
+        let request = pb::CreateUserRequest {
+            username: OLIVIA.to_owned(),
+            request_id: request_id.to_owned(),
+            ..pb::CreateUserRequest::default()
+        };
+        let refused = service.client.clone().create_user(request).await;
+        let details = assert_refused(refused, Code::InvalidArgument, "INVALID_FIELD");
+        let violations = &details.bad_request().unwrap().field_violations;
+        assert_eq!(violations[0].field, "request_id");
+    }
+}
+
+#[tokio::test]
+async fn what_is_remembered_of_a_request_is_kept_for_a_day_and_then_forgotten() {
+    let (backends, service) = start().await;
+    let request_id = id();
+    let request = pb::CreateUserRequest {
+        username: OLIVIA.to_owned(),
+        request_id: request_id.clone(),
+        ..pb::CreateUserRequest::default()
+    };
+    service.client.clone().create_user(request).await.unwrap();
+    let key = format!("REQUEST#{request_id}");
+    let expires: u64 = backends
+        .table()
+        .number(&key, &key, "expireTime")
+        .await
+        .unwrap();
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap();
+    let left = expires - now.as_secs();
+    let day = 24 * 3600;
+    assert!((day - PATIENCE.as_secs()..=day).contains(&left), "{left}");
+    assert_eq!(
+        backends.table().expiring_attribute().await.as_deref(),
+        Some("expireTime")
+    );
+}
