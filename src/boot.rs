@@ -6,6 +6,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_dynamodb::config::Credentials;
 use tokio::{net::TcpListener, sync::Notify, time::Instant};
+use tokio_util::sync::CancellationToken;
 use tonic::transport::{Server, server::TcpIncoming};
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tower::util::MapResponseLayer;
@@ -15,10 +16,10 @@ use crate::{
     coherence::{self, Coherence, Invalidator},
     config::{BackendSettings, ServeSettings, ServerSettings},
     domain::Key,
-    grpc::{AccountService, precise_status},
+    grpc::{AccountService, WatchLimits, precise_status},
     proto::account_v1::{DESCRIPTOR_SET, account_service_server::AccountServiceServer},
     secrets::{self, Secrets},
-    service::Accounts,
+    service::{Accounts, Changes},
     store::{self, DynamoDb, DynamoDbStream},
 };
 
@@ -173,6 +174,7 @@ pub struct App {
     coherence: Coherence,
     invalidator: Option<Invalidator>,
     drain_timeout: Duration,
+    watch_patience: Duration,
 }
 
 impl App {
@@ -205,12 +207,15 @@ impl App {
         );
         let learnt = coherence.learn_generation().await;
         learnt.map_err(|source| table_error(&settings.backends, source))?;
+        let changes = Changes::new(table.clone(), table.clone());
         Ok(Self {
-            accounts: Accounts::new(coherence.clone()),
-            invalidator: timing
-                .map(|timing| Invalidator::new(coherence.clone(), table, stream, timing)),
+            accounts: Accounts::new(coherence.clone(), changes),
+            invalidator: timing.map(|timing| {
+                Invalidator::new(coherence.clone(), table.clone(), stream, table, timing)
+            }),
             coherence,
             drain_timeout: settings.server.drain_timeout_ms,
+            watch_patience: settings.server.watch_patience_ms,
         })
     }
 
@@ -246,23 +251,31 @@ impl App {
         health
             .set_serving::<AccountServiceServer<AccountService>>()
             .await;
+        let stopping = CancellationToken::new();
         let draining = Arc::new(Notify::new());
         let stop = {
             let draining = draining.clone();
+            let stopping = stopping.clone();
             async move {
                 shutdown.await;
                 tracing::info!("stopping");
                 report_not_serving(&health).await;
+                stopping.cancel();
                 draining.notify_one();
             }
         };
+        let watch = WatchLimits {
+            patience: self.watch_patience,
+            stopping,
+        };
+        let service = AccountService::new(self.accounts.clone(), watch);
         let server = Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
             .http2_max_header_list_size(MAX_HEADER_BYTES)
             .layer(MapResponseLayer::new(precise_status))
-            .add_service(AccountService::new(self.accounts.clone()).into_server())
+            .add_service(service.into_server())
             .add_service(health_server)
             .add_service(reflection().build_v1().map_err(serve_failed)?)
             .add_service(reflection().build_v1alpha().map_err(serve_failed)?)

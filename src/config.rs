@@ -138,6 +138,10 @@ pub struct ServerSettings {
     /// milliseconds.
     #[arg(long, env = "DRAIN_TIMEOUT_MS", value_name = "MS", default_value = "10000", value_parser = millis)]
     pub drain_timeout_ms: Duration,
+    /// Longest that a WatchChanges stream waits for its client to take a
+    /// response, in milliseconds.
+    #[arg(long, env = "WATCH_PATIENCE_MS", value_name = "MS", default_value = "30000", value_parser = millis)]
+    pub watch_patience_ms: Duration,
     /// Address to serve metrics on, for Prometheus. Without it, there are none.
     #[arg(long, env = "METRICS_ADDR", value_name = "IP:PORT")]
     pub metrics_addr: Option<SocketAddr>,

@@ -35,6 +35,10 @@ pub const INVALIDATOR_ACTIVE: &str = "account_invalidator_active";
 pub const INVALIDATOR_LAG: &str = "account_invalidator_lag_seconds";
 /// Counter: keys that the invalidator fenced.
 pub const INVALIDATOR_FENCES: &str = "account_invalidator_fences_total";
+/// Counter: changes that this replica wrote into the log of changes.
+pub const CHANGES_LOGGED: &str = "account_changes_logged_total";
+/// Gauge: WatchChanges streams that are open in this replica.
+pub const WATCHERS: &str = "account_watchers";
 
 /// Serves metrics for Prometheus over HTTP, on any path.
 ///
@@ -58,5 +62,10 @@ pub fn start_metrics(addr: SocketAddr) -> Result<(), BuildError> {
         "age of the change that was processed last; 0 when there was none"
     );
     metrics::describe_counter!(INVALIDATOR_FENCES, "keys that the invalidator fenced");
+    metrics::describe_counter!(
+        CHANGES_LOGGED,
+        "changes that this replica wrote into the log of changes"
+    );
+    metrics::describe_gauge!(WATCHERS, "WatchChanges streams that are open");
     Ok(())
 }

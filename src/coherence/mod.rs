@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 pub use envelope::{Entry, Nonce, Tag};
-pub use invalidator::{Invalidator, InvalidatorTiming};
+pub use invalidator::{Invalidator, InvalidatorTiming, LogHead};
 pub use reads::{Answer, Freshness, Source};
 pub use sabotage::Sabotage;
 pub use writes::{Change, Plan, Verdict, WriteError};

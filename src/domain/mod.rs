@@ -18,8 +18,8 @@ pub use names::{
     OrganizationName, Username,
 };
 pub use organization::Organization;
-pub use origin::{Actor, Fingerprint, NoRequestId, Origin, Request, RequestId};
-pub use record::{Etag, Key, Record, Stamp, Timestamp, Uid};
+pub use origin::{Actor, Fingerprint, Made, NoRequestId, Origin, Request, RequestId};
+pub use record::{ChangeKind, Etag, Key, Record, RecordChange, Stamp, Timestamp, Uid};
 pub use rules::{may_add, may_change_role, may_remove, standing_membership};
 pub use state::{State, UnknownState};
 pub use user::User;

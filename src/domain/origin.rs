@@ -22,6 +22,15 @@ pub struct Origin {
     pub request_id: Option<RequestId>,
 }
 
+/// A change that this service made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Made {
+    /// Names the change; the same for all records that changed together.
+    pub change_id: String,
+    /// Who made it, and why.
+    pub origin: Origin,
+}
+
 /// A caller's name for a request: a UUID in lower-case text form.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RequestId(Arc<str>);

@@ -2,10 +2,10 @@
 
 use std::{
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use super::{Membership, Organization, OrganizationName, User, Username};
+use super::{Made, Membership, Organization, OrganizationName, User, Username};
 
 /// Identity of one incarnation of a name, a UUID in text form.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -38,6 +38,13 @@ impl Timestamp {
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
         Self(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX))
+    }
+
+    /// The time so much later.
+    #[must_use]
+    pub fn after(self, span: Duration) -> Self {
+        let millis = i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
+        Self(self.0.saturating_add(millis))
     }
 }
 
@@ -124,6 +131,35 @@ pub enum Record {
     Organization(Organization),
     /// A membership.
     Membership(Membership),
+}
+
+/// What became of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// It is new.
+    Created,
+    /// It is another.
+    Updated,
+    /// It is gone.
+    Deleted,
+}
+
+/// A change of one record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordChange {
+    /// The record's key.
+    pub key: Key,
+    /// What became of it.
+    pub kind: ChangeKind,
+    /// The record before; `None` too where it is not told.
+    pub before: Option<Record>,
+    /// The record after; `None` too where it is not told.
+    pub after: Option<Record>,
+    /// When, by the clock of the replica that made the change, or else by the
+    /// table's.
+    pub time: Option<Timestamp>,
+    /// How this service made the change; `None` if it was made past it.
+    pub made: Option<Made>,
 }
 
 impl Record {

@@ -6,12 +6,14 @@ mod deadline;
 mod mutation;
 mod precise;
 mod status;
+mod watch;
 
 use tonic::{Request, Response, Status};
 
 pub use deadline::DEFAULT_DEADLINE;
 pub use precise::precise_status;
 pub use status::{DOMAIN, Reason};
+pub use watch::{ChangeStream, WatchLimits};
 
 use crate::{
     domain::State,
@@ -33,13 +35,14 @@ pub const MAX_REQUEST_BYTES: usize = 1024 * 1024;
 #[derive(Clone)]
 pub struct AccountService {
     accounts: Accounts,
+    watch: WatchLimits,
 }
 
 impl AccountService {
     /// Serves `accounts`.
     #[must_use]
-    pub fn new(accounts: Accounts) -> Self {
-        Self { accounts }
+    pub fn new(accounts: Accounts, watch: WatchLimits) -> Self {
+        Self { accounts, watch }
     }
 
     /// The service for a tonic server, with its limits set.
@@ -347,6 +350,19 @@ impl account_service_server::AccountService for AccountService {
         Ok(Response::new(pb::RemoveUserFromOrganizationResponse {
             membership: Some(convert::membership(&membership)),
         }))
+    }
+
+    type WatchChangesStream = ChangeStream;
+
+    async fn watch_changes(
+        &self,
+        request: Request<pb::WatchChangesRequest>,
+    ) -> Reply<ChangeStream> {
+        let (start, filter) = convert::watch(&request.into_inner())?;
+        let watcher = self.accounts.watch(start, filter).await;
+        let watcher = watcher.map_err(status::watch_failed)?;
+        let stream = ChangeStream::start(watcher, self.watch.clone());
+        Ok(Response::new(stream))
     }
 
     async fn check_membership(

@@ -7,7 +7,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
-    service::{Error, Refusal},
+    service::{Error, Refusal, WatchError},
     store::{self, Kind},
 };
 
@@ -69,6 +69,16 @@ reasons! {
     EtagMismatch = "ETAG_MISMATCH",
     /// Another request has the same name.
     RequestIdReused = "REQUEST_ID_REUSED",
+    /// Changes after the cursor are not kept any more, or may have been missed.
+    CursorExpired = "CURSOR_EXPIRED",
+    /// No replica follows the table's stream.
+    ChangesNotFollowed = "CHANGES_NOT_FOLLOWED",
+    /// Too many watch changes in this replica.
+    TooManyWatchers = "TOO_MANY_WATCHERS",
+    /// Changes were not taken in time.
+    SlowConsumer = "SLOW_CONSUMER",
+    /// This replica stops.
+    Stopping = "STOPPING",
     /// Nothing was changed: stale answers could not have been ruled out.
     CacheUnavailable = "CACHE_UNAVAILABLE",
     /// Applied, but cached answers may be older for a while.
@@ -238,6 +248,38 @@ fn refused(refusal: Refusal) -> Status {
     }
 }
 
+/// The status of a watch that ended.
+pub(super) fn watch_failed(error: WatchError) -> Status {
+    match error {
+        WatchError::Expired => plain(
+            Code::OutOfRange,
+            Reason::CursorExpired,
+            "changes after the cursor are not kept any more, or may have been missed; \
+             read what you need anew and watch from now on",
+        ),
+        WatchError::NotFollowed => retry(
+            Reason::ChangesNotFollowed,
+            "no replica follows the table's stream",
+            RETRY_LATER,
+        ),
+        WatchError::TooMany => retry(
+            Reason::TooManyWatchers,
+            "too many watch changes in this replica",
+            RETRY_LATER,
+        ),
+        WatchError::Store(error) => store_failed(&error),
+    }
+}
+
+/// The stream ends because the replica does.
+pub(super) fn stopping() -> Status {
+    retry(
+        Reason::Stopping,
+        "this replica stops; go on with another one after the last cursor",
+        RETRY_SOON,
+    )
+}
+
 fn store_failed(error: &store::Error) -> Status {
     tracing::error!(%error, "table operation failed");
     match error.kind {
@@ -269,7 +311,9 @@ fn resource(code: Code, reason: Reason, kind: &str, name: String) -> Status {
 fn retry(reason: Reason, message: &str, after: Duration) -> Status {
     let code = match reason {
         Reason::Contention => Code::Aborted,
-        Reason::StoreThrottled | Reason::Overloaded => Code::ResourceExhausted,
+        Reason::StoreThrottled | Reason::Overloaded | Reason::TooManyWatchers => {
+            Code::ResourceExhausted
+        }
         _ => Code::Unavailable,
     };
     let mut details = info(reason, &[]);

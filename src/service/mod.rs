@@ -3,6 +3,7 @@
 //! transaction.
 
 mod batches;
+mod changes;
 mod checks;
 mod memberships;
 mod once;
@@ -11,10 +12,15 @@ mod ownership;
 mod snapshot;
 mod users;
 
+use std::sync::Arc;
+
 use tokio::time::Instant;
 use uuid::Uuid;
 
 pub use batches::Batch;
+pub use changes::{
+    ChangeFilter, Changed, Changes, Cursor, MAX_CHANGES, NoCursor, Start, WatchError, Watcher,
+};
 pub use checks::{Check, CheckResult};
 pub use memberships::{MemberToAdd, MemberToRemove, RoleToChange};
 pub use organizations::{
@@ -34,6 +40,7 @@ use crate::{
 #[derive(Clone)]
 pub struct Accounts {
     coherence: Coherence,
+    changes: Arc<Changes>,
 }
 
 /// What comes with every change.
@@ -79,8 +86,11 @@ pub use crate::coherence::{Freshness, Source};
 impl Accounts {
     /// Serves the accounts of a table.
     #[must_use]
-    pub fn new(coherence: Coherence) -> Self {
-        Self { coherence }
+    pub fn new(coherence: Coherence, changes: Changes) -> Self {
+        Self {
+            coherence,
+            changes: Arc::new(changes),
+        }
     }
 
     /// Waits until no write, fill or repair is under way.

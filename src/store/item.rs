@@ -3,10 +3,10 @@
 
 use std::{collections::HashMap, fmt};
 
-use super::{Remembered, keys};
+use super::{Deletion, Remembered, keys};
 use crate::domain::{
-    Actor, Fingerprint, FreeText, Key, Labels, Membership, Organization, Origin, Record, Request,
-    Role, Stamp, State, Timestamp, Uid, User,
+    Actor, ChangeKind, Fingerprint, FreeText, Key, Labels, Made, Membership, Organization, Origin,
+    Record, RecordChange, Request, RequestId, Role, Stamp, State, Timestamp, Uid, User, Username,
 };
 
 pub(super) const VERSION: &str = "ver";
@@ -22,6 +22,17 @@ const CHANGED_BY: &str = "changedBy";
 const REQUEST_ID: &str = "requestId";
 const FINGERPRINT: &str = "fingerprint";
 const OUTCOME: &str = "outcome";
+const RECORD_PK: &str = "recordPK";
+const RECORD_SK: &str = "recordSK";
+const KIND: &str = "kind";
+const CREATED: &str = "CREATED";
+const UPDATED: &str = "UPDATED";
+const DELETED: &str = "DELETED";
+const BEFORE: &str = "before";
+const AFTER: &str = "after";
+/// Largest image of a record in a log, in bytes. Records of this service have
+/// up to 12 kB.
+const MAX_LOGGED_IMAGE: usize = 32 * 1024;
 const UPDATE_TIME: &str = "updateTime";
 const USERNAME: &str = "username";
 const FIRST_NAME: &str = "firstName";
@@ -216,6 +227,95 @@ pub(super) fn encode_deletion(now: Timestamp, expires: Timestamp) -> Item {
     put_number(&mut item, UPDATE_TIME, now.0);
     put_expiry(&mut item, expires);
     item
+}
+
+/// What a deletion's item says.
+pub(super) fn decode_deletion(item: &Item) -> Option<Deletion> {
+    Some(Deletion {
+        time: stamp(item).ok()?.update_time,
+        made: decode_made(item)?,
+    })
+}
+
+/// How this service made the change that wrote an item; `None` if it did not.
+pub(super) fn decode_made(item: &Item) -> Option<Made> {
+    let actor = text(item, CHANGED_BY).map_or(Some(Actor::Platform), |name| {
+        Username::parse_existing(name).ok().map(Actor::User)
+    });
+    Some(Made {
+        change_id: text(item, WRITE_ID)?.to_owned(),
+        origin: Origin {
+            actor: actor?,
+            request_id: text(item, REQUEST_ID).and_then(|id| RequestId::parse(id).ok()),
+        },
+    })
+}
+
+/// The item of a change in a log. Images that are out of all proportion are
+/// left out.
+pub(super) fn encode_logged(change: &RecordChange, expires: Timestamp) -> Item {
+    let mut item = Item::new();
+    if let Some(made) = &change.made {
+        item.extend(encode_origin(&made.origin, &made.change_id));
+    }
+    let (pk, sk) = keys::of(&change.key);
+    put_text(&mut item, RECORD_PK, &pk);
+    put_text(&mut item, RECORD_SK, &sk);
+    let kind = match change.kind {
+        ChangeKind::Created => CREATED,
+        ChangeKind::Updated => UPDATED,
+        ChangeKind::Deleted => DELETED,
+    };
+    put_text(&mut item, KIND, kind);
+    if let Some(Timestamp(millis)) = change.time {
+        put_number(&mut item, UPDATE_TIME, millis);
+    }
+    for (name, image) in [(BEFORE, &change.before), (AFTER, &change.after)] {
+        let image = image.as_ref().map(encode);
+        if let Some(image) = image.filter(|image| size(image) <= MAX_LOGGED_IMAGE) {
+            item.insert(name.to_owned(), Value::Map(image));
+        }
+    }
+    put_expiry(&mut item, expires);
+    item
+}
+
+/// The change in a log's item, if it is one that is not to be forgotten yet.
+pub(super) fn decode_logged(item: &Item, now: Timestamp) -> Option<RecordChange> {
+    let expires: i64 = number(item, EXPIRE_TIME).ok()??;
+    let key = keys::key_of_item(text(item, RECORD_PK)?, text(item, RECORD_SK)?)?;
+    let kind = match text(item, KIND)? {
+        CREATED => ChangeKind::Created,
+        UPDATED => ChangeKind::Updated,
+        DELETED => ChangeKind::Deleted,
+        _ => return None,
+    };
+    let image = |name| match item.get(name) {
+        Some(Value::Map(image)) => decode(&key, image).ok(),
+        _ => None,
+    };
+    let change = RecordChange {
+        kind,
+        before: image(BEFORE),
+        after: image(AFTER),
+        time: stamp(item).ok()?.update_time,
+        made: decode_made(item),
+        key,
+    };
+    (expires > now.0.div_euclid(1000)).then_some(change)
+}
+
+/// Bytes of all texts, about what the item takes.
+fn size(item: &Item) -> usize {
+    fn of(value: &Value) -> usize {
+        match value {
+            Value::Text(text) | Value::Number(text) => text.len(),
+            Value::List(list) => list.iter().map(of).sum(),
+            Value::Map(map) => size(map),
+        }
+    }
+    let item = item.iter();
+    item.map(|(name, value)| name.len() + of(value)).sum()
 }
 
 /// DynamoDB deletes the item some time after this.

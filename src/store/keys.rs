@@ -1,7 +1,11 @@
 //! The key schema, as pure functions. Frozen: tables are filled with it.
 
+use super::LogId;
 use crate::domain::{Etag, Key, OrganizationName, RequestId, Username};
 
+/// Changes of a log that share a partition key.
+pub(super) const LOG_BLOCK: u64 = 1000;
+const LOG_DIGITS: usize = 20;
 /// Name of the partition key attribute.
 pub const PARTITION_KEY: &str = "PK";
 /// Name of the sort key attribute.
@@ -44,6 +48,24 @@ pub(super) fn of_register(name: &str) -> (String, String) {
 /// Partition key and sort key of the item that remembers a request.
 pub(super) fn of_request(id: &RequestId) -> (String, String) {
     same(format!("REQUEST#{}", id.as_str()))
+}
+
+/// Partition key and sort key of a change in a log.
+pub(super) fn of_logged(log: &LogId, number: u64) -> (String, String) {
+    (
+        log_block(log, number / LOG_BLOCK),
+        format!("{number:0LOG_DIGITS$}"),
+    )
+}
+
+/// Partition key of a block of a log.
+pub(super) fn log_block(LogId(log): &LogId, block: u64) -> String {
+    format!("CHANGELOG#{log}#{block}")
+}
+
+/// The number in a logged change's sort key.
+pub(super) fn number_of_logged(sk: &str) -> Option<u64> {
+    sk.parse().ok()
 }
 
 /// Partition key and sort key of the item that says who deleted this version of

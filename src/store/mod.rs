@@ -13,7 +13,8 @@ pub use dynamodb::{Created, DynamoDb, DynamoDbStream, Settings};
 pub use keys::{INVERTED_INDEX, PARTITION_KEY, SORT_KEY, key_of_item};
 
 use crate::domain::{
-    Fingerprint, Key, Membership, OrganizationName, Origin, Record, Request, RequestId, Timestamp,
+    ChangeKind, Etag, Fingerprint, Key, Made, Membership, OrganizationName, Origin, Record,
+    RecordChange, Request, RequestId, Timestamp,
 };
 
 /// Reads that may guard a write: they see every committed change and never a
@@ -100,6 +101,64 @@ pub struct Register {
     /// The values by name.
     pub values: BTreeMap<String, String>,
 }
+
+/// The log of changes: what the table's stream told, numbered from 1 without
+/// gaps, kept for [`LOG_RETENTION`].
+#[async_trait]
+pub trait ChangeLog: Send + Sync {
+    /// Appends at most [`MAX_APPENDED`] changes, the first one with the number
+    /// `first`, and writes a register with them, as
+    /// [`Registers::swap_register`]: all or nothing.
+    ///
+    /// # Errors
+    /// The table did not say: all may be written, now or later.
+    async fn append(
+        &self,
+        log: &LogId,
+        first: u64,
+        changes: &[RecordChange],
+        register: (&str, u64, &BTreeMap<String, String>),
+    ) -> Result<Option<u64>, Error>;
+
+    /// The next changes after a number, at most 100 of them, with their numbers.
+    /// None, if there are none yet.
+    ///
+    /// # Errors
+    /// The table could not be read.
+    async fn read_log(&self, log: &LogId, after: u64) -> Result<Vec<(u64, RecordChange)>, Error>;
+
+    /// The number of the oldest change that is kept, of those below `end`; `end`
+    /// if there is none.
+    ///
+    /// # Errors
+    /// The table could not be read.
+    async fn oldest_kept(&self, log: &LogId, end: u64) -> Result<u64, Error>;
+
+    /// How this service deleted these versions of records, if it was this
+    /// service. For at most 100 versions.
+    ///
+    /// # Errors
+    /// The table could not be read.
+    async fn deletions(&self, deleted: &[(Key, Etag)]) -> Result<Vec<Option<Deletion>>, Error>;
+}
+
+/// Identity of a log. Where changes may have been missed, another one begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogId(pub String);
+
+/// A deletion that this service made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deletion {
+    /// When.
+    pub time: Option<Timestamp>,
+    /// How.
+    pub made: Made,
+}
+
+/// How long the log of changes is kept.
+pub const LOG_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Most changes that are appended together.
+pub const MAX_APPENDED: usize = 50;
 
 /// The table's stream: what was changed, by whomever, in shards. Changes of one
 /// record are in order along a shard and its descendants; shards come and go.
@@ -190,6 +249,13 @@ pub struct Changed {
 pub struct ChangedRecord {
     /// Its key.
     pub key: Key,
+    /// What became of it.
+    pub kind: ChangeKind,
+    /// The record before, as far as the stream tells.
+    pub before: Option<Record>,
+    /// How this service wrote what is left; `None` where it did not, and where
+    /// nothing is left.
+    pub made: Option<Made>,
     /// What the change left.
     pub left: Left,
 }

@@ -123,8 +123,9 @@ fn every_test_that_the_documentation_names_exists() {
         .iter()
         .map(|file| fs::read_to_string(file).unwrap())
         .collect();
-    let page = fs::read_to_string(root.join("docs/coherence.md")).unwrap();
-    let named = page.lines().filter_map(|row| {
+    let pages = ["coherence.md", "changes.md"].map(|page| root.join("docs").join(page));
+    let pages = pages.map(|page| fs::read_to_string(page).unwrap()).concat();
+    let named = pages.lines().filter_map(|row| {
         let (_, name) = row.strip_suffix("` |")?.rsplit_once("| `")?;
         Some(name)
     });

@@ -14,7 +14,7 @@ const ORG: &str = "olivia-org";
 const OLIVIA: &str = "oliviaowner";
 const MICHAEL: &str = "membermichael";
 
-fn following() -> coherence::Settings {
+pub fn following() -> coherence::Settings {
     coherence::Settings {
         cache_read_timeout: PATIENCE,
         invalidator: Some(InvalidatorTiming {
@@ -35,7 +35,7 @@ fn following() -> coherence::Settings {
 }
 
 /// The same without following.
-fn not_following() -> coherence::Settings {
+pub fn not_following() -> coherence::Settings {
     coherence::Settings {
         invalidator: None,
         ..following()
@@ -46,7 +46,7 @@ async fn serving(backends: &Backends) -> Replica {
     Replica::start_with(&backends.serve_settings(), not_following()).await
 }
 
-async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let wait = async {
         while !is_so().await {
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -2,6 +2,7 @@
 //! changed past the protocol, in the console or by a writer that crashed. One
 //! replica at a time does so, by a lease in the table.
 
+mod log;
 mod tail;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -11,13 +12,14 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+pub use self::log::LogHead;
 use self::tail::{OWNER, Progress, Tail};
 use super::{Coherence, fences::Cached};
 use crate::{
     domain::Key,
     store::{
-        self, ChangeStream, Changed, ChangedRecord, Left, Page, Position, Register, Registers,
-        ShardId, StreamError, StreamId,
+        self, ChangeLog, ChangeStream, Changed, ChangedRecord, Left, Page, Position, Register,
+        Registers, ShardId, StreamError, StreamId,
     },
     telemetry::{INVALIDATOR_ACTIVE, INVALIDATOR_FENCES, INVALIDATOR_LAG},
 };
@@ -68,6 +70,7 @@ pub struct Invalidator {
     coherence: Coherence,
     registers: Arc<dyn Registers>,
     changes: Arc<dyn ChangeStream>,
+    log: Arc<dyn ChangeLog>,
     /// This replica, among all that ever were.
     name: String,
     timing: InvalidatorTiming,
@@ -78,6 +81,15 @@ pub struct Invalidator {
 struct Lease {
     version: u64,
     written: Instant,
+}
+
+impl Lease {
+    fn written_now(version: u64) -> Self {
+        Self {
+            version,
+            written: Instant::now(),
+        }
+    }
 }
 
 /// Why the tail could not be followed further.
@@ -97,12 +109,14 @@ impl Invalidator {
         coherence: Coherence,
         registers: Arc<dyn Registers>,
         changes: Arc<dyn ChangeStream>,
+        log: Arc<dyn ChangeLog>,
         timing: InvalidatorTiming,
     ) -> Self {
         Self {
             coherence,
             registers,
             changes,
+            log,
             name: Uuid::new_v4().to_string(),
             timing,
             resigned: CancellationToken::new(),
@@ -172,10 +186,7 @@ impl Invalidator {
         };
         tracing::info!("following the table's stream");
         metrics::gauge!(INVALIDATOR_ACTIVE).set(1);
-        let mut lease = Lease {
-            version,
-            written: Instant::now(),
-        };
+        let mut lease = Lease::written_now(version);
         let stopped = self.follow(&mut tail, &mut lease).await;
         metrics::gauge!(INVALIDATOR_ACTIVE).set(0);
         metrics::gauge!(INVALIDATOR_LAG).set(0);
@@ -193,7 +204,7 @@ impl Invalidator {
                 return stop;
             }
             let next = Instant::now() + self.timing.poll;
-            if let Err(stop) = self.read_shards(tail).await {
+            if let Err(stop) = self.read_shards(tail, lease).await {
                 return stop;
             }
             let since = lease.written.elapsed();
@@ -233,9 +244,9 @@ impl Invalidator {
         Ok(())
     }
 
-    /// Reads a page of every open shard. One that fails is read again later, and
+    /// Reads a page of every open shard, and logs what it tells. One that fails is read again later, and
     /// does not hold the others up; fails if all do.
-    async fn read_shards(&self, tail: &mut Tail) -> Result<(), Stop> {
+    async fn read_shards(&self, tail: &mut Tail, lease: &mut Lease) -> Result<(), Stop> {
         let open: Vec<_> = tail
             .shards
             .iter()
@@ -270,6 +281,15 @@ impl Invalidator {
                 tail.is_ahead = true;
             }
             tail.is_ahead |= read.is_ahead;
+            if read.is_interrupted {
+                tracing::warn!(
+                    shard = id.0,
+                    "changes may have been missed; a new log begins"
+                );
+                tail.head = LogHead::begin();
+                tail.is_ahead = true;
+            }
+            self.log(&id, read.told, tail, lease).await?;
             tail.shards.insert(id, read.progress);
         }
         metrics::gauge!(INVALIDATOR_LAG).set(lag.as_secs_f64());
@@ -298,15 +318,21 @@ impl Invalidator {
         match page.await {
             Ok(page) => self.process(page, position).await,
             // Missed changes are older than everything that is cached.
-            Err(StreamError::Trimmed) => Ok(Read::just(Progress::Open {
-                position: Position::Oldest,
-                cursor: None,
-            })),
+            Err(StreamError::Trimmed) => Ok(Read {
+                is_interrupted: matches!(position, Position::After(_)),
+                ..Read::just(Progress::Open {
+                    position: Position::Oldest,
+                    cursor: None,
+                })
+            }),
             Err(StreamError::Expired) => Ok(Read::just(Progress::Open {
                 position,
                 cursor: None,
             })),
-            Err(StreamError::Gone) => Ok(Read::just(Progress::Ended)),
+            Err(StreamError::Gone) => Ok(Read {
+                is_interrupted: true,
+                ..Read::just(Progress::Ended)
+            }),
             Err(StreamError::Store(error)) => Err(error),
         }
     }
@@ -318,9 +344,9 @@ impl Invalidator {
         let lag = self.age_of(changes.last());
         let last = changes.last().map(|changed| changed.sequence.clone());
         let records: Vec<_> = changes
-            .into_iter()
+            .iter()
             .filter(|changed| self.may_be_cached(changed))
-            .filter_map(|changed| changed.record)
+            .filter_map(|changed| changed.record.clone())
             .collect();
         let is_ahead = !records.is_empty();
         if is_ahead {
@@ -335,7 +361,9 @@ impl Invalidator {
         };
         Ok(Read {
             progress,
+            told: changes,
             is_ahead,
+            is_interrupted: false,
             lag,
         })
     }
@@ -405,10 +433,7 @@ impl Invalidator {
             .registers
             .swap_register(REGISTER, Some(lease.version), &values);
         let version = swap.await.map_err(Stop::Failed)?;
-        *lease = Lease {
-            version: version.ok_or(Stop::Deposed)?,
-            written: Instant::now(),
-        };
+        *lease = Lease::written_now(version.ok_or(Stop::Deposed)?);
         tail.is_ahead = false;
         Ok(())
     }
@@ -434,8 +459,12 @@ impl Invalidator {
 /// What reading a shard came to.
 struct Read {
     progress: Progress,
+    /// What the page told.
+    told: Vec<Changed>,
     /// Whether there were changes of records.
     is_ahead: bool,
+    /// Whether changes before the page may have been missed.
+    is_interrupted: bool,
     /// Age of the last change.
     lag: Duration,
 }
@@ -444,7 +473,9 @@ impl Read {
     fn just(progress: Progress) -> Self {
         Self {
             progress,
+            told: Vec::new(),
             is_ahead: false,
+            is_interrupted: false,
             lag: Duration::ZERO,
         }
     }

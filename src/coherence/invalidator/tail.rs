@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use tokio::time::Instant;
 
+use super::log::LogHead;
 use crate::store::{Cursor, Position, Shard, ShardId, StreamId};
 
 /// Names of its values: who is active, on which stream, and how far it has come
@@ -17,6 +18,7 @@ const ENDED: &str = "END";
 /// How far the stream was followed.
 pub(super) struct Tail {
     pub(super) stream: StreamId,
+    pub(super) head: LogHead,
     pub(super) shards: BTreeMap<ShardId, Progress>,
     pub(super) discovered: Option<Instant>,
     /// Whether a shard has ended whose children are not listed yet.
@@ -41,6 +43,11 @@ impl Tail {
     /// Goes on where the register says, if it is about this stream.
     pub(super) fn resume(stream: StreamId, values: BTreeMap<String, String>) -> Self {
         let is_same = values.get(STREAM) == Some(&stream.0);
+        let head = if is_same {
+            LogHead::resume(&values)
+        } else {
+            LogHead::begin()
+        };
         let checkpoints = values.into_iter().filter(|_| is_same);
         let shards = checkpoints.filter_map(|(name, sequence)| {
             let id = ShardId(name.strip_prefix(SHARD)?.to_owned());
@@ -57,6 +64,7 @@ impl Tail {
         Self {
             shards: shards.collect(),
             stream,
+            head,
             discovered: None,
             lacks_children: false,
             is_ahead: false,
@@ -88,6 +96,7 @@ impl Tail {
         let mut values: BTreeMap<_, _> = shards.collect();
         values.insert(OWNER.to_owned(), owner.to_owned());
         values.insert(STREAM.to_owned(), self.stream.0.clone());
+        values.extend(self.head.values());
         values
     }
 
@@ -182,6 +191,7 @@ mod tests {
         let values = tail.values("me");
 
         let resumed = Tail::resume(tail.stream.clone(), values.clone());
+        let resumed_head = resumed.head;
         let [(_, a), (_, b)] = resumed
             .shards
             .into_iter()
@@ -190,7 +200,9 @@ mod tests {
             .unwrap();
         assert!(matches!(a, Progress::Open { position, cursor: None } if position == after));
         assert!(matches!(b, Progress::Ended));
+        assert_eq!(resumed_head.log, tail.head.log);
         let another = Tail::resume(StreamId("another".to_owned()), values);
         assert!(another.shards.is_empty());
+        assert_ne!(another.head.log, tail.head.log);
     }
 }

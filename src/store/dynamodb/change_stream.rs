@@ -8,15 +8,17 @@ use aws_sdk_dynamodbstreams::{
     Client,
     config::http::HttpResponse,
     error::{ProvideErrorMetadata, SdkError},
-    types::{self as sdk, ShardIteratorType, StreamViewType},
+    types::{self as sdk, OperationType, ShardIteratorType, StreamViewType},
 };
 
-use super::{DynamoDb, Kind, decode, failed, primary_key_of};
+use super::{DynamoDb, Kind, failed, primary_key_of, to_item};
 use crate::{
-    domain::Timestamp,
+    domain::{ChangeKind, Timestamp},
     store::{
         ChangeStream, Changed, ChangedRecord, Cursor, Error, Left, Page, Position, Shard, ShardId,
-        StreamError, StreamId, keys,
+        StreamError, StreamId,
+        item::{self, Item},
+        keys,
     },
 };
 
@@ -98,15 +100,19 @@ impl ChangeStream for DynamoDbStream {
         let output = request.send().await.map_err(stream_failed)?;
         let records = output.records.unwrap_or_default().into_iter();
         Ok(Page {
-            changes: records
-                .filter_map(|record| changed(record.dynamodb?))
-                .collect(),
+            changes: records.filter_map(changed).collect(),
             next: output.next_shard_iterator.map(Cursor),
         })
     }
 }
 
-fn changed(record: sdk::StreamRecord) -> Option<Changed> {
+fn changed(record: sdk::Record) -> Option<Changed> {
+    let kind = match record.event_name? {
+        OperationType::Insert => ChangeKind::Created,
+        OperationType::Remove => ChangeKind::Deleted,
+        _ => ChangeKind::Updated,
+    };
+    let record = record.dynamodb?;
     let sequence = record.sequence_number?;
     let time = record.approximate_creation_date_time;
     let time = time.and_then(|time| time.to_millis().ok()).map(Timestamp);
@@ -116,12 +122,23 @@ fn changed(record: sdk::StreamRecord) -> Option<Changed> {
     );
     let (pk, sk) = primary_key_of(&attributes(record.keys.unwrap_or_default()))?;
     let record = keys::key_of_item(&pk, &sk).map(|key| {
-        let left = match record.new_image {
-            Some(image) => decode(&key, attributes(image)).map_or(Left::Unknown, Left::Record),
+        let [old, new] = [record.old_image, record.new_image]
+            .map(|image| image.map(|image| to_item(attributes(image))));
+        let made_by = |image: &Option<Item>| image.as_ref().and_then(item::decode_made);
+        let change_before = made_by(&old).map(|made| made.change_id);
+        let made = made_by(&new).filter(|made| Some(&made.change_id) != change_before.as_ref());
+        let left = match new {
+            Some(image) => item::decode(&key, &image).map_or(Left::Unknown, Left::Record),
             None if tells_left => Left::Nothing,
             None => Left::Unknown,
         };
-        ChangedRecord { key, left }
+        ChangedRecord {
+            kind,
+            before: old.and_then(|image| item::decode(&key, &image).ok()),
+            made,
+            left,
+            key,
+        }
     });
     Some(Changed {
         sequence,

@@ -147,16 +147,16 @@ impl DynamoDb {
                     .set_expression_attribute_names(condition.names)
                     .set_expression_attribute_values(condition.values)
                     .build()?;
+                let now = Timestamp::now();
                 let key = keys::of_deletion(&found.key(), &found.stamp().etag());
-                let deletion =
-                    item::encode_deletion(Timestamp::now(), in_future(DELETION_RETENTION));
+                let deletion = item::encode_deletion(now, now.after(DELETION_RETENTION));
                 Ok(vec![
                     TransactWriteItem::builder().delete(delete).build(),
                     self.transact_put(&key, [deletion, noted.clone()], Condition::default())?,
                 ])
             }
             Step::Remember { request, outcome } => {
-                let expires = in_future(REQUEST_RETENTION);
+                let expires = Timestamp::now().after(REQUEST_RETENTION);
                 let remembered = item::encode_request(request, outcome, expires);
                 Ok(vec![self.transact_put(
                     &keys::of_request(&request.id),
@@ -187,11 +187,6 @@ impl DynamoDb {
             .build()?;
         Ok(TransactWriteItem::builder().put(put).build())
     }
-}
-
-fn in_future(span: Duration) -> Timestamp {
-    let Timestamp(now) = Timestamp::now();
-    Timestamp(now.saturating_add(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
 }
 
 /// A condition expression with its placeholders.

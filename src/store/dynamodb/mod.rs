@@ -1,6 +1,7 @@
 //! The table in DynamoDB: strongly consistent reads and the client's settings.
 //! This room alone knows the DynamoDB SDK.
 
+mod change_log;
 mod change_stream;
 mod commit;
 mod register;
@@ -118,12 +119,29 @@ impl DynamoDb {
         Ok(output.item)
     }
 
-    /// Reads at most [`BATCH_MAX_KEYS`] records. What DynamoDB leaves
-    /// unprocessed is asked for again, never taken for absent.
+    /// Reads at most [`BATCH_MAX_KEYS`] records.
     async fn get_batch(&self, keys: &[Key]) -> Result<HashMap<Key, Record>, Error> {
         let by_primary_key: HashMap<_, _> = keys.iter().map(|key| (keys::of(key), key)).collect();
-        let mut wanted: Vec<_> = by_primary_key.keys().map(primary_key).collect();
         let mut records = HashMap::with_capacity(keys.len());
+        for item in self.get_items(by_primary_key.keys()).await? {
+            if let Some(key) = primary_key_of(&item).and_then(|of| by_primary_key.get(&of)) {
+                records.insert((*key).clone(), decode(key, item)?);
+            }
+        }
+        Ok(records)
+    }
+
+    /// Reads at most [`BATCH_MAX_KEYS`] items, each named once. What DynamoDB
+    /// leaves unprocessed is asked for again, never taken for absent.
+    async fn get_items(
+        &self,
+        keys: impl IntoIterator<Item = &(String, String)>,
+    ) -> Result<Vec<Attributes>, Error> {
+        let mut wanted: Vec<_> = keys.into_iter().map(primary_key).collect();
+        let mut items = Vec::with_capacity(wanted.len());
+        if wanted.is_empty() {
+            return Ok(items);
+        }
         for round in 0..=MAX_UNPROCESSED_ROUNDS {
             // Made anew each time: nothing that comes back decides how
             // consistent the next read is.
@@ -139,14 +157,10 @@ impl DynamoDb {
                 .send()
                 .await
                 .map_err(failed)?;
-            for item in output.responses.into_iter().flatten().flat_map(|it| it.1) {
-                if let Some(key) = primary_key_of(&item).and_then(|of| by_primary_key.get(&of)) {
-                    records.insert((*key).clone(), decode(key, item)?);
-                }
-            }
+            items.extend(output.responses.into_iter().flatten().flat_map(|it| it.1));
             let unprocessed = output.unprocessed_keys.unwrap_or_default();
             match unprocessed.into_values().next() {
-                None => return Ok(records),
+                None => return Ok(items),
                 Some(rest) => wanted = rest.keys,
             }
             tokio::time::sleep(UNPROCESSED_PAUSE * 2_u32.pow(round)).await;

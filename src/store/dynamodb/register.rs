@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use aws_sdk_dynamodb::{
-    error::ProvideErrorMetadata as _, operation::put_item::PutItemError, types::AttributeValue,
+    error::ProvideErrorMetadata as _,
+    operation::put_item::PutItemError,
+    types::{AttributeValue, Put, builders::PutBuilder},
 };
 
-use super::{Attributes, DynamoDb, failed, primary_key};
+use super::{Attributes, DynamoDb, failed, primary_key, unusable};
 use crate::{
     domain::Timestamp,
     store::{Error, Kind, Register, Registers, item, keys},
@@ -26,19 +28,17 @@ impl Registers for DynamoDb {
         found: Option<u64>,
         values: &BTreeMap<String, String>,
     ) -> Result<Option<u64>, Error> {
-        let version = found.map_or_else(first_version, |found| found.saturating_add(1));
-        let mut put = self
+        let swap = Swap::new(name, found, values);
+        let version = swap.version;
+        let put = swap.into_put(&self.table).build().map_err(unusable)?;
+        let put = self
             .client
             .put_item()
-            .table_name(&self.table)
-            .set_item(Some(encode(name, version, values)));
-        put = match found {
-            None => put.condition_expression("attribute_not_exists(PK)"),
-            Some(version) => put
-                .condition_expression("#ver = :ver")
-                .expression_attribute_names("#ver", item::VERSION)
-                .expression_attribute_values(":ver", AttributeValue::N(version.to_string())),
-        };
+            .table_name(put.table_name)
+            .set_item(Some(put.item))
+            .set_condition_expression(put.condition_expression)
+            .set_expression_attribute_names(put.expression_attribute_names)
+            .set_expression_attribute_values(put.expression_attribute_values);
         match put.send().await {
             Ok(_) => Ok(Some(version)),
             Err(error)
@@ -52,6 +52,37 @@ impl Registers for DynamoDb {
             // Another replica writes it at this moment.
             Err(error) if error.code() == Some("TransactionConflictException") => Ok(None),
             Err(error) => Err(failed(error)),
+        }
+    }
+}
+
+/// A register's next version, to be written over the one that was found.
+pub(super) struct Swap {
+    pub(super) version: u64,
+    attributes: Attributes,
+    found: Option<u64>,
+}
+
+impl Swap {
+    pub(super) fn new(name: &str, found: Option<u64>, values: &BTreeMap<String, String>) -> Self {
+        let version = found.map_or_else(first_version, |found| found.saturating_add(1));
+        Self {
+            version,
+            attributes: encode(name, version, values),
+            found,
+        }
+    }
+
+    pub(super) fn into_put(self, table: &str) -> PutBuilder {
+        let put = Put::builder()
+            .table_name(table)
+            .set_item(Some(self.attributes));
+        match self.found {
+            None => put.condition_expression("attribute_not_exists(PK)"),
+            Some(version) => put
+                .condition_expression("#ver = :ver")
+                .expression_attribute_names("#ver", item::VERSION)
+                .expression_attribute_values(":ver", AttributeValue::N(version.to_string())),
         }
     }
 }

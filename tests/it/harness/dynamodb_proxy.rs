@@ -69,7 +69,13 @@ async fn pass_one_on(proxy: Proxy, request: Request) -> Response {
     let target = parts.headers["x-amz-target"].to_str().unwrap();
     let about = String::from_utf8_lossy(&body);
     let is_of_streams = target.starts_with("DynamoDBStreams");
-    let what = if is_of_streams || about.contains("SERVICE#") {
+    // The note of a deletion is written by RPCs, and read beside them.
+    let is_of_notes = target.ends_with("BatchGetItem") && about.contains("DELETED#");
+    let is_beside = is_of_notes
+        || ["SERVICE#", "CHANGELOG#"]
+            .iter()
+            .any(|key| about.contains(key));
+    let what = if is_of_streams || is_beside {
         BESIDE
     } else {
         ""

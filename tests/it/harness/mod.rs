@@ -289,6 +289,7 @@ fn dev_settings() -> DevSettings {
         server: ServerSettings {
             listen_addr: ANY_PORT,
             drain_timeout_ms: Duration::from_secs(10),
+            watch_patience_ms: Duration::from_secs(2),
             metrics_addr: None,
         },
         cache: CacheSettings {
@@ -388,6 +389,14 @@ impl Table {
         let delete = self.client.delete_item().table_name(&self.name);
         let delete = delete.key("PK", text(pk)).key("SK", text(sk));
         delete.send().await.unwrap();
+    }
+
+    /// Deletes the first change after a cursor from the log of changes.
+    pub async fn expire_first_logged(&self, cursor: &str) {
+        let (log, after) = cursor.split_once('-').unwrap();
+        let number: u64 = after.parse::<u64>().unwrap() + 1;
+        let pk = format!("CHANGELOG#{log}#{}", number / 1000);
+        self.delete(&pk, &format!("{number:020}")).await;
     }
 
     /// A number attribute of an item.

@@ -1,16 +1,19 @@
 //! Messages to domain types and back. Every request is parsed here, once; a
 //! field that breaks its bounds is named by its path.
 
+mod changes;
+
 use std::collections::BTreeMap;
 
 use prost_types::{FieldMask, Timestamp as WireTimestamp};
 use tonic::Status;
 
+pub(super) use self::changes::{changes, watch};
 use super::status;
 use crate::{
     domain::{
-        Actor, Etag, FreeText, Labels, NameError, Organization, OrganizationName, Role, Stamp,
-        Standing, State, Timestamp, Uid, User, Username,
+        Actor, Etag, FreeText, Labels, Membership, NameError, Organization, OrganizationName, Role,
+        Stamp, Standing, State, Timestamp, Uid, User, Username,
     },
     proto::account_v1::{self as pb, read_consistency::Requirement},
     service::{
@@ -399,14 +402,21 @@ pub(super) fn organization(organization: &Organization) -> pb::Organization {
 }
 
 pub(super) fn membership(standing: &Standing) -> pb::Membership {
-    let Standing { membership, state } = standing;
+    pb::Membership {
+        state: wire_state(standing.state),
+        ..membership_alone(&standing.membership)
+    }
+}
+
+/// A membership without whether it counts.
+fn membership_alone(membership: &Membership) -> pb::Membership {
     let (create_time, update_time) = times(&membership.stamp);
     pb::Membership {
         organization_name: membership.organization_name.to_string(),
         member_username: membership.member_username.to_string(),
         role: wire_role(Some(membership.role)),
         adding_user: membership.adding_user.clone().unwrap_or_default(),
-        state: wire_state(*state),
+        state: pb::State::Unspecified.into(),
         etag: membership.stamp.etag().as_str().to_owned(),
         create_time,
         update_time,

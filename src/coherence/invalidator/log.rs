@@ -1,0 +1,172 @@
+//! Writes down what the stream tells, in the order in which it is read: for one
+//! record, that in which it changed. A page's changes and the checkpoint after
+//! them are written together, so that none is written down twice or left out.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use uuid::Uuid;
+
+use super::{
+    Invalidator, Lease, REGISTER, Stop,
+    tail::{Progress, Tail},
+};
+use crate::{
+    domain::{ChangeKind, RecordChange, Timestamp},
+    store::{
+        self, ChangeLog, Changed, ChangedRecord, Left, LogId, MAX_APPENDED, Position, Register,
+        Registers, ShardId,
+    },
+    telemetry::CHANGES_LOGGED,
+};
+
+const LOG: &str = "log";
+const NEXT: &str = "next";
+const BEAT: &str = "beat";
+/// A stream that nobody has followed for so long may have dropped changes: it
+/// keeps them for 24 hours.
+const LONGEST_PAUSE: Duration = Duration::from_secs(20 * 3600);
+
+/// How far the log of changes has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogHead {
+    /// The log.
+    pub log: LogId,
+    /// The number of the change that is logged next.
+    pub next: u64,
+    /// When somebody said last that the stream is followed.
+    pub beat: Timestamp,
+}
+
+impl LogHead {
+    /// The head of the table's log, as it is now; `None` if there is no log.
+    ///
+    /// # Errors
+    /// The table could not be read.
+    pub async fn read(registers: &dyn Registers) -> Result<Option<Self>, store::Error> {
+        let register = registers.read_register(REGISTER).await?;
+        Ok(register.and_then(|Register { values, .. }| Self::of(&values)))
+    }
+
+    /// A new log: changes may have been missed.
+    pub(super) fn begin() -> Self {
+        Self {
+            log: LogId(Uuid::new_v4().simple().to_string()),
+            next: 1,
+            beat: Timestamp::now(),
+        }
+    }
+
+    /// The head that a register holds, if nothing may have been missed since.
+    pub(super) fn resume(values: &BTreeMap<String, String>) -> Self {
+        let now = Timestamp::now();
+        Self::of(values)
+            .filter(|head| head.beat.after(LONGEST_PAUSE) > now)
+            .unwrap_or_else(Self::begin)
+    }
+
+    fn of(values: &BTreeMap<String, String>) -> Option<Self> {
+        Some(Self {
+            log: LogId(values.get(LOG)?.clone()),
+            next: values.get(NEXT)?.parse().ok()?,
+            beat: Timestamp(values.get(BEAT)?.parse().ok()?),
+        })
+    }
+
+    /// What the register is to hold of it, said now.
+    pub(super) fn values(&self) -> [(String, String); 3] {
+        [
+            (LOG.to_owned(), self.log.0.clone()),
+            (NEXT.to_owned(), self.next.to_string()),
+            (BEAT.to_owned(), Timestamp::now().0.to_string()),
+        ]
+    }
+}
+
+impl Invalidator {
+    /// Logs what a page told, and moves the checkpoint on with it.
+    pub(super) async fn log(
+        &self,
+        shard: &ShardId,
+        told: Vec<Changed>,
+        tail: &mut Tail,
+        lease: &mut Lease,
+    ) -> Result<(), Stop> {
+        let told = told.into_iter();
+        let (sequences, changes): (Vec<_>, Vec<_>) = told.filter_map(change).unzip();
+        let sequences = sequences.chunks(MAX_APPENDED);
+        for (sequences, changes) in sequences.zip(changes.chunks(MAX_APPENDED)) {
+            let mut changes = changes.to_vec();
+            let attributed = attribute_deletions(self.log.as_ref(), &mut changes).await;
+            attributed.map_err(Stop::Failed)?;
+            if let Some(last) = sequences.last() {
+                let progress = Progress::Open {
+                    position: Position::After(last.clone()),
+                    cursor: None,
+                };
+                tail.shards.insert(shard.clone(), progress);
+            }
+            let first = tail.head.next;
+            tail.head.next += changes.len() as u64;
+            let values = tail.values(&self.name);
+            let register = (REGISTER, lease.version, &values);
+            let appended = self.log.append(&tail.head.log, first, &changes, register);
+            let version = appended.await.map_err(Stop::Failed)?;
+            *lease = Lease::written_now(version.ok_or(Stop::Deposed)?);
+            tail.is_ahead = false;
+            metrics::counter!(CHANGES_LOGGED).increment(changes.len() as u64);
+        }
+        Ok(())
+    }
+}
+
+/// Says of deletions who made them: nothing is left that could.
+async fn attribute_deletions(
+    log: &dyn ChangeLog,
+    changes: &mut [RecordChange],
+) -> Result<(), store::Error> {
+    let (mut deletions, mut versions) = (Vec::new(), Vec::new());
+    for change in changes {
+        if let (ChangeKind::Deleted, Some(before)) = (change.kind, &change.before) {
+            versions.push((change.key.clone(), before.stamp().etag()));
+            deletions.push(change);
+        }
+    }
+    let found = log.deletions(&versions).await?;
+    for (change, deletion) in deletions.into_iter().zip(found) {
+        if let Some(deletion) = deletion {
+            change.time = deletion.time.or(change.time);
+            change.made = Some(deletion.made);
+        }
+    }
+    Ok(())
+}
+
+/// The change of a record, with its place in the shard; `None` for what changed
+/// nothing.
+fn change(told: Changed) -> Option<(String, RecordChange)> {
+    let ChangedRecord {
+        key,
+        kind,
+        before,
+        made,
+        left,
+    } = told.record?;
+    let after = match left {
+        Left::Record(record) => Some(record),
+        Left::Nothing | Left::Unknown => None,
+    };
+    if made.is_none() && before.is_some() && before == after {
+        return None;
+    }
+    let made_at = made.as_ref().and(after.as_ref());
+    let made_at = made_at.and_then(|record| record.stamp().update_time);
+    let change = RecordChange {
+        key,
+        kind,
+        before,
+        after,
+        time: made_at.or(told.time),
+        made,
+    };
+    Some((told.sequence, change))
+}

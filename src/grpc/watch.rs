@@ -1,0 +1,92 @@
+//! The stream of changes to one watcher. Holds one response at a time; whoever
+//! does not take it in time is cut off.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use futures_util::Stream;
+use tokio::sync::mpsc::{self, Receiver, Sender};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status};
+
+use super::{
+    convert,
+    status::{self, Reason},
+};
+use crate::{proto::account_v1::WatchChangesResponse, service::Watcher};
+
+/// When a stream of changes ends by itself.
+#[derive(Debug, Clone)]
+pub struct WatchLimits {
+    /// Longest that a client may take to make room for a response.
+    pub patience: Duration,
+    /// The service stops.
+    pub stopping: CancellationToken,
+}
+
+/// What a watcher is sent.
+pub struct ChangeStream {
+    responses: Receiver<WatchChangesResponse>,
+    end: Arc<Mutex<Option<Status>>>,
+}
+
+impl ChangeStream {
+    /// Tells what the watcher sees, until the service stops.
+    pub(super) fn start(watcher: Watcher, limits: WatchLimits) -> Self {
+        let (sender, responses) = mpsc::channel(1);
+        let end = Arc::new(Mutex::new(None));
+        let told = end.clone();
+        tokio::spawn(async move {
+            let tell = tell(watcher, &sender, limits.patience);
+            let stopped = limits.stopping.run_until_cancelled(tell).await;
+            let status = stopped.unwrap_or_else(status::stopping);
+            *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
+        });
+        Self { responses, end }
+    }
+}
+
+/// Sends what the watcher sees; returns why not any more.
+async fn tell(
+    mut watcher: Watcher,
+    sender: &Sender<WatchChangesResponse>,
+    patience: Duration,
+) -> Status {
+    loop {
+        let next = tokio::select! {
+            next = watcher.next() => next,
+            () = sender.closed() => return Status::cancelled("nobody listens"),
+        };
+        let response = match next {
+            Ok(changed) => convert::changes(&changed),
+            Err(error) => return status::watch_failed(error),
+        };
+        if sender.send_timeout(response, patience).await.is_err() {
+            return status::plain(
+                Code::ResourceExhausted,
+                Reason::SlowConsumer,
+                "changes were not taken in time; go on after the last cursor",
+            );
+        }
+    }
+}
+
+impl Stream for ChangeStream {
+    type Item = Result<WatchChangesResponse, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        let response = ready!(this.responses.poll_recv(context));
+        let end = || {
+            this.end
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take()
+        };
+        Poll::Ready(response.map(Ok).or_else(|| end().map(Err)))
+    }
+}

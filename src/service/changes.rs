@@ -1,0 +1,299 @@
+//! What has changed, in order, for whoever watches: the log of changes, followed
+//! from any place in it.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep},
+};
+
+use super::Accounts;
+use crate::{
+    coherence::LogHead,
+    domain::{Key, OrganizationName, RecordChange, Timestamp, Username},
+    store::{self, ChangeLog, LogId, Registers},
+    telemetry::WATCHERS,
+};
+
+/// Most changes that a watcher gets at once.
+pub const MAX_CHANGES: usize = 25;
+/// Watchers of one replica.
+const MAX_WATCHERS: usize = 100;
+/// Pause between looks for changes.
+const POLL: Duration = Duration::from_millis(250);
+/// Longest until a watcher hears how far it has come, though nothing changed.
+const PROGRESS: Duration = Duration::from_secs(10);
+/// A table whose stream nobody has followed for so long is not followed.
+const LONGEST_SILENCE: Duration = Duration::from_secs(60);
+
+/// The log of changes, and who watches it.
+pub struct Changes {
+    log: Arc<dyn ChangeLog>,
+    registers: Arc<dyn Registers>,
+    places: Arc<Semaphore>,
+}
+
+impl Changes {
+    /// Reads the log of a table, and in its registers how far it has come.
+    #[must_use]
+    pub fn new(log: Arc<dyn ChangeLog>, registers: Arc<dyn Registers>) -> Self {
+        Self {
+            log,
+            registers,
+            places: Arc::new(Semaphore::new(MAX_WATCHERS)),
+        }
+    }
+}
+
+/// A place in the log: after one change, before the next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cursor {
+    log: LogId,
+    after: u64,
+}
+
+/// A text is no cursor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoCursor;
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.log.0, self.after)
+    }
+}
+
+impl std::str::FromStr for Cursor {
+    type Err = NoCursor;
+
+    fn from_str(text: &str) -> Result<Self, NoCursor> {
+        const LOG_LEN: usize = 32;
+        let (log, after) = text.split_once('-').ok_or(NoCursor)?;
+        let is_log = log.len() == LOG_LEN && log.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let after = after.parse().ok().filter(|_| is_log).ok_or(NoCursor)?;
+        Ok(Self {
+            log: LogId(log.to_owned()),
+            after,
+        })
+    }
+}
+
+impl fmt::Display for NoCursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("is no cursor of an earlier response")
+    }
+}
+
+/// Where to begin.
+#[derive(Debug, Clone)]
+pub enum Start {
+    /// With what changes from now on.
+    Now,
+    /// With the oldest change that is kept.
+    Oldest,
+    /// Where an earlier watcher has come to.
+    After(Cursor),
+}
+
+/// Which changes to tell; all, by default.
+#[derive(Debug, Clone, Default)]
+pub struct ChangeFilter {
+    /// Of this organization and of its memberships.
+    pub organization: Option<OrganizationName>,
+    /// Of this user and of the user's memberships.
+    pub user: Option<Username>,
+}
+
+impl ChangeFilter {
+    fn admits(&self, change: &RecordChange) -> bool {
+        let (organization, user) = match &change.key {
+            Key::User(user) => (None, Some(user)),
+            Key::Organization(organization) => (Some(organization), None),
+            Key::Membership(organization, user) => (Some(organization), Some(user)),
+        };
+        let is_of_organization =
+            self.organization.is_none() || self.organization.as_ref() == organization;
+        let is_of_user = self.user.is_none() || self.user.as_ref() == user;
+        is_of_organization && is_of_user
+    }
+}
+
+/// Why changes cannot be told.
+#[derive(Debug)]
+pub enum WatchError {
+    /// Changes after the cursor are not kept any more, or may have been missed.
+    Expired,
+    /// Nobody follows the table's stream.
+    NotFollowed,
+    /// Too many watch in this replica.
+    TooMany,
+    /// The table failed.
+    Store(store::Error),
+}
+
+/// What a watcher sees at once.
+#[derive(Debug)]
+pub struct Changed {
+    /// Changes in order, each with the place after it.
+    pub changes: Vec<(RecordChange, Cursor)>,
+    /// The place after all that was looked at.
+    pub cursor: Cursor,
+}
+
+/// Follows the log.
+pub struct Watcher {
+    changes: Arc<Changes>,
+    filter: ChangeFilter,
+    cursor: Cursor,
+    /// What was read and not told yet, and the numbers of all that was read.
+    pending: std::vec::IntoIter<(u64, RecordChange)>,
+    last_told: Option<Instant>,
+    _place: Place,
+}
+
+/// Counted as long as it is held.
+struct Place(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        metrics::gauge!(WATCHERS).decrement(1);
+    }
+}
+
+impl Accounts {
+    /// Begins to watch what changes.
+    ///
+    /// # Errors
+    /// See [`WatchError`].
+    pub async fn watch(&self, start: Start, filter: ChangeFilter) -> Result<Watcher, WatchError> {
+        let changes = self.changes.clone();
+        let permit = changes.places.clone().try_acquire_owned();
+        let permit = permit.map_err(|_| WatchError::TooMany)?;
+        metrics::gauge!(WATCHERS).increment(1);
+        let place = Place(permit);
+        let head = changes.head().await?;
+        let after = match start {
+            Start::Now => head.next - 1,
+            Start::After(cursor) if cursor.log == head.log && cursor.after < head.next => {
+                cursor.after
+            }
+            Start::After(_) => return Err(WatchError::Expired),
+            Start::Oldest => {
+                let oldest = changes.log.oldest_kept(&head.log, head.next).await;
+                oldest.map_err(WatchError::Store)? - 1
+            }
+        };
+        let mut watcher = Watcher {
+            cursor: Cursor {
+                log: head.log.clone(),
+                after,
+            },
+            changes,
+            filter,
+            pending: Vec::new().into_iter(),
+            last_told: None,
+            _place: place,
+        };
+        watcher.read(Some(head)).await?;
+        Ok(watcher)
+    }
+}
+
+impl Changes {
+    /// How far the log has come.
+    async fn head(&self) -> Result<LogHead, WatchError> {
+        let head = LogHead::read(self.registers.as_ref()).await;
+        let head = head.map_err(WatchError::Store)?;
+        head.filter(|head| head.beat.after(LONGEST_SILENCE) > Timestamp::now() && head.next > 0)
+            .ok_or(WatchError::NotFollowed)
+    }
+}
+
+impl Watcher {
+    /// Waits for changes; returns them, [`MAX_CHANGES`] at most. None, if the place moved on, or some seconds passed,
+    /// without one that is to be told; and none at first.
+    ///
+    /// # Errors
+    /// See [`WatchError`]. The cursor returned last is good for another try.
+    pub async fn next(&mut self) -> Result<Changed, WatchError> {
+        if self.last_told.is_none() {
+            self.last_told = Some(Instant::now());
+            return Ok(self.told(Vec::new()));
+        }
+        loop {
+            let changes = self.take_pending();
+            let is_time = self.last_told.is_none_or(|told| told.elapsed() >= PROGRESS);
+            if !changes.is_empty() || is_time {
+                self.last_told = Some(Instant::now());
+                return Ok(self.told(changes));
+            }
+            if self.pending.as_slice().is_empty() && !self.read(None).await? {
+                sleep(POLL).await;
+                if self
+                    .last_told
+                    .is_some_and(|told| told.elapsed() >= PROGRESS)
+                {
+                    let head = self.changes.head().await?;
+                    self.read(Some(head)).await?;
+                }
+            }
+        }
+    }
+
+    fn told(&self, changes: Vec<(RecordChange, Cursor)>) -> Changed {
+        Changed {
+            changes,
+            cursor: self.cursor.clone(),
+        }
+    }
+
+    /// Moves on over what was read, until there is enough to tell.
+    fn take_pending(&mut self) -> Vec<(RecordChange, Cursor)> {
+        let mut changes = Vec::new();
+        while changes.len() < MAX_CHANGES
+            && let Some((number, change)) = self.pending.next()
+        {
+            self.cursor.after = number;
+            if self.filter.admits(&change) {
+                changes.push((change, self.cursor.clone()));
+            }
+        }
+        changes
+    }
+
+    /// Reads on; returns whether there was anything. With a head, makes sure that
+    /// whatever is before it is there to be read.
+    async fn read(&mut self, head: Option<LogHead>) -> Result<bool, WatchError> {
+        let Cursor { log, after } = &self.cursor;
+        let read = self.changes.log.read_log(log, *after).await;
+        let read = read.map_err(WatchError::Store)?;
+        let is_contiguous = (after + 1..)
+            .zip(&read)
+            .all(|(expected, (number, _))| expected == *number);
+        let is_missing =
+            head.is_some_and(|head| head.log != *log || read.is_empty() && head.next > after + 1);
+        if !is_contiguous || is_missing {
+            return Err(WatchError::Expired);
+        }
+        let is_any = !read.is_empty();
+        self.pending = read.into_iter();
+        Ok(is_any)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_is_read_as_it_is_written() {
+        let cursor = Cursor {
+            log: LogId("0123456789abcdef0123456789abcdef".to_owned()),
+            after: 42,
+        };
+        assert_eq!(cursor.to_string().parse(), Ok(cursor));
+        for text in ["", "42", "0123-42", "0123456789abcdef0123456789abcdef-x"] {
+            assert_eq!(text.parse::<Cursor>(), Err(NoCursor), "{text}");
+        }
+    }
+}

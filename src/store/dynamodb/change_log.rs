@@ -1,0 +1,162 @@
+//! The log of changes: an item for each change, in blocks, written together with
+//! the register that says how far the log has come.
+
+use std::collections::{BTreeMap, HashMap};
+
+use async_trait::async_trait;
+use aws_sdk_dynamodb::{
+    operation::transact_write_items::TransactWriteItemsError,
+    types::{AttributeValue, Put, TransactWriteItem},
+};
+use uuid::Uuid;
+
+use super::{Attributes, DynamoDb, failed, primary_key, primary_key_of, register, to_attributes};
+use crate::{
+    domain::{Etag, Key, RecordChange, Timestamp},
+    store::{
+        ChangeLog, Deletion, Error, LOG_RETENTION, LogId,
+        item::{self, Item},
+        keys,
+    },
+};
+
+/// Most changes of one read.
+const PAGE: u16 = 100;
+
+#[async_trait]
+impl ChangeLog for DynamoDb {
+    async fn append(
+        &self,
+        log: &LogId,
+        first: u64,
+        changes: &[RecordChange],
+        (name, found, values): (&str, u64, &BTreeMap<String, String>),
+    ) -> Result<Option<u64>, Error> {
+        let register = register::Swap::new(name, Some(found), values);
+        let version = register.version;
+        let mut puts = vec![register.into_put(&self.table)];
+        let expires = Timestamp::now().after(LOG_RETENTION);
+        puts.extend((first..).zip(changes).map(|(number, change)| {
+            let mut attributes = primary_key(&keys::of_logged(log, number));
+            attributes.extend(to_attributes(item::encode_logged(change, expires)));
+            Put::builder()
+                .table_name(&self.table)
+                .set_item(Some(attributes))
+        }));
+        let puts = puts.into_iter().map(|put| {
+            let put = put.build().map_err(super::unusable)?;
+            Ok(TransactWriteItem::builder().put(put).build())
+        });
+        let sent = self
+            .client
+            .transact_write_items()
+            .set_transact_items(Some(puts.collect::<Result<_, _>>()?))
+            .client_request_token(Uuid::new_v4())
+            .send()
+            .await;
+        match sent {
+            Ok(_) => Ok(Some(version)),
+            Err(error) if is_condition_failed(error.as_service_error()) => Ok(None),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    async fn read_log(&self, log: &LogId, after: u64) -> Result<Vec<(u64, RecordChange)>, Error> {
+        let (pk, _) = keys::of_logged(log, after.saturating_add(1));
+        let (_, sk) = keys::of_logged(log, after);
+        let output = self
+            .client
+            .query()
+            .table_name(&self.table)
+            .consistent_read(true)
+            .key_condition_expression("PK = :pk AND SK > :sk")
+            .expression_attribute_values(":pk", AttributeValue::S(pk))
+            .expression_attribute_values(":sk", AttributeValue::S(sk))
+            .limit(PAGE.into())
+            .send()
+            .await
+            .map_err(failed)?;
+        let now = Timestamp::now();
+        let items = output.items.unwrap_or_default().into_iter();
+        Ok(items.filter_map(|item| logged(item, now)).collect())
+    }
+
+    async fn oldest_kept(&self, log: &LogId, end: u64) -> Result<u64, Error> {
+        let now = Timestamp::now();
+        // The first block whose last change is kept.
+        let mut blocks = 0..end / keys::LOG_BLOCK;
+        while !blocks.is_empty() {
+            let middle = u64::midpoint(blocks.start, blocks.end);
+            if self.ends_in_what_is_kept(log, middle, now).await? {
+                blocks.end = middle;
+            } else {
+                blocks.start = middle + 1;
+            }
+        }
+        let mut after = (blocks.start * keys::LOG_BLOCK).saturating_sub(1);
+        while after + 1 < end {
+            match self.read_log(log, after).await?.first() {
+                Some((number, _)) => return Ok(*number),
+                None => after += u64::from(PAGE),
+            }
+        }
+        Ok(end)
+    }
+
+    async fn deletions(&self, deleted: &[(Key, Etag)]) -> Result<Vec<Option<Deletion>>, Error> {
+        let keys = deleted.iter();
+        let keys: Vec<_> = keys
+            .map(|(key, version)| keys::of_deletion(key, version))
+            .collect();
+        let items = self.get_items(&keys).await?;
+        let items: HashMap<_, _> = items
+            .into_iter()
+            .filter_map(|item| Some((primary_key_of(&item)?, super::to_item(item))))
+            .collect();
+        let deletion = |key| item::decode_deletion(items.get(key)?);
+        Ok(keys.iter().map(deletion).collect())
+    }
+}
+
+impl DynamoDb {
+    async fn ends_in_what_is_kept(
+        &self,
+        log: &LogId,
+        block: u64,
+        now: Timestamp,
+    ) -> Result<bool, Error> {
+        let output = self
+            .client
+            .query()
+            .table_name(&self.table)
+            .consistent_read(true)
+            .key_condition_expression("PK = :pk")
+            .expression_attribute_values(":pk", AttributeValue::S(keys::log_block(log, block)))
+            .scan_index_forward(false)
+            .limit(1)
+            .send()
+            .await
+            .map_err(failed)?;
+        let mut last = output.items.unwrap_or_default().into_iter();
+        Ok(last.any(|item| logged(item, now).is_some()))
+    }
+}
+
+fn logged(attributes: Attributes, now: Timestamp) -> Option<(u64, RecordChange)> {
+    let (_, sk) = primary_key_of(&attributes)?;
+    let item: Item = super::to_item(attributes);
+    Some((
+        keys::number_of_logged(&sk)?,
+        item::decode_logged(&item, now)?,
+    ))
+}
+
+/// Whether somebody else wrote the register first, or is about to.
+fn is_condition_failed(error: Option<&TransactWriteItemsError>) -> bool {
+    let Some(TransactWriteItemsError::TransactionCanceledException(cancelled)) = error else {
+        return false;
+    };
+    let codes = cancelled.cancellation_reasons().iter();
+    let mut codes = codes.filter_map(|reason| reason.code());
+    codes.any(|code| ["ConditionalCheckFailed", "TransactionConflict"].contains(&code))
+}
