@@ -6,13 +6,14 @@ use uuid::Uuid;
 
 use crate::{
     domain::{
-        FreeText, Key, Labels, Membership, Organization, Record, Stamp, State, Timestamp, Uid, User,
+        Email, FreeText, Key, Labels, Membership, Organization, Record, Stamp, State, Timestamp,
+        Uid, User,
     },
     proto::cache_v1 as wire,
 };
 
 /// Version of the format. A field that decides who is let in makes another one.
-const SCHEMA: u32 = 2;
+const SCHEMA: u32 = 3;
 
 /// 16 bytes, 122 bits of them random, that make an entry unlike any other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,6 +128,10 @@ fn to_wire(record: &Record) -> wire::entry::Item {
             uid: uid_to_wire(user.uid.as_ref()),
             stamp: Some(stamp_to_wire(&user.stamp)),
             display_name: user.display_name.to_string(),
+            email: user
+                .email
+                .as_ref()
+                .map_or_else(String::new, |email| email.as_str().to_owned()),
             labels: labels_to_wire(&user.labels),
             suspended: user.state == State::Suspended,
         }),
@@ -162,6 +167,7 @@ fn from_wire(item: wire::entry::Item, key: &Key) -> Option<Record> {
                 first_name: FreeText::from_stored(&user.first_name),
                 last_name: FreeText::from_stored(&user.last_name),
                 display_name: FreeText::from_stored(&user.display_name),
+                email: Email::parse(&user.email).ok(),
                 labels: labels_from_wire(&user.labels),
                 state: state_from_wire(user.suspended),
                 uid: Uid::from_text(&user.uid),
@@ -253,6 +259,7 @@ mod tests {
             first_name: FreeText::parse("Olivia").unwrap(),
             last_name: FreeText::parse("Smith").unwrap(),
             display_name: FreeText::parse("Olivia S.").unwrap(),
+            email: Some(Email::parse("Olivia@example.com").unwrap()),
             labels: Labels::parse([("a", "b")].into_iter()).unwrap(),
             state: State::Suspended,
             uid: Uid::from_text("u-1"),
@@ -323,7 +330,7 @@ mod tests {
     }
 
     /// Replicas of different versions share a cache: this entry must stay
-    /// readable for as long as `SCHEMA` is 2.
+    /// readable for as long as `SCHEMA` is 3.
     #[test]
     fn the_stored_format_is_frozen() {
         let entry = Entry {
@@ -333,9 +340,10 @@ mod tests {
                 read_time: Timestamp(7),
             },
         };
-        let frozen = b"\x08\x02\x10\x01\x1a\x10\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\
-            \x07\x07\x07\x07\x07\"\x01k(\x072>\n\x0boliviaowner\x12\x06Olivia\x1a\x05Smith\
-            \"\x03u-1*\x06\x08\x01\x10\x05\x18\x052\tOlivia S.:\x06\n\x01a\x12\x01b@\x01";
+        let frozen = b"\x08\x03\x10\x01\x1a\x10\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\
+            \x07\x07\x07\x07\x07\"\x01k(\x072R\n\x0boliviaowner\x12\x06Olivia\x1a\x05Smith\
+            \"\x03u-1*\x06\x08\x01\x10\x05\x18\x052\tOlivia S.:\x06\n\x01a\x12\x01b@\x01J\x12\
+            Olivia@example.com";
         assert_eq!(entry.encode("k"), frozen);
         assert_eq!(Entry::decode(frozen, "k", &olivia().key()), Some(entry));
     }

@@ -28,7 +28,7 @@ use self::{flights::Flights, generation::Generations};
 use crate::{
     cache::Cache,
     domain::{Key, Timestamp},
-    store::{self, Registers, Store},
+    store::{self, Registers, Store, StrongReads},
 };
 
 /// Leaves the cache and moves on to an empty part of it; returns once that is in
@@ -180,6 +180,12 @@ impl Coherence {
             background: TaskTracker::new(),
             is_cache_failing: Arc::default(),
         }
+    }
+
+    /// Strong reads of the table, past the cache.
+    #[must_use]
+    pub fn table(&self) -> &dyn StrongReads {
+        self.store.as_ref()
     }
 
     /// Learns which part of the cache is in use.

@@ -1,6 +1,7 @@
 //! The account model: names, users, organizations, memberships, and who may do
 //! what. Depends on the standard library only.
 
+mod email;
 mod labels;
 mod membership;
 mod names;
@@ -11,6 +12,7 @@ mod rules;
 mod state;
 mod user;
 
+pub use email::{EMAIL_MAX_LEN, Email};
 pub use labels::{LABEL_KEY_MAX_LEN, LabelError, Labels, MAX_LABELS};
 pub use membership::{Membership, Role, Standing, UnknownRole};
 pub use names::{
@@ -19,7 +21,7 @@ pub use names::{
 };
 pub use organization::Organization;
 pub use origin::{Actor, Fingerprint, Made, NoRequestId, Origin, Request, RequestId};
-pub use record::{ChangeKind, Etag, Key, Record, RecordChange, Stamp, Timestamp, Uid};
+pub use record::{ChangeKind, EmailClaim, Etag, Key, Record, RecordChange, Stamp, Timestamp, Uid};
 pub use rules::{may_add, may_change_role, may_remove, standing_membership};
 pub use state::{State, UnknownState};
 pub use user::User;

@@ -29,6 +29,8 @@ pub enum NameError {
         /// What is allowed instead, in words.
         allowed: &'static str,
     },
+    /// The text is no e-mail address.
+    NoEmail,
     /// The name starts or ends with a character that may stand inside only.
     Edge,
 }
@@ -44,6 +46,7 @@ impl fmt::Display for NameError {
                     "has {found:?} at offset {at}; allowed are only {allowed}"
                 )
             }
+            Self::NoEmail => f.write_str("must be an e-mail address: local@domain"),
             Self::Edge => f.write_str("must start and end with a letter or a digit"),
         }
     }

@@ -122,6 +122,15 @@ pub enum Key {
     Membership(OrganizationName, Username),
 }
 
+/// Who has an e-mail address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EmailClaim {
+    /// The user.
+    pub username: Username,
+    /// The user's incarnation; `None` if the table does not say.
+    pub uid: Option<Uid>,
+}
+
 /// One record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Record {

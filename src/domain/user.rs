@@ -1,6 +1,6 @@
 //! Users.
 
-use super::{FreeText, Labels, Stamp, State, Uid, Username};
+use super::{Email, FreeText, Labels, Stamp, State, Uid, Username};
 
 /// A person (or robot) that can belong to organizations.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +13,8 @@ pub struct User {
     pub last_name: FreeText,
     /// Name to show.
     pub display_name: FreeText,
+    /// The e-mail address, no other user's.
+    pub email: Option<Email>,
     /// What callers attached.
     pub labels: Labels,
     /// Whether the user's memberships count.

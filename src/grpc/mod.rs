@@ -105,6 +105,23 @@ impl account_service_server::AccountService for AccountService {
         }))
     }
 
+    async fn lookup_user(
+        &self,
+        request: Request<pb::LookupUserRequest>,
+    ) -> Reply<pb::LookupUserResponse> {
+        let deadline = deadline::of(request.metadata());
+        let request = request.into_inner();
+        let email = convert::wanted_email(&request.email)?;
+        let freshness = convert::freshness(request.consistency);
+        let (user, source) = deadline
+            .bound(self.accounts.look_up_user(email, freshness))
+            .await?;
+        Ok(Response::new(pb::LookupUserResponse {
+            user: Some(convert::user(&user)),
+            source: convert::source(source).into(),
+        }))
+    }
+
     async fn batch_get_users(
         &self,
         request: Request<pb::BatchGetUsersRequest>,

@@ -55,6 +55,10 @@ reasons! {
     OrganizationNotFound = "ORGANIZATION_NOT_FOUND",
     /// The user is not a member.
     MembershipNotFound = "MEMBERSHIP_NOT_FOUND",
+    /// No user has the e-mail address.
+    EmailNotFound = "EMAIL_NOT_FOUND",
+    /// Another user has the e-mail address.
+    EmailAlreadyExists = "EMAIL_ALREADY_EXISTS",
     /// The user's name is taken.
     UserAlreadyExists = "USER_ALREADY_EXISTS",
     /// The organization's name is taken.
@@ -214,6 +218,16 @@ fn refused(refusal: Refusal) -> Status {
             Reason::MembershipNotFound,
             "Membership",
             format!("{organization}/{member}"),
+        ),
+        Refusal::EmailExists => plain(
+            Code::AlreadyExists,
+            Reason::EmailAlreadyExists,
+            "another user has this e-mail address",
+        ),
+        Refusal::EmailNotFound => plain(
+            Code::NotFound,
+            Reason::EmailNotFound,
+            "no user has this e-mail address",
         ),
         Refusal::NotPermitted => plain(
             Code::PermissionDenied,

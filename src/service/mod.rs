@@ -61,6 +61,10 @@ pub enum Refusal {
     OrganizationExists(OrganizationName),
     /// The user is a member already.
     MembershipExists(OrganizationName, Username),
+    /// Another user has the e-mail address.
+    EmailExists,
+    /// No user has the e-mail address.
+    EmailNotFound,
     /// There is no such user.
     UserNotFound(Username),
     /// There is no such organization.

@@ -158,6 +158,6 @@ fn key_of(step: &Step) -> Option<Key> {
         Step::Require { key, .. } => Some(key.clone()),
         Step::Put { record, .. } => Some(record.key()),
         Step::Delete { found } => Some(found.key()),
-        Step::Remember { .. } => None,
+        Step::Claim { .. } | Step::Remember { .. } => None,
     }
 }

@@ -9,7 +9,10 @@ use super::{
 };
 use crate::{
     coherence::{Change, Plan, Verdict},
-    domain::{Actor, Etag, FreeText, Key, Labels, Record, Stamp, State, Timestamp, User, Username},
+    domain::{
+        Actor, Email, EmailClaim, Etag, FreeText, Key, Labels, Record, Stamp, State, Timestamp,
+        User, Username,
+    },
     store::{self, Step, StrongReads},
 };
 
@@ -24,6 +27,8 @@ pub struct NewUser {
     pub last_name: FreeText,
     /// Name to show.
     pub display_name: FreeText,
+    /// The e-mail address.
+    pub email: Option<Email>,
     /// What the caller attaches.
     pub labels: Labels,
 }
@@ -50,6 +55,8 @@ pub enum UserEdit {
         last_name: Option<FreeText>,
         /// Name to show.
         display_name: Option<FreeText>,
+        /// The e-mail address; within, `None` for none.
+        email: Option<Option<Email>>,
         /// All labels.
         labels: Option<Labels>,
     },
@@ -76,6 +83,7 @@ impl UserEdit {
                 first_name,
                 last_name,
                 display_name,
+                email,
                 labels,
             } => {
                 let parts = [
@@ -87,6 +95,9 @@ impl UserEdit {
                     if let Some(new) = new {
                         part.clone_from(new);
                     }
+                }
+                if let Some(email) = email {
+                    edited.email.clone_from(email);
                 }
                 if let Some(labels) = labels {
                     edited.labels.clone_from(labels);
@@ -108,6 +119,7 @@ impl Accounts {
             first_name: new.first_name,
             last_name: new.last_name,
             display_name: new.display_name,
+            email: new.email,
             labels: new.labels,
             state: State::Active,
             uid: new_uid(),
@@ -134,6 +146,26 @@ impl Accounts {
             .ok_or(Error::Refused(Refusal::UserNotFound(username)))
     }
 
+    /// Returns the user who has an e-mail address.
+    ///
+    /// # Errors
+    /// [`Refusal::EmailNotFound`].
+    pub async fn look_up_user(
+        &self,
+        email: Email,
+        freshness: Freshness,
+    ) -> Result<(User, Source), Error> {
+        let claim = self.coherence.table().email_claim(&email).await;
+        let Some(claim) = claim.map_err(store_failed)? else {
+            return Err(Error::Refused(Refusal::EmailNotFound));
+        };
+        match self.get_user(claim.username.clone(), freshness).await {
+            Ok((user, source)) if has_claimed(&user, &claim, &email) => Ok((user, source)),
+            Ok(_) | Err(Error::Refused(_)) => Err(Error::Refused(Refusal::EmailNotFound)),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Changes a user; returns it as it is then.
     ///
     /// # Errors
@@ -153,6 +185,56 @@ impl Accounts {
     pub async fn delete_user(&self, user: UserToDelete, call: Call) -> Result<User, Error> {
         self.apply(DeleteUser(user), Actor::Platform, call).await
     }
+}
+
+/// Whether it is this user, still with this address, who claimed it.
+fn has_claimed(user: &User, claim: &EmailClaim, email: &Email) -> bool {
+    let mine = user.email.as_ref();
+    user.uid == claim.uid
+        && user.username == claim.username
+        && mine.is_some_and(|mine| mine.is_same(email))
+}
+
+/// What a change of a user does to who has which e-mail address; or the address
+/// is another user's.
+async fn claims<T>(
+    table: &dyn StrongReads,
+    before: Option<&User>,
+    after: Option<&User>,
+) -> Result<Result<Vec<Step>, Verdict<T, Refusal>>, store::Error> {
+    let [old, new] = [before, after].map(|user| user?.email.as_ref());
+    let is_same = old.zip(new).is_some_and(|(old, new)| old.is_same(new));
+    let mut steps = Vec::new();
+    if let (Some(user), Some(email)) = (after, new.filter(|_| !is_same)) {
+        let found = table.email_claim(email).await?;
+        if let Some(other) = &found {
+            let key = Key::User(other.username.clone());
+            let holder = Snapshot::read(table, [key]).await?;
+            let holder = holder.user(&other.username);
+            // What is there may be left by a user who was deleted in the console.
+            if holder.is_some_and(|holder| has_claimed(holder, other, email)) {
+                return Ok(Err(Verdict::refuse(Refusal::EmailExists)));
+            }
+        }
+        steps.push(Step::Claim {
+            email: email.clone(),
+            claim: Some(EmailClaim {
+                username: user.username.clone(),
+                uid: user.uid.clone(),
+            }),
+            found,
+        });
+    }
+    if let (Some(user), Some(email)) = (before, old.filter(|_| !is_same)) {
+        let found = table.email_claim(email).await?;
+        let found = found.filter(|claim| has_claimed(user, claim, email));
+        steps.extend(found.map(|found| Step::Claim {
+            email: email.clone(),
+            claim: None,
+            found: Some(found),
+        }));
+    }
+    Ok(Ok(steps))
 }
 
 struct CreateUser(User);
@@ -179,12 +261,17 @@ impl Change for CreateUser {
         if found.user(&user.username).is_some() {
             return Ok(Verdict::refuse(Refusal::UserExists(user.username.clone())));
         }
+        let claims = match claims(table, None, Some(user)).await? {
+            Ok(claims) => claims,
+            Err(refused) => return Ok(refused),
+        };
         let record = Record::User(user.clone());
+        let put = Step::Put {
+            record: record.clone(),
+            found: None,
+        };
         Ok(Verdict::Commit(Plan {
-            steps: vec![Step::Put {
-                record: record.clone(),
-                found: None,
-            }],
+            steps: [vec![put], claims].concat(),
             publish: vec![record],
             upholds: Vec::new(),
             output: user.clone(),
@@ -234,8 +321,13 @@ impl Change for EditUser {
             });
         }
         edited.stamp = user.stamp.changed(self.now);
+        let claims = match claims(table, Some(user), Some(&edited)).await? {
+            Ok(claims) => claims,
+            Err(refused) => return Ok(refused),
+        };
         let [before, after] = [user, &edited].map(|user| Record::User(user.clone()));
-        let plan = rewrite(before, after, Vec::new(), self.may_publish(), edited);
+        let mut plan = rewrite(before, after, Vec::new(), self.may_publish(), edited);
+        plan.steps.extend(claims);
         Ok(Verdict::Commit(plan))
     }
 }
@@ -263,10 +355,15 @@ impl Change for DeleteUser {
         if !is_version(etag.as_ref(), &user.stamp) {
             return Ok(Verdict::refuse(Refusal::EtagMismatch));
         }
+        let claims = match claims(table, Some(user), None).await? {
+            Ok(claims) => claims,
+            Err(refused) => return Ok(refused),
+        };
+        let delete = Step::Delete {
+            found: Record::User(user.clone()),
+        };
         Ok(Verdict::Commit(Plan {
-            steps: vec![Step::Delete {
-                found: Record::User(user.clone()),
-            }],
+            steps: [vec![delete], claims].concat(),
             publish: Vec::new(),
             upholds: Vec::new(),
             output: user.clone(),

@@ -5,8 +5,9 @@ use std::{collections::HashMap, fmt};
 
 use super::{Deletion, Remembered, keys};
 use crate::domain::{
-    Actor, ChangeKind, Fingerprint, FreeText, Key, Labels, Made, Membership, Organization, Origin,
-    Record, RecordChange, Request, RequestId, Role, Stamp, State, Timestamp, Uid, User, Username,
+    Actor, ChangeKind, Email, EmailClaim, Fingerprint, FreeText, Key, Labels, Made, Membership,
+    Organization, Origin, Record, RecordChange, Request, RequestId, Role, Stamp, State, Timestamp,
+    Uid, User, Username,
 };
 
 pub(super) const VERSION: &str = "ver";
@@ -18,6 +19,7 @@ pub(super) const WRITE_ID: &str = "writeId";
 pub(super) const EXPIRE_TIME: &str = "expireTime";
 pub(super) const CREATE_TIME: &str = "createTime";
 pub(super) const STATE: &str = "state";
+const EMAIL: &str = "email";
 const CHANGED_BY: &str = "changedBy";
 const REQUEST_ID: &str = "requestId";
 const FINGERPRINT: &str = "fingerprint";
@@ -34,7 +36,7 @@ const AFTER: &str = "after";
 /// up to 12 kB.
 const MAX_LOGGED_IMAGE: usize = 32 * 1024;
 const UPDATE_TIME: &str = "updateTime";
-const USERNAME: &str = "username";
+pub(super) const USERNAME: &str = "username";
 const FIRST_NAME: &str = "firstName";
 const LAST_NAME: &str = "lastName";
 const ORGANIZATION_NAME: &str = "organizationName";
@@ -85,6 +87,9 @@ pub(super) fn encode(record: &Record) -> Item {
             put_text(&mut item, FIRST_NAME, user.first_name.as_str());
             put_text(&mut item, LAST_NAME, user.last_name.as_str());
             put_profile(&mut item, &user.display_name, &user.labels, user.state);
+            if let Some(email) = &user.email {
+                put_text(&mut item, EMAIL, email.as_str());
+            }
             put_uid(&mut item, UID, user.uid.as_ref());
             put_stamp(&mut item, &user.stamp);
         }
@@ -146,6 +151,7 @@ pub(super) fn decode(key: &Key, item: &Item) -> Result<Record, Malformed> {
             first_name: FreeText::from_stored(text(item, FIRST_NAME).unwrap_or_default()),
             last_name: FreeText::from_stored(text(item, LAST_NAME).unwrap_or_default()),
             display_name: display_name(item),
+            email: text(item, EMAIL).and_then(|email| Email::parse(email).ok()),
             labels: labels(item),
             state: state(item).map_err(malformed)?,
             uid: uid(item, UID),
@@ -171,6 +177,22 @@ pub(super) fn decode(key: &Key, item: &Item) -> Result<Record, Malformed> {
             member_uid: uid(item, MEMBER_UID),
             stamp,
         }),
+    })
+}
+
+/// The item that says who has an e-mail address.
+pub(super) fn encode_claim(claim: &EmailClaim) -> Item {
+    let mut item = Item::new();
+    put_text(&mut item, USERNAME, claim.username.as_str());
+    put_uid(&mut item, UID, claim.uid.as_ref());
+    item
+}
+
+/// Who has an e-mail address; `None` where it is no such item.
+pub(super) fn decode_claim(item: &Item) -> Option<EmailClaim> {
+    Some(EmailClaim {
+        username: Username::parse_existing(text(item, USERNAME)?).ok()?,
+        uid: uid(item, UID),
     })
 }
 
@@ -467,6 +489,7 @@ mod tests {
             first_name: FreeText::parse("Olivia").unwrap(),
             last_name: FreeText::default(),
             display_name: FreeText::parse("Olivia #1").unwrap(),
+            email: Some(Email::parse("Olivia@example.com").unwrap()),
             labels: Labels::parse(labels.into_iter()).unwrap(),
             state: State::Suspended,
             uid: Uid::from_text("u"),

@@ -1,7 +1,7 @@
 //! The key schema, as pure functions. Frozen: tables are filled with it.
 
 use super::LogId;
-use crate::domain::{Etag, Key, OrganizationName, RequestId, Username};
+use crate::domain::{Email, Etag, Key, OrganizationName, RequestId, Username};
 
 /// Changes of a log that share a partition key.
 pub(super) const LOG_BLOCK: u64 = 1000;
@@ -48,6 +48,11 @@ pub(super) fn of_register(name: &str) -> (String, String) {
 /// Partition key and sort key of the item that remembers a request.
 pub(super) fn of_request(id: &RequestId) -> (String, String) {
     same(format!("REQUEST#{}", id.as_str()))
+}
+
+/// Partition key and sort key of the item that says who has an e-mail address.
+pub(super) fn of_email(email: &Email) -> (String, String) {
+    same(format!("EMAIL#{}", email.canonical()))
 }
 
 /// Partition key and sort key of a change in a log.

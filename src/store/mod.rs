@@ -13,8 +13,8 @@ pub use dynamodb::{Created, DynamoDb, DynamoDbStream, Settings};
 pub use keys::{INVERTED_INDEX, PARTITION_KEY, SORT_KEY, key_of_item};
 
 use crate::domain::{
-    ChangeKind, Etag, Fingerprint, Key, Made, Membership, OrganizationName, Origin, Record,
-    RecordChange, Request, RequestId, Timestamp,
+    ChangeKind, Email, EmailClaim, Etag, Fingerprint, Key, Made, Membership, OrganizationName,
+    Origin, Record, RecordChange, Request, RequestId, Timestamp,
 };
 
 /// Reads that may guard a write: they see every committed change and never a
@@ -36,6 +36,12 @@ pub trait StrongReads: Send + Sync {
     /// # Errors
     /// As [`Self::read_strong`].
     async fn owners(&self, organization: &OrganizationName) -> Result<Vec<Membership>, Error>;
+
+    /// Returns who has an e-mail address.
+    ///
+    /// # Errors
+    /// As [`Self::read_strong`].
+    async fn email_claim(&self, email: &Email) -> Result<Option<EmailClaim>, Error>;
 
     /// Returns what is remembered of a request, see [`Step::Remember`].
     ///
@@ -308,6 +314,15 @@ pub enum Step {
     Delete {
         /// What it was.
         found: Record,
+    },
+    /// Say who has an e-mail address from now on, over exactly what was found.
+    Claim {
+        /// The address.
+        email: Email,
+        /// Who has it; nobody, if `None`.
+        claim: Option<EmailClaim>,
+        /// Who had it.
+        found: Option<EmailClaim>,
     },
     /// Remember a request, of which nothing was remembered yet.
     Remember {

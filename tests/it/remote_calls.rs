@@ -352,3 +352,33 @@ async fn a_request_id_costs_no_call_until_the_request_is_sent_again() {
         .await
         .unwrap();
 }
+
+#[tokio::test]
+async fn a_look_up_by_address_asks_the_table_who_has_it_and_the_cache_for_the_user() {
+    let (backends, service) = start().await;
+    let mut client = service.client.clone();
+    let request = pb::CreateUserRequest {
+        username: OLIVIA.to_owned(),
+        email: "olivia@example.com".to_owned(),
+        ..pb::CreateUserRequest::default()
+    };
+    let write = client.create_user(request);
+    let expected = &[
+        "1 x Get",
+        "3 x SetIf",
+        "2 x GetItem",
+        "1 x TransactWriteItems",
+    ];
+    assert_calls(&backends, &service, write, expected)
+        .await
+        .unwrap();
+    let request = pb::LookupUserRequest {
+        email: "olivia@example.com".to_owned(),
+        consistency: None,
+    };
+    let read = client.lookup_user(request);
+    let expected = &["1 x Get", "1 x GetItem"];
+    assert_calls(&backends, &service, read, expected)
+        .await
+        .unwrap();
+}

@@ -12,8 +12,8 @@ pub(super) use self::changes::{changes, watch};
 use super::status;
 use crate::{
     domain::{
-        Actor, Etag, FreeText, Labels, Membership, NameError, Organization, OrganizationName, Role,
-        Stamp, Standing, State, Timestamp, Uid, User, Username,
+        Actor, Email, Etag, FreeText, Labels, Membership, NameError, Organization,
+        OrganizationName, Role, Stamp, Standing, State, Timestamp, Uid, User, Username,
     },
     proto::account_v1::{self as pb, read_consistency::Requirement},
     service::{
@@ -48,21 +48,23 @@ pub(super) fn new_user(request: &pb::CreateUserRequest) -> Result<NewUser, Statu
         first_name: named("first_name", FreeText::parse(&request.first_name))?,
         last_name: named("last_name", FreeText::parse(&request.last_name))?,
         display_name: named("display_name", FreeText::parse(&request.display_name))?,
+        email: email("email", &request.email)?,
         labels: labels("labels", &request.labels)?,
     })
 }
 
 pub(super) fn user_to_update(request: &pb::UpdateUserRequest) -> Result<UserToEdit, Status> {
-    const FIELDS: [&str; 4] = ["first_name", "last_name", "display_name", "labels"];
+    const FIELDS: [&str; 5] = ["first_name", "last_name", "display_name", "email", "labels"];
     let no_user = || status::invalid_field("user", "must be set".to_owned());
     let user = request.user.as_ref().ok_or_else(no_user)?;
     let is_given = [
         !user.first_name.is_empty(),
         !user.last_name.is_empty(),
         !user.display_name.is_empty(),
+        !user.email.is_empty(),
         !user.labels.is_empty(),
     ];
-    let [first_name, last_name, display_name, has_labels] =
+    let [first_name, last_name, display_name, has_email, has_labels] =
         masked(request.update_mask.as_ref(), FIELDS, is_given)?;
     let text = |is_wanted: bool, field: &str, text: &str| {
         let parsed = is_wanted.then(|| named_under("user.", field, FreeText::parse(text)));
@@ -79,6 +81,9 @@ pub(super) fn user_to_update(request: &pb::UpdateUserRequest) -> Result<UserToEd
             first_name: text(first_name, "first_name", &user.first_name)?,
             last_name: text(last_name, "last_name", &user.last_name)?,
             display_name: text(display_name, "display_name", &user.display_name)?,
+            email: has_email
+                .then(|| email("user.email", &user.email))
+                .transpose()?,
             labels: has_labels
                 .then(|| labels("user.labels", &user.labels))
                 .transpose()?,
@@ -188,6 +193,17 @@ fn masked<const N: usize>(
         ));
     }
     Ok(fields.map(|field| paths.iter().any(|path| path == "*" || path == field)))
+}
+
+/// An e-mail address; `None` if empty.
+fn email(field: &str, text: &str) -> Result<Option<Email>, Status> {
+    let given = (!text.is_empty()).then(|| named(field, Email::parse(text)));
+    given.transpose()
+}
+
+/// An e-mail address to look for.
+pub(super) fn wanted_email(text: &str) -> Result<Email, Status> {
+    named("email", Email::parse(text))
 }
 
 fn labels(field: &str, labels: &BTreeMap<String, String>) -> Result<Labels, Status> {
@@ -378,6 +394,10 @@ pub(super) fn user(user: &User) -> pb::User {
         last_name: user.last_name.to_string(),
         uid: uid(user.uid.as_ref()),
         display_name: user.display_name.to_string(),
+        email: user
+            .email
+            .as_ref()
+            .map_or_else(String::new, |email| email.as_str().to_owned()),
         labels: wire_labels(&user.labels),
         state: wire_state(user.state),
         etag: user.stamp.etag().as_str().to_owned(),

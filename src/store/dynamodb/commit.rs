@@ -19,7 +19,7 @@ use super::{
     to_attributes, unusable,
 };
 use crate::{
-    domain::{Origin, Record, State, Timestamp, Uid},
+    domain::{EmailClaim, Origin, Record, State, Timestamp, Uid},
     error_chain::describe,
     store::{
         CommitError, Error, Kind, REQUEST_RETENTION, Step, Store,
@@ -140,20 +140,31 @@ impl DynamoDb {
             }
             Step::Delete { found } => {
                 let condition = Condition::exactly(Some(found));
-                let delete = Delete::builder()
-                    .table_name(&self.table)
-                    .set_key(Some(primary_key(&keys::of(&found.key()))))
-                    .condition_expression(condition.expression)
-                    .set_expression_attribute_names(condition.names)
-                    .set_expression_attribute_values(condition.values)
-                    .build()?;
+                let delete = self.transact_delete(&keys::of(&found.key()), condition)?;
                 let now = Timestamp::now();
                 let key = keys::of_deletion(&found.key(), &found.stamp().etag());
                 let deletion = item::encode_deletion(now, now.after(DELETION_RETENTION));
                 Ok(vec![
-                    TransactWriteItem::builder().delete(delete).build(),
+                    delete,
                     self.transact_put(&key, [deletion, noted.clone()], Condition::default())?,
                 ])
+            }
+            Step::Claim {
+                email,
+                claim,
+                found,
+            } => {
+                let key = keys::of_email(email);
+                let condition = Condition::claim(found.as_ref());
+                let item = match claim {
+                    Some(claim) => self.transact_put(
+                        &key,
+                        [item::encode_claim(claim), noted.clone()],
+                        condition,
+                    )?,
+                    None => self.transact_delete(&key, condition)?,
+                };
+                Ok(vec![item])
             }
             Step::Remember { request, outcome } => {
                 let expires = Timestamp::now().after(REQUEST_RETENTION);
@@ -165,6 +176,21 @@ impl DynamoDb {
                 )?])
             }
         }
+    }
+
+    fn transact_delete(
+        &self,
+        key: &(String, String),
+        condition: Condition,
+    ) -> Result<TransactWriteItem, BuildError> {
+        let delete = Delete::builder()
+            .table_name(&self.table)
+            .set_key(Some(primary_key(key)))
+            .condition_expression(condition.expression)
+            .set_expression_attribute_names(condition.names)
+            .set_expression_attribute_values(condition.values)
+            .build()?;
+        Ok(TransactWriteItem::builder().delete(delete).build())
     }
 
     fn transact_put(
@@ -223,6 +249,19 @@ impl Condition {
             condition.and_equal(item::VERSION, version);
             condition.and_equal(item::CREATE_TIME, create_time);
         }
+        condition
+    }
+
+    /// The same user has the address; without one, nobody has.
+    fn claim(found: Option<&EmailClaim>) -> Self {
+        let Some(claim) = found else {
+            return Self::facts(None);
+        };
+        let mut condition = Self::default();
+        let text = |text: &str| Value::Text(text.to_owned());
+        let uid = claim.uid.as_ref().map(|uid| text(uid.as_str()));
+        condition.and_equal(item::USERNAME, Some(text(claim.username.as_str())));
+        condition.and_equal(item::UID, uid);
         condition
     }
 

@@ -28,7 +28,7 @@ use super::{
     keys,
 };
 use crate::{
-    domain::{Key, Membership, OrganizationName, Record, RequestId, Username},
+    domain::{Email, EmailClaim, Key, Membership, OrganizationName, Record, RequestId, Username},
     error_chain::describe,
 };
 
@@ -215,6 +215,16 @@ impl StrongReads for DynamoDb {
             }
         }
         Ok(owners)
+    }
+
+    async fn email_claim(&self, email: &Email) -> Result<Option<EmailClaim>, Error> {
+        let Some(item) = self.get_item(&keys::of_email(email)).await? else {
+            return Ok(None);
+        };
+        let claim = item::decode_claim(&to_item(item));
+        claim
+            .map(Some)
+            .ok_or_else(|| Error::new(Kind::Malformed, "the item of an e-mail address"))
     }
 
     async fn remembered(&self, request: &RequestId) -> Result<Option<Remembered>, Error> {

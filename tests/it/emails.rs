@@ -1,0 +1,150 @@
+//! An e-mail address is one user's, and finds that user.
+
+use account_service::proto::account_v1 as pb;
+use prost_types::FieldMask;
+use tonic::{Code, Status};
+
+use crate::harness::{Backends, Client, Replica, assert_refused, start};
+
+const OLIVIA: &str = "oliviaowner";
+const MICHAEL: &str = "membermichael";
+const EMAIL: &str = "Olivia@example.com";
+
+async fn create(mut client: Client, username: &str, email: &str) -> Result<pb::User, Status> {
+    let request = pb::CreateUserRequest {
+        username: username.to_owned(),
+        email: email.to_owned(),
+        ..pb::CreateUserRequest::default()
+    };
+    let answer = client.create_user(request).await?;
+    Ok(answer.into_inner().user.unwrap())
+}
+
+async fn set_email(replica: &Replica, username: &str, email: &str) -> Result<pb::User, Status> {
+    let user = pb::User {
+        username: username.to_owned(),
+        email: email.to_owned(),
+        ..pb::User::default()
+    };
+    let mask = FieldMask {
+        paths: vec!["email".to_owned()],
+    };
+    let request = pb::UpdateUserRequest {
+        user: Some(user),
+        update_mask: Some(mask),
+        ..pb::UpdateUserRequest::default()
+    };
+    let answer = replica.client.clone().update_user(request).await?;
+    Ok(answer.into_inner().user.unwrap())
+}
+
+async fn look_up(replica: &Replica, email: &str) -> Result<String, Status> {
+    let request = pb::LookupUserRequest {
+        email: email.to_owned(),
+        consistency: None,
+    };
+    let answer = replica.client.clone().lookup_user(request).await?;
+    Ok(answer.into_inner().user.unwrap().username)
+}
+
+/// Nobody is found, on either replica.
+async fn assert_free(replicas: [&Replica; 2], email: &str) {
+    for replica in replicas {
+        let refused = look_up(replica, email).await;
+        assert_refused(refused, Code::NotFound, "EMAIL_NOT_FOUND");
+    }
+}
+
+#[tokio::test]
+async fn an_address_finds_its_user_however_it_is_written() {
+    let (_backends, service) = start().await;
+    let user = create(service.client.clone(), OLIVIA, EMAIL).await.unwrap();
+    assert_eq!(user.email, EMAIL);
+    for email in [EMAIL, "olivia@EXAMPLE.com"] {
+        assert_eq!(look_up(&service, email).await.unwrap(), OLIVIA);
+    }
+    let refused = look_up(&service, "michael@example.com").await;
+    assert_refused(refused, Code::NotFound, "EMAIL_NOT_FOUND");
+    for email in ["", "olivia", "ölivia@example.com"] {
+        let refused = look_up(&service, email).await;
+        assert_refused(refused, Code::InvalidArgument, "INVALID_FIELD");
+    }
+}
+
+#[tokio::test]
+async fn an_address_that_another_user_has_is_refused() {
+    let (_backends, service) = start().await;
+    create(service.client.clone(), OLIVIA, EMAIL).await.unwrap();
+    let refused = create(service.client.clone(), MICHAEL, "olivia@example.COM").await;
+    assert_refused(refused, Code::AlreadyExists, "EMAIL_ALREADY_EXISTS");
+    service.get_user(MICHAEL).await.unwrap_err();
+    create(service.client.clone(), MICHAEL, "").await.unwrap();
+    let refused = set_email(&service, MICHAEL, EMAIL).await;
+    assert_refused(refused, Code::AlreadyExists, "EMAIL_ALREADY_EXISTS");
+    assert_eq!(look_up(&service, EMAIL).await.unwrap(), OLIVIA);
+    // One's own may be written differently.
+    set_email(&service, OLIVIA, "OLIVIA@example.com")
+        .await
+        .unwrap();
+    assert_eq!(look_up(&service, EMAIL).await.unwrap(), OLIVIA);
+}
+
+#[tokio::test]
+async fn an_address_that_is_given_up_is_free_at_once() {
+    let (backends, service) = start().await;
+    let other = backends.replica().await;
+    let both = [&service, &other];
+    create(service.client.clone(), OLIVIA, EMAIL).await.unwrap();
+    create(service.client.clone(), MICHAEL, "").await.unwrap();
+    assert_eq!(look_up(&other, EMAIL).await.unwrap(), OLIVIA);
+    let changed = set_email(&service, OLIVIA, "new@example.com")
+        .await
+        .unwrap();
+    assert_eq!(changed.email, "new@example.com");
+    assert_free(both, EMAIL).await;
+    assert_eq!(look_up(&other, "new@example.com").await.unwrap(), OLIVIA);
+    set_email(&service, MICHAEL, EMAIL).await.unwrap();
+    assert_eq!(look_up(&other, EMAIL).await.unwrap(), MICHAEL);
+    set_email(&service, MICHAEL, "").await.unwrap();
+    assert_free(both, EMAIL).await;
+    service.delete_user(OLIVIA).await.unwrap();
+    assert_free(both, "new@example.com").await;
+    set_email(&service, MICHAEL, "new@example.com")
+        .await
+        .unwrap();
+    // The name again, without the address.
+    create(service.client.clone(), OLIVIA, "").await.unwrap();
+    assert_eq!(look_up(&other, "new@example.com").await.unwrap(), MICHAEL);
+}
+
+#[tokio::test]
+async fn of_many_who_want_an_address_at_once_one_gets_it() {
+    let (backends, service) = start().await;
+    let other = backends.replica().await;
+    let clients = [&service, &other].into_iter().cycle();
+    let creations = clients.take(10).enumerate().map(|(at, replica)| {
+        let client = replica.client.clone();
+        async move { create(client, &format!("user{at}"), EMAIL).await }
+    });
+    let created = futures_util::future::join_all(creations).await;
+    let (created, refused): (Vec<_>, Vec<_>) = created.into_iter().partition(Result::is_ok);
+    assert_eq!(created.len(), 1, "{refused:?}");
+    let created = created.into_iter().next().unwrap().unwrap();
+    assert_eq!(look_up(&other, EMAIL).await.unwrap(), created.username);
+}
+
+#[tokio::test]
+async fn the_address_of_a_user_who_was_deleted_in_the_console_is_free() {
+    let backends = Backends::start().await;
+    let service = backends.replica().await;
+    create(service.client.clone(), OLIVIA, EMAIL).await.unwrap();
+    let key = format!("USER#{OLIVIA}");
+    backends.table().delete(&key, &key).await;
+    backends.flush_cache().await;
+    let refused = look_up(&service, EMAIL).await;
+    assert_refused(refused, Code::NotFound, "EMAIL_NOT_FOUND");
+    create(service.client.clone(), MICHAEL, EMAIL)
+        .await
+        .unwrap();
+    assert_eq!(look_up(&service, EMAIL).await.unwrap(), MICHAEL);
+}
