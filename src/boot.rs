@@ -19,7 +19,7 @@ use crate::{
     grpc::{AccountService, WatchLimits, precise_status},
     proto::account_v1::{DESCRIPTOR_SET, account_service_server::AccountServiceServer},
     secrets::{self, Secrets},
-    service::{Accounts, Changes},
+    service::{Accounts, Changes, Listings},
     store::{self, DynamoDb, DynamoDbStream},
 };
 
@@ -120,6 +120,7 @@ fn secret_advice(error: &secrets::Error) -> &'static str {
 
 fn table_advice(error: &store::Error) -> &'static str {
     match error.kind {
+        store::Kind::NoIndex => "add it with `account-service setup`",
         store::Kind::Missing => "create it with `account-service setup`, or set TABLE_NAME",
         store::Kind::Unusable => {
             "check the region, the AWS credentials, their permissions and TABLE_NAME"
@@ -208,8 +209,9 @@ impl App {
         let learnt = coherence.learn_generation().await;
         learnt.map_err(|source| table_error(&settings.backends, source))?;
         let changes = Changes::new(table.clone(), table.clone());
+        let listings = Listings::new(table.clone(), table.clone());
         Ok(Self {
-            accounts: Accounts::new(coherence.clone(), changes),
+            accounts: Accounts::new(coherence.clone(), changes, listings),
             invalidator: timing.map(|timing| {
                 Invalidator::new(coherence.clone(), table.clone(), stream, table, timing)
             }),

@@ -63,7 +63,7 @@ pub async fn run(
         table: match created {
             store::Created::Whole => CREATED,
             store::Created::Parts => {
-                "exists; what it lacked of index, stream and time to live was added"
+                "exists; what it lacked of indexes, stream and time to live was added"
             }
             store::Created::Nothing => EXISTS,
         },

@@ -369,6 +369,86 @@ impl account_service_server::AccountService for AccountService {
         }))
     }
 
+    async fn list_users(
+        &self,
+        request: Request<pb::ListUsersRequest>,
+    ) -> Reply<pb::ListUsersResponse> {
+        let deadline = deadline::of(request.metadata());
+        let request = request.into_inner();
+        let page = convert::page(
+            request.page_size,
+            request.page_token,
+            convert::MAX_PROFILES_PAGE,
+        )?;
+        let page = deadline.bound(self.accounts.list_users(page)).await?;
+        Ok(Response::new(pb::ListUsersResponse {
+            users: page.entries.iter().map(convert::user).collect(),
+            next_page_token: page.next_token,
+        }))
+    }
+
+    async fn list_organizations(
+        &self,
+        request: Request<pb::ListOrganizationsRequest>,
+    ) -> Reply<pb::ListOrganizationsResponse> {
+        let deadline = deadline::of(request.metadata());
+        let request = request.into_inner();
+        let page = convert::page(
+            request.page_size,
+            request.page_token,
+            convert::MAX_PROFILES_PAGE,
+        )?;
+        let page = deadline
+            .bound(self.accounts.list_organizations(page))
+            .await?;
+        Ok(Response::new(pb::ListOrganizationsResponse {
+            organizations: page.entries.iter().map(convert::organization).collect(),
+            next_page_token: page.next_token,
+        }))
+    }
+
+    async fn list_organization_members(
+        &self,
+        request: Request<pb::ListOrganizationMembersRequest>,
+    ) -> Reply<pb::ListOrganizationMembersResponse> {
+        let deadline = deadline::of(request.metadata());
+        let request = request.into_inner();
+        let name = convert::organization_name("organization_name", &request.organization_name)?;
+        let page = convert::page(
+            request.page_size,
+            request.page_token,
+            convert::MAX_MEMBERSHIPS_PAGE,
+        )?;
+        let page = deadline
+            .bound(self.accounts.list_members(name, page))
+            .await?;
+        Ok(Response::new(pb::ListOrganizationMembersResponse {
+            memberships: page.entries.iter().map(convert::membership).collect(),
+            next_page_token: page.next_token,
+        }))
+    }
+
+    async fn list_user_organizations(
+        &self,
+        request: Request<pb::ListUserOrganizationsRequest>,
+    ) -> Reply<pb::ListUserOrganizationsResponse> {
+        let deadline = deadline::of(request.metadata());
+        let request = request.into_inner();
+        let user = convert::username("username", &request.username)?;
+        let page = convert::page(
+            request.page_size,
+            request.page_token,
+            convert::MAX_MEMBERSHIPS_PAGE,
+        )?;
+        let page = deadline
+            .bound(self.accounts.list_memberships(user, page))
+            .await?;
+        Ok(Response::new(pb::ListUserOrganizationsResponse {
+            memberships: page.entries.iter().map(convert::membership).collect(),
+            next_page_token: page.next_token,
+        }))
+    }
+
     type WatchChangesStream = ChangeStream;
 
     async fn watch_changes(

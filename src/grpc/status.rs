@@ -7,7 +7,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
-    service::{Error, Refusal, WatchError},
+    service::{Error, NoPageToken, Refusal, WatchError},
     store::{self, Kind},
 };
 
@@ -97,6 +97,8 @@ reasons! {
     StoreUnavailable = "STORE_UNAVAILABLE",
     /// The table sheds load.
     StoreThrottled = "STORE_THROTTLED",
+    /// The table lacks an index.
+    IndexMissing = "INDEX_MISSING",
     /// The table holds an item that is no record of its kind.
     MalformedItem = "MALFORMED_ITEM",
     /// The deadline passed.
@@ -243,6 +245,7 @@ fn refused(refusal: Refusal) -> Status {
             let why = "another request had this id";
             field(Reason::RequestIdReused, "request_id", why.to_owned())
         }
+        Refusal::NoPageToken => invalid_field("page_token", NoPageToken.to_string()),
         Refusal::LastOwner(organization) => {
             let mut details = info(
                 Reason::LastOwner,
@@ -301,6 +304,11 @@ fn store_failed(error: &store::Error) -> Status {
             Reason::StoreUnavailable,
             "the table is unavailable",
             RETRY_LATER,
+        ),
+        Kind::NoIndex => plain(
+            Code::FailedPrecondition,
+            Reason::IndexMissing,
+            "the table lacks an index; add it with `account-service setup`",
         ),
         Kind::Throttled => retry(Reason::StoreThrottled, "the table sheds load", RETRY_LATER),
         Kind::Malformed => plain(

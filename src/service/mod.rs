@@ -5,10 +5,12 @@
 mod batches;
 mod changes;
 mod checks;
+mod lists;
 mod memberships;
 mod once;
 mod organizations;
 mod ownership;
+mod pages;
 mod snapshot;
 mod users;
 
@@ -22,11 +24,13 @@ pub use changes::{
     ChangeFilter, Changed, Changes, Cursor, MAX_CHANGES, NoCursor, Start, WatchError, Watcher,
 };
 pub use checks::{Check, CheckResult};
+pub use lists::{Listings, Page, PageRequest};
 pub use memberships::{MemberToAdd, MemberToRemove, RoleToChange};
 pub use organizations::{
     NewOrganization, OrganizationEdit, OrganizationToDelete, OrganizationToEdit,
 };
 pub use ownership::{Owners, OwnershipToTransfer};
+pub use pages::NoPageToken;
 pub use users::{NewUser, UserEdit, UserToDelete, UserToEdit};
 
 use self::once::{Once, Outcome};
@@ -41,6 +45,7 @@ use crate::{
 pub struct Accounts {
     coherence: Coherence,
     changes: Arc<Changes>,
+    listings: Arc<Listings>,
 }
 
 /// What comes with every change.
@@ -79,6 +84,8 @@ pub enum Refusal {
     EtagMismatch,
     /// Another request has the same name.
     RequestIdReused,
+    /// The page token is none of this list.
+    NoPageToken,
 }
 
 /// Why a use case did not succeed.
@@ -90,10 +97,11 @@ pub use crate::coherence::{Freshness, Source};
 impl Accounts {
     /// Serves the accounts of a table.
     #[must_use]
-    pub fn new(coherence: Coherence, changes: Changes) -> Self {
+    pub fn new(coherence: Coherence, changes: Changes, listings: Listings) -> Self {
         Self {
             coherence,
             changes: Arc::new(changes),
+            listings: Arc::new(listings),
         }
     }
 

@@ -1,6 +1,6 @@
 //! The key schema, as pure functions. Frozen: tables are filled with it.
 
-use super::LogId;
+use super::{Directory, LogId};
 use crate::domain::{Email, Etag, Key, OrganizationName, RequestId, Username};
 
 /// Changes of a log that share a partition key.
@@ -12,6 +12,36 @@ pub const PARTITION_KEY: &str = "PK";
 pub const SORT_KEY: &str = "SK";
 /// Name of the global index keyed sort key, then partition key.
 pub const INVERTED_INDEX: &str = "SK-PK-index";
+
+/// Name of the attribute of users and organizations by which all are listed.
+pub const LIST_KEY: &str = "listKey";
+/// Name of the global index keyed by that attribute, then the partition key.
+pub const LIST_INDEX: &str = "listKey-PK-index";
+/// Partitions of the index of all users, and of all organizations: each takes a
+/// thousand new ones a second.
+pub(super) const LIST_SHARDS: u8 = 4;
+
+/// The value of [`LIST_KEY`] in a record's item; memberships have none.
+pub(super) fn list_key(key: &Key) -> Option<String> {
+    let (directory, name) = match key {
+        Key::User(username) => (Directory::Users, username.as_str()),
+        Key::Organization(name) => (Directory::Organizations, name.as_str()),
+        Key::Membership(..) => return None,
+    };
+    // Frozen: the same name always has to be in the same shard.
+    let hash = name
+        .bytes()
+        .fold(0_u8, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte));
+    Some(list_key_of_shard(directory, hash % LIST_SHARDS))
+}
+
+/// The value of [`LIST_KEY`] of all records in a shard.
+pub(super) fn list_key_of_shard(directory: Directory, shard: u8) -> String {
+    match directory {
+        Directory::Users => format!("USERS#{shard}"),
+        Directory::Organizations => format!("ORGS#{shard}"),
+    }
+}
 
 /// Partition key and sort key of a record's item.
 pub(super) fn of(key: &Key) -> (String, String) {
@@ -94,7 +124,8 @@ fn user(username: &Username) -> String {
     format!("USER#{username}")
 }
 
-fn member_sort(member: &Username) -> String {
+/// Sort key of all memberships of a user.
+pub(super) fn member_sort(member: &Username) -> String {
     format!("MEMBER#{member}")
 }
 

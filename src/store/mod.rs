@@ -10,11 +10,11 @@ use std::{collections::BTreeMap, error::Error as StdError, fmt, sync::Arc, time:
 use async_trait::async_trait;
 
 pub use dynamodb::{Created, DynamoDb, DynamoDbStream, Settings};
-pub use keys::{INVERTED_INDEX, PARTITION_KEY, SORT_KEY, key_of_item};
+pub use keys::{INVERTED_INDEX, LIST_INDEX, PARTITION_KEY, SORT_KEY, key_of_item};
 
 use crate::domain::{
     ChangeKind, Email, EmailClaim, Etag, Fingerprint, Key, Made, Membership, OrganizationName,
-    Origin, Record, RecordChange, Request, RequestId, Timestamp,
+    Origin, Record, RecordChange, Request, RequestId, Timestamp, Username,
 };
 
 /// Reads that may guard a write: they see every committed change and never a
@@ -106,6 +106,71 @@ pub struct Register {
     pub version: u64,
     /// The values by name.
     pub values: BTreeMap<String, String>,
+}
+
+/// Lists, page by page. A page may have fewer entries than the limit, also none;
+/// what comes and goes meanwhile may be on it or not, all else is on one page.
+#[async_trait]
+pub trait Lists: Send + Sync {
+    /// The members of an organization by name, strongly consistently; also those
+    /// whose memberships do not count.
+    ///
+    /// # Errors
+    /// The table could not be read, or holds an item that is no membership.
+    async fn members(
+        &self,
+        organization: &OrganizationName,
+        slice: Slice<'_>,
+    ) -> Result<Listed<Membership>, Error>;
+
+    /// The organizations of which a user was a member some moments ago, by name.
+    ///
+    /// # Errors
+    /// The index could not be read.
+    async fn organizations_of(
+        &self,
+        user: &Username,
+        slice: Slice<'_>,
+    ) -> Result<Listed<OrganizationName>, Error>;
+
+    /// All users, or all organizations, of some moments ago, in no particular
+    /// order.
+    ///
+    /// # Errors
+    /// The index could not be read.
+    async fn directory(&self, directory: Directory, slice: Slice<'_>)
+    -> Result<Listed<Key>, Error>;
+}
+
+/// What is listed as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Directory {
+    /// All users.
+    Users,
+    /// All organizations.
+    Organizations,
+}
+
+/// A part of a list.
+#[derive(Debug, Clone, Copy)]
+pub struct Slice<'a> {
+    /// Where the page before ended; at the beginning, if `None`.
+    pub after: Option<&'a Place>,
+    /// Most entries.
+    pub limit: u16,
+}
+
+/// A place in a list, as only the store understands it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place(pub String);
+
+/// A page of a list.
+#[derive(Debug)]
+pub struct Listed<T> {
+    /// The entries.
+    pub found: Vec<T>,
+    /// Where it ends; `None` at the end of the list.
+    pub next: Option<Place>,
 }
 
 /// The log of changes: what the table's stream told, numbered from 1 without
@@ -342,6 +407,8 @@ pub enum Kind {
     Throttled,
     /// There is no such table.
     Missing,
+    /// The table lacks an index.
+    NoIndex,
     /// The table has other keys, or may not be used.
     Unusable,
     /// The table holds an item that is no record of its kind.
@@ -372,6 +439,7 @@ impl fmt::Display for Error {
             Kind::Unavailable => "the table is unavailable",
             Kind::Throttled => "the table sheds load",
             Kind::Missing => "there is no such table",
+            Kind::NoIndex => "the table lacks an index",
             Kind::Unusable => "the table is unusable",
             Kind::Malformed => "the table holds a malformed item",
         };

@@ -207,7 +207,7 @@ async fn setup_adds_the_index_and_the_stream_that_a_tutorial_table_lacks() {
     let added = setup::run(&settings, None).await.unwrap();
     assert_eq!(
         added.table,
-        "exists; what it lacked of index, stream and time to live was added"
+        "exists; what it lacked of indexes, stream and time to live was added"
     );
     let again = setup::run(&settings, None).await.unwrap();
     assert_eq!(again.table, "exists");

@@ -19,6 +19,7 @@ mod errors;
 mod herds;
 mod histories;
 mod legacy;
+mod lists;
 mod outages;
 mod ownership;
 mod permissions;

@@ -19,10 +19,17 @@ use crate::{
     service::{
         Check, CheckResult, Freshness, MemberToAdd, MemberToRemove, NewOrganization, NewUser,
         OrganizationEdit, OrganizationToDelete, OrganizationToEdit, OwnershipToTransfer,
-        RoleToChange, Source, UserEdit, UserToDelete, UserToEdit,
+        PageRequest, RoleToChange, Source, UserEdit, UserToDelete, UserToEdit,
     },
 };
 
+/// Entries of a page whose size is not asked for.
+const DEFAULT_PAGE: u16 = 50;
+/// Most memberships of a page.
+pub(super) const MAX_MEMBERSHIPS_PAGE: u16 = 1000;
+/// Most users, or organizations, of a page: the largest ones fit the 4 MiB that
+/// clients take by default.
+pub(super) const MAX_PROFILES_PAGE: u16 = 250;
 /// Most checks, or names, of one batch.
 const MAX_BATCH: usize = 1000;
 
@@ -310,6 +317,19 @@ pub(super) fn organization_names(names: &[String]) -> Result<Vec<OrganizationNam
     batch("organization_names", names, |path, name| {
         organization_name(path, name)
     })
+}
+
+/// A page of at most `max` entries.
+pub(super) fn page(size: i32, token: String, max: u16) -> Result<PageRequest, Status> {
+    let size = match u32::try_from(size) {
+        Ok(0) => DEFAULT_PAGE,
+        Ok(size) => u16::try_from(size).map_or(max, |size| size.min(max)),
+        Err(_) => {
+            let why = format!("is {size}; must not be negative");
+            return Err(status::invalid_field("page_size", why));
+        }
+    };
+    Ok(PageRequest { size, token })
 }
 
 /// Parses each of a repeated field that has one at least and a bounded number at

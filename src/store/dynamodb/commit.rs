@@ -130,11 +130,16 @@ impl DynamoDb {
                 ])
             }
             Step::Put { record, found } => {
-                let key = keys::of(&record.key());
+                let key = record.key();
+                let mut item = item::encode(record);
+                if let Some(list_key) = keys::list_key(&key) {
+                    item.insert(keys::LIST_KEY.to_owned(), Value::Text(list_key));
+                }
                 let condition = Condition::exactly(found.as_ref());
+                let parts = [item, noted.clone()];
                 Ok(vec![self.transact_put(
-                    &key,
-                    [item::encode(record), noted.clone()],
+                    &keys::of(&key),
+                    parts,
                     condition,
                 )?])
             }

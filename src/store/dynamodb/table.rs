@@ -6,22 +6,22 @@ use aws_sdk_dynamodb::{
     error::ProvideErrorMetadata as _,
     primitives::DateTime,
     types::{
-        AttributeDefinition, BillingMode, CreateGlobalSecondaryIndexAction, GlobalSecondaryIndex,
-        GlobalSecondaryIndexUpdate, KeySchemaElement, KeyType, Projection, ProjectionType,
-        ScalarAttributeType, StreamSpecification, StreamViewType, TableDescription, TableStatus,
-        TimeToLiveSpecification, TimeToLiveStatus,
+        AttributeDefinition, AttributeValue, BillingMode, CreateGlobalSecondaryIndexAction,
+        GlobalSecondaryIndex, GlobalSecondaryIndexUpdate, IndexStatus, KeySchemaElement, KeyType,
+        Projection, ProjectionType, ScalarAttributeType, StreamSpecification, StreamViewType,
+        TableDescription, TableStatus, TimeToLiveSpecification, TimeToLiveStatus,
     },
 };
 
-use super::{DynamoDb, failed, unusable};
+use super::{DynamoDb, failed, primary_key, primary_key_of, unusable};
 use crate::store::{
     Error, Kind,
     item::EXPIRE_TIME,
-    keys::{INVERTED_INDEX, PARTITION_KEY, SORT_KEY},
+    keys::{self, INVERTED_INDEX, LIST_INDEX, LIST_KEY, PARTITION_KEY, SORT_KEY},
 };
 
-/// Longest to wait for a new table to become active.
-const ACTIVE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest to wait for a table to become active: indexes are filled meanwhile.
+const ACTIVE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// Pauses between looks at a new table: short at first, for local servers.
 const ACTIVE_POLL: [Duration; 2] = [Duration::from_millis(5), Duration::from_secs(1)];
 
@@ -30,7 +30,8 @@ const ACTIVE_POLL: [Duration; 2] = [Duration::from_millis(5), Duration::from_sec
 pub enum Created {
     /// The table was created.
     Whole,
-    /// The table existed; its index, its stream or its time to live was added.
+    /// The table existed; what it lacked of indexes, stream and time to live was
+    /// added.
     Parts,
     /// The table existed, with index and stream.
     Nothing,
@@ -55,7 +56,7 @@ impl DynamoDb {
         Ok(format!("{}@{created}", arn.replace('/', "|")))
     }
 
-    /// Creates the table with its inverted index, its stream and its time to
+    /// Creates the table with its indexes, its stream and its time to
     /// live, on-demand, and waits until it is active. A table that exists gets
     /// what it lacks of these; DynamoDB fills the index in the background.
     ///
@@ -83,31 +84,77 @@ impl DynamoDb {
             self.wait_until_active().await?;
             created = Created::Parts;
         }
-        if !has_inverted_index(&table) {
-            let update = self.client.update_table().table_name(&self.table);
-            let update = update
-                .attribute_definitions(text_attribute(PARTITION_KEY)?)
-                .attribute_definitions(text_attribute(SORT_KEY)?)
-                .global_secondary_index_updates(
-                    GlobalSecondaryIndexUpdate::builder()
-                        .create(
-                            CreateGlobalSecondaryIndexAction::builder()
-                                .index_name(INVERTED_INDEX)
-                                .set_key_schema(Some(inverted_keys()?))
-                                .projection(whole_items())
-                                .build()
-                                .map_err(unusable)?,
-                        )
-                        .build(),
-                );
+        for index in indexes()? {
+            if has_index(&table, index.key_schema()) {
+                continue;
+            }
+            let mut update = self.client.update_table().table_name(&self.table);
+            for attribute in index.key_schema() {
+                update = update.attribute_definitions(text_attribute(attribute.attribute_name())?);
+            }
+            let create = CreateGlobalSecondaryIndexAction::builder()
+                .index_name(index.index_name())
+                .set_key_schema(Some(index.key_schema().to_vec()))
+                .set_projection(index.projection)
+                .build()
+                .map_err(unusable)?;
+            let create = GlobalSecondaryIndexUpdate::builder().create(create).build();
+            let update = update.global_secondary_index_updates(create);
             update.send().await.map_err(failed)?;
             self.wait_until_active().await?;
+            created = Created::Parts;
+        }
+        if self.list_all().await? > 0 {
             created = Created::Parts;
         }
         if self.let_items_expire().await? {
             created = Created::Parts;
         }
         Ok(created)
+    }
+
+    /// Puts users and organizations that others wrote into the index by which all
+    /// are listed; returns how many there were. Reads the whole table.
+    async fn list_all(&self) -> Result<usize, Error> {
+        let mut items = self
+            .client
+            .scan()
+            .table_name(&self.table)
+            .filter_expression(
+                "attribute_not_exists(#list) AND (begins_with(PK, :user) OR begins_with(PK, :org))",
+            )
+            .projection_expression("PK, SK")
+            .expression_attribute_names("#list", LIST_KEY)
+            .expression_attribute_values(":user", AttributeValue::S("USER#".to_owned()))
+            .expression_attribute_values(":org", AttributeValue::S("ORG#".to_owned()))
+            .into_paginator()
+            .items()
+            .send();
+        let mut listed = 0;
+        while let Some(item) = items.try_next().await.map_err(failed)? {
+            let key = primary_key_of(&item).and_then(|(pk, sk)| keys::key_of_item(&pk, &sk));
+            let Some((key, list_key)) =
+                key.and_then(|key| Some((keys::of(&key), keys::list_key(&key)?)))
+            else {
+                continue;
+            };
+            let update = self
+                .client
+                .update_item()
+                .table_name(&self.table)
+                .set_key(Some(primary_key(&key)))
+                .update_expression("SET #list = :list")
+                .condition_expression("attribute_exists(PK) AND attribute_not_exists(#list)")
+                .expression_attribute_names("#list", LIST_KEY)
+                .expression_attribute_values(":list", AttributeValue::S(list_key));
+            match update.send().await {
+                Ok(_) => listed += 1,
+                // Somebody else has, or has deleted it.
+                Err(error) if error.code() == Some("ConditionalCheckFailedException") => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Ok(listed)
     }
 
     /// Turns time to live on; returns whether it was off.
@@ -172,14 +219,8 @@ impl DynamoDb {
             .attribute_definitions(text_attribute(SORT_KEY)?)
             .key_schema(key(PARTITION_KEY, KeyType::Hash)?)
             .key_schema(key(SORT_KEY, KeyType::Range)?)
-            .global_secondary_indexes(
-                GlobalSecondaryIndex::builder()
-                    .index_name(INVERTED_INDEX)
-                    .set_key_schema(Some(inverted_keys()?))
-                    .projection(whole_items())
-                    .build()
-                    .map_err(unusable)?,
-            )
+            .attribute_definitions(text_attribute(LIST_KEY)?)
+            .set_global_secondary_indexes(Some(indexes()?.into()))
             .stream_specification(stream()?)
             .send()
             .await;
@@ -197,7 +238,7 @@ impl DynamoDb {
             let mut polls = 0_u32;
             loop {
                 match self.describe().await {
-                    Ok(table) if table.table_status() == Some(&TableStatus::Active) => {
+                    Ok(table) if is_active(&table) => {
                         return Ok(());
                     }
                     // A table just created may not be found for a moment.
@@ -221,6 +262,16 @@ impl DynamoDb {
     }
 }
 
+/// Whether the table and its indexes can be used, and others be added.
+fn is_active(table: &TableDescription) -> bool {
+    let mut indexes = table.global_secondary_indexes().iter();
+    table.table_status() == Some(&TableStatus::Active)
+        && indexes.all(|index| {
+            let status = index.index_status();
+            status.is_none_or(|status| *status == IndexStatus::Active)
+        })
+}
+
 /// Whether the table tells both images of every change; a stream that tells
 /// less is left to whoever made it.
 fn has_stream(table: &TableDescription) -> bool {
@@ -228,26 +279,35 @@ fn has_stream(table: &TableDescription) -> bool {
     stream.is_some_and(StreamSpecification::stream_enabled)
 }
 
-fn has_inverted_index(table: &TableDescription) -> bool {
-    let is_inverted = |keys: &[KeySchemaElement]| {
-        let names = keys.iter().map(KeySchemaElement::attribute_name);
-        names.eq([SORT_KEY, PARTITION_KEY])
-    };
+fn has_index(table: &TableDescription, keys: &[KeySchemaElement]) -> bool {
     let mut indexes = table.global_secondary_indexes().iter();
-    indexes.any(|index| is_inverted(index.key_schema()))
+    indexes.any(|index| index.key_schema() == keys)
 }
 
-fn inverted_keys() -> Result<Vec<KeySchemaElement>, Error> {
-    Ok(vec![
-        key(SORT_KEY, KeyType::Hash)?,
-        key(PARTITION_KEY, KeyType::Range)?,
+/// The indexes: organizations of a user; all users and all organizations.
+fn indexes() -> Result<[GlobalSecondaryIndex; 2], Error> {
+    let index = |name, keys: [&str; 2], projection| {
+        let [hash, range] = keys;
+        GlobalSecondaryIndex::builder()
+            .index_name(name)
+            .key_schema(key(hash, KeyType::Hash)?)
+            .key_schema(key(range, KeyType::Range)?)
+            .projection(Projection::builder().projection_type(projection).build())
+            .build()
+            .map_err(unusable)
+    };
+    Ok([
+        index(
+            INVERTED_INDEX,
+            [SORT_KEY, PARTITION_KEY],
+            ProjectionType::KeysOnly,
+        )?,
+        index(
+            LIST_INDEX,
+            [LIST_KEY, PARTITION_KEY],
+            ProjectionType::KeysOnly,
+        )?,
     ])
-}
-
-fn whole_items() -> Projection {
-    Projection::builder()
-        .projection_type(ProjectionType::All)
-        .build()
 }
 
 fn stream() -> Result<StreamSpecification, Error> {

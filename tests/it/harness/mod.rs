@@ -354,6 +354,31 @@ impl Table {
         put.set_item(Some(item.collect())).send().await.unwrap();
     }
 
+    /// Puts many items of text attributes.
+    pub async fn put_many(&self, items: Vec<Vec<(&str, String)>>) {
+        use aws_sdk_dynamodb::types::{AttributeValue, PutRequest, WriteRequest};
+        use futures_util::StreamExt as _;
+        let write = |items: &[Vec<(&str, String)>]| {
+            let requests = items.iter().map(|item| {
+                let item = item.iter();
+                let item =
+                    item.map(|(name, text)| ((*name).to_owned(), AttributeValue::S(text.clone())));
+                let put = PutRequest::builder().set_item(Some(item.collect()));
+                WriteRequest::builder()
+                    .put_request(put.build().unwrap())
+                    .build()
+            });
+            let write = self.client.batch_write_item();
+            write.request_items(&self.name, requests.collect()).send()
+        };
+        let batches: Vec<_> = items.chunks(25).map(write).collect();
+        let mut written = futures_util::stream::iter(batches).buffer_unordered(4);
+        while let Some(written) = written.next().await {
+            let unprocessed = written.unwrap().unprocessed_items.unwrap_or_default();
+            assert!(unprocessed.is_empty());
+        }
+    }
+
     /// Changes a text attribute of an item.
     pub async fn set_text(&self, pk: &str, sk: &str, name: &str, text: &str) {
         let value = |text: &str| aws_sdk_dynamodb::types::AttributeValue::S(text.to_owned());
@@ -389,6 +414,27 @@ impl Table {
         let delete = self.client.delete_item().table_name(&self.name);
         let delete = delete.key("PK", text(pk)).key("SK", text(sk));
         delete.send().await.unwrap();
+    }
+
+    /// Drops an index, and waits until it is gone.
+    pub async fn drop_index(&self, name: &str) {
+        use aws_sdk_dynamodb::types::{
+            DeleteGlobalSecondaryIndexAction as Delete, GlobalSecondaryIndexUpdate,
+        };
+        let delete = Delete::builder().index_name(name).build().unwrap();
+        let update = GlobalSecondaryIndexUpdate::builder().delete(delete).build();
+        let table = self.client.update_table().table_name(&self.name);
+        let table = table.global_secondary_index_updates(update);
+        table.send().await.unwrap();
+        let has_index = async || {
+            let table = self.client.describe_table().table_name(&self.name);
+            let table = table.send().await.unwrap().table.unwrap();
+            let mut indexes = table.global_secondary_indexes().iter();
+            indexes.any(|index| index.index_name() == Some(name))
+        };
+        while has_index().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// Deletes the first change after a cursor from the log of changes.

@@ -1,0 +1,183 @@
+//! Lists, page by page. An index says what there may be; each entry is then read
+//! as any other read would, so that no list tells of what is gone.
+
+use std::sync::Arc;
+
+use super::{
+    Accounts, Error, Freshness, Refusal,
+    memberships::standing,
+    pages::{ListName, PageTokens},
+    snapshot::keys_of_member,
+    store_failed,
+};
+use crate::{
+    domain::{
+        Key, Organization, OrganizationName, Record, Standing, User, Username, standing_membership,
+    },
+    store::{Directory, Lists, Registers, Slice},
+};
+
+/// Lists of a table, and the tokens of their pages.
+pub struct Listings {
+    lists: Arc<dyn Lists>,
+    tokens: PageTokens,
+}
+
+impl Listings {
+    /// Lists what the table holds; the key of page tokens is in its registers.
+    #[must_use]
+    pub fn new(lists: Arc<dyn Lists>, registers: Arc<dyn Registers>) -> Self {
+        Self {
+            lists,
+            tokens: PageTokens::new(registers),
+        }
+    }
+}
+
+/// A page that is asked for.
+#[derive(Debug, Clone)]
+pub struct PageRequest {
+    /// Most entries.
+    pub size: u16,
+    /// The token of the page before; empty for the first one.
+    pub token: String,
+}
+
+/// A page of a list.
+#[derive(Debug)]
+pub struct Page<T> {
+    /// The entries; may be fewer than asked for, also none.
+    pub entries: Vec<T>,
+    /// The token of the next page; empty, if this is the last one.
+    pub next_token: String,
+}
+
+impl Accounts {
+    /// Lists the members of an organization, by name.
+    ///
+    /// # Errors
+    /// [`Refusal::OrganizationNotFound`], [`Refusal::NoPageToken`].
+    pub async fn list_members(
+        &self,
+        organization: OrganizationName,
+        page: PageRequest,
+    ) -> Result<Page<Standing>, Error> {
+        let Listings { lists, tokens } = self.listings.as_ref();
+        let list = ListName::new("members", organization.as_str());
+        let place = tokens.open(&list, &page.token).await?;
+        let listed = lists
+            .members(&organization, page.slice(place.as_ref()))
+            .await;
+        let listed = listed.map_err(store_failed)?;
+        let members = listed.found.iter();
+        let users = members.map(|member| Key::User(member.member_username.clone()));
+        let mut keys = vec![Key::Organization(organization.clone())];
+        keys.extend(users);
+        let mut records = self.coherent(&keys).await?.into_iter();
+        let Some(Record::Organization(found)) = records.next().flatten() else {
+            return Err(Error::Refused(Refusal::OrganizationNotFound(organization)));
+        };
+        let both = records.zip(listed.found);
+        let entries = both.filter_map(|(user, membership)| {
+            let user = user?.into_user()?;
+            standing_membership(Some(&user), Some(&found), Some(membership))
+        });
+        Ok(Page {
+            entries: entries.collect(),
+            next_token: tokens.seal(&list, listed.next).await?,
+        })
+    }
+
+    /// Lists the memberships of a user, by the organization's name.
+    ///
+    /// # Errors
+    /// [`Refusal::UserNotFound`], [`Refusal::NoPageToken`].
+    pub async fn list_memberships(
+        &self,
+        user: Username,
+        page: PageRequest,
+    ) -> Result<Page<Standing>, Error> {
+        let Listings { lists, tokens } = self.listings.as_ref();
+        let list = ListName::new("organizations", user.as_str());
+        let place = tokens.open(&list, &page.token).await?;
+        let listed = lists
+            .organizations_of(&user, page.slice(place.as_ref()))
+            .await;
+        let listed = listed.map_err(store_failed)?;
+        let of_each = listed.found.iter().flat_map(|organization| {
+            let [_, organization, membership] = keys_of_member(organization, &user);
+            [organization, membership]
+        });
+        let mut keys = vec![Key::User(user.clone())];
+        keys.extend(of_each);
+        let mut records = self.coherent(&keys).await?.into_iter();
+        let Some(found) = records.next().flatten() else {
+            return Err(Error::Refused(Refusal::UserNotFound(user)));
+        };
+        let mut entries = Vec::new();
+        while let Some(organization) = records.next() {
+            let membership = records.next().flatten();
+            entries.extend(standing(vec![
+                Some(found.clone()),
+                organization,
+                membership,
+            ]));
+        }
+        Ok(Page {
+            entries,
+            next_token: tokens.seal(&list, listed.next).await?,
+        })
+    }
+
+    /// Lists all users, in no particular order.
+    ///
+    /// # Errors
+    /// [`Refusal::NoPageToken`].
+    pub async fn list_users(&self, page: PageRequest) -> Result<Page<User>, Error> {
+        self.list_directory(Directory::Users, "users", page, Record::into_user)
+            .await
+    }
+
+    /// Lists all organizations, in no particular order.
+    ///
+    /// # Errors
+    /// [`Refusal::NoPageToken`].
+    pub async fn list_organizations(&self, page: PageRequest) -> Result<Page<Organization>, Error> {
+        let from_record = Record::into_organization;
+        self.list_directory(Directory::Organizations, "organizations", page, from_record)
+            .await
+    }
+
+    async fn list_directory<T>(
+        &self,
+        directory: Directory,
+        name: &str,
+        page: PageRequest,
+        from_record: fn(Record) -> Option<T>,
+    ) -> Result<Page<T>, Error> {
+        let Listings { lists, tokens } = self.listings.as_ref();
+        let list = ListName::new("all", name);
+        let place = tokens.open(&list, &page.token).await?;
+        let listed = lists.directory(directory, page.slice(place.as_ref())).await;
+        let listed = listed.map_err(store_failed)?;
+        let records = self.coherent(&listed.found).await?.into_iter();
+        Ok(Page {
+            entries: records.flatten().filter_map(from_record).collect(),
+            next_token: tokens.seal(&list, listed.next).await?,
+        })
+    }
+
+    async fn coherent(&self, keys: &[Key]) -> Result<Vec<Option<Record>>, Error> {
+        let answer = self.coherence.read(keys, Freshness::Coherent).await;
+        Ok(answer.map_err(store_failed)?.records)
+    }
+}
+
+impl PageRequest {
+    fn slice<'a>(&self, after: Option<&'a crate::store::Place>) -> Slice<'a> {
+        Slice {
+            after,
+            limit: self.size,
+        }
+    }
+}

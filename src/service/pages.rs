@@ -1,0 +1,124 @@
+//! Tokens of pages: where a page ended, in a form that callers can neither read
+//! a promise into nor make themselves, bound to the list that it is a page of.
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use sha2::Sha256;
+use tokio::sync::OnceCell;
+use uuid::Uuid;
+
+use super::Error;
+use crate::store::{self, Place, Registers};
+
+/// Name of the register that holds the key that tokens are signed with.
+const REGISTER: &str = "page-tokens";
+const KEY: &str = "key";
+/// Bytes of a token's signature.
+const MAC_LEN: usize = 16;
+/// Longest token that is looked at, in characters.
+const MAX_LEN: usize = 1024;
+
+/// What a token is for: the list with all that selects its entries.
+#[derive(Debug, Clone)]
+pub(super) struct ListName(String);
+
+impl ListName {
+    pub(super) fn new(kind: &str, of: &str) -> Self {
+        Self(format!("{kind}/{of}"))
+    }
+}
+
+/// A text is no token of a page of this list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoPageToken;
+
+impl fmt::Display for NoPageToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("is no token of an earlier page of this very list")
+    }
+}
+
+/// Makes tokens, and reads them.
+pub(super) struct PageTokens {
+    registers: Arc<dyn Registers>,
+    key: OnceCell<String>,
+}
+
+impl PageTokens {
+    pub(super) fn new(registers: Arc<dyn Registers>) -> Self {
+        Self {
+            registers,
+            key: OnceCell::new(),
+        }
+    }
+
+    /// The place that a token names; the beginning, if the token is empty.
+    pub(super) async fn open(&self, list: &ListName, token: &str) -> Result<Option<Place>, Error> {
+        if token.is_empty() {
+            return Ok(None);
+        }
+        let signing = self.signing(list).await?;
+        let opened = opened(signing, token);
+        opened
+            .map(Some)
+            .ok_or(Error::Refused(super::Refusal::NoPageToken))
+    }
+
+    /// The token of a place; empty at the end of the list.
+    pub(super) async fn seal(
+        &self,
+        list: &ListName,
+        place: Option<Place>,
+    ) -> Result<String, Error> {
+        let Some(Place(place)) = place else {
+            return Ok(String::new());
+        };
+        let signing = self.signing(list).await?;
+        let mac = signing.chain_update(&place).finalize().into_bytes();
+        let token = [&mac[..MAC_LEN], place.as_bytes()].concat();
+        Ok(BASE64_URL_SAFE_NO_PAD.encode(token))
+    }
+
+    async fn signing(&self, list: &ListName) -> Result<Hmac<Sha256>, Error> {
+        let key = self.key.get_or_try_init(|| self.learn_key()).await;
+        let key = key.map_err(super::store_failed)?;
+        let length = u64::try_from(list.0.len()).unwrap_or(u64::MAX);
+        let signing = Hmac::<Sha256>::new_from_slice(key.as_bytes()).map_err(|_| {
+            super::store_failed(store::Error::new(
+                store::Kind::Malformed,
+                "the key of page tokens",
+            ))
+        })?;
+        Ok(signing
+            .chain_update(length.to_be_bytes())
+            .chain_update(&list.0))
+    }
+
+    /// Reads the key that all replicas share, or makes it.
+    async fn learn_key(&self) -> Result<String, store::Error> {
+        loop {
+            let register = self.registers.read_register(REGISTER).await?;
+            if let Some(key) = register.and_then(|mut register| register.values.remove(KEY)) {
+                return Ok(key);
+            }
+            let key = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
+            let values = BTreeMap::from([(KEY.to_owned(), key)]);
+            self.registers
+                .swap_register(REGISTER, None, &values)
+                .await?;
+        }
+    }
+}
+
+fn opened(signing: Hmac<Sha256>, token: &str) -> Option<Place> {
+    let bytes = (token.len() <= MAX_LEN).then(|| BASE64_URL_SAFE_NO_PAD.decode(token))?;
+    let bytes = bytes.ok()?;
+    let (mac, place) = bytes.split_at_checked(MAC_LEN)?;
+    signing
+        .chain_update(place)
+        .verify_truncated_left(mac)
+        .ok()?;
+    String::from_utf8(place.to_vec()).ok().map(Place)
+}

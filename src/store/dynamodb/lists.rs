@@ -1,0 +1,178 @@
+//! Lists, page by page: members from the table itself, the rest from its indexes.
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use aws_sdk_dynamodb::{
+    error::ProvideErrorMetadata as _,
+    operation::query::{QueryOutput, builders::QueryFluentBuilder},
+    types::AttributeValue,
+};
+
+use super::{Attributes, DynamoDb, decode, failed, primary_key, primary_key_of};
+use crate::{
+    domain::{Key, Membership, OrganizationName, Username},
+    store::{
+        Directory, Error, Kind, Listed, Lists, Place, Slice,
+        keys::{self, INVERTED_INDEX, LIST_INDEX, LIST_KEY, PARTITION_KEY, SORT_KEY},
+    },
+};
+
+#[async_trait]
+impl Lists for DynamoDb {
+    async fn members(
+        &self,
+        organization: &OrganizationName,
+        slice: Slice<'_>,
+    ) -> Result<Listed<Membership>, Error> {
+        let pk = keys::members_of(organization);
+        let start = slice
+            .after
+            .map(|Place(sk)| primary_key(&(pk.clone(), sk.clone())));
+        let query = self
+            .client
+            .query()
+            .consistent_read(true)
+            .key_condition_expression("#pk = :pk")
+            .expression_attribute_names("#pk", PARTITION_KEY)
+            .expression_attribute_values(":pk", AttributeValue::S(pk));
+        let output = self.page(query, start, slice.limit).await?;
+        let next = last_key(&output, SORT_KEY);
+        let mut found = Vec::new();
+        for item in output.items.unwrap_or_default() {
+            let key = primary_key_of(&item).and_then(|(pk, sk)| keys::key_of_item(&pk, &sk));
+            if let Some(key @ Key::Membership(..)) = key {
+                found.extend(decode(&key, item)?.into_membership());
+            }
+        }
+        Ok(Listed { found, next })
+    }
+
+    async fn organizations_of(
+        &self,
+        user: &Username,
+        slice: Slice<'_>,
+    ) -> Result<Listed<OrganizationName>, Error> {
+        let sk = keys::member_sort(user);
+        let start = slice
+            .after
+            .map(|Place(pk)| primary_key(&(pk.clone(), sk.clone())));
+        let query = self
+            .client
+            .query()
+            .index_name(INVERTED_INDEX)
+            .key_condition_expression("#sk = :sk")
+            .expression_attribute_names("#sk", SORT_KEY)
+            .expression_attribute_values(":sk", AttributeValue::S(sk));
+        let output = self.page(query, start, slice.limit).await?;
+        let next = last_key(&output, PARTITION_KEY);
+        let keys = keys_in(output);
+        let found = keys.filter_map(|key| match key {
+            Key::Membership(organization, _) => Some(organization),
+            _ => None,
+        });
+        Ok(Listed {
+            found: found.collect(),
+            next,
+        })
+    }
+
+    async fn directory(
+        &self,
+        directory: Directory,
+        slice: Slice<'_>,
+    ) -> Result<Listed<Key>, Error> {
+        let mut found = Vec::new();
+        let (mut shard, mut after) = match slice.after {
+            None => (0, None),
+            Some(place) => parse_directory_place(place)?,
+        };
+        loop {
+            let list_key = keys::list_key_of_shard(directory, shard);
+            let start = after.take().map(|pk: String| {
+                let mut key = primary_key(&(pk.clone(), pk));
+                key.insert(LIST_KEY.to_owned(), AttributeValue::S(list_key.clone()));
+                key
+            });
+            let query = self
+                .client
+                .query()
+                .index_name(LIST_INDEX)
+                .key_condition_expression("#list = :list")
+                .expression_attribute_names("#list", LIST_KEY)
+                .expression_attribute_values(":list", AttributeValue::S(list_key));
+            let room = usize::from(slice.limit).saturating_sub(found.len());
+            let room = u16::try_from(room).unwrap_or(slice.limit);
+            let output = self.page(query, start, room).await?;
+            let last = last_key(&output, PARTITION_KEY);
+            found.extend(keys_in(output));
+            let next = match last {
+                Some(Place(pk)) => Some(format!("{shard}|{pk}")),
+                None if shard + 1 < keys::LIST_SHARDS => {
+                    shard += 1;
+                    Some(format!("{shard}|"))
+                }
+                None => None,
+            };
+            let is_full = found.len() >= usize::from(slice.limit);
+            match next {
+                Some(next) if is_full => {
+                    return Ok(Listed {
+                        found,
+                        next: Some(Place(next)),
+                    });
+                }
+                Some(next) => (shard, after) = parse_directory_place(&Place(next))?,
+                None => return Ok(Listed { found, next: None }),
+            }
+        }
+    }
+}
+
+impl DynamoDb {
+    async fn page(
+        &self,
+        query: QueryFluentBuilder,
+        start: Option<Attributes>,
+        limit: u16,
+    ) -> Result<QueryOutput, Error> {
+        let is_of_index = query.get_index_name().is_some();
+        let query = query
+            .table_name(&self.table)
+            .set_exclusive_start_key(start)
+            .limit(limit.into());
+        query.send().await.map_err(|error| {
+            let is_invalid = error.code() == Some("ValidationException");
+            let mut failed = failed(error);
+            if is_of_index && is_invalid {
+                failed.kind = Kind::NoIndex;
+            }
+            failed
+        })
+    }
+}
+
+/// Where a directory's page ends: the shard, and the partition key within.
+fn parse_directory_place(Place(place): &Place) -> Result<(u8, Option<String>), Error> {
+    let parsed = place.split_once('|').and_then(|(shard, pk)| {
+        let shard = shard
+            .parse()
+            .ok()
+            .filter(|shard| *shard < keys::LIST_SHARDS)?;
+        Some((shard, (!pk.is_empty()).then(|| pk.to_owned())))
+    });
+    parsed.ok_or_else(|| Error::new(Kind::Unusable, "a place that no page ended at"))
+}
+
+fn last_key(output: &QueryOutput, name: &str) -> Option<Place> {
+    let last: &HashMap<_, _> = output.last_evaluated_key.as_ref()?;
+    last.get(name)?.as_s().ok().cloned().map(Place)
+}
+
+fn keys_in(output: QueryOutput) -> impl Iterator<Item = Key> {
+    let items = output.items.unwrap_or_default().into_iter();
+    items.filter_map(|item| {
+        let (pk, sk) = primary_key_of(&item)?;
+        keys::key_of_item(&pk, &sk)
+    })
+}

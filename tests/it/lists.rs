@@ -1,0 +1,352 @@
+//! Lists are complete, page by page, and tell of nothing that is gone.
+
+use std::collections::BTreeSet;
+
+use account_service::{
+    proto::account_v1::{self as pb, Role, State},
+    setup,
+};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status};
+
+use crate::harness::{Backends, Replica, assert_refused, start};
+
+const ORG: &str = "olivia-org";
+const OLIVIA: &str = "oliviaowner";
+const MICHAEL: &str = "membermichael";
+/// Environment variable with the number of members of the large organization.
+const MEMBERS: &str = "LIST_MEMBERS";
+
+/// A page: what is on it, and the token of the next one.
+type Page<T> = (Vec<T>, String);
+
+async fn members(
+    replica: &Replica,
+    organization: &str,
+    page_size: i32,
+    page_token: &str,
+) -> Result<Page<pb::Membership>, Status> {
+    let request = pb::ListOrganizationMembersRequest {
+        organization_name: organization.to_owned(),
+        page_size,
+        page_token: page_token.to_owned(),
+    };
+    let mut client = replica.client.clone();
+    let page = client
+        .list_organization_members(request)
+        .await?
+        .into_inner();
+    Ok((page.memberships, page.next_page_token))
+}
+
+async fn organizations_of(
+    replica: &Replica,
+    username: &str,
+    page_size: i32,
+    page_token: &str,
+) -> Result<Page<String>, Status> {
+    let request = pb::ListUserOrganizationsRequest {
+        username: username.to_owned(),
+        page_size,
+        page_token: page_token.to_owned(),
+    };
+    let mut client = replica.client.clone();
+    let page = client.list_user_organizations(request).await?.into_inner();
+    let names = page.memberships.into_iter().map(|it| it.organization_name);
+    Ok((names.collect(), page.next_page_token))
+}
+
+async fn users(
+    replica: &Replica,
+    page_size: i32,
+    page_token: &str,
+) -> Result<Page<String>, Status> {
+    let request = pb::ListUsersRequest {
+        page_size,
+        page_token: page_token.to_owned(),
+    };
+    let page = replica
+        .client
+        .clone()
+        .list_users(request)
+        .await?
+        .into_inner();
+    let names = page.users.into_iter().map(|user| user.username);
+    Ok((names.collect(), page.next_page_token))
+}
+
+async fn organizations(
+    replica: &Replica,
+    page_size: i32,
+    page_token: &str,
+) -> Result<Page<String>, Status> {
+    let request = pb::ListOrganizationsRequest {
+        page_size,
+        page_token: page_token.to_owned(),
+    };
+    let mut client = replica.client.clone();
+    let page = client.list_organizations(request).await?.into_inner();
+    let names = page
+        .organizations
+        .into_iter()
+        .map(|it| it.organization_name);
+    Ok((names.collect(), page.next_page_token))
+}
+
+/// All pages of a list, and how many they are.
+async fn all<T>(mut page: impl AsyncFnMut(String) -> Result<Page<T>, Status>) -> (Vec<T>, usize) {
+    let (mut all, mut pages, mut token) = (Vec::new(), 0, String::new());
+    loop {
+        let (entries, next) = page(token).await.unwrap();
+        all.extend(entries);
+        pages += 1;
+        if next.is_empty() {
+            return (all, pages);
+        }
+        token = next;
+    }
+}
+
+fn sorted(mut names: Vec<String>) -> Vec<String> {
+    names.sort();
+    names
+}
+
+async fn member_names(replica: &Replica, organization: &str) -> Vec<String> {
+    let page = async |token: String| members(replica, organization, 0, &token).await;
+    let memberships = all(page).await.0.into_iter();
+    memberships.map(|it| it.member_username).collect()
+}
+
+/// An organization as the tutorial would have made it.
+fn large_organization(members: usize) -> Vec<Vec<(&'static str, String)>> {
+    let user = |name: &str| {
+        vec![
+            ("PK", format!("USER#{name}")),
+            ("SK", format!("USER#{name}")),
+            ("username", name.to_owned()),
+        ]
+    };
+    let membership = |name: &str, role: &str| {
+        vec![
+            ("PK", format!("ORGMEMBERS#{ORG}")),
+            ("SK", format!("MEMBER#{name}")),
+            ("role", role.to_owned()),
+        ]
+    };
+    let mut items = vec![
+        vec![
+            ("PK", format!("ORG#{ORG}")),
+            ("SK", format!("ORG#{ORG}")),
+            ("organizationName", ORG.to_owned()),
+        ],
+        user(OLIVIA),
+        membership(OLIVIA, "Owner"),
+    ];
+    for number in 0..members {
+        let name = format!("member{number:06}");
+        items.push(user(&name));
+        items.push(membership(&name, "Member"));
+    }
+    items
+}
+
+#[tokio::test]
+async fn every_member_is_on_one_page_while_others_come_and_go() {
+    let count: usize = std::env::var(MEMBERS).map_or(2500, |count| count.parse().unwrap());
+    let (backends, service) = start().await;
+    let mut items = large_organization(count);
+    backends.table().put_many(std::mem::take(&mut items)).await;
+    let done = CancellationToken::new();
+    let come_and_go = {
+        let (done, mut client) = (done.clone(), service.client.clone());
+        tokio::spawn(async move {
+            let mut changes = 0;
+            for number in (0..).map(|number: usize| number.wrapping_mul(7919) % 1_000_000) {
+                if done.is_cancelled() {
+                    return changes;
+                }
+                // Between the others, before and after the page that is read.
+                let name = format!("member{number:06}x");
+                let request = pb::CreateUserRequest {
+                    username: name.clone(),
+                    ..pb::CreateUserRequest::default()
+                };
+                client.create_user(request).await.unwrap();
+                let request = pb::AddUserToOrganizationRequest {
+                    organization_name: ORG.to_owned(),
+                    member_username: name.clone(),
+                    role: Role::Member.into(),
+                    adding_user: OLIVIA.to_owned(),
+                    ..pb::AddUserToOrganizationRequest::default()
+                };
+                client.add_user_to_organization(request).await.unwrap();
+                let request = pb::RemoveUserFromOrganizationRequest {
+                    organization_name: ORG.to_owned(),
+                    member_username: name,
+                    acting_user: OLIVIA.to_owned(),
+                    ..pb::RemoveUserFromOrganizationRequest::default()
+                };
+                client.remove_user_from_organization(request).await.unwrap();
+                changes += 2;
+            }
+            unreachable!("endless");
+        })
+    };
+    let page = async |token: String| members(&service, ORG, 1000, &token).await;
+    let (listed, pages) = all(page).await;
+    done.cancel();
+    let changes = come_and_go.await.unwrap();
+    let listed: Vec<_> = listed.into_iter().map(|it| it.member_username).collect();
+    let lasting: Vec<_> = listed.iter().filter(|name| !name.ends_with('x')).collect();
+    let distinct: BTreeSet<_> = listed.iter().collect();
+    assert_eq!(distinct.len(), listed.len());
+    assert_eq!(lasting.len(), count + 1);
+    assert!(pages > count / 1000, "{pages}");
+    assert!(changes > 0);
+    println!("{count} members on {pages} pages while {changes} came and went");
+}
+
+#[tokio::test]
+async fn all_users_and_organizations_are_listed_and_none_that_is_gone() {
+    let (_backends, service) = start().await;
+    let names: Vec<_> = (0..23).map(|number| format!("name{number}")).collect();
+    for name in &names {
+        service.create_user(name).await.unwrap();
+        service.create_organization(name, name).await.unwrap();
+    }
+    for page_size in [1, 7, 0] {
+        let page = async |token: String| users(&service, page_size, &token).await;
+        assert_eq!(sorted(all(page).await.0), sorted(names.clone()));
+        let page = async |token: String| organizations(&service, page_size, &token).await;
+        assert_eq!(sorted(all(page).await.0), sorted(names.clone()));
+    }
+    service.delete_user(&names[0]).await.unwrap();
+    let page = async |token: String| users(&service, 5, &token).await;
+    assert_eq!(sorted(all(page).await.0), sorted(names[1..].to_vec()));
+}
+
+#[tokio::test]
+async fn a_user_s_organizations_are_listed_and_none_that_was_left() {
+    let (_backends, service) = start().await;
+    service.found_olivia_org().await;
+    let names: Vec<_> = (0..11).map(|number| format!("org-{number:02}")).collect();
+    for name in &names {
+        service.create_organization(name, OLIVIA).await.unwrap();
+        let added = service.add(name, MICHAEL, Role::Admin, OLIVIA).await;
+        added.unwrap();
+    }
+    let page = async |token: String| organizations_of(&service, MICHAEL, 4, &token).await;
+    let (listed, pages) = all(page).await;
+    assert_eq!((&listed, pages), (&names, 3));
+    service.remove(&names[3], MICHAEL, MICHAEL).await.unwrap();
+    let page = async |token: String| organizations_of(&service, MICHAEL, 0, &token).await;
+    let listed = all(page).await.0;
+    assert_eq!(listed, [&names[..3], &names[4..]].concat());
+}
+
+#[tokio::test]
+async fn a_list_of_members_tells_who_is_suspended_and_leaves_out_whose_user_is_gone() {
+    let (_backends, service) = start().await;
+    service.found_olivia_org_with_michael().await;
+    let suspension = pb::SuspendUserRequest {
+        username: MICHAEL.to_owned(),
+        ..pb::SuspendUserRequest::default()
+    };
+    service
+        .client
+        .clone()
+        .suspend_user(suspension)
+        .await
+        .unwrap();
+    let (listed, next) = members(&service, ORG, 0, "").await.unwrap();
+    let listed = listed.iter();
+    let listed: Vec<_> = listed
+        .map(|it| (it.member_username.as_str(), it.role(), it.state()))
+        .collect();
+    let expected = [
+        (MICHAEL, Role::Member, State::Suspended),
+        (OLIVIA, Role::Owner, State::Active),
+    ];
+    assert_eq!((listed.as_slice(), next.as_str()), (&expected[..], ""));
+    service.delete_user(MICHAEL).await.unwrap();
+    assert_eq!(member_names(&service, ORG).await, [OLIVIA]);
+    service.create_user(MICHAEL).await.unwrap();
+    assert_eq!(member_names(&service, ORG).await, [OLIVIA]);
+}
+
+#[tokio::test]
+async fn a_page_token_is_good_for_its_own_list_only_and_not_to_be_made() {
+    let (backends, service) = start().await;
+    let other = backends.replica().await;
+    service.found_olivia_org_with_michael().await;
+    service
+        .create_organization("other-org", OLIVIA)
+        .await
+        .unwrap();
+    let (first, token) = members(&service, ORG, 1, "").await.unwrap();
+    // On any replica, and with another size.
+    let (second, end) = members(&other, ORG, 2, &token).await.unwrap();
+    assert_eq!((first.len(), second.len(), end.as_str()), (1, 1, ""));
+    let refused = |refused: Result<(), Status>| {
+        let details = assert_refused(refused, Code::InvalidArgument, "INVALID_FIELD");
+        let violations = &details.bad_request().unwrap().field_violations;
+        assert_eq!(violations[0].field, "page_token");
+    };
+    refused(members(&service, "other-org", 1, &token).await.map(drop));
+    refused(
+        organizations_of(&service, OLIVIA, 1, &token)
+            .await
+            .map(drop),
+    );
+    refused(users(&service, 1, &token).await.map(drop));
+    refused(organizations(&service, 1, &token).await.map(drop));
+    let mut characters: Vec<_> = token.chars().collect();
+    for at in 0..characters.len() {
+        let kept = characters[at];
+        characters[at] = if kept == 'A' { 'B' } else { 'A' };
+        let tampered: String = characters.iter().collect();
+        refused(members(&service, ORG, 1, &tampered).await.map(drop));
+        characters[at] = kept;
+    }
+    for made in ["x", "é", "AAAA", &"A".repeat(4096), &format!("{token}A")] {
+        refused(members(&service, ORG, 1, made).await.map(drop));
+    }
+}
+
+#[tokio::test]
+async fn pages_have_a_default_size_and_a_greatest_one() {
+    let (backends, service) = start().await;
+    backends.table().put_many(large_organization(1100)).await;
+    for (size, expected) in [(0, 50), (7, 7), (1000, 1000), (i32::MAX, 1000)] {
+        let page = members(&service, ORG, size, "").await.unwrap().0;
+        assert_eq!(page.len(), expected);
+    }
+    let refused = members(&service, ORG, -1, "").await;
+    assert_refused(refused, Code::InvalidArgument, "INVALID_FIELD");
+    let refused = members(&service, "no-org", 1, "").await;
+    assert_refused(refused, Code::NotFound, "ORGANIZATION_NOT_FOUND");
+    let refused = organizations_of(&service, "nobody", 1, "").await;
+    assert_refused(refused, Code::NotFound, "USER_NOT_FOUND");
+}
+
+#[tokio::test]
+async fn what_others_wrote_is_listed_once_setup_has_seen_it() {
+    let backends = Backends::start().await;
+    backends.table().drop_index("listKey-PK-index").await;
+    backends.table().put_many(large_organization(3)).await;
+    let service = backends.replica().await;
+    let refused = users(&service, 0, "").await;
+    assert_refused(refused, Code::FailedPrecondition, "INDEX_MISSING");
+    let backend_settings = backends.serve_settings().backends;
+    setup::run(&backend_settings, None).await.unwrap();
+    let listed = sorted(users(&service, 0, "").await.unwrap().0);
+    assert_eq!(
+        listed,
+        ["member000000", "member000001", "member000002", OLIVIA]
+    );
+    assert_eq!(organizations(&service, 0, "").await.unwrap().0, [ORG]);
+    // Once more changes nothing.
+    let again = setup::run(&backend_settings, None).await.unwrap();
+    assert_eq!(again.table, "exists");
+}
