@@ -13,6 +13,7 @@ use tower::util::MapResponseLayer;
 
 use crate::{
     cache::{self, Credential, CredentialError, Momento},
+    clean_up::{CleanUp, CleanUpTiming},
     coherence::{self, Coherence, Invalidator},
     config::{BackendSettings, ServeSettings, ServerSettings},
     domain::Key,
@@ -169,11 +170,35 @@ impl Backends {
     }
 }
 
+/// What is not a setting.
+#[derive(Debug, Clone)]
+pub struct Tuning {
+    /// The cache.
+    pub cache: coherence::Settings,
+    /// How leftovers are removed; as the settings say, if `None`.
+    pub clean_up: Option<CleanUpTiming>,
+}
+
+impl From<coherence::Settings> for Tuning {
+    fn from(cache: coherence::Settings) -> Self {
+        Self {
+            cache,
+            clean_up: None,
+        }
+    }
+}
+
+fn usual_clean_up(settings: &ServerSettings) -> Option<CleanUpTiming> {
+    let rate = settings.clean_up_rate;
+    (rate > 0).then(|| CleanUpTiming::with_rate(rate))
+}
+
 /// The service over its backends.
 pub struct App {
     accounts: Accounts,
     coherence: Coherence,
     invalidator: Option<Invalidator>,
+    clean_up: Option<CleanUp>,
     drain_timeout: Duration,
     watch_patience: Duration,
 }
@@ -187,14 +212,16 @@ impl App {
         Self::boot_with(settings, settings.cache.to_coherence()).await
     }
 
-    /// The same with other numbers for the cache than the settings can say.
+    /// The same with other numbers for the cache, and for what runs beside calls,
+    /// than the settings can say.
     ///
     /// # Errors
     /// As [`Backends::connect`].
     pub async fn boot_with(
         settings: &ServeSettings,
-        cache: coherence::Settings,
+        tuning: impl Into<Tuning>,
     ) -> Result<Self, Error> {
+        let Tuning { cache, clean_up } = tuning.into();
         let backends = Backends::connect(&settings.backends).await?;
         let table = Arc::new(backends.table);
         let stream = Arc::new(backends.stream);
@@ -212,6 +239,9 @@ impl App {
         let listings = Listings::new(table.clone(), table.clone());
         Ok(Self {
             accounts: Accounts::new(coherence.clone(), changes, listings),
+            clean_up: clean_up
+                .or_else(|| usual_clean_up(&settings.server))
+                .map(|timing| CleanUp::new(&table, timing)),
             invalidator: timing.map(|timing| {
                 Invalidator::new(coherence.clone(), table.clone(), stream, table, timing)
             }),
@@ -293,6 +323,9 @@ impl App {
             if let Some(invalidator) = &self.invalidator {
                 invalidator.resign().await;
             }
+            if let Some(clean_up) = &self.clean_up {
+                clean_up.resign().await;
+            }
             ended.map_err(serve_failed)
         };
         let overdue = async {
@@ -305,11 +338,18 @@ impl App {
                 None => std::future::pending().await,
             }
         };
+        let clean_up = async {
+            match &self.clean_up {
+                Some(clean_up) => clean_up.run().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             ended = serve_and_drain => ended,
             // Never ends: writes need it until they are drained.
             () = self.coherence.keep() => Ok(()),
             () = follow_stream => Ok(()),
+            () = clean_up => Ok(()),
             () = overdue => {
                 tracing::warn!("calls, writes or repairs were still under way when the time to drain was over");
                 Ok(())

@@ -142,6 +142,15 @@ pub struct ServerSettings {
     /// response, in milliseconds.
     #[arg(long, env = "WATCH_PATIENCE_MS", value_name = "MS", default_value = "30000", value_parser = millis)]
     pub watch_patience_ms: Duration,
+    /// Memberships of deleted users and organizations to remove in a second, at
+    /// most, by all replicas together. 0: this replica removes none.
+    #[arg(
+        long,
+        env = "CLEAN_UP_RATE",
+        value_name = "COUNT",
+        default_value_t = 250
+    )]
+    pub clean_up_rate: u32,
     /// Address to serve metrics on, for Prometheus. Without it, there are none.
     #[arg(long, env = "METRICS_ADDR", value_name = "IP:PORT")]
     pub metrics_addr: Option<SocketAddr>,

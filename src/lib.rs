@@ -12,12 +12,14 @@
 //! ```
 //!
 //! `domain` holds the types that all of them speak, and depends on nothing.
-//! `command` runs what the command line asks for. `boot` alone names the concrete backends; `secrets` reads the credential that
-//! the cache needs; `setup` creates what is missing; `local` holds embedded
+//! `command` runs what the command line asks for. `boot` alone names the concrete
+//! backends; `clean_up` removes, beside all calls, what deletions left; `lease`
+//! says whose turn that is; `secrets` reads the credential that the cache needs; `setup` creates what is missing; `local` holds embedded
 //! servers that stand in for AWS and Momento on loopback.
 
 pub mod boot;
 pub mod cache;
+pub mod clean_up;
 pub mod coherence;
 pub mod command;
 pub mod config;
@@ -25,6 +27,7 @@ pub mod domain;
 mod error_chain;
 pub mod grpc;
 pub mod health;
+mod lease;
 #[cfg(feature = "local")]
 pub mod local;
 pub mod proto;

@@ -37,6 +37,8 @@ pub const INVALIDATOR_LAG: &str = "account_invalidator_lag_seconds";
 pub const INVALIDATOR_FENCES: &str = "account_invalidator_fences_total";
 /// Counter: changes that this replica wrote into the log of changes.
 pub const CHANGES_LOGGED: &str = "account_changes_logged_total";
+/// Counter: memberships removed that a deleted user or organization had left.
+pub const LEFTOVERS_REMOVED: &str = "account_leftovers_removed_total";
 /// Gauge: WatchChanges streams that are open in this replica.
 pub const WATCHERS: &str = "account_watchers";
 
@@ -65,6 +67,10 @@ pub fn start_metrics(addr: SocketAddr) -> Result<(), BuildError> {
     metrics::describe_counter!(
         CHANGES_LOGGED,
         "changes that this replica wrote into the log of changes"
+    );
+    metrics::describe_counter!(
+        LEFTOVERS_REMOVED,
+        "memberships removed that a deleted user or organization had left"
     );
     metrics::describe_gauge!(WATCHERS, "WatchChanges streams that are open");
     Ok(())

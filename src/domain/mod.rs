@@ -3,6 +3,7 @@
 
 mod email;
 mod labels;
+mod leftovers;
 mod membership;
 mod names;
 mod organization;
@@ -14,6 +15,7 @@ mod user;
 
 pub use email::{EMAIL_MAX_LEN, Email};
 pub use labels::{LABEL_KEY_MAX_LEN, LabelError, Labels, MAX_LABELS};
+pub use leftovers::{Gone, Leftovers};
 pub use membership::{Membership, Role, Standing, UnknownRole};
 pub use names::{
     EXISTING_NAME_MAX_LEN, FREE_TEXT_MAX_BYTES, FreeText, NEW_NAME_MAX_LEN, NameError,

@@ -4,14 +4,14 @@ use async_trait::async_trait;
 
 use super::{
     Accounts, Call, Error, Freshness, Refusal, Source, is_version, new_uid,
-    snapshot::{Snapshot, keys_of_member, rewrite, transaction},
+    snapshot::{Snapshot, deletion, keys_of_member, rewrite, transaction},
     store_failed,
 };
 use crate::{
     coherence::{Change, Plan, Verdict},
     domain::{
-        Actor, Etag, FreeText, Key, Labels, Membership, Organization, OrganizationName, Record,
-        Role, Stamp, State, Timestamp, Uid, Username,
+        Actor, Etag, FreeText, Gone, Key, Labels, Membership, Organization, OrganizationName,
+        Record, Role, Stamp, State, Timestamp, Uid, Username,
     },
     store::{self, Step, StrongReads},
 };
@@ -396,11 +396,11 @@ impl Change for DeleteOrganization {
             Ok(permitted) => permitted,
             Err(refused) => return Ok(refused),
         };
-        let delete = Step::Delete {
-            found: Record::Organization(organization.clone()),
-        };
+        let record = Record::Organization(organization.clone());
+        let gone = Gone::Organization(organization_name.clone());
+        let delete = deletion(record, gone, organization.uid.as_ref());
         Ok(Verdict::Commit(Plan {
-            steps: transaction(vec![delete], conditions),
+            steps: transaction(delete, conditions),
             publish: Vec::new(),
             upholds: Vec::new(),
             output: organization,

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use crate::{
     coherence::Plan,
     domain::{
-        Key, Organization, OrganizationName, Record, Role, Standing, User, Username,
-        standing_membership,
+        Gone, Key, Leftovers, Organization, OrganizationName, Record, Role, Standing, Timestamp,
+        Uid, User, Username, standing_membership,
     },
     store::{self, Step, StrongReads},
 };
@@ -110,6 +110,19 @@ impl Snapshot {
     }
 }
 
+/// The deletion of a user or an organization, and the removal of what it leaves.
+pub(super) fn deletion(record: Record, gone: Gone, uid: Option<&Uid>) -> Vec<Step> {
+    let leftovers = uid.map(|uid| {
+        Step::CleanUp(Leftovers {
+            gone,
+            uid: uid.clone(),
+            time: Timestamp::now(),
+        })
+    });
+    let delete = Step::Delete { found: record };
+    [Some(delete), leftovers].into_iter().flatten().collect()
+}
+
 /// The three records that make a membership count.
 pub(super) fn keys_of_member(organization: &OrganizationName, username: &Username) -> [Key; 3] {
     [
@@ -158,6 +171,6 @@ fn key_of(step: &Step) -> Option<Key> {
         Step::Require { key, .. } => Some(key.clone()),
         Step::Put { record, .. } => Some(record.key()),
         Step::Delete { found } => Some(found.key()),
-        Step::Claim { .. } | Step::Remember { .. } => None,
+        Step::Claim { .. } | Step::CleanUp(_) | Step::Remember { .. } => None,
     }
 }

@@ -4,14 +4,14 @@ use async_trait::async_trait;
 
 use super::{
     Accounts, Call, Error, Freshness, Refusal, Source, is_version, new_uid,
-    snapshot::{Snapshot, rewrite},
+    snapshot::{Snapshot, deletion, rewrite},
     store_failed,
 };
 use crate::{
     coherence::{Change, Plan, Verdict},
     domain::{
-        Actor, Email, EmailClaim, Etag, FreeText, Key, Labels, Record, Stamp, State, Timestamp,
-        User, Username,
+        Actor, Email, EmailClaim, Etag, FreeText, Gone, Key, Labels, Record, Stamp, State,
+        Timestamp, User, Username,
     },
     store::{self, Step, StrongReads},
 };
@@ -359,11 +359,10 @@ impl Change for DeleteUser {
             Ok(claims) => claims,
             Err(refused) => return Ok(refused),
         };
-        let delete = Step::Delete {
-            found: Record::User(user.clone()),
-        };
+        let gone = Gone::User(username.clone());
+        let delete = deletion(Record::User(user.clone()), gone, user.uid.as_ref());
         Ok(Verdict::Commit(Plan {
-            steps: [vec![delete], claims].concat(),
+            steps: [delete, claims].concat(),
             publish: Vec::new(),
             upholds: Vec::new(),
             output: user.clone(),

@@ -5,9 +5,9 @@ use std::{collections::HashMap, fmt};
 
 use super::{Deletion, Remembered, keys};
 use crate::domain::{
-    Actor, ChangeKind, Email, EmailClaim, Fingerprint, FreeText, Key, Labels, Made, Membership,
-    Organization, Origin, Record, RecordChange, Request, RequestId, Role, Stamp, State, Timestamp,
-    Uid, User, Username,
+    Actor, ChangeKind, Email, EmailClaim, Fingerprint, FreeText, Key, Labels, Leftovers, Made,
+    Membership, Organization, Origin, Record, RecordChange, Request, RequestId, Role, Stamp, State,
+    Timestamp, Uid, User, Username,
 };
 
 pub(super) const VERSION: &str = "ver";
@@ -249,6 +249,20 @@ pub(super) fn encode_deletion(now: Timestamp, expires: Timestamp) -> Item {
     put_number(&mut item, UPDATE_TIME, now.0);
     put_expiry(&mut item, expires);
     item
+}
+
+/// The item that says when something was deleted that left something.
+pub(super) fn encode_leftovers(leftovers: &Leftovers) -> Item {
+    let mut item = Item::new();
+    put_number(&mut item, UPDATE_TIME, leftovers.time.0);
+    item
+}
+
+/// What a deletion left, from such an item and its sort key.
+pub(super) fn decode_leftovers(sk: &str, item: &Item) -> Option<Leftovers> {
+    let (gone, uid) = keys::gone(sk)?;
+    let time = stamp(item).ok()?.update_time?;
+    Some(Leftovers { gone, uid, time })
 }
 
 /// What a deletion's item says.

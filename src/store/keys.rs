@@ -1,7 +1,9 @@
 //! The key schema, as pure functions. Frozen: tables are filled with it.
 
 use super::{Directory, LogId};
-use crate::domain::{Email, Etag, Key, OrganizationName, RequestId, Username};
+use crate::domain::{
+    Email, Etag, Gone, Key, Leftovers, OrganizationName, RequestId, Uid, Username,
+};
 
 /// Changes of a log that share a partition key.
 pub(super) const LOG_BLOCK: u64 = 1000;
@@ -83,6 +85,32 @@ pub(super) fn of_request(id: &RequestId) -> (String, String) {
 /// Partition key and sort key of the item that says who has an e-mail address.
 pub(super) fn of_email(email: &Email) -> (String, String) {
     same(format!("EMAIL#{}", email.canonical()))
+}
+
+/// Partition key of all that deletions left to be removed.
+pub(super) const LEFTOVERS: &str = "LEFTOVERS";
+
+/// Partition key and sort key of the item that says what a deletion left.
+pub(super) fn of_leftovers(leftovers: &Leftovers) -> (String, String) {
+    let (pk, _) = of(&match &leftovers.gone {
+        Gone::User(username) => Key::User(username.clone()),
+        Gone::Organization(name) => Key::Organization(name.clone()),
+    });
+    (
+        LEFTOVERS.to_owned(),
+        format!("{pk}#{}", leftovers.uid.as_str()),
+    )
+}
+
+/// What is gone, from such a sort key.
+pub(super) fn gone(sk: &str) -> Option<(Gone, Uid)> {
+    let (pk, uid) = sk.rsplit_once('#')?;
+    let gone = match key_of_item(pk, pk)? {
+        Key::User(username) => Gone::User(username),
+        Key::Organization(name) => Gone::Organization(name),
+        Key::Membership(..) => return None,
+    };
+    Some((gone, Uid::from_text(uid)?))
 }
 
 /// Partition key and sort key of a change in a log.

@@ -13,8 +13,8 @@ pub use dynamodb::{Created, DynamoDb, DynamoDbStream, Settings};
 pub use keys::{INVERTED_INDEX, LIST_INDEX, PARTITION_KEY, SORT_KEY, key_of_item};
 
 use crate::domain::{
-    ChangeKind, Email, EmailClaim, Etag, Fingerprint, Key, Made, Membership, OrganizationName,
-    Origin, Record, RecordChange, Request, RequestId, Timestamp, Username,
+    ChangeKind, Email, EmailClaim, Etag, Fingerprint, Key, Leftovers, Made, Membership,
+    OrganizationName, Origin, Record, RecordChange, Request, RequestId, Timestamp, Username,
 };
 
 /// Reads that may guard a write: they see every committed change and never a
@@ -106,6 +106,22 @@ pub struct Register {
     pub version: u64,
     /// The values by name.
     pub values: BTreeMap<String, String>,
+}
+
+/// What deletions left, to be removed.
+#[async_trait]
+pub trait LeftoverTasks: Send + Sync {
+    /// Some of what is left, if anything is.
+    ///
+    /// # Errors
+    /// The table could not be read.
+    async fn leftovers(&self) -> Result<Vec<Leftovers>, Error>;
+
+    /// Nothing is left of these.
+    ///
+    /// # Errors
+    /// The table could not be written.
+    async fn finish(&self, leftovers: &Leftovers) -> Result<(), Error>;
 }
 
 /// Lists, page by page. A page may have fewer entries than the limit, also none;
@@ -389,6 +405,8 @@ pub enum Step {
         /// Who had it.
         found: Option<EmailClaim>,
     },
+    /// Have removed what a deletion leaves.
+    CleanUp(Leftovers),
     /// Remember a request, of which nothing was remembered yet.
     Remember {
         /// The request.

@@ -179,7 +179,7 @@ async fn an_item_that_is_no_record_is_reported_and_grants_nothing() {
 }
 
 #[tokio::test]
-async fn setup_adds_the_index_and_the_stream_that_a_tutorial_table_lacks() {
+async fn setup_adds_the_indexes_and_the_stream_that_a_tutorial_table_lacks() {
     let backends = Backends::start().await;
     let mut settings = backends.serve_settings().backends;
     settings.table_name = format!("tutorial-{}", uuid::Uuid::new_v4());
@@ -216,7 +216,7 @@ async fn setup_adds_the_index_and_the_stream_that_a_tutorial_table_lacks() {
         .describe_table()
         .table_name(&settings.table_name);
     let found = describe.send().await.unwrap().table.unwrap();
-    assert_eq!(found.global_secondary_indexes().len(), 1);
+    assert_eq!(found.global_secondary_indexes().len(), 2);
     let stream = found.stream_specification().unwrap();
     assert_eq!(
         stream.stream_view_type(),

@@ -18,6 +18,7 @@ mod emails;
 mod errors;
 mod herds;
 mod histories;
+mod leftovers;
 mod legacy;
 mod lists;
 mod outages;

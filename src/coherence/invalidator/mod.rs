@@ -13,10 +13,11 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub use self::log::LogHead;
-use self::tail::{OWNER, Progress, Tail};
+use self::tail::{Progress, Tail};
 use super::{Coherence, fences::Cached};
 use crate::{
     domain::Key,
+    lease::{self, Candidate},
     store::{
         self, ChangeLog, ChangeStream, Changed, ChangedRecord, Left, Page, Position, Register,
         Registers, ShardId, StreamError, StreamId,
@@ -131,40 +132,19 @@ impl Invalidator {
 
     async fn take_turns(&self) {
         metrics::gauge!(INVALIDATOR_ACTIVE).set(0);
-        let mut seen: Option<(u64, Instant)> = None;
+        let mut candidate = Candidate::new(self.name.clone(), self.timing.takeover);
         loop {
             match self.registers.read_register(REGISTER).await {
-                Ok(register) if self.may_take(register.as_ref(), &mut seen) => {
+                Ok(register) if candidate.may_take(register.as_ref()) => {
                     if let Err(error) = self.take_turn(register).await {
                         tracing::warn!(%error, "the stream cannot be followed");
                     }
-                    seen = None;
+                    candidate.forget();
                 }
                 Ok(_) => {}
                 Err(error) => tracing::warn!(%error, "the invalidator's lease cannot be read"),
             }
             sleep(self.timing.beat / 2).await;
-        }
-    }
-
-    /// Whether nobody holds the lease: it was given up, or has stood still for
-    /// long enough.
-    fn may_take(&self, register: Option<&Register>, seen: &mut Option<(u64, Instant)>) -> bool {
-        let Some(register) = register else {
-            return true;
-        };
-        let owner = register.values.get(OWNER);
-        if owner.is_none_or(|owner| owner.is_empty() || *owner == self.name) {
-            return true;
-        }
-        match *seen {
-            Some((version, since)) if version == register.version => {
-                since.elapsed() >= self.timing.takeover
-            }
-            _ => {
-                *seen = Some((register.version, Instant::now()));
-                false
-            }
         }
     }
 
@@ -442,16 +422,9 @@ impl Invalidator {
     /// another one need not wait for it.
     pub async fn resign(&self) {
         self.resigned.cancel();
-        let Ok(Some(mut register)) = self.registers.read_register(REGISTER).await else {
-            return;
-        };
-        if register.values.get(OWNER) == Some(&self.name) {
-            register.values.insert(OWNER.to_owned(), String::new());
-            let version = Some(register.version);
-            let swap = self
-                .registers
-                .swap_register(REGISTER, version, &register.values);
-            drop(swap.await);
+        let given_up = lease::give_up(self.registers.as_ref(), REGISTER, &self.name).await;
+        if let Err(error) = given_up {
+            tracing::warn!(%error, "the invalidator's lease was not given up");
         }
     }
 }

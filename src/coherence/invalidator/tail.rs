@@ -6,11 +6,10 @@ use std::collections::BTreeMap;
 use tokio::time::Instant;
 
 use super::log::LogHead;
+use crate::lease;
 use crate::store::{Cursor, Position, Shard, ShardId, StreamId};
 
-/// Names of its values: who is active, on which stream, and how far it has come
-/// in each shard.
-pub(super) const OWNER: &str = "owner";
+/// Names of its values: which stream it is, and how far it was read in each shard.
 const STREAM: &str = "stream";
 const SHARD: &str = "shard:";
 /// The checkpoint of a shard that was read to its end.
@@ -94,7 +93,7 @@ impl Tail {
             Some((format!("{SHARD}{}", id.0), sequence))
         });
         let mut values: BTreeMap<_, _> = shards.collect();
-        values.insert(OWNER.to_owned(), owner.to_owned());
+        lease::claim(&mut values, owner);
         values.insert(STREAM.to_owned(), self.stream.0.clone());
         values.extend(self.head.values());
         values

@@ -171,6 +171,14 @@ impl DynamoDb {
                 };
                 Ok(vec![item])
             }
+            Step::CleanUp(leftovers) => {
+                let item = item::encode_leftovers(leftovers);
+                Ok(vec![self.transact_put(
+                    &keys::of_leftovers(leftovers),
+                    [item, noted.clone()],
+                    Condition::default(),
+                )?])
+            }
             Step::Remember { request, outcome } => {
                 let expires = Timestamp::now().after(REQUEST_RETENTION);
                 let remembered = item::encode_request(request, outcome, expires);

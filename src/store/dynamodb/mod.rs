@@ -4,6 +4,7 @@
 mod change_log;
 mod change_stream;
 mod commit;
+mod leftovers;
 mod lists;
 mod register;
 mod table;

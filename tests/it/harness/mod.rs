@@ -12,8 +12,7 @@ use std::{
 };
 
 use account_service::{
-    boot::{self, App},
-    coherence,
+    boot::{self, App, Tuning},
     config::{CacheSettings, DevSettings, LogFormat, LogSettings, ServeSettings, ServerSettings},
     local::{ANY_PORT, Embedded, momento},
     proto::account_v1::{self as pb, account_service_client::AccountServiceClient},
@@ -93,11 +92,11 @@ impl Backends {
     }
 
     /// A replica with its own way to the backends.
-    pub async fn isolated(&self, cache: coherence::Settings) -> Isolated {
+    pub async fn isolated(&self, tuning: impl Into<Tuning>) -> Isolated {
         let (dynamodb, momento) = <(Arc<Script>, Arc<Script>)>::default();
         let (way, settings) = self.way(dynamodb.clone(), momento.clone()).await;
         Isolated {
-            replica: Replica::start_with(&settings, cache).await,
+            replica: Replica::start_with(&settings, tuning).await,
             dynamodb,
             momento,
             _way: way,
@@ -222,16 +221,16 @@ impl Replica {
         Self::start_with(settings, settings.cache.to_coherence()).await
     }
 
-    pub async fn start_with(settings: &ServeSettings, cache: coherence::Settings) -> Self {
-        Self::try_start_with(settings, cache).await.unwrap()
+    pub async fn start_with(settings: &ServeSettings, tuning: impl Into<Tuning>) -> Self {
+        Self::try_start_with(settings, tuning).await.unwrap()
     }
 
     pub async fn try_start_with(
         settings: &ServeSettings,
-        cache: coherence::Settings,
+        tuning: impl Into<Tuning>,
     ) -> Result<Self, boot::Error> {
         let (listener, addr) = boot::listen(&settings.server).await?;
-        let app = App::boot_with(settings, cache).await?;
+        let app = App::boot_with(settings, tuning).await?;
         let accounts = app.accounts().clone();
         let (stop, stopped) = oneshot::channel();
         tokio::spawn(async move {
@@ -290,6 +289,8 @@ fn dev_settings() -> DevSettings {
             listen_addr: ANY_PORT,
             drain_timeout_ms: Duration::from_secs(10),
             watch_patience_ms: Duration::from_secs(2),
+            // Its calls would be counted.
+            clean_up_rate: 0,
             metrics_addr: None,
         },
         cache: CacheSettings {
@@ -443,6 +444,18 @@ impl Table {
         let number: u64 = after.parse::<u64>().unwrap() + 1;
         let pk = format!("CHANGELOG#{log}#{}", number / 1000);
         self.delete(&pk, &format!("{number:020}")).await;
+    }
+
+    /// How many items have sort keys, under a partition key, that begin like this.
+    pub async fn count(&self, pk: &str, sk: &str) -> usize {
+        let text = |text: &str| aws_sdk_dynamodb::types::AttributeValue::S(text.to_owned());
+        let query = self.client.query().table_name(&self.name);
+        let query = query
+            .key_condition_expression("PK = :pk AND begins_with(SK, :sk)")
+            .expression_attribute_values(":pk", text(pk))
+            .expression_attribute_values(":sk", text(sk));
+        let items = query.into_paginator().items().send();
+        items.collect::<Result<Vec<_>, _>>().await.unwrap().len()
     }
 
     /// A number attribute of an item.
