@@ -332,18 +332,18 @@ impl App {
             draining.notified().await;
             tokio::time::sleep(self.drain_timeout).await;
         };
-        let follow_stream = async {
+        let follow_stream = Box::pin(async {
             match &self.invalidator {
                 Some(invalidator) => invalidator.run().await,
                 None => std::future::pending().await,
             }
-        };
-        let clean_up = async {
+        });
+        let clean_up = Box::pin(async {
             match &self.clean_up {
                 Some(clean_up) => clean_up.run().await,
                 None => std::future::pending().await,
             }
-        };
+        });
         tokio::select! {
             ended = serve_and_drain => ended,
             // Never ends: writes need it until they are drained.

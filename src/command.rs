@@ -54,7 +54,7 @@ pub async fn run(command: Command) -> Result<(), Failure> {
             serve(&settings, |addr| format!("serving on {addr}\n")).await?;
         }
         #[cfg(feature = "local")]
-        Command::Dev(settings) => Box::pin(dev(&settings)).await?,
+        Command::Dev(settings) => dev(&settings).await?,
         Command::Setup(settings) => set_up(&settings).await?,
         Command::Flush(settings) => flush(&settings).await?,
         Command::Invalidate(settings) => invalidate(&settings).await?,
