@@ -230,7 +230,7 @@ impl Replica {
         tuning: impl Into<Tuning>,
     ) -> Result<Self, boot::Error> {
         let (listener, addr) = boot::listen(&settings.server).await?;
-        let app = App::boot_with(settings, tuning).await?;
+        let app = Box::pin(App::boot_with(settings, tuning)).await?;
         let accounts = app.accounts().clone();
         let (stop, stopped) = oneshot::channel();
         tokio::spawn(async move {
