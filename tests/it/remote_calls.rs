@@ -382,3 +382,39 @@ async fn a_look_up_by_address_asks_the_table_who_has_it_and_the_cache_for_the_us
         .await
         .unwrap();
 }
+
+#[tokio::test]
+async fn a_page_of_a_list_is_a_query_and_a_round_trip_to_the_cache() {
+    let (backends, service) = start().await;
+    service.found_olivia_org_with_michael().await;
+    let mut client = service.client.clone();
+    // The first token makes the key that tokens are signed with.
+    let request = pb::ListOrganizationMembersRequest {
+        organization_name: ORG.to_owned(),
+        page_size: 1,
+        ..pb::ListOrganizationMembersRequest::default()
+    };
+    let page = client.list_organization_members(request.clone()).await;
+    let request = pb::ListOrganizationMembersRequest {
+        page_token: page.unwrap().into_inner().next_page_token,
+        ..request
+    };
+    let page = client.list_organization_members(request);
+    let expected = &["1 x GetBatch", "1 x Query"];
+    assert_calls(&backends, &service, page, expected)
+        .await
+        .unwrap();
+    let request = pb::ListUserOrganizationsRequest {
+        username: MICHAEL.to_owned(),
+        ..pb::ListUserOrganizationsRequest::default()
+    };
+    let page = client.list_user_organizations(request);
+    assert_calls(&backends, &service, page, expected)
+        .await
+        .unwrap();
+    let page = client.list_users(pb::ListUsersRequest::default());
+    let expected = &["1 x GetBatch", "4 x Query"];
+    assert_calls(&backends, &service, page, expected)
+        .await
+        .unwrap();
+}
