@@ -35,9 +35,10 @@ sabotage:
 histories:
     HISTORY_OPERATIONS=1000000 HISTORY_WORLDS=24 cargo test --locked --release --test it histories:: -- --nocapture
 
-# Lint and formatting of the contract.
+# Lint, formatting and compatibility of the contract. The image is what clients were generated from last.
 proto:
     buf lint
+    buf breaking --against proto/account.v1.binpb
     buf format --diff --exit-code
 
 # Licences, sources and duplicates of the dependencies; known vulnerabilities where the advisory database can be had.

@@ -1,10 +1,11 @@
-"""The tutorial's story with a client generated from proto/: what it answers, and
-which codes and details its errors carry.
+"""The tutorial's story with a client generated from proto/, lists by pages, a
+retry, a watch that is resumed, and which codes and details errors carry.
 
-Usage: story.py HOST:PORT, with the generated modules on the path.
+Usage: story.py HOST:PORT SERVICE_CONFIG, with the generated modules on the path.
 """
 
 import sys
+import uuid
 
 import grpc
 from account.v1 import account_service_pb2 as pb
@@ -84,6 +85,60 @@ def tell(accounts):
     assert not accounts.CheckMembership(check, timeout=5).is_member
 
 
+def page(accounts):
+    """A list, page by page."""
+    request = pb.ListUserOrganizationsRequest(username="py-olivia", page_size=2)
+    names = [f"py-org-{number}" for number in range(5)]
+    for name in names:
+        accounts.CreateOrganization(
+            pb.CreateOrganizationRequest(organization_name=name, founding_user="py-olivia"),
+            timeout=5,
+        )
+    listed, pages = [], 0
+    while True:
+        answer = accounts.ListUserOrganizations(request, timeout=5)
+        listed += [membership.organization_name for membership in answer.memberships]
+        pages += 1
+        request.page_token = answer.next_page_token
+        if not request.page_token:
+            break
+    assert listed == ["py-org", *names] and pages >= 3, listed
+
+
+def send_twice(accounts):
+    """A write whose reply was lost, as far as the client knows."""
+    create = pb.CreateUserRequest(username="py-once", request_id=str(uuid.uuid4()))
+    first = accounts.CreateUser(create, timeout=5).user
+    assert accounts.CreateUser(create, timeout=5).user == first
+    create.first_name = "Another"
+    code, reason, _ = refused(accounts.CreateUser, create)
+    assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_ID_REUSED")
+
+
+def watch(accounts):
+    """What changed so far, in two parts: the second goes on after the first."""
+    whole = []
+    cursor = None
+    for want in (2, 4):
+        request = pb.WatchChangesRequest(organization_name="py-org", oldest=True)
+        if cursor:
+            request = pb.WatchChangesRequest(organization_name="py-org", cursor=cursor)
+        stream = accounts.WatchChanges(request, timeout=20)
+        while len(whole) < want:
+            for change in next(stream).changes:
+                if len(whole) < want:
+                    whole.append(change)
+                    cursor = change.cursor
+        stream.cancel()
+    kinds = sorted((change.WhichOneof("resource"), change.kind) for change in whole)
+    assert kinds == [
+        ("membership", pb.CHANGE_KIND_CREATED),
+        ("membership", pb.CHANGE_KIND_CREATED),
+        ("membership", pb.CHANGE_KIND_DELETED),
+        ("organization", pb.CHANGE_KIND_CREATED),
+    ], kinds
+
+
 def err(accounts):
     """Errors, with what a client can branch on."""
     code, reason, found = refused(accounts.CreateUser, pb.CreateUserRequest(username="a#b"))
@@ -113,9 +168,18 @@ def err(accounts):
 
 def main():
     """Tells the story, then errs."""
-    with grpc.insecure_channel(sys.argv[1]) as channel:
+    with open(sys.argv[2], encoding="utf-8") as file:
+        options = [
+            ("grpc.service_config", file.read()),
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+        ]
+    with grpc.insecure_channel(sys.argv[1], options) as channel:
         accounts = rpc.AccountServiceStub(channel)
         tell(accounts)
+        page(accounts)
+        send_twice(accounts)
+        watch(accounts)
         err(accounts)
     print("python: the story is told, the errors are as documented")
 
