@@ -50,7 +50,7 @@ deny:
 second-opinion:
     tests/second_opinion/run
 
-# The lines of the README with grpcurl, and the story with a generated Python client, against `dev`.
+# The lines of the README with grpcurl, and the story with generated Python, Go, TypeScript and Java clients, against `dev`.
 clients:
     tests/clients/run
 

@@ -1,0 +1,132 @@
+// The tutorial's story with a client generated from proto/, a list by pages, a
+// batch check, a retry, a watch that is resumed, and the code of an error.
+//
+// Usage: story.js HOST:PORT SERVICE_CONFIG
+
+import assert from "node:assert/strict";
+import { randomUUID } from "node:crypto";
+import { readFileSync } from "node:fs";
+
+import { type CallOptions, Metadata, type ServiceError, credentials, status } from "@grpc/grpc-js";
+
+import {
+  AccountServiceClient,
+  type Change,
+  CreateOrganizationRequest,
+  CreateUserRequest,
+  ListOrganizationMembersRequest,
+  WatchChangesRequest,
+} from "./gen/account/v1/account_service.js";
+import { Role } from "./gen/account/v1/resources.js";
+
+const [address, serviceConfig] = process.argv.slice(2);
+const client = new AccountServiceClient(address, credentials.createInsecure(), {
+  "grpc.service_config": readFileSync(serviceConfig, "utf8"),
+  "grpc.keepalive_time_ms": 30_000,
+  "grpc.keepalive_timeout_ms": 10_000,
+});
+
+type Unary<Req, Res> = (
+  request: Req,
+  metadata: Metadata,
+  options: Partial<CallOptions>,
+  done: (error: ServiceError | null, reply: Res) => void,
+) => unknown;
+
+/** Calls an RPC and waits for its reply, for 3 seconds at most. */
+function call<Req, Res>(rpc: Unary<Req, Res>, request: Req): Promise<Res> {
+  const options = { deadline: Date.now() + 3_000 };
+  return new Promise((resolve, reject) => {
+    rpc.call(client, request, new Metadata(), options, (error, reply) => (error ? reject(error) : resolve(reply)));
+  });
+}
+
+async function tell() {
+  for (const username of ["ts-olivia", "ts-michael"]) {
+    await call(client.createUser, CreateUserRequest.fromPartial({ username }));
+  }
+  await call(
+    client.createOrganization,
+    CreateOrganizationRequest.fromPartial({ organizationName: "ts-org", foundingUser: "ts-olivia" }),
+  );
+  const check = { organizationName: "ts-org", username: "ts-michael", minimumRole: Role.ROLE_UNSPECIFIED, consistency: undefined };
+  assert.equal((await call(client.checkMembership, check)).isMember, false);
+  await call(client.addUserToOrganization, {
+    organizationName: "ts-org",
+    memberUsername: "ts-michael",
+    role: Role.ROLE_MEMBER,
+    addingUser: "ts-olivia",
+    requestId: randomUUID(),
+  });
+  assert.equal((await call(client.checkMembership, check)).role, Role.ROLE_MEMBER);
+  const checks = ["ts-olivia", "ts-michael", "ts-nobody"].map((username) => ({
+    organizationName: "ts-org",
+    username,
+    minimumRole: Role.ROLE_ADMIN,
+  }));
+  const { results } = await call(client.batchCheckMemberships, { checks, consistency: undefined });
+  assert.deepEqual(results.map((result) => result.satisfied), [true, false, false]);
+}
+
+async function page() {
+  const names: string[] = [];
+  let pageToken = "";
+  do {
+    const request = ListOrganizationMembersRequest.fromPartial({ organizationName: "ts-org", pageSize: 1, pageToken });
+    const reply = await call(client.listOrganizationMembers, request);
+    names.push(...reply.memberships.map((membership) => membership.memberUsername));
+    pageToken = reply.nextPageToken;
+  } while (pageToken !== "");
+  assert.deepEqual(names, ["ts-michael", "ts-olivia"]);
+}
+
+async function sendTwice() {
+  const create = CreateUserRequest.fromPartial({ username: "ts-once", requestId: randomUUID() });
+  const first = await call(client.createUser, create);
+  assert.deepEqual(await call(client.createUser, create), first);
+}
+
+/** So many changes. */
+async function changes(request: WatchChangesRequest, want: number): Promise<Change[]> {
+  const seen: Change[] = [];
+  const stream = client.watchChanges(request, { deadline: Date.now() + 20_000 });
+  for await (const response of stream) {
+    seen.push(...response.changes);
+    if (seen.length >= want) {
+      break;
+    }
+  }
+  return seen.slice(0, want);
+}
+
+async function watch() {
+  const begin = WatchChangesRequest.fromPartial({ organizationName: "ts-org", start: { $case: "oldest", value: true } });
+  const [first] = await changes(begin, 1);
+  const resumed = WatchChangesRequest.fromPartial({
+    organizationName: "ts-org",
+    start: { $case: "cursor", value: first.cursor },
+  });
+  const rest = await changes(resumed, 2);
+  const kinds = [first, ...rest].map((change) => change.resource?.$case).sort();
+  assert.deepEqual(kinds, ["membership", "membership", "organization"]);
+}
+
+async function err() {
+  const refused = call(client.createUser, CreateUserRequest.fromPartial({ username: "ts-olivia" }));
+  const error: ServiceError = await refused.then(
+    () => assert.fail("not refused"),
+    (error: ServiceError) => error,
+  );
+  assert.equal(error.code, status.ALREADY_EXISTS);
+  // A google.rpc.Status; its first detail is the ErrorInfo.
+  const [details] = error.metadata.get("grpc-status-details-bin");
+  assert.match(details.toString(), /USER_ALREADY_EXISTS/);
+}
+
+await tell();
+await page();
+await sendTwice();
+await watch();
+await err();
+client.close();
+console.log("typescript: the story is told, the errors are as documented");
