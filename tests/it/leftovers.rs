@@ -66,7 +66,8 @@ async fn members_left(backends: &Backends) -> usize {
 }
 
 async fn tasks_left(backends: &Backends) -> usize {
-    backends.table().count("LEFTOVERS", "").await
+    let table = backends.table();
+    table.count("LEFTOVERS", "USER#").await + table.count("LEFTOVERS", "ORG#").await
 }
 
 #[tokio::test]
