@@ -6,6 +6,7 @@ FROM rust:1.95-slim-bookworm AS build
 WORKDIR /build
 COPY Cargo.toml Cargo.lock build.rs ./
 COPY proto proto
+COPY third_party third_party
 COPY model model
 RUN mkdir src \
     && echo 'fn main() {}' > src/main.rs \

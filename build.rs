@@ -3,21 +3,27 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-use prost::Message as _;
-
 const PROTO_ROOT: &str = "proto";
+/// What the contract imports of others.
+const IMPORT_ROOT: &str = "third_party/googleapis";
 const API: [&str; 1] = ["account/v1/account_service.proto"];
 const CACHE: [&str; 1] = ["account/cache/v1/entry.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed={PROTO_ROOT}");
+    println!("cargo::rerun-if-changed={IMPORT_ROOT}");
     let out = PathBuf::from(env::var("OUT_DIR")?);
 
-    let api = protox::compile(API, [PROTO_ROOT])?;
-    fs::write(out.join("account_descriptor.bin"), api.encode_to_vec())?;
+    let mut compiler = protox::Compiler::new([PROTO_ROOT, IMPORT_ROOT])?;
+    compiler.include_imports(true).include_source_info(true);
+    compiler.open_files(API)?;
+    // As protox encodes it: with the HTTP forms, which prost's types have no
+    // place for.
+    let descriptors = compiler.encode_file_descriptor_set();
+    fs::write(out.join("account_descriptor.bin"), descriptors)?;
     // Maps by their keys, so that equal messages are encoded alike.
     let configure = tonic_prost_build::configure().btree_map(".account.v1");
-    configure.compile_fds(api)?;
+    configure.compile_fds(compiler.file_descriptor_set())?;
 
     let cache = protox::compile(CACHE, [PROTO_ROOT])?;
     tonic_prost_build::configure()

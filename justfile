@@ -38,7 +38,7 @@ histories:
 # Lint, formatting and compatibility of the contract. The image is what clients were generated from last.
 proto:
     buf lint
-    buf breaking --against proto/account.v1.binpb
+    buf breaking proto --against proto/account.v1.binpb
     buf format --diff --exit-code
 
 # Licences, sources and duplicates of the dependencies; known vulnerabilities where the advisory database can be had.

@@ -178,48 +178,54 @@ async fn an_item_that_is_no_record_is_reported_and_grants_nothing() {
     assert_eq!(service.role_of(ORG, "oliviaowner").await, Some(Role::Owner));
 }
 
-#[tokio::test]
-async fn setup_adds_the_indexes_and_the_stream_that_a_tutorial_table_lacks() {
-    let backends = Backends::start().await;
-    let mut settings = backends.serve_settings().backends;
-    settings.table_name = format!("tutorial-{}", uuid::Uuid::new_v4());
-    let table = backends.table();
-    let key = |name: &str, key_type| {
-        let key = KeySchemaElement::builder().attribute_name(name);
-        key.key_type(key_type).build().unwrap()
-    };
-    let text = |name: &str| {
-        let attribute = AttributeDefinition::builder().attribute_name(name);
-        attribute
-            .attribute_type(ScalarAttributeType::S)
-            .build()
-            .unwrap()
-    };
-    let create = table.client.create_table().table_name(&settings.table_name);
-    let create = create
-        .billing_mode(BillingMode::PayPerRequest)
-        .attribute_definitions(text("PK"))
-        .attribute_definitions(text("SK"))
-        .key_schema(key("PK", KeyType::Hash))
-        .key_schema(key("SK", KeyType::Range));
-    create.send().await.unwrap();
+/// DynamoDB Local takes the longer to change an index the more tables it has: these
+/// tests come first there.
+mod indexes {
+    use super::*;
 
-    let added = setup::run(&settings, None).await.unwrap();
-    assert_eq!(
-        added.table,
-        "exists; what it lacked of indexes, stream and time to live was added"
-    );
-    let again = setup::run(&settings, None).await.unwrap();
-    assert_eq!(again.table, "exists");
-    let describe = table
-        .client
-        .describe_table()
-        .table_name(&settings.table_name);
-    let found = describe.send().await.unwrap().table.unwrap();
-    assert_eq!(found.global_secondary_indexes().len(), 2);
-    let stream = found.stream_specification().unwrap();
-    assert_eq!(
-        stream.stream_view_type(),
-        Some(&StreamViewType::NewAndOldImages)
-    );
+    #[tokio::test]
+    async fn setup_adds_the_indexes_and_the_stream_that_a_tutorial_table_lacks() {
+        let backends = Backends::start().await;
+        let mut settings = backends.serve_settings().backends;
+        settings.table_name = format!("tutorial-{}", uuid::Uuid::new_v4());
+        let table = backends.table();
+        let key = |name: &str, key_type| {
+            let key = KeySchemaElement::builder().attribute_name(name);
+            key.key_type(key_type).build().unwrap()
+        };
+        let text = |name: &str| {
+            let attribute = AttributeDefinition::builder().attribute_name(name);
+            attribute
+                .attribute_type(ScalarAttributeType::S)
+                .build()
+                .unwrap()
+        };
+        let create = table.client.create_table().table_name(&settings.table_name);
+        let create = create
+            .billing_mode(BillingMode::PayPerRequest)
+            .attribute_definitions(text("PK"))
+            .attribute_definitions(text("SK"))
+            .key_schema(key("PK", KeyType::Hash))
+            .key_schema(key("SK", KeyType::Range));
+        create.send().await.unwrap();
+
+        let added = setup::run(&settings, None).await.unwrap();
+        assert_eq!(
+            added.table,
+            "exists; what it lacked of indexes, stream and time to live was added"
+        );
+        let again = setup::run(&settings, None).await.unwrap();
+        assert_eq!(again.table, "exists");
+        let describe = table
+            .client
+            .describe_table()
+            .table_name(&settings.table_name);
+        let found = describe.send().await.unwrap().table.unwrap();
+        assert_eq!(found.global_secondary_indexes().len(), 2);
+        let stream = found.stream_specification().unwrap();
+        assert_eq!(
+            stream.stream_view_type(),
+            Some(&StreamViewType::NewAndOldImages)
+        );
+    }
 }

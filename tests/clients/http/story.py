@@ -1,0 +1,120 @@
+"""The tutorial's story by HTTP/JSON, and every RPC at its path.
+
+Usage: story.py URL
+"""
+
+import json
+import sys
+import urllib.error
+import urllib.request
+
+BASE = sys.argv[1]
+ORGANIZATION = "/organizations/http-org"
+MICHAEL = ORGANIZATION + "/members/http-michael"
+
+
+def call(method, path, body=None):
+    """The code and the JSON body of the answer."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(BASE + path, data, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def ok(method, path, body=None):
+    code, answer = call(method, path, body)
+    assert code == 200, (method, path, code, answer)
+    return answer
+
+
+def has(answer, **fields):
+    assert fields.items() <= answer.items(), answer
+
+
+def the_tutorials_calls():
+    olivia = {"username": "http-olivia", "firstName": "Olivia", "lastName": "Smith"}
+    michael = {"username": "http-michael", "firstName": "Michael", "lastName": "Scott"}
+    has(ok("POST", "/users", olivia)["user"], **olivia)
+    has(ok("POST", "/users", michael)["user"], **michael)
+    organization = {"organizationName": "http-org", "foundingUser": "http-olivia"}
+    has(ok("POST", "/organizations", organization)["organization"], **organization)
+    owner = ok("GET", ORGANIZATION + "/members/http-olivia")["membership"]
+    has(owner, organizationName="http-org", memberUsername="http-olivia", role="ROLE_OWNER")
+    code, answer = call("GET", MICHAEL)
+    assert code == 404, answer
+    assert [detail.get("reason") for detail in answer["details"]][0] == "MEMBERSHIP_NOT_FOUND", answer
+    adding = {"memberUsername": "http-michael", "role": "ROLE_MEMBER", "addingUser": "http-olivia"}
+    has(ok("POST", ORGANIZATION + "/members", adding)["membership"], memberUsername="http-michael", role="ROLE_MEMBER")
+    member = ok("GET", MICHAEL)["membership"]
+    has(member, organizationName="http-org", memberUsername="http-michael", role="ROLE_MEMBER")
+
+
+def users():
+    has(ok("GET", "/users/http-olivia")["user"], firstName="Olivia")
+    changed = ok("PATCH", "/users/http-olivia", {"displayName": "Liv", "email": "liv@example.com"})["user"]
+    has(changed, displayName="Liv", firstName="Olivia")
+    has(ok("GET", "/users:lookup?email=liv@example.com")["user"], username="http-olivia")
+    found = ok("GET", "/users:batchGet?usernames=http-olivia&usernames=http-nobody")
+    has(found, notFound=["http-nobody"])
+    assert ok("GET", "/users?pageSize=1").keys() == {"users", "nextPageToken"}
+    has(ok("POST", "/users/http-michael:suspend", {})["user"], state="STATE_SUSPENDED")
+    has(ok("GET", MICHAEL + ":check"), isMember=False)
+    has(ok("POST", "/users/http-michael:resume", {})["user"], state="STATE_ACTIVE")
+    listed = ok("GET", "/users/http-michael/organizations")["memberships"]
+    assert len(listed) == 1, listed
+
+
+def organizations():
+    has(ok("GET", ORGANIZATION)["organization"], foundingUser="http-olivia")
+    path = ORGANIZATION + "?actingUser=http-olivia"
+    has(ok("PATCH", path, {"labels": {"tier": "gold"}})["organization"], labels={"tier": "gold"})
+    found = ok("GET", "/organizations:batchGet?organizationNames=http-org")["organizations"]
+    assert len(found) == 1, found
+    assert ok("GET", "/organizations?pageSize=1").keys() == {"organizations", "nextPageToken"}
+    has(ok("POST", ORGANIZATION + ":suspend", {})["organization"], state="STATE_SUSPENDED")
+    has(ok("POST", ORGANIZATION + ":resume", {})["organization"], state="STATE_ACTIVE")
+
+
+def memberships():
+    has(ok("GET", MICHAEL + ":check?minimumRole=ROLE_ADMIN"), isMember=True, role="ROLE_MEMBER", satisfied=False)
+    changing = {"role": "ROLE_ADMIN", "actingUser": "http-olivia"}
+    has(ok("PATCH", MICHAEL, changing)["membership"], role="ROLE_ADMIN")
+    checks = {"checks": [{"organizationName": "http-org", "username": "http-michael"}]}
+    has(ok("POST", "/memberships:batchCheck", checks)["results"][0], role="ROLE_ADMIN")
+    members = ok("GET", ORGANIZATION + "/members")["memberships"]
+    assert [member["memberUsername"] for member in members] == ["http-michael", "http-olivia"], members
+    handing_over = {"newOwner": "http-michael", "actingUser": "http-olivia"}
+    handed_over = ok("POST", ORGANIZATION + ":transferOwnership", handing_over)
+    has(handed_over["newOwner"], role="ROLE_OWNER")
+    has(ok("DELETE", ORGANIZATION + "/members/http-olivia?actingUser=http-olivia")["membership"], role="ROLE_ADMIN")
+
+
+def errors():
+    code, answer = call("POST", "/users", {"username": "Bad Name"})
+    assert code == 400, answer
+    assert answer["details"][1]["fieldViolations"][0]["field"] == "username", answer
+    code, answer = call("POST", "/users", {"usrname": "misspelt"})
+    assert code == 400, answer
+    code, answer = call("PATCH", ORGANIZATION + "?actingUser=http-olivia", {"displayName": "Mine"})
+    assert code == 403, answer
+
+
+def changes():
+    with urllib.request.urlopen(BASE + "/changes:watch?oldest=true&organizationName=http-org", timeout=20) as lines:
+        for line in lines:
+            for change in json.loads(line)["result"].get("changes", []):
+                assert change["organization"]["after"]["organizationName"] == "http-org", change
+                return
+
+
+def the_end():
+    has(ok("DELETE", ORGANIZATION + "?actingUser=http-michael")["organization"], organizationName="http-org")
+    has(ok("DELETE", "/users/http-michael")["user"], username="http-michael")
+
+
+for part in (the_tutorials_calls, users, organizations, memberships, errors, changes, the_end):
+    part()
+print("HTTP/JSON: the story was told")
