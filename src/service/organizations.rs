@@ -163,7 +163,8 @@ impl Accounts {
     /// neither.
     ///
     /// # Errors
-    /// [`Refusal::UserNotFound`], [`Refusal::OrganizationExists`].
+    /// [`Refusal::UserNotFound`], [`Refusal::NotPermitted`],
+    /// [`Refusal::OrganizationExists`].
     pub async fn create_organization(
         &self,
         new: NewOrganization,
@@ -273,6 +274,9 @@ impl Change for CreateOrganization {
             let refusal = Refusal::UserNotFound(founding_user.clone());
             return Ok(Verdict::refuse_for(vec![user_key], refusal));
         };
+        if founder.state == State::Suspended {
+            return Ok(Verdict::Deny(Refusal::NotPermitted));
+        }
         if found.organization(organization_name).is_some() {
             return Ok(Verdict::refuse(Refusal::OrganizationExists(
                 organization_name.clone(),

@@ -120,7 +120,8 @@ impl Change for TransferOwnership {
         let Some(new) = found.member(organization_name, new_owner) else {
             return Ok(not_a_member(organization_name, new_owner));
         };
-        if new.state == State::Suspended {
+        // Who gives up the role must leave an Owner who can act.
+        if new.state == State::Suspended && self.previous_owner().is_some() {
             return Ok(last_owner(organization_name));
         }
         let previous = self

@@ -14,6 +14,7 @@ mod batches;
 mod binary;
 mod cache_faults;
 mod changes;
+mod conformance;
 mod emails;
 mod errors;
 mod herds;

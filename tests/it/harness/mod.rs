@@ -4,6 +4,7 @@ mod dynamodb_proxy;
 pub mod script;
 
 use std::{
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -19,6 +20,7 @@ use account_service::{
     service::Accounts,
     setup,
 };
+use aws_sdk_dynamodb::types::AttributeValue;
 use tokio::sync::oneshot;
 use tonic::{Status, transport::Channel};
 
@@ -348,7 +350,7 @@ impl Table {
     /// Puts an item of text attributes.
     pub async fn put(&self, attributes: &[(&str, &str)]) {
         let item = attributes.iter().map(|(name, text)| {
-            let text = aws_sdk_dynamodb::types::AttributeValue::S((*text).to_owned());
+            let text = AttributeValue::S((*text).to_owned());
             ((*name).to_owned(), text)
         });
         let put = self.client.put_item().table_name(&self.name);
@@ -357,7 +359,7 @@ impl Table {
 
     /// Puts many items of text attributes.
     pub async fn put_many(&self, items: Vec<Vec<(&str, String)>>) {
-        use aws_sdk_dynamodb::types::{AttributeValue, PutRequest, WriteRequest};
+        use aws_sdk_dynamodb::types::{PutRequest, WriteRequest};
         use futures_util::StreamExt as _;
         let write = |items: &[Vec<(&str, String)>]| {
             let requests = items.iter().map(|item| {
@@ -382,7 +384,7 @@ impl Table {
 
     /// Changes a text attribute of an item.
     pub async fn set_text(&self, pk: &str, sk: &str, name: &str, text: &str) {
-        let value = |text: &str| aws_sdk_dynamodb::types::AttributeValue::S(text.to_owned());
+        let value = |text: &str| AttributeValue::S(text.to_owned());
         let update = self.client.update_item().table_name(&self.name);
         let update = update.key("PK", value(pk)).key("SK", value(sk));
         let update = update
@@ -409,9 +411,31 @@ impl Table {
         (arn, description.shards()[0].shard_id().unwrap().to_owned())
     }
 
+    /// All items with a partition key, by sort key.
+    pub async fn partition(&self, pk: &str) -> BTreeMap<String, HashMap<String, AttributeValue>> {
+        let query = self.client.query().table_name(&self.name);
+        let query = query
+            .consistent_read(true)
+            .key_condition_expression("PK = :pk")
+            .expression_attribute_values(":pk", AttributeValue::S(pk.to_owned()));
+        let items = query.into_paginator().items().send();
+        let items = items.collect::<Result<Vec<_>, _>>().await.unwrap();
+        let by_sort_key = |item: HashMap<_, AttributeValue>| {
+            let sk = item["SK"].as_s().unwrap().clone();
+            (sk, item)
+        };
+        items.into_iter().map(by_sort_key).collect()
+    }
+
+    /// Puts an item.
+    pub async fn put_item(&self, item: HashMap<String, AttributeValue>) {
+        let put = self.client.put_item().table_name(&self.name);
+        put.set_item(Some(item)).send().await.unwrap();
+    }
+
     /// Deletes an item.
     pub async fn delete(&self, pk: &str, sk: &str) {
-        let text = |text: &str| aws_sdk_dynamodb::types::AttributeValue::S(text.to_owned());
+        let text = |text: &str| AttributeValue::S(text.to_owned());
         let delete = self.client.delete_item().table_name(&self.name);
         let delete = delete.key("PK", text(pk)).key("SK", text(sk));
         delete.send().await.unwrap();
@@ -448,7 +472,7 @@ impl Table {
 
     /// How many items have sort keys, under a partition key, that begin like this.
     pub async fn count(&self, pk: &str, sk: &str) -> usize {
-        let text = |text: &str| aws_sdk_dynamodb::types::AttributeValue::S(text.to_owned());
+        let text = |text: &str| AttributeValue::S(text.to_owned());
         let query = self.client.query().table_name(&self.name);
         let query = query
             .key_condition_expression("PK = :pk AND begins_with(SK, :sk)")
@@ -460,7 +484,7 @@ impl Table {
 
     /// A number attribute of an item.
     pub async fn number(&self, pk: &str, sk: &str, name: &str) -> Option<u64> {
-        let text = |text: &str| aws_sdk_dynamodb::types::AttributeValue::S(text.to_owned());
+        let text = |text: &str| AttributeValue::S(text.to_owned());
         let get = self.client.get_item().table_name(&self.name);
         let get = get.key("PK", text(pk)).key("SK", text(sk));
         let item = get.consistent_read(true).send().await.unwrap().item?;
@@ -476,7 +500,7 @@ impl Table {
 
     /// The names of an item's attributes, sorted; `None` if there is no item.
     pub async fn attributes_of(&self, pk: &str, sk: &str) -> Option<Vec<String>> {
-        let text = |text: &str| aws_sdk_dynamodb::types::AttributeValue::S(text.to_owned());
+        let text = |text: &str| AttributeValue::S(text.to_owned());
         let get = self.client.get_item().table_name(&self.name);
         let get = get.key("PK", text(pk)).key("SK", text(sk));
         let item = get.consistent_read(true).send().await.unwrap().item?;

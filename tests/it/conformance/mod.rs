@@ -1,0 +1,514 @@
+//! Who may do what: every operation, by every kind of actor, on every kind of
+//! target, in every state.
+
+mod rules;
+mod world;
+
+use std::sync::Arc;
+
+use account_service::proto::account_v1::{
+    self as pb, Role, State, delete_organization_request, transfer_ownership_request,
+    update_organization_request,
+};
+use futures_util::future::join_all;
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use self::{
+    rules::{Answer, Bond, ORGANIZATIONS, Operation, Organization, Person, ROLES, Target, people},
+    world::{Part, Stored, World},
+};
+use crate::harness::{Replica, Table, start};
+
+/// One call.
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    /// `None` for the platform.
+    actor: Option<Person>,
+    operation: Operation,
+    target: Target,
+}
+
+/// Every call that can be made in a world.
+fn cases(world: &World) -> Vec<Case> {
+    let by_role = |of: fn(Role) -> Operation| ROLES.map(of).into_iter();
+    let on_somebody: Vec<_> = by_role(Operation::Add)
+        .chain(by_role(Operation::ChangeRole))
+        .chain([Operation::Remove, Operation::Transfer])
+        .collect();
+    let mut cases = Vec::new();
+    for actor in people().map(Some).chain([None]) {
+        let mut targets: Vec<_> = world.others().map(Target::Other).collect();
+        targets.extend(actor.map(|_| Target::Oneself));
+        for &operation in &on_somebody {
+            // The platform has no way to ask for the others.
+            if actor.is_none() && operation != Operation::Transfer {
+                continue;
+            }
+            cases.extend(targets.iter().map(|&target| Case {
+                actor,
+                operation,
+                target,
+            }));
+        }
+        // These have no target.
+        cases.extend(
+            [Operation::Update, Operation::Delete].map(|operation| Case {
+                actor,
+                operation,
+                target: targets[0],
+            }),
+        );
+    }
+    cases
+}
+
+async fn call(service: &Replica, world: &World, case: Case) -> Result<(), Status> {
+    let mut client = service.client.clone();
+    let organization_name = world.organization.clone();
+    let organization = organization_name.as_str();
+    let target = world.target_name(case.actor, case.target);
+    let actor = case.actor.map(|actor| world.name(Part::Actor, actor));
+    let acting = actor.clone().unwrap_or_default();
+    match case.operation {
+        Operation::Add(role) => service
+            .add(organization, &target, role, &acting)
+            .await
+            .map(drop),
+        Operation::ChangeRole(role) => service
+            .change_role(organization, &target, role, &acting)
+            .await
+            .map(drop),
+        Operation::Remove => service
+            .remove(organization, &target, &acting)
+            .await
+            .map(drop),
+        Operation::Transfer => {
+            use transfer_ownership_request::Actor;
+            let request = pb::TransferOwnershipRequest {
+                organization_name,
+                new_owner: target,
+                actor: Some(actor.map_or(Actor::AsPlatform(true), Actor::ActingUser)),
+                ..pb::TransferOwnershipRequest::default()
+            };
+            client.transfer_ownership(request).await.map(drop)
+        }
+        Operation::Update => {
+            use update_organization_request::Actor;
+            let request = pb::UpdateOrganizationRequest {
+                organization: Some(pb::Organization {
+                    organization_name,
+                    display_name: "Changed".to_owned(),
+                    ..pb::Organization::default()
+                }),
+                actor: Some(actor.map_or(Actor::AsPlatform(true), Actor::ActingUser)),
+                ..pb::UpdateOrganizationRequest::default()
+            };
+            client.update_organization(request).await.map(drop)
+        }
+        Operation::Delete => {
+            use delete_organization_request::Actor;
+            let request = pb::DeleteOrganizationRequest {
+                organization_name,
+                actor: Some(actor.map_or(Actor::AsPlatform(true), Actor::ActingUser)),
+                ..pb::DeleteOrganizationRequest::default()
+            };
+            client.delete_organization(request).await.map(drop)
+        }
+    }
+}
+
+fn answer(result: Result<(), Status>) -> Answer {
+    let Err(status) = result else {
+        return Answer::Done;
+    };
+    let details = status.get_error_details();
+    let reason = details.error_info().map(|info| info.reason.as_str());
+    match (status.code(), reason) {
+        (Code::PermissionDenied, Some("NOT_PERMITTED")) => Answer::NotPermitted,
+        (Code::NotFound, Some("USER_NOT_FOUND")) => Answer::UserNotFound,
+        (Code::NotFound, Some("MEMBERSHIP_NOT_FOUND")) => Answer::MembershipNotFound,
+        (Code::NotFound, Some("ORGANIZATION_NOT_FOUND")) => Answer::OrganizationNotFound,
+        (Code::AlreadyExists, Some("MEMBERSHIP_ALREADY_EXISTS")) => Answer::MembershipExists,
+        (Code::AlreadyExists, Some("ORGANIZATION_ALREADY_EXISTS")) => Answer::OrganizationExists,
+        (Code::AlreadyExists, Some("USER_ALREADY_EXISTS")) => Answer::UserExists,
+        (Code::FailedPrecondition, Some("LAST_OWNER")) => Answer::LastOwner,
+        _ => panic!("no rule says {status:?}"),
+    }
+}
+
+/// Asserts that the table holds what the rules say, and nothing else changed.
+fn assert_stored(world: &World, case: Case, answer: Answer, before: &Stored, after: &Stored) {
+    let what = format!("{:?} {case:?}", world.state);
+    if answer != Answer::Done {
+        assert_eq!(after, before, "{what}: a refusal changed something");
+        return;
+    }
+    let Case {
+        actor,
+        operation,
+        target,
+    } = case;
+    match operation {
+        Operation::Update => {
+            let item = after.organization.values().next().unwrap();
+            assert_eq!(item["displayName"].as_s().unwrap(), "Changed", "{what}");
+            assert_eq!(after.members, before.members, "{what}");
+        }
+        Operation::Delete => {
+            assert!(after.organization.is_empty(), "{what}");
+            assert_eq!(after.members, before.members, "{what}");
+        }
+        Operation::Add(_) | Operation::ChangeRole(_) | Operation::Remove | Operation::Transfer => {
+            let target_name = world.target_name(actor, target);
+            let actor_name = actor.map(|actor| world.name(Part::Actor, actor));
+            let actor_name = actor_name.unwrap_or_default();
+            let (of_target, of_actor) = rules::afterwards(world.state, actor, operation, target);
+            let text = |role: Option<Role>| role.map(|role| format!("{role:?}"));
+            assert_eq!(
+                after.role(&target_name),
+                text(of_target).as_deref(),
+                "{what}"
+            );
+            if actor.is_some() {
+                assert_eq!(after.role(&actor_name), text(of_actor).as_deref(), "{what}");
+            }
+            let both = [target_name.as_str(), actor_name.as_str()];
+            assert_eq!(after.without(&both), before.without(&both), "{what}");
+        }
+    }
+}
+
+async fn run(state: Organization, service: Arc<Replica>, table: Arc<Table>) -> usize {
+    let world = World::make(state, &service).await;
+    let before = world.stored(&table).await;
+    let cases = cases(&world);
+    for &case in &cases {
+        let expected = rules::answer(state, case.actor, case.operation, case.target);
+        let answered = answer(call(&service, &world, case).await);
+        assert_eq!(answered, expected, "{state:?} {case:?}");
+        let after = world.stored(&table).await;
+        assert_stored(&world, case, answered, &before, &after);
+        world.restore(&table, &before, &after).await;
+    }
+    cases.len()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_actor_may_do_what_the_rules_say_to_every_target_and_nothing_else() {
+    let (backends, service) = start().await;
+    let (service, table) = (Arc::new(service), Arc::new(backends.table()));
+    let worlds = ORGANIZATIONS.map(|state| {
+        let run = run(state, service.clone(), table.clone());
+        tokio::spawn(run)
+    });
+    let cases: usize = join_all(worlds).await.into_iter().map(Result::unwrap).sum();
+    println!("{cases} calls answered as the rules say");
+}
+
+fn state_of(organization: Organization, person: Person) -> State {
+    if person.is_suspended || organization == Organization::Suspended {
+        State::Suspended
+    } else {
+        State::Active
+    }
+}
+
+/// What is told of a person, in every way in which it can be asked.
+async fn assert_told(service: &Replica, world: &World, person: Person) {
+    let what = format!("{:?} {person:?}", world.state);
+    let organization = &world.organization;
+    let name = world.name(Part::Actor, person);
+    let counts = rules::role(world.state, person);
+    let stored = rules::stored_role(world.state, person);
+    let mut client = service.client.clone();
+    for minimum in ROLES.map(Some).into_iter().chain([None]) {
+        let check = pb::MembershipCheck {
+            organization_name: organization.clone(),
+            username: name.clone(),
+            minimum_role: minimum.unwrap_or(Role::Unspecified).into(),
+        };
+        // The roles' numbers fall as the roles rise.
+        let suffices = |role: Role| minimum.is_none_or(|least| role as i32 <= least as i32);
+        let one = pb::CheckMembershipRequest {
+            organization_name: check.organization_name.clone(),
+            username: check.username.clone(),
+            minimum_role: check.minimum_role,
+            consistency: None,
+        };
+        let one = client.check_membership(one).await.unwrap().into_inner();
+        assert_eq!(one.is_member.then(|| one.role()), counts, "{what}");
+        assert_eq!(
+            one.satisfied,
+            counts.is_some_and(suffices),
+            "{what} {minimum:?}"
+        );
+        let many = pb::BatchCheckMembershipsRequest {
+            checks: vec![check],
+            consistency: None,
+        };
+        let many = client.batch_check_memberships(many).await.unwrap();
+        let [of_many] = many.into_inner().results.try_into().unwrap();
+        assert_eq!(
+            (of_many.is_member, of_many.role, of_many.satisfied),
+            (one.is_member, one.role, one.satisfied),
+            "{what}"
+        );
+    }
+    match service.get_membership(organization, &name).await {
+        Ok((membership, _)) => {
+            assert_eq!(Some(membership.role()), stored, "{what}");
+            assert_eq!(membership.state(), state_of(world.state, person), "{what}");
+        }
+        Err(status) => {
+            assert_eq!(answer(Err(status)), Answer::MembershipNotFound, "{what}");
+            assert_eq!(stored, None, "{what}");
+        }
+    }
+    let organizations = pb::ListUserOrganizationsRequest {
+        username: name.clone(),
+        ..pb::ListUserOrganizationsRequest::default()
+    };
+    match client.list_user_organizations(organizations).await {
+        Ok(page) => {
+            let listed = page.into_inner().memberships;
+            assert_eq!(listed.first().map(pb::Membership::role), stored, "{what}");
+            assert_ne!(person.bond, Bond::Nobody, "{what}");
+        }
+        Err(status) => {
+            assert_eq!(answer(Err(status)), Answer::UserNotFound, "{what}");
+            assert_eq!(person.bond, Bond::Nobody, "{what}");
+        }
+    }
+}
+
+async fn assert_members_listed(service: &Replica, world: &World) {
+    let request = pb::ListOrganizationMembersRequest {
+        organization_name: world.organization.clone(),
+        ..pb::ListOrganizationMembersRequest::default()
+    };
+    let mut client = service.client.clone();
+    let page = match client.list_organization_members(request).await {
+        Ok(page) => page.into_inner(),
+        Err(status) => {
+            assert_eq!(answer(Err(status)), Answer::OrganizationNotFound);
+            assert!(!rules::exists(world.state));
+            return;
+        }
+    };
+    let members = page.memberships.iter().map(|membership| {
+        let role = membership.role();
+        (membership.member_username.clone(), role, membership.state())
+    });
+    let mut expected = Vec::new();
+    for (part, persons) in [
+        (Part::Actor, people().collect::<Vec<_>>()),
+        (Part::Target, world.others().collect()),
+    ] {
+        for person in persons {
+            if let Some(role) = rules::stored_role(world.state, person) {
+                let name = world.name(part, person);
+                expected.push((name, role, state_of(world.state, person)));
+            }
+        }
+    }
+    if world.state == Organization::TakenAgain {
+        let name = format!("{}.somebody-else", world.organization);
+        expected.push((name, Role::Owner, State::Active));
+    }
+    expected.sort();
+    assert_eq!(members.collect::<Vec<_>>(), expected, "{:?}", world.state);
+}
+
+#[tokio::test]
+async fn every_question_about_everybody_is_answered_by_the_memberships_that_count() {
+    let (_backends, service) = start().await;
+    for state in ORGANIZATIONS {
+        let world = World::make(state, &service).await;
+        for person in people() {
+            assert_told(&service, &world, person).await;
+        }
+        assert_members_listed(&service, &world).await;
+    }
+}
+
+/// Asks to found the world's organization.
+async fn found(service: &Replica, world: &World, founder: Person) -> Answer {
+    let founder = world.name(Part::Actor, founder);
+    let organization = &world.organization;
+    answer(
+        service
+            .create_organization(organization, &founder)
+            .await
+            .map(drop),
+    )
+}
+
+#[tokio::test]
+async fn every_user_who_is_not_suspended_founds_what_is_not_there() {
+    let (backends, service) = start().await;
+    let table = backends.table();
+    for state in ORGANIZATIONS {
+        let world = World::make(state, &service).await;
+        let before = world.stored(&table).await;
+        for founder in people() {
+            let expected = match founder {
+                _ if founder.bond == Bond::Nobody => Answer::UserNotFound,
+                _ if founder.is_suspended => Answer::NotPermitted,
+                _ if rules::exists(state) => Answer::OrganizationExists,
+                _ => Answer::Done,
+            };
+            let answered = found(&service, &world, founder).await;
+            assert_eq!(answered, expected, "{state:?} {founder:?}");
+            let after = world.stored(&table).await;
+            let name = world.name(Part::Actor, founder);
+            if answered == Answer::Done {
+                assert_eq!(after.role(&name), Some("Owner"));
+                assert_eq!(after.organization.len(), 1);
+                let others = |stored: &Stored| stored.without(&[&name]).members;
+                assert_eq!(others(&after), others(&before));
+            } else {
+                assert_eq!(after, before, "{state:?} {founder:?}");
+            }
+            world.restore(&table, &before, &after).await;
+        }
+    }
+}
+
+/// What the platform does to users.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OnUser {
+    Create,
+    Update,
+    Suspend,
+    Resume,
+    Delete,
+}
+
+async fn call_on_user(service: &Replica, operation: OnUser, username: &str) -> Result<(), Status> {
+    let mut client = service.client.clone();
+    let username = username.to_owned();
+    match operation {
+        OnUser::Create => service.create_user(&username).await.map(drop),
+        OnUser::Delete => service.delete_user(&username).await.map(drop),
+        OnUser::Update => {
+            let user = pb::User {
+                username,
+                display_name: "Changed".to_owned(),
+                ..pb::User::default()
+            };
+            let request = pb::UpdateUserRequest {
+                user: Some(user),
+                ..pb::UpdateUserRequest::default()
+            };
+            client.update_user(request).await.map(drop)
+        }
+        OnUser::Suspend => {
+            let request = pb::SuspendUserRequest {
+                username,
+                ..pb::SuspendUserRequest::default()
+            };
+            client.suspend_user(request).await.map(drop)
+        }
+        OnUser::Resume => {
+            let request = pb::ResumeUserRequest {
+                username,
+                ..pb::ResumeUserRequest::default()
+            };
+            client.resume_user(request).await.map(drop)
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_platform_does_to_users_what_their_state_allows() {
+    let (_backends, service) = start().await;
+    // `None`: no such user.
+    let states = [None, Some(State::Active), Some(State::Suspended)];
+    let operations = [
+        OnUser::Create,
+        OnUser::Update,
+        OnUser::Suspend,
+        OnUser::Resume,
+        OnUser::Delete,
+    ];
+    for state in states {
+        for operation in operations {
+            let what = format!("{state:?} {operation:?}");
+            let name = format!(
+                "{}-{operation:?}",
+                state.map_or("nobody", |it| it.as_str_name())
+            );
+            let name = name.to_lowercase();
+            if state.is_some() {
+                service.create_user(&name).await.unwrap();
+            }
+            if state == Some(State::Suspended) {
+                call_on_user(&service, OnUser::Suspend, &name)
+                    .await
+                    .unwrap();
+            }
+            let expected = match (state, operation) {
+                (None, OnUser::Create) => Answer::Done,
+                (None, _) => Answer::UserNotFound,
+                (Some(_), OnUser::Create) => Answer::UserExists,
+                (Some(_), _) => Answer::Done,
+            };
+            let answered = answer(call_on_user(&service, operation, &name).await);
+            assert_eq!(answered, expected, "{what}");
+            let state_after = match (state, operation) {
+                (_, OnUser::Delete) | (None, OnUser::Update | OnUser::Suspend | OnUser::Resume) => {
+                    None
+                }
+                (None, OnUser::Create) | (_, OnUser::Resume) => Some(State::Active),
+                (_, OnUser::Suspend) => Some(State::Suspended),
+                (_, OnUser::Create | OnUser::Update) => state,
+            };
+            let found = service.get_user(&name).await.ok().map(|(user, _)| user);
+            assert_eq!(found.as_ref().map(pb::User::state), state_after, "{what}");
+            let is_changed = state.is_some() && operation == OnUser::Update;
+            let display_name = found.map(|user| user.display_name).unwrap_or_default();
+            assert_eq!(display_name == "Changed", is_changed, "{what}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_platform_suspends_and_resumes_every_organization_that_is_there() {
+    let (_backends, service) = start().await;
+    for state in ORGANIZATIONS {
+        let world = World::make(state, &service).await;
+        let mut client = service.client.clone();
+        let organization_name = world.organization.clone();
+        let expected = if rules::exists(state) {
+            Answer::Done
+        } else {
+            Answer::OrganizationNotFound
+        };
+        for wanted in [
+            State::Suspended,
+            State::Suspended,
+            State::Active,
+            State::Active,
+        ] {
+            let organization_name = organization_name.clone();
+            let called = if wanted == State::Suspended {
+                let request = pb::SuspendOrganizationRequest {
+                    organization_name,
+                    ..pb::SuspendOrganizationRequest::default()
+                };
+                client.suspend_organization(request).await.map(drop)
+            } else {
+                let request = pb::ResumeOrganizationRequest {
+                    organization_name,
+                    ..pb::ResumeOrganizationRequest::default()
+                };
+                client.resume_organization(request).await.map(drop)
+            };
+            assert_eq!(answer(called), expected, "{state:?} {wanted:?}");
+            let found = service.get_organization(&world.organization).await;
+            let found = found.ok().map(|(organization, _)| organization.state());
+            assert_eq!(found, rules::exists(state).then_some(wanted), "{state:?}");
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! An organization in one state, with every kind of person in it and around it,
+//! made by the service alone.
+
+use std::collections::{BTreeMap, HashMap};
+
+use account_service::proto::account_v1::{self as pb, Role};
+use aws_sdk_dynamodb::types::AttributeValue;
+
+use super::rules::{Bond, ORGANIZATIONS, Organization, Person, Target, people};
+use crate::harness::{Replica, Table};
+
+/// Items by sort key.
+pub type Items = BTreeMap<String, HashMap<String, AttributeValue>>;
+
+/// What the table holds of an organization: the organization, and its members.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stored {
+    pub organization: Items,
+    pub members: Items,
+}
+
+pub struct World {
+    pub state: Organization,
+    pub organization: String,
+}
+
+/// Of two persons of a kind, the one who acts or the other.
+#[derive(Debug, Clone, Copy)]
+pub enum Part {
+    Actor,
+    Target,
+}
+
+impl World {
+    fn new(state: Organization) -> Self {
+        let number = ORGANIZATIONS.iter().position(|it| *it == state).unwrap();
+        Self {
+            state,
+            organization: format!("org-{number}"),
+        }
+    }
+
+    /// The name of a person of this kind.
+    pub fn name(&self, part: Part, person: Person) -> String {
+        let Person { bond, is_suspended } = person;
+        let kind = match bond {
+            Bond::Member(role) => format!("{role:?}"),
+            _ => format!("{bond:?}"),
+        };
+        let state = if is_suspended { "suspended" } else { "active" };
+        format!("{}.{part:?}.{kind}.{state}", self.organization).to_lowercase()
+    }
+
+    pub fn target_name(&self, actor: Option<Person>, target: Target) -> String {
+        match (target, actor) {
+            (Target::Other(person), _) => self.name(Part::Target, person),
+            (Target::Oneself, Some(actor)) => self.name(Part::Actor, actor),
+            (Target::Oneself, None) => unreachable!("the platform is nobody"),
+        }
+    }
+
+    /// All on whom somebody can act.
+    pub fn others(&self) -> impl Iterator<Item = Person> {
+        people().filter(|person| self.is_there(Part::Target, *person))
+    }
+
+    fn is_there(&self, part: Part, person: Person) -> bool {
+        let is_owner = person.bond == Bond::Member(Role::Owner) && !person.is_suspended;
+        let is_another_owner = is_owner && matches!(part, Part::Target);
+        !(is_another_owner && self.state == Organization::WithOneOwner)
+    }
+
+    /// Makes the world.
+    pub async fn make(state: Organization, service: &Replica) -> Self {
+        let world = Self::new(state);
+        let founder = Person {
+            bond: Bond::Member(Role::Owner),
+            is_suspended: false,
+        };
+        let founder = world.name(Part::Actor, founder);
+        let organization = &world.organization;
+        service.create_user(&founder).await.unwrap();
+        service
+            .create_organization(organization, &founder)
+            .await
+            .unwrap();
+        for part in [Part::Actor, Part::Target] {
+            for person in people().filter(|person| world.is_there(part, *person)) {
+                let name = world.name(part, person);
+                if name != founder {
+                    world.join(service, person, &name, &founder).await;
+                }
+            }
+        }
+        let mut client = service.client.clone();
+        match state {
+            Organization::Active | Organization::WithOneOwner => {}
+            Organization::Suspended => {
+                let suspend = pb::SuspendOrganizationRequest {
+                    organization_name: organization.clone(),
+                    ..pb::SuspendOrganizationRequest::default()
+                };
+                client.suspend_organization(suspend).await.unwrap();
+            }
+            Organization::Deleted | Organization::TakenAgain => {
+                let delete = pb::DeleteOrganizationRequest {
+                    organization_name: organization.clone(),
+                    actor: Some(pb::delete_organization_request::Actor::AsPlatform(true)),
+                    ..pb::DeleteOrganizationRequest::default()
+                };
+                client.delete_organization(delete).await.unwrap();
+            }
+        }
+        if state == Organization::TakenAgain {
+            let other = format!("{organization}.somebody-else");
+            service.create_user(&other).await.unwrap();
+            let again = service.create_organization(organization, &other).await;
+            again.unwrap();
+        }
+        world
+    }
+
+    async fn join(&self, service: &Replica, person: Person, name: &str, founder: &str) {
+        if person.bond == Bond::Nobody {
+            return;
+        }
+        service.create_user(name).await.unwrap();
+        let role = match person.bond {
+            Bond::Member(role) => Some(role),
+            Bond::Namesake => Some(Role::Owner),
+            Bond::Outsider | Bond::Nobody => None,
+        };
+        if let Some(role) = role {
+            let added = service.add(&self.organization, name, role, founder).await;
+            added.unwrap();
+        }
+        if person.bond == Bond::Namesake {
+            service.delete_user(name).await.unwrap();
+            service.create_user(name).await.unwrap();
+        }
+        if person.is_suspended {
+            let suspend = pb::SuspendUserRequest {
+                username: name.to_owned(),
+                ..pb::SuspendUserRequest::default()
+            };
+            let suspended = service.client.clone().suspend_user(suspend).await;
+            suspended.unwrap();
+        }
+    }
+
+    fn partitions(&self) -> [String; 2] {
+        ["ORG#", "ORGMEMBERS#"].map(|kind| format!("{kind}{}", self.organization))
+    }
+
+    pub async fn stored(&self, table: &Table) -> Stored {
+        let [organization, members] = self.partitions();
+        Stored {
+            organization: table.partition(&organization).await,
+            members: table.partition(&members).await,
+        }
+    }
+
+    /// Makes the table hold again what it held before, past the service: what
+    /// decides about writes is never cached.
+    pub async fn restore(&self, table: &Table, before: &Stored, after: &Stored) {
+        let [organization, members] = self.partitions();
+        let parts = [
+            (organization, &before.organization, &after.organization),
+            (members, &before.members, &after.members),
+        ];
+        for (pk, before, after) in parts {
+            for (sk, item) in before {
+                if after.get(sk) != Some(item) {
+                    table.put_item(item.clone()).await;
+                }
+            }
+            for sk in after.keys().filter(|sk| !before.contains_key(*sk)) {
+                table.delete(&pk, sk).await;
+            }
+        }
+    }
+}
+
+impl Stored {
+    /// The stored role of a member.
+    pub fn role(&self, name: &str) -> Option<&str> {
+        let item = self.members.get(&sort_key(name))?;
+        Some(item.get("role")?.as_s().unwrap())
+    }
+
+    /// All but these members.
+    pub fn without(&self, names: &[&str]) -> Self {
+        let mut others = self.clone();
+        for name in names {
+            others.members.remove(&sort_key(name));
+        }
+        others
+    }
+}
+
+fn sort_key(name: &str) -> String {
+    format!("MEMBER#{name}")
+}
