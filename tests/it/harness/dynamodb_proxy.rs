@@ -7,13 +7,14 @@ use axum::{
     Router,
     body::{Body, to_bytes},
     extract::{Request, State},
-    http::{StatusCode, Uri},
+    http::{StatusCode, Uri, header::CONTENT_LENGTH},
     response::{IntoResponse as _, Response},
 };
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
+use serde_json::Value;
 use tokio::{net::TcpListener, task::JoinHandle};
 
 use super::script::{BESIDE, Fate, Script};
@@ -57,6 +58,19 @@ impl Drop for DynamoDbProxy {
     }
 }
 
+/// The capacity units that a response tells of.
+fn consumed(response: &[u8]) -> f64 {
+    let response: Value = serde_json::from_slice(response).unwrap();
+    let consumed = &response["ConsumedCapacity"];
+    let of_tables = consumed
+        .as_array()
+        .map_or(std::slice::from_ref(consumed), Vec::as_slice);
+    let units = of_tables
+        .iter()
+        .map(|table| table["CapacityUnits"].as_f64());
+    units.map(Option::unwrap_or_default).sum()
+}
+
 /// A request that has arrived is dealt with, also if nobody waits for it any
 /// more.
 async fn pass_on(State(proxy): State<Proxy>, request: Request) -> Response {
@@ -65,7 +79,7 @@ async fn pass_on(State(proxy): State<Proxy>, request: Request) -> Response {
 
 async fn pass_one_on(proxy: Proxy, request: Request) -> Response {
     let (mut parts, body) = request.into_parts();
-    let body = to_bytes(body, usize::MAX).await.unwrap();
+    let mut body = to_bytes(body, usize::MAX).await.unwrap();
     let target = parts.headers["x-amz-target"].to_str().unwrap();
     let about = String::from_utf8_lossy(&body);
     let is_of_streams = target.starts_with("DynamoDBStreams");
@@ -90,6 +104,13 @@ async fn pass_one_on(proxy: Proxy, request: Request) -> Response {
         }
         _ => {}
     }
+    let is_metered = !is_of_streams && proxy.script.is_metered();
+    if is_metered {
+        let mut request: Value = serde_json::from_slice(&body).unwrap();
+        request["ReturnConsumedCapacity"] = "TOTAL".into();
+        body = request.to_string().into();
+        parts.headers.remove(CONTENT_LENGTH);
+    }
     parts.uri = format!("{}{}", proxy.upstream, parts.uri)
         .parse::<Uri>()
         .unwrap();
@@ -100,6 +121,12 @@ async fn pass_one_on(proxy: Proxy, request: Request) -> Response {
     let Ok(response) = send().await else {
         return StatusCode::BAD_GATEWAY.into_response();
     };
+    if is_metered {
+        let (parts, body) = response.into_parts();
+        let body = to_bytes(Body::new(body), usize::MAX).await.unwrap();
+        proxy.script.charge(&operation, consumed(&body));
+        return Response::from_parts(parts, Body::from(body));
+    }
     match fate {
         Fate::Unanswered => return StatusCode::SERVICE_UNAVAILABLE.into_response(),
         Fate::AnsweredLate(gate) => gate.pass().await,

@@ -18,6 +18,8 @@ pub const BESIDE: &str = "Beside";
 pub struct Script {
     seen: Mutex<Vec<(String, String)>>,
     rules: Mutex<Vec<Rule>>,
+    /// What calls cost the table, in capacity units; `None`: not asked for.
+    charges: Mutex<Option<Vec<(String, f64)>>>,
     /// Decides instead of the rules.
     chaos: Option<Arc<dyn Chaos>>,
 }
@@ -177,6 +179,31 @@ impl Script {
 
     pub fn forget_calls(&self) {
         self.seen.lock().unwrap().clear();
+    }
+
+    /// From now on, the table says what calls cost.
+    pub fn meter(&self) {
+        *self.charges.lock().unwrap() = Some(Vec::new());
+    }
+
+    pub fn is_metered(&self) -> bool {
+        self.charges.lock().unwrap().is_some()
+    }
+
+    pub fn charge(&self, call: &str, units: f64) {
+        let mut charges = self.charges.lock().unwrap();
+        charges
+            .get_or_insert_default()
+            .push((call.to_owned(), units));
+    }
+
+    /// The units of the calls since they were last metered, without those that
+    /// the service makes for itself.
+    pub fn charged(&self) -> f64 {
+        let charges = self.charges.lock().unwrap();
+        let charges = charges.iter().flatten();
+        let of_rpcs = charges.filter(|(call, _)| !call.starts_with(BESIDE));
+        of_rpcs.map(|(_, units)| units).sum()
     }
 
     /// The calls since they were last forgotten, as `2 x Get`, without those that
