@@ -57,6 +57,7 @@ async fn add_members(backends: &Backends, organization: &pb::Organization, count
             ("memberUid", format!("uid{number}")),
         ]
     });
+    backends.table().end_stream().await;
     backends.table().put_many(items.collect()).await;
 }
 

@@ -155,8 +155,8 @@ fn large_organization(members: usize) -> Vec<Vec<(&'static str, String)>> {
 async fn every_member_is_on_one_page_while_others_come_and_go() {
     let count: usize = std::env::var(MEMBERS).map_or(2500, |count| count.parse().unwrap());
     let (backends, service) = start().await;
-    let mut items = large_organization(count);
-    backends.table().put_many(std::mem::take(&mut items)).await;
+    backends.table().end_stream().await;
+    backends.table().put_many(large_organization(count)).await;
     let done = CancellationToken::new();
     let come_and_go = {
         let (done, mut client) = (done.clone(), service.client.clone());

@@ -357,6 +357,15 @@ impl Table {
         put.set_item(Some(item.collect())).send().await.unwrap();
     }
 
+    /// Ends the table's stream: the servers that run beside tests take the
+    /// longer for a write the more their stream holds.
+    pub async fn end_stream(&self) {
+        let stream = aws_sdk_dynamodb::types::StreamSpecification::builder();
+        let stream = stream.stream_enabled(false).build().unwrap();
+        let table = self.client.update_table().table_name(&self.name);
+        table.stream_specification(stream).send().await.unwrap();
+    }
+
     /// Puts many items of text attributes.
     pub async fn put_many(&self, items: Vec<Vec<(&str, String)>>) {
         use aws_sdk_dynamodb::types::{PutRequest, WriteRequest};
