@@ -120,3 +120,47 @@ async fn a_reader_whose_shared_read_is_given_up_reads_for_itself() {
     assert_eq!(read, Some(Role::Member));
     drop(lease);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_who_are_added_to_one_organization_at_once_do_not_wait_for_each_other() {
+    const CROWD: usize = 32;
+    let (backends, service) = start().await;
+    service.found_olivia_org().await;
+    let names: Vec<_> = (0..CROWD).map(|number| format!("user-{number}")).collect();
+    for name in &names {
+        service.create_user(name).await.unwrap();
+    }
+    service.settle().await;
+    backends.forget_calls();
+    let additions = names
+        .iter()
+        .map(|name| service.add(ORG, name, Role::Member, OLIVIA));
+    for added in join_all(additions).await {
+        added.unwrap();
+    }
+    let transactions = backends.dynamodb.seen("TransactWriteItems").len();
+    assert_eq!(transactions, CROWD);
+
+    // What it would be if each changed the organization, as a count of members
+    // would.
+    backends.forget_calls();
+    let change = |name: &String| {
+        let request = pb::UpdateOrganizationRequest {
+            organization: Some(pb::Organization {
+                organization_name: ORG.to_owned(),
+                display_name: name.clone(),
+                ..pb::Organization::default()
+            }),
+            actor: Some(pb::update_organization_request::Actor::AsPlatform(true)),
+            ..pb::UpdateOrganizationRequest::default()
+        };
+        let mut client = service.client.clone();
+        async move { client.update_organization(request).await.is_ok() }
+    };
+    let changed = join_all(names.iter().map(change)).await;
+    let changed = changed.into_iter().filter(|is_ok| *is_ok).count();
+    let attempts = backends.dynamodb.seen("TransactWriteItems").len();
+    println!(
+        "{CROWD} additions: {transactions} transactions; {changed} of {CROWD} changes of one item: {attempts}"
+    );
+}

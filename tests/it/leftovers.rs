@@ -20,6 +20,8 @@ const OLIVIA: &str = "oliviaowner";
 const MICHAEL: &str = "membermichael";
 /// Environment variable with the number of members of the large organization.
 const MEMBERS: &str = "LEFTOVER_MEMBERS";
+/// The same of the organizations that the deleted user is in.
+const ORGANIZATIONS: &str = "LEFTOVER_ORGANIZATIONS";
 
 /// Cleans up at this rate, without waiting for much.
 fn cleaning(backends: &Backends, rate: u32) -> Tuning {
@@ -43,6 +45,11 @@ async fn delete_organization(replica: &Replica) {
     };
     let mut client = replica.client.clone();
     client.delete_organization(request).await.unwrap();
+}
+
+fn from_env(name: &str) -> Option<usize> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().expect("a number"))
 }
 
 /// Puts members into the organization past the service, as it would have written
@@ -73,7 +80,7 @@ async fn tasks_left(backends: &Backends) -> usize {
 
 #[tokio::test]
 async fn what_an_organization_leaves_is_removed_and_the_next_one_of_its_name_is_spared() {
-    let count: usize = std::env::var(MEMBERS).map_or(1000, |count| count.parse().unwrap());
+    let count = from_env(MEMBERS).unwrap_or(1000);
     let (backends, service) = start().await;
     service.found_olivia_org().await;
     let organization = service.get_organization(ORG).await.unwrap().0;
@@ -105,8 +112,9 @@ async fn what_an_organization_leaves_is_removed_and_the_next_one_of_its_name_is_
 
 #[tokio::test]
 async fn what_a_user_leaves_is_removed_and_the_next_one_of_the_name_is_spared() {
-    const ORGANIZATIONS: usize = 120;
+    let count = from_env(ORGANIZATIONS).unwrap_or(120);
     let (backends, service) = start().await;
+    backends.table().end_stream().await;
     service.found_olivia_org().await;
     let found = |number: usize| {
         let service = &service;
@@ -117,9 +125,11 @@ async fn what_a_user_leaves_is_removed_and_the_next_one_of_the_name_is_spared() 
             added.unwrap();
         }
     };
-    let founded = stream::iter(0..ORGANIZATIONS).map(found);
+    let founded = stream::iter(0..count).map(found);
     founded.buffer_unordered(8).collect::<Vec<_>>().await;
+    backends.forget_calls();
     service.delete_user(MICHAEL).await.unwrap();
+    assert_eq!(backends.dynamodb.seen("TransactWriteItems").len(), 1);
     service.create_user(MICHAEL).await.unwrap();
     // Of the same name, over what is left and beside it.
     for organization in ["org-0007", ORG] {
@@ -133,7 +143,7 @@ async fn what_a_user_leaves_is_removed_and_the_next_one_of_the_name_is_spared() 
     eventually("all is removed", async || tasks_left(&backends).await == 0).await;
     drop(cleaner);
     let mut left = 0;
-    for number in 0..ORGANIZATIONS {
+    for number in 0..count {
         let pk = format!("ORGMEMBERS#org-{number:04}");
         left += backends.table().count(&pk, "MEMBER#membermichael").await;
     }
