@@ -2,7 +2,11 @@
 
 use tonic::Status;
 
-use super::{membership_alone, organization, organization_name, timestamp, user, username};
+use super::{
+    organization, organization_name,
+    replies::{membership_alone, timestamp},
+    user, username,
+};
 use crate::{
     domain::{Actor, ChangeKind, Key, Record, RecordChange},
     grpc::status,

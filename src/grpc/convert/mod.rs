@@ -2,24 +2,27 @@
 //! field that breaks its bounds is named by its path.
 
 mod changes;
+mod replies;
 
 use std::collections::BTreeMap;
 
-use prost_types::{FieldMask, Timestamp as WireTimestamp};
+use prost_types::FieldMask;
 use tonic::Status;
 
-pub(super) use self::changes::{changes, watch};
+pub(super) use self::{
+    changes::{changes, watch},
+    replies::{check_result, membership, organization, source, user},
+};
 use super::status;
 use crate::{
     domain::{
-        Actor, Email, Etag, FreeText, Labels, Membership, NameError, Organization,
-        OrganizationName, Role, Stamp, Standing, State, Timestamp, Uid, User, Username,
+        Actor, Email, Etag, FreeText, Labels, NameError, OrganizationName, Role, State, Username,
     },
     proto::account_v1::{self as pb, read_consistency::Requirement},
     service::{
-        Check, CheckResult, Freshness, MemberToAdd, MemberToRemove, NewOrganization, NewUser,
-        OrganizationEdit, OrganizationToDelete, OrganizationToEdit, OwnershipToTransfer,
-        PageRequest, RoleToChange, Source, UserEdit, UserToDelete, UserToEdit,
+        Check, Freshness, MemberToAdd, MemberToRemove, NewOrganization, NewUser, OrganizationEdit,
+        OrganizationToDelete, OrganizationToEdit, OwnershipToTransfer, PageRequest, RoleToChange,
+        UserEdit, UserToDelete, UserToEdit,
     },
 };
 
@@ -219,21 +222,6 @@ fn labels(field: &str, labels: &BTreeMap<String, String>) -> Result<Labels, Stat
         .map_err(|error| status::invalid_field(field, error.to_string()))
 }
 
-fn wire_labels(labels: &Labels) -> BTreeMap<String, String> {
-    let labels = labels.iter();
-    labels
-        .map(|(key, value)| (key.to_owned(), value.to_owned()))
-        .collect()
-}
-
-fn wire_state(state: State) -> i32 {
-    match state {
-        State::Active => pb::State::Active,
-        State::Suspended => pb::State::Suspended,
-    }
-    .into()
-}
-
 pub(super) fn new_organization(
     request: &pb::CreateOrganizationRequest,
 ) -> Result<NewOrganization, Status> {
@@ -403,106 +391,5 @@ fn role(field: &str, value: i32) -> Result<Option<Role>, Status> {
             field,
             format!("{value} is not a value of the enum Role"),
         )),
-    }
-}
-
-pub(super) fn user(user: &User) -> pb::User {
-    let (create_time, update_time) = times(&user.stamp);
-    pb::User {
-        username: user.username.to_string(),
-        first_name: user.first_name.to_string(),
-        last_name: user.last_name.to_string(),
-        uid: uid(user.uid.as_ref()),
-        display_name: user.display_name.to_string(),
-        email: user
-            .email
-            .as_ref()
-            .map_or_else(String::new, |email| email.as_str().to_owned()),
-        labels: wire_labels(&user.labels),
-        state: wire_state(user.state),
-        etag: user.stamp.etag().as_str().to_owned(),
-        create_time,
-        update_time,
-    }
-}
-
-pub(super) fn organization(organization: &Organization) -> pb::Organization {
-    let (create_time, update_time) = times(&organization.stamp);
-    pb::Organization {
-        organization_name: organization.organization_name.to_string(),
-        founding_user: organization.founding_user.clone(),
-        uid: uid(organization.uid.as_ref()),
-        display_name: organization.display_name.to_string(),
-        labels: wire_labels(&organization.labels),
-        state: wire_state(organization.state),
-        etag: organization.stamp.etag().as_str().to_owned(),
-        create_time,
-        update_time,
-    }
-}
-
-pub(super) fn membership(standing: &Standing) -> pb::Membership {
-    pb::Membership {
-        state: wire_state(standing.state),
-        ..membership_alone(&standing.membership)
-    }
-}
-
-/// A membership without whether it counts.
-fn membership_alone(membership: &Membership) -> pb::Membership {
-    let (create_time, update_time) = times(&membership.stamp);
-    pb::Membership {
-        organization_name: membership.organization_name.to_string(),
-        member_username: membership.member_username.to_string(),
-        role: wire_role(Some(membership.role)),
-        adding_user: membership.adding_user.clone().unwrap_or_default(),
-        state: pb::State::Unspecified.into(),
-        etag: membership.stamp.etag().as_str().to_owned(),
-        create_time,
-        update_time,
-    }
-}
-
-pub(super) fn check_result(result: CheckResult) -> pb::MembershipCheckResult {
-    pb::MembershipCheckResult {
-        is_member: result.role.is_some(),
-        role: wire_role(result.role),
-        satisfied: result.is_satisfied,
-    }
-}
-
-pub(super) fn source(source: Source) -> pb::Source {
-    match source {
-        Source::Cache => pb::Source::Cache,
-        Source::Store => pb::Source::Store,
-    }
-}
-
-fn wire_role(role: Option<Role>) -> i32 {
-    let role = match role {
-        None => pb::Role::Unspecified,
-        Some(Role::Owner) => pb::Role::Owner,
-        Some(Role::Admin) => pb::Role::Admin,
-        Some(Role::Member) => pb::Role::Member,
-    };
-    role.into()
-}
-
-fn uid(uid: Option<&Uid>) -> String {
-    uid.map_or_else(String::new, |uid| uid.as_str().to_owned())
-}
-
-fn times(stamp: &Stamp) -> (Option<WireTimestamp>, Option<WireTimestamp>) {
-    (
-        stamp.create_time.map(timestamp),
-        stamp.update_time.map(timestamp),
-    )
-}
-
-fn timestamp(Timestamp(millis): Timestamp) -> WireTimestamp {
-    let nanos = millis.rem_euclid(1000) * 1_000_000;
-    WireTimestamp {
-        seconds: millis.div_euclid(1000),
-        nanos: i32::try_from(nanos).unwrap_or_default(),
     }
 }

@@ -1,10 +1,11 @@
 //! Starts the service with its backends, and says what it does to them.
 
+mod calls;
 mod dynamodb_proxy;
 pub mod script;
+mod table;
 
 use std::{
-    collections::{BTreeMap, HashMap},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -16,11 +17,10 @@ use account_service::{
     boot::{self, App, Tuning},
     config::{CacheSettings, DevSettings, LogFormat, LogSettings, ServeSettings, ServerSettings},
     local::{ANY_PORT, Embedded, momento},
-    proto::account_v1::{self as pb, account_service_client::AccountServiceClient},
+    proto::account_v1::account_service_client::AccountServiceClient,
     service::Accounts,
     setup,
 };
-use aws_sdk_dynamodb::types::AttributeValue;
 use tokio::sync::oneshot;
 use tonic::{Status, transport::Channel};
 
@@ -28,6 +28,8 @@ use self::{
     dynamodb_proxy::DynamoDbProxy,
     script::{BESIDE, Script},
 };
+
+pub use self::table::Table;
 
 pub type Client = AccountServiceClient<Channel>;
 
@@ -136,11 +138,7 @@ impl Backends {
 
     /// A client of the table that the service does not know of.
     pub fn table(&self) -> Table {
-        Table {
-            client: dynamodb_client(&self.embedded.dynamodb_url()),
-            name: self.settings.table_name.clone(),
-            url: self.embedded.dynamodb_url(),
-        }
+        Table::new(&self.embedded.dynamodb_url(), &self.settings.table_name)
     }
 
     /// A replica that shares the cache, but serves another table.
@@ -339,379 +337,8 @@ impl momento::Gate for MomentoGate {
     }
 }
 
-/// The table, written and read past the service.
-pub struct Table {
-    pub client: aws_sdk_dynamodb::Client,
-    name: String,
-    url: String,
-}
-
-impl Table {
-    /// Puts an item of text attributes.
-    pub async fn put(&self, attributes: &[(&str, &str)]) {
-        let item = attributes.iter().map(|(name, text)| {
-            let text = AttributeValue::S((*text).to_owned());
-            ((*name).to_owned(), text)
-        });
-        let put = self.client.put_item().table_name(&self.name);
-        put.set_item(Some(item.collect())).send().await.unwrap();
-    }
-
-    /// Ends the table's stream: the servers that run beside tests take the
-    /// longer for a write the more their stream holds.
-    pub async fn end_stream(&self) {
-        let stream = aws_sdk_dynamodb::types::StreamSpecification::builder();
-        let stream = stream.stream_enabled(false).build().unwrap();
-        let table = self.client.update_table().table_name(&self.name);
-        table.stream_specification(stream).send().await.unwrap();
-    }
-
-    /// Puts many items of text attributes.
-    pub async fn put_many(&self, items: Vec<Vec<(&str, String)>>) {
-        use aws_sdk_dynamodb::types::{PutRequest, WriteRequest};
-        use futures_util::StreamExt as _;
-        let write = |items: &[Vec<(&str, String)>]| {
-            let requests = items.iter().map(|item| {
-                let item = item.iter();
-                let item =
-                    item.map(|(name, text)| ((*name).to_owned(), AttributeValue::S(text.clone())));
-                let put = PutRequest::builder().set_item(Some(item.collect()));
-                WriteRequest::builder()
-                    .put_request(put.build().unwrap())
-                    .build()
-            });
-            let write = self.client.batch_write_item();
-            write.request_items(&self.name, requests.collect()).send()
-        };
-        let batches: Vec<_> = items.chunks(25).map(write).collect();
-        let mut written = futures_util::stream::iter(batches).buffer_unordered(4);
-        while let Some(written) = written.next().await {
-            let unprocessed = written.unwrap().unprocessed_items.unwrap_or_default();
-            assert!(unprocessed.is_empty());
-        }
-    }
-
-    /// Changes a text attribute of an item.
-    pub async fn set_text(&self, pk: &str, sk: &str, name: &str, text: &str) {
-        let value = |text: &str| AttributeValue::S(text.to_owned());
-        let update = self.client.update_item().table_name(&self.name);
-        let update = update.key("PK", value(pk)).key("SK", value(sk));
-        let update = update
-            .update_expression("SET #name = :text")
-            .expression_attribute_names("#name", name)
-            .expression_attribute_values(":text", value(text));
-        update.send().await.unwrap();
-    }
-
-    /// The names of the table's stream and of its first shard.
-    pub async fn stream_and_shard(&self) -> (String, String) {
-        let table = self.client.describe_table().table_name(&self.name);
-        let table = table.send().await.unwrap().table.unwrap();
-        let arn = table.latest_stream_arn.unwrap();
-        let config = aws_sdk_dynamodbstreams::Config::builder()
-            .behavior_version(aws_sdk_dynamodbstreams::config::BehaviorVersion::latest())
-            .region(aws_sdk_dynamodbstreams::config::Region::new("us-east-1"))
-            .credentials_provider(credentials())
-            .endpoint_url(&self.url)
-            .build();
-        let streams = aws_sdk_dynamodbstreams::Client::from_conf(config);
-        let described = streams.describe_stream().stream_arn(&arn).send().await;
-        let description = described.unwrap().stream_description.unwrap();
-        (arn, description.shards()[0].shard_id().unwrap().to_owned())
-    }
-
-    /// All items with a partition key, by sort key.
-    pub async fn partition(&self, pk: &str) -> BTreeMap<String, HashMap<String, AttributeValue>> {
-        let query = self.client.query().table_name(&self.name);
-        let query = query
-            .consistent_read(true)
-            .key_condition_expression("PK = :pk")
-            .expression_attribute_values(":pk", AttributeValue::S(pk.to_owned()));
-        let items = query.into_paginator().items().send();
-        let items = items.collect::<Result<Vec<_>, _>>().await.unwrap();
-        let by_sort_key = |item: HashMap<_, AttributeValue>| {
-            let sk = item["SK"].as_s().unwrap().clone();
-            (sk, item)
-        };
-        items.into_iter().map(by_sort_key).collect()
-    }
-
-    /// Puts an item.
-    pub async fn put_item(&self, item: HashMap<String, AttributeValue>) {
-        let put = self.client.put_item().table_name(&self.name);
-        put.set_item(Some(item)).send().await.unwrap();
-    }
-
-    /// Deletes an item.
-    pub async fn delete(&self, pk: &str, sk: &str) {
-        let text = |text: &str| AttributeValue::S(text.to_owned());
-        let delete = self.client.delete_item().table_name(&self.name);
-        let delete = delete.key("PK", text(pk)).key("SK", text(sk));
-        delete.send().await.unwrap();
-    }
-
-    /// Drops an index, and waits until it is gone.
-    pub async fn drop_index(&self, name: &str) {
-        use aws_sdk_dynamodb::types::{
-            DeleteGlobalSecondaryIndexAction as Delete, GlobalSecondaryIndexUpdate,
-        };
-        let delete = Delete::builder().index_name(name).build().unwrap();
-        let update = GlobalSecondaryIndexUpdate::builder().delete(delete).build();
-        let table = self.client.update_table().table_name(&self.name);
-        let table = table.global_secondary_index_updates(update);
-        table.send().await.unwrap();
-        let has_index = async || {
-            let table = self.client.describe_table().table_name(&self.name);
-            let table = table.send().await.unwrap().table.unwrap();
-            let mut indexes = table.global_secondary_indexes().iter();
-            indexes.any(|index| index.index_name() == Some(name))
-        };
-        while has_index().await {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-
-    /// Deletes the first change after a cursor from the log of changes.
-    pub async fn expire_first_logged(&self, cursor: &str) {
-        let (log, after) = cursor.split_once('-').unwrap();
-        let number: u64 = after.parse::<u64>().unwrap() + 1;
-        let pk = format!("CHANGELOG#{log}#{}", number / 1000);
-        self.delete(&pk, &format!("{number:020}")).await;
-    }
-
-    /// How many items have sort keys, under a partition key, that begin like this.
-    pub async fn count(&self, pk: &str, sk: &str) -> usize {
-        let text = |text: &str| AttributeValue::S(text.to_owned());
-        let query = self.client.query().table_name(&self.name);
-        let query = query
-            .key_condition_expression("PK = :pk AND begins_with(SK, :sk)")
-            .expression_attribute_values(":pk", text(pk))
-            .expression_attribute_values(":sk", text(sk));
-        let items = query.into_paginator().items().send();
-        items.collect::<Result<Vec<_>, _>>().await.unwrap().len()
-    }
-
-    /// A number attribute of an item.
-    pub async fn number(&self, pk: &str, sk: &str, name: &str) -> Option<u64> {
-        let text = |text: &str| AttributeValue::S(text.to_owned());
-        let get = self.client.get_item().table_name(&self.name);
-        let get = get.key("PK", text(pk)).key("SK", text(sk));
-        let item = get.consistent_read(true).send().await.unwrap().item?;
-        item.get(name)?.as_n().ok()?.parse().ok()
-    }
-
-    /// The attribute with the time at which items expire.
-    pub async fn expiring_attribute(&self) -> Option<String> {
-        let describe = self.client.describe_time_to_live().table_name(&self.name);
-        let described = describe.send().await.unwrap();
-        described.time_to_live_description?.attribute_name
-    }
-
-    /// The names of an item's attributes, sorted; `None` if there is no item.
-    pub async fn attributes_of(&self, pk: &str, sk: &str) -> Option<Vec<String>> {
-        let text = |text: &str| AttributeValue::S(text.to_owned());
-        let get = self.client.get_item().table_name(&self.name);
-        let get = get.key("PK", text(pk)).key("SK", text(sk));
-        let item = get.consistent_read(true).send().await.unwrap().item?;
-        let mut names: Vec<_> = item.into_keys().collect();
-        names.sort();
-        Some(names)
-    }
-}
-
 fn credentials() -> aws_sdk_dynamodb::config::Credentials {
     aws_sdk_dynamodb::config::Credentials::new("embedded", "embedded", None, None, "test")
-}
-
-fn dynamodb_client(url: &str) -> aws_sdk_dynamodb::Client {
-    let config = aws_sdk_dynamodb::Config::builder()
-        .behavior_version(aws_sdk_dynamodb::config::BehaviorVersion::latest())
-        .region(aws_sdk_dynamodb::config::Region::new("us-east-1"))
-        .credentials_provider(credentials())
-        .endpoint_url(url)
-        .build();
-    aws_sdk_dynamodb::Client::from_conf(config)
-}
-
-/// The calls of the story, short enough for tests.
-impl Replica {
-    pub async fn create_user(&self, username: &str) -> Result<pb::User, Status> {
-        let request = pb::CreateUserRequest {
-            username: username.to_owned(),
-            first_name: "First".to_owned(),
-            last_name: "Last".to_owned(),
-            ..pb::CreateUserRequest::default()
-        };
-        let reply = self.client.clone().create_user(request).await?;
-        Ok(reply.into_inner().user.unwrap())
-    }
-
-    pub async fn get_user(&self, username: &str) -> Result<(pb::User, pb::Source), Status> {
-        let request = pb::GetUserRequest {
-            username: username.to_owned(),
-            consistency: None,
-        };
-        let reply = self.client.clone().get_user(request).await?.into_inner();
-        Ok((reply.user.clone().unwrap(), reply.source()))
-    }
-
-    pub async fn delete_user(&self, username: &str) -> Result<pb::User, Status> {
-        let request = pb::DeleteUserRequest {
-            username: username.to_owned(),
-            ..pb::DeleteUserRequest::default()
-        };
-        let reply = self.client.clone().delete_user(request).await?;
-        Ok(reply.into_inner().user.unwrap())
-    }
-
-    pub async fn create_organization(
-        &self,
-        name: &str,
-        founder: &str,
-    ) -> Result<pb::Organization, Status> {
-        let request = pb::CreateOrganizationRequest {
-            organization_name: name.to_owned(),
-            founding_user: founder.to_owned(),
-            ..pb::CreateOrganizationRequest::default()
-        };
-        let reply = self.client.clone().create_organization(request).await?;
-        Ok(reply.into_inner().organization.unwrap())
-    }
-
-    pub async fn get_organization(
-        &self,
-        name: &str,
-    ) -> Result<(pb::Organization, pb::Source), Status> {
-        let request = pb::GetOrganizationRequest {
-            organization_name: name.to_owned(),
-            consistency: None,
-        };
-        let reply = self.client.clone().get_organization(request).await?;
-        let reply = reply.into_inner();
-        Ok((reply.organization.clone().unwrap(), reply.source()))
-    }
-
-    pub async fn add(
-        &self,
-        organization: &str,
-        member: &str,
-        role: pb::Role,
-        adding_user: &str,
-    ) -> Result<pb::Membership, Status> {
-        let request = pb::AddUserToOrganizationRequest {
-            organization_name: organization.to_owned(),
-            member_username: member.to_owned(),
-            role: role.into(),
-            adding_user: adding_user.to_owned(),
-            ..pb::AddUserToOrganizationRequest::default()
-        };
-        let reply = self
-            .client
-            .clone()
-            .add_user_to_organization(request)
-            .await?;
-        Ok(reply.into_inner().membership.unwrap())
-    }
-
-    pub async fn get_membership(
-        &self,
-        organization: &str,
-        member: &str,
-    ) -> Result<(pb::Membership, pb::Source), Status> {
-        let request = pb::GetMembershipRequest {
-            organization_name: organization.to_owned(),
-            member_username: member.to_owned(),
-            consistency: None,
-        };
-        let reply = self.client.clone().get_membership(request).await?;
-        let reply = reply.into_inner();
-        Ok((reply.membership.clone().unwrap(), reply.source()))
-    }
-
-    pub async fn change_role(
-        &self,
-        organization: &str,
-        member: &str,
-        role: pb::Role,
-        acting_user: &str,
-    ) -> Result<pb::Membership, Status> {
-        let request = pb::ChangeMemberRoleRequest {
-            organization_name: organization.to_owned(),
-            member_username: member.to_owned(),
-            role: role.into(),
-            acting_user: acting_user.to_owned(),
-            ..pb::ChangeMemberRoleRequest::default()
-        };
-        let reply = self.client.clone().change_member_role(request).await?;
-        Ok(reply.into_inner().membership.unwrap())
-    }
-
-    pub async fn remove(
-        &self,
-        organization: &str,
-        member: &str,
-        acting_user: &str,
-    ) -> Result<pb::Membership, Status> {
-        let request = pb::RemoveUserFromOrganizationRequest {
-            organization_name: organization.to_owned(),
-            member_username: member.to_owned(),
-            acting_user: acting_user.to_owned(),
-            ..pb::RemoveUserFromOrganizationRequest::default()
-        };
-        let mut client = self.client.clone();
-        let reply = client.remove_user_from_organization(request).await?;
-        Ok(reply.into_inner().membership.unwrap())
-    }
-
-    pub async fn check(
-        &self,
-        organization: &str,
-        username: &str,
-    ) -> Result<pb::CheckMembershipResponse, Status> {
-        let request = pb::CheckMembershipRequest {
-            organization_name: organization.to_owned(),
-            username: username.to_owned(),
-            ..pb::CheckMembershipRequest::default()
-        };
-        Ok(self
-            .client
-            .clone()
-            .check_membership(request)
-            .await?
-            .into_inner())
-    }
-
-    /// The role that a check answers; `None` if not a member.
-    pub async fn role_of(&self, organization: &str, username: &str) -> Option<pb::Role> {
-        let reply = self.check(organization, username).await.unwrap();
-        assert_eq!(reply.is_member, reply.role() != pb::Role::Unspecified);
-        assert_eq!(reply.is_member, reply.satisfied);
-        reply.is_member.then(|| reply.role())
-    }
-
-    /// Users `oliviaowner` and `membermichael`, and `olivia-org`, founded by
-    /// `oliviaowner`.
-    pub async fn found_olivia_org(&self) {
-        self.create_user("oliviaowner").await.unwrap();
-        self.create_user("membermichael").await.unwrap();
-        self.create_organization("olivia-org", "oliviaowner")
-            .await
-            .unwrap();
-    }
-
-    /// As [`Self::found_olivia_org`], and `membermichael` is a Member.
-    pub async fn found_olivia_org_with_michael(&self) {
-        self.found_olivia_org().await;
-        self.add(
-            "olivia-org",
-            "membermichael",
-            pb::Role::Member,
-            "oliviaowner",
-        )
-        .await
-        .unwrap();
-        self.settle().await;
-    }
 }
 
 /// Asserts the code and the `google.rpc.ErrorInfo` reason of an error.

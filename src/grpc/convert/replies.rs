@@ -1,0 +1,129 @@
+//! Domain types to messages.
+
+use std::collections::BTreeMap;
+
+use prost_types::Timestamp as WireTimestamp;
+
+use crate::{
+    domain::{
+        Labels, Membership, Organization, Role, Stamp, Standing, State, Timestamp, Uid, User,
+    },
+    proto::account_v1 as pb,
+    service::{CheckResult, Source},
+};
+
+pub(in crate::grpc) fn user(user: &User) -> pb::User {
+    let (create_time, update_time) = times(&user.stamp);
+    pb::User {
+        username: user.username.to_string(),
+        first_name: user.first_name.to_string(),
+        last_name: user.last_name.to_string(),
+        uid: uid(user.uid.as_ref()),
+        display_name: user.display_name.to_string(),
+        email: user
+            .email
+            .as_ref()
+            .map_or_else(String::new, |email| email.as_str().to_owned()),
+        labels: wire_labels(&user.labels),
+        state: wire_state(user.state),
+        etag: user.stamp.etag().as_str().to_owned(),
+        create_time,
+        update_time,
+    }
+}
+
+pub(in crate::grpc) fn organization(organization: &Organization) -> pb::Organization {
+    let (create_time, update_time) = times(&organization.stamp);
+    pb::Organization {
+        organization_name: organization.organization_name.to_string(),
+        founding_user: organization.founding_user.clone(),
+        uid: uid(organization.uid.as_ref()),
+        display_name: organization.display_name.to_string(),
+        labels: wire_labels(&organization.labels),
+        state: wire_state(organization.state),
+        etag: organization.stamp.etag().as_str().to_owned(),
+        create_time,
+        update_time,
+    }
+}
+
+pub(in crate::grpc) fn membership(standing: &Standing) -> pb::Membership {
+    pb::Membership {
+        state: wire_state(standing.state),
+        ..membership_alone(&standing.membership)
+    }
+}
+
+/// A membership without whether it counts.
+pub(super) fn membership_alone(membership: &Membership) -> pb::Membership {
+    let (create_time, update_time) = times(&membership.stamp);
+    pb::Membership {
+        organization_name: membership.organization_name.to_string(),
+        member_username: membership.member_username.to_string(),
+        role: wire_role(Some(membership.role)),
+        adding_user: membership.adding_user.clone().unwrap_or_default(),
+        state: pb::State::Unspecified.into(),
+        etag: membership.stamp.etag().as_str().to_owned(),
+        create_time,
+        update_time,
+    }
+}
+
+pub(in crate::grpc) fn check_result(result: CheckResult) -> pb::MembershipCheckResult {
+    pb::MembershipCheckResult {
+        is_member: result.role.is_some(),
+        role: wire_role(result.role),
+        satisfied: result.is_satisfied,
+    }
+}
+
+pub(in crate::grpc) fn source(source: Source) -> pb::Source {
+    match source {
+        Source::Cache => pb::Source::Cache,
+        Source::Store => pb::Source::Store,
+    }
+}
+
+fn wire_role(role: Option<Role>) -> i32 {
+    let role = match role {
+        None => pb::Role::Unspecified,
+        Some(Role::Owner) => pb::Role::Owner,
+        Some(Role::Admin) => pb::Role::Admin,
+        Some(Role::Member) => pb::Role::Member,
+    };
+    role.into()
+}
+
+fn uid(uid: Option<&Uid>) -> String {
+    uid.map_or_else(String::new, |uid| uid.as_str().to_owned())
+}
+
+fn times(stamp: &Stamp) -> (Option<WireTimestamp>, Option<WireTimestamp>) {
+    (
+        stamp.create_time.map(timestamp),
+        stamp.update_time.map(timestamp),
+    )
+}
+
+pub(super) fn timestamp(Timestamp(millis): Timestamp) -> WireTimestamp {
+    let nanos = millis.rem_euclid(1000) * 1_000_000;
+    WireTimestamp {
+        seconds: millis.div_euclid(1000),
+        nanos: i32::try_from(nanos).unwrap_or_default(),
+    }
+}
+
+fn wire_labels(labels: &Labels) -> BTreeMap<String, String> {
+    let labels = labels.iter();
+    labels
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
+}
+
+fn wire_state(state: State) -> i32 {
+    match state {
+        State::Active => pb::State::Active,
+        State::Suspended => pb::State::Suspended,
+    }
+    .into()
+}
