@@ -9,6 +9,8 @@ use crate::store::{self, Register, Registers};
 
 /// Name of the value that says who holds a lease; empty if it was given up.
 const OWNER: &str = "owner";
+/// Times that a lease is tried to be given up.
+const GIVE_UP_ATTEMPTS: usize = 3;
 
 /// A replica that would take a lease.
 pub struct Candidate {
@@ -73,18 +75,23 @@ pub async fn give_up(
     register: &str,
     name: &str,
 ) -> Result<(), store::Error> {
-    let Some(Register {
-        version,
-        mut values,
-    }) = registers.read_register(register).await?
-    else {
-        return Ok(());
-    };
-    if values.get(OWNER).is_some_and(|owner| owner == name) {
+    // What the holder wrote last may still be under way, and come first.
+    for _ in 0..GIVE_UP_ATTEMPTS {
+        let Some(Register {
+            version,
+            mut values,
+        }) = registers.read_register(register).await?
+        else {
+            return Ok(());
+        };
+        if values.get(OWNER).is_none_or(|owner| owner != name) {
+            return Ok(());
+        }
         claim(&mut values, "");
-        registers
-            .swap_register(register, Some(version), &values)
-            .await?;
+        let swapped = registers.swap_register(register, Some(version), &values);
+        if swapped.await?.is_some() {
+            return Ok(());
+        }
     }
     Ok(())
 }
