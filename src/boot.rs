@@ -1,28 +1,39 @@
 //! From settings to a serving server: the one place that names the concrete
 //! backends.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+mod gate;
+
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_dynamodb::config::Credentials;
 use tokio::{net::TcpListener, sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Server, server::TcpIncoming};
-use tonic_health::{ServingStatus, server::HealthReporter};
+use tonic::transport::Server;
+use tonic_health::{
+    ServingStatus,
+    pb::health_server::{Health, HealthServer},
+    server::HealthReporter,
+};
 use tower::util::MapResponseLayer;
 
 use crate::{
     cache::{self, Credential, CredentialError, Momento},
+    callers::{KeySource, KeySourceError},
     clean_up::{CleanUp, CleanUpTiming},
     coherence::{self, Coherence, Invalidator},
     config::{BackendSettings, ServeSettings, ServerSettings},
+    connections,
     domain::Key,
-    grpc::{AccountService, WatchLimits, precise_status},
+    grpc::{AccountService, AdmissionLayer, WatchLimits, precise_status},
     proto::account_v1::{DESCRIPTOR_SET, account_service_server::AccountServiceServer},
     secrets::{self, Secrets},
     service::{Accounts, Changes, Listings},
     store::{self, DynamoDb, DynamoDbStream},
+    tls::TlsError,
 };
+
+use self::gate::Admittance;
 
 /// Idle client connections are checked this often.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -87,7 +98,7 @@ pub enum Error {
         source: cache::Error,
     },
     /// The address cannot be listened on.
-    #[error("cannot listen on {addr}: {source}; choose another --listen-addr")]
+    #[error("cannot listen on {addr}: {source}; choose another address")]
     Listen {
         /// The address.
         addr: SocketAddr,
@@ -103,6 +114,39 @@ pub enum Error {
     /// Metrics cannot be served.
     #[error("metrics cannot be served: {0}; choose another --metrics-addr")]
     Metrics(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Everybody who can reach the address could do everything.
+    #[error(
+        "{addr} can be reached from elsewhere, and there is no {what}; give --policy with \
+         --tls-client-ca or --jwks, and --tls-cert, or say --insecure"
+    )]
+    Insecure {
+        /// The address.
+        addr: SocketAddr,
+        /// What there is none of.
+        what: &'static str,
+    },
+    /// The policy cannot be used.
+    #[error("the policy {path:?} cannot be used: {source}; correct it")]
+    Policy {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Callers could not show who they are.
+    #[error("there is a policy, but no way to show who calls; give --tls-client-ca or --jwks")]
+    NoIdentity,
+    /// TLS cannot be spoken.
+    #[error("TLS cannot be spoken: {0}; correct the file")]
+    Tls(#[from] TlsError),
+    /// The keys of tokens cannot be read.
+    #[error("the keys at {from} cannot be used: {source}; correct --jwks")]
+    Keys {
+        /// The file or URL.
+        from: KeySource,
+        /// Why.
+        source: KeySourceError,
+    },
     /// The server failed.
     #[error("the server failed: {0}")]
     Serve(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -201,6 +245,9 @@ pub struct App {
     clean_up: Option<CleanUp>,
     drain_timeout: Duration,
     watch_patience: Duration,
+    admittance: Admittance,
+    health_listener: Option<TcpListener>,
+    describes_itself: bool,
 }
 
 impl App {
@@ -222,6 +269,11 @@ impl App {
         tuning: impl Into<Tuning>,
     ) -> Result<Self, Error> {
         let Tuning { cache, clean_up } = tuning.into();
+        let admittance = Admittance::prepare(&settings.server).await?;
+        let health_listener = match settings.server.health_addr {
+            Some(addr) => Some(bind(addr).await?.0),
+            None => None,
+        };
         let backends = Backends::connect(&settings.backends).await?;
         let table = Arc::new(backends.table);
         let stream = Arc::new(backends.stream);
@@ -248,6 +300,9 @@ impl App {
             coherence,
             drain_timeout: settings.server.drain_timeout_ms,
             watch_patience: settings.server.watch_patience_ms,
+            admittance,
+            health_listener,
+            describes_itself: !settings.server.callers.no_reflection,
         })
     }
 
@@ -283,6 +338,7 @@ impl App {
         health
             .set_serving::<AccountServiceServer<AccountService>>()
             .await;
+        let health_beside = serve_health(self.health_listener, health_server.clone());
         let stopping = CancellationToken::new();
         let draining = Arc::new(Notify::new());
         let stop = {
@@ -301,18 +357,26 @@ impl App {
             stopping,
         };
         let service = AccountService::new(self.accounts.clone(), watch);
+        let (reflection_v1, reflection_v1alpha) = if self.describes_itself {
+            let v1 = reflection().build_v1().map_err(serve_failed)?;
+            let v1alpha = reflection().build_v1alpha().map_err(serve_failed)?;
+            (Some(v1), Some(v1alpha))
+        } else {
+            (None, None)
+        };
         let server = Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
             .http2_max_header_list_size(MAX_HEADER_BYTES)
             .layer(MapResponseLayer::new(precise_status))
+            .layer(AdmissionLayer(self.admittance.gate()))
             .add_service(service.into_server())
             .add_service(health_server)
-            .add_service(reflection().build_v1().map_err(serve_failed)?)
-            .add_service(reflection().build_v1alpha().map_err(serve_failed)?)
+            .add_optional_service(reflection_v1)
+            .add_optional_service(reflection_v1alpha)
             .serve_with_incoming_shutdown(
-                TcpIncoming::from(listener).with_nodelay(Some(true)),
+                connections::accept(listener, self.admittance.tls()),
                 stop,
             );
         let serve_and_drain = async {
@@ -350,12 +414,33 @@ impl App {
             () = self.coherence.keep() => Ok(()),
             () = follow_stream => Ok(()),
             () = clean_up => Ok(()),
+            () = self.admittance.keep() => Ok(()),
+            ended = health_beside => ended,
             () = overdue => {
                 tracing::warn!("calls, writes or repairs were still under way when the time to drain was over");
                 Ok(())
             }
         }
     }
+}
+
+/// Answers health checks on an address of their own. Ends only if it fails.
+async fn serve_health<H: Health>(
+    listener: Option<TcpListener>,
+    health: HealthServer<H>,
+) -> Result<(), Error> {
+    let Some(listener) = listener else {
+        return std::future::pending().await;
+    };
+    Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
+        .http2_max_header_list_size(MAX_HEADER_BYTES)
+        .add_service(health)
+        .serve_with_incoming(connections::accept(listener, None))
+        .await
+        .map_err(serve_failed)
 }
 
 async fn report_not_serving(health: &HealthReporter) {
@@ -374,7 +459,10 @@ async fn report_not_serving(health: &HealthReporter) {
 /// # Errors
 /// [`Error::Listen`].
 pub async fn listen(settings: &ServerSettings) -> Result<(TcpListener, SocketAddr), Error> {
-    let addr = settings.listen_addr;
+    bind(settings.listen_addr).await
+}
+
+async fn bind(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
     let failed = |source| Error::Listen { addr, source };
     let listener = TcpListener::bind(addr).await.map_err(failed)?;
     let addr = listener.local_addr().map_err(failed)?;

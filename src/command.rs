@@ -40,7 +40,15 @@ impl Failure {
     /// Whether a setting is wrong or missing, rather than something outside.
     #[must_use]
     pub fn is_setting(&self) -> bool {
-        matches!(self, Self::Boot(boot::Error::NoRegion))
+        matches!(
+            self,
+            Self::Boot(
+                boot::Error::NoRegion
+                    | boot::Error::Insecure { .. }
+                    | boot::Error::NoIdentity
+                    | boot::Error::Policy { .. }
+            )
+        )
     }
 }
 
@@ -76,9 +84,9 @@ async fn serve(
         telemetry::start_metrics(addr).map_err(|error| boot::Error::Metrics(error.into()))?;
     }
     let (listener, addr) = boot::listen(&settings.server).await?;
-    let app = App::boot(settings).await?;
+    let app = Box::pin(App::boot(settings)).await?;
     say(&greeting(addr));
-    app.serve(listener, boot::stop_signal()).await
+    Box::pin(app.serve(listener, boot::stop_signal())).await
 }
 
 #[cfg(feature = "local")]

@@ -1,10 +1,13 @@
 //! Settings: every one a flag with an environment variable and, where one makes
 //! sense, a default. Secrets are no settings: they come from Secrets Manager.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use jsonwebtoken::Algorithm;
 use secrecy::SecretString;
+
+use crate::callers::KeySource;
 
 /// Users, organizations and memberships over gRPC, stored in DynamoDB, cached in
 /// Momento.
@@ -61,7 +64,7 @@ pub struct DevSettings {
     /// Keep the table in this directory, so that it survives the process.
     /// Without it, the table is in memory.
     #[arg(long, env = "DATA_DIR", value_name = "DIR")]
-    pub data_dir: Option<std::path::PathBuf>,
+    pub data_dir: Option<PathBuf>,
     /// Use the DynamoDB at this endpoint instead of the embedded one.
     #[arg(long, env = "DEV_DYNAMODB_ENDPOINT", value_name = "URL", value_parser = url, conflicts_with = "data_dir")]
     pub dynamodb_endpoint: Option<String>,
@@ -154,6 +157,75 @@ pub struct ServerSettings {
     /// Address to serve metrics on, for Prometheus. Without it, there are none.
     #[arg(long, env = "METRICS_ADDR", value_name = "IP:PORT")]
     pub metrics_addr: Option<SocketAddr>,
+    /// Address to answer health checks on, too, always in the clear: for probes
+    /// that speak no TLS.
+    #[arg(long, env = "HEALTH_ADDR", value_name = "IP:PORT")]
+    pub health_addr: Option<SocketAddr>,
+    /// Who may call.
+    #[command(flatten)]
+    pub callers: CallerSettings,
+}
+
+/// Who may call, and how they show who they are.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Callers")]
+pub struct CallerSettings {
+    /// File with the policy: which callers may call which methods, and on whose
+    /// behalf. Without it, everybody may do everything.
+    #[arg(long, env = "POLICY_FILE", value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+    /// Listen on other addresses than loopback without a policy or without TLS.
+    #[arg(long, env = "INSECURE")]
+    pub insecure: bool,
+    /// File with the server's certificate, and those between it and the root, in
+    /// PEM. Read again when it changes.
+    #[arg(long, env = "TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// File with the certificate's private key, in PEM.
+    #[arg(long, env = "TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// File with the roots of clients' certificates, in PEM. A caller's name is
+    /// the first URI among its certificate's alternative names, else the first
+    /// DNS name. Required of clients unless there is --jwks, too.
+    #[arg(
+        long,
+        env = "TLS_CLIENT_CA",
+        value_name = "FILE",
+        requires = "tls_cert",
+        requires = "policy"
+    )]
+    pub tls_client_ca: Option<PathBuf>,
+    /// File or URL of the JSON Web Key Set that bearer tokens are signed with. A
+    /// caller's name is the token's subject. Read again every 5 minutes, and when
+    /// a token names a key that is not known.
+    #[arg(
+        long,
+        env = "JWKS",
+        value_name = "FILE|URL",
+        requires = "jwt_issuer",
+        requires = "jwt_audience",
+        requires = "policy"
+    )]
+    pub jwks: Option<KeySource>,
+    /// Who has to have issued tokens.
+    #[arg(long, env = "JWT_ISSUER", value_name = "ISSUER", value_parser = not_empty)]
+    pub jwt_issuer: Option<String>,
+    /// For whom tokens have to be.
+    #[arg(long, env = "JWT_AUDIENCE", value_name = "AUDIENCE", value_parser = not_empty)]
+    pub jwt_audience: Option<String>,
+    /// How tokens may be signed.
+    #[arg(
+        long,
+        env = "JWT_ALGORITHMS",
+        value_name = "NAMES",
+        value_delimiter = ',',
+        default_values = ["RS256", "ES256", "EdDSA"],
+        value_parser = algorithm
+    )]
+    pub jwt_algorithms: Vec<Algorithm>,
+    /// Whether not to describe the service to callers who ask for its reflection.
+    #[arg(long, env = "NO_REFLECTION")]
+    pub no_reflection: bool,
 }
 
 /// Table, cache and secret.
@@ -285,6 +357,17 @@ fn number(text: &str, max: u64) -> Result<u64, String> {
         .ok()
         .filter(|number| (1..=max).contains(number))
         .ok_or_else(|| format!("must be a whole number from 1 to {max}"))
+}
+
+/// An algorithm of a key pair: whoever can verify with a shared secret can sign,
+/// too.
+fn algorithm(text: &str) -> Result<Algorithm, String> {
+    use Algorithm::{HS256, HS384, HS512};
+    match text.parse() {
+        Ok(HS256 | HS384 | HS512) => Err("shared secrets are not taken".to_owned()),
+        Ok(algorithm) => Ok(algorithm),
+        Err(_) => Err("must be RS256 to RS512, PS256 to PS512, ES256, ES384 or EdDSA".to_owned()),
+    }
 }
 
 fn not_empty(text: &str) -> Result<String, String> {

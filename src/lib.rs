@@ -11,18 +11,24 @@
 //!       store      records in DynamoDB
 //! ```
 //!
+//! Calls come in through `connections`, in the clear or with `tls`, and pass the
+//! gate of `callers`, which knows who calls and what they are granted.
+//!
 //! `domain` holds the types that all of them speak, and depends on nothing.
 //! `command` runs what the command line asks for. `boot` alone names the concrete
 //! backends; `clean_up` removes, beside all calls, what deletions left; `lease`
-//! says whose turn that is; `secrets` reads the credential that the cache needs; `setup` creates what is missing; `local` holds embedded
-//! servers that stand in for AWS and Momento on loopback.
+//! says whose turn that is; `secrets` reads the credential that the cache needs;
+//! `setup` creates what is missing; `local` holds embedded servers that stand in
+//! for AWS and Momento on loopback.
 
 pub mod boot;
 pub mod cache;
+pub mod callers;
 pub mod clean_up;
 pub mod coherence;
 pub mod command;
 pub mod config;
+pub mod connections;
 pub mod domain;
 mod error_chain;
 pub mod grpc;
@@ -36,3 +42,4 @@ pub mod service;
 pub mod setup;
 pub mod store;
 pub mod telemetry;
+pub mod tls;

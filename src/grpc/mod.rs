@@ -1,6 +1,7 @@
 //! The edge: handlers that parse a request, call a use case and render its
 //! answer. Nothing below this room knows gRPC.
 
+mod admission;
 mod convert;
 mod deadline;
 mod mutation;
@@ -8,8 +9,11 @@ mod precise;
 mod status;
 mod watch;
 
+use prost::Message as _;
+use prost_types::FileDescriptorSet;
 use tonic::{Request, Response, Status};
 
+pub use admission::AdmissionLayer;
 pub use deadline::DEFAULT_DEADLINE;
 pub use precise::precise_status;
 pub use status::{DOMAIN, Reason};
@@ -18,7 +22,7 @@ pub use watch::{ChangeStream, WatchLimits};
 use crate::{
     domain::State,
     proto::account_v1::{
-        self as pb,
+        self as pb, DESCRIPTOR_SET,
         account_service_server::{self, AccountServiceServer},
     },
     service::{Accounts, Call, OrganizationToEdit, UserToEdit},
@@ -29,6 +33,15 @@ use self::deadline::Deadline;
 /// Largest request that is read, in bytes. The largest sensible one, a batch of
 /// 1000 checks of the longest names, has some 270 kB.
 pub const MAX_REQUEST_BYTES: usize = 1024 * 1024;
+
+/// The names of the service's methods, as the contract has them.
+#[must_use]
+pub fn methods() -> Vec<String> {
+    let set = FileDescriptorSet::decode(DESCRIPTOR_SET).unwrap_or_default();
+    let services = set.file.into_iter().flat_map(|file| file.service);
+    let methods = services.flat_map(|service| service.method);
+    methods.filter_map(|method| method.name).collect()
+}
 
 /// The gRPC service. Holds the accounts, and through them the one DynamoDB
 /// client and the one Momento client of the process.

@@ -1,5 +1,5 @@
-//! What all changes have in common: a deadline and, where the caller names the
-//! request, that it has its effect once.
+//! What all changes have in common: a deadline, somebody on whose behalf they are
+//! made and, where the caller names the request, that it has its effect once.
 
 use prost::Message;
 use sha2::{Digest as _, Sha256};
@@ -10,6 +10,7 @@ use super::{
     status,
 };
 use crate::{
+    callers::Caller,
     domain::{self, Fingerprint, RequestId},
     proto::account_v1 as pb,
     service::Call,
@@ -22,41 +23,83 @@ pub(super) trait Mutation: Message {
 
     /// The caller's name for the request; empty, if there is none.
     fn request_id(&self) -> &str;
+
+    /// On whose behalf.
+    fn acting(&self) -> Acting<'_>;
+}
+
+/// On whose behalf a request asks for something.
+pub(super) enum Acting<'a> {
+    /// A user.
+    User(&'a str),
+    /// The platform, where the request may also name a user.
+    Platform,
+    /// Nobody: who may call the method may do this.
+    Nobody,
 }
 
 macro_rules! mutations {
-    ($($rpc:literal $request:ident,)+) => {
+    ($($rpc:literal $request:ident $acting:expr,)+) => {
         $(impl Mutation for pb::$request {
             const RPC: &'static str = $rpc;
 
             fn request_id(&self) -> &str {
                 &self.request_id
             }
+
+            fn acting(&self) -> Acting<'_> {
+                let acting: fn(&Self) -> Acting<'_> = $acting;
+                acting(self)
+            }
         })+
     };
 }
 
-mutations! {
-    "CreateUser" CreateUserRequest,
-    "UpdateUser" UpdateUserRequest,
-    "SuspendUser" SuspendUserRequest,
-    "ResumeUser" ResumeUserRequest,
-    "DeleteUser" DeleteUserRequest,
-    "CreateOrganization" CreateOrganizationRequest,
-    "UpdateOrganization" UpdateOrganizationRequest,
-    "SuspendOrganization" SuspendOrganizationRequest,
-    "ResumeOrganization" ResumeOrganizationRequest,
-    "TransferOwnership" TransferOwnershipRequest,
-    "DeleteOrganization" DeleteOrganizationRequest,
-    "AddUserToOrganization" AddUserToOrganizationRequest,
-    "ChangeMemberRole" ChangeMemberRoleRequest,
-    "RemoveUserFromOrganization" RemoveUserFromOrganizationRequest,
+/// The same `oneof` in several messages, each with a type of its own.
+macro_rules! actor {
+    ($actor:path) => {
+        |request| {
+            use $actor as Actor;
+            match &request.actor {
+                Some(Actor::ActingUser(user)) => Acting::User(user),
+                Some(Actor::AsPlatform(true)) => Acting::Platform,
+                Some(Actor::AsPlatform(false)) | None => Acting::Nobody,
+            }
+        }
+    };
 }
 
-/// The message of a request that changes something, and what comes with it.
+mutations! {
+    "CreateUser" CreateUserRequest |_| Acting::Nobody,
+    "UpdateUser" UpdateUserRequest |_| Acting::Nobody,
+    "SuspendUser" SuspendUserRequest |_| Acting::Nobody,
+    "ResumeUser" ResumeUserRequest |_| Acting::Nobody,
+    "DeleteUser" DeleteUserRequest |_| Acting::Nobody,
+    "CreateOrganization" CreateOrganizationRequest |it| Acting::User(&it.founding_user),
+    "UpdateOrganization" UpdateOrganizationRequest actor!(pb::update_organization_request::Actor),
+    "SuspendOrganization" SuspendOrganizationRequest |_| Acting::Nobody,
+    "ResumeOrganization" ResumeOrganizationRequest |_| Acting::Nobody,
+    "TransferOwnership" TransferOwnershipRequest actor!(pb::transfer_ownership_request::Actor),
+    "DeleteOrganization" DeleteOrganizationRequest actor!(pb::delete_organization_request::Actor),
+    "AddUserToOrganization" AddUserToOrganizationRequest |it| Acting::User(&it.adding_user),
+    "ChangeMemberRole" ChangeMemberRoleRequest |it| Acting::User(&it.acting_user),
+    "RemoveUserFromOrganization" RemoveUserFromOrganizationRequest |it| Acting::User(&it.acting_user),
+}
+
+/// The message of a request that changes something, and what comes with it. The
+/// caller may act for whom it names.
 pub(super) fn open<M: Mutation>(request: Request<M>) -> Result<(M, Deadline, Call), Status> {
     let deadline = deadline::of(request.metadata());
-    let message = request.into_inner();
+    let (_, extensions, message) = request.into_parts();
+    let caller = extensions.get::<Caller>().ok_or_else(status::no_caller)?;
+    let may_act = match message.acting() {
+        Acting::User(username) => caller.may_act_for(username),
+        Acting::Platform => caller.may_act_as_platform(),
+        Acting::Nobody => true,
+    };
+    if !may_act {
+        return Err(status::may_not_act(caller, M::RPC));
+    }
     let call = Call {
         request: named_request(&message)?,
         deadline: deadline.instant(),

@@ -7,6 +7,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
+    callers::{Caller, Refused},
     service::{Error, NoPageToken, Refusal, WatchError},
     store::{self, Kind},
 };
@@ -49,6 +50,14 @@ reasons! {
     MessageTooLarge = "MESSAGE_TOO_LARGE",
     /// There is no such method.
     UnknownMethod = "UNKNOWN_METHOD",
+    /// The call does not show who calls.
+    NoCredentials = "NO_CREDENTIALS",
+    /// What the call shows of who calls is not valid.
+    InvalidCredentials = "INVALID_CREDENTIALS",
+    /// The caller may not call this method.
+    MethodNotGranted = "METHOD_NOT_GRANTED",
+    /// The caller may not act on behalf of this user, or of the platform.
+    ActingNotGranted = "ACTING_NOT_GRANTED",
     /// There is no such user.
     UserNotFound = "USER_NOT_FOUND",
     /// There is no such organization.
@@ -105,6 +114,38 @@ reasons! {
     DeadlineExceeded = "DEADLINE_EXCEEDED",
     /// A bug of the service.
     Internal = "INTERNAL",
+}
+
+/// The status of a call that is not admitted.
+pub(super) fn not_admitted(refused: &Refused, path: &str) -> Status {
+    let (code, reason) = match refused {
+        Refused::NoCredentials => (Code::Unauthenticated, Reason::NoCredentials),
+        Refused::InvalidCredentials { .. } => (Code::Unauthenticated, Reason::InvalidCredentials),
+        Refused::NotGranted { .. } => (Code::PermissionDenied, Reason::MethodNotGranted),
+    };
+    tracing::warn!(?refused, path, "a call was not admitted");
+    plain(code, reason, &refused.to_string())
+}
+
+/// The status of a call that did not pass the gate: the server is put together
+/// wrongly.
+pub(super) fn no_caller() -> Status {
+    plain(
+        Code::Internal,
+        Reason::Internal,
+        "the call did not pass the gate",
+    )
+}
+
+/// The status of a call on behalf of somebody for whom the caller may not act.
+pub(super) fn may_not_act(caller: &Caller, rpc: &str) -> Status {
+    let name = caller.name.as_deref();
+    tracing::warn!(name, rpc, "a caller may not act on behalf of whom it named");
+    plain(
+        Code::PermissionDenied,
+        Reason::ActingNotGranted,
+        "the caller may not act on behalf of whom the request names",
+    )
 }
 
 /// The status of a failed use case.

@@ -13,6 +13,7 @@ mod backends;
 mod batches;
 mod binary;
 mod cache_faults;
+mod callers;
 mod capacity;
 mod changes;
 mod conformance;

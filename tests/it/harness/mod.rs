@@ -15,7 +15,10 @@ use std::{
 
 use account_service::{
     boot::{self, App, Tuning},
-    config::{CacheSettings, DevSettings, LogFormat, LogSettings, ServeSettings, ServerSettings},
+    config::{
+        CacheSettings, CallerSettings, DevSettings, LogFormat, LogSettings, ServeSettings,
+        ServerSettings,
+    },
     local::{ANY_PORT, Embedded, momento},
     proto::account_v1::account_service_client::AccountServiceClient,
     service::Accounts,
@@ -241,7 +244,12 @@ impl Replica {
             .unwrap();
         });
         let endpoint = Channel::from_shared(format!("http://{addr}")).unwrap();
-        let channel = endpoint.connect().await.unwrap();
+        let channel = if settings.server.callers.tls_cert.is_some() {
+            // Of no use before it knows whom to trust.
+            endpoint.connect_lazy()
+        } else {
+            endpoint.connect().await.unwrap()
+        };
         Ok(Self {
             addr,
             client: Client::new(channel.clone()),
@@ -292,6 +300,8 @@ fn dev_settings() -> DevSettings {
             // Its calls would be counted.
             clean_up_rate: 0,
             metrics_addr: None,
+            health_addr: None,
+            callers: CallerSettings::default(),
         },
         cache: CacheSettings {
             // Long, so that a busy machine does not change what is counted.

@@ -1,0 +1,130 @@
+//! From settings to the gate that calls have to pass.
+
+use std::{net::SocketAddr, path::Path, sync::Arc};
+
+use super::Error;
+use crate::{
+    callers::{Expected, Gate, Keys, Policy, Tokens},
+    config::{CallerSettings, ServerSettings},
+    grpc,
+    tls::{Tls, TlsFiles},
+};
+
+/// The gate, and what has to be followed for it.
+pub struct Admittance {
+    gate: Gate,
+    tls: Option<Arc<Tls>>,
+    keys: Option<Keys>,
+}
+
+impl Admittance {
+    /// Reads what the settings name.
+    ///
+    /// # Errors
+    /// Something of it cannot be used, or the settings would let everybody in.
+    pub async fn prepare(settings: &ServerSettings) -> Result<Self, Error> {
+        let callers = &settings.callers;
+        assert_secure(settings.listen_addr, callers)?;
+        let tls = match (&callers.tls_cert, &callers.tls_key) {
+            (Some(certificate), Some(key)) => {
+                let files = TlsFiles {
+                    certificate: certificate.clone(),
+                    key: key.clone(),
+                    client_roots: callers.tls_client_ca.clone(),
+                    requires_client: callers.jwks.is_none(),
+                };
+                Some(Arc::new(Tls::load(files)?))
+            }
+            _ => None,
+        };
+        let Some(path) = &callers.policy else {
+            return Ok(Self {
+                gate: Gate::open(),
+                tls,
+                keys: None,
+            });
+        };
+        let policy = read_policy(path).await?;
+        let tokens = read_keys(callers).await?;
+        if tokens.is_none() && callers.tls_client_ca.is_none() {
+            return Err(Error::NoIdentity);
+        }
+        let keys = tokens.as_ref().map(|(_, keys)| keys.clone());
+        let tokens = tokens.map(|(expected, keys)| Tokens::new(expected, keys));
+        Ok(Self {
+            gate: Gate::new(policy, tokens),
+            tls,
+            keys,
+        })
+    }
+
+    /// The gate.
+    #[must_use]
+    pub fn gate(&self) -> Gate {
+        self.gate.clone()
+    }
+
+    /// What to speak TLS with; `None`: it is not spoken.
+    #[must_use]
+    pub fn tls(&self) -> Option<Arc<Tls>> {
+        self.tls.clone()
+    }
+
+    /// Follows certificates and keys. Never ends.
+    pub async fn keep(&self) {
+        let follow_tls = async {
+            match &self.tls {
+                Some(tls) => tls.keep().await,
+                None => std::future::pending().await,
+            }
+        };
+        let follow_keys = async {
+            match &self.keys {
+                Some(keys) => keys.keep().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::join!(follow_tls, follow_keys);
+    }
+}
+
+fn assert_secure(addr: SocketAddr, callers: &CallerSettings) -> Result<(), Error> {
+    if addr.ip().is_loopback() || callers.insecure {
+        return Ok(());
+    }
+    let what = match (&callers.policy, &callers.tls_cert) {
+        (None, _) => "policy",
+        (Some(_), None) => "TLS",
+        (Some(_), Some(_)) => return Ok(()),
+    };
+    Err(Error::Insecure { addr, what })
+}
+
+async fn read_policy(path: &Path) -> Result<Policy, Error> {
+    let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Policy {
+        path: path.to_owned(),
+        source,
+    };
+    let text = tokio::fs::read_to_string(path).await;
+    let text = text.map_err(|error| failed(error.into()))?;
+    Policy::parse(&text, &grpc::methods()).map_err(|error| failed(error.into()))
+}
+
+async fn read_keys(callers: &CallerSettings) -> Result<Option<(Expected, Keys)>, Error> {
+    let (Some(from), Some(issuer), Some(audience)) =
+        (&callers.jwks, &callers.jwt_issuer, &callers.jwt_audience)
+    else {
+        return Ok(None);
+    };
+    let keys = Keys::read(from.clone()).await;
+    let keys = keys.map_err(|source| Error::Keys {
+        from: from.clone(),
+        source,
+    })?;
+    let expected = Expected {
+        issuer: issuer.clone(),
+        audience: audience.clone(),
+        algorithms: callers.jwt_algorithms.clone(),
+    };
+    Ok(Some((expected, keys)))
+}

@@ -1,0 +1,176 @@
+//! The keys that sign tokens: a JSON Web Key Set in a file or at a URL, read
+//! again from time to time, and when a token names a key that is not known.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    path::PathBuf,
+    str::FromStr,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use jsonwebtoken::{DecodingKey, jwk::JwkSet};
+use tokio::{sync::Notify, time::Instant};
+
+/// How often keys are read again.
+const REFRESH: Duration = Duration::from_secs(300);
+/// Least time between two looks for keys that tokens named.
+const LEAST_PAUSE: Duration = Duration::from_secs(10);
+/// Longest that a URL may take.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
+/// Largest key set, in bytes.
+const MAX_KEY_SET_BYTES: usize = 1024 * 1024;
+
+/// Where keys are read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeySource {
+    /// A file.
+    File(PathBuf),
+    /// An `http://` or `https://` URL.
+    Url(String),
+}
+
+impl FromStr for KeySource {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.starts_with("https://") || text.starts_with("http://") {
+            Ok(Self::Url(text.to_owned()))
+        } else if text.is_empty() {
+            Err("must be a file or a URL".to_owned())
+        } else {
+            Ok(Self::File(text.into()))
+        }
+    }
+}
+
+impl fmt::Display for KeySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Url(url) => url.fmt(f),
+        }
+    }
+}
+
+/// Why there are no keys.
+#[derive(Debug, thiserror::Error)]
+pub enum KeySourceError {
+    /// The file cannot be read.
+    #[error("the file cannot be read: {0}")]
+    File(#[from] std::io::Error),
+    /// The URL does not answer with success.
+    #[error("the URL does not answer as it should: {0}")]
+    Url(#[from] reqwest::Error),
+    /// It is larger than any key set.
+    #[error("it has more than {MAX_KEY_SET_BYTES} bytes")]
+    TooLarge,
+    /// It is no key set.
+    #[error("it is no JSON Web Key Set: {0}")]
+    Form(#[from] serde_json::Error),
+    /// None of its keys can verify a signature.
+    #[error("none of its keys can verify a signature")]
+    NoKey,
+}
+
+type KeyMap = HashMap<Option<String>, Arc<DecodingKey>>;
+
+/// Keys as they were last read.
+#[derive(Clone)]
+pub struct Keys(Arc<Shared>);
+
+struct Shared {
+    source: KeySource,
+    http: reqwest::Client,
+    keys: RwLock<KeyMap>,
+    /// A token named a key that is not known.
+    missed: Notify,
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Keys").field(&self.0.source).finish()
+    }
+}
+
+impl Keys {
+    /// Reads the keys for the first time.
+    ///
+    /// # Errors
+    /// See [`KeySourceError`].
+    pub async fn read(source: KeySource) -> Result<Self, KeySourceError> {
+        let http = reqwest::Client::builder().timeout(FETCH_TIMEOUT).build()?;
+        let keys = load(&source, &http).await?;
+        Ok(Self(Arc::new(Shared {
+            source,
+            http,
+            keys: RwLock::new(keys),
+            missed: Notify::new(),
+        })))
+    }
+
+    /// The key of this name; the only one, if the token names none.
+    pub(super) fn find(&self, name: Option<&str>) -> Option<Arc<DecodingKey>> {
+        let keys = self.0.keys.read().unwrap_or_else(PoisonError::into_inner);
+        let found = match name {
+            Some(name) => keys.get(&Some(name.to_owned())),
+            None if keys.len() == 1 => keys.values().next(),
+            None => None,
+        };
+        if found.is_none() {
+            self.0.missed.notify_one();
+        }
+        found.cloned()
+    }
+
+    /// Reads the keys again and again. Never ends; keeps what it has while they
+    /// cannot be read.
+    pub async fn keep(&self) {
+        loop {
+            let began = Instant::now();
+            tokio::select! {
+                () = tokio::time::sleep(REFRESH) => {}
+                () = self.0.missed.notified() => tokio::time::sleep_until(began + LEAST_PAUSE).await,
+            }
+            match load(&self.0.source, &self.0.http).await {
+                Ok(keys) => {
+                    *self.0.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+                }
+                Err(error) => {
+                    tracing::warn!(source = %self.0.source, %error, "the keys of tokens cannot be read again");
+                }
+            }
+        }
+    }
+}
+
+async fn load(source: &KeySource, http: &reqwest::Client) -> Result<KeyMap, KeySourceError> {
+    let text = match source {
+        KeySource::File(path) => tokio::fs::read(path).await?,
+        KeySource::Url(url) => fetch(http, url).await?,
+    };
+    let set: JwkSet = serde_json::from_slice(&text)?;
+    // Keys for other purposes may be of kinds that are not known here.
+    let keys = set.keys.iter().filter_map(|key| {
+        let decoding = DecodingKey::from_jwk(key).ok()?;
+        Some((key.common.key_id.clone(), Arc::new(decoding)))
+    });
+    let keys: KeyMap = keys.collect();
+    if keys.is_empty() {
+        return Err(KeySourceError::NoKey);
+    }
+    Ok(keys)
+}
+
+async fn fetch(http: &reqwest::Client, url: &str) -> Result<Vec<u8>, KeySourceError> {
+    let mut response = http.get(url).send().await?.error_for_status()?;
+    let mut body = Vec::new();
+    while let Some(part) = response.chunk().await? {
+        body.extend_from_slice(&part);
+        if body.len() > MAX_KEY_SET_BYTES {
+            return Err(KeySourceError::TooLarge);
+        }
+    }
+    Ok(body)
+}

@@ -1,0 +1,85 @@
+//! Lets calls in: finds out who calls, and whether they may call this method.
+
+use std::{
+    future::{Ready, ready},
+    task::{Context, Poll},
+};
+
+use futures_util::future::Either;
+use http::{Request, Response, header::AUTHORIZATION};
+use tonic::body::Body;
+use tower::{Layer, Service};
+
+use super::status;
+use crate::{
+    callers::{Credentials, Gate},
+    connections::Peer,
+};
+
+/// Begins the paths of health checks, which are open to all.
+const HEALTH: &str = "/grpc.health.v1.Health/";
+/// Begins the paths of the service's methods.
+const ACCOUNTS: &str = "/account.v1.AccountService/";
+/// Begins a token in the header `authorization`.
+const BEARER: &str = "Bearer ";
+
+/// Puts the gate before a service.
+#[derive(Debug, Clone)]
+pub struct AdmissionLayer(pub Gate);
+
+impl<S> Layer<S> for AdmissionLayer {
+    type Service = Admission<S>;
+
+    fn layer(&self, inner: S) -> Admission<S> {
+        Admission {
+            gate: self.0.clone(),
+            inner,
+        }
+    }
+}
+
+/// A service behind the gate.
+#[derive(Debug, Clone)]
+pub struct Admission<S> {
+    gate: Gate,
+    inner: S,
+}
+
+impl<S, B> Service<Request<B>> for Admission<S>
+where
+    S: Service<Request<B>, Response = Response<Body>>,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Either<Ready<Result<Response<Body>, S::Error>>, S::Future>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let path = request.uri().path();
+        if path.starts_with(HEALTH) {
+            return Either::Right(self.inner.call(request));
+        }
+        let token = request.headers().get(AUTHORIZATION);
+        let token = token.and_then(|value| value.to_str().ok()?.strip_prefix(BEARER));
+        let peer = request.extensions().get::<Peer>();
+        let credentials = Credentials {
+            certificate: peer.and_then(|peer| peer.certificate.as_ref()),
+            token,
+        };
+        // Reflection is for every caller who is known.
+        let method = path.strip_prefix(ACCOUNTS);
+        match self.gate.admit(method, credentials) {
+            Ok(caller) => {
+                request.extensions_mut().insert(caller);
+                Either::Right(self.inner.call(request))
+            }
+            Err(refused) => {
+                let status = status::not_admitted(&refused, path);
+                Either::Left(ready(Ok(status.into_http())))
+            }
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! TLS of the server: certificates from files, which are read again when they
+//! change, so that they can be renewed without a restart.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use rustls::{
+    RootCertStore, ServerConfig,
+    crypto::{CryptoProvider, aws_lc_rs},
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    server::{VerifierBuilderError, WebPkiClientVerifier},
+};
+
+/// How often the files are looked at.
+const POLL: Duration = Duration::from_secs(5);
+/// What is spoken within TLS.
+const HTTP2: &[u8] = b"h2";
+
+/// Where certificates are.
+#[derive(Debug, Clone)]
+pub struct TlsFiles {
+    /// The server's certificate and those between it and the root, in PEM.
+    pub certificate: PathBuf,
+    /// The certificate's private key, in PEM.
+    pub key: PathBuf,
+    /// The roots of clients' certificates, in PEM. `None`: clients are asked for
+    /// none.
+    pub client_roots: Option<PathBuf>,
+    /// Whether a client without a certificate is turned away at once.
+    pub requires_client: bool,
+}
+
+/// Why TLS cannot be spoken.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file cannot be read.
+    #[error("{path:?} cannot be read: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file holds no PEM of the kind that is wanted.
+    #[error("{path:?} holds no {what} in PEM")]
+    Pem {
+        /// The file.
+        path: PathBuf,
+        /// What is wanted.
+        what: &'static str,
+    },
+    /// Certificate and key do not fit each other.
+    #[error("the certificate and its key cannot be used: {0}")]
+    Pair(#[from] rustls::Error),
+    /// The roots of clients cannot be used.
+    #[error("the roots of clients' certificates cannot be used: {0}")]
+    Roots(#[from] VerifierBuilderError),
+}
+
+/// The files' contents.
+#[derive(PartialEq, Eq)]
+struct Contents {
+    certificate: Vec<u8>,
+    key: Vec<u8>,
+    client_roots: Option<Vec<u8>>,
+}
+
+/// What the server speaks TLS with.
+pub struct Tls {
+    files: TlsFiles,
+    current: RwLock<(Contents, Arc<ServerConfig>)>,
+}
+
+impl Tls {
+    /// Reads the files for the first time.
+    ///
+    /// # Errors
+    /// See [`TlsError`].
+    pub fn load(files: TlsFiles) -> Result<Self, TlsError> {
+        let contents = files.read()?;
+        let config = Arc::new(files.config(&contents)?);
+        Ok(Self {
+            files,
+            current: RwLock::new((contents, config)),
+        })
+    }
+
+    /// What the next connection is to be accepted with.
+    #[must_use]
+    pub fn config(&self) -> Arc<ServerConfig> {
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        current.1.clone()
+    }
+
+    /// Follows the files. Never ends; keeps what it has while they cannot be used.
+    pub async fn keep(&self) {
+        loop {
+            tokio::time::sleep(POLL).await;
+            match self.reload() {
+                Ok(false) => {}
+                Ok(true) => tracing::info!("new certificates are in use"),
+                Err(error) => tracing::warn!(%error, "the changed certificates are not used"),
+            }
+        }
+    }
+
+    /// Whether there was something new.
+    fn reload(&self) -> Result<bool, TlsError> {
+        let contents = self.files.read()?;
+        let is_known = {
+            let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+            current.0 == contents
+        };
+        if is_known {
+            return Ok(false);
+        }
+        let config = Arc::new(self.files.config(&contents)?);
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = (contents, config);
+        Ok(true)
+    }
+}
+
+impl TlsFiles {
+    fn read(&self) -> Result<Contents, TlsError> {
+        let roots = self.client_roots.as_deref().map(read);
+        Ok(Contents {
+            certificate: read(&self.certificate)?,
+            key: read(&self.key)?,
+            client_roots: roots.transpose()?,
+        })
+    }
+
+    fn config(&self, contents: &Contents) -> Result<ServerConfig, TlsError> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let no_pem = |path: &Path, what| TlsError::Pem {
+            path: path.to_owned(),
+            what,
+        };
+        let chain = certificates(&contents.certificate)
+            .ok_or_else(|| no_pem(&self.certificate, "certificate"))?;
+        let key = PrivateKeyDer::from_pem_slice(&contents.key)
+            .map_err(|_| no_pem(&self.key, "private key"))?;
+        let builder = ServerConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()?;
+        let builder = match (&self.client_roots, &contents.client_roots) {
+            (Some(path), Some(roots)) => {
+                let roots = certificates(roots).ok_or_else(|| no_pem(path, "certificate"))?;
+                builder.with_client_cert_verifier(self.verifier(roots, provider)?)
+            }
+            _ => builder.with_no_client_auth(),
+        };
+        let mut config = builder.with_single_cert(chain, key)?;
+        config.alpn_protocols = vec![HTTP2.to_vec()];
+        Ok(config)
+    }
+
+    fn verifier(
+        &self,
+        certificates: Vec<CertificateDer<'static>>,
+        provider: Arc<CryptoProvider>,
+    ) -> Result<Arc<dyn rustls::server::danger::ClientCertVerifier>, TlsError> {
+        let mut roots = RootCertStore::empty();
+        for certificate in certificates {
+            roots.add(certificate)?;
+        }
+        let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+        let builder = if self.requires_client {
+            builder
+        } else {
+            builder.allow_unauthenticated()
+        };
+        Ok(builder.build()?)
+    }
+}
+
+fn read(path: impl AsRef<Path>) -> Result<Vec<u8>, TlsError> {
+    let path = path.as_ref();
+    std::fs::read(path).map_err(|source| TlsError::File {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// At least one certificate.
+fn certificates(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    certificates.ok().filter(|found| !found.is_empty())
+}

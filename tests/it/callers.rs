@@ -1,0 +1,513 @@
+//! Who may call: certificates, tokens and the policy, against a real server.
+
+use std::{
+    fs,
+    path::PathBuf,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use account_service::{
+    callers::KeySource,
+    config::{CallerSettings, ServeSettings},
+    proto::account_v1::{self as pb, Role, delete_organization_request::Actor},
+};
+use jsonwebtoken::{Algorithm, EncodingKey, Header, jwk::Jwk};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tonic::{
+    Code, Request, Status,
+    metadata::MetadataValue,
+    transport::{Certificate, Channel, ClientTlsConfig, Identity},
+};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+use crate::{
+    harness::{Backends, Client, Replica, assert_refused},
+    streams::eventually,
+};
+
+const ORG: &str = "olivia-org";
+const OLIVIA: &str = "oliviaowner";
+const MICHAEL: &str = "membermichael";
+const ISSUER: &str = "https://issuer.example";
+const AUDIENCE: &str = "accounts";
+
+/// Callers of a small company.
+const POLICY: &str = r#"{
+  "callers": {
+    "spiffe://example.org/frontend": {"methods": ["CheckMembership", "AddUserToOrganization"]},
+    "billing": {"methods": ["CheckMembership", "BatchCheckMemberships"]},
+    "console": {"methods": ["*"], "acts_for_users": true},
+    "operator": {"methods": ["*"], "acts_as_platform": true}
+  },
+  "users": {"methods": ["CheckMembership", "AddUserToOrganization"]}
+}"#;
+
+/// Files that the settings name.
+struct Files(TempDir);
+
+impl Files {
+    fn new() -> Self {
+        let files = Self(tempfile::tempdir().unwrap());
+        files.write("policy.json", POLICY);
+        files
+    }
+
+    fn write(&self, name: &str, contents: &str) -> PathBuf {
+        let path = self.0.path().join(name);
+        fs::write(&path, contents).unwrap();
+        path
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+}
+
+/// Signs tokens.
+struct Signer {
+    name: &'static str,
+    key: EncodingKey,
+}
+
+impl Signer {
+    fn new(name: &'static str) -> Self {
+        let pair = KeyPair::generate().unwrap();
+        Self {
+            name,
+            key: EncodingKey::from_ec_der(&pair.serialize_der()),
+        }
+    }
+
+    /// The key set with its key.
+    fn key_set(&self) -> String {
+        let mut key = Jwk::from_encoding_key(&self.key, Algorithm::ES256).unwrap();
+        key.common.key_id = Some(self.name.to_owned());
+        json!({ "keys": [key] }).to_string()
+    }
+
+    fn sign(&self, claims: &Value) -> String {
+        let mut header = Header::new(Algorithm::ES256);
+        header.kid = Some(self.name.to_owned());
+        jsonwebtoken::encode(&header, claims, &self.key).unwrap()
+    }
+
+    fn token(&self, subject: &str) -> String {
+        self.sign(&claims(subject))
+    }
+}
+
+fn now() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    now.as_secs()
+}
+
+fn claims(subject: &str) -> Value {
+    json!({"iss": ISSUER, "aud": AUDIENCE, "sub": subject, "exp": now() + 600})
+}
+
+fn token_settings(files: &Files, keys: KeySource) -> CallerSettings {
+    CallerSettings {
+        policy: Some(files.path("policy.json")),
+        jwks: Some(keys),
+        jwt_issuer: Some(ISSUER.to_owned()),
+        jwt_audience: Some(AUDIENCE.to_owned()),
+        jwt_algorithms: vec![Algorithm::ES256],
+        ..CallerSettings::default()
+    }
+}
+
+async fn serve(backends: &Backends, callers: CallerSettings) -> Replica {
+    let mut settings: ServeSettings = backends.serve_settings();
+    settings.server.callers = callers;
+    Replica::start(&settings).await
+}
+
+/// The request, with a token.
+fn with<T>(token: &str, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    let value: MetadataValue<_> = format!("Bearer {token}").parse().unwrap();
+    request.metadata_mut().insert("authorization", value);
+    request
+}
+
+fn check() -> pb::CheckMembershipRequest {
+    pb::CheckMembershipRequest {
+        organization_name: ORG.to_owned(),
+        username: OLIVIA.to_owned(),
+        ..pb::CheckMembershipRequest::default()
+    }
+}
+
+fn add(adding_user: &str) -> pb::AddUserToOrganizationRequest {
+    pb::AddUserToOrganizationRequest {
+        organization_name: ORG.to_owned(),
+        member_username: MICHAEL.to_owned(),
+        role: Role::Member.into(),
+        adding_user: adding_user.to_owned(),
+        ..pb::AddUserToOrganizationRequest::default()
+    }
+}
+
+async fn checks(client: &Client, token: &str) -> Result<bool, Status> {
+    let answer = client.clone().check_membership(with(token, check())).await;
+    Ok(answer?.into_inner().is_member)
+}
+
+/// Olivia's organization, and Michael, who is no member.
+async fn found(backends: &Backends) {
+    backends.replica().await.found_olivia_org().await;
+}
+
+#[tokio::test]
+async fn a_call_without_valid_credentials_is_refused_and_health_is_open() {
+    let (backends, files, signer) = (Backends::start().await, Files::new(), Signer::new("one"));
+    found(&backends).await;
+    let keys = KeySource::File(files.write("keys.json", &signer.key_set()));
+    let service = serve(&backends, token_settings(&files, keys)).await;
+
+    let mut client = service.client.clone();
+    let unknown = client.check_membership(check()).await;
+    assert_refused(unknown, Code::Unauthenticated, "NO_CREDENTIALS");
+    let mut health = HealthClient::new(service.channel.clone());
+    let healthy = health.check(HealthCheckRequest::default()).await;
+    healthy.unwrap();
+
+    assert!(
+        checks(&service.client, &signer.token("billing"))
+            .await
+            .unwrap()
+    );
+    let with_claim = |name: &str, value: Value| {
+        let mut claims = claims("billing");
+        claims[name] = value;
+        signer.sign(&claims)
+    };
+    let without_claim = |name: &str| {
+        let mut claims = claims("billing");
+        claims.as_object_mut().unwrap().remove(name);
+        signer.sign(&claims)
+    };
+    let forged = {
+        // As if the public key were a shared secret.
+        let key = EncodingKey::from_secret(signer.key_set().as_bytes());
+        let mut header = Header::new(Algorithm::HS256);
+        header.kid = Some("one".to_owned());
+        jsonwebtoken::encode(&header, &claims("billing"), &key).unwrap()
+    };
+    let good = signer.token("billing");
+    let (body, _) = good.rsplit_once('.').unwrap();
+    let (_, payload) = body.split_once('.').unwrap();
+    let unsigned = format!("eyJhbGciOiJub25lIn0.{payload}.");
+    for (what, token) in [
+        (
+            "another issuer",
+            with_claim("iss", json!("https://elsewhere.example")),
+        ),
+        ("another audience", with_claim("aud", json!("payments"))),
+        ("too old", with_claim("exp", json!(now() - 120))),
+        ("not yet valid", with_claim("nbf", json!(now() + 120))),
+        ("for ever", without_claim("exp")),
+        ("by nobody", without_claim("iss")),
+        ("for nobody", without_claim("aud")),
+        ("naming nobody", without_claim("sub")),
+        ("with an empty name", with_claim("sub", json!(""))),
+        ("of another key", Signer::new("one").token("billing")),
+        ("of an unknown key", Signer::new("two").token("billing")),
+        ("with a shared secret", forged),
+        ("unsigned", unsigned),
+        ("cut", body.to_owned()),
+        ("garbage", "a.b.c".to_owned()),
+        ("empty", String::new()),
+    ] {
+        let refused = checks(&service.client, &token).await;
+        let status = refused.expect_err(what);
+        // Nothing is told of what was wrong.
+        assert_eq!(
+            status.message(),
+            "the call's credentials are not valid",
+            "{what}"
+        );
+        assert_refused(
+            Err::<(), _>(status),
+            Code::Unauthenticated,
+            "INVALID_CREDENTIALS",
+        );
+    }
+}
+
+#[tokio::test]
+async fn callers_may_do_what_the_policy_grants_them_and_nothing_else() {
+    let (backends, files, signer) = (Backends::start().await, Files::new(), Signer::new("one"));
+    found(&backends).await;
+    let keys = KeySource::File(files.write("keys.json", &signer.key_set()));
+    let service = serve(&backends, token_settings(&files, keys)).await;
+    let mut client = service.client.clone();
+    let token = |name: &str| signer.token(name);
+
+    let denied = client
+        .add_user_to_organization(with(&token("billing"), add(OLIVIA)))
+        .await;
+    assert_refused(denied, Code::PermissionDenied, "METHOD_NOT_GRANTED");
+    // A caller who may call the method, but for nobody.
+    let denied = client
+        .add_user_to_organization(with(&token("operator"), add(OLIVIA)))
+        .await;
+    assert_refused(denied, Code::PermissionDenied, "ACTING_NOT_GRANTED");
+    let delete = |actor| pb::DeleteOrganizationRequest {
+        organization_name: ORG.to_owned(),
+        actor: Some(actor),
+        ..pb::DeleteOrganizationRequest::default()
+    };
+    let as_platform = with(&token("console"), delete(Actor::AsPlatform(true)));
+    let denied = client.delete_organization(as_platform).await;
+    assert_refused(denied, Code::PermissionDenied, "ACTING_NOT_GRANTED");
+
+    // Users act for themselves.
+    let denied = client
+        .add_user_to_organization(with(&token(MICHAEL), add(OLIVIA)))
+        .await;
+    assert_refused(denied, Code::PermissionDenied, "ACTING_NOT_GRANTED");
+    let get = pb::GetUserRequest {
+        username: OLIVIA.to_owned(),
+        consistency: None,
+    };
+    let denied = client.get_user(with(&token(OLIVIA), get)).await;
+    assert_refused(denied, Code::PermissionDenied, "METHOD_NOT_GRANTED");
+    let added = client
+        .add_user_to_organization(with(&token(OLIVIA), add(OLIVIA)))
+        .await;
+    added.unwrap();
+
+    let remove = pb::RemoveUserFromOrganizationRequest {
+        organization_name: ORG.to_owned(),
+        member_username: MICHAEL.to_owned(),
+        acting_user: OLIVIA.to_owned(),
+        ..pb::RemoveUserFromOrganizationRequest::default()
+    };
+    let removed = client
+        .remove_user_from_organization(with(&token("console"), remove))
+        .await;
+    removed.unwrap();
+    let as_platform = with(&token("operator"), delete(Actor::AsPlatform(true)));
+    client.delete_organization(as_platform).await.unwrap();
+}
+
+#[tokio::test]
+async fn keys_are_read_again_when_a_token_names_a_new_one() {
+    let (backends, files) = (Backends::start().await, Files::new());
+    found(&backends).await;
+    let (old, new) = (Signer::new("old"), Signer::new("new"));
+    let keys = KeySource::File(files.write("keys.json", &old.key_set()));
+    let service = serve(&backends, token_settings(&files, keys)).await;
+    assert!(
+        checks(&service.client, &old.token("billing"))
+            .await
+            .unwrap()
+    );
+    files.write("keys.json", &new.key_set());
+    eventually("the new key is known", async || {
+        checks(&service.client, &new.token("billing")).await.is_ok()
+    })
+    .await;
+    let refused = checks(&service.client, &old.token("billing")).await;
+    assert_refused(refused, Code::Unauthenticated, "INVALID_CREDENTIALS");
+}
+
+/// A certificate authority.
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    certificate: String,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap().pem();
+        Self {
+            issuer: Issuer::new(params, key),
+            certificate,
+        }
+    }
+
+    /// A certificate and its key, in PEM.
+    fn issue(&self, name: SanType) -> (String, String) {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.subject_alt_names = vec![name];
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    fn of_server(&self) -> (String, String) {
+        self.issue(SanType::DnsName("localhost".try_into().unwrap()))
+    }
+
+    fn of_client(&self, uri: &str) -> Identity {
+        let (certificate, key) = self.issue(SanType::URI(uri.try_into().unwrap()));
+        Identity::from_pem(certificate, key)
+    }
+}
+
+fn tls_settings(files: &Files, server: &Authority, clients: &Authority) -> CallerSettings {
+    let (certificate, key) = server.of_server();
+    CallerSettings {
+        policy: Some(files.path("policy.json")),
+        tls_cert: Some(files.write("server.pem", &certificate)),
+        tls_key: Some(files.write("server.key", &key)),
+        tls_client_ca: Some(files.write("clients.pem", &clients.certificate)),
+        ..CallerSettings::default()
+    }
+}
+
+/// A new connection.
+async fn connect(
+    service: &Replica,
+    server: &Authority,
+    identity: Option<Identity>,
+) -> Result<Client, tonic::transport::Error> {
+    let root = Certificate::from_pem(&server.certificate);
+    let mut tls = ClientTlsConfig::new()
+        .ca_certificate(root)
+        .domain_name("localhost");
+    if let Some(identity) = identity {
+        tls = tls.identity(identity);
+    }
+    let endpoint = Channel::from_shared(format!("https://{}", service.addr)).unwrap();
+    let channel = endpoint.tls_config(tls).unwrap().connect().await?;
+    Ok(Client::new(channel))
+}
+
+#[tokio::test]
+async fn a_client_certificate_names_its_caller() {
+    let (backends, files) = (Backends::start().await, Files::new());
+    found(&backends).await;
+    let (server, clients) = (Authority::new(), Authority::new());
+    let service = serve(&backends, tls_settings(&files, &server, &clients)).await;
+
+    let frontend = clients.of_client("spiffe://example.org/frontend");
+    let mut frontend = connect(&service, &server, Some(frontend)).await.unwrap();
+    let answer = frontend.check_membership(check()).await.unwrap();
+    assert!(answer.into_inner().is_member);
+    let denied = frontend.add_user_to_organization(add(OLIVIA)).await;
+    assert_refused(denied, Code::PermissionDenied, "ACTING_NOT_GRANTED");
+
+    let stranger = clients.of_client("spiffe://example.org/stranger");
+    let mut stranger = connect(&service, &server, Some(stranger)).await.unwrap();
+    let denied = stranger.check_membership(check()).await;
+    assert_refused(denied, Code::PermissionDenied, "METHOD_NOT_GRANTED");
+
+    // Without a certificate, or with one of somebody else, nothing is answered.
+    let elsewhere = Authority::new().of_client("spiffe://example.org/frontend");
+    for identity in [None, Some(elsewhere)] {
+        let answered = match connect(&service, &server, identity).await {
+            Ok(mut client) => client.check_membership(check()).await.is_ok(),
+            Err(_) => false,
+        };
+        assert!(!answered);
+    }
+    let plain = Channel::from_shared(format!("http://{}", service.addr)).unwrap();
+    let answered = match plain.connect().await {
+        Ok(channel) => Client::new(channel).check_membership(check()).await.is_ok(),
+        Err(_) => false,
+    };
+    assert!(!answered);
+}
+
+#[tokio::test]
+async fn a_caller_with_a_certificate_acts_for_the_user_whose_token_it_brings() {
+    let (backends, files, signer) = (Backends::start().await, Files::new(), Signer::new("one"));
+    found(&backends).await;
+    let (server, clients) = (Authority::new(), Authority::new());
+    let keys = KeySource::File(files.write("keys.json", &signer.key_set()));
+    let settings = CallerSettings {
+        jwks: Some(keys),
+        jwt_issuer: Some(ISSUER.to_owned()),
+        jwt_audience: Some(AUDIENCE.to_owned()),
+        jwt_algorithms: vec![Algorithm::ES256],
+        ..tls_settings(&files, &server, &clients)
+    };
+    let service = serve(&backends, settings).await;
+    let frontend = clients.of_client("spiffe://example.org/frontend");
+    let mut frontend = connect(&service, &server, Some(frontend)).await.unwrap();
+    let token = signer.token(MICHAEL);
+    let denied = frontend
+        .add_user_to_organization(with(&token, add(OLIVIA)))
+        .await;
+    assert_refused(denied, Code::PermissionDenied, "ACTING_NOT_GRANTED");
+    let token = signer.token(OLIVIA);
+    let added = frontend
+        .add_user_to_organization(with(&token, add(OLIVIA)))
+        .await;
+    added.unwrap();
+
+    // With a token alone, too.
+    let client = connect(&service, &server, None).await.unwrap();
+    assert!(checks(&client, &signer.token("billing")).await.unwrap());
+    let unknown = client.clone().check_membership(check()).await;
+    assert_refused(unknown, Code::Unauthenticated, "NO_CREDENTIALS");
+}
+
+#[tokio::test]
+async fn certificates_are_renewed_without_a_restart() {
+    let (backends, files) = (Backends::start().await, Files::new());
+    found(&backends).await;
+    let (old, new, clients) = (Authority::new(), Authority::new(), Authority::new());
+    let service = serve(&backends, tls_settings(&files, &old, &clients)).await;
+    let frontend = || Some(clients.of_client("spiffe://example.org/frontend"));
+    let mut before = connect(&service, &old, frontend()).await.unwrap();
+    before.check_membership(check()).await.unwrap();
+
+    let (certificate, key) = new.of_server();
+    // Half of it is of no use: what was there is kept.
+    files.write("server.pem", &certificate);
+    connect(&service, &old, frontend()).await.unwrap();
+    files.write("server.key", &key);
+    eventually("the new certificate is in use", async || {
+        connect(&service, &new, frontend()).await.is_ok()
+    })
+    .await;
+    assert!(connect(&service, &old, frontend()).await.is_err());
+    // Whoever is connected stays so.
+    before.check_membership(check()).await.unwrap();
+}
+
+#[tokio::test]
+async fn health_is_answered_in_the_clear_on_an_address_of_its_own() {
+    let (backends, files) = (Backends::start().await, Files::new());
+    let (server, clients) = (Authority::new(), Authority::new());
+    let mut settings = backends.serve_settings();
+    let health_addr = {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        free.local_addr().unwrap()
+    };
+    settings.server.health_addr = Some(health_addr);
+    settings.server.callers = tls_settings(&files, &server, &clients);
+    let _service = Replica::start(&settings).await;
+    let health = Channel::from_shared(format!("http://{health_addr}")).unwrap();
+    let channel = health.connect().await.unwrap();
+    let mut health = HealthClient::new(channel.clone());
+    health.check(HealthCheckRequest::default()).await.unwrap();
+    let nothing_else = Client::new(channel).check_membership(check()).await;
+    assert_eq!(nothing_else.unwrap_err().code(), Code::Unimplemented);
+}
+
+#[tokio::test]
+async fn a_client_that_never_agrees_on_tls_keeps_nobody_out() {
+    let (backends, files) = (Backends::start().await, Files::new());
+    found(&backends).await;
+    let (server, clients) = (Authority::new(), Authority::new());
+    let service = serve(&backends, tls_settings(&files, &server, &clients)).await;
+    let mut silent = Vec::new();
+    for _ in 0..64 {
+        silent.push(tokio::net::TcpStream::connect(service.addr).await.unwrap());
+    }
+    let frontend = clients.of_client("spiffe://example.org/frontend");
+    let mut frontend = connect(&service, &server, Some(frontend)).await.unwrap();
+    let answer = tokio::time::timeout(Duration::from_secs(4), frontend.check_membership(check()));
+    answer.await.unwrap().unwrap();
+    drop(silent);
+}
