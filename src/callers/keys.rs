@@ -16,7 +16,7 @@ use tokio::{sync::Notify, time::Instant};
 /// How often keys are read again.
 const REFRESH: Duration = Duration::from_secs(300);
 /// Least time between two looks for keys that tokens named.
-const LEAST_PAUSE: Duration = Duration::from_secs(10);
+const LEAST_PAUSE: Duration = Duration::from_secs(5);
 /// Longest that a URL may take.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Largest key set, in bytes.

@@ -244,6 +244,50 @@ fn a_bad_setting_is_named_and_exits_with_64() {
 }
 
 #[test]
+fn what_would_let_everybody_in_is_refused_at_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let policy = |text: &str| {
+        let path = folder.path().join("policy.json");
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let granting = policy(r#"{"callers": {"a": {"methods": ["*"]}}}"#);
+    let everywhere = ["--listen-addr", "0.0.0.0:0"];
+    let loopback = ["--listen-addr", "127.0.0.1:0"];
+    for (addr, arguments, named) in [
+        (everywhere, vec![], "no policy"),
+        (everywhere, vec!["--policy", &granting], "no TLS"),
+        (
+            loopback,
+            vec!["--policy", &granting],
+            "no way to show who calls",
+        ),
+        (loopback, vec!["--policy", "/nowhere"], "/nowhere"),
+        (loopback, vec!["--jwks", "keys.json"], "--jwt-issuer"),
+        (
+            loopback,
+            vec!["--jwt-algorithms", "HS256"],
+            "shared secrets are not taken",
+        ),
+        (loopback, vec!["--tls-cert", "server.pem"], "--tls-key"),
+    ] {
+        let base = ["serve", "--table-name", "accounts"];
+        let all = [&base[..], &addr, &arguments].concat();
+        let output = command(&all).output().unwrap();
+        assert_eq!(output.status.code(), Some(64), "{all:?}");
+        let said = text(&output);
+        assert!(said.contains(named), "{all:?}: {said}");
+    }
+    let mistaken = policy(r#"{"callers": {"a": {"methods": ["Check"]}}}"#);
+    let output = command(&["serve", "--table-name", "accounts", "--policy", &mistaken]);
+    let output = { output }
+        .env("LISTEN_ADDR", "127.0.0.1:0")
+        .output()
+        .unwrap();
+    assert!(text(&output).contains("\"Check\", which is no method"));
+}
+
+#[test]
 fn without_a_region_the_setting_to_set_is_named() {
     let mut command = command(&["serve", "--table-name", "accounts"]);
     command
