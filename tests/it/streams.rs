@@ -10,6 +10,8 @@ use account_service::{
 
 use crate::harness::{Backends, Isolated, PATIENCE, Replica, script::Script};
 
+/// The invalidator's lease.
+const REGISTER: &str = "stream-invalidator";
 const ORG: &str = "olivia-org";
 const OLIVIA: &str = "oliviaowner";
 const MICHAEL: &str = "membermichael";
@@ -252,6 +254,17 @@ async fn what_the_service_wrote_itself_stays_cached() {
     assert_eq!(read.0.role(), Role::Member);
 }
 
+/// Follows as [`following`], but never takes over.
+fn patient() -> coherence::Settings {
+    coherence::Settings {
+        invalidator: Some(InvalidatorTiming {
+            takeover: Duration::from_secs(3600),
+            ..following().invalidator.unwrap()
+        }),
+        ..following()
+    }
+}
+
 fn polls(replica: &Isolated) -> usize {
     replica.dynamodb.seen("BesideGetRecords").len()
 }
@@ -294,17 +307,34 @@ async fn one_replica_follows_and_another_takes_over_where_it_stopped() {
 #[tokio::test]
 async fn a_replica_that_stops_hands_the_stream_over() {
     let backends = Backends::start().await;
-    let patient = coherence::Settings {
-        invalidator: Some(InvalidatorTiming {
-            takeover: Duration::from_secs(3600),
-            ..following().invalidator.unwrap()
-        }),
-        ..following()
-    };
+    let patient = patient();
     let mut first = backends.isolated(patient.clone()).await;
     eventually("the first one follows", async || polls(&first) > 3).await;
     let second = backends.isolated(patient).await;
     first.replica.stop();
+    eventually("the second one follows", async || polls(&second) > 0).await;
+}
+
+#[tokio::test]
+async fn a_replica_that_stops_while_its_lease_is_written_hands_the_stream_over() {
+    let backends = Backends::start().await;
+    let patient = patient();
+    let mut first = backends.isolated(patient.clone()).await;
+    eventually("the first one follows", async || polls(&first) > 3).await;
+    let second = backends.isolated(patient).await;
+    // What it wrote last arrives after it looked at what to give up.
+    let late = first.dynamodb.hold("BesidePutItem", REGISTER, 0);
+    late.reached().await;
+    let giving_up = first.dynamodb.hold("BesidePutItem", REGISTER, 0);
+    first.replica.stop();
+    giving_up.reached().await;
+    let table = backends.table();
+    let key = format!("SERVICE#{REGISTER}");
+    let version = async || table.number(&key, &key, "ver").await;
+    let before = version().await;
+    late.release();
+    eventually("it arrives", async || version().await != before).await;
+    giving_up.release();
     eventually("the second one follows", async || polls(&second) > 0).await;
 }
 
