@@ -2,6 +2,7 @@
 //! backends.
 
 mod gate;
+mod supply;
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -29,11 +30,11 @@ use crate::{
     proto::account_v1::{DESCRIPTOR_SET, account_service_server::AccountServiceServer},
     secrets::{self, Secrets},
     service::{Accounts, Changes, Listings},
-    store::{self, DynamoDb, DynamoDbStream},
+    store::{self, DynamoDb},
     tls::TlsError,
 };
 
-use self::gate::Admittance;
+use self::{gate::Admittance, supply::Supply};
 
 /// Idle client connections are checked this often.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -41,6 +42,8 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Calls of one connection that are under way at once.
 const MAX_STREAMS_PER_CONNECTION: u32 = 1024;
+/// Pause between looks at a table that cannot be used yet.
+const READY_PAUSE: Duration = Duration::from_millis(500);
 /// Longest that fencing the records of one stream event may take.
 const INVALIDATE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest header block of a call, in bytes.
@@ -96,6 +99,15 @@ pub enum Error {
         name: String,
         /// Why.
         source: cache::Error,
+    },
+    /// The secret was changed to a credential for another cache.
+    #[error(
+        "secret {id:?} names another endpoint than before; a running replica does not change its \
+         cache: see docs/operations.md"
+    )]
+    AnotherCache {
+        /// The secret.
+        id: String,
     },
     /// The address cannot be listened on.
     #[error("cannot listen on {addr}: {source}; choose another address")]
@@ -185,35 +197,6 @@ fn cache_advice(error: &cache::Error) -> &'static str {
     }
 }
 
-/// The backends, connected.
-#[derive(Debug)]
-pub struct Backends {
-    table: DynamoDb,
-    stream: DynamoDbStream,
-    table_identity: String,
-    cache: Momento,
-}
-
-impl Backends {
-    /// Reads the secret, connects to the cache and looks at the table.
-    ///
-    /// # Errors
-    /// One of them is missing, malformed or cannot be reached.
-    pub async fn connect(settings: &BackendSettings) -> Result<Self, Error> {
-        let aws = load_aws(settings).await?;
-        let (table, cache) = tokio::try_join!(open_table(&aws, settings), async {
-            open_cache(&aws, settings).await
-        })?;
-        let (table, table_identity) = table;
-        Ok(Self {
-            stream: table.stream(&aws, settings.dynamodb_endpoint.clone()),
-            table,
-            table_identity,
-            cache,
-        })
-    }
-}
-
 /// What is not a setting.
 #[derive(Debug, Clone)]
 pub struct Tuning {
@@ -247,14 +230,18 @@ pub struct App {
     watch_patience: Duration,
     admittance: Admittance,
     health_listener: Option<TcpListener>,
+    supply: Supply,
+    is_ready: bool,
     describes_itself: bool,
 }
 
 impl App {
-    /// Connects the backends and puts the service together.
+    /// Connects the backends and puts the service together. Backends that cannot
+    /// be reached are left for later.
     ///
     /// # Errors
-    /// As [`Backends::connect`].
+    /// A setting is wrong, or a backend is missing, malformed or refuses what is
+    /// asked of it.
     pub async fn boot(settings: &ServeSettings) -> Result<Self, Error> {
         Self::boot_with(settings, settings.cache.to_coherence()).await
     }
@@ -263,7 +250,7 @@ impl App {
     /// than the settings can say.
     ///
     /// # Errors
-    /// As [`Backends::connect`].
+    /// As [`Self::boot`].
     pub async fn boot_with(
         settings: &ServeSettings,
         tuning: impl Into<Tuning>,
@@ -274,19 +261,25 @@ impl App {
             Some(addr) => Some(bind(addr).await?.0),
             None => None,
         };
-        let backends = Backends::connect(&settings.backends).await?;
-        let table = Arc::new(backends.table);
-        let stream = Arc::new(backends.stream);
+        let backends = &settings.backends;
+        let aws = load_aws(backends).await?;
+        let table = Arc::new(table(&aws, backends));
+        let stream = Arc::new(table.stream(&aws, backends.dynamodb_endpoint.clone()));
         let timing = cache.invalidator;
-        let coherence = Coherence::new(
-            Arc::new(backends.cache),
-            table.clone(),
-            table.clone(),
-            &backends.table_identity,
-            cache,
-        );
-        let learnt = coherence.learn_generation().await;
-        learnt.map_err(|source| table_error(&settings.backends, source))?;
+        let supply = Supply::begin(&aws, backends).await?;
+        let coherence = Coherence::new(supply.slot(), table.clone(), table.clone(), cache);
+        let is_ready = match coherence.learn_generation().await {
+            Ok(()) => true,
+            Err(source) => {
+                let may_pass = source.kind.may_pass();
+                let error = table_error(backends, source);
+                if !may_pass {
+                    return Err(error);
+                }
+                tracing::warn!(%error, "starting without the table: not serving yet");
+                false
+            }
+        };
         let changes = Changes::new(table.clone(), table.clone());
         let listings = Listings::new(table.clone(), table.clone());
         Ok(Self {
@@ -302,6 +295,8 @@ impl App {
             watch_patience: settings.server.watch_patience_ms,
             admittance,
             health_listener,
+            supply,
+            is_ready,
             describes_itself: !settings.server.callers.no_reflection,
         })
     }
@@ -335,11 +330,22 @@ impl App {
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), Error> {
         let (health, health_server) = tonic_health::server::health_reporter();
-        health
-            .set_serving::<AccountServiceServer<AccountService>>()
-            .await;
+        if self.is_ready {
+            report_serving(&health).await;
+        } else {
+            report_not_serving(&health).await;
+        }
         let health_beside = serve_health(self.health_listener, health_server.clone());
         let stopping = CancellationToken::new();
+        let become_ready = {
+            let (health, stopping) = (health.clone(), stopping.clone());
+            async {
+                if !self.is_ready {
+                    become_ready(&self.coherence, health, stopping).await;
+                }
+                std::future::pending::<()>().await;
+            }
+        };
         let draining = Arc::new(Notify::new());
         let stop = {
             let draining = draining.clone();
@@ -347,8 +353,8 @@ impl App {
             async move {
                 shutdown.await;
                 tracing::info!("stopping");
-                report_not_serving(&health).await;
                 stopping.cancel();
+                report_not_serving(&health).await;
                 draining.notify_one();
             }
         };
@@ -415,12 +421,29 @@ impl App {
             () = follow_stream => Ok(()),
             () = clean_up => Ok(()),
             () = self.admittance.keep() => Ok(()),
+            () = self.supply.keep() => Ok(()),
+            () = become_ready => Ok(()),
             ended = health_beside => ended,
             () = overdue => {
                 tracing::warn!("calls, writes or repairs were still under way when the time to drain was over");
                 Ok(())
             }
         }
+    }
+}
+
+/// Reports that the service is serving once the table has answered.
+async fn become_ready(coherence: &Coherence, health: HealthReporter, stopping: CancellationToken) {
+    loop {
+        match coherence.learn_generation().await {
+            Ok(()) => break,
+            Err(error) => tracing::warn!(%error, "not serving yet: the table cannot be used"),
+        }
+        tokio::time::sleep(READY_PAUSE).await;
+    }
+    // What was reported last stands.
+    if !stopping.is_cancelled() {
+        report_serving(&health).await;
     }
 }
 
@@ -441,6 +464,13 @@ async fn serve_health<H: Health>(
         .serve_with_incoming(connections::accept(listener, None))
         .await
         .map_err(serve_failed)
+}
+
+async fn report_serving(health: &HealthReporter) {
+    health
+        .set_serving::<AccountServiceServer<AccountService>>()
+        .await;
+    health.set_service_status("", ServingStatus::Serving).await;
 }
 
 async fn report_not_serving(health: &HealthReporter) {
@@ -564,28 +594,5 @@ pub(crate) fn secret_error(settings: &BackendSettings, source: secrets::Error) -
     Error::Secret {
         id: settings.momento_secret_id.clone(),
         source,
-    }
-}
-
-async fn open_table(
-    aws: &SdkConfig,
-    settings: &BackendSettings,
-) -> Result<(DynamoDb, String), Error> {
-    let table = table(aws, settings);
-    match table.identity().await {
-        Ok(identity) => Ok((table, identity)),
-        Err(source) => Err(table_error(settings, source)),
-    }
-}
-
-async fn open_cache(aws: &SdkConfig, settings: &BackendSettings) -> Result<Momento, Error> {
-    let secret = secrets(aws, settings)
-        .read(&settings.momento_secret_id)
-        .await
-        .map_err(|source| secret_error(settings, source))?;
-    let cache = connect_cache(&secret, settings).await?;
-    match cache.probe().await {
-        Ok(()) => Ok(cache),
-        Err(source) => Err(cache_error(settings, source)),
     }
 }

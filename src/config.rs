@@ -245,6 +245,11 @@ pub struct BackendSettings {
     /// MOMENTO_API_KEY and MOMENTO_ENDPOINT, or with MOMENTO_AUTH_TOKEN.
     #[arg(long, env = "MOMENTO_SECRET_ID", value_name = "ID", default_value = "accounts/MomentoAuthToken", value_parser = not_empty)]
     pub momento_secret_id: String,
+    /// How often the secret is read again, in seconds, so that a credential that
+    /// was rotated is used without a restart. It is read at once, too, when the
+    /// cache refuses the one in use.
+    #[arg(long, env = "SECRET_REFRESH_S", value_name = "S", default_value = "300", value_parser = seconds)]
+    pub secret_refresh_s: Duration,
     /// AWS region. Without it, where the AWS SDK finds one: AWS_DEFAULT_REGION,
     /// the profile, the instance.
     #[arg(long, env = "AWS_REGION", value_name = "REGION", value_parser = not_empty)]

@@ -41,6 +41,10 @@ pub const CHANGES_LOGGED: &str = "account_changes_logged_total";
 pub const LEFTOVERS_REMOVED: &str = "account_leftovers_removed_total";
 /// Gauge: WatchChanges streams that are open in this replica.
 pub const WATCHERS: &str = "account_watchers";
+/// Gauge, seconds since 1970: when the cache's credential that is in use was read.
+pub const CREDENTIAL_TIME: &str = "account_cache_credential_timestamp_seconds";
+/// Counter: times that the cache was found to refuse the credential.
+pub const CREDENTIALS_REFUSED: &str = "account_cache_credential_refused_total";
 
 /// Serves metrics for Prometheus over HTTP, on any path.
 ///
@@ -71,6 +75,15 @@ pub fn start_metrics(addr: SocketAddr) -> Result<(), BuildError> {
     metrics::describe_counter!(
         LEFTOVERS_REMOVED,
         "memberships removed that a deleted user or organization had left"
+    );
+    metrics::describe_gauge!(
+        CREDENTIAL_TIME,
+        metrics::Unit::Seconds,
+        "when the cache's credential that is in use was read, since 1970"
+    );
+    metrics::describe_counter!(
+        CREDENTIALS_REFUSED,
+        "times that the cache was found to refuse the credential"
     );
     metrics::describe_gauge!(WATCHERS, "WatchChanges streams that are open");
     Ok(())

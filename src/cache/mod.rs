@@ -3,6 +3,7 @@
 
 mod credential;
 mod momento;
+mod slot;
 
 use std::{error::Error as StdError, fmt, time::Duration};
 
@@ -10,6 +11,7 @@ use async_trait::async_trait;
 
 pub use credential::{Credential, CredentialError};
 pub use momento::{Momento, Settings};
+pub use slot::Slot;
 
 /// What a look-up found.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -45,6 +45,7 @@ pub struct Settings {
 pub struct Momento {
     client: CacheClient,
     cache: String,
+    endpoint: String,
 }
 
 impl Momento {
@@ -59,6 +60,7 @@ impl Momento {
             .keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT);
         let transport = TransportStrategy::builder().grpc_configuration(grpc);
+        let endpoint = credential.0.cache_http_endpoint().to_owned();
         let client = CacheClient::builder()
             .default_ttl(DEFAULT_TTL)
             .configuration(Configuration::builder().transport_strategy(transport))
@@ -68,7 +70,14 @@ impl Momento {
         Ok(Self {
             client: within(CONNECT_TIMEOUT, client).await?,
             cache: settings.cache,
+            endpoint,
         })
+    }
+
+    /// Where the cache is, as the credential says.
+    #[must_use]
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
     }
 
     /// Looks up a key, to see that the cache exists and the credential opens it.

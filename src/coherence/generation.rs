@@ -13,7 +13,7 @@ use std::{
 };
 
 use tokio::{
-    sync::Mutex,
+    sync::{Mutex, OnceCell},
     time::{Instant, sleep, sleep_until, timeout},
 };
 use uuid::Uuid;
@@ -120,7 +120,9 @@ impl View {
 /// The switch, as this replica sees and moves it.
 pub(super) struct Generations {
     registers: Arc<dyn Registers>,
-    deployment: String,
+    /// What keeps the entries apart of tables that share a cache, also of a table
+    /// and its restored copy. Learnt with the first view.
+    deployment: OnceCell<String>,
     timing: Timing,
     view: RwLock<Option<View>>,
     /// Held while the register is read or written, so that views are learnt in
@@ -129,10 +131,10 @@ pub(super) struct Generations {
 }
 
 impl Generations {
-    pub(super) fn new(registers: Arc<dyn Registers>, deployment: &str, timing: Timing) -> Self {
+    pub(super) fn new(registers: Arc<dyn Registers>, timing: Timing) -> Self {
         Self {
             registers,
-            deployment: deployment.to_owned(),
+            deployment: OnceCell::new(),
             timing,
             view: RwLock::default(),
             asking: Mutex::default(),
@@ -277,7 +279,7 @@ impl Generations {
             .registers
             .swap_register(REGISTER, Some(from.step), &values);
         if let Some(step) = swap.await? {
-            return Ok(self.learn(phase, generation, step, asked));
+            return self.learn(phase, generation, step, asked).await;
         }
         self.load().await
     }
@@ -287,7 +289,7 @@ impl Generations {
             let asked = Instant::now();
             if let Some(register) = self.registers.read_register(REGISTER).await? {
                 let (phase, generation) = parse(&register.values).ok_or_else(malformed)?;
-                return Ok(self.learn(phase, generation, register.version, asked));
+                return self.learn(phase, generation, register.version, asked).await;
             }
             // Other replicas may still use a generation that a register, since
             // deleted, had named: begin as after an outage.
@@ -298,10 +300,20 @@ impl Generations {
         Err(malformed())
     }
 
-    fn learn(&self, phase: Phase, generation: String, step: u64, asked: Instant) -> View {
+    async fn learn(
+        &self,
+        phase: Phase,
+        generation: String,
+        step: u64,
+        asked: Instant,
+    ) -> Result<View, store::Error> {
+        let deployment = self
+            .deployment
+            .get_or_try_init(|| self.registers.table_identity())
+            .await?;
         let mut new = View {
             phase,
-            space: Space::new(&self.deployment, &generation),
+            space: Space::new(deployment, &generation),
             generation,
             step,
             asked,
@@ -314,7 +326,7 @@ impl Generations {
         *view = Some(new.clone());
         drop(view);
         self.tell_use();
-        new
+        Ok(new)
     }
 
     fn tell_use(&self) {
@@ -386,6 +398,10 @@ mod tests {
 
     #[async_trait]
     impl Registers for SlowRegisters {
+        async fn table_identity(&self) -> Result<String, store::Error> {
+            Ok("table".to_owned())
+        }
+
         async fn read_register(&self, _: &str) -> Result<Option<Register>, store::Error> {
             let held = self.held.lock().unwrap().clone();
             sleep(self.reply_takes).await;
@@ -424,7 +440,7 @@ mod tests {
             reply_takes: TAKES,
             ..SlowRegisters::default()
         });
-        let generations = Generations::new(registers.clone(), "table", Timing::default());
+        let generations = Generations::new(registers.clone(), Timing::default());
         (registers, generations)
     }
 
@@ -464,7 +480,7 @@ mod tests {
         generations.begin().await.unwrap();
         let view = generations.refresh().await.unwrap();
         generations.leave(&view).await.unwrap();
-        let another = Generations::new(registers.clone(), "table", Timing::default());
+        let another = Generations::new(registers.clone(), Timing::default());
         let (first, second) = tokio::join!(generations.renew(), another.renew());
         first.unwrap();
         second.unwrap();
@@ -565,7 +581,7 @@ mod tests {
     async fn a_switch_that_another_replica_has_moved_is_not_moved_again() {
         let (registers, generations) = slow();
         generations.begin().await.unwrap();
-        let other = Generations::new(registers.clone(), "table", Timing::default());
+        let other = Generations::new(registers.clone(), Timing::default());
         let view = generations.refresh().await.unwrap();
         let theirs = other.refresh().await.unwrap();
         let left = other.leave(&theirs).await.unwrap();

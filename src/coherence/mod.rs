@@ -50,7 +50,7 @@ pub async fn begin_generation(registers: Arc<dyn Registers>) -> Result<(), store
 
 /// The switch, for whoever does not use the cache.
 fn switch(registers: Arc<dyn Registers>) -> Generations {
-    Generations::new(registers, "", Timing::default())
+    Generations::new(registers, Timing::default())
 }
 
 /// Added to an entry's time to live for its greatest believed age: covers the
@@ -160,17 +160,16 @@ pub struct Coherence {
 
 impl Coherence {
     /// Puts `cache` in front of `store`. Entries are shared with every other
-    /// process that uses the same `deployment`, and with no other: it has to
-    /// identify the table. Uses the cache only while [`Self::keep`] runs.
+    /// process that uses the same cache and table, and with no other. Uses the
+    /// cache only while [`Self::keep`] runs. Does no I/O.
     #[must_use]
     pub fn new(
         cache: Arc<dyn Cache>,
         store: Arc<dyn Store>,
         registers: Arc<dyn Registers>,
-        deployment: &str,
         settings: Settings,
     ) -> Self {
-        let generations = Generations::new(registers, deployment, settings.timing);
+        let generations = Generations::new(registers, settings.timing);
         Self {
             cache,
             store,

@@ -5,7 +5,7 @@ pub mod dynamodb;
 pub mod momento;
 pub mod secrets;
 
-use std::{io, net::SocketAddr, path::Path, sync::Arc};
+use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use crate::{
     boot,
@@ -19,6 +19,9 @@ pub const ANY_PORT: SocketAddr =
 const REGION: &str = "us-east-1";
 const CACHE_NAME: &str = "accounts-cache";
 const SECRET_ID: &str = "accounts/MomentoAuthToken";
+
+/// The embedded secret does not change by itself.
+const SECRET_REFRESH: Duration = Duration::from_secs(300);
 
 /// Why the embedded servers did not start.
 #[derive(Debug, thiserror::Error)]
@@ -108,6 +111,7 @@ impl Embedded {
             cache_name: CACHE_NAME.to_owned(),
             cache_connections: 1,
             momento_secret_id: self.secret_id.clone(),
+            secret_refresh_s: SECRET_REFRESH,
             aws_region: Some(REGION.to_owned()),
             dynamodb_endpoint: Some(self.dynamodb_url()),
             secrets_endpoint: Some(self.secrets_url()),

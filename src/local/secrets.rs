@@ -73,6 +73,7 @@ async fn handle(State(secrets): State<Secrets>, headers: HeaderMap, body: Bytes)
     let answer = match target {
         "secretsmanager.GetSecretValue" => get(&secrets, &input),
         "secretsmanager.CreateSecret" => create(&secrets, &input),
+        "secretsmanager.PutSecretValue" => put(&secrets, &input),
         _ => Err(("UnknownOperationException", "no such operation")),
     };
     let (status, body) = match answer {
@@ -88,13 +89,16 @@ async fn handle(State(secrets): State<Secrets>, headers: HeaderMap, body: Bytes)
 
 type Answer = Result<Value, (&'static str, &'static str)>;
 
+/// There is no secret of that name.
+const MISSING: (&str, &str) = (
+    "ResourceNotFoundException",
+    "Secrets Manager can't find the specified secret.",
+);
+
 fn get(secrets: &Secrets, input: &Value) -> Answer {
     let name = text(input, "SecretId")?;
     let secrets = secrets.lock().unwrap_or_else(PoisonError::into_inner);
-    let secret = secrets.get(name).ok_or((
-        "ResourceNotFoundException",
-        "Secrets Manager can't find the specified secret.",
-    ))?;
+    let secret = secrets.get(name).ok_or(MISSING)?;
     Ok(json!({
         "ARN": arn(name),
         "Name": name,
@@ -104,12 +108,30 @@ fn get(secrets: &Secrets, input: &Value) -> Answer {
     }))
 }
 
-fn create(secrets: &Secrets, input: &Value) -> Answer {
-    let name = text(input, "Name")?;
-    let secret = Secret {
+fn put(secrets: &Secrets, input: &Value) -> Answer {
+    let name = text(input, "SecretId")?;
+    let new = new_version(input)?;
+    let mut secrets = secrets.lock().unwrap_or_else(PoisonError::into_inner);
+    let secret = secrets.get_mut(name).ok_or(MISSING)?;
+    *secret = new;
+    Ok(json!({
+        "ARN": arn(name),
+        "Name": name,
+        "VersionId": secret.version,
+        "VersionStages": ["AWSCURRENT"],
+    }))
+}
+
+fn new_version(input: &Value) -> Result<Secret, (&'static str, &'static str)> {
+    Ok(Secret {
         text: text(input, "SecretString")?.to_owned(),
         version: Uuid::new_v4().to_string(),
-    };
+    })
+}
+
+fn create(secrets: &Secrets, input: &Value) -> Answer {
+    let name = text(input, "Name")?;
+    let secret = new_version(input)?;
     let mut secrets = secrets.lock().unwrap_or_else(PoisonError::into_inner);
     if secrets.contains_key(name) {
         return Err((

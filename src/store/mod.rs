@@ -78,6 +78,14 @@ pub trait Store: StrongReads {
 /// by compare-and-swap.
 #[async_trait]
 pub trait Registers: Send + Sync {
+    /// An identity that no other table has, nor this one if it is deleted and
+    /// created again.
+    ///
+    /// # Errors
+    /// The table does not exist, is not keyed as it has to be, or may not be
+    /// described.
+    async fn table_identity(&self) -> Result<String, Error>;
+
     /// Reads a register, strongly consistently.
     ///
     /// # Errors
@@ -431,6 +439,14 @@ pub enum Kind {
     Unusable,
     /// The table holds an item that is no record of its kind.
     Malformed,
+}
+
+impl Kind {
+    /// Whether waiting may mend it.
+    #[must_use]
+    pub fn may_pass(self) -> bool {
+        matches!(self, Self::Unavailable | Self::Throttled)
+    }
 }
 
 /// A failed table operation.

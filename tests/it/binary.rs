@@ -2,9 +2,11 @@
 //! what survives it.
 
 use std::{
-    io::{BufRead as _, BufReader, Read as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
     path::Path,
     process::{Child, Command, Output, Stdio},
+    time::Duration,
 };
 
 use account_service::{
@@ -356,7 +358,6 @@ async fn store_bad_secrets(backends: &Backends, suffix: &str) {
             r#"{"MOMENTO_AUTH_TOKEN":"eyJ0IjoiZyJ9"}"#.to_owned(),
         ),
         ("plain-http", with_endpoint("http://example.com")),
-        ("dead-cache", with_endpoint(DEAD_URL)),
         (
             "wrong-key",
             with_endpoint(&format!("http://{}", backends.embedded.momento.addr())),
@@ -391,7 +392,6 @@ async fn what_keeps_the_service_from_starting_is_said_in_one_line() {
             "MOMENTO_API_KEY",
         ),
         (SECRET, "plain-http", "is plain http://", "MOMENTO_API_KEY"),
-        (SECRET, "dead-cache", "the cache is unavailable", "endpoint"),
         (
             SECRET,
             "wrong-key",
@@ -400,18 +400,6 @@ async fn what_keeps_the_service_from_starting_is_said_in_one_line() {
         ),
         ("CACHE_NAME", "no-cache", "there is no such cache", "setup"),
         ("TABLE_NAME", "no-table", "there is no such table", "setup"),
-        (
-            "AWS_ENDPOINT_URL_SECRETS_MANAGER",
-            DEAD_URL,
-            "Secrets Manager cannot be used",
-            "--secrets-endpoint",
-        ),
-        (
-            "AWS_ENDPOINT_URL_DYNAMODB",
-            DEAD_URL,
-            "the table is unavailable",
-            "--dynamodb-endpoint",
-        ),
     ] {
         let value = format!("{value}{}", if variable == SECRET { &suffix } else { "" });
         let error = refused(&backends, |command| {
@@ -425,6 +413,96 @@ async fn what_keeps_the_service_from_starting_is_said_in_one_line() {
         command.env("LISTEN_ADDR", taken.local_addr().unwrap().to_string());
     });
     assert!(error.contains("cannot listen on"), "{error}");
+}
+
+/// Whether the health check of the binary itself is content with the server.
+fn is_healthy(server: &Server) -> bool {
+    let check = command(&["healthcheck", "--addr", &server.addr]).output();
+    check.unwrap().status.success()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_reached_at_the_start_is_waited_for_and_said() {
+    let backends = Backends::start().await;
+    for (variable, advice, is_ready) in [
+        ("AWS_ENDPOINT_URL_DYNAMODB", "--dynamodb-endpoint", false),
+        (
+            "AWS_ENDPOINT_URL_SECRETS_MANAGER",
+            "--secrets-endpoint",
+            true,
+        ),
+    ] {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let mut command = serve_over(&backends);
+        command
+            .env(variable, DEAD_URL)
+            .stderr(log.reopen().unwrap());
+        let server = Server::start(command, "serving on", |_| true);
+        assert_eq!(is_healthy(&server), is_ready, "{variable}");
+        let said = std::fs::read_to_string(log.path()).unwrap();
+        assert!(said.contains("starting without"), "{variable}: {said}");
+        assert!(said.contains(advice), "{variable}: {said}");
+        assert_eq!(server.terminate(), Some(0), "{variable}");
+    }
+}
+
+/// An address at which nobody listens.
+fn free_address() -> SocketAddr {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    free.local_addr().unwrap()
+}
+
+/// What Prometheus would get from there.
+fn scrape(addr: SocketAddr) -> String {
+    let mut stream = TcpStream::connect(addr).unwrap();
+    let request = "GET /metrics HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut metrics = String::new();
+    stream.read_to_string(&mut metrics).unwrap();
+    metrics
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn secrets_are_in_nothing_that_the_process_says() {
+    let (backends, replica) = start().await;
+    let secret = backends.embedded.momento.secret();
+    let secret: serde_json::Value = serde_json::from_str(secret.expose_secret()).unwrap();
+    let key = secret["MOMENTO_API_KEY"].as_str().unwrap();
+    let secret_id = backends.serve_settings().backends.momento_secret_id;
+    let signature = key.rsplit('.').next().unwrap();
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let metrics = free_address();
+    let mut command = serve_over(&backends);
+    command
+        .env("METRICS_ADDR", metrics.to_string())
+        .stderr(log.reopen().unwrap());
+    let server = Server::start(command, "serving on", |_| true);
+    create_olivia(&server).await;
+    assert!(has_olivia(&server).await);
+    let mut said = scrape(metrics);
+    // A credential that is refused, and one that is taken.
+    backends.embedded.momento.rotate_key();
+    let mut client = server.client().await;
+    let refused = client.create_user(pb::CreateUserRequest::default()).await;
+    said += &format!("{:?}", refused.unwrap_err());
+    assert!(has_olivia(&server).await);
+    backends
+        .put_secret(&secret_id, &backends.embedded.momento)
+        .await;
+    assert!(has_olivia(&server).await);
+    assert_eq!(server.terminate(), Some(0));
+    said.push_str(&std::fs::read_to_string(log.path()).unwrap());
+    for arguments in [["serve", "--help"], ["setup", "--help"]] {
+        let mut command = over(&backends, &arguments);
+        let output = command.env("MOMENTO_API_KEY", key).output().unwrap();
+        said.push_str(&text(&output));
+    }
+    drop(replica);
+    assert!(said.contains("TRACE"), "nothing was logged");
+    for secret in [key, signature, "eyJ0IjoiZyJ9", "test-secret-key"] {
+        let line = said.lines().find(|line| line.contains(secret));
+        assert_eq!(line, None);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -554,22 +632,10 @@ async fn flush_says_when_nothing_from_before_is_used_any_more() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn metrics_are_served_where_the_settings_say() {
-    use std::{io::Write as _, net::TcpStream, time::Duration};
-    let backends = Backends::start().await;
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let addr = free.local_addr().unwrap();
-    drop(free);
+    let (backends, addr) = (Backends::start().await, free_address());
     let mut command = serve_over(&backends);
     command.env("METRICS_ADDR", addr.to_string());
     let _server = Server::start(command, "serving on", |_| true);
-    let scrape = || {
-        let mut stream = TcpStream::connect(addr).unwrap();
-        let request = "GET /metrics HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
-        stream.write_all(request.as_bytes()).unwrap();
-        let mut metrics = String::new();
-        stream.read_to_string(&mut metrics).unwrap();
-        metrics
-    };
     // The invalidator takes its turn and reads the stream for the first time.
     let names = [
         "account_cache_in_use 1",
@@ -577,8 +643,8 @@ async fn metrics_are_served_where_the_settings_say() {
         "account_invalidator_lag_seconds 0",
     ];
     let patience = std::time::Instant::now() + crate::harness::PATIENCE;
-    while !names.iter().all(|name| scrape().contains(name)) {
-        assert!(std::time::Instant::now() < patience, "{}", scrape());
+    while !names.iter().all(|name| scrape(addr).contains(name)) {
+        assert!(std::time::Instant::now() < patience, "{}", scrape(addr));
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -32,6 +32,7 @@ mod remote_calls;
 mod requests;
 mod rooms;
 mod server;
+mod starts;
 mod story;
 mod streams;
 mod tutorial_faults;

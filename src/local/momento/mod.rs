@@ -4,7 +4,12 @@
 mod items;
 mod service;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use momento_protos::{
     cache_client::scs_server::ScsServer, control_client::scs_control_server::ScsControlServer,
@@ -71,7 +76,7 @@ impl Gate for Open {
 #[derive(Clone)]
 struct Momento {
     caches: Caches,
-    api_key: Arc<str>,
+    api_key: ApiKey,
     gate: Arc<dyn Gate>,
 }
 
@@ -87,7 +92,7 @@ impl Momento {
     fn authenticate<T>(&self, request: &Request<T>) -> Result<(), Status> {
         let is_authorized = request.metadata().iter().any(|entry| match entry {
             KeyAndValueRef::Ascii(name, value) => {
-                name == "authorization" && value.as_bytes() == self.api_key.as_bytes()
+                name == "authorization" && value.as_bytes() == self.api_key.get().as_bytes()
             }
             KeyAndValueRef::Binary(..) => false,
         });
@@ -104,7 +109,7 @@ impl Momento {
 pub struct Running {
     addr: SocketAddr,
     caches: Caches,
-    api_key: Arc<str>,
+    api_key: ApiKey,
     task: JoinHandle<()>,
 }
 
@@ -130,12 +135,18 @@ impl Running {
         Evictor(self.caches.clone())
     }
 
+    /// Makes another key of the one that opens this server and those beside it:
+    /// from now on the former is refused.
+    pub fn rotate_key(&self) {
+        self.api_key.rotate();
+    }
+
     /// The secret that opens this server, as `accounts/MomentoAuthToken` holds
     /// it.
     #[must_use]
     pub fn secret(&self) -> secrecy::SecretString {
         let secret = serde_json::json!({
-            "MOMENTO_API_KEY": &*self.api_key,
+            "MOMENTO_API_KEY": &*self.api_key.get(),
             "MOMENTO_ENDPOINT": format!("http://{}", self.addr),
         });
         secret.to_string().into()
@@ -166,13 +177,13 @@ impl Evictor {
 /// # Errors
 /// The address cannot be listened on.
 pub async fn start(addr: SocketAddr, gate: Arc<dyn Gate>) -> io::Result<Running> {
-    serve(addr, Caches::default(), new_api_key(), gate).await
+    serve(addr, Caches::default(), ApiKey::new(), gate).await
 }
 
 async fn serve(
     addr: SocketAddr,
     caches: Caches,
-    api_key: Arc<str>,
+    api_key: ApiKey,
     gate: Arc<dyn Gate>,
 ) -> io::Result<Running> {
     let listener = TcpListener::bind(addr).await?;
@@ -197,6 +208,27 @@ async fn serve(
         api_key,
         task,
     })
+}
+
+/// The key that opens a server.
+#[derive(Debug, Clone)]
+struct ApiKey(Arc<RwLock<Arc<str>>>);
+
+impl ApiKey {
+    fn new() -> Self {
+        Self(Arc::new(RwLock::new(new_api_key())))
+    }
+
+    fn get(&self) -> Arc<str> {
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn rotate(&self) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = new_api_key();
+    }
 }
 
 /// A v2 API key, as far as clients look into it: three parts, the second one

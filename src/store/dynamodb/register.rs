@@ -17,6 +17,10 @@ use crate::{
 
 #[async_trait]
 impl Registers for DynamoDb {
+    async fn table_identity(&self) -> Result<String, Error> {
+        self.identity().await
+    }
+
     async fn read_register(&self, name: &str) -> Result<Option<Register>, Error> {
         let item = self.get_item(&keys::of_register(name)).await?;
         item.map(|item| decode(name, item)).transpose()

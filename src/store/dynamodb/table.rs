@@ -38,14 +38,9 @@ pub enum Created {
 }
 
 impl DynamoDb {
-    /// Looks at the table and returns an identity that no other table has, nor
-    /// this one if it is deleted and created again: its id where the endpoint
-    /// gives one, else its ARN and creation time.
-    ///
-    /// # Errors
-    /// The table does not exist, is not keyed `PK`/`SK`, or may not be
-    /// described.
-    pub async fn identity(&self) -> Result<String, Error> {
+    /// The table's id where the endpoint gives one, else its ARN and creation
+    /// time.
+    pub(super) async fn identity(&self) -> Result<String, Error> {
         let table = self.describe().await?;
         self.check_keys(&table)?;
         if let Some(id) = table.table_id() {

@@ -129,8 +129,24 @@ impl Backends {
         (way, settings)
     }
 
+    /// A way to Secrets Manager on which this script rules, and its URL.
+    pub async fn way_to_secrets(&self, script: Arc<Script>) -> (impl Drop + use<>, String) {
+        let upstream = self.serve_settings().backends.secrets_endpoint.unwrap();
+        let proxy = DynamoDbProxy::start(upstream, script).await;
+        let url = proxy.url();
+        (proxy, url)
+    }
+
+    /// Stores the secret of the Momento server under a name that exists.
+    pub async fn put_secret(&self, name: &str, server: &momento::Running) {
+        use secrecy::ExposeSecret as _;
+        let put = self.secrets_client().put_secret_value().secret_id(name);
+        let put = put.secret_string(server.secret().expose_secret());
+        put.send().await.unwrap();
+    }
+
     /// Stores the secret of another Momento server; returns its name.
-    async fn store_secret(&self, server: &momento::Running) -> String {
+    pub async fn store_secret(&self, server: &momento::Running) -> String {
         use secrecy::ExposeSecret as _;
         let name = format!("momento-{}", uuid::Uuid::new_v4());
         let create = self.secrets_client().create_secret().name(&name);
@@ -237,11 +253,10 @@ impl Replica {
         let accounts = app.accounts().clone();
         let (stop, stopped) = oneshot::channel();
         tokio::spawn(async move {
-            app.serve(listener, async {
+            let stopped = async {
                 let _ = stopped.await;
-            })
-            .await
-            .unwrap();
+            };
+            Box::pin(app.serve(listener, stopped)).await.unwrap();
         });
         let endpoint = Channel::from_shared(format!("http://{addr}")).unwrap();
         let channel = if settings.server.callers.tls_cert.is_some() {
