@@ -479,24 +479,25 @@ async fn secrets_are_in_nothing_that_the_process_says() {
     let server = Server::start(command, "serving on", |_| true);
     create_olivia(&server).await;
     assert!(has_olivia(&server).await);
-    let mut said = scrape(metrics);
+    let mut said = vec![scrape(metrics)];
     // A credential that is refused, and one that is taken.
     backends.embedded.momento.rotate_key();
     let mut client = server.client().await;
     let refused = client.create_user(pb::CreateUserRequest::default()).await;
-    said += &format!("{:?}", refused.unwrap_err());
+    said.push(format!("{:?}", refused.unwrap_err()));
     assert!(has_olivia(&server).await);
     backends
         .put_secret(&secret_id, &backends.embedded.momento)
         .await;
     assert!(has_olivia(&server).await);
     assert_eq!(server.terminate(), Some(0));
-    said.push_str(&std::fs::read_to_string(log.path()).unwrap());
+    said.push(std::fs::read_to_string(log.path()).unwrap());
     for arguments in [["serve", "--help"], ["setup", "--help"]] {
         let mut command = over(&backends, &arguments);
         let output = command.env("MOMENTO_API_KEY", key).output().unwrap();
-        said.push_str(&text(&output));
+        said.push(text(&output));
     }
+    let said = said.join("\n");
     drop(replica);
     assert!(said.contains("TRACE"), "nothing was logged");
     for secret in [key, signature, "eyJ0IjoiZyJ9", "test-secret-key"] {
