@@ -182,7 +182,10 @@ fn table_advice(error: &store::Error) -> &'static str {
         store::Kind::Unusable => {
             "check the region, the AWS credentials, their permissions and TABLE_NAME"
         }
-        store::Kind::Unavailable | store::Kind::Throttled | store::Kind::Malformed => {
+        store::Kind::Unavailable
+        | store::Kind::Throttled
+        | store::Kind::Crowded
+        | store::Kind::Malformed => {
             "check the network, the region, the AWS credentials and --dynamodb-endpoint"
         }
     }

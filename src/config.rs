@@ -277,6 +277,11 @@ pub struct CacheSettings {
     /// milliseconds.
     #[arg(long, env = "CACHE_READ_TIMEOUT_MS", value_name = "MS", default_value = "50", value_parser = millis)]
     pub cache_read_timeout_ms: Duration,
+    /// Requests to the table that are under way at once for callers' reads. Those
+    /// beyond wait up to 250 ms, 16 for each of these; then they are refused.
+    /// Writes are not counted.
+    #[arg(long, env = "TABLE_READS_AT_ONCE", value_name = "COUNT", default_value_t = 64, value_parser = clap::value_parser!(u16).range(4..=4096))]
+    pub table_reads_at_once: u16,
     /// How long the cache keeps a membership, in seconds.
     #[arg(long, env = "MEMBERSHIP_TTL_S", value_name = "S", default_value = "60", value_parser = seconds)]
     pub membership_ttl_s: Duration,
@@ -326,6 +331,7 @@ impl CacheSettings {
     pub fn to_coherence(&self) -> crate::coherence::Settings {
         crate::coherence::Settings {
             cache_read_timeout: self.cache_read_timeout_ms,
+            table_reads_at_once: self.table_reads_at_once.into(),
             membership_ttl: self.membership_ttl_s,
             profile_ttl: self.profile_ttl_s,
             absent_ttl: self.absent_ttl_s,

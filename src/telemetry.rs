@@ -45,6 +45,14 @@ pub const WATCHERS: &str = "account_watchers";
 pub const CREDENTIAL_TIME: &str = "account_cache_credential_timestamp_seconds";
 /// Counter: times that the cache was found to refuse the credential.
 pub const CREDENTIALS_REFUSED: &str = "account_cache_credential_refused_total";
+/// Gauge: 1 while reads do not ask the cache, because it does not answer.
+pub const BREAKER_OPEN: &str = "account_cache_breaker_open";
+/// Counter: reads that did not ask the cache for that reason.
+pub const READS_PAST_CACHE: &str = "account_cache_reads_skipped_total";
+/// Counter: table reads that callers' reads wanted.
+pub const TABLE_READS: &str = "account_table_reads_total";
+/// Counter: those of them that were refused, because too many waited already.
+pub const TABLE_READS_SHED: &str = "account_table_reads_shed_total";
 
 /// Serves metrics for Prometheus over HTTP, on any path.
 ///
@@ -84,6 +92,19 @@ pub fn start_metrics(addr: SocketAddr) -> Result<(), BuildError> {
     metrics::describe_counter!(
         CREDENTIALS_REFUSED,
         "times that the cache was found to refuse the credential"
+    );
+    metrics::describe_gauge!(
+        BREAKER_OPEN,
+        "1 while reads do not ask the cache, because it does not answer"
+    );
+    metrics::describe_counter!(
+        READS_PAST_CACHE,
+        "reads that did not ask the cache, because it does not answer"
+    );
+    metrics::describe_counter!(TABLE_READS, "table reads that callers' reads wanted");
+    metrics::describe_counter!(
+        TABLE_READS_SHED,
+        "table reads that were refused, because too many waited already"
     );
     metrics::describe_gauge!(WATCHERS, "WatchChanges streams that are open");
     Ok(())

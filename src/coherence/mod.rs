@@ -1,6 +1,7 @@
 //! Keeps the cache honest: reads by lease, writes by fence and confirm. A read
 //! that starts after a write was acknowledged returns that write or a later one.
 
+mod breaker;
 mod envelope;
 mod fences;
 mod flights;
@@ -8,6 +9,7 @@ mod generation;
 mod invalidator;
 mod reads;
 mod sabotage;
+mod turnstile;
 mod writes;
 
 use std::{
@@ -24,7 +26,7 @@ pub use reads::{Answer, Freshness, Source};
 pub use sabotage::Sabotage;
 pub use writes::{Change, Plan, Verdict, WriteError};
 
-use self::{flights::Flights, generation::Generations};
+use self::{breaker::Breaker, flights::Flights, generation::Generations, turnstile::Turnstile};
 use crate::{
     cache::Cache,
     domain::{Key, Timestamp},
@@ -111,6 +113,12 @@ impl Default for Timing {
 pub struct Settings {
     /// Longest a read may wait for the cache before it goes to the table.
     pub cache_read_timeout: Duration,
+    /// Reads in a row that the cache has to fail before reads do not ask it for a
+    /// while.
+    pub cache_failures: u32,
+    /// Requests to the table that are under way at once for callers' reads.
+    /// Writes are not counted.
+    pub table_reads_at_once: usize,
     /// How long the cache keeps a membership.
     pub membership_ttl: Duration,
     /// How long the cache keeps a user or an organization.
@@ -134,6 +142,8 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             cache_read_timeout: Duration::from_millis(50),
+            cache_failures: 5,
+            table_reads_at_once: 64,
             membership_ttl: Duration::from_secs(60),
             profile_ttl: Duration::from_secs(300),
             absent_ttl: Duration::from_secs(10),
@@ -152,6 +162,8 @@ pub struct Coherence {
     store: Arc<dyn Store>,
     generations: Arc<Generations>,
     flights: Arc<Flights>,
+    breaker: Arc<Breaker>,
+    turnstile: Arc<Turnstile>,
     settings: Settings,
     background: TaskTracker,
     /// Whether the last read from the cache failed.
@@ -175,6 +187,8 @@ impl Coherence {
             store,
             generations: Arc::new(generations),
             flights: Arc::default(),
+            breaker: Arc::new(Breaker::new(settings.cache_failures)),
+            turnstile: Arc::new(Turnstile::new(settings.table_reads_at_once)),
             settings,
             background: TaskTracker::new(),
             is_cache_failing: Arc::default(),

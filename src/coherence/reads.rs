@@ -10,7 +10,8 @@ use futures_util::{StreamExt as _, future::join, stream};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
-    Coherence, Entry, Tag, flights::Flight, generation::Space, jittered, sabotage::Sabotage,
+    Coherence, Entry, Tag, breaker::Ask, flights::Flight, generation::Space, jittered,
+    sabotage::Sabotage,
 };
 use crate::{
     cache::Found,
@@ -84,7 +85,8 @@ impl Coherence {
             Freshness::Coherent => self.generations.in_use(),
             Freshness::Strong => None,
         };
-        let Some(space) = space else {
+        let asked = space.map(|space| (space, self.breaker.ask()));
+        let Some((space, ask)) = asked.filter(|(_, ask)| *ask != Ask::Not) else {
             return Ok(Answer {
                 records: self.fetch(keys, None).await?,
                 source: Source::Store,
@@ -92,7 +94,7 @@ impl Coherence {
         };
         let deadline = Instant::now() + self.settings.cache_read_timeout;
         let cache_keys: Vec<_> = keys.iter().map(|key| space.key(key)).collect();
-        let looks = self.look(keys, &cache_keys, deadline).await;
+        let looks = self.look(keys, &cache_keys, deadline, ask).await;
 
         let mut records = vec![None; keys.len()];
         let mut positions = Vec::new();
@@ -144,7 +146,10 @@ impl Coherence {
         let mut records = if flight.keys().is_empty() {
             HashMap::new()
         } else {
-            let found = self.fly(&flight, fill).await;
+            let found = match self.turnstile.pass(flight.keys().len()).await {
+                Ok(_turn) => self.fly(&flight, fill).await,
+                Err(error) => Err(error),
+            };
             flight.land(&found);
             flight.keys().iter().cloned().zip(found?).collect()
         };
@@ -159,7 +164,12 @@ impl Coherence {
                 None => left.push(key.clone()),
             }
         }
-        let found = self.store.read_strong(&left).await?;
+        let found = if left.is_empty() {
+            Vec::new()
+        } else {
+            let _turn = self.turnstile.pass(left.len()).await?;
+            self.store.read_strong(&left).await?
+        };
         records.extend(left.into_iter().zip(found));
         let take = |key| records.get_mut(key).and_then(Option::take);
         Ok(keys.iter().map(take).collect())
@@ -201,17 +211,26 @@ impl Coherence {
         Ok(found)
     }
 
-    async fn look(&self, keys: &[Key], cache_keys: &[String], deadline: Instant) -> Vec<Look> {
+    async fn look(
+        &self,
+        keys: &[Key],
+        cache_keys: &[String],
+        deadline: Instant,
+        ask: Ask,
+    ) -> Vec<Look> {
         let found = match timeout_at(deadline, self.cache.get(cache_keys)).await {
             Ok(Ok(found)) => {
+                self.breaker.succeeded();
                 self.note_cache_read(None);
                 found
             }
             Ok(Err(error)) => {
+                self.breaker.failed(ask);
                 self.note_cache_read(Some(&error));
                 Vec::new()
             }
             Err(_) => {
+                self.breaker.failed(ask);
                 self.note_cache_read(Some(&"no answer in time"));
                 Vec::new()
             }

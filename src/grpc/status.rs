@@ -100,7 +100,7 @@ reasons! {
     OutcomeUnknown = "OUTCOME_UNKNOWN",
     /// Nothing was changed: others changed the same records.
     Contention = "CONTENTION",
-    /// Nothing was changed: too many writes are under way.
+    /// Nothing was done: too much is under way.
     Overloaded = "OVERLOADED",
     /// The table cannot be reached.
     StoreUnavailable = "STORE_UNAVAILABLE",
@@ -339,7 +339,9 @@ pub(super) fn stopping() -> Status {
 }
 
 fn store_failed(error: &store::Error) -> Status {
-    tracing::error!(%error, "table operation failed");
+    if error.kind != Kind::Crowded {
+        tracing::error!(%error, "table operation failed");
+    }
     match error.kind {
         Kind::Unavailable | Kind::Missing | Kind::Unusable => retry(
             Reason::StoreUnavailable,
@@ -352,6 +354,12 @@ fn store_failed(error: &store::Error) -> Status {
             "the table lacks an index; add it with `account-service setup`",
         ),
         Kind::Throttled => retry(Reason::StoreThrottled, "the table sheds load", RETRY_LATER),
+        // Told by a metric: a line for each would make things worse.
+        Kind::Crowded => retry(
+            Reason::Overloaded,
+            "too many reads wait for the table in this replica",
+            RETRY_SOON,
+        ),
         Kind::Malformed => plain(
             Code::DataLoss,
             Reason::MalformedItem,

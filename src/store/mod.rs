@@ -431,6 +431,8 @@ pub enum Kind {
     Unavailable,
     /// The table sheds load.
     Throttled,
+    /// Too many reads wait for the table already: it was not asked.
+    Crowded,
     /// There is no such table.
     Missing,
     /// The table lacks an index.
@@ -445,7 +447,7 @@ impl Kind {
     /// Whether waiting may mend it.
     #[must_use]
     pub fn may_pass(self) -> bool {
-        matches!(self, Self::Unavailable | Self::Throttled)
+        matches!(self, Self::Unavailable | Self::Throttled | Self::Crowded)
     }
 }
 
@@ -472,6 +474,7 @@ impl fmt::Display for Error {
         let what = match self.kind {
             Kind::Unavailable => "the table is unavailable",
             Kind::Throttled => "the table sheds load",
+            Kind::Crowded => "the table was not asked",
             Kind::Missing => "there is no such table",
             Kind::NoIndex => "the table lacks an index",
             Kind::Unusable => "the table is unusable",

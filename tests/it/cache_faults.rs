@@ -9,9 +9,13 @@ use account_service::{
     proto::account_v1::{self as pb, Role, Source},
 };
 
+use futures_util::future::join_all;
 use tonic::Code;
 
-use crate::harness::{Backends, PATIENCE, Replica, assert_refused, start};
+use crate::{
+    harness::{Backends, PATIENCE, Replica, assert_refused, start},
+    streams::eventually,
+};
 
 const ORG: &str = "olivia-org";
 const OLIVIA: &str = "oliviaowner";
@@ -29,6 +33,65 @@ async fn a_cache_that_never_answers_costs_a_read_its_timeout_and_no_more() {
     backends.momento.delay("SetIf", Duration::from_secs(60));
     let read = service.check(ORG, OLIVIA).await.unwrap();
     assert_eq!((read.role(), read.source()), (Role::Owner, Source::Store));
+}
+
+#[tokio::test]
+async fn a_cache_that_does_not_answer_is_not_asked_until_it_answers_again() {
+    let backends = Backends::start().await;
+    let mut settings = backends.serve_settings();
+    settings.cache.cache_read_timeout_ms = Duration::from_millis(50);
+    let service = Replica::start(&settings).await;
+    service.found_olivia_org().await;
+    service.settle().await;
+    backends.momento.delay("GetBatch", Duration::from_secs(60));
+    for _ in 0..5 {
+        assert!(service.role_of(ORG, OLIVIA).await.is_some());
+    }
+    backends.forget_calls();
+    for _ in 0..200 {
+        assert!(service.role_of(ORG, OLIVIA).await.is_some());
+    }
+    // Tries come ever later: ten would take eight seconds.
+    let tries = backends.momento.seen("GetBatch").len();
+    assert!(tries <= 10, "{tries} of 200 reads asked the cache");
+    backends.momento.behave();
+    eventually("reads come from the cache", async || {
+        service.check(ORG, OLIVIA).await.unwrap().source() == Source::Cache
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn reads_that_the_table_has_no_room_for_are_refused_and_a_removal_is_not() {
+    let backends = Backends::start().await;
+    let mut settings = backends.serve_settings();
+    settings.cache.table_reads_at_once = 4;
+    let service = Replica::start(&settings).await;
+    service.found_olivia_org_with_michael().await;
+    let held = [0; 4].map(|skip| backends.dynamodb.hold("BatchGetItem", "reader-", skip));
+    let check = |number| {
+        let service = &service;
+        async move { service.check(ORG, &format!("reader-{number}")).await }
+    };
+    let readers = join_all((0..4).map(check));
+    let crowd = async {
+        for read in &held {
+            read.reached().await;
+        }
+        service.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
+        let crowd = join_all((4..200).map(check)).await;
+        drop(held);
+        crowd
+    };
+    let (readers, crowd) = tokio::join!(readers, crowd);
+    assert!(readers.into_iter().all(|read| read.is_ok()));
+    let refused: Vec<_> = crowd.into_iter().filter_map(Result::err).collect();
+    assert!(!refused.is_empty());
+    for status in refused {
+        let details = assert_refused(Err::<(), _>(status), Code::ResourceExhausted, "OVERLOADED");
+        assert!(details.retry_info().is_some());
+    }
+    assert_eq!(service.role_of(ORG, MICHAEL).await, None);
 }
 
 #[tokio::test]

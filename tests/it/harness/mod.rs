@@ -321,6 +321,7 @@ fn dev_settings() -> DevSettings {
         cache: CacheSettings {
             // Long, so that a busy machine does not change what is counted.
             cache_read_timeout_ms: PATIENCE,
+            table_reads_at_once: 64,
             membership_ttl_s: Duration::from_secs(60),
             profile_ttl_s: Duration::from_secs(300),
             absent_ttl_s: Duration::from_secs(10),

@@ -169,6 +169,9 @@ impl World {
             profile_ttl: ttl(defaults.profile_ttl),
             absent_ttl: ttl(defaults.absent_ttl),
             cache_read_timeout: Duration::from_millis(self.profile.cache_read_timeout_ms),
+            // A cache that is not asked hides mistakes.
+            cache_failures: u32::MAX,
+            table_reads_at_once: defaults.table_reads_at_once,
             wall_clock: wall_clock(replica),
             timing,
             sabotage: self.profile.sabotage,
