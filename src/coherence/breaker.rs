@@ -5,6 +5,7 @@
 //! write that did not fence would leave what it changed in the cache.
 
 use std::{
+    fmt,
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
     time::Duration,
 };
@@ -71,14 +72,18 @@ impl Breaker {
             return;
         }
         self.failed_tries.store(0, Ordering::Relaxed);
-        if self.failures.swap(0, Ordering::Relaxed) >= self.threshold {
+        let failures = self.failures.swap(0, Ordering::Relaxed);
+        if failures >= self.threshold {
             metrics::gauge!(BREAKER_OPEN).set(0);
-            tracing::info!("reads ask the cache again");
+        }
+        if failures > 0 {
+            tracing::info!("the cache answers again");
         }
     }
 
-    /// The cache has not answered who asked like this.
-    pub(super) fn failed(&self, ask: Ask) {
+    /// The cache has not answered who asked like this. Logs when that begins and
+    /// what follows from it, not each failure.
+    pub(super) fn failed(&self, ask: Ask, error: &dyn fmt::Display) {
         if ask == Ask::Try {
             let doublings = self.failed_tries.load(Ordering::Relaxed);
             let doublings = (doublings + 1).min(MAX_DOUBLINGS);
@@ -87,10 +92,13 @@ impl Breaker {
             return;
         }
         let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+        if failures == 1 {
+            tracing::warn!(%error, "the cache fails; reads go to the table");
+        }
         if failures == self.threshold {
             self.postpone(self.due.load(Ordering::Relaxed), self.now());
             metrics::gauge!(BREAKER_OPEN).set(1);
-            tracing::warn!("the cache does not answer; reads do not ask it for a while");
+            tracing::warn!("the cache still fails; reads do not ask it for a while");
         }
     }
 
@@ -123,7 +131,7 @@ mod tests {
         let breaker = Breaker::new(3);
         for _ in 0..3 {
             assert_eq!(breaker.ask(), Ask::Usual);
-            breaker.failed(Ask::Usual);
+            breaker.failed(Ask::Usual, &"no answer");
         }
         breaker
     }
@@ -132,8 +140,8 @@ mod tests {
     async fn a_success_between_failures_keeps_it_closed() {
         let breaker = Breaker::new(3);
         for _ in 0..10 {
-            breaker.failed(Ask::Usual);
-            breaker.failed(Ask::Usual);
+            breaker.failed(Ask::Usual, &"no answer");
+            breaker.failed(Ask::Usual, &"no answer");
             breaker.succeeded();
         }
         assert_eq!(breaker.ask(), Ask::Usual);
@@ -143,14 +151,14 @@ mod tests {
     async fn one_read_in_each_pause_tries_and_pauses_grow_to_their_bound() {
         let breaker = open();
         // Late failures of reads that were under way do not count.
-        breaker.failed(Ask::Usual);
+        breaker.failed(Ask::Usual, &"no answer");
         for pause in [100, 200, 400, 800, 1600, 1600] {
             advance(Duration::from_millis(pause - 1)).await;
             assert_eq!(breaker.ask(), Ask::Not, "{pause}");
             advance(Duration::from_millis(1)).await;
             assert_eq!(breaker.ask(), Ask::Try, "{pause}");
             assert_eq!(breaker.ask(), Ask::Not, "{pause}");
-            breaker.failed(Ask::Try);
+            breaker.failed(Ask::Try, &"no answer");
         }
     }
 
@@ -167,13 +175,13 @@ mod tests {
     async fn a_try_that_succeeds_closes_it_and_forgets() {
         let breaker = open();
         advance(FIRST_PAUSE).await;
-        breaker.failed(breaker.ask());
+        breaker.failed(breaker.ask(), &"no answer");
         advance(FIRST_PAUSE * 2).await;
         assert_eq!(breaker.ask(), Ask::Try);
         breaker.succeeded();
         assert_eq!(breaker.ask(), Ask::Usual);
         for _ in 0..3 {
-            breaker.failed(Ask::Usual);
+            breaker.failed(Ask::Usual, &"no answer");
         }
         advance(FIRST_PAUSE).await;
         assert_eq!(breaker.ask(), Ask::Try);

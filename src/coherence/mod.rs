@@ -12,10 +12,7 @@ mod sabotage;
 mod turnstile;
 mod writes;
 
-use std::{
-    sync::{Arc, atomic::AtomicBool},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
@@ -166,8 +163,6 @@ pub struct Coherence {
     turnstile: Arc<Turnstile>,
     settings: Settings,
     background: TaskTracker,
-    /// Whether the last read from the cache failed.
-    is_cache_failing: Arc<AtomicBool>,
 }
 
 impl Coherence {
@@ -191,7 +186,6 @@ impl Coherence {
             turnstile: Arc::new(Turnstile::new(settings.table_reads_at_once)),
             settings,
             background: TaskTracker::new(),
-            is_cache_failing: Arc::default(),
         }
     }
 

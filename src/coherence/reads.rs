@@ -1,10 +1,6 @@
 //! Reads: from the cache where it may answer, else by lease from the table.
 
-use std::{
-    collections::{HashMap, HashSet},
-    fmt,
-    sync::atomic::Ordering,
-};
+use std::collections::{HashMap, HashSet};
 
 use futures_util::{StreamExt as _, future::join, stream};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -146,10 +142,7 @@ impl Coherence {
         let mut records = if flight.keys().is_empty() {
             HashMap::new()
         } else {
-            let found = match self.turnstile.pass(flight.keys().len()).await {
-                Ok(_turn) => self.fly(&flight, fill).await,
-                Err(error) => Err(error),
-            };
+            let found = self.fly(&flight, fill).await;
             flight.land(&found);
             flight.keys().iter().cloned().zip(found?).collect()
         };
@@ -182,6 +175,8 @@ impl Coherence {
         flight: &Flight,
         fill: Option<Fill>,
     ) -> Result<Vec<Option<Record>>, store::Error> {
+        // Before departure: whoever comes while this waits may join.
+        let _turn = self.turnstile.pass(flight.keys().len()).await?;
         let lease = async {
             match &fill {
                 Some(fill) => self.lease(flight.keys(), fill).await,
@@ -221,17 +216,14 @@ impl Coherence {
         let found = match timeout_at(deadline, self.cache.get(cache_keys)).await {
             Ok(Ok(found)) => {
                 self.breaker.succeeded();
-                self.note_cache_read(None);
                 found
             }
             Ok(Err(error)) => {
-                self.breaker.failed(ask);
-                self.note_cache_read(Some(&error));
+                self.breaker.failed(ask, &error);
                 Vec::new()
             }
             Err(_) => {
-                self.breaker.failed(ask);
-                self.note_cache_read(Some(&"no answer in time"));
+                self.breaker.failed(ask, &"no answer in time");
                 Vec::new()
             }
         };
@@ -245,21 +237,6 @@ impl Coherence {
                 Some(Found::Unknown) | None => Look::Unusable,
             })
             .collect()
-    }
-
-    /// Logs when reads from the cache begin to fail and when they work again,
-    /// not each of them.
-    fn note_cache_read(&self, failure: Option<&dyn fmt::Display>) {
-        let is_failing = failure.is_some();
-        if self.is_cache_failing.load(Ordering::Relaxed) == is_failing {
-            return;
-        }
-        self.is_cache_failing.store(is_failing, Ordering::Relaxed);
-        if let Some(error) = failure {
-            tracing::warn!(%error, "the cache fails; reads go to the table");
-        } else {
-            tracing::info!("the cache answers again");
-        }
     }
 
     fn judge(&self, bytes: &[u8], cache_key: &str, key: &Key, now: Timestamp) -> Look {

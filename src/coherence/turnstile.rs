@@ -20,10 +20,10 @@ use crate::{
 const WAITING_PER_TURN: usize = 16;
 /// Longest that a read waits its turn.
 const PATIENCE: Duration = Duration::from_millis(250);
-/// Keys for each turn that a read takes: as many as one request to the table has.
-const KEYS_PER_TURN: usize = 100;
-/// Turns of one read, at most: as many requests as it has under way at once.
-const MAX_TURNS: usize = 4;
+/// Keys for each turn that a read takes.
+const KEYS_PER_TURN: usize = store::READ_MAX_KEYS;
+/// Turns of one read, at most.
+const MAX_TURNS: usize = store::READS_AT_ONCE;
 
 /// Lets a bounded number of table reads pass at once, in the order of their
 /// arrival.

@@ -17,6 +17,12 @@ use crate::domain::{
     OrganizationName, Origin, Record, RecordChange, Request, RequestId, Timestamp, Username,
 };
 
+/// Most keys that one request to the table reads: those of a BatchGetItem, a limit
+/// of DynamoDB.
+pub const READ_MAX_KEYS: usize = 100;
+/// Requests to the table of one read that are under way at once.
+pub const READS_AT_ONCE: usize = 4;
+
 /// Reads that may guard a write: they see every committed change and never a
 /// cache.
 #[async_trait]

@@ -21,8 +21,7 @@ const ORG: &str = "olivia-org";
 const OLIVIA: &str = "oliviaowner";
 const MICHAEL: &str = "membermichael";
 
-#[tokio::test]
-async fn a_cache_that_never_answers_costs_a_read_its_timeout_and_no_more() {
+async fn start_with_a_cache_that_does_not_answer_reads() -> (Backends, Replica) {
     let backends = Backends::start().await;
     let mut settings = backends.serve_settings();
     settings.cache.cache_read_timeout_ms = Duration::from_millis(50);
@@ -30,6 +29,12 @@ async fn a_cache_that_never_answers_costs_a_read_its_timeout_and_no_more() {
     service.found_olivia_org().await;
     service.settle().await;
     backends.momento.delay("GetBatch", Duration::from_secs(60));
+    (backends, service)
+}
+
+#[tokio::test]
+async fn a_cache_that_never_answers_costs_a_read_its_timeout_and_no_more() {
+    let (backends, service) = start_with_a_cache_that_does_not_answer_reads().await;
     backends.momento.delay("SetIf", Duration::from_secs(60));
     let read = service.check(ORG, OLIVIA).await.unwrap();
     assert_eq!((read.role(), read.source()), (Role::Owner, Source::Store));
@@ -37,13 +42,7 @@ async fn a_cache_that_never_answers_costs_a_read_its_timeout_and_no_more() {
 
 #[tokio::test]
 async fn a_cache_that_does_not_answer_is_not_asked_until_it_answers_again() {
-    let backends = Backends::start().await;
-    let mut settings = backends.serve_settings();
-    settings.cache.cache_read_timeout_ms = Duration::from_millis(50);
-    let service = Replica::start(&settings).await;
-    service.found_olivia_org().await;
-    service.settle().await;
-    backends.momento.delay("GetBatch", Duration::from_secs(60));
+    let (backends, service) = start_with_a_cache_that_does_not_answer_reads().await;
     for _ in 0..5 {
         assert!(service.role_of(ORG, OLIVIA).await.is_some());
     }

@@ -25,7 +25,7 @@ pub use change_stream::DynamoDbStream;
 pub use table::Created;
 
 use super::{
-    Error, Kind, Remembered, StrongReads,
+    Error, Kind, READ_MAX_KEYS, READS_AT_ONCE, Remembered, StrongReads,
     item::{self, Item, Value},
     keys,
 };
@@ -48,10 +48,6 @@ const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_ATTEMPTS: u32 = 3;
 /// Greatest pause before the second attempt; doubled for the third.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
-/// Most keys of one BatchGetItem, a limit of DynamoDB.
-const BATCH_MAX_KEYS: usize = 100;
-/// BatchGetItem calls of one read that are under way at once.
-const BATCHES_AT_ONCE: usize = 4;
 /// Times that keys which DynamoDB left unprocessed are asked for again.
 const MAX_UNPROCESSED_ROUNDS: u32 = 4;
 /// Pause before the first of those times; doubled each time.
@@ -121,7 +117,7 @@ impl DynamoDb {
         Ok(output.item)
     }
 
-    /// Reads at most [`BATCH_MAX_KEYS`] records.
+    /// Reads at most [`READ_MAX_KEYS`] records.
     async fn get_batch(&self, keys: &[Key]) -> Result<HashMap<Key, Record>, Error> {
         let by_primary_key: HashMap<_, _> = keys.iter().map(|key| (keys::of(key), key)).collect();
         let mut records = HashMap::with_capacity(keys.len());
@@ -133,7 +129,7 @@ impl DynamoDb {
         Ok(records)
     }
 
-    /// Reads at most [`BATCH_MAX_KEYS`] items, each named once. What DynamoDB
+    /// Reads at most [`READ_MAX_KEYS`] items, each named once. What DynamoDB
     /// leaves unprocessed is asked for again, never taken for absent.
     async fn get_items(
         &self,
@@ -178,10 +174,10 @@ impl StrongReads for DynamoDb {
             [] => Ok(Vec::new()),
             [key] => Ok(vec![self.get(key).await?]),
             keys => {
-                let batches = keys.chunks(BATCH_MAX_KEYS);
+                let batches = keys.chunks(READ_MAX_KEYS);
                 let batches: Vec<_> = batches.map(|batch| self.get_batch(batch)).collect();
                 let found: Vec<_> = stream::iter(batches)
-                    .buffered(BATCHES_AT_ONCE)
+                    .buffered(READS_AT_ONCE)
                     .try_collect()
                     .await?;
                 let found: HashMap<_, _> = found.into_iter().flatten().collect();
