@@ -9,6 +9,7 @@ mod generation;
 mod invalidator;
 mod reads;
 mod sabotage;
+mod turns;
 mod turnstile;
 mod writes;
 
@@ -23,7 +24,9 @@ pub use reads::{Answer, Freshness, Source};
 pub use sabotage::Sabotage;
 pub use writes::{Change, Plan, Verdict, WriteError};
 
-use self::{breaker::Breaker, flights::Flights, generation::Generations, turnstile::Turnstile};
+use self::{
+    breaker::Breaker, flights::Flights, generation::Generations, turns::Turns, turnstile::Turnstile,
+};
 use crate::{
     cache::Cache,
     domain::{Key, Timestamp},
@@ -161,6 +164,7 @@ pub struct Coherence {
     flights: Arc<Flights>,
     breaker: Arc<Breaker>,
     turnstile: Arc<Turnstile>,
+    turns: Arc<Turns>,
     settings: Settings,
     background: TaskTracker,
 }
@@ -184,6 +188,7 @@ impl Coherence {
             flights: Arc::default(),
             breaker: Arc::new(Breaker::new(settings.cache_failures)),
             turnstile: Arc::new(Turnstile::new(settings.table_reads_at_once)),
+            turns: Arc::default(),
             settings,
             background: TaskTracker::new(),
         }

@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::future::{join, try_join};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep_until};
 
 use super::{
     Coherence, Nonce,
@@ -21,10 +21,11 @@ use crate::{
 const CONFIRM_RESERVE: Duration = Duration::from_millis(250);
 /// Confirming ends this long before the deadline, so that its failure is told.
 const ANSWER_RESERVE: Duration = Duration::from_millis(50);
-/// Times a change is decided anew because the table changed under it.
-const MAX_DECISIONS: u32 = 8;
-/// Greatest pause before the second decision; doubled each time.
+/// Times a change is decided because the table changed under it.
+const MAX_DECISIONS: u32 = 16;
+/// Greatest pause before the second decision; doubled each time, up to a bound.
 const CONTENTION_PAUSE: Duration = Duration::from_millis(10);
+const MAX_CONTENTION_PAUSE: Duration = Duration::from_millis(160);
 
 /// A change to the table. [`Coherence::apply`] may ask it to decide more than
 /// once, each time on what the table holds then.
@@ -136,8 +137,10 @@ pub enum WriteError<R> {
 /// What one decision came to.
 enum Attempt<T, R> {
     Done(Result<T, WriteError<R>>),
-    /// The table changed under the decision.
-    Again,
+    /// The table changed under the decision, or others are at work on this record.
+    Again(Option<Key>),
+    /// The fences were too old to commit.
+    Late,
 }
 
 impl Coherence {
@@ -170,14 +173,22 @@ impl Coherence {
         deadline: Instant,
     ) -> Result<C::Output, WriteError<C::Refusal>> {
         let keys = change.touches();
-        for decision in 0..MAX_DECISIONS {
-            if decision > 0 {
-                let pause = CONTENTION_PAUSE * 2_u32.pow(decision - 1);
-                sleep(pause * u32::from(Nonce::random().jitter()) / u32::from(u8::MAX)).await;
-            }
+        let latest_commit = deadline - CONFIRM_RESERVE;
+        let mut turn = None;
+        for decision in 1..=MAX_DECISIONS {
             match self.attempt(change, origin, &keys, deadline).await {
                 Attempt::Done(result) => return result,
-                Attempt::Again => {}
+                Attempt::Late => {}
+                Attempt::Again(key) => {
+                    if turn.is_none() {
+                        turn = self.turns.wait(key.as_ref(), latest_commit).await;
+                    }
+                    let resume = Instant::now() + pause_after(decision);
+                    if turn.is_none() || resume > latest_commit {
+                        return Err(WriteError::Contention);
+                    }
+                    sleep_until(resume).await;
+                }
             }
         }
         Err(WriteError::Contention)
@@ -273,7 +284,7 @@ impl Coherence {
             return Attempt::Done(Err(WriteError::TooLate));
         }
         if cover.since().elapsed() > self.settings.timing.fence_max_age {
-            return Attempt::Again;
+            return Attempt::Late;
         }
         let before = match cover {
             Cover::Fences(fences) => Some(fences),
@@ -281,7 +292,9 @@ impl Coherence {
         };
         let outcome_unknown = match self.store.commit(&plan.steps, origin).await {
             Ok(()) => None,
-            Err(CommitError::Stale | CommitError::Conflict) => return Attempt::Again,
+            Err(CommitError::Stale | CommitError::Conflict) => {
+                return Attempt::Again(crowded(&plan.steps, keys));
+            }
             Err(CommitError::NotApplied(error)) => {
                 return Attempt::Done(Err(WriteError::Store(error)));
             }
@@ -356,6 +369,24 @@ impl Coherence {
             }
         });
     }
+}
+
+/// The record at which changes meet that fail with this one: an organization, if
+/// there is one, for all who change its members stand on it.
+fn crowded(steps: &[Step], keys: &[Key]) -> Option<Key> {
+    let required = steps.iter().filter_map(|step| match step {
+        Step::Require { key, .. } => Some(key),
+        _ => None,
+    });
+    let mut organizations = required.chain(keys);
+    let organization = organizations.find(|key| matches!(key, Key::Organization(_)));
+    organization.or(keys.first()).cloned()
+}
+
+fn pause_after(decision: u32) -> Duration {
+    let pause = CONTENTION_PAUSE.saturating_mul(2_u32.saturating_pow(decision - 1));
+    let pause = pause.min(MAX_CONTENTION_PAUSE);
+    pause * u32::from(Nonce::random().jitter()) / u32::from(u8::MAX)
 }
 
 fn grounds(upholds: Vec<Record>) -> HashMap<Key, Left> {
