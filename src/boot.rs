@@ -26,11 +26,15 @@ use crate::{
     config::{BackendSettings, ServeSettings, ServerSettings},
     connections,
     domain::Key,
-    grpc::{AccountService, AdmissionLayer, WatchLimits, precise_status},
+    grpc::{
+        AccountService, AdmissionLayer, DEFAULT_DEADLINE, FairnessLayer, ObservationLayer,
+        WatchLimits, precise_status,
+    },
     proto::account_v1::{DESCRIPTOR_SET, account_service_server::AccountServiceServer},
     secrets::{self, Secrets},
     service::{Accounts, Changes, Listings},
     store::{self, DynamoDb},
+    telemetry,
     tls::TlsError,
 };
 
@@ -40,8 +44,29 @@ use self::{gate::Admittance, supply::Supply};
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 /// How long the check may take.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Calls of one connection that are under way at once.
-const MAX_STREAMS_PER_CONNECTION: u32 = 1024;
+/// Calls of one connection that are under way at once. Whoever wants more opens
+/// more connections.
+const MAX_STREAMS_PER_CONNECTION: u32 = 256;
+/// Streams of one connection that the service had to reset before it closes the
+/// connection, in all its life: honest clients cause few, by sending on after
+/// they were refused.
+const MAX_RESETS: usize = 4096;
+/// Streams that a client may open and reset before the service has looked at
+/// them.
+const MAX_EARLY_RESETS: usize = 20;
+/// What a client may send before the service has taken it, in bytes: of one call
+/// and of a connection.
+const STREAM_WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 256 * 1024;
+/// How much longer than the longest deadline a request may take to arrive.
+const BODY_GRACE: Duration = Duration::from_secs(2);
+/// How long a connection that is to be closed may go on with what is under way.
+const AGE_GRACE: Duration = Duration::from_secs(60);
+/// Connections of probes.
+const HEALTH_CONNECTIONS: connections::Limits = connections::Limits {
+    open: 64,
+    lifetime: Duration::from_secs(3600),
+};
 /// Pause between looks at a table that cannot be used yet.
 const READY_PAUSE: Duration = Duration::from_millis(500);
 /// Longest that fencing the records of one stream event may take.
@@ -126,6 +151,9 @@ pub enum Error {
     /// Metrics cannot be served.
     #[error("metrics cannot be served: {0}; choose another --metrics-addr")]
     Metrics(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Traces cannot be exported.
+    #[error("traces cannot be exported: {0}; correct --otlp-endpoint")]
+    Traces(#[source] telemetry::TracesError),
     /// Everybody who can reach the address could do everything.
     #[error(
         "{addr} can be reached from elsewhere, and there is no {what}; give --policy with \
@@ -231,6 +259,9 @@ pub struct App {
     clean_up: Option<CleanUp>,
     drain_timeout: Duration,
     watch_patience: Duration,
+    calls_at_once: usize,
+    connections: connections::Limits,
+    max_connection_age: Duration,
     admittance: Admittance,
     health_listener: Option<TcpListener>,
     supply: Supply,
@@ -296,6 +327,12 @@ impl App {
             coherence,
             drain_timeout: settings.server.drain_timeout_ms,
             watch_patience: settings.server.watch_patience_ms,
+            calls_at_once: settings.server.calls_at_once.into(),
+            max_connection_age: settings.server.max_connection_age_s,
+            connections: connections::Limits {
+                open: usize::try_from(settings.server.max_connections).unwrap_or(usize::MAX),
+                lifetime: settings.server.max_connection_age_s + AGE_GRACE,
+            },
             admittance,
             health_listener,
             supply,
@@ -364,6 +401,7 @@ impl App {
         let watch = WatchLimits {
             patience: self.watch_patience,
             stopping,
+            lifetime: self.max_connection_age,
         };
         let service = AccountService::new(self.accounts.clone(), watch);
         let (reflection_v1, reflection_v1alpha) = if self.describes_itself {
@@ -373,19 +411,19 @@ impl App {
         } else {
             (None, None)
         };
-        let server = Server::builder()
-            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-            .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
-            .http2_max_header_list_size(MAX_HEADER_BYTES)
+        let fairness = FairnessLayer::new(self.calls_at_once);
+        let server = server_builder()
+            .max_connection_age(self.max_connection_age)
+            .layer(ObservationLayer::new())
             .layer(MapResponseLayer::new(precise_status))
             .layer(AdmissionLayer(self.admittance.gate()))
+            .layer(fairness.clone())
             .add_service(service.into_server())
             .add_service(health_server)
             .add_optional_service(reflection_v1)
             .add_optional_service(reflection_v1alpha)
             .serve_with_incoming_shutdown(
-                connections::accept(listener, self.admittance.tls()),
+                connections::accept(listener, self.admittance.tls(), self.connections),
                 stop,
             );
         let serve_and_drain = async {
@@ -425,6 +463,7 @@ impl App {
             () = clean_up => Ok(()),
             () = self.admittance.keep() => Ok(()),
             () = self.supply.keep() => Ok(()),
+            () = fairness.keep() => Ok(()),
             () = become_ready => Ok(()),
             ended = health_beside => ended,
             () = overdue => {
@@ -433,6 +472,21 @@ impl App {
             }
         }
     }
+}
+
+/// A server with the limits of its connections. No time of grace is set for
+/// their age: with one, tonic ends them without saying so before.
+fn server_builder() -> Server {
+    Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
+        .http2_max_local_error_reset_streams(Some(MAX_RESETS))
+        .http2_max_pending_accept_reset_streams(Some(MAX_EARLY_RESETS))
+        .http2_max_header_list_size(MAX_HEADER_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .timeout(DEFAULT_DEADLINE + BODY_GRACE)
 }
 
 /// Reports that the service is serving once the table has answered.
@@ -458,13 +512,9 @@ async fn serve_health<H: Health>(
     let Some(listener) = listener else {
         return std::future::pending().await;
     };
-    Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
-        .http2_max_header_list_size(MAX_HEADER_BYTES)
+    server_builder()
         .add_service(health)
-        .serve_with_incoming(connections::accept(listener, None))
+        .serve_with_incoming(connections::accept(listener, None, HEALTH_CONNECTIONS))
         .await
         .map_err(serve_failed)
 }

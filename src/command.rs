@@ -9,7 +9,10 @@ use std::{
 
 use crate::{
     boot::{self, App},
-    config::{Command, FlushSettings, ServeSettings, SetupSettings, momento_secret_from_env},
+    config::{
+        Command, FlushSettings, LogSettings, ServeSettings, SetupSettings, TraceSettings,
+        momento_secret_from_env,
+    },
     health, setup, telemetry,
 };
 #[cfg(feature = "local")]
@@ -59,10 +62,16 @@ impl Failure {
 pub async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(settings) => {
-            serve(&settings, |addr| format!("serving on {addr}\n")).await?;
+            let serve = async {
+                let greeting = |addr| format!("serving on {addr}\n");
+                Ok(serve(&settings, greeting).await?)
+            };
+            told(&settings.log, &settings.server.traces, serve).await?;
         }
         #[cfg(feature = "local")]
-        Command::Dev(settings) => dev(&settings).await?,
+        Command::Dev(settings) => {
+            told(&settings.log, &settings.server.traces, dev(&settings)).await?;
+        }
         Command::Setup(settings) => set_up(&settings).await?,
         Command::Flush(settings) => flush(&settings).await?,
         Command::Invalidate(settings) => invalidate(&settings).await?,
@@ -79,7 +88,6 @@ async fn serve(
     settings: &ServeSettings,
     greeting: impl FnOnce(SocketAddr) -> String,
 ) -> Result<(), boot::Error> {
-    telemetry::start(&settings.log);
     if let Some(addr) = settings.server.metrics_addr {
         telemetry::start_metrics(addr).map_err(|error| boot::Error::Metrics(error.into()))?;
     }
@@ -89,9 +97,28 @@ async fn serve(
     Box::pin(app.serve(listener, boot::stop_signal())).await
 }
 
+/// Runs a server with its logs and traces.
+async fn told<T>(
+    log: &LogSettings,
+    traces: &TraceSettings,
+    server: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let traces = telemetry::start(log, Some(traces)).map_err(boot::Error::Traces)?;
+    let ended = server.await;
+    if let Some(traces) = traces {
+        traces.end().await;
+    }
+    ended
+}
+
+/// Logs only.
+fn log(settings: &LogSettings) {
+    // Without traces nothing can fail.
+    let _ = telemetry::start(settings, None);
+}
+
 #[cfg(feature = "local")]
 async fn dev(settings: &DevSettings) -> Result<(), Failure> {
-    telemetry::start(&settings.log);
     let embedded = Embedded::start(settings, Arc::new(local::momento::Open)).await?;
     embedded.set_up().await?;
     let greeting = |addr| embedded.greeting(addr, settings.data_dir.as_deref());
@@ -99,7 +126,7 @@ async fn dev(settings: &DevSettings) -> Result<(), Failure> {
 }
 
 async fn set_up(settings: &SetupSettings) -> Result<(), boot::Error> {
-    telemetry::start(&settings.log);
+    log(&settings.log);
     let new_secret = momento_secret_from_env(|name| std::env::var(name).ok());
     let names = &settings.backends;
     let report = setup::run(names, new_secret).await?;
@@ -116,7 +143,7 @@ async fn set_up(settings: &SetupSettings) -> Result<(), boot::Error> {
 }
 
 async fn flush(settings: &FlushSettings) -> Result<(), boot::Error> {
-    telemetry::start(&settings.log);
+    log(&settings.log);
     let names = &settings.backends;
     setup::flush(names).await?;
     say(&format!(
@@ -127,7 +154,7 @@ async fn flush(settings: &FlushSettings) -> Result<(), boot::Error> {
 }
 
 async fn invalidate(settings: &ServeSettings) -> Result<(), boot::Error> {
-    telemetry::start(&settings.log);
+    log(&settings.log);
     let event = std::io::read_to_string(std::io::stdin().take(MAX_EVENT_BYTES));
     let event = event.map_err(|error| boot::Error::Event(serde_json::Error::io(error)))?;
     let count = setup::invalidate(settings, &event).await?;

@@ -145,6 +145,19 @@ pub struct ServerSettings {
     /// response, in milliseconds.
     #[arg(long, env = "WATCH_PATIENCE_MS", value_name = "MS", default_value = "30000", value_parser = millis)]
     pub watch_patience_ms: Duration,
+    /// Reads, and changes, that are under way at once. Those beyond wait up to
+    /// 250 ms for their turn, callers in turn; then they are refused. While the
+    /// processors do not keep up, it is down to a sixteenth of this.
+    #[arg(long, env = "CALLS_AT_ONCE", value_name = "COUNT", default_value_t = 1024, value_parser = clap::value_parser!(u16).range(16..))]
+    pub calls_at_once: u16,
+    /// Connections of clients that are open at once; others are closed at once.
+    #[arg(long, env = "MAX_CONNECTIONS", value_name = "COUNT", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_connections: u32,
+    /// How long a connection is used, in seconds; then its client is asked to
+    /// connect anew, so that clients come to know new replicas. WatchChanges
+    /// streams end then, too.
+    #[arg(long, env = "MAX_CONNECTION_AGE_S", value_name = "S", default_value = "1800", value_parser = seconds)]
+    pub max_connection_age_s: Duration,
     /// Memberships of deleted users and organizations to remove in a second, at
     /// most, by all replicas together. 0: this replica removes none.
     #[arg(
@@ -161,9 +174,26 @@ pub struct ServerSettings {
     /// that speak no TLS.
     #[arg(long, env = "HEALTH_ADDR", value_name = "IP:PORT")]
     pub health_addr: Option<SocketAddr>,
+    /// Where traces go.
+    #[command(flatten)]
+    pub traces: TraceSettings,
     /// Who may call.
     #[command(flatten)]
     pub callers: CallerSettings,
+}
+
+/// Where traces go.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Traces")]
+pub struct TraceSettings {
+    /// Collector that takes traces by OTLP over gRPC, such as
+    /// http://127.0.0.1:4317. Without it, none are made.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL", value_parser = url)]
+    pub otlp_endpoint: Option<String>,
+    /// Share of the calls, from 0 to 1, that are traced where their caller has not
+    /// decided that already.
+    #[arg(long, env = "OTEL_TRACES_SAMPLER_ARG", value_name = "SHARE", default_value = "0.01", value_parser = share)]
+    pub trace_ratio: f64,
 }
 
 /// Who may call, and how they show who they are.
@@ -368,6 +398,13 @@ fn number(text: &str, max: u64) -> Result<u64, String> {
         .ok()
         .filter(|number| (1..=max).contains(number))
         .ok_or_else(|| format!("must be a whole number from 1 to {max}"))
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|share| (0.0..=1.0).contains(share))
+        .ok_or_else(|| "must be a number from 0 to 1".to_owned())
 }
 
 /// An algorithm of a key pair: whoever can verify with a shared secret can sign,

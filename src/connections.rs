@@ -1,9 +1,14 @@
-//! Connections of clients, accepted in the clear or with TLS.
+//! Connections of clients, accepted in the clear or with TLS. None of them lasts
+//! without being of use: who does not speak HTTP/2 soon is cut off, and who was
+//! here for long is asked to connect anew.
 
 use std::{
     io,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -11,7 +16,8 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::{Instant, Sleep, sleep_until, timeout_at},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
@@ -19,20 +25,40 @@ use tonic::transport::server::Connected;
 
 use crate::{
     callers::{self, Refused},
+    telemetry::{CONNECTIONS, CONNECTIONS_REFUSED},
     tls::Tls,
 };
 
-/// Longest that a client may take to agree on TLS.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Clients that agree on TLS at once; others wait to be accepted.
+/// Longest that a client may take to agree on TLS, if that is spoken, and to
+/// begin with HTTP/2.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
+/// What HTTP/2 begins with, in bytes: its preface, and the head of a first frame.
+/// From then on, keepalive finds out who is silent.
+const GREETING_BYTES: usize = 24 + 9;
+/// Clients that agree on TLS at once: agreeing keeps a processor busy.
 const MAX_HANDSHAKES: usize = 256;
 /// Pause after a connection could not be accepted, because the process or the
 /// machine has too many.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// How many connections there are, and for how long.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Connections that are open at once; others are closed at once.
+    pub open: usize,
+    /// When a connection is closed, whatever is still under way there.
+    pub lifetime: Duration,
+}
+
 /// A connection.
 #[derive(Debug)]
-pub struct Connection(Transport);
+pub struct Connection {
+    id: u64,
+    transport: Transport,
+    greeting: Option<Greeting>,
+    end: Pin<Box<Sleep>>,
+    _open: Open,
+}
 
 #[derive(Debug)]
 enum Transport {
@@ -40,9 +66,37 @@ enum Transport {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+/// What the client has yet to say, and by when.
+#[derive(Debug)]
+struct Greeting {
+    missing: usize,
+    due: Pin<Box<Sleep>>,
+}
+
+/// Counts as open until it is dropped.
+#[derive(Debug)]
+struct Open {
+    _place: OwnedSemaphorePermit,
+}
+
+impl Open {
+    fn new(place: OwnedSemaphorePermit) -> Self {
+        metrics::gauge!(CONNECTIONS).increment(1);
+        Self { _place: place }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        metrics::gauge!(CONNECTIONS).decrement(1);
+    }
+}
+
 /// Who is at the other end.
 #[derive(Debug, Clone)]
 pub struct Peer {
+    /// The connection, by a number that no other one of this process has.
+    pub connection: u64,
     /// Whom the client's certificate names, if it has one.
     pub certificate: Option<Result<Arc<str>, Refused>>,
 }
@@ -52,9 +106,11 @@ pub struct Peer {
 pub fn accept(
     listener: TcpListener,
     tls: Option<Arc<Tls>>,
+    limits: Limits,
 ) -> ReceiverStream<io::Result<Connection>> {
     let (accepted, connections) = mpsc::channel(1);
     tokio::spawn(async move {
+        let places = Arc::new(Semaphore::new(limits.open.min(Semaphore::MAX_PERMITS)));
         let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
         loop {
             let tcp = tokio::select! {
@@ -69,28 +125,38 @@ pub fn accept(
                     continue;
                 }
             };
+            let Ok(place) = places.clone().try_acquire_owned() else {
+                // Closed, so that the client tries another replica.
+                metrics::counter!(CONNECTIONS_REFUSED).increment(1);
+                continue;
+            };
             if let Err(error) = tcp.set_nodelay(true) {
                 // The client is gone already.
                 tracing::debug!(%error, "a connection was lost at once");
                 continue;
             }
+            let open = Open::new(place);
+            let due = Instant::now() + GREETING_TIMEOUT;
             let Some(tls) = &tls else {
-                let connection = Connection(Transport::Plain(tcp));
+                let connection = Connection::new(Transport::Plain(tcp), due, limits, open);
                 if accepted.send(Ok(connection)).await.is_err() {
                     return;
                 }
                 continue;
             };
-            let Ok(permit) = handshakes.clone().acquire_owned().await else {
-                return;
-            };
-            let (acceptor, accepted) = (TlsAcceptor::from(tls.config()), accepted.clone());
+            let acceptor = TlsAcceptor::from(tls.config());
+            let (handshakes, accepted) = (handshakes.clone(), accepted.clone());
             tokio::spawn(async move {
-                let agreed = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await;
-                drop(permit);
-                match agreed {
+                let agreed = async {
+                    // Who says nothing takes no turn.
+                    tcp.readable().await?;
+                    let _turn = handshakes.acquire().await.map_err(io::Error::other)?;
+                    acceptor.accept(tcp).await
+                };
+                match timeout_at(due, agreed).await {
                     Ok(Ok(tls)) => {
-                        let connection = Connection(Transport::Tls(Box::new(tls)));
+                        let tls = Transport::Tls(Box::new(tls));
+                        let connection = Connection::new(tls, due, limits, open);
                         // Nobody accepts any more: the server stops.
                         let _ = accepted.send(Ok(connection)).await;
                     }
@@ -103,15 +169,49 @@ pub fn accept(
     ReceiverStream::new(connections)
 }
 
+impl Connection {
+    fn new(transport: Transport, due: Instant, limits: Limits, open: Open) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            transport,
+            greeting: Some(Greeting {
+                missing: GREETING_BYTES,
+                due: Box::pin(sleep_until(due)),
+            }),
+            end: Box::pin(sleep_until(Instant::now() + limits.lifetime)),
+            _open: open,
+        }
+    }
+
+    fn is_over(&mut self, context: &mut Context<'_>) -> bool {
+        let is_silent = match &mut self.greeting {
+            Some(greeting) => greeting.due.as_mut().poll(context).is_ready(),
+            None => false,
+        };
+        is_silent || self.end.as_mut().poll(context).is_ready()
+    }
+
+    fn heard(&mut self, bytes: usize) {
+        if let Some(greeting) = &mut self.greeting {
+            greeting.missing = greeting.missing.saturating_sub(bytes);
+            if greeting.missing == 0 {
+                self.greeting = None;
+            }
+        }
+    }
+}
+
 impl Connected for Connection {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
-        let certificate = match &self.0 {
+        let certificate = match &self.transport {
             Transport::Plain(_) => None,
             Transport::Tls(tls) => tls.get_ref().1.peer_certificates(),
         };
         Peer {
+            connection: self.id,
             certificate: certificate
                 .and_then(|chain| chain.first())
                 .map(|certificate| callers::name_of(certificate)),
@@ -125,10 +225,19 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match &mut self.0 {
+        let before = buffer.filled().len();
+        let read = match &mut self.transport {
             Transport::Plain(tcp) => Pin::new(tcp).poll_read(context, buffer),
             Transport::Tls(tls) => Pin::new(tls).poll_read(context, buffer),
+        };
+        if read.is_ready() {
+            self.heard(buffer.filled().len() - before);
+            return read;
         }
+        if self.is_over(context) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        Poll::Pending
     }
 }
 
@@ -138,21 +247,21 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.0 {
+        match &mut self.transport {
             Transport::Plain(tcp) => Pin::new(tcp).poll_write(context, buffer),
             Transport::Tls(tls) => Pin::new(tls).poll_write(context, buffer),
         }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.0 {
+        match &mut self.transport {
             Transport::Plain(tcp) => Pin::new(tcp).poll_flush(context),
             Transport::Tls(tls) => Pin::new(tls).poll_flush(context),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.0 {
+        match &mut self.transport {
             Transport::Plain(tcp) => Pin::new(tcp).poll_shutdown(context),
             Transport::Tls(tls) => Pin::new(tls).poll_shutdown(context),
         }
@@ -163,14 +272,14 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.0 {
+        match &mut self.transport {
             Transport::Plain(tcp) => Pin::new(tcp).poll_write_vectored(context, buffers),
             Transport::Tls(tls) => Pin::new(tls).poll_write_vectored(context, buffers),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
-        match &self.0 {
+        match &self.transport {
             Transport::Plain(tcp) => tcp.is_write_vectored(),
             Transport::Tls(tls) => tls.is_write_vectored(),
         }

@@ -11,7 +11,10 @@ use aws_sdk_secretsmanager::{
 };
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::error_chain::describe;
+use crate::{
+    error_chain::describe,
+    telemetry::{AwsCalls, Backend},
+};
 
 /// Longest a TCP and TLS handshake may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1000);
@@ -53,7 +56,8 @@ impl Secrets {
                     .connect_timeout(CONNECT_TIMEOUT)
                     .operation_attempt_timeout(REQUEST_TIMEOUT)
                     .build(),
-            );
+            )
+            .interceptor(AwsCalls(Backend::SecretsManager));
         config.set_endpoint_url(endpoint.or(aws.endpoint_url().map(str::to_owned)));
         Self(Client::from_conf(config.build()))
     }

@@ -15,6 +15,7 @@ use momento::{
 };
 
 use super::{Cache, Credential, Error, Found, Kind};
+use crate::telemetry::{Backend, BackendCall};
 
 /// Longest to wait for the connection, and for the first answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -99,8 +100,8 @@ impl Momento {
         Ok(created == CreateCacheResponse::Created)
     }
 
-    async fn send<R: MomentoRequest>(&self, request: R) -> Result<R::Response, Error> {
-        self.client.send_request(request).await.map_err(failed)
+    async fn set_if<R: MomentoRequest>(&self, request: R) -> Result<R::Response, Error> {
+        watched("SetIf", self.client.send_request(request)).await
     }
 }
 
@@ -110,13 +111,13 @@ impl Cache for Momento {
         let [key] = keys else {
             return self.get_batch(keys).await;
         };
-        let response = self.client.get(&self.cache, key.as_str()).await;
-        Ok(vec![found(response.map_err(failed)?)])
+        let response = watched("Get", self.client.get(&self.cache, key.as_str())).await?;
+        Ok(vec![found(response)])
     }
 
     async fn set_if_absent(&self, key: &str, value: &[u8], ttl: Duration) -> Result<bool, Error> {
         let request = SetIfAbsentRequest::new(&self.cache, key, value).ttl(ttl);
-        Ok(self.send(request).await? == SetIfAbsentResponse::Stored)
+        Ok(self.set_if(request).await? == SetIfAbsentResponse::Stored)
     }
 
     async fn set_if_equal(
@@ -127,7 +128,7 @@ impl Cache for Momento {
         ttl: Duration,
     ) -> Result<bool, Error> {
         let request = SetIfEqualRequest::new(&self.cache, key, value, expected).ttl(ttl);
-        Ok(self.send(request).await? == SetIfEqualResponse::Stored)
+        Ok(self.set_if(request).await? == SetIfEqualResponse::Stored)
     }
 
     async fn set_if_not_equal(
@@ -137,7 +138,7 @@ impl Cache for Momento {
         ttl: Duration,
     ) -> Result<bool, Error> {
         let request = SetIfNotEqualRequest::new(&self.cache, key, value, value).ttl(ttl);
-        Ok(self.send(request).await? == SetIfNotEqualResponse::Stored)
+        Ok(self.set_if(request).await? == SetIfNotEqualResponse::Stored)
     }
 }
 
@@ -149,14 +150,24 @@ impl Momento {
             return Ok(Vec::new());
         }
         let wanted: Vec<_> = keys.iter().map(String::as_str).collect();
-        let response = self.client.get_batch(&self.cache, wanted).await;
-        let mut answers: std::collections::HashMap<Vec<u8>, GetResponse> =
-            response.map_err(failed)?.into();
+        let response = watched("GetBatch", self.client.get_batch(&self.cache, wanted)).await?;
+        let mut answers: std::collections::HashMap<Vec<u8>, GetResponse> = response.into();
         Ok(keys
             .iter()
             .map(|key| answers.remove(key.as_bytes()).map_or(Found::Unknown, found))
             .collect())
     }
+}
+
+/// A call whose duration and outcome are told.
+async fn watched<T>(
+    operation: &'static str,
+    call: impl Future<Output = Result<T, MomentoError>>,
+) -> Result<T, Error> {
+    let mut watch = BackendCall::begin(Backend::Momento, operation);
+    let result = call.await;
+    watch.end(result.is_ok());
+    result.map_err(failed)
 }
 
 fn found(response: GetResponse) -> Found {

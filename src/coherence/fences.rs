@@ -14,6 +14,7 @@ use crate::{
     cache::{self, Found},
     domain::{Key, Record, Timestamp},
     store::{self, Left},
+    telemetry::CACHE_FENCES,
 };
 
 /// Longest one attempt to place a fence may take.
@@ -224,7 +225,7 @@ impl Coherence {
         } else {
             vec![Seen::Unknown; keys.len()]
         };
-        self.fence_all(view, keys, seen).await
+        self.fence_all(view, keys, seen, false).await
     }
 
     /// Fences all keys again; `None` if any fence could not be placed.
@@ -237,16 +238,26 @@ impl Coherence {
                     is_alone: own.is_alone,
                 })
         });
-        self.fence_all(view, keys, seen.collect()).await
+        self.fence_all(view, keys, seen.collect(), true).await
     }
 
-    async fn fence_all(&self, view: &View, keys: &[Key], seen: Vec<Seen>) -> Option<Fences> {
+    async fn fence_all(
+        &self,
+        view: &View,
+        keys: &[Key],
+        seen: Vec<Seen>,
+        is_confirming: bool,
+    ) -> Option<Fences> {
         let since = Instant::now();
+        let step = if is_confirming { "confirm" } else { "fence" };
         let placed = join_all(keys.iter().zip(seen).map(|(key, seen)| async move {
-            match self.fence_over(&view.space, key, seen).await {
+            let fence = match self.fence_over(&view.space, key, seen).await {
                 Some(fence) => Some(fence),
                 None => self.place_fence(&view.space, key).await,
-            }
+            };
+            let result = if fence.is_some() { "placed" } else { "failed" };
+            metrics::counter!(CACHE_FENCES, "step" => step, "result" => result).increment(1);
+            fence
         }));
         Some(Fences {
             view: view.clone(),

@@ -23,7 +23,7 @@ use crate::{
     cache::Cache,
     domain::Key,
     store::{self, Registers},
-    telemetry::CACHE_IN_USE,
+    telemetry::{CACHE_IN_USE, GENERATION_STEPS},
 };
 
 /// Name of the register that holds the switch.
@@ -322,6 +322,8 @@ impl Generations {
         let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(old) = view.as_ref().filter(|old| old.is_same(&new)) {
             new.learnt = old.learnt;
+        } else {
+            metrics::counter!(GENERATION_STEPS, "phase" => phase.as_str()).increment(1);
         }
         *view = Some(new.clone());
         drop(view);

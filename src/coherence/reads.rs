@@ -13,6 +13,7 @@ use crate::{
     cache::Found,
     domain::{Key, Record, Timestamp},
     store,
+    telemetry::{CACHE_FILLS, CACHE_LEASES, CACHE_LOOKUPS},
 };
 
 /// Leases that one read takes; what it misses beyond that is read without
@@ -59,6 +60,22 @@ enum Look {
     Miss,
     /// Nothing to be believed, and nothing to be filled.
     Unusable,
+    /// The cache did not answer.
+    Failed,
+}
+
+/// Counts what the cache said.
+fn tell(looks: &[Look]) {
+    let count = |kind: fn(&Look) -> bool| looks.iter().filter(|look| kind(look)).count() as u64;
+    let told = |result, count| {
+        if count > 0 {
+            metrics::counter!(CACHE_LOOKUPS, "result" => result).increment(count);
+        }
+    };
+    told("hit", count(|look| matches!(look, Look::Known(_))));
+    told("miss", count(|look| matches!(look, Look::Miss)));
+    told("unusable", count(|look| matches!(look, Look::Unusable)));
+    told("failed", count(|look| matches!(look, Look::Failed)));
 }
 
 /// What a table read may fill.
@@ -104,7 +121,7 @@ impl Coherence {
                 Look::Miss if missed.len() < MAX_LEASES_PER_READ => {
                     missed.insert(keys[position].clone());
                 }
-                Look::Miss | Look::Unusable => {}
+                Look::Miss | Look::Unusable | Look::Failed => {}
             }
             positions.push(position);
         }
@@ -229,14 +246,15 @@ impl Coherence {
         };
         let mut found = found.into_iter();
         let now = self.now();
-        keys.iter()
-            .zip(cache_keys)
-            .map(|(key, cache_key)| match found.next() {
-                Some(Found::Hit(bytes)) => self.judge(&bytes, cache_key, key, now),
-                Some(Found::Miss) => Look::Miss,
-                Some(Found::Unknown) | None => Look::Unusable,
-            })
-            .collect()
+        let keys = keys.iter().zip(cache_keys);
+        let looks = keys.map(|(key, cache_key)| match found.next() {
+            Some(Found::Hit(bytes)) => self.judge(&bytes, cache_key, key, now),
+            Some(Found::Miss) => Look::Miss,
+            Some(Found::Unknown) | None => Look::Failed,
+        });
+        let looks: Vec<_> = looks.collect();
+        tell(&looks);
+        looks
     }
 
     fn judge(&self, bytes: &[u8], cache_key: &str, key: &Key, now: Timestamp) -> Look {
@@ -266,6 +284,8 @@ impl Coherence {
             let ttl = self.settings.timing.lease_ttl;
             let stored = self.cache.set_if_absent(&cache_key, &lease, ttl);
             let is_stored = matches!(timeout_at(fill.deadline, stored).await, Ok(Ok(true)));
+            let result = if is_stored { "taken" } else { "refused" };
+            metrics::counter!(CACHE_LEASES, "result" => result).increment(1);
             is_stored.then(|| (key.clone(), lease))
         });
         stream::iter(leases.collect::<Vec<_>>())
@@ -325,7 +345,14 @@ impl Coherence {
             let stored = self.cache.set_if_equal(&cache_key, &value, expected, ttl);
             stored.await
         };
-        match timeout(FILL_TIMEOUT, stored).await {
+        let stored = timeout(FILL_TIMEOUT, stored).await;
+        let result = if matches!(stored, Ok(Ok(true))) {
+            "stored"
+        } else {
+            "refused"
+        };
+        metrics::counter!(CACHE_FILLS, "result" => result).increment(1);
+        match stored {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => tracing::debug!(%error, "cache not filled"),
             Err(_) => tracing::debug!("cache not filled: too slow"),

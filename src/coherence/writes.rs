@@ -6,6 +6,7 @@ use std::{collections::HashMap, time::Duration};
 use async_trait::async_trait;
 use futures_util::future::{join, try_join};
 use tokio::time::{Instant, sleep_until};
+use tracing::Instrument as _;
 
 use super::{
     Coherence, Nonce,
@@ -15,6 +16,7 @@ use super::{
 use crate::{
     domain::{Key, Origin, Record},
     store::{self, CommitError, Left, Step, StrongReads},
+    telemetry::{CONTENTION, WRITES},
 };
 
 /// A commit does not start with less time than this left to confirm it.
@@ -161,7 +163,7 @@ impl Coherence {
         let coherence = self.clone();
         let run = async move { coherence.run(&change, &origin, deadline).await };
         self.background
-            .spawn(run)
+            .spawn(run.in_current_span())
             .await
             .unwrap_or(Err(WriteError::Interrupted))
     }
@@ -180,6 +182,7 @@ impl Coherence {
                 Attempt::Done(result) => return result,
                 Attempt::Late => {}
                 Attempt::Again(key) => {
+                    metrics::counter!(CONTENTION).increment(1);
                     if turn.is_none() {
                         turn = self.turns.wait(key.as_ref(), latest_commit).await;
                     }
@@ -318,6 +321,13 @@ impl Coherence {
             let grounds = grounds.into_keys();
             self.repair_in_background(keys.iter().cloned().chain(grounds).collect());
         }
+        let outcome = match (&outcome_unknown, &confirmed) {
+            (Some(_), _) => "unknown",
+            (None, None) => "not_confirmed",
+            (None, Some(Cover::Fences(_))) => "fenced",
+            (None, Some(Cover::Unused(_))) => "without_cache",
+        };
+        metrics::counter!(WRITES, "outcome" => outcome).increment(1);
         Attempt::Done(match (outcome_unknown, confirmed) {
             (Some(error), _) => Err(WriteError::OutcomeUnknown(error)),
             (None, None) => Err(WriteError::NotConfirmed),

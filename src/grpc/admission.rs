@@ -10,7 +10,7 @@ use http::{Request, Response, header::AUTHORIZATION};
 use tonic::body::Body;
 use tower::{Layer, Service};
 
-use super::status;
+use super::{methods, status};
 use crate::{
     callers::{Credentials, Gate},
     connections::Peer,
@@ -18,8 +18,6 @@ use crate::{
 
 /// Begins the paths of health checks, which are open to all.
 const HEALTH: &str = "/grpc.health.v1.Health/";
-/// Begins the paths of the service's methods.
-const ACCOUNTS: &str = "/account.v1.AccountService/";
 /// Begins a token in the header `authorization`.
 const BEARER: &str = "Bearer ";
 
@@ -70,7 +68,7 @@ where
             token,
         };
         // Reflection is for every caller who is known.
-        let method = path.strip_prefix(ACCOUNTS);
+        let method = methods::name_of(path);
         match self.gate.admit(method, credentials) {
             Ok(caller) => {
                 request.extensions_mut().insert(caller);

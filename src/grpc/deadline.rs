@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use http::HeaderMap;
 use tokio::time::{Instant, timeout_at};
-use tonic::{Status, metadata::MetadataMap};
+use tonic::{Request, Status};
 
 use super::status;
 use crate::service::Error;
@@ -17,24 +18,49 @@ const MAX_HEADROOM: Duration = Duration::from_millis(50);
 /// Digits of a `grpc-timeout`, by the gRPC specification.
 const MAX_DIGITS: usize = 8;
 
+/// When a call arrived, where that is not now.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Arrival(Instant);
+
+impl Arrival {
+    pub(super) fn now() -> Self {
+        Self(Instant::now())
+    }
+
+    pub(super) fn elapsed(self) -> Duration {
+        self.0.elapsed()
+    }
+
+    /// How much of its time a call has left, as its headers say.
+    pub(super) fn time_left(self, headers: &HeaderMap) -> Duration {
+        granted(headers).saturating_sub(self.elapsed())
+    }
+}
+
 /// When a call has to be answered.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Deadline(Instant);
 
-/// The deadline of a call that arrives now.
-pub(super) fn of(metadata: &MetadataMap) -> Deadline {
-    let asked = metadata
+/// The deadline of a call.
+pub(super) fn of<T>(request: &Request<T>) -> Deadline {
+    let arrival = request.extensions().get::<Arrival>();
+    let Arrival(arrived) = arrival.copied().unwrap_or_else(Arrival::now);
+    Deadline(arrived + granted(request.metadata().as_ref()))
+}
+
+/// How long a call may take.
+fn granted(headers: &HeaderMap) -> Duration {
+    let asked = headers
         .get("grpc-timeout")
         .and_then(|value| value.to_str().ok())
         .and_then(parse_timeout);
-    let granted = match asked {
+    match asked {
         Some(asked) => {
             let headroom = (asked / HEADROOM_SHARE).min(MAX_HEADROOM);
             asked.saturating_sub(headroom).min(DEFAULT_DEADLINE)
         }
         None => DEFAULT_DEADLINE,
-    };
-    Deadline(Instant::now() + granted)
+    }
 }
 
 impl Deadline {

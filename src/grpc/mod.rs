@@ -4,17 +4,22 @@
 mod admission;
 mod convert;
 mod deadline;
+mod fairness;
+mod lobby;
+mod methods;
 mod mutation;
+mod observation;
 mod precise;
 mod status;
 mod watch;
 
-use prost::Message as _;
-use prost_types::FileDescriptorSet;
 use tonic::{Request, Response, Status};
 
 pub use admission::AdmissionLayer;
 pub use deadline::DEFAULT_DEADLINE;
+pub use fairness::FairnessLayer;
+pub use methods::methods;
+pub use observation::ObservationLayer;
 pub use precise::precise_status;
 pub use status::{DOMAIN, Reason};
 pub use watch::{ChangeStream, WatchLimits};
@@ -22,7 +27,7 @@ pub use watch::{ChangeStream, WatchLimits};
 use crate::{
     domain::State,
     proto::account_v1::{
-        self as pb, DESCRIPTOR_SET,
+        self as pb,
         account_service_server::{self, AccountServiceServer},
     },
     service::{Accounts, Call, OrganizationToEdit, UserToEdit},
@@ -33,15 +38,6 @@ use self::deadline::Deadline;
 /// Largest request that is read, in bytes. The largest sensible one, a batch of
 /// 1000 checks of the longest names, has some 270 kB.
 pub const MAX_REQUEST_BYTES: usize = 1024 * 1024;
-
-/// The names of the service's methods, as the contract has them.
-#[must_use]
-pub fn methods() -> Vec<String> {
-    let set = FileDescriptorSet::decode(DESCRIPTOR_SET).unwrap_or_default();
-    let services = set.file.into_iter().flat_map(|file| file.service);
-    let methods = services.flat_map(|service| service.method);
-    methods.filter_map(|method| method.name).collect()
-}
 
 /// The gRPC service. Holds the accounts, and through them the one DynamoDB
 /// client and the one Momento client of the process.
@@ -105,7 +101,7 @@ impl account_service_server::AccountService for AccountService {
     }
 
     async fn get_user(&self, request: Request<pb::GetUserRequest>) -> Reply<pb::GetUserResponse> {
-        let deadline = deadline::of(request.metadata());
+        let deadline = deadline::of(&request);
         let request = request.into_inner();
         let username = convert::username("username", &request.username)?;
         let freshness = convert::freshness(request.consistency);
@@ -122,7 +118,7 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::LookupUserRequest>,
     ) -> Reply<pb::LookupUserResponse> {
-        let deadline = deadline::of(request.metadata());
+        let deadline = deadline::of(&request);
         let request = request.into_inner();
         let email = convert::wanted_email(&request.email)?;
         let freshness = convert::freshness(request.consistency);
@@ -139,7 +135,7 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::BatchGetUsersRequest>,
     ) -> Reply<pb::BatchGetUsersResponse> {
-        let deadline = deadline::of(request.metadata());
+        let deadline = deadline::of(&request);
         let request = request.into_inner();
         let names = convert::usernames(&request.usernames)?;
         let freshness = convert::freshness(request.consistency);
@@ -215,7 +211,7 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::GetOrganizationRequest>,
     ) -> Reply<pb::GetOrganizationResponse> {
-        let deadline = deadline::of(request.metadata());
+        let deadline = deadline::of(&request);
         let request = request.into_inner();
         let name = convert::organization_name("organization_name", &request.organization_name)?;
         let freshness = convert::freshness(request.consistency);
@@ -232,7 +228,7 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::BatchGetOrganizationsRequest>,
     ) -> Reply<pb::BatchGetOrganizationsResponse> {
-        let deadline = deadline::of(request.metadata());
+        let deadline = deadline::of(&request);
         let request = request.into_inner();
         let names = convert::organization_names(&request.organization_names)?;
         let freshness = convert::freshness(request.consistency);
@@ -337,7 +333,7 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::GetMembershipRequest>,
     ) -> Reply<pb::GetMembershipResponse> {
-        let deadline = deadline::of(request.metadata());
+        let deadline = deadline::of(&request);
         let request = request.into_inner();
         let (organization, member) =
             convert::membership_names(&request.organization_name, &request.member_username)?;
@@ -386,7 +382,7 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::ListUsersRequest>,
     ) -> Reply<pb::ListUsersResponse> {
-        let deadline = deadline::of(request.metadata());
+        let deadline = deadline::of(&request);
         let request = request.into_inner();
         let page = convert::page(
             request.page_size,
@@ -404,7 +400,7 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::ListOrganizationsRequest>,
     ) -> Reply<pb::ListOrganizationsResponse> {
-        let deadline = deadline::of(request.metadata());
+        let deadline = deadline::of(&request);
         let request = request.into_inner();
         let page = convert::page(
             request.page_size,
@@ -424,7 +420,7 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::ListOrganizationMembersRequest>,
     ) -> Reply<pb::ListOrganizationMembersResponse> {
-        let deadline = deadline::of(request.metadata());
+        let deadline = deadline::of(&request);
         let request = request.into_inner();
         let name = convert::organization_name("organization_name", &request.organization_name)?;
         let page = convert::page(
@@ -445,7 +441,7 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::ListUserOrganizationsRequest>,
     ) -> Reply<pb::ListUserOrganizationsResponse> {
-        let deadline = deadline::of(request.metadata());
+        let deadline = deadline::of(&request);
         let request = request.into_inner();
         let user = convert::username("username", &request.username)?;
         let page = convert::page(
@@ -479,7 +475,7 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::CheckMembershipRequest>,
     ) -> Reply<pb::CheckMembershipResponse> {
-        let deadline = deadline::of(request.metadata());
+        let deadline = deadline::of(&request);
         let request = request.into_inner();
         let freshness = convert::freshness(request.consistency);
         let check = convert::check(
@@ -504,7 +500,7 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::BatchCheckMembershipsRequest>,
     ) -> Reply<pb::BatchCheckMembershipsResponse> {
-        let deadline = deadline::of(request.metadata());
+        let deadline = deadline::of(&request);
         let request = request.into_inner();
         let freshness = convert::freshness(request.consistency);
         let checks = convert::checks(&request.checks)?;

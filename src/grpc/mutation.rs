@@ -40,6 +40,9 @@ pub(super) enum Acting<'a> {
 
 macro_rules! mutations {
     ($($rpc:literal $request:ident $acting:expr,)+) => {
+        /// The RPCs that change something.
+        pub(super) const RPCS: &[&str] = &[$($rpc),+];
+
         $(impl Mutation for pb::$request {
             const RPC: &'static str = $rpc;
 
@@ -89,7 +92,7 @@ mutations! {
 /// The message of a request that changes something, and what comes with it. The
 /// caller may act for whom it names.
 pub(super) fn open<M: Mutation>(request: Request<M>) -> Result<(M, Deadline, Call), Status> {
-    let deadline = deadline::of(request.metadata());
+    let deadline = deadline::of(&request);
     let (_, extensions, message) = request.into_parts();
     let caller = extensions.get::<Caller>().ok_or_else(status::no_caller)?;
     let may_act = match message.acting() {

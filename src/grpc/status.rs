@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use tonic::{Code, Status};
+use tonic::{Code, Status, metadata::MetadataValue};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
@@ -15,6 +15,8 @@ use crate::{
 /// Domain of every `google.rpc.ErrorInfo`.
 pub const DOMAIN: &str = "account.v1";
 
+/// Trailer that says when to retry, by the gRPC specification of retries.
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
 const RETRY_SOON: Duration = Duration::from_millis(100);
 const RETRY_LATER: Duration = Duration::from_secs(1);
 
@@ -197,6 +199,15 @@ pub(super) fn of(error: Error) -> Status {
     }
 }
 
+/// The call's turn did not come.
+pub(super) fn crowded() -> Status {
+    retry(
+        Reason::Overloaded,
+        "nothing was done: too many calls are under way in this replica",
+        RETRY_SOON,
+    )
+}
+
 /// A field breaks its bounds.
 pub(super) fn invalid_field(path: impl Into<String>, why: String) -> Status {
     field(Reason::InvalidField, path, why)
@@ -338,6 +349,15 @@ pub(super) fn stopping() -> Status {
     )
 }
 
+/// The stream ends because its connection is to.
+pub(super) fn long_enough() -> Status {
+    retry(
+        Reason::Stopping,
+        "the stream has lasted as long as a connection may; go on after the last cursor",
+        Duration::ZERO,
+    )
+}
+
 fn store_failed(error: &store::Error) -> Status {
     if error.kind != Kind::Crowded {
         tracing::error!(%error, "table operation failed");
@@ -389,7 +409,12 @@ fn retry(reason: Reason, message: &str, after: Duration) -> Status {
     };
     let mut details = info(reason, &[]);
     details.set_retry_info(Some(after));
-    Status::with_error_details(code, message, details)
+    let mut status = Status::with_error_details(code, message, details);
+    // What the retry policies of gRPC libraries heed, which know no details.
+    let pushback = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+    let pushback = MetadataValue::from(pushback);
+    status.metadata_mut().insert(PUSHBACK, pushback);
+    status
 }
 
 pub(super) fn info(reason: Reason, metadata: &[(&str, &str)]) -> ErrorDetails {

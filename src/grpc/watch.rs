@@ -9,7 +9,10 @@ use std::{
 };
 
 use futures_util::Stream;
-use tokio::sync::mpsc::{self, Receiver, Sender};
+use tokio::{
+    sync::mpsc::{self, Receiver, Sender},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
@@ -26,6 +29,8 @@ pub struct WatchLimits {
     pub patience: Duration,
     /// The service stops.
     pub stopping: CancellationToken,
+    /// How long a stream lasts: as long as its connection.
+    pub lifetime: Duration,
 }
 
 /// What a watcher is sent.
@@ -42,8 +47,13 @@ impl ChangeStream {
         let told = end.clone();
         tokio::spawn(async move {
             let tell = tell(watcher, &sender, limits.patience);
-            let stopped = limits.stopping.run_until_cancelled(tell).await;
-            let status = stopped.unwrap_or_else(status::stopping);
+            let told_in_time = timeout(limits.lifetime, tell);
+            let stopped = limits.stopping.run_until_cancelled(told_in_time).await;
+            let status = match stopped {
+                None => status::stopping(),
+                Some(Err(_)) => status::long_enough(),
+                Some(Ok(status)) => status,
+            };
             *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
         });
         Self { responses, end }

@@ -7,13 +7,14 @@ use std::{
 
 /// Words and the rooms that may use them. `boot` puts the rooms together, and
 /// `local` stands in for what is outside.
-const WORDS: [(&str, &[&str]); 11] = [
+const WORDS: [(&str, &[&str]); 12] = [
     (
         "aws_sdk_dynamodb",
-        &["store/dynamodb/", "boot.rs", "local/"],
+        &["store/dynamodb/", "boot.rs", "local/", "telemetry/aws.rs"],
     ),
     ("aws_sdk_secretsmanager", &["secrets.rs", "local/"]),
-    ("metrics_exporter_prometheus", &["telemetry.rs"]),
+    ("opentelemetry", &["telemetry/"]),
+    ("metrics_exporter_prometheus", &["telemetry/"]),
     ("momento::", &["cache/", "boot.rs", "local/", "command.rs"]),
     ("momento_protos", &["local/"]),
     (
@@ -25,6 +26,7 @@ const WORDS: [(&str, &[&str]); 11] = [
             "proto.rs",
             "health.rs",
             "local/",
+            "telemetry/traces.rs",
         ],
     ),
     ("jsonwebtoken", &["callers/", "config.rs"]),

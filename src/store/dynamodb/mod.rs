@@ -32,6 +32,7 @@ use super::{
 use crate::{
     domain::{Email, EmailClaim, Key, Membership, OrganizationName, Record, RequestId, Username},
     error_chain::describe,
+    telemetry::{AwsCalls, Backend},
 };
 
 /// Longest a TCP and TLS handshake may take.
@@ -77,7 +78,8 @@ impl DynamoDb {
     pub fn new(aws: &SdkConfig, settings: Settings) -> Self {
         let mut config = aws_sdk_dynamodb::config::Builder::from(aws)
             .retry_config(retries())
-            .timeout_config(timeouts());
+            .timeout_config(timeouts())
+            .interceptor(AwsCalls(Backend::DynamoDb));
         config.set_endpoint_url(settings.endpoint.or(aws.endpoint_url().map(str::to_owned)));
         Self {
             client: Client::from_conf(config.build()),
@@ -91,7 +93,8 @@ impl DynamoDb {
     pub fn stream(&self, aws: &SdkConfig, endpoint: Option<String>) -> DynamoDbStream {
         let mut config = aws_sdk_dynamodbstreams::config::Builder::from(aws)
             .retry_config(retries())
-            .timeout_config(page_timeouts());
+            .timeout_config(page_timeouts())
+            .interceptor(AwsCalls(Backend::DynamoDbStreams));
         if endpoint.is_some() {
             config.set_endpoint_url(endpoint);
         }

@@ -17,7 +17,7 @@ use account_service::{
     boot::{self, App, Tuning},
     config::{
         CacheSettings, CallerSettings, DevSettings, LogFormat, LogSettings, ServeSettings,
-        ServerSettings,
+        ServerSettings, TraceSettings,
     },
     local::{ANY_PORT, Embedded, momento},
     proto::account_v1::account_service_client::AccountServiceClient,
@@ -314,8 +314,13 @@ fn dev_settings() -> DevSettings {
             watch_patience_ms: Duration::from_secs(2),
             // Its calls would be counted.
             clean_up_rate: 0,
+            // So that how busy the machine is decides nothing.
+            calls_at_once: u16::MAX,
+            max_connections: 10_000,
+            max_connection_age_s: Duration::from_secs(1800),
             metrics_addr: None,
             health_addr: None,
+            traces: TraceSettings::default(),
             callers: CallerSettings::default(),
         },
         cache: CacheSettings {

@@ -1,0 +1,196 @@
+//! Puts calls into the lobby, where those of one caller do not crowd out those of
+//! others. Changes have a lobby of their own: a removal does not wait for reads.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use futures_util::future::{BoxFuture, Either};
+use http::{Request, Response};
+use pin_project_lite::pin_project;
+use tonic::body::Body;
+use tower::{Layer, Service};
+
+use super::{
+    deadline::Arrival,
+    lobby::{Flow, Lateness, Lobby, Pass},
+    methods::{ByMethod, Class},
+    status,
+};
+use crate::{
+    callers::Caller,
+    connections::Peer,
+    telemetry::{CALLS_LIMIT, CALLS_QUEUED, CALLS_SHED},
+};
+
+/// Longest that a call waits for its turn.
+const PATIENCE: Duration = Duration::from_millis(250);
+
+/// Lets callers take turns.
+#[derive(Debug, Clone)]
+pub struct FairnessLayer(Arc<Lobbies>);
+
+#[derive(Debug)]
+struct Lobbies {
+    reads: Arc<Lobby>,
+    changes: Arc<Lobby>,
+    classes: ByMethod<Class>,
+    lateness: Lateness,
+}
+
+impl FairnessLayer {
+    /// At most `at_once` reads and as many changes are under way.
+    #[must_use]
+    pub fn new(at_once: usize) -> Self {
+        let lobby = |class| {
+            let told = metrics::gauge!(CALLS_LIMIT, "class" => class);
+            Arc::new(Lobby::new(at_once, told))
+        };
+        Self(Arc::new(Lobbies {
+            reads: lobby(READ),
+            changes: lobby(CHANGE),
+            classes: ByMethod::new(|_, class| class),
+            lateness: Lateness::default(),
+        }))
+    }
+
+    /// Follows the load of the processors. Never ends.
+    pub async fn keep(&self) {
+        let Lobbies {
+            reads,
+            changes,
+            lateness,
+            ..
+        } = self.0.as_ref();
+        Lobby::keep([reads, changes], lateness).await;
+    }
+}
+
+const READ: &str = "read";
+const CHANGE: &str = "change";
+
+impl<S> Layer<S> for FairnessLayer {
+    type Service = Fairness<S>;
+
+    fn layer(&self, inner: S) -> Fairness<S> {
+        Fairness {
+            lobbies: self.0.clone(),
+            inner,
+        }
+    }
+}
+
+/// A service whose callers take turns.
+#[derive(Debug, Clone)]
+pub struct Fairness<S> {
+    lobbies: Arc<Lobbies>,
+    inner: S,
+}
+
+impl<S, B> Service<Request<B>> for Fairness<S>
+where
+    S: Service<Request<B>, Response = Response<Body>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Send,
+    B: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Either<
+        Either<S::Future, Charged<S::Future>>,
+        BoxFuture<'static, Result<Response<Body>, S::Error>>,
+    >;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let class = self.lobbies.classes.get(request.uri().path());
+        let (lobby, class) = match class.map(AsRef::as_ref) {
+            Some(Class::Read) => (&self.lobbies.reads, READ),
+            Some(Class::Change) => (&self.lobbies.changes, CHANGE),
+            Some(Class::Watch) | None => {
+                return Either::Left(Either::Left(self.inner.call(request)));
+            }
+        };
+        let flow = flow_of(&request);
+        let arrival = Arrival::now();
+        if let Some(pass) = lobby.try_enter(&flow) {
+            let answer = self.inner.call(request);
+            let fresh = Some((self.lobbies.clone(), arrival));
+            return Either::Left(Either::Right(Charged {
+                answer,
+                pass,
+                fresh,
+            }));
+        }
+        metrics::counter!(CALLS_QUEUED, "class" => class).increment(1);
+        let patience = PATIENCE.min(arrival.time_left(request.headers()) / 2);
+        request.extensions_mut().insert(arrival);
+        let (lobby, lobbies) = (lobby.clone(), self.lobbies.clone());
+        // The one that is ready stays with the call, as tower asks for.
+        let fresh = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, fresh);
+        Either::Right(Box::pin(async move {
+            lobbies.lateness.note(arrival.elapsed());
+            match lobby.enter(&flow, patience).await {
+                Ok(pass) => {
+                    let answer = inner.call(request);
+                    let fresh = None;
+                    Charged {
+                        answer,
+                        pass,
+                        fresh,
+                    }
+                    .await
+                }
+                Err(_) => {
+                    metrics::counter!(CALLS_SHED, "class" => class).increment(1);
+                    Ok(status::crowded().into_http())
+                }
+            }
+        }))
+    }
+}
+
+fn flow_of<B>(request: &Request<B>) -> Flow {
+    let extensions = request.extensions();
+    let caller = extensions
+        .get::<Caller>()
+        .and_then(|caller| caller.name.clone());
+    match caller {
+        Some(name) => Flow::Caller(name),
+        None => Flow::Connection(extensions.get::<Peer>().map_or(0, |peer| peer.connection)),
+    }
+}
+
+pin_project! {
+    /// An answer whose processor time is charged to whoever called.
+    #[derive(Debug)]
+    pub struct Charged<F> {
+        #[pin]
+        answer: F,
+        pass: Pass,
+        // Until it is first looked at.
+        fresh: Option<(Arc<Lobbies>, Arrival)>,
+    }
+}
+
+impl<F: Future> Future for Charged<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        if let Some((lobbies, arrival)) = this.fresh.take() {
+            lobbies.lateness.note(arrival.elapsed());
+        }
+        let began = Instant::now();
+        let polled = this.answer.poll(context);
+        this.pass.charge(began.elapsed());
+        polled
+    }
+}

@@ -1,0 +1,366 @@
+//! Where calls wait for their turn when too many are under way: in one line for
+//! each caller, and whoever has used the processors least goes first.
+//!
+//! How many may be under way follows from how late the processors are: while they
+//! keep up, as many as the settings say, so that slow backends fill no lines;
+//! while they do not, fewer and fewer, so that the flood of one caller waits here
+//! and not before the calls of others.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use metrics::Gauge;
+use tokio::{
+    sync::oneshot,
+    time::{sleep, timeout},
+};
+
+/// What the least limit is of the greatest: 1/16.
+const LEAST_SHARE: usize = 16;
+/// Calls of one caller that wait; those beyond are refused, but not at once: a
+/// refusal that costs nothing to wait for is asked for again.
+const MAX_WAITING: usize = 4096;
+/// Processor time that a call is taken to use until it is known, in
+/// microseconds.
+const ESTIMATE_US: u64 = 100;
+/// How often the limit follows the lateness of the processors.
+const WINDOW: Duration = Duration::from_millis(50);
+/// Mean lateness at which the processors do not keep up.
+const LATE: Duration = Duration::from_millis(2);
+/// Callers that are remembered though they neither wait nor are under way.
+const MAX_IDLE_LINES: usize = 1024;
+
+/// Who calls, as far as turns are concerned.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Flow {
+    /// A caller with a name.
+    Caller(Arc<str>),
+    /// Where nobody has a name: a connection.
+    Connection(u64),
+}
+
+/// How late the processors are: how long calls that came lay there before they
+/// were first looked at.
+#[derive(Debug, Default)]
+pub(super) struct Lateness {
+    sum_us: AtomicU64,
+    count: AtomicU64,
+}
+
+impl Lateness {
+    /// A call lay there for so long.
+    pub(super) fn note(&self, late: Duration) {
+        let late_us = u64::try_from(late.as_micros()).unwrap_or(u64::MAX);
+        self.sum_us.fetch_add(late_us, Ordering::Relaxed);
+        self.count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The mean since this was last asked for. A call that is noted meanwhile may
+    /// count in part.
+    fn take_mean(&self) -> Duration {
+        let sum_us = self.sum_us.swap(0, Ordering::Relaxed);
+        let count = self.count.swap(0, Ordering::Relaxed);
+        Duration::from_micros(sum_us / count.max(1))
+    }
+}
+
+/// Why a call does not get its turn.
+#[derive(Debug)]
+pub(super) struct Crowded;
+
+/// Lets a bounded number of calls be under way.
+#[derive(Debug)]
+pub(super) struct Lobby {
+    state: Mutex<State>,
+    greatest: usize,
+    told: Gauge,
+}
+
+#[derive(Debug)]
+struct State {
+    under_way: usize,
+    limit: usize,
+    /// Calls had to wait since this was last looked at.
+    is_contended: bool,
+    /// Processor time that whoever went last had used.
+    clock_us: u64,
+    lines: HashMap<Flow, Line>,
+}
+
+#[derive(Debug, Default)]
+struct Line {
+    /// Processor time that the caller has used, in microseconds. Who was away
+    /// comes back with no more credit than anybody else has.
+    used_us: u64,
+    under_way: usize,
+    waiting: VecDeque<oneshot::Sender<Pass>>,
+}
+
+/// A call that is under way, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Pass {
+    lobby: Arc<Lobby>,
+    flow: Flow,
+    busy: Duration,
+    is_used: bool,
+}
+
+impl Lobby {
+    /// At most `greatest` calls at once; `told` tells the limit.
+    pub(super) fn new(greatest: usize, told: Gauge) -> Self {
+        #[expect(clippy::cast_precision_loss, reason = "limits are small")]
+        told.set(greatest as f64);
+        Self {
+            state: Mutex::new(State {
+                under_way: 0,
+                limit: greatest,
+                is_contended: false,
+                clock_us: 0,
+                lines: HashMap::new(),
+            }),
+            greatest,
+            told,
+        }
+    }
+
+    /// A turn, if there is one at once.
+    pub(super) fn try_enter(self: &Arc<Self>, flow: &Flow) -> Option<Pass> {
+        let mut state = self.lock();
+        if state.under_way >= state.limit {
+            return None;
+        }
+        state.start(flow);
+        Some(self.pass(flow))
+    }
+
+    /// Waits for a turn.
+    ///
+    /// # Errors
+    /// [`Crowded`], after `patience` and not before: its turn did not come.
+    pub(super) async fn enter(
+        self: &Arc<Self>,
+        flow: &Flow,
+        patience: Duration,
+    ) -> Result<Pass, Crowded> {
+        let (turn, admitted) = oneshot::channel();
+        // Kept where it gets no place in the line: then nobody calls it.
+        let _unplaced = {
+            let mut state = self.lock();
+            state.is_contended = true;
+            let clock = state.clock_us;
+            let line = state.lines.entry(flow.clone()).or_default();
+            if line.waiting.is_empty() && line.under_way == 0 {
+                line.used_us = line.used_us.max(clock);
+            }
+            // Patience is much the same for all: who came first gives up first.
+            while line.waiting.front().is_some_and(oneshot::Sender::is_closed) {
+                line.waiting.pop_front();
+            }
+            if line.waiting.len() < MAX_WAITING {
+                line.waiting.push_back(turn);
+                // There may have been room since this caller looked.
+                self.admit(&mut state);
+                None
+            } else {
+                Some(turn)
+            }
+        };
+        match timeout(patience, admitted).await {
+            Ok(Ok(pass)) => Ok(pass),
+            Ok(Err(_)) | Err(_) => Err(Crowded),
+        }
+    }
+
+    /// Lets in whose turn it is, as long as there is room.
+    fn admit(self: &Arc<Self>, state: &mut State) {
+        while state.under_way < state.limit {
+            let Some((flow, turn)) = state.next() else {
+                return;
+            };
+            match turn.send(self.pass(&flow)) {
+                Ok(()) => state.start(&flow),
+                // Whoever waited has gone, and has used nothing.
+                Err(mut pass) => pass.is_used = false,
+            }
+        }
+    }
+
+    fn pass(self: &Arc<Self>, flow: &Flow) -> Pass {
+        Pass {
+            lobby: self.clone(),
+            flow: flow.clone(),
+            busy: Duration::ZERO,
+            is_used: true,
+        }
+    }
+
+    /// Keeps the limits as the lateness of the processors lets them be. Never
+    /// ends.
+    pub(super) async fn keep(lobbies: [&Arc<Self>; 2], lateness: &Lateness) {
+        loop {
+            sleep(WINDOW).await;
+            let lateness = lateness.take_mean();
+            for lobby in lobbies {
+                lobby.follow(lateness);
+            }
+        }
+    }
+
+    fn follow(self: &Arc<Self>, lateness: Duration) {
+        let mut state = self.lock();
+        let is_contended = std::mem::take(&mut state.is_contended);
+        let least = (self.greatest / LEAST_SHARE).max(1);
+        state.limit = if lateness > LATE {
+            // What is not used need not be taken away step by step.
+            let used = state.limit.min(state.under_way.max(least));
+            (used * 4 / 5).max(least)
+        } else if is_contended {
+            (state.limit + state.limit / 8 + 1).min(self.greatest)
+        } else {
+            self.greatest
+        };
+        #[expect(clippy::cast_precision_loss, reason = "limits are small")]
+        self.told.set(state.limit as f64);
+        self.admit(&mut state);
+        state.forget_idle();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn start(&mut self, flow: &Flow) {
+        self.under_way += 1;
+        let clock = self.clock_us;
+        let line = self.lines.entry(flow.clone()).or_default();
+        if line.under_way == 0 {
+            line.used_us = line.used_us.max(clock);
+        }
+        self.clock_us = clock.max(line.used_us);
+        line.under_way += 1;
+        line.used_us += ESTIMATE_US;
+    }
+
+    /// The first in the line of whoever has used least.
+    fn next(&mut self) -> Option<(Flow, oneshot::Sender<Pass>)> {
+        let waiting = self.lines.iter_mut();
+        let waiting = waiting.filter(|(_, line)| !line.waiting.is_empty());
+        let (flow, line) = waiting.min_by_key(|(_, line)| line.used_us)?;
+        Some((flow.clone(), line.waiting.pop_front()?))
+    }
+
+    fn forget_idle(&mut self) {
+        if self.lines.len() > MAX_IDLE_LINES {
+            self.lines
+                .retain(|_, line| line.under_way > 0 || !line.waiting.is_empty());
+        }
+    }
+}
+
+impl Pass {
+    /// The call has kept a processor busy for so long.
+    pub(super) fn charge(&mut self, busy: Duration) {
+        self.busy += busy;
+    }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        if !self.is_used {
+            return;
+        }
+        let busy_us = u64::try_from(self.busy.as_micros()).unwrap_or(u64::MAX);
+        let lobby = self.lobby.clone();
+        let mut state = lobby.lock();
+        state.under_way -= 1;
+        if let Some(line) = state.lines.get_mut(&self.flow) {
+            line.under_way -= 1;
+            line.used_us = (line.used_us + busy_us).saturating_sub(ESTIMATE_US);
+        }
+        lobby.admit(&mut state);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{StreamExt as _, future::join_all, stream::FuturesUnordered};
+    use tokio::time::Instant;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_millis(100);
+
+    fn lobby(greatest: usize) -> Arc<Lobby> {
+        Arc::new(Lobby::new(greatest, Gauge::noop()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_has_used_least_goes_first() {
+        let lobby = lobby(1);
+        let (hog, guest) = (Flow::Connection(1), Flow::Connection(2));
+        let mut order = Vec::new();
+        let first = lobby.try_enter(&hog).unwrap();
+        let calls = [&hog, &hog, &hog, &guest, &guest].map(|flow| {
+            let lobby = lobby.clone();
+            async move {
+                let pass = lobby.enter(flow, PATIENCE).await.unwrap();
+                (flow.clone(), pass)
+            }
+        });
+        let mut waiting: FuturesUnordered<_> = calls.map(Box::pin).into_iter().collect();
+        assert!(futures_util::poll!(waiting.next()).is_pending());
+        drop(first);
+        while let Some((flow, mut pass)) = waiting.next().await {
+            pass.charge(Duration::from_micros(if flow == hog { 1000 } else { 100 }));
+            order.push(flow);
+            drop(pass);
+        }
+        let order: Vec<_> = order.iter().map(|flow| *flow == guest).collect();
+        assert_eq!(order, [true, true, false, false, false]);
+        assert_eq!(lobby.lock().under_way, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_gives_up_leaves_no_trace() {
+        let lobby = lobby(2);
+        let flow = Flow::Connection(1);
+        let passes: Vec<_> = (0..2).map(|_| lobby.try_enter(&flow).unwrap()).collect();
+        let refused = join_all((0..MAX_WAITING + 8).map(|_| lobby.enter(&flow, PATIENCE)));
+        let began = Instant::now();
+        assert!(refused.await.iter().all(Result::is_err));
+        // Those whom no line took were not sent away sooner.
+        assert_eq!(began.elapsed(), PATIENCE);
+        drop(passes);
+        assert_eq!(lobby.lock().under_way, 0);
+        let passes: Vec<_> = (0..2).map(|_| lobby.try_enter(&flow)).collect();
+        assert!(passes.iter().all(Option::is_some));
+        assert!(lobby.try_enter(&flow).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn late_processors_lower_the_limit_to_its_least_and_not_below() {
+        let lobby = lobby(64);
+        let flow = Flow::Connection(1);
+        let passes: Vec<_> = (0..64).map(|_| lobby.try_enter(&flow).unwrap()).collect();
+        lobby.follow(Duration::from_millis(3));
+        assert_eq!(lobby.lock().limit, 51);
+        for _ in 0..50 {
+            lobby.follow(Duration::from_millis(3));
+        }
+        assert_eq!(lobby.lock().limit, 4);
+        drop(passes);
+        lobby.lock().is_contended = true;
+        lobby.follow(Duration::ZERO);
+        assert_eq!(lobby.lock().limit, 5);
+        lobby.follow(Duration::ZERO);
+        assert_eq!(lobby.lock().limit, 64);
+    }
+}

@@ -1,0 +1,82 @@
+//! The service's methods: what calls of them are counted as, and how they are
+//! found by the path of a call.
+
+use std::{collections::HashMap, sync::Arc};
+
+use prost::Message as _;
+use prost_types::FileDescriptorSet;
+
+use super::mutation;
+use crate::proto::account_v1::DESCRIPTOR_SET;
+
+/// Begins the paths of the service's methods.
+const PATH: &str = "/account.v1.AccountService/";
+/// The method whose calls last.
+const WATCH: &str = "WatchChanges";
+
+/// What a call does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Class {
+    /// It reads.
+    Read,
+    /// It changes something.
+    Change,
+    /// It lasts until its caller or the service ends it.
+    Watch,
+}
+
+/// The names of the service's methods, as the contract has them.
+#[must_use]
+pub fn methods() -> Vec<String> {
+    let set = FileDescriptorSet::decode(DESCRIPTOR_SET).unwrap_or_default();
+    let services = set.file.into_iter().flat_map(|file| file.service);
+    let methods = services.flat_map(|service| service.method);
+    methods.filter_map(|method| method.name).collect()
+}
+
+/// The name of a method of the service, if the path is that of one.
+pub(super) fn name_of(path: &str) -> Option<&str> {
+    path.strip_prefix(PATH)
+}
+
+/// Something for each method, found by a call's path.
+#[derive(Debug)]
+pub(super) struct ByMethod<T>(HashMap<String, Arc<T>>);
+
+impl<T> ByMethod<T> {
+    /// Made of each method's name and class.
+    pub(super) fn new(make: impl Fn(&str, Class) -> T) -> Self {
+        let by_name = methods().into_iter().map(|name| {
+            let class = match name.as_str() {
+                WATCH => Class::Watch,
+                name if mutation::RPCS.contains(&name) => Class::Change,
+                _ => Class::Read,
+            };
+            let made = Arc::new(make(&name, class));
+            (name, made)
+        });
+        Self(by_name.collect())
+    }
+
+    /// What was made for the method that is called by this path.
+    pub(super) fn get(&self, path: &str) -> Option<&Arc<T>> {
+        self.0.get(name_of(path)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_mutation_begins_like_a_read() {
+        let reads = ["Get", "BatchGet", "Lookup", "List", "Check", "BatchCheck"];
+        let classes = ByMethod::new(|name, class| (name.to_owned(), class));
+        assert!(classes.0.len() > mutation::RPCS.len());
+        for (name, class) in classes.0.values().map(AsRef::as_ref) {
+            let is_read = reads.iter().any(|read| name.starts_with(read));
+            assert_eq!(is_read, *class == Class::Read, "{name}");
+            assert_eq!(name == WATCH, *class == Class::Watch, "{name}");
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! Watches calls: counts and times them, and puts them into the trace that their
+//! caller began.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    task::{Context, Poll, ready},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body::{Frame, SizeHint};
+use metrics::{Gauge, Histogram};
+use pin_project_lite::pin_project;
+use tonic::{Code, Status, body::Body};
+use tower::{Layer, Service};
+
+use super::methods::ByMethod;
+use crate::telemetry::{CallSpan, RPC_DURATION, RPCS_UNDER_WAY};
+
+/// Codes of gRPC: 0 to 16.
+const CODES: usize = 17;
+/// Name of the service in traces.
+const SERVICE: &str = "account.v1.AccountService";
+const STATUS_HEADER: &str = "grpc-status";
+
+/// Watches every call of the account service that passes.
+#[derive(Debug, Clone)]
+pub struct ObservationLayer(Arc<ByMethod<Watched>>);
+
+impl ObservationLayer {
+    /// To be made once metrics are recorded, if they are to be.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(Arc::new(ByMethod::new(|name, _| Watched {
+            name: name.to_owned(),
+            under_way: metrics::gauge!(RPCS_UNDER_WAY, "rpc" => name.to_owned()),
+            durations: std::array::from_fn(|_| OnceLock::new()),
+        })))
+    }
+}
+
+impl Default for ObservationLayer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What is told of a method's calls.
+#[derive(Debug)]
+struct Watched {
+    name: String,
+    under_way: Gauge,
+    /// By code; a code that was never answered is not told of.
+    durations: [OnceLock<Histogram>; CODES],
+}
+
+impl Watched {
+    fn duration(&self, code: Code) -> Option<&Histogram> {
+        let duration = self.durations.get(code as usize)?;
+        Some(duration.get_or_init(|| {
+            let (rpc, code) = (self.name.clone(), name_of(code));
+            metrics::histogram!(RPC_DURATION, "rpc" => rpc, "code" => code)
+        }))
+    }
+}
+
+/// A call that is under way; ends when it is dropped.
+#[derive(Debug)]
+struct Call {
+    watched: Arc<Watched>,
+    began: Instant,
+    /// How it ended. A call that nobody waits for any more was cancelled.
+    code: Code,
+    span: CallSpan,
+}
+
+impl Call {
+    fn begin(watched: Arc<Watched>, headers: &HeaderMap) -> Self {
+        watched.under_way.increment(1);
+        Self {
+            span: CallSpan::begin(SERVICE, &watched.name, headers),
+            watched,
+            began: Instant::now(),
+            code: Code::Cancelled,
+        }
+    }
+
+    fn note(&mut self, headers: &HeaderMap) {
+        if let Some(code) = headers.get(STATUS_HEADER) {
+            self.code = Code::from_bytes(code.as_bytes());
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.watched.under_way.decrement(1);
+        if let Some(duration) = self.watched.duration(self.code) {
+            duration.record(self.began.elapsed());
+        }
+        self.span.end(self.code as u16);
+    }
+}
+
+impl<S> Layer<S> for ObservationLayer {
+    type Service = Observation<S>;
+
+    fn layer(&self, inner: S) -> Observation<S> {
+        Observation {
+            methods: self.0.clone(),
+            inner,
+        }
+    }
+}
+
+/// A service whose calls are watched.
+#[derive(Debug, Clone)]
+pub struct Observation<S> {
+    methods: Arc<ByMethod<Watched>>,
+    inner: S,
+}
+
+impl<S, B> Service<Request<B>> for Observation<S>
+where
+    S: Service<Request<B>, Response = Response<Body>>,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Observed<S::Future>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let watched = self.methods.get(request.uri().path()).cloned();
+        let call = watched.map(|watched| Call::begin(watched, request.headers()));
+        let inner = match &call {
+            Some(call) => call.span.span().in_scope(|| self.inner.call(request)),
+            None => self.inner.call(request),
+        };
+        Observed { inner, call }
+    }
+}
+
+pin_project! {
+    /// The answer of a call that is watched.
+    #[derive(Debug)]
+    pub struct Observed<F> {
+        #[pin]
+        inner: F,
+        call: Option<Call>,
+    }
+}
+
+impl<F, E> Future for Observed<F>
+where
+    F: Future<Output = Result<Response<Body>, E>>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let polled = match &this.call {
+            Some(call) => call.span.span().in_scope(|| this.inner.poll(context)),
+            None => this.inner.poll(context),
+        };
+        let mut response = ready!(polled)?;
+        if let Some(mut call) = this.call.take() {
+            call.note(response.headers());
+            response = response.map(|body| Body::new(ObservedBody { body, call }));
+        }
+        Poll::Ready(Ok(response))
+    }
+}
+
+/// The body of an answer, with which the call ends.
+struct ObservedBody {
+    body: Body,
+    call: Call,
+}
+
+impl http_body::Body for ObservedBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let Self { body, call } = &mut *self;
+        let frame = ready!(Pin::new(body).poll_frame(context));
+        if let Some(Ok(frame)) = &frame
+            && let Some(trailers) = frame.trailers_ref()
+        {
+            call.note(trailers);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+fn name_of(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}

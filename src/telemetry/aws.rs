@@ -1,0 +1,79 @@
+//! Watches the calls that an AWS SDK makes.
+
+use std::sync::Mutex;
+
+use aws_sdk_dynamodb::config::{
+    ConfigBag, Intercept, RuntimeComponents,
+    interceptors::{BeforeSerializationInterceptorContextRef, FinalizerInterceptorContextRef},
+};
+use aws_smithy_runtime_api::{box_error::BoxError, client::orchestrator::Metadata};
+use aws_smithy_types::config_bag::{Storable, StoreReplace};
+
+use super::{Backend, BackendCall};
+
+/// Operations that the service uses; what is called otherwise is told as
+/// `Other`.
+const OPERATIONS: [&str; 16] = [
+    "BatchGetItem",
+    "CreateSecret",
+    "CreateTable",
+    "DeleteItem",
+    "DescribeStream",
+    "DescribeTable",
+    "GetItem",
+    "GetRecords",
+    "GetSecretValue",
+    "GetShardIterator",
+    "PutItem",
+    "Query",
+    "Scan",
+    "TransactWriteItems",
+    "UpdateItem",
+    "UpdateTable",
+];
+
+/// Times and traces every call of a client, all its attempts together.
+#[derive(Debug, Clone, Copy)]
+pub struct AwsCalls(pub Backend);
+
+/// The call, kept where the SDK keeps what belongs to it, and dropped with that.
+#[derive(Debug)]
+struct UnderWay(Mutex<BackendCall>);
+
+impl Storable for UnderWay {
+    type Storer = StoreReplace<Self>;
+}
+
+impl Intercept for AwsCalls {
+    fn name(&self) -> &'static str {
+        "AwsCalls"
+    }
+
+    fn read_before_execution(
+        &self,
+        _: &BeforeSerializationInterceptorContextRef<'_>,
+        config: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let name = config.load::<Metadata>().map_or("", Metadata::name);
+        let known = OPERATIONS.iter().find(|operation| **operation == name);
+        let call = BackendCall::begin(self.0, known.copied().unwrap_or("Other"));
+        let state = config.interceptor_state();
+        state.store_put(UnderWay(Mutex::new(call)));
+        Ok(())
+    }
+
+    fn read_after_execution(
+        &self,
+        context: &FinalizerInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        config: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let is_ok = matches!(context.output_or_error(), Some(Ok(_)));
+        if let Some(UnderWay(call)) = config.load::<UnderWay>()
+            && let Ok(mut call) = call.lock()
+        {
+            call.end(is_ok);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,78 @@
+//! Calls to backends, timed and traced.
+
+use std::time::Instant;
+
+use tracing::Span;
+
+use super::{BACKEND_DURATION, traces};
+
+/// What the service calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// The table.
+    DynamoDb,
+    /// The table's stream.
+    DynamoDbStreams,
+    /// The cache.
+    Momento,
+    /// Where the cache's credential is.
+    SecretsManager,
+}
+
+impl Backend {
+    /// The name in metrics and traces.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::DynamoDb => "dynamodb",
+            Self::DynamoDbStreams => "dynamodbstreams",
+            Self::Momento => "momento",
+            Self::SecretsManager => "secretsmanager",
+        }
+    }
+}
+
+/// A call that is under way. Counts as given up if it is dropped before it has
+/// ended.
+#[derive(Debug)]
+pub struct BackendCall {
+    backend: Backend,
+    operation: &'static str,
+    began: Instant,
+    outcome: &'static str,
+    span: Span,
+}
+
+impl BackendCall {
+    /// A call begins, on behalf of the RPC that is being answered here, if any.
+    #[must_use]
+    pub fn begin(backend: Backend, operation: &'static str) -> Self {
+        Self {
+            backend,
+            operation,
+            began: Instant::now(),
+            outcome: "given_up",
+            span: traces::client_span(backend.as_str(), operation),
+        }
+    }
+
+    /// It has ended like this.
+    pub fn end(&mut self, is_ok: bool) {
+        self.outcome = if is_ok { "ok" } else { "failed" };
+    }
+}
+
+impl Drop for BackendCall {
+    fn drop(&mut self) {
+        if self.outcome != "ok" {
+            traces::fail(&self.span);
+        }
+        metrics::histogram!(
+            BACKEND_DURATION,
+            "backend" => self.backend.as_str(),
+            "operation" => self.operation,
+            "outcome" => self.outcome
+        )
+        .record(self.began.elapsed());
+    }
+}
