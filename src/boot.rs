@@ -464,6 +464,7 @@ impl App {
             () = self.admittance.keep() => Ok(()),
             () = self.supply.keep() => Ok(()),
             () = fairness.keep() => Ok(()),
+            () = telemetry::keep() => Ok(()),
             () = become_ready => Ok(()),
             ended = health_beside => ended,
             () = overdue => {

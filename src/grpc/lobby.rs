@@ -307,7 +307,8 @@ mod tests {
         let lobby = lobby(1);
         let (hog, guest) = (Flow::Connection(1), Flow::Connection(2));
         let mut order = Vec::new();
-        let first = lobby.try_enter(&hog).unwrap();
+        let mut first = lobby.try_enter(&hog).unwrap();
+        first.charge(Duration::from_micros(1000));
         let calls = [&hog, &hog, &hog, &guest, &guest].map(|flow| {
             let lobby = lobby.clone();
             async move {

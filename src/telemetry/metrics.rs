@@ -1,6 +1,6 @@
 //! The metrics: their names, what they say, and where they are served.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder};
 
@@ -90,6 +90,19 @@ metrics! {
         "memberships removed that a deleted user or organization had left";
     gauge WATCHERS = "account_watchers", "WatchChanges streams that are open";
     gauge TASKS = "account_tasks", "tasks of the runtime that are alive";
+}
+
+/// How often what nobody tells of by itself is looked at.
+const LOOK_PAUSE: Duration = Duration::from_secs(5);
+
+/// Keeps looking at what nobody tells of by itself. Never ends.
+pub async fn keep() {
+    let runtime = tokio::runtime::Handle::current().metrics();
+    loop {
+        #[expect(clippy::cast_precision_loss, reason = "tasks are few")]
+        ::metrics::gauge!(TASKS).set(runtime.num_alive_tasks() as f64);
+        tokio::time::sleep(LOOK_PAUSE).await;
+    }
 }
 
 /// Serves metrics for Prometheus over HTTP, on any path.

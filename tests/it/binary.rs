@@ -2,108 +2,23 @@
 //! what survives it.
 
 use std::{
-    io::{BufRead as _, BufReader, Read as _, Write as _},
+    io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
-    path::Path,
-    process::{Child, Command, Output, Stdio},
+    process::{Command, Output, Stdio},
     time::Duration,
 };
 
 use account_service::{
     local::{self, ANY_PORT, momento},
-    proto::account_v1::{self as pb, account_service_client::AccountServiceClient},
+    proto::account_v1 as pb,
 };
 use secrecy::ExposeSecret as _;
 
-use crate::harness::{Backends, start};
-
-const BINARY: &str = env!("CARGO_BIN_EXE_account-service");
-
-/// The binary with nothing in its environment but what a test sets.
-fn command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(BINARY);
-    command
-        .args(arguments)
-        .env_clear()
-        .env("AWS_ACCESS_KEY_ID", "embedded")
-        .env("AWS_SECRET_ACCESS_KEY", "test-secret-key")
-        .env("AWS_REGION", "us-east-1")
-        .env("AWS_EC2_METADATA_DISABLED", "true");
-    command
-}
-
-/// A running server; killed when dropped.
-struct Server {
-    child: Child,
-    addr: String,
-    greeting: String,
-}
-
-impl Server {
-    /// Starts `dev` and waits until it says where it serves, and its last line.
-    fn dev(data_dir: &Path) -> Self {
-        let mut command = command(&["dev", "--listen-addr", "127.0.0.1:0", "--data-dir"]);
-        command.arg(data_dir);
-        Self::start(command, "account service", |greeting| {
-            greeting.matches("/CheckMembership\n").count() == 3
-        })
-    }
-
-    /// Starts `serve` over these backends and waits until it serves.
-    fn serve(backends: &Backends) -> Self {
-        Self::start(serve_over(backends), "serving on", |_| true)
-    }
-
-    /// Starts a server, reads its address from the line that begins with
-    /// `label`, and waits until its greeting `is_whole`.
-    fn start(mut command: Command, label: &str, is_whole: fn(&str) -> bool) -> Self {
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap());
-        let mut greeting = String::new();
-        let mut addr = None;
-        while addr.is_none() || !is_whole(&greeting) {
-            let mut line = String::new();
-            assert_ne!(lines.read_line(&mut line).unwrap(), 0, "{greeting}");
-            if let Some(rest) = line.strip_prefix(label) {
-                addr = Some(rest.trim().to_owned());
-            }
-            greeting.push_str(&line);
-        }
-        Self {
-            child,
-            addr: addr.unwrap(),
-            greeting,
-        }
-    }
-
-    async fn client(&self) -> AccountServiceClient<tonic::transport::Channel> {
-        AccountServiceClient::connect(format!("http://{}", self.addr))
-            .await
-            .unwrap()
-    }
-
-    /// SIGKILL: nothing is said, nothing is finished.
-    fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    /// SIGTERM; returns the exit code.
-    fn terminate(mut self) -> Option<i32> {
-        let pid = self.child.id().to_string();
-        let sent = Command::new("kill").args(["-TERM", &pid]).status();
-        assert!(sent.unwrap().success());
-        self.child.wait().unwrap().code()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // Already gone where a test has ended it.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use crate::harness::{
+    Backends,
+    binary::{Server, command, over, serve_over},
+    start,
+};
 
 fn text(output: &Output) -> String {
     let both = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
@@ -305,28 +220,6 @@ fn without_a_region_the_setting_to_set_is_named() {
 }
 
 /// `serve` over these backends, on any port.
-fn serve_over(backends: &Backends) -> Command {
-    over(backends, &["serve", "--log", "trace"])
-}
-
-fn over(backends: &Backends, arguments: &[&str]) -> Command {
-    let settings = backends.serve_settings().backends;
-    let mut command = command(arguments);
-    command
-        .env("LISTEN_ADDR", "127.0.0.1:0")
-        .env("TABLE_NAME", settings.table_name)
-        .env("MOMENTO_SECRET_ID", settings.momento_secret_id)
-        .env(
-            "AWS_ENDPOINT_URL_DYNAMODB",
-            settings.dynamodb_endpoint.unwrap(),
-        )
-        .env(
-            "AWS_ENDPOINT_URL_SECRETS_MANAGER",
-            settings.secrets_endpoint.unwrap(),
-        )
-        .stderr(Stdio::null());
-    command
-}
 
 /// Runs `serve` over backends that do not let it start.
 fn refused(backends: &Backends, change: impl FnOnce(&mut Command)) -> String {

@@ -1,5 +1,6 @@
 //! Starts the service with its backends, and says what it does to them.
 
+pub mod binary;
 mod calls;
 mod dynamodb_proxy;
 pub mod script;

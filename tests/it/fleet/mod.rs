@@ -1,0 +1,173 @@
+//! Several processes of the binary under load, while they are restarted, killed
+//! and cut off from what they need.
+
+mod load;
+mod soak;
+
+use std::{
+    process::Command,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::sleep;
+use tonic::transport::{Channel, Endpoint};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+use crate::harness::{
+    Backends, Client, PATIENCE,
+    binary::{Server, serve_over},
+};
+
+use self::load::{Load, Policy};
+
+/// Replicas at addresses that stay theirs.
+struct Fleet {
+    backends: Backends,
+    places: Vec<Place>,
+}
+
+struct Place {
+    addr: String,
+    metrics: String,
+    server: Mutex<Option<Server>>,
+}
+
+impl Fleet {
+    async fn start(replicas: usize) -> Self {
+        let backends = Backends::start().await;
+        let places = (0..replicas).map(|_| Place {
+            addr: free_addr(),
+            metrics: free_addr(),
+            server: Mutex::default(),
+        });
+        let fleet = Self {
+            places: places.collect(),
+            backends,
+        };
+        for place in 0..replicas {
+            fleet.start_replica(place);
+            fleet.serving(place).await;
+        }
+        fleet
+    }
+
+    fn start_replica(&self, place: usize) {
+        let Place {
+            addr,
+            metrics,
+            server,
+        } = &self.places[place];
+        let mut command: Command = serve_over(&self.backends);
+        command
+            .env("LISTEN_ADDR", addr)
+            .env("METRICS_ADDR", metrics)
+            .env("LOG", "warn");
+        let started = Server::start(command, "serving on", |_| true);
+        *server.lock().unwrap() = Some(started);
+    }
+
+    /// Waits until a replica says that it serves.
+    async fn serving(&self, place: usize) {
+        let serves = async {
+            while !is_serving(&self.places[place].addr).await {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, serves).await.unwrap();
+    }
+
+    fn take(&self, place: usize) -> Server {
+        self.places[place].server.lock().unwrap().take().unwrap()
+    }
+
+    /// SIGTERM; the replica has to end by itself, with success.
+    async fn terminate(&self, place: usize) {
+        let server = self.take(place);
+        let code = tokio::task::spawn_blocking(|| server.terminate()).await;
+        assert_eq!(code.unwrap(), Some(0));
+    }
+
+    /// SIGKILL.
+    fn kill(&self, place: usize) {
+        self.take(place).kill();
+    }
+
+    fn pid(&self, place: usize) -> Option<u32> {
+        let server = self.places[place].server.lock().unwrap();
+        server.as_ref().map(Server::pid)
+    }
+
+    /// A client as the documentation recommends it: it knows all replicas.
+    fn client(&self) -> Client {
+        let endpoints = self.places.iter().map(|place| endpoint(&place.addr));
+        Client::new(Channel::balance_list(endpoints))
+    }
+}
+
+fn endpoint(addr: &str) -> Endpoint {
+    Endpoint::from_shared(format!("http://{addr}"))
+        .unwrap()
+        .connect_timeout(Duration::from_secs(1))
+        .http2_keep_alive_interval(Duration::from_secs(30))
+}
+
+/// An address that nobody listens on, and that nobody else is given meanwhile.
+fn free_addr() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+async fn is_serving(addr: &str) -> bool {
+    let Ok(channel) = endpoint(addr).connect().await else {
+        return false;
+    };
+    let service = "account.v1.AccountService".to_owned();
+    let mut health = HealthClient::new(channel);
+    let answer = health.check(HealthCheckRequest { service }).await;
+    answer.is_ok_and(|answer| answer.get_ref().status() == ServingStatus::Serving)
+}
+
+/// Runs load until `disturbances` are over.
+async fn under_load<T>(
+    fleet: &Fleet,
+    policy: Policy,
+    workers: usize,
+    disturbances: impl Future<Output = T>,
+) -> (Load, T) {
+    let load = Load::prepare(fleet, policy, workers).await;
+    let is_over = Arc::new(AtomicBool::new(false));
+    let running = load.run(&is_over);
+    let disturbances = async {
+        let outcome = disturbances.await;
+        is_over.store(true, Ordering::Relaxed);
+        outcome
+    };
+    let ((), outcome) = tokio::join!(running, disturbances);
+    (load, outcome)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rolling_restart_under_load_fails_no_call() {
+    let fleet = Fleet::start(2).await;
+    let restarts = async {
+        for place in [0, 1, 0, 1] {
+            sleep(Duration::from_millis(500)).await;
+            fleet.terminate(place).await;
+            fleet.start_replica(place);
+            fleet.serving(place).await;
+        }
+    };
+    let (load, ()) = under_load(&fleet, Policy::recommended(), 8, restarts).await;
+    let report = load.report();
+    println!("{report}");
+    assert_eq!(report.failed, [String::new(); 0], "{report}");
+    assert_eq!(report.wrong, [String::new(); 0], "{report}");
+    assert!(report.acknowledged > 100, "{report}");
+    load.verify_all(&fleet).await;
+}

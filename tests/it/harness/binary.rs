@@ -1,0 +1,124 @@
+//! The binary in a process of its own.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use super::{Backends, Client};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_account-service");
+
+/// The binary with nothing in its environment but what a test sets.
+pub fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(BINARY);
+    command
+        .args(arguments)
+        .env_clear()
+        .env("AWS_ACCESS_KEY_ID", "embedded")
+        .env("AWS_SECRET_ACCESS_KEY", "test-secret-key")
+        .env("AWS_REGION", "us-east-1")
+        .env("AWS_EC2_METADATA_DISABLED", "true");
+    command
+}
+
+/// A running server; killed when dropped.
+pub struct Server {
+    child: Child,
+    pub addr: String,
+    pub greeting: String,
+}
+
+impl Server {
+    /// Starts `dev` and waits until it says where it serves, and its last line.
+    pub fn dev(data_dir: &Path) -> Self {
+        let mut command = command(&["dev", "--listen-addr", "127.0.0.1:0", "--data-dir"]);
+        command.arg(data_dir);
+        Self::start(command, "account service", |greeting| {
+            greeting.matches("/CheckMembership\n").count() == 3
+        })
+    }
+
+    /// Starts `serve` over these backends and waits until it serves.
+    pub fn serve(backends: &Backends) -> Self {
+        Self::start(serve_over(backends), "serving on", |_| true)
+    }
+
+    /// Starts a server, reads its address from the line that begins with
+    /// `label`, and waits until its greeting `is_whole`.
+    pub fn start(mut command: Command, label: &str, is_whole: fn(&str) -> bool) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap());
+        let mut greeting = String::new();
+        let mut addr = None;
+        while addr.is_none() || !is_whole(&greeting) {
+            let mut line = String::new();
+            assert_ne!(lines.read_line(&mut line).unwrap(), 0, "{greeting}");
+            if let Some(rest) = line.strip_prefix(label) {
+                addr = Some(rest.trim().to_owned());
+            }
+            greeting.push_str(&line);
+        }
+        Self {
+            child,
+            addr: addr.unwrap(),
+            greeting,
+        }
+    }
+
+    pub async fn client(&self) -> Client {
+        Client::connect(format!("http://{}", self.addr))
+            .await
+            .unwrap()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// SIGKILL: nothing is said, nothing is finished.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGTERM; returns the exit code.
+    pub fn terminate(mut self) -> Option<i32> {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").args(["-TERM", &pid]).status();
+        assert!(sent.unwrap().success());
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Already gone where a test has ended it.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn serve_over(backends: &Backends) -> Command {
+    over(backends, &["serve", "--log", "trace"])
+}
+
+pub fn over(backends: &Backends, arguments: &[&str]) -> Command {
+    let settings = backends.serve_settings().backends;
+    let mut command = command(arguments);
+    command
+        .env("LISTEN_ADDR", "127.0.0.1:0")
+        .env("TABLE_NAME", settings.table_name)
+        .env("MOMENTO_SECRET_ID", settings.momento_secret_id)
+        .env(
+            "AWS_ENDPOINT_URL_DYNAMODB",
+            settings.dynamodb_endpoint.unwrap(),
+        )
+        .env(
+            "AWS_ENDPOINT_URL_SECRETS_MANAGER",
+            settings.secrets_endpoint.unwrap(),
+        )
+        .stderr(Stdio::null());
+    command
+}

@@ -1,0 +1,358 @@
+//! More than there is room for, and connections that are of no use: others are
+//! served all the same, and nothing of it lasts.
+
+use std::{net::SocketAddr, time::Duration};
+
+use account_service::proto::account_v1::{self as pb, Role};
+use futures_util::future::join_all;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::{Instant, timeout},
+};
+use tokio_stream::StreamExt as _;
+use tonic::{Code, Status};
+
+use crate::harness::{Backends, Client, PATIENCE, Replica, assert_refused, start};
+
+const ORG: &str = "olivia-org";
+const OLIVIA: &str = "oliviaowner";
+const MICHAEL: &str = "membermichael";
+
+async fn start_with(
+    set: impl FnOnce(&mut account_service::config::ServerSettings),
+) -> (Backends, Replica) {
+    let backends = Backends::start().await;
+    let mut settings = backends.serve_settings();
+    set(&mut settings.server);
+    let service = Replica::start(&settings).await;
+    (backends, service)
+}
+
+/// A client on a connection of its own: without names, that is a caller.
+async fn caller(addr: SocketAddr) -> Client {
+    Client::connect(format!("http://{addr}")).await.unwrap()
+}
+
+/// A check that reads the table.
+async fn check(mut client: Client, username: &str) -> Result<pb::CheckMembershipResponse, Status> {
+    let request = pb::CheckMembershipRequest {
+        organization_name: ORG.to_owned(),
+        username: username.to_owned(),
+        consistency: Some(pb::ReadConsistency {
+            requirement: Some(pb::read_consistency::Requirement::FullyConsistent(true)),
+        }),
+        ..pb::CheckMembershipRequest::default()
+    };
+    client
+        .check_membership(request)
+        .await
+        .map(tonic::Response::into_inner)
+}
+
+#[tokio::test]
+async fn a_flood_of_one_caller_leaves_others_their_turns() {
+    let (backends, service) = start_with(|server| server.calls_at_once = 16).await;
+    service.found_olivia_org_with_michael().await;
+    let (hog, guest) = (caller(service.addr).await, caller(service.addr).await);
+    backends
+        .dynamodb
+        .delay("BatchGetItem", Duration::from_millis(100));
+    let names: Vec<_> = (0..200).map(|number| format!("user-{number}")).collect();
+    let flood = join_all(names.iter().map(|name| check(hog.clone(), name)));
+    let others = async {
+        for _ in 0..3 {
+            let answer = check(guest.clone(), OLIVIA).await.unwrap();
+            assert_eq!(answer.role(), Role::Owner);
+        }
+        // A removal does not wait for reads.
+        service.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
+    };
+    let (flooded, ()) = tokio::join!(flood, others);
+    let (served, refused): (Vec<_>, Vec<_>) = flooded.into_iter().partition(Result::is_ok);
+    assert!(served.len() >= 16, "{}", served.len());
+    assert!(refused.len() >= 100, "{}", refused.len());
+    for refused in refused {
+        let pushback = refused.as_ref().unwrap_err().metadata();
+        assert_eq!(pushback.get("grpc-retry-pushback-ms").unwrap(), "100");
+        let details = assert_refused(refused, Code::ResourceExhausted, "OVERLOADED");
+        assert!(details.retry_info().is_some());
+    }
+    // Nothing of it lasts.
+    backends.dynamodb.behave();
+    assert_eq!(check(hog, OLIVIA).await.unwrap().role(), Role::Owner);
+}
+
+/// Whether the server closes the connection, having said anything before.
+async fn is_closed(connection: &mut TcpStream) -> bool {
+    let mut buffer = [0; 4096];
+    let closed = async {
+        loop {
+            match connection.read(&mut buffer).await {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
+        }
+    };
+    timeout(PATIENCE, closed).await.is_ok()
+}
+
+#[tokio::test]
+async fn who_never_speaks_http2_is_cut_off() {
+    let (_backends, service) = start().await;
+    let mut silent = TcpStream::connect(service.addr).await.unwrap();
+    let mut slow = TcpStream::connect(service.addr).await.unwrap();
+    slow.write_all(&PREFACE[..10]).await.unwrap();
+    let mut half = TcpStream::connect(service.addr).await.unwrap();
+    half.write_all(PREFACE).await.unwrap();
+    let mut dribbling = TcpStream::connect(service.addr).await.unwrap();
+    let dribble = async {
+        for byte in PREFACE {
+            if dribbling.write_all(&[*byte]).await.is_err() {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(400)).await;
+        }
+        is_closed(&mut dribbling).await
+    };
+    let closed = tokio::join!(
+        is_closed(&mut silent),
+        is_closed(&mut slow),
+        is_closed(&mut half),
+        dribble
+    );
+    assert_eq!(closed, (true, true, true, true));
+}
+
+#[tokio::test]
+async fn a_silent_client_does_not_hold_the_service_up_when_it_stops() {
+    let (backends, mut service) = start().await;
+    let silent = TcpStream::connect(service.addr).await.unwrap();
+    service.found_olivia_org().await;
+    service.stop();
+    let began = Instant::now();
+    // Its place is taken by nobody else before it has ended.
+    let rebound = async {
+        while tokio::net::TcpListener::bind(service.addr).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, rebound).await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(10));
+    drop((backends, silent));
+}
+
+#[tokio::test]
+async fn connections_beyond_the_most_are_closed_and_their_places_come_back() {
+    let (_backends, service) = start_with(|server| server.max_connections = 3).await;
+    service.found_olivia_org().await;
+    let two = [caller(service.addr).await, caller(service.addr).await];
+    for client in &two {
+        check(client.clone(), OLIVIA).await.unwrap();
+    }
+    let mut beyond = TcpStream::connect(service.addr).await.unwrap();
+    assert!(is_closed(&mut beyond).await);
+    drop(two);
+    let welcome = async {
+        while Client::connect(format!("http://{}", service.addr))
+            .await
+            .is_err()
+        {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, welcome).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_that_is_old_is_renewed_and_no_call_fails() {
+    let second = Duration::from_secs(1);
+    let (_backends, service) = start_with(|server| {
+        server.max_connection_age_s = second;
+    })
+    .await;
+    service.found_olivia_org().await;
+    let until = Instant::now() + second * 3;
+    while Instant::now() < until {
+        assert_eq!(service.role_of(ORG, OLIVIA).await, Some(Role::Owner));
+    }
+    // Raw, to see that it is asked to go, not thrown out.
+    let mut attacker = Attacker::connect(service.addr).await;
+    attacker.hear(GOAWAY, 1).await;
+}
+
+#[tokio::test]
+async fn a_watch_ends_with_its_connection_s_time_and_says_where_to_go_on() {
+    let backends = Backends::start().await;
+    let mut settings = backends.serve_settings();
+    settings.cache.stream_invalidator = true;
+    settings.server.max_connection_age_s = Duration::from_secs(2);
+    let service = Replica::start(&settings).await;
+    let mut client = service.client.clone();
+    let watching = crate::streams::eventually("it is followed", async || {
+        let watch = client.watch_changes(pb::WatchChangesRequest::default());
+        watch.await.is_ok()
+    });
+    watching.await;
+    let watch = client.watch_changes(pb::WatchChangesRequest::default());
+    let mut watch = watch.await.unwrap().into_inner();
+    let end = async {
+        loop {
+            if let Err(status) = watch.next().await.unwrap() {
+                return status;
+            }
+        }
+    };
+    let end = timeout(PATIENCE, end).await.unwrap();
+    assert_refused(Err::<(), _>(end), Code::Unavailable, "STOPPING");
+}
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+const CONTINUATION: u8 = 9;
+const END_HEADERS: u8 = 4;
+
+/// Speaks HTTP/2 as no client should.
+struct Attacker {
+    connection: TcpStream,
+}
+
+impl Attacker {
+    async fn connect(addr: SocketAddr) -> Self {
+        let mut connection = TcpStream::connect(addr).await.unwrap();
+        connection.write_all(PREFACE).await.unwrap();
+        let mut attacker = Self { connection };
+        assert!(attacker.send(&frame(SETTINGS, 0, 0, &[])).await);
+        attacker
+    }
+
+    /// Sends; `false` if the server has closed the connection.
+    async fn send(&mut self, bytes: &[u8]) -> bool {
+        // What the server says is taken, so that it is not what holds it up.
+        let mut said = [0; 65536];
+        while let Ok(count) = self.connection.try_read(&mut said) {
+            if count == 0 {
+                return false;
+            }
+        }
+        self.connection.write_all(bytes).await.is_ok()
+    }
+}
+
+impl Attacker {
+    /// Waits until the server has said so many frames of this kind.
+    async fn hear(&mut self, kind: u8, count: usize) {
+        let mut said = Vec::new();
+        let mut buffer = [0; 4096];
+        let heard = async {
+            while count_frames(&said, kind) < count {
+                let read = self.connection.read(&mut buffer).await.unwrap();
+                assert_ne!(read, 0, "the server has closed the connection");
+                said.extend(&buffer[..read]);
+            }
+        };
+        timeout(PATIENCE, heard).await.unwrap();
+    }
+}
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let mut frame = length[1..].to_vec();
+    frame.extend([kind, flags]);
+    frame.extend(stream.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+fn count_frames(bytes: &[u8], kind: u8) -> usize {
+    let (mut rest, mut count) = (bytes, 0);
+    while let [a, b, c, found, ..] = rest {
+        count += usize::from(*found == kind);
+        let length = usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c);
+        rest = rest.get(9 + length..).unwrap_or_default();
+    }
+    count
+}
+
+/// The head of a call, in HPACK without its tables: `:method` POST, `:scheme`
+/// http, `:path`, `:authority`, `content-type` and `te`.
+fn head() -> Vec<u8> {
+    let path = b"/account.v1.AccountService/CheckMembership";
+    let mut head = vec![0x83, 0x86, 0x04, u8::try_from(path.len()).unwrap()];
+    head.extend(path);
+    head.extend(b"\x01\x09localhost");
+    head.extend(b"\x0f\x10\x10application/grpc");
+    head.extend(b"\x00\x02te\x08trailers");
+    head
+}
+
+/// A client and whoever is attacking: it is served meanwhile and afterwards.
+async fn is_harmless(attack: impl AsyncFnOnce(&mut Attacker)) {
+    let (_backends, service) = start().await;
+    service.found_olivia_org().await;
+    let mut attacker = Attacker::connect(service.addr).await;
+    let others = async {
+        for _ in 0..20 {
+            assert_eq!(service.role_of(ORG, OLIVIA).await, Some(Role::Owner));
+        }
+    };
+    let attack = timeout(PATIENCE, attack(&mut attacker));
+    let (attacked, ()) = tokio::join!(attack, others);
+    attacked.expect("the attack was taken without end");
+    assert_eq!(service.role_of(ORG, OLIVIA).await, Some(Role::Owner));
+}
+
+#[tokio::test]
+async fn calls_that_are_reset_at_once_in_thousands_end_their_connection() {
+    is_harmless(async |attacker| {
+        for stream in (1..).step_by(2) {
+            let mut frames = frame(HEADERS, END_HEADERS, stream, &head());
+            frames.extend(frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes()));
+            if !attacker.send(&frames).await {
+                return;
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_head_that_never_ends_ends_its_connection() {
+    is_harmless(async |attacker| {
+        attacker.send(&frame(HEADERS, 0, 1, &head())).await;
+        while attacker.send(&frame(CONTINUATION, 0, 1, &[0; 64])).await {}
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn pings_and_settings_in_thousands_cost_others_nothing() {
+    is_harmless(async |attacker| {
+        for _ in 0..10_000 {
+            let mut frames = frame(PING, 0, 0, &[7; 8]);
+            frames.extend(frame(SETTINGS, 0, 0, &[]));
+            if !attacker.send(&frames).await {
+                return;
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn calls_that_never_send_their_message_end_with_their_time() {
+    let (_backends, service) = start().await;
+    let mut attacker = Attacker::connect(service.addr).await;
+    for stream in (1..200).step_by(2) {
+        assert!(
+            attacker
+                .send(&frame(HEADERS, END_HEADERS, stream, &head()))
+                .await
+        );
+    }
+    attacker.hear(HEADERS, 100).await;
+}
