@@ -78,6 +78,9 @@ impl Policy {
                 Ok(answer) => return Ok(answer),
                 Err(status) => status,
             };
+            if !was_sent(&status) {
+                continue;
+            }
             if attempt == self.attempts || !self.retried.contains(&status.code()) {
                 return Err(status);
             }
@@ -89,6 +92,16 @@ impl Policy {
             attempt += 1;
         }
     }
+}
+
+/// Whether the call reached a server. One that did not, because its connection was
+/// about to close, gRPC's own libraries send again by themselves; tonic does not.
+fn was_sent(status: &Status) -> bool {
+    let cause = std::error::Error::source(status).map(|cause| format!("{cause:?}"));
+    let is_unsent = |cause: String| {
+        cause.contains(r#"GoAway(b"", NO_ERROR, Remote)"#) || cause.contains("hyper::Error(Canceled")
+    };
+    !cause.is_some_and(is_unsent)
 }
 
 /// A membership.
