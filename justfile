@@ -46,6 +46,10 @@ deny:
     cargo deny check bans licenses sources
     if cargo deny fetch db; then cargo deny check advisories; else echo "advisories NOT checked: the database cannot be fetched"; fi
 
+# Mixed load with faults against three processes for so many minutes: what is left, and whether anything was wrong.
+soak minutes="60":
+    SOAK_MINUTES={{ minutes }} cargo test --locked --release --test it fleet::soak -- --ignored --nocapture
+
 # All tests against servers that are not ours: DynamoDB Local, and moto for Secrets Manager.
 second-opinion:
     tests/second_opinion/run

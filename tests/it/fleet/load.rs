@@ -99,7 +99,8 @@ impl Policy {
 fn was_sent(status: &Status) -> bool {
     let cause = std::error::Error::source(status).map(|cause| format!("{cause:?}"));
     let is_unsent = |cause: String| {
-        cause.contains(r#"GoAway(b"", NO_ERROR, Remote)"#) || cause.contains("hyper::Error(Canceled")
+        cause.contains(r#"GoAway(b"", NO_ERROR, Remote)"#)
+            || cause.contains("hyper::Error(Canceled")
     };
     !cause.is_some_and(is_unsent)
 }
@@ -218,7 +219,10 @@ impl Load {
                     self.change(&self.cells[own]).await;
                 }
                 1 => self.read_batch().await,
-                _ => self.read(&self.cells[fastrand::usize(0..self.cells.len())]).await,
+                _ => {
+                    self.read(&self.cells[fastrand::usize(0..self.cells.len())])
+                        .await
+                }
             }
             sleep(PAUSE).await;
         }
@@ -404,10 +408,17 @@ impl Load {
                 (_, Some(known)) => known,
                 (_, None) => self.find_out(cell).await.unwrap(),
             };
-            assert_eq!(self.check(cell, true).await.unwrap(), known, "{}", cell.user);
+            assert_eq!(
+                self.check(cell, true).await.unwrap(),
+                known,
+                "{}",
+                cell.user
+            );
             for place in &fleet.places {
                 let alone = Self {
-                    client: Client::connect(format!("http://{}", place.addr)).await.unwrap(),
+                    client: Client::connect(format!("http://{}", place.addr))
+                        .await
+                        .unwrap(),
                     policy: self.policy.clone(),
                     cells: Vec::new(),
                     workers: 0,

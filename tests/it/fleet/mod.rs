@@ -13,7 +13,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::sleep;
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    time::sleep,
+};
 use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
@@ -188,11 +191,16 @@ async fn a_rolling_restart_fails_no_call_of_a_grpc_library() {
         .args(words)
         .args(fleet.places.iter().map(|place| &place.addr))
         .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
         .unwrap();
+    let mut said = BufReader::new(client.stdout.take().unwrap()).lines();
+    let first = tokio::time::timeout(PATIENCE, said.next_line()).await;
+    assert_eq!(first.unwrap().unwrap().as_deref(), Some("under way"));
     fleet.restart_all_twice().await;
     drop(client.stdin.take());
+    println!("{:?}", said.next_line().await.unwrap());
     let ended = tokio::time::timeout(PATIENCE, client.wait()).await;
     assert!(ended.unwrap().unwrap().success());
 }

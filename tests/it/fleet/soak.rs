@@ -141,7 +141,12 @@ async fn disturb(fleet: &Fleet) -> &'static str {
             "table slow"
         }
         _ => {
-            for call in ["GetItem", "BatchGetItem", "TransactWriteItems", "BesideGetItem"] {
+            for call in [
+                "GetItem",
+                "BatchGetItem",
+                "TransactWriteItems",
+                "BesideGetItem",
+            ] {
                 table.refuse(call, "", 0, usize::MAX);
             }
             "table down"
