@@ -49,9 +49,11 @@ impl Intercept for AwsCalls {
         "AwsCalls"
     }
 
-    fn read_before_execution(
+    // Before, the SDK does not tell a client's interceptors which operation it is.
+    fn read_before_serialization(
         &self,
         _: &BeforeSerializationInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
         config: &mut ConfigBag,
     ) -> Result<(), BoxError> {
         let name = config.load::<Metadata>().map_or("", Metadata::name);

@@ -11,10 +11,12 @@ const DURATION_BUCKETS: [f64; 16] = [
     3.0, 5.0,
 ];
 
+// What has no label is there from the start, at 0, so that a rate of it shows its
+// first event; `labelled` counters and gauges of `each` label begin below.
 macro_rules! metrics {
     ($($kind:ident $name:ident = $text:literal, $help:literal;)+) => {
         $(
-            #[doc = concat!("The ", stringify!($kind), " `", $text, "`: ", $help, ".")]
+            #[doc = concat!("`", $text, "`: ", $help, ".")]
             pub const $name: &str = $text;
         )+
 
@@ -26,9 +28,17 @@ macro_rules! metrics {
         }
     };
     (@describe counter $name:ident, $help:literal) => {
+        ::metrics::describe_counter!($name, $help);
+        ::metrics::counter!($name).absolute(0);
+    };
+    (@describe labelled $name:ident, $help:literal) => {
         ::metrics::describe_counter!($name, $help)
     };
     (@describe gauge $name:ident, $help:literal) => {
+        ::metrics::describe_gauge!($name, $help);
+        ::metrics::gauge!($name).set(0);
+    };
+    (@describe each $name:ident, $help:literal) => {
         ::metrics::describe_gauge!($name, $help)
     };
     (@describe histogram $name:ident, $help:literal) => {
@@ -39,33 +49,33 @@ macro_rules! metrics {
 metrics! {
     histogram RPC_DURATION = "account_rpc_duration_seconds",
         "time from a call's arrival to the end of its answer, by rpc and code";
-    gauge RPCS_UNDER_WAY = "account_rpcs_under_way", "calls under way, by rpc";
-    counter CALLS_SHED = "account_calls_shed_total",
+    each RPCS_UNDER_WAY = "account_rpcs_under_way", "calls under way, by rpc";
+    labelled CALLS_SHED = "account_calls_shed_total",
         "calls refused because too many were under way, by class (read, change)";
-    counter CALLS_QUEUED = "account_calls_queued_total",
+    labelled CALLS_QUEUED = "account_calls_queued_total",
         "calls that waited for their turn, by class (read, change)";
-    gauge CALLS_LIMIT = "account_calls_at_once_limit",
+    each CALLS_LIMIT = "account_calls_at_once_limit",
         "calls that may be under way at once, as the load of the processors lets them, by class";
     gauge CONNECTIONS = "account_connections", "connections of clients that are open";
     counter CONNECTIONS_REFUSED = "account_connections_refused_total",
         "connections that were closed at once because too many were open";
     histogram BACKEND_DURATION = "account_backend_duration_seconds",
         "time that calls to backends took, all attempts together, by backend, operation and outcome";
-    counter CACHE_LOOKUPS = "account_cache_lookups_total",
+    labelled CACHE_LOOKUPS = "account_cache_lookups_total",
         "keys that reads looked up in the cache, by result (hit, miss, unusable, failed)";
-    counter CACHE_LEASES = "account_cache_leases_total",
+    labelled CACHE_LEASES = "account_cache_leases_total",
         "leases that reads asked for, by result (taken, refused)";
-    counter CACHE_FILLS = "account_cache_fills_total",
+    labelled CACHE_FILLS = "account_cache_fills_total",
         "entries that reads and writes wanted to put into the cache, by result (stored, refused)";
-    counter CACHE_FENCES = "account_cache_fences_total",
+    labelled CACHE_FENCES = "account_cache_fences_total",
         "fences of writes, by step (fence, confirm) and result (placed, failed)";
-    counter WRITES = "account_writes_total",
+    labelled WRITES = "account_writes_total",
         "committed writes, by outcome (fenced, without_cache, not_confirmed, unknown)";
     counter CONTENTION = "account_contention_total",
         "times that a write was decided anew because others had changed the same records";
     gauge CACHE_IN_USE = "account_cache_in_use",
         "1 while a generation of the cache is in use, as this replica sees it";
-    counter GENERATION_STEPS = "account_cache_generation_steps_total",
+    labelled GENERATION_STEPS = "account_cache_generation_steps_total",
         "steps of the generation switch that this replica saw, by phase";
     gauge BREAKER_OPEN = "account_cache_breaker_open",
         "1 while reads do not ask the cache, because it does not answer";
@@ -115,5 +125,37 @@ pub fn start_metrics(addr: SocketAddr) -> Result<(), BuildError> {
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &DURATION_BUCKETS)?
         .install()?;
     describe();
+    begin();
     Ok(())
+}
+
+/// Counters with labels begin at 0, too.
+fn begin() {
+    let labels: [(&'static str, &'static str, &[&'static str]); 7] = [
+        (CALLS_SHED, "class", &["read", "change"]),
+        (CALLS_QUEUED, "class", &["read", "change"]),
+        (
+            CACHE_LOOKUPS,
+            "result",
+            &["hit", "miss", "unusable", "failed"],
+        ),
+        (CACHE_LEASES, "result", &["taken", "refused"]),
+        (CACHE_FILLS, "result", &["stored", "refused"]),
+        (
+            WRITES,
+            "outcome",
+            &["fenced", "without_cache", "not_confirmed", "unknown"],
+        ),
+        (GENERATION_STEPS, "phase", &["ON", "WARM", "READY"]),
+    ];
+    for (name, label, values) in labels {
+        for value in values {
+            ::metrics::counter!(name, label => *value).absolute(0);
+        }
+    }
+    for step in ["fence", "confirm"] {
+        for result in ["placed", "failed"] {
+            ::metrics::counter!(CACHE_FENCES, "step" => step, "result" => result).absolute(0);
+        }
+    }
 }

@@ -2,8 +2,7 @@
 //! what survives it.
 
 use std::{
-    io::{Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    io::Read as _,
     process::{Command, Output, Stdio},
     time::Duration,
 };
@@ -16,7 +15,7 @@ use secrecy::ExposeSecret as _;
 
 use crate::harness::{
     Backends,
-    binary::{Server, command, over, serve_over},
+    binary::{Server, command, free_address, over, scrape, serve_over},
     start,
 };
 
@@ -337,22 +336,6 @@ async fn what_cannot_be_reached_at_the_start_is_waited_for_and_said() {
         assert!(said.contains(advice), "{variable}: {said}");
         assert_eq!(server.terminate(), Some(0), "{variable}");
     }
-}
-
-/// An address at which nobody listens.
-fn free_address() -> SocketAddr {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    free.local_addr().unwrap()
-}
-
-/// What Prometheus would get from there.
-fn scrape(addr: SocketAddr) -> String {
-    let mut stream = TcpStream::connect(addr).unwrap();
-    let request = "GET /metrics HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
-    stream.write_all(request.as_bytes()).unwrap();
-    let mut metrics = String::new();
-    stream.read_to_string(&mut metrics).unwrap();
-    metrics
 }
 
 #[tokio::test(flavor = "multi_thread")]

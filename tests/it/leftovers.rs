@@ -24,7 +24,7 @@ const MEMBERS: &str = "LEFTOVER_MEMBERS";
 const ORGANIZATIONS: &str = "LEFTOVER_ORGANIZATIONS";
 
 /// Cleans up at this rate, without waiting for much.
-fn cleaning(backends: &Backends, rate: u32) -> Tuning {
+pub fn cleaning(backends: &Backends, rate: u32) -> Tuning {
     Tuning {
         clean_up: Some(CleanUpTiming {
             poll: Duration::from_millis(20),

@@ -96,7 +96,7 @@ impl Policy {
 
 /// Whether the call reached a server. One that did not, because its connection was
 /// about to close, gRPC's own libraries send again by themselves; tonic does not.
-fn was_sent(status: &Status) -> bool {
+pub fn was_sent(status: &Status) -> bool {
     let cause = std::error::Error::source(status).map(|cause| format!("{cause:?}"));
     let is_unsent = |cause: String| {
         cause.contains(r#"GoAway(b"", NO_ERROR, Remote)"#)

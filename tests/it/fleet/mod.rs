@@ -1,10 +1,11 @@
 //! Several processes of the binary under load, while they are restarted, killed
 //! and cut off from what they need.
 
-mod load;
+pub mod load;
 mod soak;
 
 use std::{
+    net::SocketAddr,
     process::{Command, Stdio},
     sync::{
         Arc, Mutex,
@@ -24,7 +25,7 @@ use tonic_health::pb::{
 
 use crate::harness::{
     Backends, Client, PATIENCE,
-    binary::{Server, over},
+    binary::{Server, free_address, over},
 };
 
 use self::load::{Load, Policy};
@@ -37,7 +38,7 @@ struct Fleet {
 
 struct Place {
     addr: String,
-    metrics: String,
+    metrics: SocketAddr,
     server: Mutex<Option<Server>>,
 }
 
@@ -45,8 +46,8 @@ impl Fleet {
     async fn start(replicas: usize) -> Self {
         let backends = Backends::start().await;
         let places = (0..replicas).map(|_| Place {
-            addr: free_addr(),
-            metrics: free_addr(),
+            addr: free_address().to_string(),
+            metrics: free_address(),
             server: Mutex::default(),
         });
         let fleet = Self {
@@ -69,7 +70,7 @@ impl Fleet {
         let mut command: Command = over(&self.backends, &["serve"]);
         command
             .env("LISTEN_ADDR", addr)
-            .env("METRICS_ADDR", metrics)
+            .env("METRICS_ADDR", metrics.to_string())
             .env("LOG", "warn");
         let started = Server::start(command, "serving on", |_| true);
         *server.lock().unwrap() = Some(started);
@@ -127,12 +128,6 @@ fn endpoint(addr: &str) -> Endpoint {
         .unwrap()
         .connect_timeout(Duration::from_secs(1))
         .http2_keep_alive_interval(Duration::from_secs(30))
-}
-
-/// An address that nobody listens on, and that nobody else is given meanwhile.
-fn free_addr() -> String {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().to_string()
 }
 
 async fn is_serving(addr: &str) -> bool {

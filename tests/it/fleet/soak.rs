@@ -2,13 +2,10 @@
 
 use std::{fmt, fs, time::Duration};
 
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 
 use super::{Fleet, Policy, under_load};
+use crate::harness::binary::scrape;
 
 /// How long, in minutes.
 const MINUTES: &str = "SOAK_MINUTES";
@@ -45,12 +42,12 @@ impl fmt::Display for Held {
     }
 }
 
-async fn look(fleet: &Fleet, began: Instant) -> Held {
+fn look(fleet: &Fleet, began: Instant) -> Held {
     let pid = fleet.pid(STEADY).unwrap();
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let memory = memory.unwrap().trim().trim_end_matches(" kB");
-    let metrics = scrape(&fleet.places[STEADY].metrics).await;
+    let metrics = scrape(fleet.places[STEADY].metrics);
     let metric = |name: &str| {
         let line = metrics.lines().find_map(|line| line.strip_prefix(name));
         line.unwrap().trim().parse().unwrap()
@@ -62,15 +59,6 @@ async fn look(fleet: &Fleet, began: Instant) -> Held {
         tasks: metric("account_tasks "),
         connections: metric("account_connections "),
     }
-}
-
-pub async fn scrape(addr: &str) -> String {
-    let mut http = TcpStream::connect(addr).await.unwrap();
-    let request = format!("GET /metrics HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n");
-    http.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    http.read_to_string(&mut answer).await.unwrap();
-    answer
 }
 
 /// Does something to the fleet; returns what.
@@ -175,13 +163,13 @@ async fn hours_of_load_and_faults_leave_nothing_behind() {
             sleep(BETWEEN).await;
             *faults.entry(disturb(&fleet).await).or_default() += 1;
             fleet.backends.forget_calls();
-            let held = look(&fleet, began).await;
+            let held = look(&fleet, began);
             println!("{held}");
             seen.push(held);
         }
         // What is under way ends.
         sleep(BETWEEN).await;
-        seen.push(look(&fleet, began).await);
+        seen.push(look(&fleet, began));
         (faults, seen)
     };
     let (load, (faults, seen)) =

@@ -227,6 +227,17 @@ impl Script {
         seen.map(|(_, about)| about.clone()).collect()
     }
 
+    /// Every call, also those that the service makes for itself, and what it was
+    /// about.
+    pub fn all_seen(&self) -> Vec<(String, String)> {
+        let seen = self.seen.lock().unwrap();
+        let seen = seen.iter().map(|(call, about)| {
+            let call = call.strip_prefix(BESIDE).unwrap_or(call);
+            (call.to_owned(), about.clone())
+        });
+        seen.collect()
+    }
+
     /// A call arrives.
     pub async fn meet(&self, call: &str, about: &str) -> Fate {
         if let Some(chaos) = &self.chaos {

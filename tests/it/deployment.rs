@@ -1,0 +1,86 @@
+//! The template for AWS: what the role allows is what the service does.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use account_service::{coherence::InvalidatorTiming, proto::account_v1 as pb};
+
+use crate::{
+    harness::{Backends, Replica},
+    leftovers::cleaning,
+    streams::eventually,
+};
+
+const ORG: &str = "olivia-org";
+const OLIVIA: &str = "oliviaowner";
+const MICHAEL: &str = "membermichael";
+/// IAM's names of what a transaction does, as DynamoDB's requests have it.
+const STEPS: [(&str, &str); 4] = [
+    ("\"ConditionCheck\"", "ConditionCheckItem"),
+    ("\"Delete\"", "DeleteItem"),
+    ("\"Put\"", "PutItem"),
+    ("\"Update\"", "UpdateItem"),
+];
+
+fn allowed() -> BTreeSet<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/cloudformation.yaml");
+    let template = fs::read_to_string(path).unwrap();
+    let actions = template.lines().filter_map(|line| {
+        let (_, action) = line.split_once("dynamodb:")?;
+        Some(action.trim().to_owned())
+    });
+    actions.collect()
+}
+
+#[tokio::test]
+async fn the_role_of_the_template_allows_what_the_service_does_and_nothing_else() {
+    let backends = Backends::start().await;
+    let mut tuning = cleaning(&backends, 1000);
+    tuning.cache.invalidator = Some(InvalidatorTiming::default());
+    let service = Replica::start_with(&backends.serve_settings(), tuning).await;
+    let mut client = service.client.clone();
+    service.found_olivia_org_with_michael().await;
+    let request = pb::UpdateUserRequest {
+        user: Some(pb::User {
+            username: MICHAEL.to_owned(),
+            email: "michael@example.com".to_owned(),
+            ..pb::User::default()
+        }),
+        request_id: uuid::Uuid::new_v4().to_string(),
+        ..pb::UpdateUserRequest::default()
+    };
+    client.update_user(request).await.unwrap();
+    client
+        .list_users(pb::ListUsersRequest::default())
+        .await
+        .unwrap();
+    let request = pb::ListOrganizationMembersRequest {
+        organization_name: ORG.to_owned(),
+        ..pb::ListOrganizationMembersRequest::default()
+    };
+    client.list_organization_members(request).await.unwrap();
+    eventually("the stream is followed", async || {
+        client
+            .watch_changes(pb::WatchChangesRequest::default())
+            .await
+            .is_ok()
+    })
+    .await;
+    service.get_user(OLIVIA).await.unwrap();
+    service.delete_user(MICHAEL).await.unwrap();
+    let left = backends.table();
+    eventually("leftovers are removed", async || {
+        let (pk, sk) = ("ORGMEMBERS#olivia-org", "MEMBER#membermichael");
+        left.count(pk, sk).await == 0
+    })
+    .await;
+    let mut done = BTreeSet::new();
+    for (call, about) in backends.dynamodb.all_seen() {
+        if call != "TransactWriteItems" {
+            done.insert(call);
+            continue;
+        }
+        let steps = STEPS.iter().filter(|(step, _)| about.contains(step));
+        done.extend(steps.map(|(_, action)| (*action).to_owned()));
+    }
+    assert_eq!(done, allowed());
+}

@@ -1,0 +1,281 @@
+//! What the process tells of itself: metrics that dashboard and alerts rely on,
+//! traces, and logs that name nobody.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use account_service::{local::ANY_PORT, proto::account_v1 as pb, telemetry};
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::{
+        ExportTraceServiceRequest, ExportTraceServiceResponse,
+        trace_service_server::{TraceService, TraceServiceServer},
+    },
+    trace::v1::{Span, span::SpanKind},
+};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Response, Status, transport::Server as GrpcServer};
+
+use crate::{
+    harness::{
+        Backends, Client,
+        binary::{Server, free_address, over, scrape, serve_over},
+    },
+    streams::eventually,
+};
+
+const ORG: &str = "olivia-org";
+const OLIVIA: &str = "oliviaowner";
+
+fn file(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+/// The names of metrics that a text mentions, as Prometheus knows them.
+fn metrics_in(text: &str) -> BTreeSet<String> {
+    let words = text.split(|letter: char| !letter.is_ascii_lowercase() && letter != '_');
+    let names = words.filter(|word| word.starts_with("account_"));
+    let names = names.map(|name| {
+        let parts = ["_bucket", "_count", "_sum"];
+        let base = parts.iter().find_map(|part| name.strip_suffix(part));
+        base.unwrap_or(name).to_owned()
+    });
+    names.collect()
+}
+
+async fn found_olivia_org(client: &mut Client) {
+    let request = pb::CreateUserRequest {
+        username: OLIVIA.to_owned(),
+        first_name: "Oliviafirst".to_owned(),
+        last_name: "Olivialast".to_owned(),
+        email: "olivia.secretive@example.com".to_owned(),
+        ..pb::CreateUserRequest::default()
+    };
+    client.create_user(request).await.unwrap();
+    let request = pb::CreateOrganizationRequest {
+        organization_name: ORG.to_owned(),
+        founding_user: OLIVIA.to_owned(),
+        ..pb::CreateOrganizationRequest::default()
+    };
+    client.create_organization(request).await.unwrap();
+}
+
+fn check() -> pb::CheckMembershipRequest {
+    pb::CheckMembershipRequest {
+        organization_name: ORG.to_owned(),
+        username: OLIVIA.to_owned(),
+        ..pb::CheckMembershipRequest::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_metric_is_exported_documented_and_known_to_dashboard_and_alerts() {
+    let (backends, addr) = (Backends::start().await, free_address());
+    let mut command = serve_over(&backends);
+    command.env("METRICS_ADDR", addr.to_string());
+    let server = Server::start(command, "serving on", |_| true);
+    let mut client = server.client().await;
+    found_olivia_org(&mut client).await;
+    client.check_membership(check()).await.unwrap();
+    let all: BTreeSet<_> = telemetry::ALL
+        .iter()
+        .map(|(name, _)| (*name).to_owned())
+        .collect();
+    eventually("all metrics are exported", async || {
+        metrics_in(&scrape(addr)) == all
+    })
+    .await;
+
+    assert_eq!(metrics_in(&file("docs/operations.md")), all);
+    let dashboard = metrics_in(&file("deploy/grafana/dashboard.json"));
+    assert_eq!(dashboard, all, "what the dashboard does not show");
+    let alerts = metrics_in(&file("deploy/prometheus/alerts.yaml"));
+    assert!(alerts.is_subset(&all), "{alerts:?}");
+    assert!(alerts.len() > 10, "{alerts:?}");
+}
+
+#[test]
+fn every_alert_has_its_paragraph_in_the_operations_manual() {
+    let manual = file("docs/operations.md");
+    let alerts = file("deploy/prometheus/alerts.yaml");
+    let names = alerts
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "));
+    let names: Vec<_> = names.collect();
+    assert!(names.len() > 10);
+    for name in names {
+        assert!(manual.contains(&format!("| `{name}` |")), "{name}");
+    }
+}
+
+/// Takes spans.
+#[derive(Clone, Default)]
+struct Collector(Arc<Mutex<Vec<Span>>>);
+
+#[tonic::async_trait]
+impl TraceService for Collector {
+    async fn export(
+        &self,
+        request: Request<ExportTraceServiceRequest>,
+    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        let of_resources = request.into_inner().resource_spans.into_iter();
+        let of_scopes = of_resources.flat_map(|resource| resource.scope_spans);
+        let spans = of_scopes.flat_map(|scope| scope.spans);
+        self.0.lock().unwrap().extend(spans);
+        Ok(Response::new(ExportTraceServiceResponse::default()))
+    }
+}
+
+impl Collector {
+    async fn start() -> (Self, String) {
+        let collector = Self::default();
+        let listener = TcpListener::bind(ANY_PORT).await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let serve = GrpcServer::builder()
+            .add_service(TraceServiceServer::new(collector.clone()))
+            .serve_with_incoming(TcpListenerStream::new(listener));
+        tokio::spawn(serve);
+        (collector, url)
+    }
+
+    /// The names of the spans below this one, and how many there are of each.
+    fn below(&self, parent: &Span) -> BTreeMap<String, usize> {
+        let spans = self.0.lock().unwrap();
+        let mut names = BTreeMap::new();
+        for span in spans
+            .iter()
+            .filter(|span| span.parent_span_id == parent.span_id)
+        {
+            assert_eq!(span.trace_id, parent.trace_id);
+            assert_eq!(span.kind(), SpanKind::Client);
+            *names.entry(span.name.clone()).or_default() += 1;
+        }
+        names
+    }
+
+    /// The span of the call that was made in this trace.
+    fn call(&self, trace_id: &[u8]) -> Option<Span> {
+        let spans = self.0.lock().unwrap();
+        let mut calls = spans
+            .iter()
+            .filter(|span| span.kind() == SpanKind::Server && span.trace_id == trace_id);
+        calls.next().cloned()
+    }
+}
+
+fn traced<T>(trace: u8, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    let context = format!(
+        "00-{}-{}-01",
+        format!("{trace:02x}").repeat(16),
+        "b7".repeat(8)
+    );
+    request
+        .metadata_mut()
+        .insert("traceparent", context.parse().unwrap());
+    request
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_is_traced_from_its_caller_to_the_backends() {
+    let backends = Backends::start().await;
+    let (collector, url) = Collector::start().await;
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let mut command = serve_over(&backends);
+    command
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+        // Whether a call is traced is for its caller to say.
+        .env("OTEL_TRACES_SAMPLER_ARG", "0")
+        .env("LOG_FORMAT", "json")
+        .stderr(log.reopen().unwrap());
+    let server = Server::start(command, "serving on", |_| true);
+    let mut client = server.client().await;
+    found_olivia_org(&mut client).await;
+    let request = pb::RemoveUserFromOrganizationRequest {
+        organization_name: ORG.to_owned(),
+        member_username: OLIVIA.to_owned(),
+        acting_user: OLIVIA.to_owned(),
+        ..pb::RemoveUserFromOrganizationRequest::default()
+    };
+    let refused = client
+        .remove_user_from_organization(traced(1, request))
+        .await;
+    assert_eq!(refused.unwrap_err().code(), tonic::Code::FailedPrecondition);
+    backends.flush_cache().await;
+    client.check_membership(traced(2, check())).await.unwrap();
+    backends.dynamodb.refuse("BatchGetItem", "", 0, usize::MAX);
+    backends.flush_cache().await;
+    let failed = client.check_membership(traced(3, check())).await;
+    assert_eq!(failed.unwrap_err().code(), tonic::Code::Unavailable);
+    // The end exports what is left.
+    assert_eq!(server.terminate(), Some(0));
+
+    let removal = collector.call(&[1; 16]).unwrap();
+    assert_eq!(
+        removal.name,
+        "account.v1.AccountService/RemoveUserFromOrganization"
+    );
+    assert_eq!(removal.parent_span_id, [0xb7; 8]);
+    assert!(collector.below(&removal).contains_key("SetIf"));
+    let checked = collector.call(&[2; 16]).unwrap();
+    let below = collector.below(&checked);
+    assert_eq!((below["GetBatch"], below["SetIf"]), (1, 3), "{below:?}");
+    assert_eq!(below["BatchGetItem"], 1, "{below:?}");
+    let failed = collector.call(&[3; 16]).unwrap();
+    assert_eq!(failed.status.as_ref().unwrap().code, 2, "{failed:?}");
+    let spans = collector.0.lock().unwrap();
+    let calls = spans.iter().filter(|span| span.kind() == SpanKind::Server);
+    assert_eq!(calls.count(), 3, "calls were traced that nobody asked for");
+    // The log tells in which trace the table failed.
+    let said = fs::read_to_string(log.path()).unwrap();
+    let line = said
+        .lines()
+        .find(|line| line.contains("table operation failed"));
+    assert!(line.unwrap().contains(&"03".repeat(16)), "{line:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_names_no_user() {
+    let backends = Backends::start().await;
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let mut command = over(&backends, &["serve"]);
+    command
+        .env("LOG", "debug,h2=info,hyper=info,tower=info")
+        .stderr(log.reopen().unwrap());
+    let server = Server::start(command, "serving on", |_| true);
+    let mut client = server.client().await;
+    found_olivia_org(&mut client).await;
+    // All that goes wrong is logged, too.
+    assert!(
+        client
+            .create_user(pb::CreateUserRequest {
+                username: OLIVIA.to_owned(),
+                ..pb::CreateUserRequest::default()
+            })
+            .await
+            .is_err()
+    );
+    for call in ["BatchGetItem", "TransactWriteItems", "GetItem"] {
+        backends.dynamodb.refuse(call, "", 0, 20);
+    }
+    backends.flush_cache().await;
+    let _ = client.check_membership(check()).await;
+    let request = pb::SuspendUserRequest {
+        username: OLIVIA.to_owned(),
+        ..pb::SuspendUserRequest::default()
+    };
+    let _ = client.suspend_user(request).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    drop(server);
+    let said = fs::read_to_string(log.path()).unwrap();
+    assert!(said.contains("table operation failed"), "{said}");
+    for word in [OLIVIA, "Oliviafirst", "Olivialast", "olivia.secretive"] {
+        let line = said.lines().find(|line| line.contains(word));
+        assert_eq!(line, None);
+    }
+}
