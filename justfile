@@ -58,5 +58,24 @@ second-opinion:
 clients:
     tests/clients/run
 
+# What `deploy/` holds, with cfn-lint, Kubernetes' schemas and promtool.
+deploy:
+    tests/deploy/run
+
+# What outsiders send, made up by a fuzzer: so many seconds for each target.
+fuzz seconds="20":
+    tests/fuzz/run {{ seconds }}
+
+# Bill of materials of the binary, as CycloneDX.
+sbom:
+    cargo cyclonedx --format json --no-default-features --override-filename account-service.cdx
+    mv account-service.cdx.json target/
+
+# Whether two builds of the image's binary are the same to the byte.
+reproducible:
+    CARGO_TARGET_DIR=target/first cargo build --locked --release --no-default-features
+    CARGO_TARGET_DIR=target/second cargo build --locked --release --no-default-features
+    cmp target/first/release/account-service target/second/release/account-service
+
 # Everything.
-all: lint proto deny test model sabotage second-opinion clients
+all: lint proto deny test model sabotage second-opinion clients deploy fuzz
