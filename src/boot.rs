@@ -1,10 +1,11 @@
 //! From settings to a serving server: the one place that names the concrete
 //! backends.
 
+mod error;
 mod gate;
 mod supply;
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_dynamodb::config::Credentials;
@@ -19,8 +20,7 @@ use tonic_health::{
 use tower::util::MapResponseLayer;
 
 use crate::{
-    cache::{self, Credential, CredentialError, Momento},
-    callers::{KeySource, KeySourceError},
+    cache::{self, Credential, Momento},
     clean_up::{CleanUp, CleanUpTiming},
     coherence::{self, Coherence, Invalidator},
     config::{BackendSettings, ServeSettings, ServerSettings},
@@ -35,9 +35,9 @@ use crate::{
     service::{Accounts, Changes, Listings},
     store::{self, DynamoDb},
     telemetry,
-    tls::TlsError,
 };
 
+pub use self::error::Error;
 use self::{gate::Admittance, supply::Supply};
 
 /// Idle client connections are checked this often.
@@ -73,160 +73,6 @@ const READY_PAUSE: Duration = Duration::from_millis(500);
 const INVALIDATE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest header block of a call, in bytes.
 const MAX_HEADER_BYTES: u32 = 16 * 1024;
-
-/// Why the service did not start. Each message says what is wrong and what to
-/// do about it.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// No AWS region is set, and none can be found.
-    #[error("there is no AWS region; set --aws-region or AWS_REGION")]
-    NoRegion,
-    /// The secret could not be read.
-    #[error("secret {id:?} cannot be read: {source}; {}", secret_advice(.source))]
-    Secret {
-        /// The secret.
-        id: String,
-        /// Why.
-        source: secrets::Error,
-    },
-    /// There is no secret, and nothing to create it from.
-    #[error(
-        "there is no secret {id:?}; set MOMENTO_API_KEY and MOMENTO_ENDPOINT, or \
-         MOMENTO_AUTH_TOKEN, in the environment to create it"
-    )]
-    NoSecret {
-        /// The secret.
-        id: String,
-    },
-    /// The secret holds no credential.
-    #[error(
-        "secret {id:?} holds no Momento credential: {source}; store a JSON object with \
-         MOMENTO_API_KEY and MOMENTO_ENDPOINT, or with MOMENTO_AUTH_TOKEN"
-    )]
-    Credential {
-        /// The secret.
-        id: String,
-        /// Why.
-        source: CredentialError,
-    },
-    /// The table cannot be used.
-    #[error("table {name:?} cannot be used: {source}; {}", table_advice(.source))]
-    Table {
-        /// The table.
-        name: String,
-        /// Why.
-        source: store::Error,
-    },
-    /// The cache cannot be used.
-    #[error("cache {name:?} cannot be used: {source}; {}", cache_advice(.source))]
-    Cache {
-        /// The cache.
-        name: String,
-        /// Why.
-        source: cache::Error,
-    },
-    /// The secret was changed to a credential for another cache.
-    #[error(
-        "secret {id:?} names another endpoint than before; a running replica does not change its \
-         cache: see docs/operations.md"
-    )]
-    AnotherCache {
-        /// The secret.
-        id: String,
-    },
-    /// The address cannot be listened on.
-    #[error("cannot listen on {addr}: {source}; choose another address")]
-    Listen {
-        /// The address.
-        addr: SocketAddr,
-        /// Why.
-        source: io::Error,
-    },
-    /// What was given is no event of a DynamoDB stream.
-    #[error("standard input is no DynamoDB stream event: {0}")]
-    Event(#[source] serde_json::Error),
-    /// Changed records may still be answered from the cache as they were.
-    #[error("the changed records could not be fenced in time; try again")]
-    NotFenced,
-    /// Metrics cannot be served.
-    #[error("metrics cannot be served: {0}; choose another --metrics-addr")]
-    Metrics(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// Traces cannot be exported.
-    #[error("traces cannot be exported: {0}; correct --otlp-endpoint")]
-    Traces(#[source] telemetry::TracesError),
-    /// Everybody who can reach the address could do everything.
-    #[error(
-        "{addr} can be reached from elsewhere, and there is no {what}; give --policy with \
-         --tls-client-ca or --jwks, and --tls-cert, or say --insecure"
-    )]
-    Insecure {
-        /// The address.
-        addr: SocketAddr,
-        /// What there is none of.
-        what: &'static str,
-    },
-    /// The policy cannot be used.
-    #[error("the policy {path:?} cannot be used: {source}; correct it")]
-    Policy {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// Callers could not show who they are.
-    #[error("there is a policy, but no way to show who calls; give --tls-client-ca or --jwks")]
-    NoIdentity,
-    /// TLS cannot be spoken.
-    #[error("TLS cannot be spoken: {0}; correct the file")]
-    Tls(#[from] TlsError),
-    /// The keys of tokens cannot be read.
-    #[error("the keys at {from} cannot be used: {source}; correct --jwks")]
-    Keys {
-        /// The file or URL.
-        from: KeySource,
-        /// Why.
-        source: KeySourceError,
-    },
-    /// The server failed.
-    #[error("the server failed: {0}")]
-    Serve(#[source] Box<dyn std::error::Error + Send + Sync>),
-}
-
-fn secret_advice(error: &secrets::Error) -> &'static str {
-    match error {
-        secrets::Error::Missing => "create it with `account-service setup`",
-        secrets::Error::Denied(_) => "allow secretsmanager:GetSecretValue on it",
-        secrets::Error::NotText => "store it as text",
-        secrets::Error::Unavailable(_) => {
-            "check the region, the AWS credentials and --secrets-endpoint"
-        }
-    }
-}
-
-fn table_advice(error: &store::Error) -> &'static str {
-    match error.kind {
-        store::Kind::NoIndex => "add it with `account-service setup`",
-        store::Kind::Missing => "create it with `account-service setup`, or set TABLE_NAME",
-        store::Kind::Unusable => {
-            "check the region, the AWS credentials, their permissions and TABLE_NAME"
-        }
-        store::Kind::Unavailable
-        | store::Kind::Throttled
-        | store::Kind::Crowded
-        | store::Kind::Malformed => {
-            "check the network, the region, the AWS credentials and --dynamodb-endpoint"
-        }
-    }
-}
-
-fn cache_advice(error: &cache::Error) -> &'static str {
-    match error.kind {
-        cache::Kind::Missing => "create it with `account-service setup`, or set CACHE_NAME",
-        cache::Kind::Credential => "put a valid Momento credential into the secret",
-        cache::Kind::Unavailable => "check the network and the endpoint in the secret",
-        cache::Kind::Refused => "check CACHE_NAME",
-    }
-}
 
 /// What is not a setting.
 #[derive(Debug, Clone)]
@@ -365,7 +211,7 @@ impl App {
     /// # Errors
     /// [`Error::Serve`].
     pub async fn serve(
-        self,
+        mut self,
         listener: TcpListener,
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), Error> {
@@ -375,7 +221,7 @@ impl App {
         } else {
             report_not_serving(&health).await;
         }
-        let health_beside = serve_health(self.health_listener, health_server.clone());
+        let health_beside = serve_health(self.health_listener.take(), health_server.clone());
         let stopping = CancellationToken::new();
         let become_ready = {
             let (health, stopping) = (health.clone(), stopping.clone());
@@ -443,6 +289,23 @@ impl App {
             draining.notified().await;
             tokio::time::sleep(self.drain_timeout).await;
         };
+        tokio::select! {
+            ended = serve_and_drain => ended,
+            // Never ends: writes need it until they are drained.
+            () = self.keep(&fairness) => Ok(()),
+            () = become_ready => Ok(()),
+            ended = health_beside => ended,
+            () = overdue => {
+                tracing::warn!("calls, writes or repairs were still under way when the time to drain was over");
+                Ok(())
+            }
+        }
+    }
+}
+
+impl App {
+    /// What runs beside calls. Never ends.
+    async fn keep(&self, fairness: &FairnessLayer) {
         let follow_stream = Box::pin(async {
             match &self.invalidator {
                 Some(invalidator) => invalidator.run().await,
@@ -456,21 +319,13 @@ impl App {
             }
         });
         tokio::select! {
-            ended = serve_and_drain => ended,
-            // Never ends: writes need it until they are drained.
-            () = self.coherence.keep() => Ok(()),
-            () = follow_stream => Ok(()),
-            () = clean_up => Ok(()),
-            () = self.admittance.keep() => Ok(()),
-            () = self.supply.keep() => Ok(()),
-            () = fairness.keep() => Ok(()),
-            () = telemetry::keep() => Ok(()),
-            () = become_ready => Ok(()),
-            ended = health_beside => ended,
-            () = overdue => {
-                tracing::warn!("calls, writes or repairs were still under way when the time to drain was over");
-                Ok(())
-            }
+            () = self.coherence.keep() => {}
+            () = follow_stream => {}
+            () = clean_up => {}
+            () = self.admittance.keep() => {}
+            () = self.supply.keep() => {}
+            () = fairness.keep() => {}
+            () = telemetry::keep() => {}
         }
     }
 }

@@ -62,15 +62,16 @@ impl Failure {
 pub async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(settings) => {
-            let serve = async {
+            let serve = Box::pin(async {
                 let greeting = |addr| format!("serving on {addr}\n");
                 Ok(serve(&settings, greeting).await?)
-            };
+            });
             told(&settings.log, &settings.server.traces, serve).await?;
         }
         #[cfg(feature = "local")]
         Command::Dev(settings) => {
-            told(&settings.log, &settings.server.traces, dev(&settings)).await?;
+            let dev = Box::pin(dev(&settings));
+            told(&settings.log, &settings.server.traces, dev).await?;
         }
         Command::Setup(settings) => set_up(&settings).await?,
         Command::Flush(settings) => flush(&settings).await?,

@@ -137,22 +137,18 @@ where
         let mut inner = std::mem::replace(&mut self.inner, fresh);
         Either::Right(Box::pin(async move {
             lobbies.lateness.note(arrival.elapsed());
-            match lobby.enter(&flow, patience).await {
-                Ok(pass) => {
-                    let answer = inner.call(request);
-                    let fresh = None;
-                    Charged {
-                        answer,
-                        pass,
-                        fresh,
-                    }
-                    .await
-                }
-                Err(_) => {
-                    metrics::counter!(CALLS_SHED, "class" => class).increment(1);
-                    Ok(status::crowded().into_http())
-                }
+            let Ok(pass) = lobby.enter(&flow, patience).await else {
+                metrics::counter!(CALLS_SHED, "class" => class).increment(1);
+                return Ok(status::crowded().into_http());
+            };
+            let answer = inner.call(request);
+            let fresh = None;
+            Charged {
+                answer,
+                pass,
+                fresh,
             }
+            .await
         }))
     }
 }

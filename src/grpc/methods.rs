@@ -52,8 +52,8 @@ impl<T> ByMethod<T> {
                 name if mutation::RPCS.contains(&name) => Class::Change,
                 _ => Class::Read,
             };
-            let made = Arc::new(make(&name, class));
-            (name, made)
+            let of_method = Arc::new(make(&name, class));
+            (name, of_method)
         });
         Self(by_name.collect())
     }

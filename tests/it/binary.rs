@@ -218,8 +218,6 @@ fn without_a_region_the_setting_to_set_is_named() {
     );
 }
 
-/// `serve` over these backends, on any port.
-
 /// Runs `serve` over backends that do not let it start.
 fn refused(backends: &Backends, change: impl FnOnce(&mut Command)) -> String {
     let mut command = serve_over(backends);

@@ -239,7 +239,7 @@ impl Attacker {
     /// Sends; `false` if the server has closed the connection.
     async fn send(&mut self, bytes: &[u8]) -> bool {
         // What the server says is taken, so that it is not what holds it up.
-        let mut said = [0; 65536];
+        let mut said = [0; 8192];
         while let Ok(count) = self.connection.try_read(&mut said) {
             if count == 0 {
                 return false;
@@ -307,8 +307,8 @@ async fn is_harmless(attack: impl AsyncFnOnce(&mut Attacker)) {
         }
     };
     let attack = timeout(PATIENCE, attack(&mut attacker));
-    let (attacked, ()) = tokio::join!(attack, others);
-    attacked.expect("the attack was taken without end");
+    let (end, ()) = tokio::join!(attack, others);
+    end.expect("the attack was taken without end");
     assert_eq!(service.role_of(ORG, OLIVIA).await, Some(Role::Owner));
 }
 

@@ -136,8 +136,14 @@ fn every_test_that_the_documentation_names_exists() {
         .iter()
         .map(|file| fs::read_to_string(file).unwrap())
         .collect();
-    let pages = ["callers.md", "coherence.md", "changes.md", "features.md"]
-        .map(|page| root.join("docs").join(page));
+    let pages = [
+        "callers.md",
+        "coherence.md",
+        "changes.md",
+        "features.md",
+        "operations.md",
+    ]
+    .map(|page| root.join("docs").join(page));
     let pages = pages.map(|page| fs::read_to_string(page).unwrap()).concat();
     let named = pages.lines().filter_map(|row| {
         let (_, name) = row.strip_suffix("` |")?.rsplit_once("| `")?;

@@ -220,8 +220,8 @@ impl Load {
                 }
                 1 => self.read_batch().await,
                 _ => {
-                    self.read(&self.cells[fastrand::usize(0..self.cells.len())])
-                        .await
+                    let any = fastrand::usize(0..self.cells.len());
+                    self.read(&self.cells[any]).await;
                 }
             }
             sleep(PAUSE).await;
@@ -274,11 +274,11 @@ impl Load {
                     adding_user: acting_user,
                     request_id: id.to_owned(),
                 };
-                let call = |left| {
+                let attempt = |left| {
                     let (mut client, request) = (self.client.clone(), within(left, &request));
                     async move { client.add_user_to_organization(request).await }
                 };
-                self.policy.call(call).await.map(drop)
+                self.policy.call(attempt).await.map(drop)
             }
             (_, Some(role)) => {
                 let request = pb::ChangeMemberRoleRequest {
@@ -289,11 +289,11 @@ impl Load {
                     request_id: id.to_owned(),
                     etag: String::new(),
                 };
-                let call = |left| {
+                let attempt = |left| {
                     let (mut client, request) = (self.client.clone(), within(left, &request));
                     async move { client.change_member_role(request).await }
                 };
-                self.policy.call(call).await.map(drop)
+                self.policy.call(attempt).await.map(drop)
             }
             (_, None) => {
                 let request = pb::RemoveUserFromOrganizationRequest {
@@ -303,11 +303,11 @@ impl Load {
                     request_id: id.to_owned(),
                     etag: String::new(),
                 };
-                let call = |left| {
+                let attempt = |left| {
                     let (mut client, request) = (self.client.clone(), within(left, &request));
                     async move { client.remove_user_from_organization(request).await }
                 };
-                self.policy.call(call).await.map(drop)
+                self.policy.call(attempt).await.map(drop)
             }
         }
     }
@@ -351,11 +351,11 @@ impl Load {
                 requirement: Some(requirement),
             }),
         };
-        let call = |left| {
+        let attempt = |left| {
             let (mut client, request) = (self.client.clone(), within(left, &request));
             async move { client.check_membership(request).await }
         };
-        let answer = self.policy.call(call).await?.into_inner();
+        let answer = self.policy.call(attempt).await?.into_inner();
         Ok(answer.is_member.then(|| answer.role()))
     }
 
@@ -371,11 +371,11 @@ impl Load {
             checks: checks.collect(),
             consistency: None,
         };
-        let call = |left| {
+        let attempt = |left| {
             let (mut client, request) = (self.client.clone(), within(left, &request));
             async move { client.batch_check_memberships(request).await }
         };
-        match self.policy.call(call).await {
+        match self.policy.call(attempt).await {
             Ok(answer) => {
                 let answers = answer.into_inner().results;
                 for ((cell, before), answer) in cells.into_iter().zip(before).zip(answers) {

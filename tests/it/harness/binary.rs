@@ -101,6 +101,7 @@ impl Drop for Server {
     }
 }
 
+/// `serve` over these backends, on any port.
 pub fn serve_over(backends: &Backends) -> Command {
     over(backends, &["serve", "--log", "trace"])
 }

@@ -1,0 +1,164 @@
+//! Why the service did not start, and what to do about it.
+
+use std::{io, net::SocketAddr, path::PathBuf};
+
+use crate::{
+    cache::{self, CredentialError},
+    callers::{KeySource, KeySourceError},
+    secrets, store, telemetry,
+    tls::TlsError,
+};
+
+/// Why the service did not start. Each message says what is wrong and what to
+/// do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No AWS region is set, and none can be found.
+    #[error("there is no AWS region; set --aws-region or AWS_REGION")]
+    NoRegion,
+    /// The secret could not be read.
+    #[error("secret {id:?} cannot be read: {source}; {}", secret_advice(.source))]
+    Secret {
+        /// The secret.
+        id: String,
+        /// Why.
+        source: secrets::Error,
+    },
+    /// There is no secret, and nothing to create it from.
+    #[error(
+        "there is no secret {id:?}; set MOMENTO_API_KEY and MOMENTO_ENDPOINT, or \
+         MOMENTO_AUTH_TOKEN, in the environment to create it"
+    )]
+    NoSecret {
+        /// The secret.
+        id: String,
+    },
+    /// The secret holds no credential.
+    #[error(
+        "secret {id:?} holds no Momento credential: {source}; store a JSON object with \
+         MOMENTO_API_KEY and MOMENTO_ENDPOINT, or with MOMENTO_AUTH_TOKEN"
+    )]
+    Credential {
+        /// The secret.
+        id: String,
+        /// Why.
+        source: CredentialError,
+    },
+    /// The table cannot be used.
+    #[error("table {name:?} cannot be used: {source}; {}", table_advice(.source))]
+    Table {
+        /// The table.
+        name: String,
+        /// Why.
+        source: store::Error,
+    },
+    /// The cache cannot be used.
+    #[error("cache {name:?} cannot be used: {source}; {}", cache_advice(.source))]
+    Cache {
+        /// The cache.
+        name: String,
+        /// Why.
+        source: cache::Error,
+    },
+    /// The secret was changed to a credential for another cache.
+    #[error(
+        "secret {id:?} names another endpoint than before; a running replica does not change its \
+         cache: see docs/operations.md"
+    )]
+    AnotherCache {
+        /// The secret.
+        id: String,
+    },
+    /// The address cannot be listened on.
+    #[error("cannot listen on {addr}: {source}; choose another address")]
+    Listen {
+        /// The address.
+        addr: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// What was given is no event of a DynamoDB stream.
+    #[error("standard input is no DynamoDB stream event: {0}")]
+    Event(#[source] serde_json::Error),
+    /// Changed records may still be answered from the cache as they were.
+    #[error("the changed records could not be fenced in time; try again")]
+    NotFenced,
+    /// Metrics cannot be served.
+    #[error("metrics cannot be served: {0}; choose another --metrics-addr")]
+    Metrics(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Traces cannot be exported.
+    #[error("traces cannot be exported: {0}; correct --otlp-endpoint")]
+    Traces(#[source] telemetry::TracesError),
+    /// Everybody who can reach the address could do everything.
+    #[error(
+        "{addr} can be reached from elsewhere, and there is no {what}; give --policy with \
+         --tls-client-ca or --jwks, and --tls-cert, or say --insecure"
+    )]
+    Insecure {
+        /// The address.
+        addr: SocketAddr,
+        /// What there is none of.
+        what: &'static str,
+    },
+    /// The policy cannot be used.
+    #[error("the policy {path:?} cannot be used: {source}; correct it")]
+    Policy {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Callers could not show who they are.
+    #[error("there is a policy, but no way to show who calls; give --tls-client-ca or --jwks")]
+    NoIdentity,
+    /// TLS cannot be spoken.
+    #[error("TLS cannot be spoken: {0}; correct the file")]
+    Tls(#[from] TlsError),
+    /// The keys of tokens cannot be read.
+    #[error("the keys at {from} cannot be used: {source}; correct --jwks")]
+    Keys {
+        /// The file or URL.
+        from: KeySource,
+        /// Why.
+        source: KeySourceError,
+    },
+    /// The server failed.
+    #[error("the server failed: {0}")]
+    Serve(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+fn secret_advice(error: &secrets::Error) -> &'static str {
+    match error {
+        secrets::Error::Missing => "create it with `account-service setup`",
+        secrets::Error::Denied(_) => "allow secretsmanager:GetSecretValue on it",
+        secrets::Error::NotText => "store it as text",
+        secrets::Error::Unavailable(_) => {
+            "check the region, the AWS credentials and --secrets-endpoint"
+        }
+    }
+}
+
+fn table_advice(error: &store::Error) -> &'static str {
+    match error.kind {
+        store::Kind::NoIndex => "add it with `account-service setup`",
+        store::Kind::Missing => "create it with `account-service setup`, or set TABLE_NAME",
+        store::Kind::Unusable => {
+            "check the region, the AWS credentials, their permissions and TABLE_NAME"
+        }
+        store::Kind::Unavailable
+        | store::Kind::Throttled
+        | store::Kind::Crowded
+        | store::Kind::Malformed => {
+            "check the network, the region, the AWS credentials and --dynamodb-endpoint"
+        }
+    }
+}
+
+fn cache_advice(error: &cache::Error) -> &'static str {
+    match error.kind {
+        cache::Kind::Missing => "create it with `account-service setup`, or set CACHE_NAME",
+        cache::Kind::Credential => "put a valid Momento credential into the secret",
+        cache::Kind::Unavailable => "check the network and the endpoint in the secret",
+        cache::Kind::Refused => "check CACHE_NAME",
+    }
+}
