@@ -6,6 +6,7 @@ mod outage;
 mod soak;
 
 use std::{
+    fs,
     net::SocketAddr,
     process::{Command, Stdio},
     sync::{
@@ -15,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use tempfile::NamedTempFile;
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     time::sleep,
@@ -40,6 +42,8 @@ pub struct Fleet {
 pub struct Place {
     addr: String,
     metrics: SocketAddr,
+    /// What it says of itself.
+    log: NamedTempFile,
     server: Mutex<Option<Server>>,
 }
 
@@ -49,6 +53,7 @@ impl Fleet {
         let places = (0..replicas).map(|_| Place {
             addr: free_address().to_string(),
             metrics: free_address(),
+            log: NamedTempFile::new().unwrap(),
             server: Mutex::default(),
         });
         let fleet = Self {
@@ -66,13 +71,15 @@ impl Fleet {
         let Place {
             addr,
             metrics,
+            log,
             server,
         } = &self.places[place];
         let mut command: Command = over(&self.backends, &["serve"]);
         command
             .env("LISTEN_ADDR", addr)
             .env("METRICS_ADDR", metrics.to_string())
-            .env("LOG", "warn");
+            .env("LOG", "info")
+            .stderr(fs::File::options().append(true).open(log.path()).unwrap());
         let started = Server::start(command, "serving on", |_| true);
         *server.lock().unwrap() = Some(started);
     }
@@ -84,7 +91,10 @@ impl Fleet {
                 sleep(Duration::from_millis(20)).await;
             }
         };
-        tokio::time::timeout(PATIENCE, serves).await.unwrap();
+        if tokio::time::timeout(PATIENCE, serves).await.is_err() {
+            let said = fs::read_to_string(self.places[place].log.path());
+            panic!("replica {place} does not serve; it said {said:?}");
+        }
     }
 
     fn take(&self, place: usize) -> Server {
@@ -137,8 +147,11 @@ async fn is_serving(addr: &str) -> bool {
     };
     let service = "account.v1.AccountService".to_owned();
     let mut health = HealthClient::new(channel);
-    let answer = health.check(HealthCheckRequest { service }).await;
-    answer.is_ok_and(|answer| answer.get_ref().status() == ServingStatus::Serving)
+    let answer = health.check(HealthCheckRequest { service });
+    match tokio::time::timeout(Duration::from_secs(1), answer).await {
+        Ok(Ok(answer)) => answer.get_ref().status() == ServingStatus::Serving,
+        Ok(Err(_)) | Err(_) => false,
+    }
 }
 
 /// Runs load until `disturbances` are over.

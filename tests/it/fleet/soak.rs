@@ -140,6 +140,7 @@ async fn disturb(fleet: &Fleet) -> &'static str {
             "table down"
         }
     };
+    println!("{what}");
     sleep(LASTS).await;
     table.behave();
     cache.behave();
