@@ -93,6 +93,25 @@ async fn writes_go_on_without_the_cache_and_nothing_stale_is_seen_when_it_is_bac
 }
 
 #[tokio::test]
+async fn a_cache_over_its_limit_fails_no_call_and_is_used_again_when_it_has_room() {
+    let backends = Backends::start().await;
+    let service = quick_replica(&backends).await;
+    service.found_olivia_org_with_michael().await;
+    service.settle().await;
+    for call in ["Get", "GetBatch", "SetIf", "BesideSetIf"] {
+        let limited = "operations limit exceeded";
+        backends.momento.answer(call, usize::MAX, 429, limited);
+    }
+    let read = service.check(ORG, MICHAEL).await.unwrap();
+    assert_eq!((read.is_member, read.source()), (true, Source::Store));
+    service.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
+    assert_eq!(service.role_of(ORG, MICHAEL).await, None);
+    backends.momento.behave();
+    wait_for_the_cache(&service).await;
+    assert_eq!(service.role_of(ORG, MICHAEL).await, None);
+}
+
+#[tokio::test]
 async fn a_replica_that_cannot_follow_the_switch_stops_using_the_cache_in_time() {
     let backends = Backends::start().await;
     let service = backends.isolated(quick()).await;

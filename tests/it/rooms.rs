@@ -131,7 +131,11 @@ fn files_in(root: &Path) -> Vec<PathBuf> {
 #[test]
 fn every_test_that_the_documentation_names_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let tests = files_in(&root.join("tests/it"));
+    let tests = [
+        files_in(&root.join("tests/it")),
+        files_in(&root.join("src")),
+    ]
+    .concat();
     let tests: String = tests
         .iter()
         .map(|file| fs::read_to_string(file).unwrap())

@@ -48,11 +48,15 @@ impl Store for DynamoDb {
         let mut attempt = 1;
         loop {
             let error = match self.transact(items.clone(), &write_id).await {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    self.budget.earn();
+                    return Ok(());
+                }
                 Err(error) => error,
             };
             may_be_applied |= matches!(error, CommitError::OutcomeUnknown(_));
-            if attempt == MAX_ATTEMPTS || !is_worth_retrying(&error, may_be_applied) {
+            let is_last = attempt == MAX_ATTEMPTS || !is_worth_retrying(&error, may_be_applied);
+            if is_last || !self.budget.pay() {
                 return Err(of_all_attempts(error, may_be_applied));
             }
             tokio::time::sleep(RETRY_PAUSE * attempt).await;

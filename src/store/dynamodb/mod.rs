@@ -1,6 +1,7 @@
 //! The table in DynamoDB: strongly consistent reads and the client's settings.
 //! This room alone knows the DynamoDB SDK.
 
+mod budget;
 mod change_log;
 mod change_stream;
 mod commit;
@@ -9,7 +10,7 @@ mod lists;
 mod register;
 mod table;
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use aws_config::SdkConfig;
@@ -24,6 +25,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 pub use change_stream::DynamoDbStream;
 pub use table::Created;
 
+use self::budget::Budget;
 use super::{
     Error, Kind, READ_MAX_KEYS, READS_AT_ONCE, Remembered, StrongReads,
     item::{self, Item, Value},
@@ -70,6 +72,8 @@ pub struct Settings {
 pub struct DynamoDb {
     client: Client,
     table: String,
+    /// Of commits, whose retries are not the SDK's.
+    budget: Arc<Budget>,
 }
 
 impl DynamoDb {
@@ -84,6 +88,7 @@ impl DynamoDb {
         Self {
             client: Client::from_conf(config.build()),
             table: settings.table,
+            budget: Arc::default(),
         }
     }
 

@@ -364,6 +364,7 @@ impl momento::Gate for MomentoGate {
             script::Fate::ServedTwice => Ok(momento::Fate::ServedTwice),
             script::Fate::Cut(answers) => Ok(momento::Fate::Cut(answers)),
             script::Fate::Slow(delay) => Ok(momento::Fate::Slow(delay)),
+            script::Fate::Answered(429, what) => Err(Status::resource_exhausted(what)),
             _ => Err(Status::unavailable("refused by the test")),
         }
     }

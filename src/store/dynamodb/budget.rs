@@ -1,0 +1,60 @@
+//! How much a client may retry: where most calls fail, retries of each would be a
+//! multiple of the load on a table that fails under it.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Tokens of a budget that is full: enough for a hundred retries in a row.
+const FULL: u32 = 500;
+/// What a retry costs, as in the AWS SDK's own budgets.
+const COST: u32 = 5;
+
+/// Tokens that retries cost and successes earn.
+#[derive(Debug)]
+pub(super) struct Budget(AtomicU32);
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self(AtomicU32::new(FULL))
+    }
+}
+
+impl Budget {
+    /// Pays for a retry; `false` if there is too little left.
+    pub(super) fn pay(&self) -> bool {
+        let spend = |tokens: u32| tokens.checked_sub(COST);
+        let paid = self
+            .0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend);
+        paid.is_ok()
+    }
+
+    /// A call succeeded.
+    pub(super) fn earn(&self) {
+        let add = |tokens: u32| (tokens < FULL).then_some(tokens + 1);
+        // Full already.
+        let _ = self
+            .0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retries_end_with_the_budget_and_successes_bring_them_back() {
+        let budget = Budget::default();
+        assert_eq!((0..1000).filter(|_| budget.pay()).count(), 100);
+        for _ in 0..COST {
+            assert!(!budget.pay());
+            budget.earn();
+        }
+        assert!(budget.pay());
+        assert!(!budget.pay());
+        for _ in 0..10_000 {
+            budget.earn();
+        }
+        assert_eq!((0..1000).filter(|_| budget.pay()).count(), 100);
+    }
+}
