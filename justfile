@@ -46,6 +46,11 @@ deny:
     cargo deny check bans licenses sources
     if cargo deny fetch db; then cargo deny check advisories; else echo "advisories NOT checked: the database cannot be fetched"; fi
 
+# What one caller's flood does to another one's latency, the service on one processor and all else on the other.
+flood:
+    cargo test --locked --release --test it --no-run
+    REPLICA_PROCESSOR=0 taskset -c 1 cargo test --locked --release --test it fleet::flood -- --ignored --nocapture
+
 # Mixed load with faults against three processes for so many minutes: what is left, and whether anything was wrong.
 soak minutes="60":
     SOAK_MINUTES={{ minutes }} cargo test --locked --release --test it fleet::soak -- --ignored --nocapture

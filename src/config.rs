@@ -147,7 +147,7 @@ pub struct ServerSettings {
     pub watch_patience_ms: Duration,
     /// Reads, and changes, that are under way at once. Those beyond wait up to
     /// 250 ms for their turn, callers in turn; then they are refused. While the
-    /// processors do not keep up, it is down to a sixteenth of this.
+    /// processors do not keep up, fewer and fewer, down to 8.
     #[arg(long, env = "CALLS_AT_ONCE", value_name = "COUNT", default_value_t = 1024, value_parser = clap::value_parser!(u16).range(16..))]
     pub calls_at_once: u16,
     /// Connections of clients that are open at once; others are closed at once.

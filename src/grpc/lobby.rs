@@ -21,8 +21,9 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// What the least limit is of the greatest: 1/16.
-const LEAST_SHARE: usize = 16;
+/// The least limit: enough to keep processors busy with calls that wait for
+/// nothing else. For those that do, it rises again, as processors keep up.
+const LEAST: usize = 8;
 /// Calls of one caller that wait; those beyond are refused, but not at once: a
 /// refusal that costs nothing to wait for is asked for again.
 const MAX_WAITING: usize = 4096;
@@ -215,7 +216,7 @@ impl Lobby {
     fn follow(self: &Arc<Self>, lateness: Duration) {
         let mut state = self.lock();
         let is_contended = std::mem::take(&mut state.is_contended);
-        let least = (self.greatest / LEAST_SHARE).max(1);
+        let least = LEAST.min(self.greatest);
         state.limit = if lateness > LATE {
             // What is not used need not be taken away step by step.
             let used = state.limit.min(state.under_way.max(least));
@@ -356,11 +357,11 @@ mod tests {
         for _ in 0..50 {
             lobby.follow(Duration::from_millis(3));
         }
-        assert_eq!(lobby.lock().limit, 4);
+        assert_eq!(lobby.lock().limit, LEAST);
         drop(passes);
         lobby.lock().is_contended = true;
         lobby.follow(Duration::ZERO);
-        assert_eq!(lobby.lock().limit, 5);
+        assert_eq!(lobby.lock().limit, LEAST + 2);
         lobby.follow(Duration::ZERO);
         assert_eq!(lobby.lock().limit, 64);
     }
