@@ -292,7 +292,10 @@ impl App {
         tokio::select! {
             ended = serve_and_drain => ended,
             // Never ends: writes need it until they are drained.
-            () = self.keep(&fairness) => Ok(()),
+            () = self.keep(&fairness) => {
+                tracing::error!("what runs beside calls has ended");
+                Ok(())
+            }
             () = become_ready => Ok(()),
             ended = health_beside => ended,
             () = overdue => {
@@ -380,6 +383,7 @@ async fn report_serving(health: &HealthReporter) {
         .set_serving::<AccountServiceServer<AccountService>>()
         .await;
     health.set_service_status("", ServingStatus::Serving).await;
+    tracing::info!("serving");
 }
 
 async fn report_not_serving(health: &HealthReporter) {

@@ -17,7 +17,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-    time::{Instant, Sleep, sleep_until, timeout_at},
+    time::{Instant, Sleep, sleep_until, timeout, timeout_at},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
@@ -35,6 +35,8 @@ const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 /// What HTTP/2 begins with, in bytes: its preface, and the head of a first frame.
 /// From then on, keepalive finds out who is silent.
 const GREETING_BYTES: usize = 24 + 9;
+/// Longest that agreeing on TLS may take once it is a client's turn.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Clients that agree on TLS at once: agreeing keeps a processor busy.
 const MAX_HANDSHAKES: usize = 256;
 /// Pause after a connection could not be accepted, because the process or the
@@ -54,6 +56,7 @@ pub struct Limits {
 #[derive(Debug)]
 pub struct Connection {
     id: u64,
+    since: Instant,
     transport: Transport,
     greeting: Option<Greeting>,
     end: Pin<Box<Sleep>>,
@@ -97,6 +100,8 @@ impl Drop for Open {
 pub struct Peer {
     /// The connection, by a number that no other one of this process has.
     pub connection: u64,
+    /// Since when it is open.
+    pub since: Instant,
     /// Whom the client's certificate names, if it has one.
     pub certificate: Option<Result<Arc<str>, Refused>>,
 }
@@ -151,7 +156,7 @@ pub fn accept(
                     // Who says nothing takes no turn.
                     tcp.readable().await?;
                     let _turn = handshakes.acquire().await.map_err(io::Error::other)?;
-                    acceptor.accept(tcp).await
+                    timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await?
                 };
                 match timeout_at(due, agreed).await {
                     Ok(Ok(tls)) => {
@@ -172,16 +177,31 @@ pub fn accept(
 impl Connection {
     fn new(transport: Transport, due: Instant, limits: Limits, open: Open) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
+        let since = Instant::now();
         Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
+            since,
             transport,
             greeting: Some(Greeting {
                 missing: GREETING_BYTES,
                 due: Box::pin(sleep_until(due)),
             }),
-            end: Box::pin(sleep_until(Instant::now() + limits.lifetime)),
+            end: Box::pin(sleep_until(since + limits.lifetime)),
             _open: open,
         }
+    }
+
+    /// What came of it; of what makes no progress, an error once it is over. Who
+    /// neither speaks nor listens is not waited for in either direction.
+    fn unless_over<T>(
+        &mut self,
+        outcome: Poll<io::Result<T>>,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        if outcome.is_pending() && self.is_over(context) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        outcome
     }
 
     fn is_over(&mut self, context: &mut Context<'_>) -> bool {
@@ -212,6 +232,7 @@ impl Connected for Connection {
         };
         Peer {
             connection: self.id,
+            since: self.since,
             certificate: certificate
                 .and_then(|chain| chain.first())
                 .map(|certificate| callers::name_of(certificate)),
@@ -230,14 +251,8 @@ impl AsyncRead for Connection {
             Transport::Plain(tcp) => Pin::new(tcp).poll_read(context, buffer),
             Transport::Tls(tls) => Pin::new(tls).poll_read(context, buffer),
         };
-        if read.is_ready() {
-            self.heard(buffer.filled().len() - before);
-            return read;
-        }
-        if self.is_over(context) {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        Poll::Pending
+        self.heard(buffer.filled().len() - before);
+        self.unless_over(read, context)
     }
 }
 
@@ -247,24 +262,27 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.transport {
+        let written = match &mut self.transport {
             Transport::Plain(tcp) => Pin::new(tcp).poll_write(context, buffer),
             Transport::Tls(tls) => Pin::new(tls).poll_write(context, buffer),
-        }
+        };
+        self.unless_over(written, context)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.transport {
+        let flushed = match &mut self.transport {
             Transport::Plain(tcp) => Pin::new(tcp).poll_flush(context),
             Transport::Tls(tls) => Pin::new(tls).poll_flush(context),
-        }
+        };
+        self.unless_over(flushed, context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.transport {
+        let shut = match &mut self.transport {
             Transport::Plain(tcp) => Pin::new(tcp).poll_shutdown(context),
             Transport::Tls(tls) => Pin::new(tls).poll_shutdown(context),
-        }
+        };
+        self.unless_over(shut, context)
     }
 
     fn poll_write_vectored(
@@ -272,10 +290,11 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.transport {
+        let written = match &mut self.transport {
             Transport::Plain(tcp) => Pin::new(tcp).poll_write_vectored(context, buffers),
             Transport::Tls(tls) => Pin::new(tls).poll_write_vectored(context, buffers),
-        }
+        };
+        self.unless_over(written, context)
     }
 
     fn is_write_vectored(&self) -> bool {

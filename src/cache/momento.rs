@@ -15,7 +15,7 @@ use momento::{
 };
 
 use super::{Cache, Credential, Error, Found, Kind};
-use crate::telemetry::{Backend, BackendCall};
+use crate::telemetry::{Backend, BackendCall, Outcome};
 
 /// Longest to wait for the connection, and for the first answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -166,8 +166,13 @@ async fn watched<T>(
 ) -> Result<T, Error> {
     let mut watch = BackendCall::begin(Backend::Momento, operation);
     let result = call.await;
-    watch.end(result.is_ok());
-    result.map_err(failed)
+    let result = result.map_err(failed);
+    watch.end(match &result {
+        Ok(_) => Outcome::Ok,
+        Err(error) if error.kind == Kind::Unavailable => Outcome::Failed,
+        Err(_) => Outcome::Refused,
+    });
+    result
 }
 
 fn found(response: GetResponse) -> Found {

@@ -22,7 +22,7 @@ pub use envelope::{Entry, Nonce, Tag};
 pub use invalidator::{Invalidator, InvalidatorTiming, LogHead};
 pub use reads::{Answer, Freshness, Source};
 pub use sabotage::Sabotage;
-pub use writes::{Change, Plan, Verdict, WriteError};
+pub use writes::{Change, Held, Plan, Verdict, WriteError};
 
 use self::{
     breaker::Breaker, flights::Flights, generation::Generations, turns::Turns, turnstile::Turnstile,

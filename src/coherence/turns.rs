@@ -14,6 +14,9 @@ use crate::domain::Key;
 /// nothing else.
 const QUEUES: usize = 64;
 
+/// A turn, if there is one; over when it is dropped.
+pub(super) type Turn<'a> = Option<MutexGuard<'a, ()>>;
+
 /// The queues of a replica.
 pub(super) struct Turns([Mutex<()>; QUEUES]);
 
@@ -26,11 +29,7 @@ impl Default for Turns {
 impl Turns {
     /// Waits for a turn at this record, in the order of arrival; the turn ends
     /// when it is dropped. `None` if it did not come by the deadline.
-    pub(super) async fn wait(
-        &self,
-        key: Option<&Key>,
-        deadline: Instant,
-    ) -> Option<MutexGuard<'_, ()>> {
+    pub(super) async fn wait(&self, key: Option<&Key>, deadline: Instant) -> Turn<'_> {
         let mut hasher = DefaultHasher::new();
         key.hash(&mut hasher);
         let queue = usize::try_from(hasher.finish() % QUEUES as u64).unwrap_or_default();

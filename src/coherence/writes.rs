@@ -1,7 +1,7 @@
 //! Writes: fence what the write can affect, commit, confirm by fencing again,
 //! and only then acknowledge.
 
-use std::{collections::HashMap, time::Duration};
+use std::{any::Any, collections::HashMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::future::{join, try_join};
@@ -12,6 +12,7 @@ use super::{
     Coherence, Nonce,
     fences::{Cached, Cover, Fences, Uncovered},
     sabotage::Sabotage,
+    turns::Turn,
 };
 use crate::{
     domain::{Key, Origin, Record},
@@ -28,6 +29,9 @@ const MAX_DECISIONS: u32 = 16;
 /// Greatest pause before the second decision; doubled each time, up to a bound.
 const CONTENTION_PAUSE: Duration = Duration::from_millis(10);
 const MAX_CONTENTION_PAUSE: Duration = Duration::from_millis(160);
+
+/// Something to keep for as long as work is under way.
+pub type Held = Arc<dyn Any + Send + Sync>;
 
 /// A change to the table. [`Coherence::apply`] may ask it to decide more than
 /// once, each time on what the table holds then.
@@ -147,7 +151,8 @@ enum Attempt<T, R> {
 
 impl Coherence {
     /// Applies a change and returns once no replica answers from before it.
-    /// Once begun it runs to its end, also if the caller stops waiting.
+    /// Once begun it runs to its end, also if the caller stops waiting, and keeps
+    /// `place` until then.
     ///
     /// # Errors
     /// See [`WriteError`].
@@ -156,12 +161,17 @@ impl Coherence {
         change: C,
         origin: Origin,
         deadline: Instant,
+        place: Option<Held>,
     ) -> Result<C::Output, WriteError<C::Refusal>> {
         if !self.has_room_in_background() {
             return Err(WriteError::Overloaded);
         }
         let coherence = self.clone();
-        let run = async move { coherence.run(&change, &origin, deadline).await };
+        let run = async move {
+            let result = coherence.run(&change, &origin, deadline).await;
+            drop(place);
+            result
+        };
         self.background
             .spawn(run.in_current_span())
             .await
@@ -178,7 +188,8 @@ impl Coherence {
         let latest_commit = deadline - CONFIRM_RESERVE;
         let mut turn = None;
         for decision in 1..=MAX_DECISIONS {
-            match self.attempt(change, origin, &keys, deadline).await {
+            let attempt = self.attempt(change, origin, &keys, deadline, &mut turn);
+            match attempt.await {
                 Attempt::Done(result) => return result,
                 Attempt::Late => {}
                 Attempt::Again(key) => {
@@ -203,6 +214,7 @@ impl Coherence {
         origin: &Origin,
         keys: &[Key],
         deadline: Instant,
+        turn: &mut Turn<'_>,
     ) -> Attempt<C::Output, C::Refusal> {
         let latest_commit = deadline - CONFIRM_RESERVE;
         if Instant::now() > latest_commit {
@@ -243,9 +255,11 @@ impl Coherence {
         };
         Attempt::Done(match verdict {
             Verdict::Commit(plan) => {
-                return self.commit(plan, origin, keys, &cover, deadline).await;
+                let commit = self.commit(plan, origin, keys, &cover, deadline, turn);
+                return commit.await;
             }
             Verdict::Keep { output, upholds } => {
+                turn.take();
                 let revealed = self.reveal(keys, upholds, deadline).await;
                 revealed.map(|()| output)
             }
@@ -254,6 +268,7 @@ impl Coherence {
                 reveals,
                 upholds,
             } => {
+                turn.take();
                 let keys = [reveals.as_slice(), keys].concat();
                 let revealed = self.reveal(&keys, upholds, deadline).await;
                 revealed.and(Err(WriteError::Refused(refusal)))
@@ -282,6 +297,7 @@ impl Coherence {
         keys: &[Key],
         cover: &Cover,
         deadline: Instant,
+        turn: &mut Turn<'_>,
     ) -> Attempt<T, R> {
         if Instant::now() + CONFIRM_RESERVE > deadline {
             return Attempt::Done(Err(WriteError::TooLate));
@@ -303,6 +319,8 @@ impl Coherence {
             }
             Err(CommitError::OutcomeUnknown(error)) => Some(error),
         };
+        // The table is what it was taken for; others need not wait for the cache.
+        turn.take();
         if self.lacks(Sabotage::PublishAfterCommit) {
             self.publish_instead_of_confirming(keys, &plan.publish)
                 .await;

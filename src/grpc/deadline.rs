@@ -49,7 +49,7 @@ pub(super) fn of<T>(request: &Request<T>) -> Deadline {
 }
 
 /// How long a call may take.
-fn granted(headers: &HeaderMap) -> Duration {
+pub(super) fn granted(headers: &HeaderMap) -> Duration {
     let asked = headers
         .get("grpc-timeout")
         .and_then(|value| value.to_str().ok())

@@ -120,6 +120,7 @@ where
         let flow = flow_of(&request);
         let arrival = Arrival::now();
         if let Some(pass) = lobby.try_enter(&flow) {
+            let pass = held(pass, &mut request);
             let answer = self.inner.call(request);
             let fresh = Some((self.lobbies.clone(), arrival));
             return Either::Left(Either::Right(Charged {
@@ -141,6 +142,7 @@ where
                 metrics::counter!(CALLS_SHED, "class" => class).increment(1);
                 return Ok(status::crowded().into_http());
             };
+            let pass = held(pass, &mut request);
             let answer = inner.call(request);
             let fresh = None;
             Charged {
@@ -151,6 +153,16 @@ where
             .await
         }))
     }
+}
+
+/// What a change that goes on though its caller has gone keeps.
+#[derive(Debug, Clone)]
+pub(super) struct Place(pub(super) Arc<Pass>);
+
+fn held<B>(pass: Pass, request: &mut Request<B>) -> Arc<Pass> {
+    let pass = Arc::new(pass);
+    request.extensions_mut().insert(Place(pass.clone()));
+    pass
 }
 
 fn flow_of<B>(request: &Request<B>) -> Flow {
@@ -170,7 +182,7 @@ pin_project! {
     pub struct Charged<F> {
         #[pin]
         answer: F,
-        pass: Pass,
+        pass: Arc<Pass>,
         // Until it is first looked at.
         fresh: Option<(Arc<Lobbies>, Arrival)>,
     }

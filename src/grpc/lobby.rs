@@ -18,7 +18,7 @@ use std::{
 use metrics::Gauge;
 use tokio::{
     sync::oneshot,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 /// The least limit: enough to keep processors busy with calls that wait for
@@ -27,16 +27,17 @@ const LEAST: usize = 8;
 /// Calls of one caller that wait; those beyond are refused, but not at once: a
 /// refusal that costs nothing to wait for is asked for again.
 const MAX_WAITING: usize = 4096;
-/// Processor time that a call is taken to use until it is known, in
-/// microseconds.
+/// What a call is taken to use until it is known, in microseconds.
 const ESTIMATE_US: u64 = 100;
+/// What a caller who has used less than others may use before it has to wait for
+/// them, in microseconds. Who was away, or asked for little, saves up no more.
+const CREDIT_US: u64 = 10_000;
+/// The part of the places that one caller does not get: 1/4, at least one.
+const OTHERS_SHARE: usize = 4;
 /// How often the limit follows the lateness of the processors.
 const WINDOW: Duration = Duration::from_millis(50);
 /// Mean lateness at which the processors do not keep up.
 const LATE: Duration = Duration::from_millis(2);
-/// Callers that are remembered though they neither wait nor are under way.
-const MAX_IDLE_LINES: usize = 1024;
-
 /// Who calls, as far as turns are concerned.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Flow {
@@ -57,8 +58,7 @@ pub(super) struct Lateness {
 impl Lateness {
     /// A call lay there for so long.
     pub(super) fn note(&self, late: Duration) {
-        let late_us = u64::try_from(late.as_micros()).unwrap_or(u64::MAX);
-        self.sum_us.fetch_add(late_us, Ordering::Relaxed);
+        self.sum_us.fetch_add(micros(late), Ordering::Relaxed);
         self.count.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -86,18 +86,19 @@ pub(super) struct Lobby {
 #[derive(Debug)]
 struct State {
     under_way: usize,
+    waiting: usize,
     limit: usize,
     /// Calls had to wait since this was last looked at.
     is_contended: bool,
-    /// Processor time that whoever went last had used.
+    /// What whoever went last had used.
     clock_us: u64,
     lines: HashMap<Flow, Line>,
 }
 
 #[derive(Debug, Default)]
 struct Line {
-    /// Processor time that the caller has used, in microseconds. Who was away
-    /// comes back with no more credit than anybody else has.
+    /// What the caller has used, in microseconds: of the processors or, if that is
+    /// more, its share of the places for the time that it held them.
     used_us: u64,
     under_way: usize,
     waiting: VecDeque<oneshot::Sender<Pass>>,
@@ -108,7 +109,8 @@ struct Line {
 pub(super) struct Pass {
     lobby: Arc<Lobby>,
     flow: Flow,
-    busy: Duration,
+    since: Instant,
+    busy_us: AtomicU64,
     is_used: bool,
 }
 
@@ -120,6 +122,7 @@ impl Lobby {
         Self {
             state: Mutex::new(State {
                 under_way: 0,
+                waiting: 0,
                 limit: greatest,
                 is_contended: false,
                 clock_us: 0,
@@ -133,7 +136,8 @@ impl Lobby {
     /// A turn, if there is one at once.
     pub(super) fn try_enter(self: &Arc<Self>, flow: &Flow) -> Option<Pass> {
         let mut state = self.lock();
-        if state.under_way >= state.limit {
+        let has_room = state.under_way < state.limit;
+        if !has_room || state.line(flow).under_way >= state.share() {
             return None;
         }
         state.start(flow);
@@ -154,17 +158,11 @@ impl Lobby {
         let _unplaced = {
             let mut state = self.lock();
             state.is_contended = true;
-            let clock = state.clock_us;
-            let line = state.lines.entry(flow.clone()).or_default();
-            if line.waiting.is_empty() && line.under_way == 0 {
-                line.used_us = line.used_us.max(clock);
-            }
-            // Patience is much the same for all: who came first gives up first.
-            while line.waiting.front().is_some_and(oneshot::Sender::is_closed) {
-                line.waiting.pop_front();
-            }
+            state.forget_gone(flow);
+            let line = state.line(flow);
             if line.waiting.len() < MAX_WAITING {
                 line.waiting.push_back(turn);
+                state.waiting += 1;
                 // There may have been room since this caller looked.
                 self.admit(&mut state);
                 None
@@ -196,7 +194,8 @@ impl Lobby {
         Pass {
             lobby: self.clone(),
             flow: flow.clone(),
-            busy: Duration::ZERO,
+            since: Instant::now(),
+            busy_us: AtomicU64::new(0),
             is_used: true,
         }
     }
@@ -238,38 +237,73 @@ impl Lobby {
 }
 
 impl State {
+    /// The line of whoever just came: with no more credit than others leave it.
+    fn line(&mut self, flow: &Flow) -> &mut Line {
+        let least = self.clock_us.saturating_sub(CREDIT_US);
+        let line = self.lines.entry(flow.clone()).or_default();
+        line.used_us = line.used_us.max(least);
+        line
+    }
+
+    /// Places that one caller may have.
+    fn share(&self) -> usize {
+        self.limit - (self.limit / OTHERS_SHARE).max(1).min(self.limit - 1)
+    }
+
     fn start(&mut self, flow: &Flow) {
         self.under_way += 1;
-        let clock = self.clock_us;
-        let line = self.lines.entry(flow.clone()).or_default();
-        if line.under_way == 0 {
-            line.used_us = line.used_us.max(clock);
-        }
-        self.clock_us = clock.max(line.used_us);
+        let line = self.line(flow);
         line.under_way += 1;
+        let used_us = line.used_us;
         line.used_us += ESTIMATE_US;
+        self.clock_us = self.clock_us.max(used_us);
     }
 
-    /// The first in the line of whoever has used least.
+    /// The first in the line of whoever has used least, and has not its share.
     fn next(&mut self) -> Option<(Flow, oneshot::Sender<Pass>)> {
-        let waiting = self.lines.iter_mut();
-        let waiting = waiting.filter(|(_, line)| !line.waiting.is_empty());
-        let (flow, line) = waiting.min_by_key(|(_, line)| line.used_us)?;
-        Some((flow.clone(), line.waiting.pop_front()?))
+        let share = self.share();
+        while self.waiting > 0 {
+            let lines = self.lines.iter_mut();
+            let lines =
+                lines.filter(|(_, line)| !line.waiting.is_empty() && line.under_way < share);
+            let (flow, line) = lines.min_by_key(|(_, line)| line.used_us)?;
+            let flow = flow.clone();
+            while let Some(turn) = line.waiting.pop_front() {
+                self.waiting -= 1;
+                if !turn.is_closed() {
+                    return Some((flow, turn));
+                }
+            }
+        }
+        None
     }
 
-    fn forget_idle(&mut self) {
-        if self.lines.len() > MAX_IDLE_LINES {
-            self.lines
-                .retain(|_, line| line.under_way > 0 || !line.waiting.is_empty());
+    /// Takes those out of a line who have given up. Patience is much the same for
+    /// all: who came first gives up first.
+    fn forget_gone(&mut self, flow: &Flow) {
+        let Some(line) = self.lines.get_mut(flow) else {
+            return;
+        };
+        while line.waiting.front().is_some_and(oneshot::Sender::is_closed) {
+            line.waiting.pop_front();
+            self.waiting -= 1;
         }
+    }
+
+    /// Forgets callers who are away and would come back with nothing to their
+    /// debit.
+    fn forget_idle(&mut self) {
+        let clock_us = self.clock_us;
+        self.lines.retain(|_, line| {
+            line.under_way > 0 || !line.waiting.is_empty() || line.used_us > clock_us
+        });
     }
 }
 
 impl Pass {
     /// The call has kept a processor busy for so long.
-    pub(super) fn charge(&mut self, busy: Duration) {
-        self.busy += busy;
+    pub(super) fn charge(&self, busy: Duration) {
+        self.busy_us.fetch_add(micros(busy), Ordering::Relaxed);
     }
 }
 
@@ -278,24 +312,27 @@ impl Drop for Pass {
         if !self.is_used {
             return;
         }
-        let busy_us = u64::try_from(self.busy.as_micros()).unwrap_or(u64::MAX);
         let lobby = self.lobby.clone();
         let mut state = lobby.lock();
         state.under_way -= 1;
+        let share_us = micros(self.since.elapsed()) / (state.limit as u64).max(1);
+        let used_us = self.busy_us.load(Ordering::Relaxed).max(share_us);
         if let Some(line) = state.lines.get_mut(&self.flow) {
             line.under_way -= 1;
-            line.used_us = (line.used_us + busy_us).saturating_sub(ESTIMATE_US);
+            line.used_us = (line.used_us + used_us).saturating_sub(ESTIMATE_US);
         }
         lobby.admit(&mut state);
     }
 }
 
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
-    use futures_util::{StreamExt as _, future::join_all, stream::FuturesUnordered};
-    use tokio::time::Instant;
-
     use super::*;
+    use futures_util::{StreamExt as _, future::join_all, stream::FuturesUnordered};
 
     const PATIENCE: Duration = Duration::from_millis(100);
 
@@ -303,13 +340,27 @@ mod tests {
         Arc::new(Lobby::new(greatest, Gauge::noop()))
     }
 
+    /// Who is under way, and who waits.
+    fn counts(lobby: &Lobby) -> (usize, usize) {
+        let state = lobby.lock();
+        (state.under_way, state.waiting)
+    }
+
+    /// Takes all places, for as many callers as it needs.
+    fn fill(lobby: &Arc<Lobby>) -> Vec<Pass> {
+        let flows = (1000..).map(Flow::Connection);
+        let passes = flows.map_while(|flow| lobby.try_enter(&flow));
+        passes.collect()
+    }
+
     #[tokio::test(start_paused = true)]
     async fn whoever_has_used_least_goes_first() {
-        let lobby = lobby(1);
+        let lobby = lobby(2);
         let (hog, guest) = (Flow::Connection(1), Flow::Connection(2));
-        let mut order = Vec::new();
-        let mut first = lobby.try_enter(&hog).unwrap();
-        first.charge(Duration::from_micros(1000));
+        let spent = lobby.try_enter(&hog).unwrap();
+        spent.charge(Duration::from_millis(20));
+        drop(spent);
+        let mut filled = fill(&lobby);
         let calls = [&hog, &hog, &hog, &guest, &guest].map(|flow| {
             let lobby = lobby.clone();
             async move {
@@ -319,39 +370,68 @@ mod tests {
         });
         let mut waiting: FuturesUnordered<_> = calls.map(Box::pin).into_iter().collect();
         assert!(futures_util::poll!(waiting.next()).is_pending());
-        drop(first);
-        while let Some((flow, mut pass)) = waiting.next().await {
+        filled.pop();
+        let mut order = Vec::new();
+        while let Some((flow, pass)) = waiting.next().await {
             pass.charge(Duration::from_micros(if flow == hog { 1000 } else { 100 }));
-            order.push(flow);
+            order.push(flow == guest);
             drop(pass);
         }
-        let order: Vec<_> = order.iter().map(|flow| *flow == guest).collect();
         assert_eq!(order, [true, true, false, false, false]);
-        assert_eq!(lobby.lock().under_way, 0);
+        assert_eq!(counts(&lobby), (1, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_caller_does_not_get_all_places_however_little_it_uses() {
+        let lobby = lobby(16);
+        let (hog, guest) = (Flow::Connection(1), Flow::Connection(2));
+        let passes: Vec<_> = std::iter::from_fn(|| lobby.try_enter(&hog)).collect();
+        assert_eq!(passes.len(), 12);
+        let (more, other) = tokio::join!(lobby.enter(&hog, PATIENCE), async {
+            lobby.enter(&guest, PATIENCE).await
+        });
+        assert!(more.is_err());
+        assert!(other.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn places_that_are_held_are_charged_and_credit_is_bounded() {
+        let lobby = lobby(4);
+        let (holder, trickle) = (Flow::Connection(1), Flow::Connection(2));
+        let always = lobby.try_enter(&trickle).unwrap();
+        let held = lobby.try_enter(&holder).unwrap();
+        tokio::time::advance(Duration::from_secs(4)).await;
+        drop(held);
+        let used = |flow: &Flow| lobby.lock().line(flow).used_us;
+        assert_eq!(used(&holder), 1_000_000);
+        drop(lobby.try_enter(&holder));
+        // Who always has a call under way saves nothing up either.
+        assert_eq!(used(&trickle), 1_000_000 - CREDIT_US);
+        drop(always);
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_gives_up_leaves_no_trace() {
         let lobby = lobby(2);
         let flow = Flow::Connection(1);
-        let passes: Vec<_> = (0..2).map(|_| lobby.try_enter(&flow).unwrap()).collect();
+        let passes = fill(&lobby);
         let refused = join_all((0..MAX_WAITING + 8).map(|_| lobby.enter(&flow, PATIENCE)));
         let began = Instant::now();
         assert!(refused.await.iter().all(Result::is_err));
         // Those whom no line took were not sent away sooner.
         assert_eq!(began.elapsed(), PATIENCE);
         drop(passes);
-        assert_eq!(lobby.lock().under_way, 0);
-        let passes: Vec<_> = (0..2).map(|_| lobby.try_enter(&flow)).collect();
-        assert!(passes.iter().all(Option::is_some));
+        assert_eq!(counts(&lobby), (0, 0));
+        let passes = fill(&lobby);
+        assert_eq!(passes.len(), 2);
         assert!(lobby.try_enter(&flow).is_none());
     }
 
     #[tokio::test(start_paused = true)]
     async fn late_processors_lower_the_limit_to_its_least_and_not_below() {
         let lobby = lobby(64);
-        let flow = Flow::Connection(1);
-        let passes: Vec<_> = (0..64).map(|_| lobby.try_enter(&flow).unwrap()).collect();
+        let passes = fill(&lobby);
+        assert_eq!(passes.len(), 64);
         lobby.follow(Duration::from_millis(3));
         assert_eq!(lobby.lock().limit, 51);
         for _ in 0..50 {

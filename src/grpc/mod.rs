@@ -13,6 +13,8 @@ mod precise;
 mod status;
 mod watch;
 
+use std::time::Duration;
+
 use tonic::{Request, Response, Status};
 
 pub use admission::AdmissionLayer;
@@ -25,6 +27,7 @@ pub use status::{DOMAIN, Reason};
 pub use watch::{ChangeStream, WatchLimits};
 
 use crate::{
+    connections::Peer,
     domain::State,
     proto::account_v1::{
         self as pb,
@@ -464,10 +467,12 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::WatchChangesRequest>,
     ) -> Reply<ChangeStream> {
+        let peer = request.extensions().get::<Peer>();
+        let age = peer.map_or(Duration::ZERO, |peer| peer.since.elapsed());
         let (start, filter) = convert::watch(&request.into_inner())?;
         let watcher = self.accounts.watch(start, filter).await;
         let watcher = watcher.map_err(status::watch_failed)?;
-        let stream = ChangeStream::start(watcher, self.watch.clone());
+        let stream = ChangeStream::start(watcher, self.watch.clone(), age);
         Ok(Response::new(stream))
     }
 

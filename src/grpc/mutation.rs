@@ -7,13 +7,14 @@ use tonic::{Request, Status};
 
 use super::{
     deadline::{self, Deadline},
+    fairness::Place,
     status,
 };
 use crate::{
     callers::Caller,
     domain::{self, Fingerprint, RequestId},
     proto::account_v1 as pb,
-    service::Call,
+    service::{Call, Held},
 };
 
 /// A request that changes something.
@@ -103,9 +104,11 @@ pub(super) fn open<M: Mutation>(request: Request<M>) -> Result<(M, Deadline, Cal
     if !may_act {
         return Err(status::may_not_act(caller, M::RPC));
     }
+    let place = extensions.get::<Place>();
     let call = Call {
         request: named_request(&message)?,
         deadline: deadline.instant(),
+        place: place.map(|Place(pass)| -> Held { pass.clone() }),
     };
     Ok((message, deadline, call))
 }

@@ -5,7 +5,7 @@ use std::{
     pin::Pin,
     sync::{Arc, OnceLock},
     task::{Context, Poll, ready},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -16,7 +16,7 @@ use pin_project_lite::pin_project;
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 
-use super::methods::ByMethod;
+use super::{deadline, methods::ByMethod};
 use crate::telemetry::{CallSpan, RPC_DURATION, RPCS_UNDER_WAY};
 
 /// Codes of gRPC: 0 to 16.
@@ -71,8 +71,10 @@ impl Watched {
 struct Call {
     watched: Arc<Watched>,
     began: Instant,
-    /// How it ended. A call that nobody waits for any more was cancelled.
-    code: Code,
+    /// How much time it had.
+    granted: Duration,
+    /// How it ended; `None` for a call that nobody waits for any more.
+    code: Option<Code>,
     span: CallSpan,
 }
 
@@ -83,13 +85,14 @@ impl Call {
             span: CallSpan::begin(SERVICE, &watched.name, headers),
             watched,
             began: Instant::now(),
-            code: Code::Cancelled,
+            granted: deadline::granted(headers),
+            code: None,
         }
     }
 
     fn note(&mut self, headers: &HeaderMap) {
         if let Some(code) = headers.get(STATUS_HEADER) {
-            self.code = Code::from_bytes(code.as_bytes());
+            self.code = Some(Code::from_bytes(code.as_bytes()));
         }
     }
 }
@@ -97,10 +100,17 @@ impl Call {
 impl Drop for Call {
     fn drop(&mut self) {
         self.watched.under_way.decrement(1);
-        if let Some(duration) = self.watched.duration(self.code) {
-            duration.record(self.began.elapsed());
+        let took = self.began.elapsed();
+        // What the transport gives up at the deadline ends without a code here.
+        let code = self.code.unwrap_or(if took >= self.granted {
+            Code::DeadlineExceeded
+        } else {
+            Code::Cancelled
+        });
+        if let Some(duration) = self.watched.duration(code) {
+            duration.record(took);
         }
-        self.span.end(self.code as u16);
+        self.span.end(code as u16);
     }
 }
 

@@ -22,6 +22,9 @@ use super::{
 };
 use crate::{proto::account_v1::WatchChangesResponse, service::Watcher};
 
+/// How long a stream lasts that begins when its connection is about to end.
+const LEAST_LIFETIME: Duration = Duration::from_secs(1);
+
 /// When a stream of changes ends by itself.
 #[derive(Debug, Clone)]
 pub struct WatchLimits {
@@ -29,7 +32,7 @@ pub struct WatchLimits {
     pub patience: Duration,
     /// The service stops.
     pub stopping: CancellationToken,
-    /// How long a stream lasts: as long as its connection.
+    /// How long a connection is used, and its streams last.
     pub lifetime: Duration,
 }
 
@@ -40,14 +43,16 @@ pub struct ChangeStream {
 }
 
 impl ChangeStream {
-    /// Tells what the watcher sees, until the service stops.
-    pub(super) fn start(watcher: Watcher, limits: WatchLimits) -> Self {
+    /// Tells what the watcher sees, until the service stops or the connection,
+    /// which is so old already, is to.
+    pub(super) fn start(watcher: Watcher, limits: WatchLimits, age: Duration) -> Self {
+        let left = limits.lifetime.saturating_sub(age).max(LEAST_LIFETIME);
         let (sender, responses) = mpsc::channel(1);
         let end = Arc::new(Mutex::new(None));
         let told = end.clone();
         tokio::spawn(async move {
             let tell = tell(watcher, &sender, limits.patience);
-            let told_in_time = timeout(limits.lifetime, tell);
+            let told_in_time = timeout(left, tell);
             let stopped = limits.stopping.run_until_cancelled(told_in_time).await;
             let status = match stopped {
                 None => status::stopping(),

@@ -55,6 +55,8 @@ pub struct Call {
     pub request: Option<Request>,
     /// When it has to be answered.
     pub deadline: Instant,
+    /// What is kept until the work is done, also if the caller has gone before.
+    pub place: Option<Held>,
 }
 
 /// A rule of the account model stands against what was asked.
@@ -92,7 +94,7 @@ pub enum Refusal {
 pub type Error = WriteError<Refusal>;
 
 /// An answer to a read, with where it came from.
-pub use crate::coherence::{Freshness, Source};
+pub use crate::coherence::{Freshness, Held, Source};
 
 impl Accounts {
     /// Serves the accounts of a table.
@@ -114,16 +116,20 @@ impl Accounts {
     where
         C: Change<Refusal = Refusal, Output: Outcome + Sync>,
     {
-        let Call { request, deadline } = call;
+        let Call {
+            request,
+            deadline,
+            place,
+        } = call;
         let origin = Origin {
             actor,
             request_id: request.as_ref().map(|request| request.id.clone()),
         };
         match request {
-            None => self.coherence.apply(change, origin, deadline).await,
+            None => self.coherence.apply(change, origin, deadline, place).await,
             Some(request) => {
                 let once = Once::new(change, request);
-                self.coherence.apply(once, origin, deadline).await
+                self.coherence.apply(once, origin, deadline, place).await
             }
         }
     }

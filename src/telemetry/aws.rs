@@ -9,7 +9,7 @@ use aws_sdk_dynamodb::config::{
 use aws_smithy_runtime_api::{box_error::BoxError, client::orchestrator::Metadata};
 use aws_smithy_types::config_bag::{Storable, StoreReplace};
 
-use super::{Backend, BackendCall};
+use super::{Backend, BackendCall, Outcome};
 
 /// Operations that the service uses; what is called otherwise is told as
 /// `Other`.
@@ -70,11 +70,19 @@ impl Intercept for AwsCalls {
         _: &RuntimeComponents,
         config: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        let is_ok = matches!(context.output_or_error(), Some(Ok(_)));
+        let blames_us = |status: u16| (400..500).contains(&status);
+        let status = context
+            .response()
+            .map(|response| response.status().as_u16());
+        let outcome = match context.output_or_error() {
+            Some(Ok(_)) => Outcome::Ok,
+            Some(Err(_)) if status.is_some_and(blames_us) => Outcome::Refused,
+            Some(Err(_)) | None => Outcome::Failed,
+        };
         if let Some(UnderWay(call)) = config.load::<UnderWay>()
             && let Ok(mut call) = call.lock()
         {
-            call.end(is_ok);
+            call.end(outcome);
         }
         Ok(())
     }

@@ -39,8 +39,33 @@ pub struct BackendCall {
     backend: Backend,
     operation: &'static str,
     began: Instant,
-    outcome: &'static str,
+    outcome: Outcome,
     span: Span,
+}
+
+/// What came of a call to a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was done.
+    Ok,
+    /// The backend answered that it does not do it: a condition does not hold,
+    /// transactions conflict, a limit is reached, a right is missing.
+    Refused,
+    /// There was no answer, or one that blames the backend.
+    Failed,
+    /// The answer was not waited for.
+    GivenUp,
+}
+
+impl Outcome {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+            Self::GivenUp => "given_up",
+        }
+    }
 }
 
 impl BackendCall {
@@ -51,27 +76,27 @@ impl BackendCall {
             backend,
             operation,
             began: Instant::now(),
-            outcome: "given_up",
+            outcome: Outcome::GivenUp,
             span: traces::client_span(backend.as_str(), operation),
         }
     }
 
     /// It has ended like this.
-    pub fn end(&mut self, is_ok: bool) {
-        self.outcome = if is_ok { "ok" } else { "failed" };
+    pub fn end(&mut self, outcome: Outcome) {
+        self.outcome = outcome;
     }
 }
 
 impl Drop for BackendCall {
     fn drop(&mut self) {
-        if self.outcome != "ok" {
+        if matches!(self.outcome, Outcome::Failed | Outcome::GivenUp) {
             traces::fail(&self.span);
         }
         metrics::histogram!(
             BACKEND_DURATION,
             "backend" => self.backend.as_str(),
             "operation" => self.operation,
-            "outcome" => self.outcome
+            "outcome" => self.outcome.as_str()
         )
         .record(self.began.elapsed());
     }

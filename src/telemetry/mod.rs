@@ -11,7 +11,7 @@ use tracing_subscriber::{
 
 pub use self::{
     aws::AwsCalls,
-    backend::{Backend, BackendCall},
+    backend::{Backend, BackendCall, Outcome},
     metrics::*,
     traces::{CallSpan, Traces, TracesError},
 };

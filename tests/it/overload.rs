@@ -350,8 +350,9 @@ async fn pings_and_settings_in_thousands_cost_others_nothing() {
 }
 
 #[tokio::test]
-async fn calls_that_never_send_their_message_end_with_their_time() {
-    let (_backends, service) = start().await;
+async fn calls_that_never_send_their_message_end_with_their_time_and_leave_others_their_places() {
+    let (_backends, service) = start_with(|server| server.calls_at_once = 16).await;
+    service.found_olivia_org().await;
     let mut attacker = Attacker::connect(service.addr).await;
     for stream in (1..200).step_by(2) {
         assert!(
@@ -360,5 +361,10 @@ async fn calls_that_never_send_their_message_end_with_their_time() {
                 .await
         );
     }
-    attacker.hear(HEADERS, 100).await;
+    let others = async {
+        for _ in 0..20 {
+            assert_eq!(service.role_of(ORG, OLIVIA).await, Some(Role::Owner));
+        }
+    };
+    tokio::join!(attacker.hear(HEADERS, 100), others);
 }

@@ -30,6 +30,8 @@ const USERS: usize = 2_000;
 const TABLE_TAKES: Duration = Duration::from_millis(5);
 /// How long each state of the cache lasts.
 const LASTS: Duration = Duration::from_secs(15);
+/// What the cache is asked, also to see whether it is back.
+const CALLS: [&str; 4] = ["Get", "GetBatch", "SetIf", "BesideSetIf"];
 const ORG: &str = "outage-org";
 const FOUNDER: &str = "founder";
 
@@ -193,7 +195,7 @@ async fn the_table_is_spared_while_the_cache_is_away() {
         *state.lock().unwrap() = "well";
         sleep(LASTS).await;
         *state.lock().unwrap() = "down";
-        for call in ["Get", "GetBatch", "SetIf"] {
+        for call in CALLS {
             cache.refuse(call, "", 0, usize::MAX);
         }
         sleep(LASTS).await;
@@ -201,7 +203,7 @@ async fn the_table_is_spared_while_the_cache_is_away() {
         *state.lock().unwrap() = "back";
         sleep(LASTS).await;
         *state.lock().unwrap() = "silent";
-        for call in ["Get", "GetBatch", "SetIf"] {
+        for call in CALLS {
             cache.delay(call, Duration::from_secs(3600));
         }
         sleep(LASTS).await;

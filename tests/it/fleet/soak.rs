@@ -89,13 +89,15 @@ async fn disturb(fleet: &Fleet) -> &'static str {
             "cache silent to reads"
         }
         4 => {
-            for call in ["Get", "GetBatch", "SetIf"] {
+            for call in ["Get", "GetBatch", "SetIf", "BesideSetIf"] {
                 cache.refuse(call, "", 0, usize::MAX);
             }
             "cache down"
         }
         5 => {
-            cache.delay("SetIf", Duration::from_secs(3600));
+            for call in ["SetIf", "BesideSetIf"] {
+                cache.delay(call, Duration::from_secs(3600));
+            }
             "cache silent to writes"
         }
         6 => {
