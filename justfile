@@ -71,10 +71,11 @@ deploy:
 fuzz seconds="20":
     tests/fuzz/run {{ seconds }}
 
-# Bill of materials of the binary, as CycloneDX.
+# Bill of materials of the binary, as CycloneDX. Needs cargo-cyclonedx.
 sbom:
     cargo cyclonedx --format json --no-default-features --override-filename account-service.cdx
     mv account-service.cdx.json target/
+    rm model/account-service.cdx.json
 
 # Whether two builds of the image's binary are the same to the byte.
 reproducible:
