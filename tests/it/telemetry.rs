@@ -6,7 +6,6 @@ use std::{
     fs,
     path::Path,
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use account_service::{local::ANY_PORT, proto::account_v1 as pb, telemetry};
@@ -270,8 +269,8 @@ async fn the_log_names_no_user() {
         ..pb::SuspendUserRequest::default()
     };
     let _ = client.suspend_user(request).await;
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    drop(server);
+    backends.dynamodb.behave();
+    assert_eq!(server.terminate(), Some(0));
     let said = fs::read_to_string(log.path()).unwrap();
     assert!(said.contains("table operation failed"), "{said}");
     for word in [OLIVIA, "Oliviafirst", "Olivialast", "olivia.secretive"] {
