@@ -26,6 +26,8 @@ const ORGANIZATIONS: usize = 4;
 /// Users that each worker adds and removes.
 const OWN_USERS: usize = 4;
 const FOUNDER: &str = "founder";
+/// Pause before a call that was not sent is sent again.
+const UNSENT_PAUSE: Duration = Duration::from_millis(10);
 /// Pause of a worker between two operations.
 const PAUSE: Duration = Duration::from_millis(2);
 
@@ -78,7 +80,8 @@ impl Policy {
                 Ok(answer) => return Ok(answer),
                 Err(status) => status,
             };
-            if !was_sent(&status) {
+            if !was_sent(&status) && Instant::now() < deadline {
+                sleep(UNSENT_PAUSE).await;
                 continue;
             }
             if attempt == self.attempts || !self.retried.contains(&status.code()) {
@@ -95,12 +98,14 @@ impl Policy {
 }
 
 /// Whether the call reached a server. One that did not, because its connection was
-/// about to close, gRPC's own libraries send again by themselves; tonic does not.
+/// about to close or, with `waitForReady`, because there was none, gRPC's own
+/// libraries send again by themselves; tonic does not.
 pub fn was_sent(status: &Status) -> bool {
     let cause = std::error::Error::source(status).map(|cause| format!("{cause:?}"));
     let is_unsent = |cause: String| {
         cause.contains(r#"GoAway(b"", NO_ERROR, Remote)"#)
             || cause.contains("hyper::Error(Canceled")
+            || cause.contains("ConnectError")
     };
     !cause.is_some_and(is_unsent)
 }
@@ -387,7 +392,9 @@ impl Load {
     }
 
     fn note_failure(&self, what: &str, status: &Status) {
-        let failed = format!("{what}: {:?} {}", status.code(), status.message());
+        let cause = std::error::Error::source(status).map(|it| format!(" {it:?}"));
+        let cause = cause.unwrap_or_default();
+        let failed = format!("{what}: {:?} {}{cause}", status.code(), status.message());
         self.failed.lock().unwrap().push(failed);
     }
 
