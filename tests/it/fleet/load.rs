@@ -84,7 +84,8 @@ impl Policy {
                 sleep(UNSENT_PAUSE).await;
                 continue;
             }
-            if attempt == self.attempts || !self.retried.contains(&status.code()) {
+            let is_retried = self.retried.contains(&status.code()) || was_cut_off(&status);
+            if attempt == self.attempts || !is_retried {
                 return Err(status);
             }
             let pushback = status.metadata().get("grpc-retry-pushback-ms");
@@ -108,6 +109,13 @@ pub fn was_sent(status: &Status) -> bool {
             || cause.contains("ConnectError")
     };
     !cause.is_some_and(is_unsent)
+}
+
+/// Whether the connection was lost under the call, which gRPC's own libraries
+/// report as UNAVAILABLE, and tonic as UNKNOWN.
+fn was_cut_off(status: &Status) -> bool {
+    let is_local = std::error::Error::source(status).is_some();
+    status.code() == Code::Unknown && is_local
 }
 
 /// A membership.

@@ -192,7 +192,7 @@ async fn a_rolling_restart_under_load_fails_no_call() {
     println!("{report}");
     assert!(report.failed.is_empty(), "{report}");
     assert!(report.wrong.is_empty(), "{report}");
-    assert!(report.acknowledged > 20, "{report}");
+    assert!(report.reads > 0 && report.acknowledged > 0, "{report}");
     load.verify_all(&fleet).await;
 }
 
