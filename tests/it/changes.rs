@@ -20,7 +20,7 @@ const OLIVIA: &str = "oliviaowner";
 const MICHAEL: &str = "membermichael";
 
 /// A client's view of a stream of changes.
-struct Watch(Streaming<pb::WatchChangesResponse>);
+pub struct Watch(Streaming<pb::WatchChangesResponse>);
 
 fn from(start: Start) -> pb::WatchChangesRequest {
     pb::WatchChangesRequest {
@@ -35,12 +35,23 @@ fn after(cursor: &str) -> pb::WatchChangesRequest {
 
 impl Watch {
     async fn open(
-        replica: &Replica,
+        client: &Client,
         request: impl Into<Option<pb::WatchChangesRequest>>,
     ) -> Result<Self, Status> {
         let request = request.into().unwrap_or_default();
-        let stream = replica.client.clone().watch_changes(request).await?;
+        let stream = client.clone().watch_changes(request).await?;
         Ok(Self(stream.into_inner()))
+    }
+
+    /// From now on, as soon as the stream is followed.
+    pub async fn begin(client: &Client) -> Self {
+        let mut watch = None;
+        eventually("the stream is followed", async || {
+            watch = Self::open(client, None).await.ok();
+            watch.is_some()
+        })
+        .await;
+        watch.unwrap()
     }
 
     async fn response(&mut self) -> Result<pb::WatchChangesResponse, Status> {
@@ -49,7 +60,7 @@ impl Watch {
     }
 
     /// At least so many changes.
-    async fn changes(&mut self, count: usize) -> Result<Vec<pb::Change>, Status> {
+    pub async fn changes(&mut self, count: usize) -> Result<Vec<pb::Change>, Status> {
         let changes = async {
             let mut changes = Vec::new();
             while changes.len() < count {
@@ -77,15 +88,8 @@ impl Watch {
 async fn start() -> (Backends, Replica) {
     let backends = Backends::start().await;
     let replica = Replica::start_with(&backends.serve_settings(), following()).await;
-    wait_until_followed(&replica).await;
+    Watch::begin(&replica.client).await;
     (backends, replica)
-}
-
-async fn wait_until_followed(replica: &Replica) {
-    eventually("the stream is followed", async || {
-        Watch::open(replica, None).await.is_ok()
-    })
-    .await;
 }
 
 /// What is changed, in short: `+user`, `~user`, `-org/member`.
@@ -119,7 +123,7 @@ fn sorted(mut summaries: Vec<String>) -> Vec<String> {
 #[tokio::test]
 async fn a_change_is_told_with_what_was_before_and_after_and_who_made_it() {
     let (_backends, service) = start().await;
-    let mut watch = Watch::open(&service, None).await.unwrap();
+    let mut watch = Watch::open(&service.client, None).await.unwrap();
     assert_eq!(watch.response().await.unwrap().changes, []);
     let request_id = uuid::Uuid::new_v4().to_string();
     let request = pb::CreateUserRequest {
@@ -175,7 +179,7 @@ async fn a_change_is_told_with_what_was_before_and_after_and_who_made_it() {
 async fn changes_made_past_the_service_are_told_as_such() {
     let (backends, service) = start().await;
     service.create_user(OLIVIA).await.unwrap();
-    let mut watch = Watch::open(&service, from(Start::Oldest(true)))
+    let mut watch = Watch::open(&service.client, from(Start::Oldest(true)))
         .await
         .unwrap();
     watch.changes(1).await.unwrap();
@@ -221,7 +225,7 @@ async fn a_watcher_may_ask_for_an_organization_a_user_or_both() {
             organization_name: organization.to_owned(),
             username: user.to_owned(),
         };
-        let mut watch = Watch::open(&service, request).await.unwrap();
+        let mut watch = Watch::open(&service.client, request).await.unwrap();
         sorted(summaries(&watch.changes(count).await.unwrap()))
     };
     let all = told("", "", 8).await;
@@ -284,7 +288,7 @@ async fn whoever_resumes_elsewhere_misses_nothing_and_is_told_nothing_twice() {
     let settings = backends.serve_settings();
     let writer = Replica::start_with(&settings, not_following()).await;
     let mut followers = vec![Replica::start_with(&settings, following()).await];
-    wait_until_followed(&writer).await;
+    Watch::begin(&writer.client).await;
     let writers: Vec<_> = (0..USERS)
         .map(|user| {
             let client = writer.client.clone();
@@ -306,7 +310,7 @@ async fn whoever_resumes_elsewhere_misses_nothing_and_is_told_nothing_twice() {
             None => from(Start::Oldest(true)),
             Some(cursor) => after(cursor),
         };
-        let mut watch = Watch::open(&replica, request).await.unwrap();
+        let mut watch = Watch::open(&replica.client, request).await.unwrap();
         let mut responses = 0;
         while responses < 5 && count < USERS * CHANGES {
             let response = watch.response().await.unwrap();
@@ -345,14 +349,14 @@ async fn a_cursor_whose_changes_are_not_kept_is_refused() {
         service.create_user(user).await.unwrap();
     }
     let oldest = from(Start::Oldest(true));
-    let mut watch = Watch::open(&service, oldest.clone()).await.unwrap();
+    let mut watch = Watch::open(&service.client, oldest.clone()).await.unwrap();
     let begin = watch.response().await.unwrap().cursor;
     let told = watch.changes(3).await.unwrap();
     // As if its time to live were over.
     backends.table().expire_first_logged(&begin).await;
-    let refused = Watch::open(&service, after(&begin)).await.map(drop);
+    let refused = Watch::open(&service.client, after(&begin)).await.map(drop);
     assert_refused(refused, Code::OutOfRange, "CURSOR_EXPIRED");
-    let mut watch = Watch::open(&service, oldest).await.unwrap();
+    let mut watch = Watch::open(&service.client, oldest).await.unwrap();
     assert_eq!(
         summaries(&watch.changes(2).await.unwrap()),
         summaries(&told[1..])
@@ -361,11 +365,11 @@ async fn a_cursor_whose_changes_are_not_kept_is_refused() {
     let (log, _) = begin.split_once('-').unwrap();
     let zeros = "0".repeat(log.len());
     for cursor in [format!("{zeros}-1"), format!("{log}-99")] {
-        let refused = Watch::open(&service, after(&cursor)).await.map(drop);
+        let refused = Watch::open(&service.client, after(&cursor)).await.map(drop);
         assert_refused(refused, Code::OutOfRange, "CURSOR_EXPIRED");
     }
     for cursor in ["", "x", "1-1"] {
-        let refused = Watch::open(&service, after(cursor)).await.map(drop);
+        let refused = Watch::open(&service.client, after(cursor)).await.map(drop);
         assert_refused(refused, Code::InvalidArgument, "INVALID_FIELD");
     }
 }
@@ -374,7 +378,7 @@ async fn a_cursor_whose_changes_are_not_kept_is_refused() {
 async fn a_log_that_may_lack_changes_is_left_for_another_one() {
     let (backends, service) = start().await;
     service.create_user(OLIVIA).await.unwrap();
-    let mut watch = Watch::open(&service, from(Start::Oldest(true)))
+    let mut watch = Watch::open(&service.client, from(Start::Oldest(true)))
         .await
         .unwrap();
     watch.changes(1).await.unwrap();
@@ -384,7 +388,7 @@ async fn a_log_that_may_lack_changes_is_left_for_another_one() {
         .dynamodb
         .answer("BesideGetRecords", 1, 400, trimmed);
     assert_refused::<()>(Err(watch.end().await), Code::OutOfRange, "CURSOR_EXPIRED");
-    let refused = Watch::open(&service, after(&cursor)).await.map(drop);
+    let refused = Watch::open(&service.client, after(&cursor)).await.map(drop);
     assert_refused(refused, Code::OutOfRange, "CURSOR_EXPIRED");
 }
 
@@ -417,10 +421,10 @@ async fn a_watcher_that_does_not_take_what_it_is_told_is_cut_off() {
     // Its place is free once it is cut off.
     let mut others = Vec::new();
     for _ in 1..100 {
-        others.push(Watch::open(&service, None).await.unwrap());
+        others.push(Watch::open(&service.client, None).await.unwrap());
     }
     eventually("there is room again", async || {
-        Watch::open(&service, None).await.is_ok()
+        Watch::open(&service.client, None).await.is_ok()
     })
     .await;
     assert_refused::<()>(
@@ -435,13 +439,13 @@ async fn a_replica_bounds_how_many_watch() {
     let (_backends, service) = start().await;
     let mut watches = Vec::new();
     for _ in 0..100 {
-        watches.push(Watch::open(&service, None).await.unwrap());
+        watches.push(Watch::open(&service.client, None).await.unwrap());
     }
-    let refused = Watch::open(&service, None).await.map(drop);
+    let refused = Watch::open(&service.client, None).await.map(drop);
     assert_refused(refused, Code::ResourceExhausted, "TOO_MANY_WATCHERS");
     watches.clear();
     eventually("there is room again", async || {
-        Watch::open(&service, None).await.is_ok()
+        Watch::open(&service.client, None).await.is_ok()
     })
     .await;
 }
@@ -450,14 +454,14 @@ async fn a_replica_bounds_how_many_watch() {
 async fn changes_that_nobody_follows_are_not_waited_for() {
     let backends = Backends::start().await;
     let service = Replica::start_with(&backends.serve_settings(), not_following()).await;
-    let refused = Watch::open(&service, None).await.map(drop);
+    let refused = Watch::open(&service.client, None).await.map(drop);
     assert_refused(refused, Code::Unavailable, "CHANGES_NOT_FOLLOWED");
 }
 
 #[tokio::test]
 async fn a_replica_that_stops_ends_its_streams() {
     let (_backends, mut service) = start().await;
-    let mut watch = Watch::open(&service, None).await.unwrap();
+    let mut watch = Watch::open(&service.client, None).await.unwrap();
     watch.response().await.unwrap();
     service.stop();
     assert_refused::<()>(Err(watch.end().await), Code::Unavailable, "STOPPING");

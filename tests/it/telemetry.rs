@@ -21,6 +21,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, transport::Server as GrpcServer};
 
 use crate::{
+    changes::Watch,
     harness::{
         Backends, Client,
         binary::{Server, free_address, over, scrape, serve_over},
@@ -194,7 +195,11 @@ async fn a_call_is_traced_from_its_caller_to_the_backends() {
         .stderr(log.reopen().unwrap());
     let server = Server::start(command, "serving on", |_| true);
     let mut client = server.client().await;
+    let mut watch = Watch::begin(&client).await;
     found_olivia_org(&mut client).await;
+    // What the stream tells is fenced before: a fence would leave nothing to lease.
+    watch.changes(3).await.unwrap();
+    drop(watch);
     let request = pb::RemoveUserFromOrganizationRequest {
         organization_name: ORG.to_owned(),
         member_username: OLIVIA.to_owned(),
