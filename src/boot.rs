@@ -20,7 +20,7 @@ use tonic_health::{
 use tower::util::MapResponseLayer;
 
 use crate::{
-    cache::{self, Credential, Momento},
+    cache::{self, Batching, Credential, Momento},
     clean_up::{CleanUp, CleanUpTiming},
     coherence::{self, Coherence, Invalidator},
     config::{BackendSettings, ServeSettings, ServerSettings},
@@ -147,7 +147,8 @@ impl App {
         let stream = Arc::new(table.stream(&aws, backends.dynamodb_endpoint.clone()));
         let timing = cache.invalidator;
         let supply = Supply::begin(&aws, backends).await?;
-        let coherence = Coherence::new(supply.slot(), table.clone(), table.clone(), cache);
+        let lookups = Batching::new(supply.slot(), cache.cache_read_timeout);
+        let coherence = Coherence::new(Arc::new(lookups), table.clone(), table.clone(), cache);
         let is_ready = match coherence.learn_generation().await {
             Ok(()) => true,
             Err(source) => {

@@ -1,6 +1,7 @@
 //! The cache: bytes under keys, with conditional writes only. Knows nothing of
 //! what the bytes mean.
 
+mod batching;
 mod credential;
 mod momento;
 mod slot;
@@ -9,6 +10,7 @@ use std::{error::Error as StdError, fmt, time::Duration};
 
 use async_trait::async_trait;
 
+pub use batching::Batching;
 pub use credential::{Credential, CredentialError};
 pub use momento::{Momento, Settings};
 pub use slot::Slot;
@@ -84,6 +86,16 @@ pub struct Error {
     pub kind: Kind,
     /// What happened, for operators. Holds no key and no credential.
     pub source: Box<dyn StdError + Send + Sync>,
+}
+
+impl Error {
+    /// The same for somebody else who waited for it.
+    fn told_again(&self) -> Self {
+        Self {
+            kind: self.kind,
+            source: self.source.to_string().into(),
+        }
+    }
 }
 
 impl fmt::Display for Error {

@@ -119,6 +119,11 @@ impl Entry {
     }
 }
 
+/// Bytes that a record takes in an entry.
+pub(super) fn encoded_len(record: &Record) -> usize {
+    to_wire(record).encoded_len()
+}
+
 fn to_wire(record: &Record) -> wire::entry::Item {
     match record {
         Record::User(user) => wire::entry::Item::User(wire::User {

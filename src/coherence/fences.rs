@@ -130,6 +130,7 @@ impl Coherence {
         before: Option<&Fences>,
         deadline: Instant,
     ) -> Option<Cover> {
+        self.recent.forget(keys);
         let confirmed = async {
             loop {
                 let Ok(view) = self.generations.view().await else {

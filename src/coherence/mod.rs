@@ -8,6 +8,7 @@ mod flights;
 mod generation;
 mod invalidator;
 mod reads;
+mod recent;
 mod sabotage;
 mod turns;
 mod turnstile;
@@ -21,11 +22,13 @@ use tokio_util::task::TaskTracker;
 pub use envelope::{Entry, Nonce, Tag};
 pub use invalidator::{Invalidator, InvalidatorTiming, LogHead};
 pub use reads::{Answer, Freshness, Source};
+pub use recent::MAX_STALENESS;
 pub use sabotage::Sabotage;
 pub use writes::{Change, Held, Plan, Verdict, WriteError};
 
 use self::{
-    breaker::Breaker, flights::Flights, generation::Generations, turns::Turns, turnstile::Turnstile,
+    breaker::Breaker, flights::Flights, generation::Generations, recent::Recent, turns::Turns,
+    turnstile::Turnstile,
 };
 use crate::{
     cache::Cache,
@@ -162,6 +165,7 @@ pub struct Coherence {
     store: Arc<dyn Store>,
     generations: Arc<Generations>,
     flights: Arc<Flights>,
+    recent: Arc<Recent>,
     breaker: Arc<Breaker>,
     turnstile: Arc<Turnstile>,
     turns: Arc<Turns>,
@@ -186,6 +190,7 @@ impl Coherence {
             store,
             generations: Arc::new(generations),
             flights: Arc::default(),
+            recent: Arc::default(),
             breaker: Arc::new(Breaker::new(settings.cache_failures)),
             turnstile: Arc::new(Turnstile::new(settings.table_reads_at_once)),
             turns: Arc::default(),

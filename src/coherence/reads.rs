@@ -1,6 +1,9 @@
 //! Reads: from the cache where it may answer, else by lease from the table.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use futures_util::{StreamExt as _, future::join, stream};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -13,7 +16,7 @@ use crate::{
     cache::Found,
     domain::{Key, Record, Timestamp},
     store,
-    telemetry::{CACHE_FILLS, CACHE_LEASES, CACHE_LOOKUPS},
+    telemetry::{CACHE_FILLS, CACHE_LEASES, CACHE_LOOKUPS, RECENT_LOOKUPS},
 };
 
 /// Leases that one read takes; what it misses beyond that is read without
@@ -22,7 +25,7 @@ const MAX_LEASES_PER_READ: usize = 300;
 /// Leases and fills of one read that are under way at once.
 const CACHE_CALLS_AT_ONCE: usize = 64;
 /// Longest a fill may take; the lease it needs does not live much longer.
-const FILL_TIMEOUT: std::time::Duration = std::time::Duration::from_millis(500);
+const FILL_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// How fresh an answer has to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -32,12 +35,17 @@ pub enum Freshness {
     Coherent,
     /// A strongly consistent read of the table.
     Strong,
+    /// Possibly as it was so long ago, and no longer: at most
+    /// [`super::MAX_STALENESS`]. This replica's own writes are always reflected.
+    Within(Duration),
 }
 
 /// Where an answer came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    /// Entirely from the cache.
+    /// Entirely from what this replica saw a while ago.
+    Memory,
+    /// Entirely from the cache, or from it and what this replica saw.
     Cache,
     /// At least in part from the table.
     Store,
@@ -78,6 +86,13 @@ fn tell(looks: &[Look]) {
     told("failed", count(|look| matches!(look, Look::Failed)));
 }
 
+/// Counts what was seen lately enough, and what was not.
+fn tell_recent(known: usize, unknown: usize) {
+    for (result, count) in [("hit", known), ("miss", unknown)] {
+        metrics::counter!(RECENT_LOOKUPS, "result" => result).increment(count as u64);
+    }
+}
+
 /// What a table read may fill.
 struct Fill {
     space: Space,
@@ -97,7 +112,48 @@ impl Coherence {
         let space = match freshness {
             Freshness::Coherent => self.generations.in_use(),
             Freshness::Strong => None,
+            Freshness::Within(staleness) => return self.read_recent(keys, staleness).await,
         };
+        self.read_shared(keys, space).await
+    }
+
+    /// Reads what this replica has not seen within `staleness`, and keeps it.
+    async fn read_recent(&self, keys: &[Key], staleness: Duration) -> Result<Answer, store::Error> {
+        let now = Instant::now();
+        let oldest = now.checked_sub(staleness).unwrap_or(now);
+        let mut records = vec![None; keys.len()];
+        let mut positions = Vec::new();
+        for (position, key) in keys.iter().enumerate() {
+            match self.recent.get(key, oldest) {
+                Some(record) => records[position] = record,
+                None => positions.push(position),
+            }
+        }
+        let known = keys.len() - positions.len();
+        tell_recent(known, positions.len());
+        if positions.is_empty() {
+            let source = Source::Memory;
+            return Ok(Answer { records, source });
+        }
+        let unknown: Vec<_> = positions.iter().map(|it| keys[*it].clone()).collect();
+        let writes: Vec<_> = unknown.iter().map(|key| self.recent.writes(key)).collect();
+        let space = self.generations.in_use();
+        let answer = self.read_shared(&unknown, space).await?;
+        let found = unknown.iter().zip(writes).zip(answer.records);
+        for (position, ((key, writes), record)) in positions.into_iter().zip(found) {
+            self.recent.keep(key, record.clone(), now, writes);
+            records[position] = record;
+        }
+        let source = answer.source;
+        Ok(Answer { records, source })
+    }
+
+    /// Reads from the cache, if part of it is in use, and from the table.
+    async fn read_shared(
+        &self,
+        keys: &[Key],
+        space: Option<Space>,
+    ) -> Result<Answer, store::Error> {
         let asked = space.map(|space| (space, self.breaker.ask()));
         let Some((space, ask)) = asked.filter(|(_, ask)| *ask != Ask::Not) else {
             return Ok(Answer {

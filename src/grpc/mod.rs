@@ -107,7 +107,7 @@ impl account_service_server::AccountService for AccountService {
         let deadline = deadline::of(&request);
         let request = request.into_inner();
         let username = convert::username("username", &request.username)?;
-        let freshness = convert::freshness(request.consistency);
+        let freshness = convert::freshness(request.consistency)?;
         let (user, source) = deadline
             .bound(self.accounts.get_user(username, freshness))
             .await?;
@@ -124,7 +124,7 @@ impl account_service_server::AccountService for AccountService {
         let deadline = deadline::of(&request);
         let request = request.into_inner();
         let email = convert::wanted_email(&request.email)?;
-        let freshness = convert::freshness(request.consistency);
+        let freshness = convert::freshness(request.consistency)?;
         let (user, source) = deadline
             .bound(self.accounts.look_up_user(email, freshness))
             .await?;
@@ -141,7 +141,7 @@ impl account_service_server::AccountService for AccountService {
         let deadline = deadline::of(&request);
         let request = request.into_inner();
         let names = convert::usernames(&request.usernames)?;
-        let freshness = convert::freshness(request.consistency);
+        let freshness = convert::freshness(request.consistency)?;
         let batch = deadline
             .bound(self.accounts.get_users(names, freshness))
             .await?;
@@ -217,7 +217,7 @@ impl account_service_server::AccountService for AccountService {
         let deadline = deadline::of(&request);
         let request = request.into_inner();
         let name = convert::organization_name("organization_name", &request.organization_name)?;
-        let freshness = convert::freshness(request.consistency);
+        let freshness = convert::freshness(request.consistency)?;
         let (organization, source) = deadline
             .bound(self.accounts.get_organization(name, freshness))
             .await?;
@@ -234,7 +234,7 @@ impl account_service_server::AccountService for AccountService {
         let deadline = deadline::of(&request);
         let request = request.into_inner();
         let names = convert::organization_names(&request.organization_names)?;
-        let freshness = convert::freshness(request.consistency);
+        let freshness = convert::freshness(request.consistency)?;
         let batch = deadline
             .bound(self.accounts.get_organizations(names, freshness))
             .await?;
@@ -340,7 +340,7 @@ impl account_service_server::AccountService for AccountService {
         let request = request.into_inner();
         let (organization, member) =
             convert::membership_names(&request.organization_name, &request.member_username)?;
-        let freshness = convert::freshness(request.consistency);
+        let freshness = convert::freshness(request.consistency)?;
         let (membership, source) = deadline
             .bound(
                 self.accounts
@@ -482,7 +482,7 @@ impl account_service_server::AccountService for AccountService {
     ) -> Reply<pb::CheckMembershipResponse> {
         let deadline = deadline::of(&request);
         let request = request.into_inner();
-        let freshness = convert::freshness(request.consistency);
+        let freshness = convert::freshness(request.consistency)?;
         let check = convert::check(
             "",
             &request.organization_name,
@@ -507,7 +507,7 @@ impl account_service_server::AccountService for AccountService {
     ) -> Reply<pb::BatchCheckMembershipsResponse> {
         let deadline = deadline::of(&request);
         let request = request.into_inner();
-        let freshness = convert::freshness(request.consistency);
+        let freshness = convert::freshness(request.consistency)?;
         let checks = convert::checks(&request.checks)?;
         let (results, source) = deadline
             .bound(self.accounts.check_batch(&checks, freshness))

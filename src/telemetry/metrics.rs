@@ -63,6 +63,8 @@ metrics! {
         "time that calls to backends took, all attempts together, by backend, operation and outcome";
     labelled CACHE_LOOKUPS = "account_cache_lookups_total",
         "keys that reads looked up in the cache, by result (hit, miss, unusable, failed)";
+    labelled RECENT_LOOKUPS = "account_recent_lookups_total",
+        "keys that reads with max_staleness looked up in this replica's memory, by result (hit, miss)";
     labelled CACHE_LEASES = "account_cache_leases_total",
         "leases that reads asked for, by result (taken, refused)";
     labelled CACHE_FILLS = "account_cache_fills_total",
@@ -131,7 +133,7 @@ pub fn start_metrics(addr: SocketAddr) -> Result<(), BuildError> {
 
 /// Counters with labels begin at 0, too.
 fn begin() {
-    let labels: [(&'static str, &'static str, &[&'static str]); 7] = [
+    let labels: [(&'static str, &'static str, &[&'static str]); 8] = [
         (CALLS_SHED, "class", &["read", "change"]),
         (CALLS_QUEUED, "class", &["read", "change"]),
         (
@@ -139,6 +141,7 @@ fn begin() {
             "result",
             &["hit", "miss", "unusable", "failed"],
         ),
+        (RECENT_LOOKUPS, "result", &["hit", "miss"]),
         (CACHE_LEASES, "result", &["taken", "refused"]),
         (CACHE_FILLS, "result", &["stored", "refused"]),
         (

@@ -35,6 +35,7 @@ mod remote_calls;
 mod requests;
 mod rooms;
 mod server;
+mod staleness;
 mod starts;
 mod story;
 mod streams;

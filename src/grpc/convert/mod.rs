@@ -4,7 +4,7 @@
 mod changes;
 mod replies;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use prost_types::FieldMask;
 use tonic::Status;
@@ -362,10 +362,16 @@ pub(super) fn organization_name(field: &str, name: &str) -> Result<OrganizationN
     named(field, OrganizationName::parse_existing(name))
 }
 
-pub(super) fn freshness(consistency: Option<pb::ReadConsistency>) -> Freshness {
+pub(super) fn freshness(consistency: Option<pb::ReadConsistency>) -> Result<Freshness, Status> {
     match consistency.and_then(|consistency| consistency.requirement) {
-        Some(Requirement::FullyConsistent(true)) => Freshness::Strong,
-        Some(Requirement::FullyConsistent(false)) | None => Freshness::Coherent,
+        Some(Requirement::FullyConsistent(true)) => Ok(Freshness::Strong),
+        Some(Requirement::FullyConsistent(false)) | None => Ok(Freshness::Coherent),
+        Some(Requirement::MaxStaleness(staleness)) => Duration::try_from(staleness)
+            .map(Freshness::Within)
+            .map_err(|_| {
+                let field = "consistency.max_staleness";
+                status::invalid_field(field, "must be a duration that is not negative".to_owned())
+            }),
     }
 }
 

@@ -79,6 +79,7 @@ pub(in crate::grpc) fn check_result(result: CheckResult) -> pb::MembershipCheckR
 
 pub(in crate::grpc) fn source(source: Source) -> pb::Source {
     match source {
+        Source::Memory => pb::Source::Memory,
         Source::Cache => pb::Source::Cache,
         Source::Store => pb::Source::Store,
     }

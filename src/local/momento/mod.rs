@@ -170,6 +170,13 @@ impl Evictor {
             items.delete(key);
         }
     }
+
+    /// Drops all items of a cache.
+    pub fn flush(&self, cache: &str) {
+        if let Ok(items) = self.0.get(cache) {
+            items.clear();
+        }
+    }
 }
 
 /// Starts a server without caches.

@@ -1,9 +1,19 @@
 //! The calls of the story, short enough for tests.
 
+use std::time::Duration;
+
 use account_service::proto::account_v1 as pb;
 use tonic::Status;
 
 use super::Replica;
+
+/// What a read says whose answer may be so old.
+pub fn no_older_than(staleness: Duration) -> pb::ReadConsistency {
+    let staleness = staleness.try_into().unwrap();
+    pb::ReadConsistency {
+        requirement: Some(pb::read_consistency::Requirement::MaxStaleness(staleness)),
+    }
+}
 
 impl Replica {
     pub async fn create_user(&self, username: &str) -> Result<pb::User, Status> {

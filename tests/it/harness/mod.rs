@@ -33,7 +33,7 @@ use self::{
     script::{BESIDE, Script},
 };
 
-pub use self::table::Table;
+pub use self::{calls::no_older_than, table::Table};
 
 pub type Client = AccountServiceClient<Channel>;
 

@@ -54,6 +54,8 @@ pub struct Profile {
     pub is_narrow: bool,
     /// Whether answers must be linearizable, not only fresh.
     pub is_linearizable: bool,
+    /// How old every other check's answer may be, at most.
+    pub longest_staleness_ms: Option<u64>,
     pub sabotage: Option<Sabotage>,
 }
 
@@ -100,7 +102,17 @@ impl Profile {
             entry_ttl_ms: None,
             is_narrow: false,
             is_linearizable: true,
+            longest_staleness_ms: None,
             sabotage: None,
+        }
+    }
+
+    /// The same, and half of the checks may be answered from a while ago.
+    pub fn remembering() -> Self {
+        Self {
+            longest_staleness_ms: Some(200),
+            is_narrow: true,
+            ..Self::lossy()
         }
     }
 

@@ -65,6 +65,13 @@ async fn while_nothing_is_evicted_and_nobody_crashes_answers_are_linearizable() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_may_be_older_are_no_older_than_asked() {
+    let operations = wanted_operations() * 2 / 10;
+    let report = run("remembered", &Profile::remembering(), operations, 3_000_000).await;
+    assert!(report.violations.is_empty(), "{:#?}", report.violations);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_service_survives_what_broken_protocols_do_not() {
     let operations = wanted_operations() * 2 / 10;
     let report = run("evicted", &Profile::evicting(), operations, 2_000_000).await;

@@ -22,7 +22,7 @@ use super::{
     faults::{Evict, Faults, Kill, Profile, Tally},
     record::{Clock, ORGANIZATIONS, Operation, Told, USERS, What},
 };
-use crate::harness::{Backends, Client, Replica, Way, script::Script};
+use crate::harness::{Backends, Client, Replica, Way, no_older_than, script::Script};
 
 const REPLICAS: usize = 3;
 const CLIENTS: usize = 6;
@@ -227,6 +227,16 @@ impl World {
         clients[chance.usize(..clients.len())].clone()
     }
 
+    /// How old the answer to this may be.
+    fn staleness(&self, what: What, chance: &mut fastrand::Rng) -> Duration {
+        match (what, self.profile.longest_staleness_ms) {
+            (What::Check(..), Some(longest)) if chance.bool() => {
+                Duration::from_millis(chance.u64(1..=longest))
+            }
+            _ => Duration::ZERO,
+        }
+    }
+
     fn report(&self) -> Report {
         let mut history = self.history.lock().unwrap().clone();
         history.sort_by_key(|operation| operation.began);
@@ -312,12 +322,14 @@ async fn drive(world: Arc<World>, number: usize) {
     for _ in 0..OPERATIONS_OF_A_CLIENT {
         let client = world.client(&mut chance);
         let what = choose(&mut chance, world.profile.is_narrow);
+        let staleness = world.staleness(what, &mut chance);
         let began = world.clock.now();
-        let told = ask(client, what).await;
+        let told = ask(client, what, staleness).await;
         let operation = Operation {
             what,
             told,
-            began,
+            // As if it had been asked when its answer may be from.
+            began: began.saturating_sub(staleness.as_nanos()),
             ended: world.clock.now(),
         };
         world.history.lock().unwrap().push(operation);
@@ -352,7 +364,7 @@ fn choose(chance: &mut fastrand::Rng, is_narrow: bool) -> What {
     }
 }
 
-async fn ask(mut client: Client, what: What) -> Told {
+async fn ask(mut client: Client, what: What, staleness: Duration) -> Told {
     let answer = match what {
         What::CreateUser(user) => {
             let username = user_name(user);
@@ -404,6 +416,7 @@ async fn ask(mut client: Client, what: What) -> Told {
             let request = pb::CheckMembershipRequest {
                 organization_name: organization_name(organization),
                 username: user_name(user),
+                consistency: (!staleness.is_zero()).then(|| no_older_than(staleness)),
                 ..pb::CheckMembershipRequest::default()
             };
             match client.check_membership(request).await {

@@ -1,0 +1,329 @@
+//! Measures the service beside its limit and its peers: `just bench`.
+
+use std::{
+    fs::{self, File},
+    io::Write as _,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use account_service_bench::{
+    figures::{Ratios, median},
+    load::{Caller, Pace, Seen},
+    peers::{self, Backends, Programs, Subject},
+};
+use anyhow::{Context as _, Result, ensure};
+use clap::{Parser, Subcommand};
+use tokio::{runtime::Builder, task::LocalSet};
+
+#[derive(Parser)]
+struct Arguments {
+    #[command(flatten)]
+    programs: Programs,
+    /// Where the raw rows go.
+    #[arg(long, default_value = "target/bench/rows.csv")]
+    rows: PathBuf,
+    /// Seconds of a run.
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Pairs of runs of a comparison.
+    #[arg(long, default_value_t = 8)]
+    pairs: usize,
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand, Clone, Copy, PartialEq, Eq)]
+enum What {
+    /// Processor time of a check, beside the echo and peers.
+    Cpu,
+    /// The service against the echo alone: for trying things.
+    Quick,
+    /// Latency at an open pace, over a cache that is a millisecond away.
+    Latency,
+    /// The highest rate at which 99.9 % are answered within 5 ms.
+    Rate,
+    /// From start to the first answered check; memory.
+    Start,
+}
+
+/// A subject, and connections to it.
+struct Measured {
+    subject: Subject,
+    caller: Caller,
+}
+
+/// Connections over which a subject is asked.
+const CONNECTIONS: usize = 4;
+/// A latency beyond which a rate counts as too high.
+const TOO_LATE: Duration = Duration::from_millis(5);
+
+impl Measured {
+    async fn new(subject: Subject) -> Result<Self> {
+        let caller = Caller::connect(subject.target.clone(), CONNECTIONS).await?;
+        Ok(Self { subject, caller })
+    }
+
+    fn name(&self) -> &'static str {
+        self.subject.name
+    }
+}
+
+struct Bench {
+    rows: File,
+    seconds: Duration,
+    pairs: usize,
+}
+
+/// One run.
+struct Run {
+    seen: Seen,
+    /// Processor time of a call, in microseconds.
+    cpu_us: f64,
+    /// The part of the run in which the processor was busy.
+    busy: f64,
+}
+
+fn micros(seen: &Seen, quantile: f64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    let nanos = seen.latency.value_at_quantile(quantile) as f64;
+    nanos / 1000.0
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+fn rate(seen: &Seen) -> f64 {
+    seen.calls as f64 / seen.duration.as_secs_f64()
+}
+
+impl Bench {
+    async fn run(&mut self, measured: &Measured, pace: Pace) -> Result<Run> {
+        let before = measured.subject.process.busy()?;
+        let seen = measured.caller.run(pace, self.seconds).await?;
+        let busy = measured.subject.process.busy()? - before;
+        ensure!(
+            seen.calls > 0 && seen.failed == 0,
+            "{}: {} calls, {} failed",
+            measured.name(),
+            seen.calls,
+            seen.failed
+        );
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+        let cpu_us = busy.as_secs_f64() * 1e6 / seen.calls as f64;
+        let busy = busy.as_secs_f64() / seen.duration.as_secs_f64();
+        let [p50, p99, p999] = [0.5, 0.99, 0.999].map(|it| micros(&seen, it));
+        writeln!(
+            self.rows,
+            "{},{pace:?},{},{:.0},{cpu_us:.2},{busy:.3},{p50:.0},{p99:.0},{p999:.0}",
+            measured.name().replace(',', ""),
+            seen.calls,
+            rate(&seen),
+        )?;
+        Ok(Run { seen, cpu_us, busy })
+    }
+
+    /// Runs in the order A B B A; returns the ratio of processor time a call.
+    async fn compare(&mut self, a: &Measured, b: &Measured, pace: Pace) -> Result<Ratios> {
+        let mut pairs = Vec::new();
+        let mut rates = (Vec::new(), Vec::new());
+        for pair in 0..self.pairs {
+            let (of_a, of_b) = if pair % 2 == 0 {
+                let of_a = self.run(a, pace).await?;
+                (of_a, self.run(b, pace).await?)
+            } else {
+                let of_b = self.run(b, pace).await?;
+                (self.run(a, pace).await?, of_b)
+            };
+            rates.0.push(rate(&of_a.seen));
+            rates.1.push(rate(&of_b.seen));
+            pairs.push((of_a.cpu_us, of_b.cpu_us));
+        }
+        let ratios = Ratios::of(&pairs);
+        let (of_a, of_b): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+        println!(
+            "| {} | {} | {pace:?} | {:.1} | {:.1} | {ratios} | {:.0} | {:.0} |",
+            a.name(),
+            b.name(),
+            median(&of_a),
+            median(&of_b),
+            median(&rates.0),
+            median(&rates.1),
+        );
+        Ok(ratios)
+    }
+}
+
+const HEADER: &str = "\n| A | B | calls at once | A, µs of CPU a call | B, µs of CPU a call | B to A (least–greatest) | A, calls/s | B, calls/s |\n|---|---|---|---|---|---|---|---|";
+
+/// The service, with what checks ask for in the table and in the cache.
+async fn filled(programs: &Programs, backends: &Backends) -> Result<Measured> {
+    let subject = peers::service(programs, backends, &[])?;
+    peers::seed(&subject.target.addr).await?;
+    warm(subject).await
+}
+
+async fn warm(subject: Subject) -> Result<Measured> {
+    let measured = Measured::new(subject).await?;
+    for _ in 0..3 {
+        for _ in 0..measured.subject.target.bodies.len() {
+            measured.caller.call().await.context(measured.name())?;
+        }
+    }
+    Ok(measured)
+}
+
+async fn cpu(bench: &mut Bench, programs: &Programs, is_quick: bool) -> Result<()> {
+    let backends = Backends::start(programs, 0, 0)?;
+    let service = filled(programs, &backends).await?;
+    let echo = warm(peers::echo(programs)?).await?;
+    let mut rivals = Vec::new();
+    let mut twin = None;
+    if !is_quick {
+        twin = Some(warm(peers::echo(programs)?).await?);
+        for rival in [
+            peers::node(programs, &backends)?,
+            peers::spicedb(programs).await?,
+            peers::openfga(programs)?,
+        ]
+        .into_iter()
+        .flatten()
+        {
+            rivals.push(warm(rival).await?);
+        }
+    }
+    println!("{HEADER}");
+    for pace in [Pace::Closed(1), Pace::Closed(64)] {
+        if let Some(twin) = &twin {
+            let same = bench.compare(&echo, twin, pace).await?.median();
+            let is_void = (same - 1.0).abs() > 0.03;
+            if is_void {
+                println!("void: A/A differs by {:.1} %", (same - 1.0) * 100.0);
+            }
+        }
+        bench.compare(&echo, &service, pace).await?;
+        for rival in &rivals {
+            bench.compare(&service, rival, pace).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn latency(bench: &mut Bench, programs: &Programs) -> Result<()> {
+    let backends = Backends::start(programs, 1000, 5000)?;
+    let service = filled(programs, &backends).await?;
+    let echo = warm(peers::echo(programs)?).await?;
+    println!(
+        "\n| | calls/s | processor busy | p50, µs | p99, µs | p99.9, µs |\n|---|---|---|---|---|---|"
+    );
+    for measured in [&echo, &service] {
+        let busy = bench.run(measured, Pace::Closed(64)).await?;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small")]
+        let full = (rate(&busy.seen) / busy.busy) as u32;
+        let mut runs = Vec::new();
+        for _ in 0..bench.pairs {
+            runs.push(bench.run(measured, Pace::Open(full * 3 / 10)).await?);
+        }
+        let of = |figure: &dyn Fn(&Run) -> f64| median(&runs.iter().map(figure).collect::<Vec<_>>());
+        println!(
+            "| {} | {:.0} | {:.2} | {:.0} | {:.0} | {:.0} |",
+            measured.name(),
+            of(&|run| rate(&run.seen)),
+            of(&|run| run.busy),
+            of(&|run| micros(&run.seen, 0.5)),
+            of(&|run| micros(&run.seen, 0.99)),
+            of(&|run| micros(&run.seen, 0.999)),
+        );
+    }
+    Ok(())
+}
+
+/// The highest rate, within 5 %, that most of three runs stand.
+async fn highest_rate(bench: &mut Bench, measured: &Measured) -> Result<(u32, f64)> {
+    let mut best = (0, 0.0);
+    let (mut low, mut high) = (500, 64_000);
+    while high > low + low / 20 {
+        let middle = u32::midpoint(low, high);
+        let mut stood = 0;
+        let mut busy = Vec::new();
+        for _ in 0..3 {
+            let run = bench.run(measured, Pace::Open(middle)).await?;
+            busy.push(run.busy);
+            if micros(&run.seen, 0.999) < TOO_LATE.as_secs_f64() * 1e6 {
+                stood += 1;
+            }
+        }
+        if stood >= 2 {
+            best = (middle, median(&busy));
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    Ok(best)
+}
+
+async fn highest(bench: &mut Bench, programs: &Programs) -> Result<()> {
+    let backends = Backends::start(programs, 0, 0)?;
+    let service = filled(programs, &backends).await?;
+    let echo = warm(peers::echo(programs)?).await?;
+    println!("\n| | highest rate, calls/s | processor busy |\n|---|---|---|");
+    for measured in [&echo, &service] {
+        let (rate, busy) = highest_rate(bench, measured).await?;
+        println!("| {} | {rate} | {busy:.2} |", measured.name());
+    }
+    Ok(())
+}
+
+async fn start(programs: &Programs) -> Result<()> {
+    let backends = Backends::start(programs, 0, 0)?;
+    let service = filled(programs, &backends).await?;
+    let mut starts = Vec::new();
+    for _ in 0..11 {
+        let began = Instant::now();
+        let subject = peers::service(programs, &backends, &[])?;
+        let caller = Caller::connect(subject.target.clone(), 1).await?;
+        caller.call().await?;
+        starts.push(began.elapsed().as_secs_f64() * 1000.0);
+        subject.process.end()?;
+    }
+    println!("start to first answered check: {:.1} ms (median of {starts:.1?})", median(&starts));
+    drop(service);
+    let service = peers::service(programs, &backends, &[])?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    println!("idle: {} KiB", service.process.resident_kib()?);
+    let mut callers = Vec::new();
+    for _ in 0..10 {
+        callers.push(Caller::connect(service.target.clone(), 1000).await?);
+        // As many as there may be handshakes at once.
+        for caller in &callers {
+            caller.call().await?;
+        }
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    println!("10,000 idle connections: {} KiB", service.process.resident_kib()?);
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    if let Some(folder) = arguments.rows.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let mut rows = File::options().create(true).append(true).open(&arguments.rows)?;
+    writeln!(rows, "subject,pace,calls,calls_per_s,cpu_us_per_call,busy,p50_us,p99_us,p999_us")?;
+    let mut bench = Bench {
+        rows,
+        seconds: Duration::from_secs_f64(arguments.seconds),
+        pairs: arguments.pairs,
+    };
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let programs = arguments.programs;
+    LocalSet::new().block_on(&runtime, async {
+        match arguments.what {
+            What::Cpu => cpu(&mut bench, &programs, false).await,
+            What::Quick => cpu(&mut bench, &programs, true).await,
+            What::Latency => latency(&mut bench, &programs).await,
+            What::Rate => highest(&mut bench, &programs).await,
+            What::Start => start(&programs).await,
+        }
+    })
+}

@@ -1,0 +1,192 @@
+//! Load over HTTP/2 that costs as little as it can: requests are encoded before,
+//! and answers compared byte by byte.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use async_io::Timer;
+use bytes::{BufMut as _, Bytes, BytesMut};
+use futures_util::future::join_all;
+use h2::client::SendRequest;
+use hdrhistogram::Histogram;
+use http::{Method, Request, Uri};
+use prost::Message;
+use tokio::net::TcpStream;
+
+/// A call to be made again and again, each time with the next of some messages.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// Where, `host:port`.
+    pub addr: String,
+    /// `/package.Service/Method`.
+    pub path: String,
+    /// Headers besides those of gRPC.
+    pub headers: Vec<(String, String)>,
+    /// The bodies of the requests.
+    pub bodies: Rc<Vec<Bytes>>,
+    /// The body of each answer; any, if `None`.
+    pub answer: Option<Bytes>,
+}
+
+/// A message as gRPC frames it.
+pub fn framed(message: &impl Message) -> Bytes {
+    let length = message.encoded_len();
+    let mut body = BytesMut::with_capacity(length + 5);
+    body.put_u8(0);
+    body.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+    message.encode_raw(&mut body);
+    body.freeze()
+}
+
+/// How calls are made.
+#[derive(Debug, Clone, Copy)]
+pub enum Pace {
+    /// So many at once, each as soon as the one before is answered.
+    Closed(usize),
+    /// So many a second, at random times, whatever becomes of those before.
+    Open(u32),
+}
+
+/// What was seen.
+#[derive(Debug)]
+pub struct Seen {
+    /// Calls answered as they had to be.
+    pub calls: u64,
+    /// Calls that failed, or were answered otherwise.
+    pub failed: u64,
+    /// In nanoseconds; at an open pace from the time when the call was due.
+    pub latency: Histogram<u64>,
+    /// From the first call to the last answer.
+    pub duration: Duration,
+}
+
+/// Connections to one server.
+#[derive(Clone)]
+pub struct Caller {
+    target: Target,
+    uri: Uri,
+    connections: Vec<SendRequest<Bytes>>,
+    next: Rc<Cell<usize>>,
+}
+
+impl Caller {
+    /// Opens so many connections. To be called within a `LocalSet`.
+    pub async fn connect(target: Target, connections: usize) -> Result<Self> {
+        let mut opened = Vec::new();
+        for _ in 0..connections {
+            let stream = TcpStream::connect(&target.addr).await?;
+            stream.set_nodelay(true)?;
+            let (send, connection) = h2::client::Builder::new()
+                .initial_window_size(1 << 20)
+                .initial_connection_window_size(1 << 24)
+                .handshake(stream)
+                .await?;
+            tokio::task::spawn_local(connection);
+            opened.push(send);
+        }
+        Ok(Self {
+            uri: format!("http://{}{}", target.addr, target.path).parse()?,
+            target,
+            connections: opened,
+            next: Rc::default(),
+        })
+    }
+
+    /// Makes one call; returns the body of the answer.
+    pub async fn call(&self) -> Result<Bytes> {
+        let number = self.next.get();
+        self.next.set(number.wrapping_add(1));
+        let connection = &self.connections[number % self.connections.len()];
+        let body = self.target.bodies[number % self.target.bodies.len()].clone();
+        let mut request = Request::builder()
+            .method(Method::POST)
+            .uri(self.uri.clone())
+            .header("te", "trailers")
+            .header("content-type", "application/grpc");
+        for (name, value) in &self.target.headers {
+            request = request.header(name, value);
+        }
+        let request = request.body(())?;
+        let mut send = connection.clone().ready().await?;
+        let (response, mut stream) = send.send_request(request, false)?;
+        stream.send_data(body, true)?;
+        let mut response = response.await?;
+        let mut answer = Bytes::new();
+        while let Some(data) = response.body_mut().data().await {
+            let data = data?;
+            response.body_mut().flow_control().release_capacity(data.len())?;
+            answer = if answer.is_empty() {
+                data
+            } else {
+                [answer, data].concat().into()
+            };
+        }
+        let trailers = response.body_mut().trailers().await?;
+        let trailers = trailers.as_ref().unwrap_or(response.headers());
+        let status = trailers.get("grpc-status").context("no status")?;
+        ensure!(status == "0", "{trailers:?}");
+        Ok(answer)
+    }
+
+    /// Makes calls for so long.
+    pub async fn run(&self, pace: Pace, duration: Duration) -> Result<Seen> {
+        let seen = Rc::new(RefCell::new(Seen {
+            calls: 0,
+            failed: 0,
+            latency: Histogram::new(3)?,
+            duration: Duration::ZERO,
+        }));
+        let began = Instant::now();
+        match pace {
+            Pace::Closed(count) => {
+                let workers = (0..count).map(|_| async {
+                    while began.elapsed() < duration {
+                        self.once(Instant::now(), &seen).await;
+                    }
+                });
+                join_all(workers).await;
+            }
+            Pace::Open(rate) => {
+                let mut due = began;
+                let mut calls = Vec::new();
+                while due.duration_since(began) < duration {
+                    if due > Instant::now() {
+                        Timer::at(due).await;
+                    }
+                    let (caller, seen) = (self.clone(), seen.clone());
+                    calls.push(tokio::task::spawn_local(async move {
+                        caller.once(due, &seen).await;
+                    }));
+                    let pause = -(1.0 - fastrand::f64()).ln() / f64::from(rate);
+                    due += Duration::from_secs_f64(pause);
+                }
+                for call in calls {
+                    call.await?;
+                }
+            }
+        }
+        let mut seen = Rc::into_inner(seen).context("calls go on")?.into_inner();
+        seen.duration = began.elapsed();
+        Ok(seen)
+    }
+
+    async fn once(&self, due: Instant, seen: &RefCell<Seen>) {
+        let answer = self.call().await;
+        let mut seen = seen.borrow_mut();
+        let is_right = answer.is_ok_and(|answer| {
+            let expected = self.target.answer.as_ref();
+            expected.is_none_or(|expected| *expected == answer)
+        });
+        if is_right {
+            seen.calls += 1;
+            let nanos = u64::try_from(due.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            seen.latency.saturating_record(nanos);
+        } else {
+            seen.failed += 1;
+        }
+    }
+}

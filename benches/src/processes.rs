@@ -1,0 +1,110 @@
+//! Processes that are measured or serve those that are: pinned, and ended with
+//! this one.
+
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    path::Path,
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::{time::clock_getcpuclockid, unistd::Pid};
+
+/// The processor of what is measured, as `taskset` names it.
+pub const MEASURED: &str = "0";
+/// The processor of everything else.
+pub const REST: &str = "1";
+
+/// A running process; killed when dropped.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Process {
+    /// Starts a program on a processor, with nothing in its environment but
+    /// `environment`.
+    pub fn start(
+        processor: &str,
+        program: &Path,
+        arguments: &[&str],
+        environment: &[(String, String)],
+    ) -> Result<Self> {
+        let mut command = Command::new("taskset");
+        command
+            .args(["-c", processor])
+            .arg(program)
+            .args(arguments)
+            .env_clear()
+            .env("PATH", std::env::var("PATH").unwrap_or_default())
+            .envs(environment.iter().cloned())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("{}", program.display()))?;
+        Ok(Self {
+            input: child.stdin.take().context("no input")?,
+            output: BufReader::new(child.stdout.take().context("no output")?),
+            child,
+        })
+    }
+
+    /// The next line that it prints.
+    pub fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        ensure!(self.output.read_line(&mut line)? > 0, "the process ended");
+        Ok(line.trim_end().to_owned())
+    }
+
+    /// What follows on the first line that begins so.
+    pub fn after(&mut self, label: &str) -> Result<String> {
+        loop {
+            if let Some(rest) = self.line()?.strip_prefix(label) {
+                return Ok(rest.trim().to_owned());
+            }
+        }
+    }
+
+    /// Sends a line; returns the line that answers it.
+    pub fn order(&mut self, line: &str) -> Result<String> {
+        writeln!(self.input, "{line}")?;
+        self.line()
+    }
+
+    /// The time that it has kept processors busy.
+    pub fn busy(&self) -> Result<Duration> {
+        Ok(clock_getcpuclockid(self.pid())?.now()?.into())
+    }
+
+    /// The memory that it holds, in KiB.
+    pub fn resident_kib(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.context("no VmRSS")?.trim().trim_end_matches(" kB");
+        Ok(kib.trim().parse()?)
+    }
+
+    /// SIGTERM; waits until it has ended.
+    pub fn end(mut self) -> Result<()> {
+        let pid = self.child.id().to_string();
+        Command::new("kill").args(["-TERM", &pid]).status()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Already gone where it was ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
