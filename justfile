@@ -33,7 +33,7 @@ sabotage:
 
 # At least a million operations of histories.
 histories:
-    HISTORY_OPERATIONS=1000000 HISTORY_WORLDS=24 cargo test --locked --release --test it histories:: -- --nocapture
+    HISTORY_OPERATIONS=1000000 HISTORY_WORLDS=24 cargo test --locked --profile load --test it histories:: -- --nocapture
 
 # Lint, formatting and compatibility of the contract. The image is what clients were generated from last.
 proto:
@@ -48,12 +48,12 @@ deny:
 
 # What one caller's flood does to another one's latency, the service on one processor and all else on the other.
 flood:
-    cargo test --locked --release --test it --no-run
-    REPLICA_PROCESSOR=0 taskset -c 1 cargo test --locked --release --test it fleet::flood -- --ignored --nocapture
+    cargo test --locked --profile load --test it --no-run
+    REPLICA_PROCESSOR=0 taskset -c 1 cargo test --locked --profile load --test it fleet::flood -- --ignored --nocapture
 
 # Mixed load with faults against three processes for so many minutes: what is left, and whether anything was wrong.
 soak minutes="60":
-    SOAK_MINUTES={{ minutes }} cargo test --locked --release --test it fleet::soak -- --ignored --nocapture
+    SOAK_MINUTES={{ minutes }} cargo test --locked --profile load --test it fleet::soak -- --ignored --nocapture
 
 # All tests against servers that are not ours: DynamoDB Local, and moto for Secrets Manager.
 second-opinion:

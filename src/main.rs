@@ -6,6 +6,10 @@ use std::process::ExitCode;
 use account_service::{command, config::Cli};
 use clap::Parser as _;
 
+/// A check allocates and frees some hundred times: docs/performance.md.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// `EX_USAGE` of sysexits.h.
 const EXIT_BAD_SETTING: u8 = 64;
 

@@ -137,7 +137,7 @@ impl Caller {
         let seen = Rc::new(RefCell::new(Seen {
             calls: 0,
             failed: 0,
-            latency: Histogram::new(3)?,
+            latency: Histogram::new_with_bounds(1, 60_000_000_000, 3)?,
             duration: Duration::ZERO,
         }));
         let began = Instant::now();

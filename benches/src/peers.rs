@@ -57,9 +57,12 @@ pub struct Programs {
     /// The service.
     #[arg(long, default_value = "target/release/account-service")]
     pub service: PathBuf,
-    /// The folder of echo and backends.
-    #[arg(long, default_value = "target/bench/release")]
-    pub bench: PathBuf,
+    /// The bare echo.
+    #[arg(long, default_value = "target/echo/release/echo")]
+    pub echo: PathBuf,
+    /// The backends.
+    #[arg(long, default_value = "target/bench/release/backends")]
+    pub backends: PathBuf,
     /// SpiceDB; left out if it is not there.
     #[arg(long, default_value = "target/peers/bin/spicedb")]
     pub spicedb: PathBuf,
@@ -87,7 +90,7 @@ impl Backends {
             format!("--table-us={table_us}"),
         ];
         let arguments = arguments.each_ref().map(String::as_str);
-        let mut process = Process::start(REST, &programs.bench.join("backends"), &arguments, &[])?;
+        let mut process = Process::start(REST, &programs.backends, &arguments, &[])?;
         let mut environment = Vec::new();
         loop {
             let line = process.line()?;
@@ -157,7 +160,7 @@ fn yes() -> Bytes {
 
 /// The bare echo.
 pub fn echo(programs: &Programs) -> Result<Subject> {
-    let mut process = Process::start(MEASURED, &programs.bench.join("echo"), &[], &[])?;
+    let mut process = Process::start(MEASURED, &programs.echo, &[], &[])?;
     Ok(Subject {
         name: "bare tonic echo",
         target: Target {
@@ -177,8 +180,18 @@ pub fn service(
     backends: &Backends,
     more: &[(&str, &str)],
 ) -> Result<Subject> {
-    let mut environment = backends.environment(&[("LISTEN_ADDR", "127.0.0.1:0")]);
-    environment.extend(backends.environment(more));
+    // Nothing is to expire during a run.
+    let usual = [
+        ("LISTEN_ADDR", "127.0.0.1:0"),
+        ("LOG", "warn"),
+        ("MEMBERSHIP_TTL_S", "3600"),
+        ("PROFILE_TTL_S", "3600"),
+    ];
+    let mut environment = backends.environment(&usual);
+    environment.extend(
+        more.iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+    );
     let mut process = Process::start(MEASURED, &programs.service, &["serve"], &environment)?;
     Ok(Subject {
         name: "account-service",

@@ -3,8 +3,8 @@
 #![no_main]
 
 use account_service::{
-    coherence::{Entry, Tag},
-    domain::{Key, OrganizationName, Username},
+    coherence::{Entry, Tag, View},
+    domain::{Gist, Key, OrganizationName, Username},
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -22,8 +22,15 @@ fuzz_target!(|bytes: &[u8]| {
         let Some(entry) = Entry::decode(bytes, CACHE_KEY, &key) else {
             continue;
         };
-        if let Tag::Present { record, .. } = &entry.tag {
-            assert_eq!(record.key(), key);
+        let seen = Gist::told(bytes, CACHE_KEY, &key).map(|(seen, _)| seen);
+        match &entry.tag {
+            Tag::Present { record, .. } => {
+                assert_eq!(record.key(), key);
+                let gist = Gist::from(record);
+                assert!(seen.is_none_or(|seen| seen == Some(gist)));
+            }
+            Tag::Absent { .. } => assert!(seen.is_none_or(|seen| seen.is_none())),
+            Tag::Lease | Tag::Fence => assert_eq!(seen, None),
         }
         let again = Entry::decode(&entry.encode(CACHE_KEY), CACHE_KEY, &key);
         assert_eq!(again, Some(entry));

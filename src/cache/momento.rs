@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use async_trait::async_trait;
 use momento::{
     CacheClient, MomentoError, MomentoErrorCode,
     cache::{
@@ -14,7 +13,7 @@ use momento::{
     config::{grpc_configuration::GrpcConfiguration, transport_strategy::TransportStrategy},
 };
 
-use super::{Cache, Credential, Error, Found, Kind};
+use super::{Credential, Error, Found, Kind};
 use crate::telemetry::{Backend, BackendCall, Outcome};
 
 /// Longest to wait for the connection, and for the first answer.
@@ -105,9 +104,9 @@ impl Momento {
     }
 }
 
-#[async_trait]
-impl Cache for Momento {
-    async fn get(&self, keys: &[String]) -> Result<Vec<Found>, Error> {
+/// See [`super::Cache`], for what each does.
+impl Momento {
+    pub(super) async fn get(&self, keys: &[String]) -> Result<Vec<Found>, Error> {
         let [key] = keys else {
             return self.get_batch(keys).await;
         };
@@ -115,12 +114,17 @@ impl Cache for Momento {
         Ok(vec![found(response)])
     }
 
-    async fn set_if_absent(&self, key: &str, value: &[u8], ttl: Duration) -> Result<bool, Error> {
+    pub(super) async fn set_if_absent(
+        &self,
+        key: &str,
+        value: &[u8],
+        ttl: Duration,
+    ) -> Result<bool, Error> {
         let request = SetIfAbsentRequest::new(&self.cache, key, value).ttl(ttl);
         Ok(self.set_if(request).await? == SetIfAbsentResponse::Stored)
     }
 
-    async fn set_if_equal(
+    pub(super) async fn set_if_equal(
         &self,
         key: &str,
         value: &[u8],
@@ -131,7 +135,7 @@ impl Cache for Momento {
         Ok(self.set_if(request).await? == SetIfEqualResponse::Stored)
     }
 
-    async fn set_if_not_equal(
+    pub(super) async fn set_if_not_equal(
         &self,
         key: &str,
         value: &[u8],

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Version of the format. A field that decides who is let in makes another one.
-const SCHEMA: u32 = 3;
+pub(super) const SCHEMA: u32 = 3;
 
 /// 16 bytes, 122 bits of them random, that make an entry unlike any other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

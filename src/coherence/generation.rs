@@ -83,11 +83,13 @@ impl Space {
 
     /// The cache key of a record.
     pub(super) fn key(&self, key: &Key) -> String {
-        let space = &self.0;
+        let space = &*self.0;
         match key {
-            Key::User(username) => format!("{space}/u/{username}"),
-            Key::Organization(name) => format!("{space}/o/{name}"),
-            Key::Membership(organization, member) => format!("{space}/m/{organization}/{member}"),
+            Key::User(username) => [space, "/u/", username.as_str()].concat(),
+            Key::Organization(name) => [space, "/o/", name.as_str()].concat(),
+            Key::Membership(organization, member) => {
+                [space, "/m/", organization.as_str(), "/", member.as_str()].concat()
+            }
         }
     }
 

@@ -6,12 +6,14 @@ mod envelope;
 mod fences;
 mod flights;
 mod generation;
+mod glance;
 mod invalidator;
 mod reads;
 mod recent;
 mod sabotage;
 mod turns;
 mod turnstile;
+mod view;
 mod writes;
 
 use std::{sync::Arc, time::Duration};
@@ -24,11 +26,12 @@ pub use invalidator::{Invalidator, InvalidatorTiming, LogHead};
 pub use reads::{Answer, Freshness, Source};
 pub use recent::MAX_STALENESS;
 pub use sabotage::Sabotage;
+pub use view::View;
 pub use writes::{Change, Held, Plan, Verdict, WriteError};
 
 use self::{
-    breaker::Breaker, flights::Flights, generation::Generations, recent::Recent, turns::Turns,
-    turnstile::Turnstile,
+    breaker::Breaker, flights::Flights, generation::Generations, turns::Turns,
+    turnstile::Turnstile, view::RecentViews,
 };
 use crate::{
     cache::Cache,
@@ -165,7 +168,7 @@ pub struct Coherence {
     store: Arc<dyn Store>,
     generations: Arc<Generations>,
     flights: Arc<Flights>,
-    recent: Arc<Recent>,
+    recent: Arc<RecentViews>,
     breaker: Arc<Breaker>,
     turnstile: Arc<Turnstile>,
     turns: Arc<Turns>,

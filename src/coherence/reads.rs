@@ -2,14 +2,16 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    sync::LazyLock,
     time::Duration,
 };
 
 use futures_util::{StreamExt as _, future::join, stream};
+use metrics::Counter;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
-    Coherence, Entry, Tag, breaker::Ask, flights::Flight, generation::Space, jittered,
+    Coherence, Entry, Tag, View, breaker::Ask, flights::Flight, generation::Space, jittered,
     sabotage::Sabotage,
 };
 use crate::{
@@ -26,6 +28,15 @@ const MAX_LEASES_PER_READ: usize = 300;
 const CACHE_CALLS_AT_ONCE: usize = 64;
 /// Longest a fill may take; the lease it needs does not live much longer.
 const FILL_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Looked up once, as every read tells them.
+static LOOKUPS: LazyLock<[Counter; 4]> = LazyLock::new(|| {
+    ["hit", "miss", "unusable", "failed"]
+        .map(|result| metrics::counter!(CACHE_LOOKUPS, "result" => result))
+});
+static RECENT: LazyLock<[Counter; 2]> = LazyLock::new(|| {
+    ["hit", "miss"].map(|result| metrics::counter!(RECENT_LOOKUPS, "result" => result))
+});
 
 /// How fresh an answer has to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -53,43 +64,65 @@ pub enum Source {
 
 /// The answer to a read.
 #[derive(Debug, Clone)]
-pub struct Answer {
-    /// The record of each key, in the order of the keys.
-    pub records: Vec<Option<Record>>,
+pub struct Answer<V> {
+    /// What is known of the record of each key, in the order of the keys.
+    pub records: Vec<Option<V>>,
     /// Where they came from.
     pub source: Source,
 }
 
-/// What the cache says of a key.
-enum Look {
-    /// The table held this when it was read.
-    Known(Option<Record>),
-    /// Nothing: whoever takes the lease may fill.
-    Miss,
-    /// Nothing to be believed, and nothing to be filled.
-    Unusable,
-    /// The cache did not answer.
-    Failed,
+/// What the cache said of the keys of a read.
+struct Sight<V> {
+    /// What is known, in the order of the keys.
+    records: Vec<Option<V>>,
+    /// Keys of which nothing is known, by their places.
+    unknown: Vec<usize>,
+    /// Those under which the cache has nothing: whoever takes the lease may fill.
+    missed: HashSet<Key>,
+    counts: Counts,
 }
 
-/// Counts what the cache said.
-fn tell(looks: &[Look]) {
-    let count = |kind: fn(&Look) -> bool| looks.iter().filter(|look| kind(look)).count() as u64;
-    let told = |result, count| {
-        if count > 0 {
-            metrics::counter!(CACHE_LOOKUPS, "result" => result).increment(count);
+/// How often the cache said what.
+#[derive(Default)]
+struct Counts {
+    hit: u64,
+    miss: u64,
+    /// Nothing to be believed, and nothing to be filled.
+    unusable: u64,
+    /// The cache did not answer.
+    failed: u64,
+}
+
+impl<V: View> Sight<V> {
+    fn nothing(keys: &[Key]) -> Self {
+        Self {
+            records: vec![None; keys.len()],
+            unknown: Vec::new(),
+            missed: HashSet::new(),
+            counts: Counts::default(),
         }
-    };
-    told("hit", count(|look| matches!(look, Look::Known(_))));
-    told("miss", count(|look| matches!(look, Look::Miss)));
-    told("unusable", count(|look| matches!(look, Look::Unusable)));
-    told("failed", count(|look| matches!(look, Look::Failed)));
+    }
+
+    /// Counts what the cache said.
+    fn tell(&self) {
+        let Counts {
+            hit,
+            miss,
+            unusable,
+            failed,
+        } = self.counts;
+        for (told, count) in LOOKUPS.iter().zip([hit, miss, unusable, failed]) {
+            if count > 0 {
+                told.increment(count);
+            }
+        }
+    }
 }
 
 /// Counts what was seen lately enough, and what was not.
 fn tell_recent(known: usize, unknown: usize) {
-    for (result, count) in [("hit", known), ("miss", unknown)] {
-        metrics::counter!(RECENT_LOOKUPS, "result" => result).increment(count as u64);
+    for (told, count) in RECENT.iter().zip([known, unknown]) {
+        told.increment(count as u64);
     }
 }
 
@@ -108,23 +141,34 @@ impl Coherence {
     /// # Errors
     /// Only the table's: a cache that is down, slow or full of nonsense costs
     /// at most [`super::Settings::cache_read_timeout`].
-    pub async fn read(&self, keys: &[Key], freshness: Freshness) -> Result<Answer, store::Error> {
+    pub async fn read<V: View>(
+        &self,
+        keys: &[Key],
+        freshness: Freshness,
+    ) -> Result<Answer<V>, store::Error> {
         let space = match freshness {
             Freshness::Coherent => self.generations.in_use(),
             Freshness::Strong => None,
-            Freshness::Within(staleness) => return self.read_recent(keys, staleness).await,
+            Freshness::Within(staleness) => {
+                return Box::pin(self.read_recent(keys, staleness)).await;
+            }
         };
         self.read_shared(keys, space).await
     }
 
     /// Reads what this replica has not seen within `staleness`, and keeps it.
-    async fn read_recent(&self, keys: &[Key], staleness: Duration) -> Result<Answer, store::Error> {
+    async fn read_recent<V: View>(
+        &self,
+        keys: &[Key],
+        staleness: Duration,
+    ) -> Result<Answer<V>, store::Error> {
+        let recent = V::recent(&self.recent);
         let now = Instant::now();
         let oldest = now.checked_sub(staleness).unwrap_or(now);
         let mut records = vec![None; keys.len()];
         let mut positions = Vec::new();
         for (position, key) in keys.iter().enumerate() {
-            match self.recent.get(key, oldest) {
+            match recent.get(key, oldest) {
                 Some(record) => records[position] = record,
                 None => positions.push(position),
             }
@@ -136,12 +180,12 @@ impl Coherence {
             return Ok(Answer { records, source });
         }
         let unknown: Vec<_> = positions.iter().map(|it| keys[*it].clone()).collect();
-        let writes: Vec<_> = unknown.iter().map(|key| self.recent.writes(key)).collect();
+        let writes: Vec<_> = unknown.iter().map(|key| recent.writes(key)).collect();
         let space = self.generations.in_use();
         let answer = self.read_shared(&unknown, space).await?;
         let found = unknown.iter().zip(writes).zip(answer.records);
         for (position, ((key, writes), record)) in positions.into_iter().zip(found) {
-            self.recent.keep(key, record.clone(), now, writes);
+            recent.keep(key, record.clone(), now, writes);
             records[position] = record;
         }
         let source = answer.source;
@@ -149,53 +193,42 @@ impl Coherence {
     }
 
     /// Reads from the cache, if part of it is in use, and from the table.
-    async fn read_shared(
+    async fn read_shared<V: View>(
         &self,
         keys: &[Key],
         space: Option<Space>,
-    ) -> Result<Answer, store::Error> {
+    ) -> Result<Answer<V>, store::Error> {
         let asked = space.map(|space| (space, self.breaker.ask()));
         let Some((space, ask)) = asked.filter(|(_, ask)| *ask != Ask::Not) else {
+            let found = Box::pin(self.fetch(keys, None)).await?;
             return Ok(Answer {
-                records: self.fetch(keys, None).await?,
+                records: found.iter().map(|it| it.as_ref().map(V::of)).collect(),
                 source: Source::Store,
             });
         };
         let deadline = Instant::now() + self.settings.cache_read_timeout;
-        let cache_keys: Vec<_> = keys.iter().map(|key| space.key(key)).collect();
-        let looks = self.look(keys, &cache_keys, deadline, ask).await;
-
-        let mut records = vec![None; keys.len()];
-        let mut positions = Vec::new();
-        let mut missed = HashSet::new();
-        for (position, look) in looks.into_iter().enumerate() {
-            match look {
-                Look::Known(record) => {
-                    records[position] = record;
-                    continue;
-                }
-                Look::Miss if missed.len() < MAX_LEASES_PER_READ => {
-                    missed.insert(keys[position].clone());
-                }
-                Look::Miss | Look::Unusable | Look::Failed => {}
-            }
-            positions.push(position);
-        }
-        if positions.is_empty() {
+        let Sight {
+            mut records,
+            unknown,
+            missed,
+            ..
+        } = self.look(keys, &space, deadline, ask).await;
+        if unknown.is_empty() {
             return Ok(Answer {
                 records,
                 source: Source::Cache,
             });
         }
-        let unknown: Vec<_> = positions.iter().map(|it| keys[*it].clone()).collect();
         let fill = Fill {
             space,
             missed,
             deadline,
         };
-        let found = self.fetch(&unknown, Some(fill)).await?;
-        for (position, record) in positions.into_iter().zip(found) {
-            records[position] = record;
+        let wanted: Vec<_> = unknown.iter().map(|it| keys[*it].clone()).collect();
+        // Rarely needed, and large: not where every hit would have to make room.
+        let found = Box::pin(self.fetch(&wanted, Some(fill))).await?;
+        for (position, record) in unknown.into_iter().zip(found) {
+            records[position] = record.as_ref().map(V::of);
         }
         Ok(Answer {
             records,
@@ -279,14 +312,15 @@ impl Coherence {
         Ok(found)
     }
 
-    async fn look(
+    async fn look<V: View>(
         &self,
         keys: &[Key],
-        cache_keys: &[String],
+        space: &Space,
         deadline: Instant,
         ask: Ask,
-    ) -> Vec<Look> {
-        let found = match timeout_at(deadline, self.cache.get(cache_keys)).await {
+    ) -> Sight<V> {
+        let cache_keys: Vec<_> = keys.iter().map(|key| space.key(key)).collect();
+        let found = match timeout_at(deadline, self.cache.get(&cache_keys)).await {
             Ok(Ok(found)) => {
                 self.breaker.succeeded();
                 found
@@ -302,30 +336,43 @@ impl Coherence {
         };
         let mut found = found.into_iter();
         let now = self.now();
-        let keys = keys.iter().zip(cache_keys);
-        let looks = keys.map(|(key, cache_key)| match found.next() {
-            Some(Found::Hit(bytes)) => self.judge(&bytes, cache_key, key, now),
-            Some(Found::Miss) => Look::Miss,
-            Some(Found::Unknown) | None => Look::Failed,
-        });
-        let looks: Vec<_> = looks.collect();
-        tell(&looks);
-        looks
+        let mut sight = Sight::nothing(keys);
+        for (position, (key, cache_key)) in keys.iter().zip(&cache_keys).enumerate() {
+            match found.next() {
+                Some(Found::Hit(bytes)) => match self.judge(&bytes, cache_key, key, now) {
+                    Some(record) => {
+                        sight.counts.hit += 1;
+                        sight.records[position] = record;
+                        continue;
+                    }
+                    None => sight.counts.unusable += 1,
+                },
+                Some(Found::Miss) => {
+                    sight.counts.miss += 1;
+                    if sight.missed.len() < MAX_LEASES_PER_READ {
+                        sight.missed.insert(key.clone());
+                    }
+                }
+                Some(Found::Unknown) | None => sight.counts.failed += 1,
+            }
+            sight.unknown.push(position);
+        }
+        sight.tell();
+        sight
     }
 
-    fn judge(&self, bytes: &[u8], cache_key: &str, key: &Key, now: Timestamp) -> Look {
-        let (record, read_time) = match Entry::decode(bytes, cache_key, key).map(|it| it.tag) {
-            Some(Tag::Present { record, read_time }) => (Some(record), read_time),
-            Some(Tag::Absent { read_time }) => (None, read_time),
-            Some(Tag::Lease | Tag::Fence) | None => return Look::Unusable,
-        };
+    /// What an entry says, if it is to be believed.
+    fn judge<V: View>(
+        &self,
+        bytes: &[u8],
+        cache_key: &str,
+        key: &Key,
+        now: Timestamp,
+    ) -> Option<Option<V>> {
+        let (record, read_time) = V::told(bytes, cache_key, key)?;
         let max_age = self.max_age(key, record.is_some()).as_millis();
         let age = u128::try_from(now.0.saturating_sub(read_time.0)).unwrap_or(0);
-        if age <= max_age {
-            Look::Known(record)
-        } else {
-            Look::Unusable
-        }
+        (age <= max_age).then_some(record)
     }
 
     /// Tries to take a lease for each missed key; returns those taken, as stored.

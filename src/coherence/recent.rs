@@ -13,13 +13,13 @@ use std::{
 use moka::sync::Cache;
 use tokio::time::Instant;
 
-use super::envelope::encoded_len;
-use crate::domain::{Key, Record};
+use super::View;
+use crate::domain::Key;
 
 /// What was seen is kept for so long, and never answers for longer.
 pub const MAX_STALENESS: Duration = Duration::from_secs(60);
-/// Room for records, in bytes; beyond it, what is used least goes first.
-const MAX_BYTES: u64 = 64 * 1024 * 1024;
+/// Room for each kind of view, in bytes; beyond it, what is used least goes first.
+const MAX_BYTES: u64 = 32 * 1024 * 1024;
 /// What a record takes besides what it takes in the cache, in bytes: roughly.
 const OVERHEAD: usize = 512;
 /// Counters of writes. Keys that share one only keep each other out sometimes.
@@ -27,16 +27,17 @@ const COUNTERS: usize = 256;
 
 /// What was seen, by key.
 #[derive(Debug)]
-pub(super) struct Recent {
-    seen: Cache<Key, Seen>,
+#[doc(hidden)]
+pub struct Recent<V: View> {
+    seen: Cache<Key, Seen<V>>,
     /// How often keys were written, by a hash of theirs.
     writes: Box<[AtomicU64]>,
     hashes: RandomState,
 }
 
 #[derive(Debug, Clone)]
-struct Seen {
-    record: Arc<Option<Record>>,
+struct Seen<V> {
+    record: Arc<Option<V>>,
     /// A time at which the record was this.
     as_of: Instant,
 }
@@ -45,11 +46,11 @@ struct Seen {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Writes(u64);
 
-impl Default for Recent {
+impl<V: View> Default for Recent<V> {
     fn default() -> Self {
-        let weigh = |_: &Key, seen: &Seen| {
+        let weigh = |_: &Key, seen: &Seen<V>| {
             let record = seen.record.as_ref().as_ref();
-            let bytes = OVERHEAD + record.map_or(0, encoded_len);
+            let bytes = OVERHEAD + record.map_or(0, View::bytes);
             u32::try_from(bytes).unwrap_or(u32::MAX)
         };
         Self {
@@ -64,9 +65,9 @@ impl Default for Recent {
     }
 }
 
-impl Recent {
+impl<V: View> Recent<V> {
     /// The record as it was at some time since `oldest`.
-    pub(super) fn get(&self, key: &Key, oldest: Instant) -> Option<Option<Record>> {
+    pub(super) fn get(&self, key: &Key, oldest: Instant) -> Option<Option<V>> {
         let seen = self.seen.get(key)?;
         (seen.as_of >= oldest).then(|| seen.record.as_ref().clone())
     }
@@ -78,7 +79,7 @@ impl Recent {
 
     /// Keeps what a look-up that began at `as_of` found, unless the key was
     /// written meanwhile.
-    pub(super) fn keep(&self, key: &Key, record: Option<Record>, as_of: Instant, before: Writes) {
+    pub(super) fn keep(&self, key: &Key, record: Option<V>, as_of: Instant, before: Writes) {
         let record = Arc::new(record);
         self.seen.insert(key.clone(), Seen { record, as_of });
         // A write may have come before the record was in: then it has missed it.
@@ -105,7 +106,7 @@ impl Recent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::Username;
+    use crate::domain::{Gist, Username};
 
     fn key() -> Key {
         Key::User(Username::parse_new("olivia").unwrap())
@@ -113,7 +114,7 @@ mod tests {
 
     #[test]
     fn what_is_older_than_asked_is_no_answer() {
-        let (recent, key, now) = (Recent::default(), key(), Instant::now());
+        let (recent, key, now) = (Recent::<Gist>::default(), key(), Instant::now());
         recent.keep(&key, None, now, recent.writes(&key));
         assert_eq!(recent.get(&key, now), Some(None));
         assert_eq!(recent.get(&key, now + Duration::from_nanos(1)), None);
@@ -121,7 +122,7 @@ mod tests {
 
     #[test]
     fn what_was_looked_up_before_a_write_is_not_kept_after_it() {
-        let (recent, key, now) = (Recent::default(), key(), Instant::now());
+        let (recent, key, now) = (Recent::<Gist>::default(), key(), Instant::now());
         let before = recent.writes(&key);
         recent.forget(std::slice::from_ref(&key));
         recent.keep(&key, None, now, before);

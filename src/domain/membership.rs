@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{OrganizationName, Stamp, State, Uid, Username};
+use super::{Bond, OrganizationName, Stamp, State, Uid, Username};
 
 /// What a member may do. Ordered: a greater role includes the smaller ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -71,6 +71,18 @@ pub struct Membership {
     pub member_uid: Option<Uid>,
     /// Version and times.
     pub stamp: Stamp,
+}
+
+impl Membership {
+    /// Between whom it is, and the role.
+    #[must_use]
+    pub fn bond(&self) -> Bond {
+        Bond {
+            role: self.role,
+            organization_uid: self.organization_uid.clone(),
+            member_uid: self.member_uid.clone(),
+        }
+    }
 }
 
 /// A membership, and whether it counts.

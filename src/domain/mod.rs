@@ -2,6 +2,7 @@
 //! what. Depends on the standard library only.
 
 mod email;
+mod gist;
 mod labels;
 mod leftovers;
 mod membership;
@@ -14,6 +15,7 @@ mod state;
 mod user;
 
 pub use email::{EMAIL_MAX_LEN, Email};
+pub use gist::{Bond, Gist, Incarnation};
 pub use labels::{LABEL_KEY_MAX_LEN, LabelError, Labels, MAX_LABELS};
 pub use leftovers::{Gone, Leftovers};
 pub use membership::{Membership, Role, Standing, UnknownRole};
@@ -24,6 +26,6 @@ pub use names::{
 pub use organization::Organization;
 pub use origin::{Actor, Fingerprint, Made, NoRequestId, Origin, Request, RequestId};
 pub use record::{ChangeKind, EmailClaim, Etag, Key, Record, RecordChange, Stamp, Timestamp, Uid};
-pub use rules::{may_add, may_change_role, may_remove, standing_membership};
+pub use rules::{effective_role, may_add, may_change_role, may_remove, standing_membership};
 pub use state::{State, UnknownState};
 pub use user::User;

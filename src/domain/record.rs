@@ -1,28 +1,54 @@
 //! What the table holds, without saying how: keys, records, versions and times.
 
 use std::{
+    fmt,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use super::{Made, Membership, Organization, OrganizationName, User, Username};
 
+/// Length of a UUID in text form.
+const UUID_LEN: usize = 36;
+
 /// Identity of one incarnation of a name, a UUID in text form.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Uid(Arc<str>);
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Uid(Text);
+
+/// Every check compares four of them: what this service makes is not on the heap.
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Text {
+    Uuid([u8; UUID_LEN]),
+    Other(Arc<str>),
+}
+
+impl fmt::Debug for Uid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Uid").field(&self.as_str()).finish()
+    }
+}
 
 impl Uid {
     /// Wraps an identity that was generated or stored. `None` for the empty
     /// text, which stands for "the table does not say".
     #[must_use]
     pub fn from_text(text: &str) -> Option<Self> {
-        (!text.is_empty()).then(|| Self(text.into()))
+        (!text.is_empty()).then(|| {
+            Self(match text.as_bytes().try_into() {
+                Ok(bytes) => Text::Uuid(bytes),
+                Err(_) => Text::Other(text.into()),
+            })
+        })
     }
 
     /// The identity in text form.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        &self.0
+        match &self.0 {
+            // Made of a text: always valid.
+            Text::Uuid(bytes) => str::from_utf8(bytes).unwrap_or_default(),
+            Text::Other(text) => text,
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Who may do what, and when a membership counts.
 
-use super::{Membership, Organization, Role, Standing, User};
+use super::{Bond, Incarnation, Membership, Organization, Role, Standing, State, User};
 
 /// Whether somebody with the role `acting` may add a member with the role
 /// `granted`.
@@ -42,14 +42,23 @@ pub fn standing_membership(
     organization: Option<&Organization>,
     membership: Option<Membership>,
 ) -> Option<Standing> {
-    let (user, organization) = (user?, organization?);
-    let membership = membership.filter(|membership| {
-        membership.member_uid == user.uid && membership.organization_uid == organization.uid
-    })?;
-    Some(Standing {
-        membership,
-        state: user.state.and(organization.state),
-    })
+    let (user, organization, membership) = (user?, organization?, membership?);
+    let (user, organization) = (user.incarnation(), organization.incarnation());
+    let state = state_between(&user, &organization, &membership.bond())?;
+    Some(Standing { membership, state })
+}
+
+/// The role of a membership that counts.
+#[must_use]
+pub fn effective_role(user: &Incarnation, organization: &Incarnation, bond: &Bond) -> Option<Role> {
+    let state = state_between(user, organization, bond)?;
+    (state == State::Active).then_some(bond.role)
+}
+
+/// Whether a membership counts; `None` if it is not one of these two.
+fn state_between(user: &Incarnation, organization: &Incarnation, bond: &Bond) -> Option<State> {
+    let is_theirs = bond.member_uid == user.uid && bond.organization_uid == organization.uid;
+    is_theirs.then(|| user.state.and(organization.state))
 }
 
 #[cfg(test)]

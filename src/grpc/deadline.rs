@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use tokio::time::{Instant, timeout_at};
 use tonic::{Request, Status};
 
@@ -15,6 +15,7 @@ pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(3);
 /// nothing; answer this part of the time earlier, and no more than that.
 const HEADROOM_SHARE: u32 = 10;
 const MAX_HEADROOM: Duration = Duration::from_millis(50);
+static TIMEOUT_HEADER: HeaderName = HeaderName::from_static("grpc-timeout");
 /// Digits of a `grpc-timeout`, by the gRPC specification.
 const MAX_DIGITS: usize = 8;
 
@@ -51,7 +52,7 @@ pub(super) fn of<T>(request: &Request<T>) -> Deadline {
 /// How long a call may take.
 pub(super) fn granted(headers: &HeaderMap) -> Duration {
     let asked = headers
-        .get("grpc-timeout")
+        .get(&TIMEOUT_HEADER)
         .and_then(|value| value.to_str().ok())
         .and_then(parse_timeout);
     match asked {

@@ -120,7 +120,7 @@ where
         let flow = flow_of(&request);
         let arrival = Arrival::now();
         if let Some(pass) = lobby.try_enter(&flow) {
-            let pass = held(pass, &mut request);
+            let pass = held(pass, class, &mut request);
             let answer = self.inner.call(request);
             let fresh = Some((self.lobbies.clone(), arrival));
             return Either::Left(Either::Right(Charged {
@@ -142,7 +142,7 @@ where
                 metrics::counter!(CALLS_SHED, "class" => class).increment(1);
                 return Ok(status::crowded().into_http());
             };
-            let pass = held(pass, &mut request);
+            let pass = held(pass, class, &mut request);
             let answer = inner.call(request);
             let fresh = None;
             Charged {
@@ -159,9 +159,11 @@ where
 #[derive(Debug, Clone)]
 pub(super) struct Place(pub(super) Arc<Pass>);
 
-fn held<B>(pass: Pass, request: &mut Request<B>) -> Arc<Pass> {
+fn held<B>(pass: Pass, class: &str, request: &mut Request<B>) -> Arc<Pass> {
     let pass = Arc::new(pass);
-    request.extensions_mut().insert(Place(pass.clone()));
+    if class == CHANGE {
+        request.extensions_mut().insert(Place(pass.clone()));
+    }
     pass
 }
 

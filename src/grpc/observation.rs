@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderName, Request, Response};
 use http_body::{Frame, SizeHint};
 use metrics::{Gauge, Histogram};
 use pin_project_lite::pin_project;
@@ -23,7 +23,7 @@ use crate::telemetry::{CallSpan, RPC_DURATION, RPCS_UNDER_WAY};
 const CODES: usize = 17;
 /// Name of the service in traces.
 const SERVICE: &str = "account.v1.AccountService";
-const STATUS_HEADER: &str = "grpc-status";
+static STATUS_HEADER: HeaderName = HeaderName::from_static("grpc-status");
 
 /// Watches every call of the account service that passes.
 #[derive(Debug, Clone)]
@@ -91,7 +91,7 @@ impl Call {
     }
 
     fn note(&mut self, headers: &HeaderMap) {
-        if let Some(code) = headers.get(STATUS_HEADER) {
+        if let Some(code) = headers.get(&STATUS_HEADER) {
             self.code = Some(Code::from_bytes(code.as_bytes()));
         }
     }

@@ -2,17 +2,18 @@
 //! transport reports them as INTERNAL, OUT_OF_RANGE and the like, without
 //! details; the caller is to learn what was wrong with the call.
 
+use http::HeaderName;
 use tonic::{Code, Status, body::Body};
 
 use super::{MAX_REQUEST_BYTES, status, status::Reason};
 
-const DETAILS_HEADER: &str = "grpc-status-details-bin";
+static DETAILS_HEADER: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 
 /// Replaces a response that is nothing but a status without details. Statuses
 /// of handlers all have details.
 #[must_use]
 pub fn precise_status(response: http::Response<Body>) -> http::Response<Body> {
-    if response.headers().contains_key(DETAILS_HEADER) {
+    if response.headers().contains_key(&DETAILS_HEADER) {
         return response;
     }
     let bare = Status::from_header_map(response.headers());

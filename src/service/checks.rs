@@ -3,11 +3,8 @@
 
 use std::collections::HashMap;
 
-use super::{
-    Accounts, Error, Freshness, Source, memberships::standing, snapshot::keys_of_member,
-    store_failed,
-};
-use crate::domain::{Key, OrganizationName, Record, Role, Username};
+use super::{Accounts, Error, Freshness, Source, snapshot::keys_of_member, store_failed};
+use crate::domain::{Gist, Key, OrganizationName, Role, Username, effective_role};
 
 /// One question.
 #[derive(Debug, Clone)]
@@ -49,7 +46,8 @@ impl Accounts {
         let keys = keys_of_member(&check.organization_name, &check.username);
         let answer = self.coherence.read(&keys, freshness).await;
         let answer = answer.map_err(store_failed)?;
-        let role = role_of(answer.records);
+        let gist = |place: usize| answer.records.get(place)?.as_ref();
+        let role = role_of([0, 1, 2].map(gist));
         Ok((CheckResult::new(role, check.minimum_role), answer.source))
     }
 
@@ -75,19 +73,22 @@ impl Accounts {
         let answer = self.coherence.read(&keys, freshness).await;
         let answer = answer.map_err(store_failed)?;
         let results = checks.iter().map(|check| {
-            let records = keys_of_check(check).map(|key| {
-                let position = positions.get(&key)?;
-                answer.records.get(*position)?.clone()
-            });
-            let role = role_of(records.into());
+            let gist = |key| answer.records.get(*positions.get(&key)?)?.as_ref();
+            let role = role_of(keys_of_check(check).map(gist));
             CheckResult::new(role, check.minimum_role)
         });
         Ok((results.collect(), answer.source))
     }
 }
 
-/// The role with which a member counts, from the records of [`keys_of_member`].
-fn role_of(records: Vec<Option<Record>>) -> Option<Role> {
-    let membership = standing(records)?.into_effective()?;
-    Some(membership.role)
+/// The role with which a member counts, from the gists of [`keys_of_member`].
+fn role_of(gists: [Option<&Gist>; 3]) -> Option<Role> {
+    match gists {
+        [
+            Some(Gist::User(user)),
+            Some(Gist::Organization(organization)),
+            Some(Gist::Membership(bond)),
+        ] => effective_role(user, organization, bond),
+        _ => None,
+    }
 }

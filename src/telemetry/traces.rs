@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use opentelemetry::{
     Context, KeyValue,
     propagation::{Extractor, TextMapPropagator as _},
@@ -31,6 +31,8 @@ pub(super) const TARGETS: &str = "traces";
 pub(super) const CALL: &str = "traces::call";
 /// Target of the spans of calls to backends.
 const CLIENT: &str = "traces::client";
+/// Names the trace and the span of whoever calls, as W3C defines it.
+static CONTEXT_HEADER: HeaderName = HeaderName::from_static("traceparent");
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest that the end of the process waits for the last spans.
@@ -147,7 +149,7 @@ impl CallSpan {
     /// and without a collector there is nothing to tell, and no span.
     #[must_use]
     pub fn begin(service: &str, method: &str, headers: &HeaderMap) -> Self {
-        let is_traced = headers.contains_key("traceparent");
+        let is_traced = headers.contains_key(&CONTEXT_HEADER);
         if !is_traced && !is_exported() {
             return Self(Span::none());
         }

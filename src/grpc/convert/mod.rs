@@ -350,7 +350,7 @@ pub(super) fn check(
             OrganizationName::parse_existing(organization),
         )?,
         username: named_under(path, "username", Username::parse_existing(user))?,
-        minimum_role: role(&format!("{path}minimum_role"), minimum_role)?,
+        minimum_role: role(path, "minimum_role", minimum_role)?,
     })
 }
 
@@ -384,17 +384,17 @@ fn named_under<T>(path: &str, field: &str, parsed: Result<T, NameError>) -> Resu
 }
 
 fn required_role(field: &str, value: i32) -> Result<Role, Status> {
-    role(field, value)?.ok_or_else(|| status::invalid_field(field, "must be set".to_owned()))
+    role("", field, value)?.ok_or_else(|| status::invalid_field(field, "must be set".to_owned()))
 }
 
-fn role(field: &str, value: i32) -> Result<Option<Role>, Status> {
+fn role(path: &str, field: &str, value: i32) -> Result<Option<Role>, Status> {
     match pb::Role::try_from(value) {
         Ok(pb::Role::Unspecified) => Ok(None),
         Ok(pb::Role::Owner) => Ok(Some(Role::Owner)),
         Ok(pb::Role::Admin) => Ok(Some(Role::Admin)),
         Ok(pb::Role::Member) => Ok(Some(Role::Member)),
         Err(_) => Err(status::invalid_field(
-            field,
+            format!("{path}{field}"),
             format!("{value} is not a value of the enum Role"),
         )),
     }

@@ -1,4 +1,5 @@
-//! A bare tonic server that answers every check at once: the limit.
+//! A bare tonic server that answers every check at once: the limit. Built as the
+//! service is, with the same allocator.
 
 use std::net::SocketAddr;
 
@@ -17,6 +18,9 @@ use self::pb::{
 mod pb {
     tonic::include_proto!("bench.echo");
 }
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 struct Yes;
 

@@ -1,0 +1,284 @@
+//! What a cached check costs between tonic and the SDK: the whole stack of layers,
+//! called in the process, over a cache that is a map. Prints allocations; under
+//! callgrind, the instructions of two runs tell the rest: see `just own-code`.
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use account_service::{
+    cache::{Batching, Cache, Error, Found},
+    callers::{Credentials, Gate},
+    coherence::{Coherence, Settings},
+    config::{Cli, Command, DevSettings},
+    grpc::{
+        AccountService, AdmissionLayer, FairnessLayer, ObservationLayer, WatchLimits,
+        precise_status,
+    },
+    local::{Embedded, momento},
+    proto::account_v1::{self as pb, Role, account_service_server::AccountService as _},
+    service::{Accounts, Changes, Listings},
+    store::{self, DynamoDb},
+};
+use account_service_bench::load::framed;
+use anyhow::{Context as _, Result, bail, ensure};
+use bytes::Bytes;
+use clap::Parser;
+use http_body_util::{BodyExt as _, Full};
+use tokio::runtime::Builder;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, body::Body};
+use tower::{Service, ServiceBuilder, ServiceExt as _, util::MapResponseLayer};
+
+/// As in the service.
+#[cfg(not(feature = "count"))]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[cfg(feature = "count")]
+#[global_allocator]
+static ALLOCATOR: &stats_alloc::StatsAlloc<std::alloc::System> = &stats_alloc::INSTRUMENTED_SYSTEM;
+
+/// Allocations so far, if they are counted.
+fn allocations() -> usize {
+    #[cfg(feature = "count")]
+    return ALLOCATOR.stats().allocations;
+    #[cfg(not(feature = "count"))]
+    return 0;
+}
+
+#[derive(Parser)]
+struct Arguments {
+    /// What is called.
+    #[arg(value_enum)]
+    what: What,
+    /// How often.
+    #[arg(default_value_t = 1000)]
+    times: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum What {
+    /// Layers and handler, from the bytes of the request to those of the answer.
+    Stack,
+    /// The handler in its server, without layers.
+    Served,
+    /// The handler alone.
+    Handler,
+    /// The making of its request.
+    Request,
+    /// The map that stands for the cache.
+    Cache,
+}
+
+/// A cache in the process that answers at once.
+#[derive(Default)]
+struct Map(Mutex<HashMap<String, Vec<u8>>>);
+
+impl Map {
+    fn set(&self, key: &str, value: &[u8], may: impl Fn(Option<&[u8]>) -> bool) -> bool {
+        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_set = may(map.get(key).map(Vec::as_slice));
+        if is_set {
+            map.insert(key.to_owned(), value.to_vec());
+        }
+        is_set
+    }
+}
+
+#[tonic::async_trait]
+impl Cache for Map {
+    async fn get(&self, keys: &[String]) -> Result<Vec<Found>, Error> {
+        let map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = |key: &String| match map.get(key) {
+            Some(value) => Found::Hit(value.clone()),
+            None => Found::Miss,
+        };
+        Ok(keys.iter().map(found).collect())
+    }
+
+    async fn set_if_absent(&self, key: &str, value: &[u8], _: Duration) -> Result<bool, Error> {
+        Ok(self.set(key, value, |found| found.is_none()))
+    }
+
+    async fn set_if_equal(
+        &self,
+        key: &str,
+        value: &[u8],
+        expected: &[u8],
+        _: Duration,
+    ) -> Result<bool, Error> {
+        Ok(self.set(key, value, |found| found == Some(expected)))
+    }
+
+    async fn set_if_not_equal(&self, key: &str, value: &[u8], _: Duration) -> Result<bool, Error> {
+        Ok(self.set(key, value, |found| found != Some(value)))
+    }
+}
+
+const ORGANIZATION: &str = "organization-0001";
+const USER: &str = "user-0001";
+
+fn check() -> pb::CheckMembershipRequest {
+    pb::CheckMembershipRequest {
+        organization_name: ORGANIZATION.to_owned(),
+        username: USER.to_owned(),
+        minimum_role: Role::Member.into(),
+        consistency: None,
+    }
+}
+
+/// A request that has passed the gate.
+fn admitted<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    let nothing = Credentials {
+        certificate: None,
+        token: None,
+    };
+    if let Ok(caller) = Gate::open().admit(None, nothing) {
+        request.extensions_mut().insert(caller);
+    }
+    request
+}
+
+fn dev_settings() -> Result<DevSettings> {
+    match Cli::try_parse_from(["account-service", "dev"])?.command {
+        Command::Dev(settings) => Ok(settings),
+        _ => bail!("`dev` is not what it was"),
+    }
+}
+
+/// The bytes of a call, as they come from the wire.
+fn call(path: &str, message: Bytes) -> Result<http::Request<Body>> {
+    let call = http::Request::post(path)
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(Body::new(Full::new(message)))?;
+    Ok(call)
+}
+
+async fn through<S>(mut server: S, path: &str, times: usize) -> Result<()>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
+{
+    let message = framed(&check());
+    for _ in 0..times {
+        let call = call(path, message.clone())?;
+        let answer = server.ready().await?.call(call).await?;
+        let body = answer.into_body().collect().await?;
+        ensure!(body.trailers().is_some_and(|it| it["grpc-status"] == "0"));
+    }
+    Ok(())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "small")]
+async fn run(arguments: &Arguments) -> Result<()> {
+    let settings = dev_settings()?;
+    let embedded = Embedded::start(&settings, Arc::new(momento::Open)).await?;
+    embedded.set_up().await?;
+    let backends = embedded.backend_settings();
+    let aws = aws_config::SdkConfig::builder()
+        .behavior_version(aws_config::BehaviorVersion::latest())
+        .region(aws_config::Region::new("us-east-1"))
+        .credentials_provider(aws_credential_types::provider::SharedCredentialsProvider::new(
+            aws_credential_types::Credentials::new("embedded", "embedded", None, None, "bench"),
+        ))
+        .build();
+    let table = store::Settings {
+        table: backends.table_name,
+        endpoint: backends.dynamodb_endpoint,
+    };
+    let table = Arc::new(DynamoDb::new(&aws, table));
+    let map = Arc::new(Map::default());
+    let cache = Settings {
+        membership_ttl: Duration::from_secs(3600),
+        profile_ttl: Duration::from_secs(3600),
+        ..Settings::default()
+    };
+    let lookups = Arc::new(Batching::new(map.clone(), cache.cache_read_timeout));
+    let coherence = Coherence::new(lookups, table.clone(), table.clone(), cache);
+    coherence.learn_generation().await.ok().context("no generation")?;
+    let kept = coherence.clone();
+    tokio::spawn(async move { kept.keep().await });
+    let accounts = Accounts::new(
+        coherence.clone(),
+        Changes::new(table.clone(), table.clone()),
+        Listings::new(table.clone(), table),
+    );
+    let watch = WatchLimits {
+        patience: Duration::from_secs(1),
+        stopping: CancellationToken::new(),
+        lifetime: Duration::from_secs(1),
+    };
+    let service = AccountService::new(accounts, watch);
+    service
+        .create_user(admitted(pb::CreateUserRequest {
+            username: USER.to_owned(),
+            first_name: "Olivia".to_owned(),
+            last_name: "Smith".to_owned(),
+            email: "olivia@example.com".to_owned(),
+            ..pb::CreateUserRequest::default()
+        }))
+        .await?;
+    service
+        .create_organization(admitted(pb::CreateOrganizationRequest {
+            organization_name: ORGANIZATION.to_owned(),
+            founding_user: USER.to_owned(),
+            ..pb::CreateOrganizationRequest::default()
+        }))
+        .await?;
+    coherence.drain().await;
+    for _ in 0..2 {
+        service.check_membership(Request::new(check())).await?;
+        coherence.drain().await;
+    }
+    let checked = service.check_membership(Request::new(check())).await?;
+    ensure!(checked.get_ref().source() == pb::Source::Cache);
+    let keys: Vec<_> = {
+        let map = map.0.lock().unwrap_or_else(PoisonError::into_inner);
+        map.keys().filter(|key| !key.ends_with("probe")).cloned().collect()
+    };
+    let times = arguments.times;
+    let before = allocations();
+    match arguments.what {
+        What::Stack => {
+            let server = ServiceBuilder::new()
+                .layer(ObservationLayer::new())
+                .layer(MapResponseLayer::new(precise_status))
+                .layer(AdmissionLayer(Gate::open()))
+                .layer(FairnessLayer::new(256))
+                .service(service.into_server());
+            through(server, "/account.v1.AccountService/CheckMembership", times).await?;
+        }
+        What::Served => {
+            let server = service.into_server();
+            through(server, "/account.v1.AccountService/CheckMembership", times).await?;
+        }
+        What::Request => {
+            for _ in 0..times {
+                std::hint::black_box(Request::new(check()));
+            }
+        }
+        What::Handler => {
+            for _ in 0..times {
+                service.check_membership(Request::new(check())).await?;
+            }
+        }
+        What::Cache => {
+            for _ in 0..times {
+                ensure!(map.get(&keys).await.is_ok_and(|found| found.len() == 3));
+            }
+        }
+    }
+    println!("{:.2}", (allocations() - before) as f64 / times as f64);
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(run(&arguments))
+}
