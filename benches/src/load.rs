@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use async_io::Timer;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures_util::future::join_all;
@@ -28,8 +28,36 @@ pub struct Target {
     pub headers: Vec<(String, String)>,
     /// The bodies of the requests.
     pub bodies: Rc<Vec<Bytes>>,
-    /// The body of each answer; any, if `None`.
-    pub answer: Option<Bytes>,
+    /// What the bodies of answers may be; anything, if there is nothing here.
+    pub answers: Vec<Bytes>,
+}
+
+impl Target {
+    /// Whether an answer is one that may be.
+    pub fn accepts(&self, answer: &Answer) -> bool {
+        let is_expected = self.answers.is_empty() || self.answers.contains(&answer.body);
+        answer.is_ok && is_expected
+    }
+}
+
+/// What came back.
+#[derive(Debug)]
+pub struct Answer {
+    /// Whether the status is OK.
+    pub is_ok: bool,
+    /// The message, as gRPC frames it.
+    pub body: Bytes,
+}
+
+/// One call, at an open pace.
+#[derive(Debug, Clone, Copy)]
+pub struct Sample {
+    /// When it was due, since the run began.
+    pub due: Duration,
+    /// How long after that it was answered.
+    pub latency: Duration,
+    /// Whether it was answered as it had to be.
+    pub is_right: bool,
 }
 
 /// A message as gRPC frames it.
@@ -62,6 +90,8 @@ pub struct Seen {
     pub latency: Histogram<u64>,
     /// From the first call to the last answer.
     pub duration: Duration,
+    /// The calls one by one, at an open pace.
+    pub samples: Vec<Sample>,
 }
 
 /// Connections to one server.
@@ -96,8 +126,8 @@ impl Caller {
         })
     }
 
-    /// Makes one call; returns the body of the answer.
-    pub async fn call(&self) -> Result<Bytes> {
+    /// Makes one call.
+    pub async fn call(&self) -> Result<Answer> {
         let number = self.next.get();
         self.next.set(number.wrapping_add(1));
         let connection = &self.connections[number % self.connections.len()];
@@ -115,21 +145,21 @@ impl Caller {
         let (response, mut stream) = send.send_request(request, false)?;
         stream.send_data(body, true)?;
         let mut response = response.await?;
-        let mut answer = Bytes::new();
+        let mut body = Bytes::new();
         while let Some(data) = response.body_mut().data().await {
             let data = data?;
             response.body_mut().flow_control().release_capacity(data.len())?;
-            answer = if answer.is_empty() {
+            body = if body.is_empty() {
                 data
             } else {
-                [answer, data].concat().into()
+                [body, data].concat().into()
             };
         }
         let trailers = response.body_mut().trailers().await?;
         let trailers = trailers.as_ref().unwrap_or(response.headers());
         let status = trailers.get("grpc-status").context("no status")?;
-        ensure!(status == "0", "{trailers:?}");
-        Ok(answer)
+        let is_ok = status == "0";
+        Ok(Answer { is_ok, body })
     }
 
     /// Makes calls for so long.
@@ -139,13 +169,14 @@ impl Caller {
             failed: 0,
             latency: Histogram::new_with_bounds(1, 60_000_000_000, 3)?,
             duration: Duration::ZERO,
+            samples: Vec::new(),
         }));
         let began = Instant::now();
         match pace {
             Pace::Closed(count) => {
                 let workers = (0..count).map(|_| async {
                     while began.elapsed() < duration {
-                        self.once(Instant::now(), &seen).await;
+                        self.once(Instant::now(), &seen, None).await;
                     }
                 });
                 join_all(workers).await;
@@ -159,7 +190,7 @@ impl Caller {
                     }
                     let (caller, seen) = (self.clone(), seen.clone());
                     calls.push(tokio::task::spawn_local(async move {
-                        caller.once(due, &seen).await;
+                        caller.once(due, &seen, Some(began)).await;
                     }));
                     let pause = -(1.0 - fastrand::f64()).ln() / f64::from(rate);
                     due += Duration::from_secs_f64(pause);
@@ -174,13 +205,17 @@ impl Caller {
         Ok(seen)
     }
 
-    async fn once(&self, due: Instant, seen: &RefCell<Seen>) {
+    async fn once(&self, due: Instant, seen: &RefCell<Seen>, began: Option<Instant>) {
         let answer = self.call().await;
         let mut seen = seen.borrow_mut();
-        let is_right = answer.is_ok_and(|answer| {
-            let expected = self.target.answer.as_ref();
-            expected.is_none_or(|expected| *expected == answer)
-        });
+        let is_right = answer.is_ok_and(|answer| self.target.accepts(&answer));
+        if let Some(began) = began {
+            seen.samples.push(Sample {
+                due: due - began,
+                latency: due.elapsed(),
+                is_right,
+            });
+        }
         if is_right {
             seen.calls += 1;
             let nanos = u64::try_from(due.elapsed().as_nanos()).unwrap_or(u64::MAX);

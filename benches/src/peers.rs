@@ -148,13 +148,13 @@ fn check(username: String, organization_name: String) -> pb::CheckMembershipRequ
     }
 }
 
-/// The answer that each check has to get, from the cache.
-fn yes() -> Bytes {
+/// The answer that each check has to get.
+pub fn yes(source: pb::Source) -> Bytes {
     framed(&pb::CheckMembershipResponse {
         is_member: true,
         role: Role::Member.into(),
         satisfied: true,
-        source: pb::Source::Cache.into(),
+        source: source.into(),
     })
 }
 
@@ -168,7 +168,7 @@ pub fn echo(programs: &Programs) -> Result<Subject> {
             path: "/bench.echo.Echo/Check".to_owned(),
             headers: Vec::new(),
             bodies: bodies(check),
-            answer: None,
+            answers: Vec::new(),
         },
         process,
     })
@@ -207,7 +207,51 @@ pub fn service_target(addr: String) -> Target {
         path: "/account.v1.AccountService/CheckMembership".to_owned(),
         headers: Vec::new(),
         bodies: bodies(check),
-        answer: Some(yes()),
+        answers: vec![yes(pb::Source::Cache)],
+    }
+}
+
+/// The same checks, whose answers may be some seconds old.
+pub fn recent_target(addr: String) -> Target {
+    let staleness = prost_types::Duration {
+        seconds: 30,
+        nanos: 0,
+    };
+    let consistency = pb::ReadConsistency {
+        requirement: Some(pb::read_consistency::Requirement::MaxStaleness(staleness)),
+    };
+    let check = |user, organization| pb::CheckMembershipRequest {
+        consistency: Some(consistency),
+        ..check(user, organization)
+    };
+    Target {
+        bodies: bodies(check),
+        answers: vec![yes(pb::Source::Memory), yes(pb::Source::Cache)],
+        ..service_target(addr)
+    }
+}
+
+/// A call that keeps the service busy and asks no backend: the last of many
+/// questions is none.
+pub fn hog_target(addr: String) -> Target {
+    let mut checks: Vec<_> = checks()
+        .map(|(username, organization_name)| pb::MembershipCheck {
+            organization_name,
+            username,
+            ..pb::MembershipCheck::default()
+        })
+        .collect();
+    checks.push(pb::MembershipCheck::default());
+    let request = pb::BatchCheckMembershipsRequest {
+        checks,
+        consistency: None,
+    };
+    Target {
+        addr,
+        path: "/account.v1.AccountService/BatchCheckMemberships".to_owned(),
+        headers: Vec::new(),
+        bodies: Rc::new(vec![framed(&request)]),
+        answers: Vec::new(),
     }
 }
 
@@ -384,7 +428,7 @@ pub async fn spicedb(programs: &Programs) -> Result<Option<Subject>> {
         path: format!("/authzed.api.v1.{method}"),
         headers: vec![("authorization".to_owned(), format!("Bearer {SPICEDB_KEY}"))],
         bodies,
-        answer: None,
+        answers: Vec::new(),
     };
     let schema = api::WriteSchemaRequest {
         schema: SPICEDB_SCHEMA.to_owned(),
@@ -416,9 +460,11 @@ pub async fn spicedb(programs: &Programs) -> Result<Option<Subject>> {
     }))
 }
 
-async fn once(target: Target) -> Result<Bytes> {
+async fn once(target: Target) -> Result<()> {
     let caller = crate::load::Caller::connect(target, 1).await?;
-    caller.call().await
+    let answer = caller.call().await?;
+    anyhow::ensure!(answer.is_ok, "refused");
+    Ok(())
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -530,7 +576,7 @@ pub fn openfga(programs: &Programs) -> Result<Option<Subject>> {
             path: "/openfga.v1.OpenFGAService/Check".to_owned(),
             headers: Vec::new(),
             bodies: bodies(check),
-            answer: Some(framed(&FgaCheckResponse { allowed: true })),
+            answers: vec![framed(&FgaCheckResponse { allowed: true })],
         },
         process,
     }))

@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     io::Write as _,
     path::PathBuf,
+    rc::Rc,
     time::{Duration, Instant},
 };
 
@@ -12,6 +13,7 @@ use account_service_bench::{
     load::{Caller, Pace, Seen},
     peers::{self, Backends, Programs, Subject},
 };
+use account_service::proto::account_v1::Source;
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand};
 use tokio::{runtime::Builder, task::LocalSet};
@@ -45,11 +47,20 @@ enum What {
     Rate,
     /// From start to the first answered check; memory.
     Start,
+    /// A cache that refuses, hangs, and is flushed, at load.
+    Faults,
+    /// What a flood by one caller does to another one's latency.
+    Flood,
+    /// One replica, and two that share the load.
+    Replicas,
+    /// What reads from the replica's memory gain.
+    Staleness,
 }
 
 /// A subject, and connections to it.
 struct Measured {
-    subject: Subject,
+    name: &'static str,
+    subject: Rc<Subject>,
     caller: Caller,
 }
 
@@ -64,11 +75,11 @@ const TOO_LATE: Duration = Duration::from_millis(5);
 impl Measured {
     async fn new(subject: Subject) -> Result<Self> {
         let caller = Caller::connect(subject.target.clone(), CONNECTIONS).await?;
-        Ok(Self { subject, caller })
-    }
-
-    fn name(&self) -> &'static str {
-        self.subject.name
+        Ok(Self {
+            name: subject.name,
+            subject: Rc::new(subject),
+            caller,
+        })
     }
 }
 
@@ -106,7 +117,7 @@ impl Bench {
         ensure!(
             seen.calls > 0 && seen.failed == 0,
             "{}: {} calls, {} failed",
-            measured.name(),
+            measured.name,
             seen.calls,
             seen.failed
         );
@@ -117,7 +128,7 @@ impl Bench {
         writeln!(
             self.rows,
             "{},{pace:?},{},{:.0},{cpu_us:.2},{busy:.3},{p50:.0},{p99:.0},{p999:.0}",
-            measured.name().replace(',', ""),
+            measured.name.replace(',', ""),
             seen.calls,
             rate(&seen),
         )?;
@@ -144,8 +155,8 @@ impl Bench {
         let (of_a, of_b): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
         println!(
             "| {} | {} | {pace:?} | {:.1} | {:.1} | {ratios} | {:.0} | {:.0} |",
-            a.name(),
-            b.name(),
+            a.name,
+            b.name,
             median(&of_a),
             median(&of_b),
             median(&rates.0),
@@ -170,15 +181,14 @@ async fn warm(subject: Subject) -> Result<Measured> {
     loop {
         let mut is_warm = true;
         for _ in 0..measured.subject.target.bodies.len() {
-            let answer = measured.caller.call().await.context(measured.name())?;
-            let expected = measured.subject.target.answer.as_ref();
-            is_warm &= expected.is_none_or(|expected| *expected == answer);
+            let answer = measured.caller.call().await.context(measured.name)?;
+            is_warm &= measured.subject.target.accepts(&answer);
         }
         // What the stream tells of the filling takes its time.
         if is_warm && began.elapsed() > WARM {
             return Ok(measured);
         }
-        ensure!(began.elapsed() < PATIENCE, "{}: not warm", measured.name());
+        ensure!(began.elapsed() < PATIENCE, "{}: not warm", measured.name);
     }
 }
 
@@ -236,7 +246,7 @@ async fn latency(bench: &mut Bench, programs: &Programs) -> Result<()> {
         let of = |figure: &dyn Fn(&Run) -> f64| median(&runs.iter().map(figure).collect::<Vec<_>>());
         println!(
             "| {} | {:.0} | {:.2} | {:.0} | {:.0} | {:.0} |",
-            measured.name(),
+            measured.name,
             of(&|run| rate(&run.seen)),
             of(&|run| run.busy),
             of(&|run| micros(&run.seen, 0.5)),
@@ -279,7 +289,7 @@ async fn highest(bench: &mut Bench, programs: &Programs) -> Result<()> {
     println!("\n| | highest rate, calls/s | processor busy |\n|---|---|---|");
     for measured in [&echo, &service] {
         let (rate, busy) = highest_rate(bench, measured).await?;
-        println!("| {} | {rate} | {busy:.2} |", measured.name());
+        println!("| {} | {rate} | {busy:.2} |", measured.name);
     }
     Ok(())
 }
@@ -314,6 +324,139 @@ async fn start(programs: &Programs) -> Result<()> {
     Ok(())
 }
 
+/// Calls a second while the cache fails.
+const FAULTY_RATE: u32 = 3000;
+const FAULT_AT: Duration = Duration::from_secs(2);
+/// From here on, the service has to have found its way.
+const SETTLED: Duration = Duration::from_millis(100);
+
+async fn faults(programs: &Programs) -> Result<()> {
+    println!(
+        "\n| the cache | calls | failed | p99 before, ms | p99 in the first 100 ms | p99 in the 3 s after | table reads |\n|---|---|---|---|---|---|---|"
+    );
+    for (name, order) in [
+        ("refuses", "cache refuse"),
+        ("does not answer", "cache hang"),
+        ("is flushed", "cache flush"),
+    ] {
+        let mut backends = Backends::start(programs, 1000, 5000)?;
+        let metrics = peers::free_address()?;
+        let subject = peers::service(programs, &backends, &[("METRICS_ADDR", &metrics)])?;
+        peers::seed(&subject.target.addr).await?;
+        let measured = warm(subject).await?;
+        let mut target = measured.subject.target.clone();
+        target.answers.push(peers::yes(Source::Store));
+        let caller = Caller::connect(target, CONNECTIONS).await?;
+        let reads_before = counter(&metrics, "account_table_reads_total")?;
+        let fault = async {
+            tokio::time::sleep(FAULT_AT).await;
+            backends.process.order(order)
+        };
+        let run = caller.run(Pace::Open(FAULTY_RATE), FAULT_AT + Duration::from_secs(3));
+        let (seen, done) = tokio::join!(run, fault);
+        done?;
+        let seen = seen?;
+        let reads = counter(&metrics, "account_table_reads_total")? - reads_before;
+        let p99 = |from: Duration, to: Duration| {
+            let within = seen.samples.iter().filter(|it| (from..to).contains(&it.due));
+            let mut latencies: Vec<_> = within.map(|it| it.latency.as_secs_f64() * 1e3).collect();
+            latencies.sort_by(f64::total_cmp);
+            let place = latencies.len() * 99 / 100;
+            latencies.get(place).copied().unwrap_or(f64::NAN)
+        };
+        println!(
+            "| {name} | {} | {} | {:.1} | {:.1} | {:.1} | {reads:.0} |",
+            seen.calls + seen.failed,
+            seen.failed,
+            p99(Duration::ZERO, FAULT_AT),
+            p99(FAULT_AT, FAULT_AT + SETTLED),
+            p99(FAULT_AT + SETTLED, Duration::MAX),
+        );
+    }
+    Ok(())
+}
+
+/// What a counter without labels says.
+fn counter(metrics: &str, name: &str) -> Result<f64> {
+    let text = ureq::get(format!("http://{metrics}/metrics")).call()?.body_mut().read_to_string()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    Ok(line.context("no such counter")?.trim().parse()?)
+}
+
+async fn flood(bench: &mut Bench, programs: &Programs) -> Result<()> {
+    let backends = Backends::start(programs, 1000, 5000)?;
+    let service = filled(programs, &backends).await?;
+    let guest = Caller::connect(service.subject.target.clone(), 1).await?;
+    let hog = peers::hog_target(service.subject.target.addr.clone());
+    let hog = Caller::connect(hog, 4).await?;
+    println!("\n| a guest's calls | p50, µs | p99, µs | beside |\n|---|---|---|---|");
+    let mut ratios = (Vec::new(), Vec::new());
+    for _ in 0..bench.pairs {
+        let alone = guest.run(Pace::Closed(1), bench.seconds).await?;
+        let (flooded, flood) = tokio::join!(
+            async {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                guest.run(Pace::Closed(1), bench.seconds).await
+            },
+            hog.run(Pace::Closed(256), bench.seconds + Duration::from_secs(2)),
+        );
+        let (flooded, flood) = (flooded?, flood?);
+        for (name, seen, beside) in [("alone", &alone, 0), ("in a flood", &flooded, flood.failed)] {
+            let (p50, p99) = (micros(seen, 0.5), micros(seen, 0.99));
+            println!("| {name} | {p50:.0} | {p99:.0} | {beside} |");
+            ensure!(seen.failed == 0, "the guest was refused {} times", seen.failed);
+        }
+        ratios.0.push((micros(&alone, 0.5), micros(&flooded, 0.5)));
+        ratios.1.push((micros(&alone, 0.99), micros(&flooded, 0.99)));
+    }
+    println!("\nratio of p50: {}, of p99: {}", Ratios::of(&ratios.0), Ratios::of(&ratios.1));
+    Ok(())
+}
+
+async fn replicas(bench: &mut Bench, programs: &Programs) -> Result<()> {
+    let backends = Backends::start(programs, 0, 0)?;
+    let one = filled(programs, &backends).await?;
+    let other = warm(peers::service(programs, &backends, &[])?).await?;
+    let mut pairs = Vec::new();
+    for _ in 0..bench.pairs {
+        let alone = bench.run(&one, Pace::Closed(64)).await?.cpu_us;
+        let busy = || -> Result<_> {
+            Ok(one.subject.process.busy()? + other.subject.process.busy()?)
+        };
+        let before = busy()?;
+        let half = Pace::Closed(32);
+        let (first, second) =
+            tokio::join!(one.caller.run(half, bench.seconds), other.caller.run(half, bench.seconds));
+        let calls = first?.calls + second?.calls;
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+        let shared = (busy()? - before).as_secs_f64() * 1e6 / calls as f64;
+        pairs.push((shared, 2.0 * alone));
+    }
+    println!(
+        "\nwhat two replicas do with their processors, to what one does with its own: {}",
+        Ratios::of(&pairs)
+    );
+    Ok(())
+}
+
+async fn staleness(bench: &mut Bench, programs: &Programs) -> Result<()> {
+    let backends = Backends::start(programs, 0, 0)?;
+    let coherent = filled(programs, &backends).await?;
+    let target = peers::recent_target(coherent.subject.target.addr.clone());
+    let recent = Measured {
+        name: "the same, max_staleness",
+        subject: coherent.subject.clone(),
+        caller: Caller::connect(target, CONNECTIONS).await?,
+    };
+    let echo = warm(peers::echo(programs)?).await?;
+    println!("{HEADER}");
+    for pace in [Pace::Closed(1), Pace::Closed(64)] {
+        bench.compare(&recent, &coherent, pace).await?;
+        bench.compare(&echo, &recent, pace).await?;
+    }
+    Ok(())
+}
+
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     if let Some(folder) = arguments.rows.parent() {
@@ -335,6 +478,10 @@ fn main() -> Result<()> {
             What::Latency => latency(&mut bench, &programs).await,
             What::Rate => highest(&mut bench, &programs).await,
             What::Start => start(&programs).await,
+            What::Faults => faults(&programs).await,
+            What::Flood => flood(&mut bench, &programs).await,
+            What::Replicas => replicas(&mut bench, &programs).await,
+            What::Staleness => staleness(&mut bench, &programs).await,
         }
     })
 }
