@@ -1,6 +1,8 @@
 //! What a check needs of a cache entry, read without allocating: the hottest code
 //! there is. [`super::Entry::decode`] says what entries are.
 
+use std::str::Utf8Error;
+
 use super::envelope::SCHEMA;
 use crate::{
     domain::{Bond, Gist, Incarnation, Key, State, Timestamp, Uid},
@@ -78,7 +80,7 @@ fn incarnation(bytes: &[u8], uid_field: u32, suspended_field: u32) -> Option<Inc
     };
     for field in Fields(bytes) {
         match field? {
-            (field, Value::Bytes(text)) if field == uid_field => found.uid = uid(text)?,
+            (field, Value::Bytes(text)) if field == uid_field => found.uid = uid(text).ok()?,
             (field, Value::Number(0)) if field == suspended_field => found.state = State::Active,
             (field, Value::Number(_)) if field == suspended_field => found.state = State::Suspended,
             _ => {}
@@ -94,8 +96,10 @@ fn bond(bytes: &[u8]) -> Option<Bond> {
             (MEMBERSHIP_ROLE, Value::Bytes(text)) => {
                 role = Some(str::from_utf8(text).ok()?.parse().ok()?);
             }
-            (MEMBERSHIP_ORGANIZATION_UID, Value::Bytes(text)) => organization_uid = uid(text)?,
-            (MEMBERSHIP_MEMBER_UID, Value::Bytes(text)) => member_uid = uid(text)?,
+            (MEMBERSHIP_ORGANIZATION_UID, Value::Bytes(text)) => {
+                organization_uid = uid(text).ok()?;
+            }
+            (MEMBERSHIP_MEMBER_UID, Value::Bytes(text)) => member_uid = uid(text).ok()?,
             _ => {}
         }
     }
@@ -106,8 +110,8 @@ fn bond(bytes: &[u8]) -> Option<Bond> {
     })
 }
 
-fn uid(text: &[u8]) -> Option<Option<Uid>> {
-    Some(Uid::from_text(str::from_utf8(text).ok()?))
+fn uid(text: &[u8]) -> Result<Option<Uid>, Utf8Error> {
+    str::from_utf8(text).map(Uid::from_text)
 }
 
 /// The fields of a message in the protobuf encoding; the last one is `None` if it

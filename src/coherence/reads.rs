@@ -93,6 +93,9 @@ struct Counts {
     failed: u64,
 }
 
+/// An entry that is not to be believed, and not to be filled.
+struct Unusable;
+
 impl<V: View> Sight<V> {
     fn nothing(keys: &[Key]) -> Self {
         Self {
@@ -169,7 +172,7 @@ impl Coherence {
         let mut positions = Vec::new();
         for (position, key) in keys.iter().enumerate() {
             match recent.get(key, oldest) {
-                Some(record) => records[position] = record,
+                Some(record) => records[position].clone_from(record.as_ref()),
                 None => positions.push(position),
             }
         }
@@ -340,12 +343,12 @@ impl Coherence {
         for (position, (key, cache_key)) in keys.iter().zip(&cache_keys).enumerate() {
             match found.next() {
                 Some(Found::Hit(bytes)) => match self.judge(&bytes, cache_key, key, now) {
-                    Some(record) => {
+                    Ok(record) => {
                         sight.counts.hit += 1;
                         sight.records[position] = record;
                         continue;
                     }
-                    None => sight.counts.unusable += 1,
+                    Err(Unusable) => sight.counts.unusable += 1,
                 },
                 Some(Found::Miss) => {
                     sight.counts.miss += 1;
@@ -368,11 +371,15 @@ impl Coherence {
         cache_key: &str,
         key: &Key,
         now: Timestamp,
-    ) -> Option<Option<V>> {
-        let (record, read_time) = V::told(bytes, cache_key, key)?;
+    ) -> Result<Option<V>, Unusable> {
+        let (record, read_time) = V::told(bytes, cache_key, key).ok_or(Unusable)?;
         let max_age = self.max_age(key, record.is_some()).as_millis();
         let age = u128::try_from(now.0.saturating_sub(read_time.0)).unwrap_or(0);
-        (age <= max_age).then_some(record)
+        if age <= max_age {
+            Ok(record)
+        } else {
+            Err(Unusable)
+        }
     }
 
     /// Tries to take a lease for each missed key; returns those taken, as stored.

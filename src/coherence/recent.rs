@@ -67,9 +67,9 @@ impl<V: View> Default for Recent<V> {
 
 impl<V: View> Recent<V> {
     /// The record as it was at some time since `oldest`.
-    pub(super) fn get(&self, key: &Key, oldest: Instant) -> Option<Option<V>> {
+    pub(super) fn get(&self, key: &Key, oldest: Instant) -> Option<Arc<Option<V>>> {
         let seen = self.seen.get(key)?;
-        (seen.as_of >= oldest).then(|| seen.record.as_ref().clone())
+        (seen.as_of >= oldest).then_some(seen.record)
     }
 
     /// To be asked before a record is looked up that is to be kept.
@@ -116,7 +116,7 @@ mod tests {
     fn what_is_older_than_asked_is_no_answer() {
         let (recent, key, now) = (Recent::<Gist>::default(), key(), Instant::now());
         recent.keep(&key, None, now, recent.writes(&key));
-        assert_eq!(recent.get(&key, now), Some(None));
+        assert_eq!(recent.get(&key, now).as_deref(), Some(&None));
         assert_eq!(recent.get(&key, now + Duration::from_nanos(1)), None);
     }
 
@@ -128,7 +128,7 @@ mod tests {
         recent.keep(&key, None, now, before);
         assert_eq!(recent.get(&key, now), None);
         recent.keep(&key, None, now, recent.writes(&key));
-        assert_eq!(recent.get(&key, now), Some(None));
+        assert_eq!(recent.get(&key, now).as_deref(), Some(&None));
         recent.forget(std::slice::from_ref(&key));
         assert_eq!(recent.get(&key, now), None);
     }
