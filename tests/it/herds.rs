@@ -1,10 +1,15 @@
 //! Many readers of one record that is not cached: they share table reads, but
 //! never one that may have seen the table before a write they must see.
 
-use account_service::proto::account_v1::{self as pb, Role};
+use std::time::Duration;
+
+use account_service::{
+    coherence::Settings,
+    proto::account_v1::{self as pb, Role},
+};
 use futures_util::future::join_all;
 
-use crate::harness::{Backends, start};
+use crate::harness::{Backends, Replica, start};
 
 const ORG: &str = "olivia-org";
 const OLIVIA: &str = "oliviaowner";
@@ -30,6 +35,35 @@ async fn a_herd_on_a_cold_record_makes_few_table_reads() {
         );
         assert!(reads <= HERD / 10, "{reads} table reads");
         service.settle().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn look_ups_that_come_while_many_are_under_way_share_a_round_trip() {
+    const CHECKS: usize = 400;
+    let backends = Backends::start().await;
+    let patient = Settings {
+        cache_read_timeout: Duration::from_secs(5),
+        invalidator: None,
+        ..Settings::default()
+    };
+    let service = Replica::start_with(&backends.serve_settings(), patient).await;
+    service.found_olivia_org_with_michael().await;
+    service.settle().await;
+    backends
+        .momento
+        .delay("GetBatch", Duration::from_millis(200));
+    for refused in [0, usize::MAX] {
+        backends.momento.refuse("GetBatch", "", 0, refused);
+        backends.forget_calls();
+        let members = [OLIVIA, MICHAEL].into_iter().cycle().take(CHECKS);
+        let checks = join_all(members.map(|member| service.check(ORG, member))).await;
+        for (member, check) in [OLIVIA, MICHAEL].into_iter().cycle().zip(checks) {
+            let is_owner = check.unwrap().role() == Role::Owner;
+            assert_eq!(is_owner, member == OLIVIA);
+        }
+        let look_ups = backends.momento.seen("GetBatch").len();
+        assert!((1..=CHECKS / 4).contains(&look_ups), "{look_ups} look-ups");
     }
 }
 
