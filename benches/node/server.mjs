@@ -111,7 +111,9 @@ async function checkMembership(call, callback) {
 }
 
 const definition = loader.loadSync("account/v1/account_service.proto", {
-  includeDirs: [new URL("../../proto", import.meta.url).pathname],
+  includeDirs: ["../../proto", "../../third_party/googleapis"].map(
+    (folder) => new URL(folder, import.meta.url).pathname,
+  ),
   keepCase: true,
   enums: Number,
 });

@@ -407,6 +407,7 @@ pub async fn spicedb(programs: &Programs) -> Result<Option<Subject>> {
         "--metrics-addr",
         &metrics,
         "--telemetry-endpoint=",
+        "--grpc-max-conn-age=1h",
         "--skip-release-check",
         "--log-level=error",
     ];
