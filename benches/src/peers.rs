@@ -231,9 +231,9 @@ pub fn recent_target(addr: String) -> Target {
     }
 }
 
-/// A call that keeps the service busy and asks no backend: the last of many
-/// questions is none.
-pub fn hog_target(addr: String) -> Target {
+/// A call with many questions. It keeps the service busy and, if the last of them
+/// is none, asks no backend.
+pub fn hog_target(addr: String, asks_backends: bool) -> Target {
     let mut checks: Vec<_> = checks()
         .map(|(username, organization_name)| pb::MembershipCheck {
             organization_name,
@@ -241,7 +241,9 @@ pub fn hog_target(addr: String) -> Target {
             ..pb::MembershipCheck::default()
         })
         .collect();
-    checks.push(pb::MembershipCheck::default());
+    if !asks_backends {
+        checks.push(pb::MembershipCheck::default());
+    }
     let request = pb::BatchCheckMembershipsRequest {
         checks,
         consistency: None,

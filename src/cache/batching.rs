@@ -16,8 +16,11 @@ use super::{Cache, Error, Found, Kind};
 /// wait for the first of them to end, and are then sent together. Alone, a
 /// look-up never waits.
 const LANES: usize = 4;
-/// Keys that are sent together, unless one look-up alone has more.
+/// Keys that are sent together.
 const MAX_KEYS: usize = 300;
+/// A look-up of more keys than this is sent at once, on its own: it would gain
+/// little, and be long in a lane.
+const MAX_KEYS_TO_SHARE: usize = 30;
 
 /// A cache whose look-ups share round trips under load.
 pub struct Batching {
@@ -161,9 +164,8 @@ impl Lanes {
         let mut keys = 0;
         self.waiting.retain(|waiting| !waiting.answer.is_closed());
         let fit = self.waiting.iter().take_while(|waiting| {
-            let is_first = keys == 0;
             keys += waiting.keys.len();
-            is_first || keys <= MAX_KEYS
+            keys <= MAX_KEYS
         });
         let fit = fit.count();
         self.waiting.drain(..fit).collect()
@@ -173,6 +175,9 @@ impl Lanes {
 #[async_trait]
 impl Cache for Batching {
     async fn get(&self, keys: &[String]) -> Result<Vec<Found>, Error> {
+        if keys.len() > MAX_KEYS_TO_SHARE {
+            return self.cache.get(keys).await;
+        }
         match self.enter(keys) {
             Turn::Now(lane) => {
                 let found = lane.cache.get(keys).await;

@@ -76,6 +76,15 @@ pub enum KeySourceError {
 
 type KeyMap = HashMap<Option<String>, Arc<DecodingKey>>;
 
+/// Which reading of the keys something was verified with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Edition(u64);
+
+struct KeySet {
+    edition: Edition,
+    keys: KeyMap,
+}
+
 /// Keys as they were last read.
 #[derive(Clone)]
 pub struct Keys(Arc<Shared>);
@@ -83,7 +92,7 @@ pub struct Keys(Arc<Shared>);
 struct Shared {
     source: KeySource,
     http: reqwest::Client,
-    keys: RwLock<KeyMap>,
+    known: RwLock<KeySet>,
     /// A token named a key that is not known.
     missed: Notify,
 }
@@ -105,14 +114,18 @@ impl Keys {
         Ok(Self(Arc::new(Shared {
             source,
             http,
-            keys: RwLock::new(keys),
+            known: RwLock::new(KeySet {
+                edition: Edition(0),
+                keys,
+            }),
             missed: Notify::new(),
         })))
     }
 
     /// The key of this name; the only one, if the token names none.
-    pub(super) fn find(&self, name: Option<&str>) -> Option<Arc<DecodingKey>> {
-        let keys = self.0.keys.read().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn find(&self, name: Option<&str>) -> Option<(Arc<DecodingKey>, Edition)> {
+        let known = self.0.known.read().unwrap_or_else(PoisonError::into_inner);
+        let keys = &known.keys;
         let found = match name {
             Some(name) => keys.get(&Some(name.to_owned())),
             None if keys.len() == 1 => keys.values().next(),
@@ -121,7 +134,13 @@ impl Keys {
         if found.is_none() {
             self.0.missed.notify_one();
         }
-        found.cloned()
+        Some((found?.clone(), known.edition))
+    }
+
+    /// Of the keys as they are now: what was verified with others is not any more.
+    pub(super) fn edition(&self) -> Edition {
+        let known = self.0.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.edition
     }
 
     /// Reads the keys again and again. Never ends; keeps what it has while they
@@ -135,7 +154,9 @@ impl Keys {
             }
             match load(&self.0.source, &self.0.http).await {
                 Ok(keys) => {
-                    *self.0.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+                    let mut known = self.0.known.write().unwrap_or_else(PoisonError::into_inner);
+                    let edition = Edition(known.edition.0 + 1);
+                    *known = KeySet { edition, keys };
                 }
                 Err(error) => {
                     tracing::warn!(source = %self.0.source, %error, "the keys of tokens cannot be read again");

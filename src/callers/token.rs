@@ -1,14 +1,19 @@
-//! Bearer tokens: JSON Web Tokens, signed with a key of the key set.
+//! Bearer tokens: JSON Web Tokens, signed with a key of the key set. A token that
+//! was verified is known again, as verifying costs more than a check from the cache.
 
 use std::sync::Arc;
 
-use jsonwebtoken::{Algorithm, Validation, decode, decode_header};
+use jsonwebtoken::{Algorithm, Validation, decode, decode_header, get_current_timestamp};
+use moka::sync::Cache;
 use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
 
-use super::{Keys, Refused};
+use super::{Keys, Refused, keys::Edition};
 
 /// By how much clocks may differ, in seconds.
 const LEEWAY_S: u64 = 30;
+/// Tokens that are known again. A service has one at a time, a user who calls too.
+const MAX_VERIFIED: u64 = 10_000;
 
 /// What a token has to say.
 #[derive(Debug, Clone)]
@@ -26,29 +31,59 @@ pub struct Expected {
 pub struct Tokens {
     expected: Expected,
     keys: Keys,
+    /// By digest, so that no token is kept.
+    verified: Cache<[u8; 32], Verified>,
 }
 
 /// Whom a token names.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Identity {
     pub subject: Arc<str>,
+}
+
+/// A token that was valid.
+#[derive(Debug, Clone)]
+struct Verified {
+    identity: Identity,
+    edition: Edition,
+    /// In seconds since 1970.
+    expires: u64,
 }
 
 #[derive(Deserialize)]
 struct Claims {
     sub: String,
+    exp: f64,
 }
 
 impl Tokens {
     /// Verifies tokens with these keys.
     #[must_use]
     pub fn new(expected: Expected, keys: Keys) -> Self {
-        Self { expected, keys }
+        Self {
+            expected,
+            keys,
+            verified: Cache::new(MAX_VERIFIED),
+        }
     }
 
     /// Whom a token names, if it is signed, meant for this service, and neither
     /// too old nor too new.
     pub(super) fn verify(&self, token: &str) -> Result<Identity, Refused> {
+        let digest = Sha256::digest(token).into();
+        if let Some(known) = self.verified.get(&digest) {
+            let is_same = known.edition == self.keys.edition();
+            if is_same && get_current_timestamp() <= known.expires.saturating_add(LEEWAY_S) {
+                return Ok(known.identity);
+            }
+        }
+        let verified = self.verify_anew(token)?;
+        let identity = verified.identity.clone();
+        self.verified.insert(digest, verified);
+        Ok(identity)
+    }
+
+    fn verify_anew(&self, token: &str) -> Result<Verified, Refused> {
         let invalid = |why: String| Refused::InvalidCredentials { why };
         let header =
             decode_header(token).map_err(|error| invalid(format!("the token: {error}")))?;
@@ -58,7 +93,7 @@ impl Tokens {
                 header.alg
             )));
         }
-        let Some(key) = self.keys.find(header.kid.as_deref()) else {
+        let Some((key, edition)) = self.keys.find(header.kid.as_deref()) else {
             return Err(invalid(format!("no key {:?} is known", header.kid)));
         };
         let mut validation = Validation::new(header.alg);
@@ -73,8 +108,17 @@ impl Tokens {
         if claims.sub.is_empty() {
             return Err(invalid("the token names nobody".to_owned()));
         }
-        Ok(Identity {
-            subject: claims.sub.into(),
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "saturates, and whole seconds are meant"
+        )]
+        let expires = claims.exp as u64;
+        let subject = claims.sub.into();
+        Ok(Verified {
+            identity: Identity { subject },
+            edition,
+            expires,
         })
     }
 }

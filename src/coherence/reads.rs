@@ -8,7 +8,10 @@ use std::{
 
 use futures_util::{StreamExt as _, future::join, stream};
 use metrics::Counter;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::{
+    task::consume_budget,
+    time::{Instant, timeout, timeout_at},
+};
 
 use super::{
     Coherence, Entry, Tag, View, breaker::Ask, flights::Flight, generation::Space, jittered,
@@ -341,6 +344,10 @@ impl Coherence {
         let now = self.now();
         let mut sight = Sight::nothing(keys);
         for (position, (key, cache_key)) in keys.iter().zip(&cache_keys).enumerate() {
+            if position > 0 {
+                // Many at once would keep others waiting.
+                consume_budget().await;
+            }
             match found.next() {
                 Some(Found::Hit(bytes)) => match self.judge(&bytes, cache_key, key, now) {
                     Ok(record) => {

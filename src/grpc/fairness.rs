@@ -16,8 +16,9 @@ use tower::{Layer, Service};
 
 use super::{
     deadline::Arrival,
-    lobby::{Flow, Lateness, Lobby, Pass},
+    lobby::{Flow, Lobby, Pass},
     methods::{ByMethod, Class},
+    processors::{self, Processors},
     status,
 };
 use crate::{
@@ -29,6 +30,9 @@ use crate::{
 /// Longest that a call waits for its turn.
 const PATIENCE: Duration = Duration::from_millis(250);
 
+/// Calls at once that keep a processor busy, if they wait for nothing else.
+const LEAST_PER_PROCESSOR: usize = 8;
+
 /// Lets callers take turns.
 #[derive(Debug, Clone)]
 pub struct FairnessLayer(Arc<Lobbies>);
@@ -38,7 +42,6 @@ struct Lobbies {
     reads: Arc<Lobby>,
     changes: Arc<Lobby>,
     classes: ByMethod<Class>,
-    lateness: Lateness,
 }
 
 impl FairnessLayer {
@@ -47,25 +50,25 @@ impl FairnessLayer {
     pub fn new(at_once: usize) -> Self {
         let lobby = |class| {
             let told = metrics::gauge!(CALLS_LIMIT, "class" => class);
-            Arc::new(Lobby::new(at_once, told))
+            let least = LEAST_PER_PROCESSOR * processors::count();
+            Arc::new(Lobby::new(least, at_once, told))
         };
         Self(Arc::new(Lobbies {
             reads: lobby(READ),
             changes: lobby(CHANGE),
             classes: ByMethod::new(|_, class| class),
-            lateness: Lateness::default(),
         }))
     }
 
     /// Follows the load of the processors. Never ends.
     pub async fn keep(&self) {
-        let Lobbies {
-            reads,
-            changes,
-            lateness,
-            ..
-        } = self.0.as_ref();
-        Lobby::keep([reads, changes], lateness).await;
+        let mut processors = Processors::default();
+        loop {
+            let keep_up = processors.keep_up().await;
+            for lobby in [&self.0.reads, &self.0.changes] {
+                lobby.follow(keep_up);
+            }
+        }
     }
 }
 
@@ -118,39 +121,27 @@ where
             }
         };
         let flow = flow_of(&request);
-        let arrival = Arrival::now();
         if let Some(pass) = lobby.try_enter(&flow) {
             let pass = held(pass, class, &mut request);
             let answer = self.inner.call(request);
-            let fresh = Some((self.lobbies.clone(), arrival));
-            return Either::Left(Either::Right(Charged {
-                answer,
-                pass,
-                fresh,
-            }));
+            return Either::Left(Either::Right(Charged { answer, pass }));
         }
         metrics::counter!(CALLS_QUEUED, "class" => class).increment(1);
+        let arrival = Arrival::now();
         let patience = PATIENCE.min(arrival.time_left(request.headers()) / 2);
         request.extensions_mut().insert(arrival);
-        let (lobby, lobbies) = (lobby.clone(), self.lobbies.clone());
+        let lobby = lobby.clone();
         // The one that is ready stays with the call, as tower asks for.
         let fresh = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, fresh);
         Either::Right(Box::pin(async move {
-            lobbies.lateness.note(arrival.elapsed());
             let Ok(pass) = lobby.enter(&flow, patience).await else {
                 metrics::counter!(CALLS_SHED, "class" => class).increment(1);
                 return Ok(status::crowded().into_http());
             };
             let pass = held(pass, class, &mut request);
             let answer = inner.call(request);
-            let fresh = None;
-            Charged {
-                answer,
-                pass,
-                fresh,
-            }
-            .await
+            Charged { answer, pass }.await
         }))
     }
 }
@@ -185,8 +176,6 @@ pin_project! {
         #[pin]
         answer: F,
         pass: Arc<Pass>,
-        // Until it is first looked at.
-        fresh: Option<(Arc<Lobbies>, Arrival)>,
     }
 }
 
@@ -195,9 +184,6 @@ impl<F: Future> Future for Charged<F> {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        if let Some((lobbies, arrival)) = this.fresh.take() {
-            lobbies.lateness.note(arrival.elapsed());
-        }
         let began = Instant::now();
         let polled = this.answer.poll(context);
         this.pass.charge(began.elapsed());

@@ -1,10 +1,10 @@
 //! Where calls wait for their turn when too many are under way: in one line for
 //! each caller, and whoever has used the processors least goes first.
 //!
-//! How many may be under way follows from how late the processors are: while they
-//! keep up, as many as the settings say, so that slow backends fill no lines;
-//! while they do not, fewer and fewer, so that the flood of one caller waits here
-//! and not before the calls of others.
+//! How many may be under way follows from the processors: while they keep up, as
+//! many as the settings say, so that slow backends fill no lines; while they do
+//! not, fewer and fewer, so that the flood of one caller waits here and not before
+//! the calls of others.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -18,26 +18,27 @@ use std::{
 use metrics::Gauge;
 use tokio::{
     sync::oneshot,
-    time::{Instant, sleep, timeout},
+    time::{Instant, timeout},
 };
 
-/// The least limit: enough to keep processors busy with calls that wait for
-/// nothing else. For those that do, it rises again, as processors keep up.
-const LEAST: usize = 8;
 /// Calls of one caller that wait; those beyond are refused, but not at once: a
 /// refusal that costs nothing to wait for is asked for again.
 const MAX_WAITING: usize = 4096;
-/// What a call is taken to use until it is known, in microseconds.
-const ESTIMATE_US: u64 = 100;
+/// The processor time for which a call is given a place, in microseconds: one that
+/// is expected to use more, a large batch, takes more places.
+const PLACE_US: u64 = 50;
+/// By how much a caller's last call changes what its next one is expected to use:
+/// 1/8 of the difference.
+const MEMORY: u64 = 8;
+/// The part of that which is forgotten in each window of a caller who is away:
+/// half of it in two seconds.
+const FADING: u64 = 64;
 /// What a caller who has used less than others may use before it has to wait for
 /// them, in microseconds. Who was away, or asked for little, saves up no more.
 const CREDIT_US: u64 = 10_000;
-/// The part of the places that one caller does not get: 1/4, at least one.
-const OTHERS_SHARE: usize = 4;
-/// How often the limit follows the lateness of the processors.
-const WINDOW: Duration = Duration::from_millis(50);
-/// Mean lateness at which the processors do not keep up.
-const LATE: Duration = Duration::from_millis(2);
+/// The part of the places that is set aside for callers who have few: 1/4, at
+/// least one.
+const SET_ASIDE: u64 = 4;
 /// Who calls, as far as turns are concerned.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Flow {
@@ -45,30 +46,6 @@ pub(super) enum Flow {
     Caller(Arc<str>),
     /// Where nobody has a name: a connection.
     Connection(u64),
-}
-
-/// How late the processors are: how long calls that came lay there before they
-/// were first looked at.
-#[derive(Debug, Default)]
-pub(super) struct Lateness {
-    sum_us: AtomicU64,
-    count: AtomicU64,
-}
-
-impl Lateness {
-    /// A call lay there for so long.
-    pub(super) fn note(&self, late: Duration) {
-        self.sum_us.fetch_add(micros(late), Ordering::Relaxed);
-        self.count.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// The mean since this was last asked for. A call that is noted meanwhile may
-    /// count in part.
-    fn take_mean(&self) -> Duration {
-        let sum_us = self.sum_us.swap(0, Ordering::Relaxed);
-        let count = self.count.swap(0, Ordering::Relaxed);
-        Duration::from_micros(sum_us / count.max(1))
-    }
 }
 
 /// Why a call does not get its turn.
@@ -79,15 +56,17 @@ pub(super) struct Crowded;
 #[derive(Debug)]
 pub(super) struct Lobby {
     state: Mutex<State>,
-    greatest: usize,
+    least: u64,
+    greatest: u64,
     told: Gauge,
 }
 
 #[derive(Debug)]
 struct State {
-    under_way: usize,
+    taken: Taken,
     waiting: usize,
-    limit: usize,
+    /// Places there are.
+    limit: u64,
     /// Calls had to wait since this was last looked at.
     is_contended: bool,
     /// What whoever went last had used.
@@ -95,13 +74,41 @@ struct State {
     lines: HashMap<Flow, Line>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Line {
     /// What the caller has used, in microseconds: of the processors or, if that is
     /// more, its share of the places for the time that it held them.
     used_us: u64,
-    under_way: usize,
+    /// What its calls use of the processors, in the mean, in microseconds.
+    mean_us: u64,
+    taken: u64,
     waiting: VecDeque<oneshot::Sender<Pass>>,
+}
+
+/// Places that are taken.
+#[derive(Debug, Clone, Copy, Default)]
+struct Taken {
+    /// Of those for everyone.
+    common: u64,
+    /// Of those that are set aside.
+    set_aside: u64,
+}
+
+/// What a call takes when it begins.
+#[derive(Debug, Clone, Copy)]
+struct Claim {
+    places: Taken,
+    /// What its caller was charged in advance, in microseconds.
+    expected_us: u64,
+}
+
+/// What a call used, in microseconds.
+#[derive(Debug, Clone, Copy, Default)]
+struct Used {
+    /// Of the processors.
+    busy_us: u64,
+    /// Its places' part of all places, for the time that it held them.
+    share_us: u64,
 }
 
 /// A call that is under way, until this is dropped.
@@ -110,24 +117,29 @@ pub(super) struct Pass {
     lobby: Arc<Lobby>,
     flow: Flow,
     since: Instant,
+    claim: Claim,
     busy_us: AtomicU64,
     is_used: bool,
 }
 
 impl Lobby {
-    /// At most `greatest` calls at once; `told` tells the limit.
-    pub(super) fn new(greatest: usize, told: Gauge) -> Self {
+    /// At most `greatest` calls at once; never fewer than `least`, which is to
+    /// keep the processors busy with calls that wait for nothing else. For those
+    /// that do, the limit rises again, as the processors keep up. `told` tells it.
+    pub(super) fn new(least: usize, greatest: usize, told: Gauge) -> Self {
+        let [least, greatest] = [least.min(greatest), greatest].map(|it| it as u64);
         #[expect(clippy::cast_precision_loss, reason = "limits are small")]
         told.set(greatest as f64);
         Self {
             state: Mutex::new(State {
-                under_way: 0,
+                taken: Taken::default(),
                 waiting: 0,
                 limit: greatest,
                 is_contended: false,
                 clock_us: 0,
                 lines: HashMap::new(),
             }),
+            least,
             greatest,
             told,
         }
@@ -136,12 +148,9 @@ impl Lobby {
     /// A turn, if there is one at once.
     pub(super) fn try_enter(self: &Arc<Self>, flow: &Flow) -> Option<Pass> {
         let mut state = self.lock();
-        let has_room = state.under_way < state.limit;
-        if !has_room || state.line(flow).under_way >= state.share() {
-            return None;
-        }
-        state.start(flow);
-        Some(self.pass(flow))
+        state.line(flow);
+        let claim = state.start(flow)?;
+        Some(self.pass(flow, claim))
     }
 
     /// Waits for a turn.
@@ -178,53 +187,43 @@ impl Lobby {
 
     /// Lets in whose turn it is, as long as there is room.
     fn admit(self: &Arc<Self>, state: &mut State) {
-        while state.under_way < state.limit {
-            let Some((flow, turn)) = state.next() else {
+        while let Some((flow, turn)) = state.next() {
+            let Some(claim) = state.start(&flow) else {
                 return;
             };
-            match turn.send(self.pass(&flow)) {
-                Ok(()) => state.start(&flow),
+            if let Err(mut pass) = turn.send(self.pass(&flow, claim)) {
                 // Whoever waited has gone, and has used nothing.
-                Err(mut pass) => pass.is_used = false,
+                pass.is_used = false;
+                state.end(&flow, claim, None);
             }
         }
     }
 
-    fn pass(self: &Arc<Self>, flow: &Flow) -> Pass {
+    fn pass(self: &Arc<Self>, flow: &Flow, claim: Claim) -> Pass {
         Pass {
             lobby: self.clone(),
             flow: flow.clone(),
             since: Instant::now(),
+            claim,
             busy_us: AtomicU64::new(0),
             is_used: true,
         }
     }
 
-    /// Keeps the limits as the lateness of the processors lets them be. Never
-    /// ends.
-    pub(super) async fn keep(lobbies: [&Arc<Self>; 2], lateness: &Lateness) {
-        loop {
-            sleep(WINDOW).await;
-            let lateness = lateness.take_mean();
-            for lobby in lobbies {
-                lobby.follow(lateness);
-            }
-        }
-    }
-
-    fn follow(self: &Arc<Self>, lateness: Duration) {
+    /// Lowers the limit while the processors do not keep up, and raises it again.
+    /// To be called from time to time.
+    pub(super) fn follow(self: &Arc<Self>, processors_keep_up: bool) {
         let mut state = self.lock();
-        let is_contended = std::mem::take(&mut state.is_contended);
-        let least = LEAST.min(self.greatest);
-        state.limit = if lateness > LATE {
+        let is_contended = std::mem::take(&mut state.is_contended) || state.waiting > 0;
+        let limit = if !processors_keep_up {
             // What is not used need not be taken away step by step.
-            let used = state.limit.min(state.under_way.max(least));
-            (used * 4 / 5).max(least)
+            state.limit.min(state.taken.sum().max(self.least)) / 2
         } else if is_contended {
-            (state.limit + state.limit / 8 + 1).min(self.greatest)
+            state.limit + state.limit / 16 + 1
         } else {
-            self.greatest
+            state.limit * 2
         };
+        state.limit = limit.clamp(self.least, self.greatest);
         #[expect(clippy::cast_precision_loss, reason = "limits are small")]
         self.told.set(state.limit as f64);
         self.admit(&mut state);
@@ -245,29 +244,73 @@ impl State {
         line
     }
 
-    /// Places that one caller may have.
-    fn share(&self) -> usize {
-        self.limit - (self.limit / OTHERS_SHARE).max(1).min(self.limit - 1)
+    /// Which places a caller who has taken so many may take for what it expects to
+    /// use: not more than are left. Those that are set aside are for callers who
+    /// have few, also while others have more than there are, as the limit has
+    /// fallen since.
+    fn room(&self, taken: u64, expected_us: u64) -> Option<Taken> {
+        let places = expected_us / PLACE_US;
+        let set_aside = (self.limit / SET_ASIDE).max(1);
+        let left = (self.limit - set_aside).saturating_sub(self.taken.common);
+        if left > 0 {
+            let common = places.clamp(1, left);
+            return Some(Taken {
+                common,
+                set_aside: 0,
+            });
+        }
+        let one_callers = (set_aside / (self.lines.len() as u64).max(1)).max(1);
+        let left = one_callers.saturating_sub(taken);
+        let left = left.min(set_aside.saturating_sub(self.taken.set_aside));
+        (left > 0).then(|| Taken {
+            common: 0,
+            set_aside: places.clamp(1, left),
+        })
     }
 
-    fn start(&mut self, flow: &Flow) {
-        self.under_way += 1;
-        let line = self.line(flow);
-        line.under_way += 1;
-        let used_us = line.used_us;
-        line.used_us += ESTIMATE_US;
+    /// A call begins, if there is room.
+    fn start(&mut self, flow: &Flow) -> Option<Claim> {
+        let line = self.lines.get(flow)?;
+        let (used_us, expected_us) = (line.used_us, line.mean_us);
+        let places = self.room(line.taken, expected_us)?;
+        let line = self.lines.get_mut(flow)?;
+        line.taken += places.sum();
+        line.used_us += expected_us;
+        self.taken.common += places.common;
+        self.taken.set_aside += places.set_aside;
         self.clock_us = self.clock_us.max(used_us);
+        Some(Claim {
+            places,
+            expected_us,
+        })
     }
 
-    /// The first in the line of whoever has used least, and has not its share.
+    /// A call ends; what it used, if it began.
+    fn end(&mut self, flow: &Flow, claim: Claim, used: Option<Used>) {
+        self.taken.common -= claim.places.common;
+        self.taken.set_aside -= claim.places.set_aside;
+        let Some(line) = self.lines.get_mut(flow) else {
+            return;
+        };
+        line.taken -= claim.places.sum();
+        let Used { busy_us, share_us } = used.unwrap_or_default();
+        line.used_us = (line.used_us + busy_us.max(share_us)).saturating_sub(claim.expected_us);
+        if used.is_some() {
+            let forgotten = line.mean_us / MEMORY;
+            line.mean_us = (line.mean_us - forgotten + busy_us / MEMORY).max(PLACE_US);
+        }
+    }
+
+    /// The first in the line of whoever has used least, of those for whom there is
+    /// room.
     fn next(&mut self) -> Option<(Flow, oneshot::Sender<Pass>)> {
-        let share = self.share();
         while self.waiting > 0 {
-            let lines = self.lines.iter_mut();
-            let lines =
-                lines.filter(|(_, line)| !line.waiting.is_empty() && line.under_way < share);
-            let (flow, line) = lines.min_by_key(|(_, line)| line.used_us)?;
+            let lines = self.lines.iter().filter(|(_, line)| {
+                !line.waiting.is_empty() && self.room(line.taken, line.mean_us).is_some()
+            });
+            let (flow, _) = lines.min_by_key(|(_, line)| line.used_us)?;
             let flow = flow.clone();
+            let line = self.lines.get_mut(&flow)?;
             while let Some(turn) = line.waiting.pop_front() {
                 self.waiting -= 1;
                 if !turn.is_closed() {
@@ -291,12 +334,33 @@ impl State {
     }
 
     /// Forgets callers who are away and would come back with nothing to their
-    /// debit.
+    /// debit, and little by little that their calls used much.
     fn forget_idle(&mut self) {
         let clock_us = self.clock_us;
         self.lines.retain(|_, line| {
-            line.under_way > 0 || !line.waiting.is_empty() || line.used_us > clock_us
+            let is_away = line.taken == 0 && line.waiting.is_empty();
+            if is_away && line.used_us <= clock_us {
+                line.mean_us -= line.mean_us.div_ceil(FADING);
+            }
+            !is_away || line.used_us > clock_us || line.mean_us >= PLACE_US
         });
+    }
+}
+
+impl Taken {
+    fn sum(self) -> u64 {
+        self.common + self.set_aside
+    }
+}
+
+impl Default for Line {
+    fn default() -> Self {
+        Self {
+            used_us: 0,
+            mean_us: PLACE_US,
+            taken: 0,
+            waiting: VecDeque::new(),
+        }
     }
 }
 
@@ -314,13 +378,12 @@ impl Drop for Pass {
         }
         let lobby = self.lobby.clone();
         let mut state = lobby.lock();
-        state.under_way -= 1;
-        let share_us = micros(self.since.elapsed()) / (state.limit as u64).max(1);
-        let used_us = self.busy_us.load(Ordering::Relaxed).max(share_us);
-        if let Some(line) = state.lines.get_mut(&self.flow) {
-            line.under_way -= 1;
-            line.used_us = (line.used_us + used_us).saturating_sub(ESTIMATE_US);
-        }
+        let held_us = micros(self.since.elapsed()) * self.claim.places.sum();
+        let used = Used {
+            busy_us: self.busy_us.load(Ordering::Relaxed),
+            share_us: held_us / state.limit.max(1),
+        };
+        state.end(&self.flow, self.claim, Some(used));
         lobby.admit(&mut state);
     }
 }
@@ -335,15 +398,16 @@ mod tests {
     use futures_util::{StreamExt as _, future::join_all, stream::FuturesUnordered};
 
     const PATIENCE: Duration = Duration::from_millis(100);
+    const LEAST: usize = 8;
 
     fn lobby(greatest: usize) -> Arc<Lobby> {
-        Arc::new(Lobby::new(greatest, Gauge::noop()))
+        Arc::new(Lobby::new(LEAST, greatest, Gauge::noop()))
     }
 
     /// Who is under way, and who waits.
-    fn counts(lobby: &Lobby) -> (usize, usize) {
+    fn counts(lobby: &Lobby) -> (u64, usize) {
         let state = lobby.lock();
-        (state.under_way, state.waiting)
+        (state.taken.sum(), state.waiting)
     }
 
     /// Takes all places, for as many callers as it needs.
@@ -395,6 +459,28 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn calls_that_are_expected_to_use_much_take_more_places() {
+        let lobby = lobby(64);
+        let flow = Flow::Connection(1);
+        let large = lobby.try_enter(&flow).unwrap();
+        large.charge(Duration::from_millis(8));
+        drop(large);
+        let enter = || std::iter::from_fn(|| lobby.try_enter(&flow)).collect::<Vec<_>>();
+        // 20 places each, an eighth of what the first one used, or what is left of 48.
+        let passes = enter();
+        assert_eq!((passes.len(), counts(&lobby)), (3, (48, 0)));
+        let other = Flow::Connection(2);
+        assert!(lobby.try_enter(&other).is_some());
+        drop(passes);
+        assert_eq!(counts(&lobby), (0, 0));
+        for _ in 0..1000 {
+            lobby.follow(true);
+        }
+        assert!(lobby.lock().lines.is_empty());
+        assert_eq!(enter().len(), 48);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn places_that_are_held_are_charged_and_credit_is_bounded() {
         let lobby = lobby(4);
         let (holder, trickle) = (Flow::Connection(1), Flow::Connection(2));
@@ -428,21 +514,38 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn late_processors_lower_the_limit_to_its_least_and_not_below() {
+    async fn what_is_set_aside_is_there_also_while_others_have_more_than_there_is() {
+        let lobby = lobby(64);
+        let (hog, guest) = (Flow::Connection(1), Flow::Connection(2));
+        let passes: Vec<_> = std::iter::from_fn(|| lobby.try_enter(&hog)).collect();
+        for _ in 0..8 {
+            lobby.follow(false);
+        }
+        assert_eq!((passes.len(), lobby.lock().limit), (48, LEAST as u64));
+        let call = lobby.try_enter(&guest);
+        assert!(call.is_some());
+        assert!(lobby.try_enter(&guest).is_none());
+        assert!(lobby.try_enter(&hog).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn processors_that_do_not_keep_up_lower_the_limit_to_its_least_and_not_below() {
         let lobby = lobby(64);
         let passes = fill(&lobby);
         assert_eq!(passes.len(), 64);
-        lobby.follow(Duration::from_millis(3));
-        assert_eq!(lobby.lock().limit, 51);
+        lobby.follow(false);
+        assert_eq!(lobby.lock().limit, 32);
         for _ in 0..50 {
-            lobby.follow(Duration::from_millis(3));
+            lobby.follow(false);
         }
-        assert_eq!(lobby.lock().limit, LEAST);
+        assert_eq!(lobby.lock().limit, LEAST as u64);
         drop(passes);
         lobby.lock().is_contended = true;
-        lobby.follow(Duration::ZERO);
-        assert_eq!(lobby.lock().limit, LEAST + 2);
-        lobby.follow(Duration::ZERO);
+        lobby.follow(true);
+        assert_eq!(lobby.lock().limit, LEAST as u64 + 1);
+        for _ in 0..3 {
+            lobby.follow(true);
+        }
         assert_eq!(lobby.lock().limit, 64);
     }
 }

@@ -10,6 +10,7 @@ mod methods;
 mod mutation;
 mod observation;
 mod precise;
+mod processors;
 mod status;
 mod watch;
 

@@ -3,6 +3,8 @@
 
 use std::collections::HashMap;
 
+use tokio::task::consume_budget;
+
 use super::{Accounts, Error, Freshness, Source, snapshot::keys_of_member, store_failed};
 use crate::domain::{Gist, Key, OrganizationName, Role, Username, effective_role};
 
@@ -64,20 +66,25 @@ impl Accounts {
             |check: &Check| keys_of_member(&check.organization_name, &check.username);
         let mut positions: HashMap<Key, usize> = HashMap::new();
         let mut keys = Vec::new();
-        for key in checks.iter().flat_map(keys_of_check) {
-            positions.entry(key).or_insert_with_key(|key| {
-                keys.push(key.clone());
-                keys.len() - 1
-            });
+        for check in checks {
+            for key in keys_of_check(check) {
+                positions.entry(key).or_insert_with_key(|key| {
+                    keys.push(key.clone());
+                    keys.len() - 1
+                });
+            }
+            consume_budget().await;
         }
         let answer = self.coherence.read(&keys, freshness).await;
         let answer = answer.map_err(store_failed)?;
-        let results = checks.iter().map(|check| {
+        let mut results = Vec::with_capacity(checks.len());
+        for check in checks {
             let gist = |key| answer.records.get(*positions.get(&key)?)?.as_ref();
             let role = role_of(keys_of_check(check).map(gist));
-            CheckResult::new(role, check.minimum_role)
-        });
-        Ok((results.collect(), answer.source))
+            results.push(CheckResult::new(role, check.minimum_role));
+            consume_budget().await;
+        }
+        Ok((results, answer.source))
     }
 }
 

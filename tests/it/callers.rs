@@ -301,17 +301,38 @@ async fn keys_are_read_again_when_a_token_names_a_new_one() {
     let (old, new) = (Signer::new("old"), Signer::new("new"));
     let keys = KeySource::File(files.write("keys.json", &old.key_set()));
     let service = serve(&backends, token_settings(&files, keys)).await;
-    assert!(
-        checks(&service.client, &old.token("billing"))
-            .await
-            .unwrap()
-    );
+    // One that is known is not known any more when its key is not.
+    let known = old.token("billing");
+    assert!(checks(&service.client, &known).await.unwrap());
+    assert!(checks(&service.client, &known).await.unwrap());
     files.write("keys.json", &new.key_set());
     eventually("the new key is known", async || {
         checks(&service.client, &new.token("billing")).await.is_ok()
     })
     .await;
-    let refused = checks(&service.client, &old.token("billing")).await;
+    for token in [known, old.token("billing")] {
+        let refused = checks(&service.client, &token).await;
+        assert_refused(refused, Code::Unauthenticated, "INVALID_CREDENTIALS");
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_was_taken_is_refused_once_it_has_expired() {
+    let (backends, files) = (Backends::start().await, Files::new());
+    found(&backends).await;
+    let signer = Signer::new("key");
+    let keys = KeySource::File(files.write("keys.json", &signer.key_set()));
+    let service = serve(&backends, token_settings(&files, keys)).await;
+    let mut claims = claims("billing");
+    // Clocks may differ by half a minute.
+    claims["exp"] = (now() - 27).into();
+    let token = signer.sign(&claims);
+    assert!(checks(&service.client, &token).await.unwrap());
+    eventually("it is refused", async || {
+        checks(&service.client, &token).await.is_err()
+    })
+    .await;
+    let refused = checks(&service.client, &token).await;
     assert_refused(refused, Code::Unauthenticated, "INVALID_CREDENTIALS");
 }
 

@@ -387,29 +387,44 @@ async fn flood(bench: &mut Bench, programs: &Programs) -> Result<()> {
     let backends = Backends::start(programs, 1000, 5000)?;
     let service = filled(programs, &backends).await?;
     let guest = Caller::connect(service.subject.target.clone(), 1).await?;
-    let hog = peers::hog_target(service.subject.target.addr.clone());
-    let hog = Caller::connect(hog, 4).await?;
-    println!("\n| a guest's calls | p50, µs | p99, µs | beside |\n|---|---|---|---|");
-    let mut ratios = (Vec::new(), Vec::new());
-    for _ in 0..bench.pairs {
-        let alone = guest.run(Pace::Closed(1), bench.seconds).await?;
-        let (flooded, flood) = tokio::join!(
-            async {
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                guest.run(Pace::Closed(1), bench.seconds).await
-            },
-            hog.run(Pace::Closed(256), bench.seconds + Duration::from_secs(2)),
-        );
-        let (flooded, flood) = (flooded?, flood?);
-        for (name, seen, beside) in [("alone", &alone, 0), ("in a flood", &flooded, flood.failed)] {
-            let (p50, p99) = (micros(seen, 0.5), micros(seen, 0.99));
-            println!("| {name} | {p50:.0} | {p99:.0} | {beside} |");
-            ensure!(seen.failed == 0, "the guest was refused {} times", seen.failed);
+    println!("\n| the flood | the guest alone, p50 and p99, µs | in the flood | ratio of p50 (least–greatest) | of p99 | calls of the flood, a second |\n|---|---|---|---|---|---|");
+    for (name, asks_backends) in [
+        ("980 questions, then one that is none", false),
+        ("980 questions", true),
+    ] {
+        let hog = peers::hog_target(service.subject.target.addr.clone(), asks_backends);
+        let hog = Caller::connect(hog, 4).await?;
+        let mut p50 = Vec::new();
+        let mut p99 = Vec::new();
+        let mut rates = Vec::new();
+        for _ in 0..bench.pairs {
+            let alone = guest.run(Pace::Closed(1), bench.seconds).await?;
+            let (flooded, flood) = tokio::join!(
+                async {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    guest.run(Pace::Closed(1), bench.seconds).await
+                },
+                hog.run(Pace::Closed(256), bench.seconds + Duration::from_secs(2)),
+            );
+            let (flooded, flood) = (flooded?, flood?);
+            ensure!(flooded.failed == 0, "the guest was refused {} times", flooded.failed);
+            p50.push((micros(&alone, 0.5), micros(&flooded, 0.5)));
+            p99.push((micros(&alone, 0.99), micros(&flooded, 0.99)));
+            #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+            let calls = (flood.calls + flood.failed) as f64;
+            rates.push(calls / flood.duration.as_secs_f64());
         }
-        ratios.0.push((micros(&alone, 0.5), micros(&flooded, 0.5)));
-        ratios.1.push((micros(&alone, 0.99), micros(&flooded, 0.99)));
+        let [(alone50, in50), (alone99, in99)] = [&p50, &p99].map(|pairs| {
+            let (alone, flooded): (Vec<_>, Vec<_>) = pairs.iter().copied().unzip();
+            (median(&alone), median(&flooded))
+        });
+        println!(
+            "| {name} | {alone50:.0}, {alone99:.0} | {in50:.0}, {in99:.0} | {} | {} | {:.0} |",
+            Ratios::of(&p50),
+            Ratios::of(&p99),
+            median(&rates),
+        );
     }
-    println!("\nratio of p50: {}, of p99: {}", Ratios::of(&ratios.0), Ratios::of(&ratios.1));
     Ok(())
 }
 
