@@ -71,6 +71,18 @@ deploy:
 fuzz seconds="20":
     tests/fuzz/run {{ seconds }}
 
+# Measures the service beside its limit and its peers, on two processors: docs/performance.md. Nothing else may run beside it.
+bench *parts:
+    benches/run {{ parts }}
+
+# Instructions and allocations of a cached check between tonic and the SDK, by callgrind.
+own-code:
+    benches/instructions
+
+# The image, built without an engine and run as a cluster runs it. With STAND_INS=yes, where no registry has its bases.
+image:
+    tests/image/run
+
 # Bill of materials of the binary, as CycloneDX. Needs cargo-cyclonedx.
 sbom:
     cargo cyclonedx --format json --no-default-features --override-filename account-service.cdx
