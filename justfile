@@ -15,6 +15,8 @@ test:
 # Formatting, lints and documentation of the code.
 lint:
     cargo fmt --all --check
+    cargo fmt --manifest-path benches/Cargo.toml --check
+    cargo fmt --manifest-path benches/echo/Cargo.toml --check
     cargo clippy --locked --workspace --all-targets -- -D warnings
     cargo clippy --locked --no-default-features -- -D warnings
     RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps

@@ -148,7 +148,10 @@ impl Caller {
         let mut body = Bytes::new();
         while let Some(data) = response.body_mut().data().await {
             let data = data?;
-            response.body_mut().flow_control().release_capacity(data.len())?;
+            response
+                .body_mut()
+                .flow_control()
+                .release_capacity(data.len())?;
             body = if body.is_empty() {
                 data
             } else {

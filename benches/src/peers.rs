@@ -175,11 +175,7 @@ pub fn echo(programs: &Programs) -> Result<Subject> {
 }
 
 /// The service over these backends, with more in its environment.
-pub fn service(
-    programs: &Programs,
-    backends: &Backends,
-    more: &[(&str, &str)],
-) -> Result<Subject> {
+pub fn service(programs: &Programs, backends: &Backends, more: &[(&str, &str)]) -> Result<Subject> {
     // Nothing is to expire during a run.
     let usual = [
         ("LISTEN_ADDR", "127.0.0.1:0"),

@@ -8,12 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use account_service::proto::account_v1::Source;
 use account_service_bench::{
     figures::{Ratios, median},
     load::{Caller, Pace, Seen},
     peers::{self, Backends, Programs, Subject},
 };
-use account_service::proto::account_v1::Source;
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand};
 use tokio::{runtime::Builder, task::LocalSet};
@@ -237,13 +237,18 @@ async fn latency(bench: &mut Bench, programs: &Programs) -> Result<()> {
     );
     for measured in [&echo, &service] {
         let busy = bench.run(measured, Pace::Closed(64)).await?;
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "small"
+        )]
         let full = (rate(&busy.seen) / busy.busy) as u32;
         let mut runs = Vec::new();
         for _ in 0..bench.pairs {
             runs.push(bench.run(measured, Pace::Open(full * 3 / 10)).await?);
         }
-        let of = |figure: &dyn Fn(&Run) -> f64| median(&runs.iter().map(figure).collect::<Vec<_>>());
+        let of =
+            |figure: &dyn Fn(&Run) -> f64| median(&runs.iter().map(figure).collect::<Vec<_>>());
         println!(
             "| {} | {:.0} | {:.2} | {:.0} | {:.0} | {:.0} |",
             measured.name,
@@ -306,7 +311,10 @@ async fn start(programs: &Programs) -> Result<()> {
         starts.push(began.elapsed().as_secs_f64() * 1000.0);
         subject.process.end()?;
     }
-    println!("start to first answered check: {:.1} ms (median of {starts:.1?})", median(&starts));
+    println!(
+        "start to first answered check: {:.1} ms (median of {starts:.1?})",
+        median(&starts)
+    );
     drop(service);
     let service = peers::service(programs, &backends, &[])?;
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -320,7 +328,10 @@ async fn start(programs: &Programs) -> Result<()> {
         }
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
-    println!("10,000 idle connections: {} KiB", service.process.resident_kib()?);
+    println!(
+        "10,000 idle connections: {} KiB",
+        service.process.resident_kib()?
+    );
     Ok(())
 }
 
@@ -358,7 +369,10 @@ async fn faults(programs: &Programs) -> Result<()> {
         let seen = seen?;
         let reads = counter(&metrics, "account_table_reads_total")? - reads_before;
         let p99 = |from: Duration, to: Duration| {
-            let within = seen.samples.iter().filter(|it| (from..to).contains(&it.due));
+            let within = seen
+                .samples
+                .iter()
+                .filter(|it| (from..to).contains(&it.due));
             let mut latencies: Vec<_> = within.map(|it| it.latency.as_secs_f64() * 1e3).collect();
             latencies.sort_by(f64::total_cmp);
             let place = latencies.len() * 99 / 100;
@@ -378,7 +392,10 @@ async fn faults(programs: &Programs) -> Result<()> {
 
 /// What a counter without labels says.
 fn counter(metrics: &str, name: &str) -> Result<f64> {
-    let text = ureq::get(format!("http://{metrics}/metrics")).call()?.body_mut().read_to_string()?;
+    let text = ureq::get(format!("http://{metrics}/metrics"))
+        .call()?
+        .body_mut()
+        .read_to_string()?;
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     Ok(line.context("no such counter")?.trim().parse()?)
 }
@@ -387,7 +404,9 @@ async fn flood(bench: &mut Bench, programs: &Programs) -> Result<()> {
     let backends = Backends::start(programs, 1000, 5000)?;
     let service = filled(programs, &backends).await?;
     let guest = Caller::connect(service.subject.target.clone(), 1).await?;
-    println!("\n| the flood | the guest alone, p50 and p99, µs | in the flood | ratio of p50 (least–greatest) | of p99 | calls of the flood, a second |\n|---|---|---|---|---|---|");
+    println!(
+        "\n| the flood | the guest alone, p50 and p99, µs | in the flood | ratio of p50 (least–greatest) | of p99 | calls of the flood, a second |\n|---|---|---|---|---|---|"
+    );
     for (name, asks_backends) in [
         ("980 questions, then one that is none", false),
         ("980 questions", true),
@@ -407,7 +426,11 @@ async fn flood(bench: &mut Bench, programs: &Programs) -> Result<()> {
                 hog.run(Pace::Closed(256), bench.seconds + Duration::from_secs(2)),
             );
             let (flooded, flood) = (flooded?, flood?);
-            ensure!(flooded.failed == 0, "the guest was refused {} times", flooded.failed);
+            ensure!(
+                flooded.failed == 0,
+                "the guest was refused {} times",
+                flooded.failed
+            );
             p50.push((micros(&alone, 0.5), micros(&flooded, 0.5)));
             p99.push((micros(&alone, 0.99), micros(&flooded, 0.99)));
             #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
@@ -435,13 +458,14 @@ async fn replicas(bench: &mut Bench, programs: &Programs) -> Result<()> {
     let mut pairs = Vec::new();
     for _ in 0..bench.pairs {
         let alone = bench.run(&one, Pace::Closed(64)).await?.cpu_us;
-        let busy = || -> Result<_> {
-            Ok(one.subject.process.busy()? + other.subject.process.busy()?)
-        };
+        let busy =
+            || -> Result<_> { Ok(one.subject.process.busy()? + other.subject.process.busy()?) };
         let before = busy()?;
         let half = Pace::Closed(32);
-        let (first, second) =
-            tokio::join!(one.caller.run(half, bench.seconds), other.caller.run(half, bench.seconds));
+        let (first, second) = tokio::join!(
+            one.caller.run(half, bench.seconds),
+            other.caller.run(half, bench.seconds)
+        );
         let calls = first?.calls + second?.calls;
         #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
         let shared = (busy()? - before).as_secs_f64() * 1e6 / calls as f64;
@@ -477,8 +501,14 @@ fn main() -> Result<()> {
     if let Some(folder) = arguments.rows.parent() {
         fs::create_dir_all(folder)?;
     }
-    let mut rows = File::options().create(true).append(true).open(&arguments.rows)?;
-    writeln!(rows, "subject,pace,calls,calls_per_s,cpu_us_per_call,busy,p50_us,p99_us,p999_us")?;
+    let mut rows = File::options()
+        .create(true)
+        .append(true)
+        .open(&arguments.rows)?;
+    writeln!(
+        rows,
+        "subject,pace,calls,calls_per_s,cpu_us_per_call,busy,p50_us,p99_us,p999_us"
+    )?;
     let mut bench = Bench {
         rows,
         seconds: Duration::from_secs_f64(arguments.seconds),

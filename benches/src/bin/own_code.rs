@@ -183,9 +183,11 @@ async fn run(arguments: &Arguments) -> Result<()> {
     let aws = aws_config::SdkConfig::builder()
         .behavior_version(aws_config::BehaviorVersion::latest())
         .region(aws_config::Region::new("us-east-1"))
-        .credentials_provider(aws_credential_types::provider::SharedCredentialsProvider::new(
-            aws_credential_types::Credentials::new("embedded", "embedded", None, None, "bench"),
-        ))
+        .credentials_provider(
+            aws_credential_types::provider::SharedCredentialsProvider::new(
+                aws_credential_types::Credentials::new("embedded", "embedded", None, None, "bench"),
+            ),
+        )
         .build();
     let table = store::Settings {
         table: backends.table_name,
@@ -200,7 +202,11 @@ async fn run(arguments: &Arguments) -> Result<()> {
     };
     let lookups = Arc::new(Batching::new(map.clone(), cache.cache_read_timeout));
     let coherence = Coherence::new(lookups, table.clone(), table.clone(), cache);
-    coherence.learn_generation().await.ok().context("no generation")?;
+    coherence
+        .learn_generation()
+        .await
+        .ok()
+        .context("no generation")?;
     let kept = coherence.clone();
     tokio::spawn(async move { kept.keep().await });
     let accounts = Accounts::new(
@@ -239,7 +245,10 @@ async fn run(arguments: &Arguments) -> Result<()> {
     ensure!(checked.get_ref().source() == pb::Source::Cache);
     let keys: Vec<_> = {
         let map = map.0.lock().unwrap_or_else(PoisonError::into_inner);
-        map.keys().filter(|key| !key.ends_with("probe")).cloned().collect()
+        map.keys()
+            .filter(|key| !key.ends_with("probe"))
+            .cloned()
+            .collect()
     };
     let times = arguments.times;
     let before = allocations();
