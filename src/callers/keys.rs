@@ -11,6 +11,7 @@ use std::{
 };
 
 use jsonwebtoken::{DecodingKey, jwk::JwkSet};
+use sha2::{Digest as _, Sha256};
 use tokio::{sync::Notify, time::Instant};
 
 /// How often keys are read again.
@@ -76,9 +77,9 @@ pub enum KeySourceError {
 
 type KeyMap = HashMap<Option<String>, Arc<DecodingKey>>;
 
-/// Which reading of the keys something was verified with.
+/// Which keys something was verified with: the digest of the key set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Edition(u64);
+pub(super) struct Edition([u8; 32]);
 
 struct KeySet {
     edition: Edition,
@@ -110,14 +111,11 @@ impl Keys {
     /// See [`KeySourceError`].
     pub async fn read(source: KeySource) -> Result<Self, KeySourceError> {
         let http = reqwest::Client::builder().timeout(FETCH_TIMEOUT).build()?;
-        let keys = load(&source, &http).await?;
+        let known = load(&source, &http).await?;
         Ok(Self(Arc::new(Shared {
             source,
             http,
-            known: RwLock::new(KeySet {
-                edition: Edition(0),
-                keys,
-            }),
+            known: RwLock::new(known),
             missed: Notify::new(),
         })))
     }
@@ -153,10 +151,8 @@ impl Keys {
                 () = self.0.missed.notified() => tokio::time::sleep_until(began + LEAST_PAUSE).await,
             }
             match load(&self.0.source, &self.0.http).await {
-                Ok(keys) => {
-                    let mut known = self.0.known.write().unwrap_or_else(PoisonError::into_inner);
-                    let edition = Edition(known.edition.0 + 1);
-                    *known = KeySet { edition, keys };
+                Ok(known) => {
+                    *self.0.known.write().unwrap_or_else(PoisonError::into_inner) = known;
                 }
                 Err(error) => {
                     tracing::warn!(source = %self.0.source, %error, "the keys of tokens cannot be read again");
@@ -166,7 +162,7 @@ impl Keys {
     }
 }
 
-async fn load(source: &KeySource, http: &reqwest::Client) -> Result<KeyMap, KeySourceError> {
+async fn load(source: &KeySource, http: &reqwest::Client) -> Result<KeySet, KeySourceError> {
     let text = match source {
         KeySource::File(path) => tokio::fs::read(path).await?,
         KeySource::Url(url) => fetch(http, url).await?,
@@ -181,7 +177,10 @@ async fn load(source: &KeySource, http: &reqwest::Client) -> Result<KeyMap, KeyS
     if keys.is_empty() {
         return Err(KeySourceError::NoKey);
     }
-    Ok(keys)
+    Ok(KeySet {
+        edition: Edition(Sha256::digest(&text).into()),
+        keys,
+    })
 }
 
 async fn fetch(http: &reqwest::Client, url: &str) -> Result<Vec<u8>, KeySourceError> {

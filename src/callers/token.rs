@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use jsonwebtoken::{Algorithm, Validation, decode, decode_header, get_current_timestamp};
-use moka::sync::Cache;
+use moka::{policy::EvictionPolicy, sync::Cache};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
@@ -63,7 +63,10 @@ impl Tokens {
         Self {
             expected,
             keys,
-            verified: Cache::new(MAX_VERIFIED),
+            verified: Cache::builder()
+                .max_capacity(MAX_VERIFIED)
+                .eviction_policy(EvictionPolicy::lru())
+                .build(),
         }
     }
 

@@ -31,7 +31,7 @@ use crate::{
 const PATIENCE: Duration = Duration::from_millis(250);
 
 /// Calls at once that keep a processor busy, if they wait for nothing else.
-const LEAST_PER_PROCESSOR: usize = 8;
+const LEAST_PER_PROCESSOR: usize = 4;
 
 /// Lets callers take turns.
 #[derive(Debug, Clone)]
@@ -64,9 +64,9 @@ impl FairnessLayer {
     pub async fn keep(&self) {
         let mut processors = Processors::default();
         loop {
-            let keep_up = processors.keep_up().await;
+            let load = processors.load().await;
             for lobby in [&self.0.reads, &self.0.changes] {
-                lobby.follow(keep_up);
+                lobby.follow(load);
             }
         }
     }

@@ -21,24 +21,31 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+use super::processors::Load;
+
 /// Calls of one caller that wait; those beyond are refused, but not at once: a
 /// refusal that costs nothing to wait for is asked for again.
 const MAX_WAITING: usize = 4096;
 /// The processor time for which a call is given a place, in microseconds: one that
 /// is expected to use more, a large batch, takes more places.
-const PLACE_US: u64 = 50;
+const PLACE_US: u64 = 250;
+/// What a call is expected to use whose caller is not known, in microseconds.
+const FIRST_US: u64 = 50;
 /// By how much a caller's last call changes what its next one is expected to use:
 /// 1/8 of the difference.
 const MEMORY: u64 = 8;
-/// The part of that which is forgotten in each window of a caller who is away:
-/// half of it in two seconds.
+/// The part of what a caller has used and is expected to use that is forgotten in
+/// each window in which it is away: half of it in two seconds.
 const FADING: u64 = 64;
+/// Windows after which a caller who is alone again is taken to be: ten seconds.
+const COMPANY: u32 = 200;
 /// What a caller who has used less than others may use before it has to wait for
 /// them, in microseconds. Who was away, or asked for little, saves up no more.
 const CREDIT_US: u64 = 10_000;
 /// The part of the places that is set aside for callers who have few: 1/4, at
 /// least one.
 const SET_ASIDE: u64 = 4;
+
 /// Who calls, as far as turns are concerned.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Flow {
@@ -69,6 +76,8 @@ struct State {
     limit: u64,
     /// Calls had to wait since this was last looked at.
     is_contended: bool,
+    /// For how many windows there is taken to be more than one caller.
+    company: u32,
     /// What whoever went last had used.
     clock_us: u64,
     lines: HashMap<Flow, Line>,
@@ -136,6 +145,7 @@ impl Lobby {
                 waiting: 0,
                 limit: greatest,
                 is_contended: false,
+                company: 0,
                 clock_us: 0,
                 lines: HashMap::new(),
             }),
@@ -210,24 +220,21 @@ impl Lobby {
         }
     }
 
-    /// Lowers the limit while the processors do not keep up, and raises it again.
-    /// To be called from time to time.
-    pub(super) fn follow(self: &Arc<Self>, processors_keep_up: bool) {
+    /// Lowers the limit while the processors have too much to do, and raises it
+    /// again. To be called from time to time.
+    pub(super) fn follow(self: &Arc<Self>, load: Load) {
         let mut state = self.lock();
+        state.forget_idle();
         let is_contended = std::mem::take(&mut state.is_contended) || state.waiting > 0;
-        let limit = if !processors_keep_up {
-            // What is not used need not be taken away step by step.
-            state.limit.min(state.taken.sum().max(self.least)) / 2
-        } else if is_contended {
-            state.limit + state.limit / 16 + 1
-        } else {
-            state.limit * 2
+        let limit = match load {
+            Load::Excessive if state.has_company() => state.limit / 2,
+            Load::Full if is_contended => state.limit + state.limit / 16 + 1,
+            Load::Excessive | Load::Full | Load::Light => state.limit * 2,
         };
         state.limit = limit.clamp(self.least, self.greatest);
         #[expect(clippy::cast_precision_loss, reason = "limits are small")]
         self.told.set(state.limit as f64);
         self.admit(&mut state);
-        state.forget_idle();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -244,27 +251,40 @@ impl State {
         line
     }
 
+    /// Places that are set aside for callers who have few, also while others have
+    /// more than there are, as the limit has fallen since.
+    fn set_aside(&self) -> u64 {
+        (self.limit / SET_ASIDE).max(1)
+    }
+
+    /// Whether there are places for everyone.
+    fn has_common_room(&self) -> bool {
+        self.taken.common < self.limit - self.set_aside()
+    }
+
+    /// How many places that are set aside one caller may have.
+    fn set_aside_for_one(&self) -> u64 {
+        if self.taken.set_aside < self.set_aside() {
+            (self.set_aside() / (self.lines.len() as u64).max(1)).max(1)
+        } else {
+            0
+        }
+    }
+
     /// Which places a caller who has taken so many may take for what it expects to
-    /// use: not more than are left. Those that are set aside are for callers who
-    /// have few, also while others have more than there are, as the limit has
-    /// fallen since.
+    /// use. The last one to come may take more than are left, as many as there are.
     fn room(&self, taken: u64, expected_us: u64) -> Option<Taken> {
-        let places = expected_us / PLACE_US;
-        let set_aside = (self.limit / SET_ASIDE).max(1);
-        let left = (self.limit - set_aside).saturating_sub(self.taken.common);
-        if left > 0 {
-            let common = places.clamp(1, left);
+        let places = (expected_us / PLACE_US).max(1);
+        if self.has_common_room() {
             return Some(Taken {
-                common,
+                common: places.min(self.limit - self.set_aside()),
                 set_aside: 0,
             });
         }
-        let one_callers = (set_aside / (self.lines.len() as u64).max(1)).max(1);
-        let left = one_callers.saturating_sub(taken);
-        let left = left.min(set_aside.saturating_sub(self.taken.set_aside));
+        let left = self.set_aside_for_one().saturating_sub(taken);
         (left > 0).then(|| Taken {
             common: 0,
-            set_aside: places.clamp(1, left),
+            set_aside: places.min(left),
         })
     }
 
@@ -297,7 +317,7 @@ impl State {
         line.used_us = (line.used_us + busy_us.max(share_us)).saturating_sub(claim.expected_us);
         if used.is_some() {
             let forgotten = line.mean_us / MEMORY;
-            line.mean_us = (line.mean_us - forgotten + busy_us / MEMORY).max(PLACE_US);
+            line.mean_us = (line.mean_us - forgotten + busy_us / MEMORY).max(FIRST_US);
         }
     }
 
@@ -305,9 +325,17 @@ impl State {
     /// room.
     fn next(&mut self) -> Option<(Flow, oneshot::Sender<Pass>)> {
         while self.waiting > 0 {
-            let lines = self.lines.iter().filter(|(_, line)| {
-                !line.waiting.is_empty() && self.room(line.taken, line.mean_us).is_some()
-            });
+            // Those who wait may be many, and most often there is no room.
+            let for_one = if self.has_common_room() {
+                u64::MAX
+            } else {
+                self.set_aside_for_one()
+            };
+            if for_one == 0 {
+                return None;
+            }
+            let lines = self.lines.iter();
+            let lines = lines.filter(|(_, line)| !line.waiting.is_empty() && line.taken < for_one);
             let (flow, _) = lines.min_by_key(|(_, line)| line.used_us)?;
             let flow = flow.clone();
             let line = self.lines.get_mut(&flow)?;
@@ -333,16 +361,29 @@ impl State {
         }
     }
 
-    /// Forgets callers who are away and would come back with nothing to their
-    /// debit, and little by little that their calls used much.
+    /// Whether there have been several callers of late: one alone takes nothing away
+    /// from anybody.
+    fn has_company(&self) -> bool {
+        self.company > 0
+    }
+
+    /// Forgets little by little what callers who are away have used, and that their
+    /// calls use much; then them.
     fn forget_idle(&mut self) {
         let clock_us = self.clock_us;
+        self.company = if self.lines.len() > 1 {
+            COMPANY
+        } else {
+            self.company.saturating_sub(1)
+        };
         self.lines.retain(|_, line| {
             let is_away = line.taken == 0 && line.waiting.is_empty();
-            if is_away && line.used_us <= clock_us {
+            if is_away {
+                let debit_us = line.used_us.saturating_sub(clock_us);
+                line.used_us -= debit_us.div_ceil(FADING);
                 line.mean_us -= line.mean_us.div_ceil(FADING);
             }
-            !is_away || line.used_us > clock_us || line.mean_us >= PLACE_US
+            !is_away || line.used_us > clock_us || line.mean_us >= FIRST_US
         });
     }
 }
@@ -357,7 +398,7 @@ impl Default for Line {
     fn default() -> Self {
         Self {
             used_us: 0,
-            mean_us: PLACE_US,
+            mean_us: FIRST_US,
             taken: 0,
             waiting: VecDeque::new(),
         }
@@ -463,18 +504,19 @@ mod tests {
         let lobby = lobby(64);
         let flow = Flow::Connection(1);
         let large = lobby.try_enter(&flow).unwrap();
-        large.charge(Duration::from_millis(8));
+        large.charge(Duration::from_millis(40));
         drop(large);
         let enter = || std::iter::from_fn(|| lobby.try_enter(&flow)).collect::<Vec<_>>();
-        // 20 places each, an eighth of what the first one used, or what is left of 48.
+        // 20 places each, an eighth of what the first one used, as long as there is
+        // one of 48.
         let passes = enter();
-        assert_eq!((passes.len(), counts(&lobby)), (3, (48, 0)));
+        assert_eq!((passes.len(), counts(&lobby)), (3, (60, 0)));
         let other = Flow::Connection(2);
         assert!(lobby.try_enter(&other).is_some());
         drop(passes);
         assert_eq!(counts(&lobby), (0, 0));
-        for _ in 0..1000 {
-            lobby.follow(true);
+        for _ in 0..2000 {
+            lobby.follow(Load::Light);
         }
         assert!(lobby.lock().lines.is_empty());
         assert_eq!(enter().len(), 48);
@@ -518,8 +560,9 @@ mod tests {
         let lobby = lobby(64);
         let (hog, guest) = (Flow::Connection(1), Flow::Connection(2));
         let passes: Vec<_> = std::iter::from_fn(|| lobby.try_enter(&hog)).collect();
+        drop(lobby.try_enter(&guest));
         for _ in 0..8 {
-            lobby.follow(false);
+            lobby.follow(Load::Excessive);
         }
         assert_eq!((passes.len(), lobby.lock().limit), (48, LEAST as u64));
         let call = lobby.try_enter(&guest);
@@ -533,19 +576,23 @@ mod tests {
         let lobby = lobby(64);
         let passes = fill(&lobby);
         assert_eq!(passes.len(), 64);
-        lobby.follow(false);
+        lobby.follow(Load::Excessive);
         assert_eq!(lobby.lock().limit, 32);
         for _ in 0..50 {
-            lobby.follow(false);
+            lobby.follow(Load::Excessive);
         }
         assert_eq!(lobby.lock().limit, LEAST as u64);
         drop(passes);
         lobby.lock().is_contended = true;
-        lobby.follow(true);
+        lobby.follow(Load::Full);
         assert_eq!(lobby.lock().limit, LEAST as u64 + 1);
         for _ in 0..3 {
-            lobby.follow(true);
+            lobby.follow(Load::Light);
         }
         assert_eq!(lobby.lock().limit, 64);
+        let alone = self::lobby(64);
+        let pass = alone.try_enter(&Flow::Connection(1));
+        alone.follow(Load::Excessive);
+        assert_eq!((pass.is_some(), alone.lock().limit), (true, 64));
     }
 }

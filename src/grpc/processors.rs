@@ -1,6 +1,6 @@
 //! Whether the processors keep up with the calls.
 
-use std::{num::NonZero, thread, time::Duration};
+use std::{future::poll_fn, num::NonZero, task::Poll, thread, time::Duration};
 
 use tokio::{
     runtime::Handle,
@@ -16,13 +16,24 @@ const PROBES: u32 = 5;
 /// How long what has become ready may wait, in the mean, until it runs. A call does
 /// so some five times.
 const LATE: Duration = Duration::from_micros(400);
-/// The part of the time that the processors are busy with this process when they
-/// are late because of it, and not because others keep it from running.
+/// The part of the time that the runtime's workers have something to do when they
+/// are late because of it, and not because what little they do was held up.
 const BUSY: f64 = 0.7;
 
 /// How many there are for this process.
 pub(super) fn count() -> usize {
     thread::available_parallelism().map_or(1, NonZero::get)
+}
+
+/// How much the processors have to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Load {
+    /// They could do more.
+    Light,
+    /// They are busy, and what becomes ready runs soon.
+    Full,
+    /// What becomes ready has to wait.
+    Excessive,
 }
 
 /// What was seen of the processors of the runtime.
@@ -34,9 +45,8 @@ pub(super) struct Processors {
 }
 
 impl Processors {
-    /// Watches them for a while: whether what becomes ready runs soon, or would if
-    /// others let this process run.
-    pub(super) async fn keep_up(&mut self) -> bool {
+    /// Watches them for a while.
+    pub(super) async fn load(&mut self) -> Load {
         let began = Instant::now();
         let probes = if self.were_busy { PROBES } else { 1 };
         // A task, to be where calls are: with the runtime's workers.
@@ -46,10 +56,30 @@ impl Processors {
         let busy = (0..workers).map(|worker| metrics.worker_total_busy_duration(worker));
         let busy: Duration = busy.sum();
         let watched = began.elapsed() * u32::try_from(workers).unwrap_or(u32::MAX);
-        self.were_busy = busy.saturating_sub(self.busy) > watched.mul_f64(BUSY);
+        let are_busy = busy.saturating_sub(self.busy) > watched.mul_f64(BUSY);
         self.busy = busy;
-        !self.were_busy || late.is_ok_and(|late| late <= LATE)
+        let were_busy = std::mem::replace(&mut self.were_busy, are_busy);
+        match late {
+            // One window alone may be an accident.
+            _ if !(were_busy && are_busy) => Load::Light,
+            Ok(late) if late > LATE => Load::Excessive,
+            _ => Load::Full,
+        }
     }
+}
+
+/// Lets run what is ready. Unlike `yield_now`, which puts off until the runtime has
+/// looked for events, and then goes first.
+async fn go_to_the_back() {
+    let mut is_there = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut is_there, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// How long what became ready had to wait within a window, in the mean.
@@ -58,9 +88,10 @@ async fn lateness(probes: u32) -> Duration {
     for _ in 0..probes {
         sleep(WINDOW / probes).await;
         let ready = Instant::now();
-        // Comes back as what a connection brings does: once the runtime has looked
-        // for events, and behind all that is ready by then.
+        // As what a connection brings: once the runtime has looked for events, and
+        // then behind all that is ready.
         yield_now().await;
+        go_to_the_back().await;
         late += ready.elapsed();
     }
     late / probes
