@@ -64,9 +64,9 @@ impl FairnessLayer {
     pub async fn keep(&self) {
         let mut processors = Processors::default();
         loop {
-            let load = processors.load().await;
+            let keep_up = processors.keep_up().await;
             for lobby in [&self.0.reads, &self.0.changes] {
-                lobby.follow(load);
+                lobby.follow(keep_up);
             }
         }
     }

@@ -21,14 +21,12 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::processors::Load;
-
 /// Calls of one caller that wait; those beyond are refused, but not at once: a
 /// refusal that costs nothing to wait for is asked for again.
 const MAX_WAITING: usize = 4096;
 /// The processor time for which a call is given a place, in microseconds: one that
 /// is expected to use more, a large batch, takes more places.
-const PLACE_US: u64 = 250;
+const PLACE_US: u64 = 100;
 /// What a call is expected to use whose caller is not known, in microseconds.
 const FIRST_US: u64 = 50;
 /// By how much a caller's last call changes what its next one is expected to use:
@@ -220,16 +218,16 @@ impl Lobby {
         }
     }
 
-    /// Lowers the limit while the processors have too much to do, and raises it
-    /// again. To be called from time to time.
-    pub(super) fn follow(self: &Arc<Self>, load: Load) {
+    /// Lowers the limit while the processors do not keep up, and raises it again.
+    /// To be called from time to time.
+    pub(super) fn follow(self: &Arc<Self>, processors_keep_up: bool) {
         let mut state = self.lock();
         state.forget_idle();
         let is_contended = std::mem::take(&mut state.is_contended) || state.waiting > 0;
-        let limit = match load {
-            Load::Excessive if state.has_company() => state.limit / 2,
-            Load::Full if is_contended => state.limit + state.limit / 16 + 1,
-            Load::Excessive | Load::Full | Load::Light => state.limit * 2,
+        let limit = match (state.has_company(), is_contended) {
+            (true, _) if !processors_keep_up => state.limit / 2,
+            (true, true) => state.limit + state.limit / 8 + 1,
+            (true, false) | (false, _) => state.limit * 2,
         };
         state.limit = limit.clamp(self.least, self.greatest);
         #[expect(clippy::cast_precision_loss, reason = "limits are small")]
@@ -504,7 +502,7 @@ mod tests {
         let lobby = lobby(64);
         let flow = Flow::Connection(1);
         let large = lobby.try_enter(&flow).unwrap();
-        large.charge(Duration::from_millis(40));
+        large.charge(Duration::from_millis(16));
         drop(large);
         let enter = || std::iter::from_fn(|| lobby.try_enter(&flow)).collect::<Vec<_>>();
         // 20 places each, an eighth of what the first one used, as long as there is
@@ -516,7 +514,7 @@ mod tests {
         drop(passes);
         assert_eq!(counts(&lobby), (0, 0));
         for _ in 0..2000 {
-            lobby.follow(Load::Light);
+            lobby.follow(true);
         }
         assert!(lobby.lock().lines.is_empty());
         assert_eq!(enter().len(), 48);
@@ -562,7 +560,7 @@ mod tests {
         let passes: Vec<_> = std::iter::from_fn(|| lobby.try_enter(&hog)).collect();
         drop(lobby.try_enter(&guest));
         for _ in 0..8 {
-            lobby.follow(Load::Excessive);
+            lobby.follow(false);
         }
         assert_eq!((passes.len(), lobby.lock().limit), (48, LEAST as u64));
         let call = lobby.try_enter(&guest);
@@ -576,23 +574,23 @@ mod tests {
         let lobby = lobby(64);
         let passes = fill(&lobby);
         assert_eq!(passes.len(), 64);
-        lobby.follow(Load::Excessive);
+        lobby.follow(false);
         assert_eq!(lobby.lock().limit, 32);
         for _ in 0..50 {
-            lobby.follow(Load::Excessive);
+            lobby.follow(false);
         }
         assert_eq!(lobby.lock().limit, LEAST as u64);
         drop(passes);
         lobby.lock().is_contended = true;
-        lobby.follow(Load::Full);
-        assert_eq!(lobby.lock().limit, LEAST as u64 + 1);
+        lobby.follow(true);
+        assert_eq!(lobby.lock().limit, LEAST as u64 + 2);
         for _ in 0..3 {
-            lobby.follow(Load::Light);
+            lobby.follow(true);
         }
         assert_eq!(lobby.lock().limit, 64);
         let alone = self::lobby(64);
         let pass = alone.try_enter(&Flow::Connection(1));
-        alone.follow(Load::Excessive);
+        alone.follow(false);
         assert_eq!((pass.is_some(), alone.lock().limit), (true, 64));
     }
 }

@@ -25,17 +25,6 @@ pub(super) fn count() -> usize {
     thread::available_parallelism().map_or(1, NonZero::get)
 }
 
-/// How much the processors have to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Load {
-    /// They could do more.
-    Light,
-    /// They are busy, and what becomes ready runs soon.
-    Full,
-    /// What becomes ready has to wait.
-    Excessive,
-}
-
 /// What was seen of the processors of the runtime.
 #[derive(Debug, Default)]
 pub(super) struct Processors {
@@ -45,8 +34,9 @@ pub(super) struct Processors {
 }
 
 impl Processors {
-    /// Watches them for a while.
-    pub(super) async fn load(&mut self) -> Load {
+    /// Watches them for a while: `false` if they had something to do all the time, and
+    /// what became ready had to wait.
+    pub(super) async fn keep_up(&mut self) -> bool {
         let began = Instant::now();
         let probes = if self.were_busy { PROBES } else { 1 };
         // A task, to be where calls are: with the runtime's workers.
@@ -59,12 +49,8 @@ impl Processors {
         let are_busy = busy.saturating_sub(self.busy) > watched.mul_f64(BUSY);
         self.busy = busy;
         let were_busy = std::mem::replace(&mut self.were_busy, are_busy);
-        match late {
-            // One window alone may be an accident.
-            _ if !(were_busy && are_busy) => Load::Light,
-            Ok(late) if late > LATE => Load::Excessive,
-            _ => Load::Full,
-        }
+        // One window alone may be an accident.
+        !(were_busy && are_busy) || late.is_ok_and(|late| late <= LATE)
     }
 }
 
