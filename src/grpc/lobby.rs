@@ -27,6 +27,9 @@ const MAX_WAITING: usize = 4096;
 /// The processor time for which a call is given a place, in microseconds: one that
 /// is expected to use more, a large batch, takes more places.
 const PLACE_US: u64 = 100;
+/// Calls for which there are places, however much they use, while the processors
+/// keep up: a call that waits for a slow backend holds up no processor.
+const FEWEST_CALLS: u64 = 16;
 /// What a call is expected to use whose caller is not known, in microseconds.
 const FIRST_US: u64 = 50;
 /// By how much a caller's last call changes what its next one is expected to use:
@@ -72,6 +75,7 @@ struct State {
     waiting: usize,
     /// Places there are.
     limit: u64,
+    most_for_a_call: u64,
     /// Calls had to wait since this was last looked at.
     is_contended: bool,
     /// For how many windows there is taken to be more than one caller.
@@ -142,6 +146,7 @@ impl Lobby {
                 taken: Taken::default(),
                 waiting: 0,
                 limit: greatest,
+                most_for_a_call: (greatest / FEWEST_CALLS).max(1),
                 is_contended: false,
                 company: 0,
                 clock_us: 0,
@@ -272,7 +277,7 @@ impl State {
     /// Which places a caller who has taken so many may take for what it expects to
     /// use. The last one to come may take more than are left, as many as there are.
     fn room(&self, taken: u64, expected_us: u64) -> Option<Taken> {
-        let places = (expected_us / PLACE_US).max(1);
+        let places = (expected_us / PLACE_US).clamp(1, self.most_for_a_call);
         if self.has_common_room() {
             return Some(Taken {
                 common: places.min(self.limit - self.set_aside()),
@@ -499,16 +504,16 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn calls_that_are_expected_to_use_much_take_more_places() {
-        let lobby = lobby(64);
+        let lobby = lobby(640);
         let flow = Flow::Connection(1);
         let large = lobby.try_enter(&flow).unwrap();
         large.charge(Duration::from_millis(16));
         drop(large);
         let enter = || std::iter::from_fn(|| lobby.try_enter(&flow)).collect::<Vec<_>>();
         // 20 places each, an eighth of what the first one used, as long as there is
-        // one of 48.
+        // one of 480.
         let passes = enter();
-        assert_eq!((passes.len(), counts(&lobby)), (3, (60, 0)));
+        assert_eq!((passes.len(), counts(&lobby)), (24, (480, 0)));
         let other = Flow::Connection(2);
         assert!(lobby.try_enter(&other).is_some());
         drop(passes);
@@ -517,7 +522,7 @@ mod tests {
             lobby.follow(true);
         }
         assert!(lobby.lock().lines.is_empty());
-        assert_eq!(enter().len(), 48);
+        assert_eq!(enter().len(), 480);
     }
 
     #[tokio::test(start_paused = true)]
