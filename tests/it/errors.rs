@@ -10,7 +10,10 @@ use tonic::{
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
 
-use crate::harness::{Replica, assert_refused, start};
+use crate::{
+    harness::{Replica, assert_refused, start},
+    streams::eventually,
+};
 
 /// Sends and receives bytes as they are.
 #[derive(Default)]
@@ -316,6 +319,26 @@ async fn a_refusal_after_an_attempt_that_may_have_been_applied_says_nothing_of_i
     let refused = service.create_user("olivia").await;
     assert_refused(refused, Code::Unavailable, "OUTCOME_UNKNOWN");
     service.get_user("olivia").await.unwrap();
+}
+
+#[tokio::test]
+async fn an_attempt_that_was_given_up_and_is_applied_later_is_not_said_to_have_failed() {
+    let (backends, service) = start().await;
+    let table = &backends.dynamodb;
+    let late = table.hold("TransactWriteItems", "USER#olivia", 0);
+    let others = async {
+        late.reached().await;
+        service.create_user("olivia").await.unwrap();
+    };
+    // Its second attempt finds the name taken.
+    let (refused, ()) = tokio::join!(service.create_user("olivia"), others);
+    assert_refused(refused, Code::Unavailable, "OUTCOME_UNKNOWN");
+    service.delete_user("olivia").await.unwrap();
+    late.release();
+    eventually("the first attempt has been applied", async || {
+        service.get_user("olivia").await.is_ok()
+    })
+    .await;
 }
 
 #[tokio::test]

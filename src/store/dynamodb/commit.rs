@@ -79,17 +79,20 @@ fn is_worth_retrying(error: &CommitError, may_be_applied: bool) -> bool {
 }
 
 /// What the last attempt's error says of all attempts. After one that may have
-/// been applied, only a failed condition is certain: it was evaluated by a table
-/// that would have known the idempotency token.
+/// been applied, nothing is certain, not even where a condition failed since: an
+/// attempt that was given up may be on its way to the table still, and be applied
+/// once the condition holds again.
 fn of_all_attempts(last: CommitError, may_be_applied: bool) -> CommitError {
-    match last {
-        CommitError::NotApplied(error) if may_be_applied => CommitError::OutcomeUnknown(error),
-        CommitError::Conflict if may_be_applied => CommitError::OutcomeUnknown(Error::new(
-            Kind::Unavailable,
-            "a transaction holds the items, perhaps an earlier attempt of this one",
-        )),
-        last => last,
+    if !may_be_applied {
+        return last;
     }
+    CommitError::OutcomeUnknown(match last {
+        CommitError::NotApplied(error) | CommitError::OutcomeUnknown(error) => error,
+        CommitError::Conflict | CommitError::Stale => Error::new(
+            Kind::Unavailable,
+            "an earlier attempt of the transaction may be on its way, or hold the items",
+        ),
+    })
 }
 
 impl DynamoDb {
