@@ -464,6 +464,7 @@ pub(crate) fn table(aws: &SdkConfig, settings: &BackendSettings) -> DynamoDb {
         store::Settings {
             table: settings.table_name.clone(),
             endpoint: settings.dynamodb_endpoint.clone(),
+            attempt_timeout: settings.dynamodb_attempt_timeout_ms,
         },
     )
 }

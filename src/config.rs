@@ -287,6 +287,10 @@ pub struct BackendSettings {
     /// Endpoint of DynamoDB instead of the region's.
     #[arg(long, env = "AWS_ENDPOINT_URL_DYNAMODB", value_name = "URL", value_parser = url)]
     pub dynamodb_endpoint: Option<String>,
+    /// Longest that one attempt at a DynamoDB operation may take, in milliseconds; 2 s
+    /// is what an operation may take in all. For tables that answer slowly.
+    #[arg(long, env = "DYNAMODB_ATTEMPT_TIMEOUT_MS", value_name = "MS", default_value = "500", value_parser = attempt_millis)]
+    pub dynamodb_attempt_timeout_ms: Duration,
     /// Endpoint of Secrets Manager instead of the region's.
     #[arg(long, env = "AWS_ENDPOINT_URL_SECRETS_MANAGER", value_name = "URL", value_parser = url)]
     pub secrets_endpoint: Option<String>,
@@ -387,6 +391,10 @@ pub fn momento_secret_from_env(lookup: impl Fn(&str) -> Option<String>) -> Optio
 
 fn millis(text: &str) -> Result<Duration, String> {
     number(text, 600_000).map(Duration::from_millis)
+}
+
+fn attempt_millis(text: &str) -> Result<Duration, String> {
+    number(text, 2000).map(Duration::from_millis)
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

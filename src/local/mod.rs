@@ -10,7 +10,7 @@ use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 use crate::{
     boot,
     config::{BackendSettings, DevSettings, EmbeddedCredentials, ServeSettings},
-    setup,
+    setup, store,
 };
 
 /// Loopback, any free port.
@@ -114,6 +114,11 @@ impl Embedded {
             secret_refresh_s: SECRET_REFRESH,
             aws_region: Some(REGION.to_owned()),
             dynamodb_endpoint: Some(self.dynamodb_url()),
+            dynamodb_attempt_timeout_ms: match self.dynamodb {
+                Backend::Embedded(_) => store::ATTEMPT_TIMEOUT,
+                // Other emulators may be slow.
+                Backend::External(_) => store::OPERATION_TIMEOUT,
+            },
             secrets_endpoint: Some(self.secrets_url()),
             aws_credentials: Some(EmbeddedCredentials),
         }

@@ -9,7 +9,9 @@ use std::{collections::BTreeMap, error::Error as StdError, fmt, sync::Arc, time:
 
 use async_trait::async_trait;
 
-pub use dynamodb::{Created, DynamoDb, DynamoDbStream, Settings};
+pub use dynamodb::{
+    ATTEMPT_TIMEOUT, Created, DynamoDb, DynamoDbStream, OPERATION_TIMEOUT, Settings,
+};
 pub use keys::{INVERTED_INDEX, LIST_INDEX, PARTITION_KEY, SORT_KEY, key_of_item};
 
 use crate::domain::{

@@ -1,5 +1,7 @@
 //! Bad input: each a precise status with details, and the server unharmed.
 
+use std::time::Duration;
+
 use account_service::{
     grpc::Reason,
     proto::account_v1::{self as pb, Role},
@@ -11,7 +13,7 @@ use tonic::{
 };
 
 use crate::{
-    harness::{Replica, assert_refused, start},
+    harness::{Backends, Replica, assert_refused, start},
     streams::eventually,
 };
 
@@ -339,6 +341,23 @@ async fn an_attempt_that_was_given_up_and_is_applied_later_is_not_said_to_have_f
         service.get_user("olivia").await.is_ok()
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_change_is_sent_no_more_often_than_its_two_seconds_allow() {
+    let backends = Backends::start().await;
+    for (attempt_timeout, attempts) in [(50, 3), (1500, 2), (2000, 1)] {
+        let mut settings = backends.serve_settings();
+        settings.backends.dynamodb_attempt_timeout_ms = Duration::from_millis(attempt_timeout);
+        let service = Replica::start(&settings).await;
+        let table = &backends.dynamodb;
+        backends.forget_calls();
+        table.delay("TransactWriteItems", Duration::from_secs(60));
+        let refused = service.create_user("olivia").await;
+        assert_refused(refused, Code::Unavailable, "OUTCOME_UNKNOWN");
+        assert_eq!(table.seen("TransactWriteItems").len(), attempts);
+        table.behave();
+    }
 }
 
 #[tokio::test]

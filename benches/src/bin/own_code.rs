@@ -192,6 +192,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
     let table = store::Settings {
         table: backends.table_name,
         endpoint: backends.dynamodb_endpoint,
+        attempt_timeout: backends.dynamodb_attempt_timeout_ms,
     };
     let table = Arc::new(DynamoDb::new(&aws, table));
     let map = Arc::new(Map::default());

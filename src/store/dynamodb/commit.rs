@@ -12,11 +12,12 @@ use aws_sdk_dynamodb::{
         ReturnValuesOnConditionCheckFailure, TransactWriteItem,
     },
 };
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{
-    DynamoDb, MAX_ATTEMPTS, RETRY_PAUSE, failed, kind_of_code, primary_key, to_attribute,
-    to_attributes, unusable,
+    DynamoDb, MAX_ATTEMPTS, OPERATION_TIMEOUT, RETRY_PAUSE, failed, kind_of_code, primary_key,
+    timeouts, to_attribute, to_attributes, unusable,
 };
 use crate::{
     domain::{EmailClaim, Origin, Record, State, Timestamp, Uid},
@@ -44,10 +45,12 @@ impl Store for DynamoDb {
             let of_step = self.transact_items(step, &noted);
             items.extend(of_step.map_err(|error| CommitError::NotApplied(unusable(error)))?);
         }
+        let end = Instant::now() + OPERATION_TIMEOUT;
         let mut may_be_applied = false;
         let mut attempt = 1;
         loop {
-            let error = match self.transact(items.clone(), &write_id).await {
+            let left = end.saturating_duration_since(Instant::now());
+            let error = match self.transact(items.clone(), &write_id, left).await {
                 Ok(()) => {
                     self.budget.earn();
                     return Ok(());
@@ -55,11 +58,14 @@ impl Store for DynamoDb {
                 Err(error) => error,
             };
             may_be_applied |= matches!(error, CommitError::OutcomeUnknown(_));
-            let is_last = attempt == MAX_ATTEMPTS || !is_worth_retrying(&error, may_be_applied);
+            let pause = RETRY_PAUSE * attempt;
+            let is_last = attempt == MAX_ATTEMPTS
+                || Instant::now() + pause >= end
+                || !is_worth_retrying(&error, may_be_applied);
             if is_last || !self.budget.pay() {
                 return Err(of_all_attempts(error, may_be_applied));
             }
-            tokio::time::sleep(RETRY_PAUSE * attempt).await;
+            tokio::time::sleep(pause).await;
             attempt += 1;
         }
     }
@@ -96,14 +102,17 @@ fn of_all_attempts(last: CommitError, may_be_applied: bool) -> CommitError {
 }
 
 impl DynamoDb {
-    /// One attempt. The SDK would retry, too, but tell of the last attempt only.
+    /// One attempt, which takes `left` at most. The SDK would retry, too, but tell of
+    /// the last attempt only.
     async fn transact(
         &self,
         items: Vec<TransactWriteItem>,
         write_id: &str,
+        left: Duration,
     ) -> Result<(), CommitError> {
-        let once =
-            aws_sdk_dynamodb::config::Builder::default().retry_config(RetryConfig::disabled());
+        let once = aws_sdk_dynamodb::config::Builder::default()
+            .retry_config(RetryConfig::disabled())
+            .timeout_config(timeouts(self.attempt_timeout.min(left), left));
         self.client
             .transact_write_items()
             .set_transact_items(Some(items))

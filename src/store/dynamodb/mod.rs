@@ -39,12 +39,13 @@ use crate::{
 
 /// Longest a TCP and TLS handshake may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
-/// Longest one attempt may take.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(500);
+/// Longest one attempt may take, if the settings do not say.
+pub const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(500);
 /// Longest an operation may take, all attempts together. With the fences' age
 /// at the start of a commit (1 s) it stays within their life (5 s).
-const OPERATION_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest one attempt to read a page of the stream may take, and all together.
+pub const OPERATION_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest one attempt to read a page of the stream may take, and all together:
+/// pages are up to 1 MB large.
 const PAGE_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Attempts per operation.
@@ -65,6 +66,8 @@ pub struct Settings {
     pub table: String,
     /// Endpoint to use instead of the region's.
     pub endpoint: Option<String>,
+    /// Longest one attempt may take, at most [`OPERATION_TIMEOUT`].
+    pub attempt_timeout: Duration,
 }
 
 /// The table, over one long-lived client.
@@ -72,6 +75,7 @@ pub struct Settings {
 pub struct DynamoDb {
     client: Client,
     table: String,
+    attempt_timeout: Duration,
     /// Of commits, whose retries are not the SDK's.
     budget: Arc<Budget>,
 }
@@ -82,12 +86,13 @@ impl DynamoDb {
     pub fn new(aws: &SdkConfig, settings: Settings) -> Self {
         let mut config = aws_sdk_dynamodb::config::Builder::from(aws)
             .retry_config(retries())
-            .timeout_config(timeouts())
+            .timeout_config(timeouts(settings.attempt_timeout, OPERATION_TIMEOUT))
             .interceptor(AwsCalls(Backend::DynamoDb));
         config.set_endpoint_url(settings.endpoint.or(aws.endpoint_url().map(str::to_owned)));
         Self {
             client: Client::from_conf(config.build()),
             table: settings.table,
+            attempt_timeout: settings.attempt_timeout,
             budget: Arc::default(),
         }
     }
@@ -98,7 +103,7 @@ impl DynamoDb {
     pub fn stream(&self, aws: &SdkConfig, endpoint: Option<String>) -> DynamoDbStream {
         let mut config = aws_sdk_dynamodbstreams::config::Builder::from(aws)
             .retry_config(retries())
-            .timeout_config(page_timeouts())
+            .timeout_config(timeouts(PAGE_ATTEMPT_TIMEOUT, PAGE_TIMEOUT))
             .interceptor(AwsCalls(Backend::DynamoDbStreams));
         if endpoint.is_some() {
             config.set_endpoint_url(endpoint);
@@ -251,20 +256,11 @@ fn retries() -> RetryConfig {
         .with_initial_backoff(RETRY_PAUSE)
 }
 
-fn timeouts() -> TimeoutConfig {
+fn timeouts(attempt: Duration, operation: Duration) -> TimeoutConfig {
     TimeoutConfig::builder()
         .connect_timeout(CONNECT_TIMEOUT)
-        .operation_attempt_timeout(ATTEMPT_TIMEOUT)
-        .operation_timeout(OPERATION_TIMEOUT)
-        .build()
-}
-
-/// Pages of the stream are up to 1 MB large.
-fn page_timeouts() -> TimeoutConfig {
-    TimeoutConfig::builder()
-        .connect_timeout(CONNECT_TIMEOUT)
-        .operation_attempt_timeout(PAGE_ATTEMPT_TIMEOUT)
-        .operation_timeout(PAGE_TIMEOUT)
+        .operation_attempt_timeout(attempt)
+        .operation_timeout(operation)
         .build()
 }
 
