@@ -268,7 +268,10 @@ async fn a_member_is_let_in_also_where_the_creation_of_the_user_was_never_confir
 
 #[tokio::test]
 async fn a_write_whose_fences_have_aged_fences_and_decides_anew() {
-    let (backends, service) = start().await;
+    let backends = Backends::start().await;
+    let mut settings = backends.serve_settings();
+    settings.backends.dynamodb_attempt_timeout_ms = Duration::from_millis(500);
+    let service = Replica::start(&settings).await;
     service.found_olivia_org_with_michael().await;
     backends.forget_calls();
     // Two attempts to read what decides, half a second each.
