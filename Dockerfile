@@ -4,6 +4,8 @@
 # sources does not build them again.
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /build
+# A library would put the time of its build into the binary.
+ENV SOURCE_DATE_EPOCH=0
 COPY Cargo.toml Cargo.lock build.rs ./
 COPY proto proto
 COPY third_party third_party

@@ -91,11 +91,18 @@ sbom:
     mv account-service.cdx.json target/
     rm model/account-service.cdx.json
 
-# Whether two builds of the image's binary are the same to the byte.
+# Whether two builds of the image's binary are the same to the byte. In the same place: paths of generated code are in it.
 reproducible:
-    CARGO_TARGET_DIR=target/first cargo build --locked --release --no-default-features
-    CARGO_TARGET_DIR=target/second cargo build --locked --release --no-default-features
-    cmp target/first/release/account-service target/second/release/account-service
+    #!/usr/bin/env bash
+    set -euo pipefail
+    export SOURCE_DATE_EPOCH=0 CARGO_TARGET_DIR=target/reproducible
+    for build in first second; do
+        rm -rf "$CARGO_TARGET_DIR"
+        cargo build --locked --release --no-default-features
+        mv "$CARGO_TARGET_DIR/release/account-service" "target/account-service-$build"
+    done
+    sha256sum target/account-service-{first,second}
+    cmp target/account-service-{first,second}
 
 # Everything.
 all: lint proto deny test model sabotage second-opinion clients deploy fuzz

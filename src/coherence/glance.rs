@@ -144,6 +144,19 @@ impl<'a> Iterator for Fields<'a> {
 impl<'a> Fields<'a> {
     #[inline]
     fn field(&mut self) -> Option<(u32, Value<'a>)> {
+        // As nearly all are: bytes, their number and their field's in a byte each.
+        if let [head, length, rest @ ..] = self.0
+            && head & 0x87 == 2
+            && length & 0x80 == 0
+            && let Some((bytes, rest)) = rest.split_at_checked(usize::from(*length))
+        {
+            self.0 = rest;
+            return Some((u32::from(head >> 3), Value::Bytes(bytes)));
+        }
+        self.any_field()
+    }
+
+    fn any_field(&mut self) -> Option<(u32, Value<'a>)> {
         let head = self.varint()?;
         let value = match head & 7 {
             0 => Value::Number(self.varint()?),

@@ -4,7 +4,7 @@
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -18,7 +18,7 @@ use super::{
     deadline::Arrival,
     lobby::{Flow, Lobby, Pass},
     methods::{ByMethod, Class},
-    processors::{self, Processors},
+    processors::{self, Processors, Turn, Turns},
     status,
 };
 use crate::{
@@ -29,6 +29,9 @@ use crate::{
 
 /// Longest that a call waits for its turn.
 const PATIENCE: Duration = Duration::from_millis(250);
+
+/// Calls that use more of a processor run by turns. A check uses a third of it.
+const MUCH: Duration = Duration::from_micros(150);
 
 /// Calls at once that keep a processor busy, if they wait for nothing else.
 const LEAST_PER_PROCESSOR: usize = 4;
@@ -41,6 +44,7 @@ pub struct FairnessLayer(Arc<Lobbies>);
 struct Lobbies {
     reads: Arc<Lobby>,
     changes: Arc<Lobby>,
+    turns: Turns,
     classes: ByMethod<Class>,
 }
 
@@ -56,6 +60,7 @@ impl FairnessLayer {
         Self(Arc::new(Lobbies {
             reads: lobby(READ),
             changes: lobby(CHANGE),
+            turns: Turns::new(processors::count()),
             classes: ByMethod::new(|_, class| class),
         }))
     }
@@ -124,13 +129,14 @@ where
         if let Some(pass) = lobby.try_enter(&flow) {
             let pass = held(pass, class, &mut request);
             let answer = self.inner.call(request);
-            return Either::Left(Either::Right(Charged { answer, pass }));
+            let charged = Charged::new(answer, pass, self.lobbies.clone());
+            return Either::Left(Either::Right(charged));
         }
         metrics::counter!(CALLS_QUEUED, "class" => class).increment(1);
         let arrival = Arrival::now();
         let patience = PATIENCE.min(arrival.time_left(request.headers()) / 2);
         request.extensions_mut().insert(arrival);
-        let lobby = lobby.clone();
+        let (lobby, lobbies) = (lobby.clone(), self.lobbies.clone());
         // The one that is ready stays with the call, as tower asks for.
         let fresh = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, fresh);
@@ -141,7 +147,7 @@ where
             };
             let pass = held(pass, class, &mut request);
             let answer = inner.call(request);
-            Charged { answer, pass }.await
+            Charged::new(answer, pass, lobbies).await
         }))
     }
 }
@@ -170,12 +176,26 @@ fn flow_of<B>(request: &Request<B>) -> Flow {
 }
 
 pin_project! {
-    /// An answer whose processor time is charged to whoever called.
+    /// An answer whose processor time is charged to whoever called, and that runs by
+    /// turns if it needs much of it.
     #[derive(Debug)]
     pub struct Charged<F> {
         #[pin]
         answer: F,
         pass: Arc<Pass>,
+        lobbies: Arc<Lobbies>,
+        turn: Option<Turn>,
+    }
+}
+
+impl<F> Charged<F> {
+    fn new(answer: F, pass: Arc<Pass>, lobbies: Arc<Lobbies>) -> Self {
+        Self {
+            answer,
+            pass,
+            lobbies,
+            turn: None,
+        }
     }
 }
 
@@ -184,6 +204,13 @@ impl<F: Future> Future for Charged<F> {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
+        let _turn = if this.pass.use_of_processors() > MUCH {
+            let turns = &this.lobbies.turns;
+            let turn = this.turn.get_or_insert_with(|| turns.of_a_call());
+            Some(ready!(turn.poll(context)))
+        } else {
+            None
+        };
         let began = Instant::now();
         let polled = this.answer.poll(context);
         this.pass.charge(began.elapsed());

@@ -409,6 +409,13 @@ impl Default for Line {
 }
 
 impl Pass {
+    /// What the call uses of the processors, as far as can be told: what it has used,
+    /// or what its caller's calls use.
+    pub(super) fn use_of_processors(&self) -> Duration {
+        let busy_us = self.busy_us.load(Ordering::Relaxed);
+        Duration::from_micros(busy_us.max(self.claim.expected_us))
+    }
+
     /// The call has kept a processor busy for so long.
     pub(super) fn charge(&self, busy: Duration) {
         self.busy_us.fetch_add(micros(busy), Ordering::Relaxed);

@@ -1,12 +1,21 @@
-//! Whether the processors keep up with the calls.
+//! Whether the processors keep up with the calls, and turns at them.
 
-use std::{future::poll_fn, num::NonZero, task::Poll, thread, time::Duration};
+use std::{
+    future::poll_fn,
+    num::NonZero,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    thread,
+    time::Duration,
+};
 
 use tokio::{
     runtime::Handle,
+    sync::{OwnedSemaphorePermit, Semaphore},
     task::yield_now,
     time::{Instant, sleep},
 };
+use tokio_util::sync::PollSemaphore;
 
 /// How often it is asked anew.
 const WINDOW: Duration = Duration::from_millis(50);
@@ -54,6 +63,48 @@ impl Processors {
     }
 }
 
+/// Turns at the processors for calls that use much: one for each of them, so that
+/// whatever else becomes ready waits for one step of such a call, and not for one of
+/// each.
+#[derive(Debug, Clone)]
+pub(super) struct Turns(Arc<Semaphore>);
+
+impl Turns {
+    /// So many at once.
+    pub(super) fn new(at_once: usize) -> Self {
+        Self(Arc::new(Semaphore::new(at_once)))
+    }
+
+    /// The turns of one call.
+    pub(super) fn of_a_call(&self) -> Turn {
+        Turn {
+            turns: PollSemaphore::new(self.0.clone()),
+            permit: None,
+        }
+    }
+}
+
+/// The turns of one call.
+#[derive(Debug)]
+pub(super) struct Turn {
+    turns: PollSemaphore,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Turn {
+    /// Waits for a turn, behind all that is ready. It lasts until what is returned is
+    /// dropped.
+    pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<impl Sized + use<>> {
+        if let Some(permit) = self.permit.take() {
+            return Poll::Ready(Some(permit));
+        }
+        // Whoever is woken by another task goes first; who wakes itself, last.
+        self.permit = ready!(self.turns.poll_acquire(context));
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
 /// Lets run what is ready. Unlike `yield_now`, which puts off until the runtime has
 /// looked for events, and then goes first.
 async fn go_to_the_back() {
@@ -81,4 +132,51 @@ async fn lateness(probes: u32) -> Duration {
         late += ready.elapsed();
     }
     late / probes
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::future::join_all;
+
+    use super::*;
+
+    const CALLS: usize = 50;
+    const STEPS: usize = 20;
+
+    /// As the service's, where a task that another one wakes goes first.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn others_wait_for_one_step_of_all_calls_that_use_much() {
+        let turns = Turns::new(1);
+        let steps = Arc::new(AtomicUsize::default());
+        let calls = (0..CALLS).map(|_| {
+            let (turns, steps) = (turns.clone(), steps.clone());
+            tokio::spawn(async move {
+                let mut turn = turns.of_a_call();
+                for _ in 0..STEPS {
+                    let taken = poll_fn(|context| turn.poll(context)).await;
+                    steps.fetch_add(1, Ordering::Relaxed);
+                    drop(taken);
+                    go_to_the_back().await;
+                }
+            })
+        });
+        let calls: Vec<_> = calls.collect();
+        let guest = tokio::spawn(async move {
+            let mut before = 0;
+            let mut most = 0;
+            while before < CALLS * STEPS {
+                go_to_the_back().await;
+                let now = steps.load(Ordering::Relaxed);
+                most = most.max(now - before);
+                before = now;
+            }
+            most
+        });
+        assert_eq!(guest.await.unwrap(), 1);
+        for call in join_all(calls).await {
+            call.unwrap();
+        }
+    }
 }
