@@ -70,6 +70,13 @@ impl Credential {
         }
     }
 
+    /// Where the cache answers gRPC calls, as a URL. The SDK tells where it answers
+    /// plain HTTP.
+    pub(super) fn endpoint(&self) -> String {
+        let http = self.0.cache_http_endpoint();
+        http.replacen("://api.cache.", "://cache.", 1)
+    }
+
     fn from_api_key(key: &str, endpoint: &str) -> Result<Self, CredentialError> {
         let host = endpoint.trim_start_matches(HTTPS).trim_start_matches(HTTP);
         let provider =

@@ -3,6 +3,7 @@
 
 mod batching;
 mod credential;
+mod lookups;
 mod momento;
 mod slot;
 

@@ -1,19 +1,23 @@
 //! The cache in Momento, over one long-lived client. This room alone knows the
 //! Momento SDK.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use futures_util::future::try_join;
 use momento::{
     CacheClient, MomentoError, MomentoErrorCode,
     cache::{
-        Configuration, CreateCacheResponse, GetResponse, MomentoRequest, SetIfAbsentRequest,
+        Configuration, CreateCacheResponse, MomentoRequest, SetIfAbsentRequest,
         SetIfAbsentResponse, SetIfEqualRequest, SetIfEqualResponse, SetIfNotEqualRequest,
         SetIfNotEqualResponse,
     },
     config::{grpc_configuration::GrpcConfiguration, transport_strategy::TransportStrategy},
 };
 
-use super::{Credential, Error, Found, Kind};
+use super::{
+    Credential, Error, Found, Kind,
+    lookups::{Connections, Lookups},
+};
 use crate::telemetry::{Backend, BackendCall, Outcome};
 
 /// Longest to wait for the connection, and for the first answer.
@@ -36,7 +40,7 @@ const PROBE_KEY: &str = "probe";
 pub struct Settings {
     /// Name of the cache.
     pub cache: String,
-    /// Connections to open.
+    /// Connections to open for look-ups, and as many for writes.
     pub connections: usize,
 }
 
@@ -44,6 +48,7 @@ pub struct Settings {
 #[derive(Debug, Clone)]
 pub struct Momento {
     client: CacheClient,
+    lookups: Arc<Lookups>,
     cache: String,
     endpoint: String,
 }
@@ -60,15 +65,25 @@ impl Momento {
             .keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT);
         let transport = TransportStrategy::builder().grpc_configuration(grpc);
-        let endpoint = credential.0.cache_http_endpoint().to_owned();
+        let connections = Connections {
+            connect_timeout: CONNECT_TIMEOUT,
+            keep_alive_interval: KEEPALIVE_INTERVAL,
+            keep_alive_timeout: KEEPALIVE_TIMEOUT,
+            deadline: REQUEST_TIMEOUT,
+        };
+        let lookups = Lookups::connect(&credential, &settings, connections);
+        let endpoint = credential.endpoint();
         let client = CacheClient::builder()
             .default_ttl(DEFAULT_TTL)
             .configuration(Configuration::builder().transport_strategy(transport))
-            .credential_provider(credential.0)
+            .credential_provider(credential.0.clone())
             .with_num_connections(settings.connections)
             .build_and_connect();
+        let client = async { client.await.map_err(failed) };
+        let (client, lookups) = within(CONNECT_TIMEOUT, try_join(client, lookups)).await?;
         Ok(Self {
-            client: within(CONNECT_TIMEOUT, client).await?,
+            client,
+            lookups: Arc::new(lookups),
             cache: settings.cache,
             endpoint,
         })
@@ -85,7 +100,7 @@ impl Momento {
     /// # Errors
     /// [`Kind::Missing`], [`Kind::Credential`] or [`Kind::Unavailable`].
     pub async fn probe(&self) -> Result<(), Error> {
-        within(CONNECT_TIMEOUT, self.client.get(&self.cache, PROBE_KEY))
+        within(CONNECT_TIMEOUT, self.lookups.get(PROBE_KEY))
             .await
             .map(|_| ())
     }
@@ -95,23 +110,28 @@ impl Momento {
     /// # Errors
     /// [`Kind::Credential`] or [`Kind::Unavailable`].
     pub async fn create_cache(&self) -> Result<bool, Error> {
-        let created = within(CONNECT_TIMEOUT, self.client.create_cache(&self.cache)).await?;
+        let create = async {
+            let created = self.client.create_cache(&self.cache).await;
+            created.map_err(failed)
+        };
+        let created = within(CONNECT_TIMEOUT, create).await?;
         Ok(created == CreateCacheResponse::Created)
     }
 
     async fn set_if<R: MomentoRequest>(&self, request: R) -> Result<R::Response, Error> {
-        watched("SetIf", self.client.send_request(request)).await
+        let call = async { self.client.send_request(request).await.map_err(failed) };
+        watched("SetIf", call).await
     }
 }
 
 /// See [`super::Cache`], for what each does.
 impl Momento {
     pub(super) async fn get(&self, keys: &[String]) -> Result<Vec<Found>, Error> {
-        let [key] = keys else {
-            return self.get_batch(keys).await;
-        };
-        let response = watched("Get", self.client.get(&self.cache, key.as_str())).await?;
-        Ok(vec![found(response)])
+        match keys {
+            [] => Ok(Vec::new()),
+            [key] => Ok(vec![watched("Get", self.lookups.get(key)).await?]),
+            _ => watched("GetBatch", self.lookups.get_batch(keys)).await,
+        }
     }
 
     pub(super) async fn set_if_absent(
@@ -146,31 +166,13 @@ impl Momento {
     }
 }
 
-impl Momento {
-    /// The answers come as a stream and are matched by position: where the
-    /// stream ends early, the rest is unknown, not missing.
-    async fn get_batch(&self, keys: &[String]) -> Result<Vec<Found>, Error> {
-        if keys.is_empty() {
-            return Ok(Vec::new());
-        }
-        let wanted: Vec<_> = keys.iter().map(String::as_str).collect();
-        let response = watched("GetBatch", self.client.get_batch(&self.cache, wanted)).await?;
-        let mut answers: std::collections::HashMap<Vec<u8>, GetResponse> = response.into();
-        Ok(keys
-            .iter()
-            .map(|key| answers.remove(key.as_bytes()).map_or(Found::Unknown, found))
-            .collect())
-    }
-}
-
 /// A call whose duration and outcome are told.
 async fn watched<T>(
     operation: &'static str,
-    call: impl Future<Output = Result<T, MomentoError>>,
+    call: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
     let mut watch = BackendCall::begin(Backend::Momento, operation);
     let result = call.await;
-    let result = result.map_err(failed);
     watch.end(match &result {
         Ok(_) => Outcome::Ok,
         Err(error) if error.kind == Kind::Unavailable => Outcome::Failed,
@@ -179,16 +181,9 @@ async fn watched<T>(
     result
 }
 
-fn found(response: GetResponse) -> Found {
-    match response {
-        GetResponse::Hit { value } => Found::Hit(value.into()),
-        GetResponse::Miss => Found::Miss,
-    }
-}
-
 async fn within<T>(
     timeout: Duration,
-    operation: impl Future<Output = Result<T, MomentoError>>,
+    operation: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
     tokio::time::timeout(timeout, operation)
         .await
@@ -196,7 +191,6 @@ async fn within<T>(
             kind: Kind::Unavailable,
             source: format!("no answer within {} ms", timeout.as_millis()).into(),
         })?
-        .map_err(failed)
 }
 
 /// The SDK's own message never names keys, values or the credential; what

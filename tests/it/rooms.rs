@@ -16,12 +16,13 @@ const WORDS: [(&str, &[&str]); 12] = [
     ("opentelemetry", &["telemetry/"]),
     ("metrics_exporter_prometheus", &["telemetry/"]),
     ("momento::", &["cache/", "boot.rs", "local/", "command.rs"]),
-    ("momento_protos", &["local/"]),
+    ("momento_protos", &["cache/", "local/"]),
     (
         "tonic",
         &[
             "grpc/",
             "boot.rs",
+            "cache/lookups.rs",
             "connections.rs",
             "proto.rs",
             "health.rs",

@@ -25,6 +25,8 @@ pub(super) struct Items(Cache<Vec<u8>, Item>);
 #[derive(Debug, Clone)]
 struct Item {
     value: Arc<[u8]>,
+    /// What was there before, and until when.
+    before: Option<(Arc<[u8]>, Instant)>,
     /// When the item is gone. `None`: beyond what the clock can say.
     gone_at: Option<Instant>,
 }
@@ -68,9 +70,15 @@ impl Items {
         Self(items)
     }
 
-    pub(super) fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
+    /// The value under the key, or the one before it if that was there until `lag`
+    /// ago.
+    pub(super) fn get(&self, key: &[u8], lag: Duration) -> Option<Vec<u8>> {
         let item = self.0.get(key).filter(Item::is_there)?;
-        Some(item.value.to_vec())
+        let value = match &item.before {
+            Some((before, until)) if until.elapsed() < lag => before,
+            _ => &item.value,
+        };
+        Some(value.to_vec())
     }
 
     /// Stores the item if `condition` holds of the value that is there, as one
@@ -91,13 +99,16 @@ impl Items {
             status.metadata_mut().insert("err", err);
             return Err(status);
         }
-        let item = Item {
+        let now = Instant::now();
+        let mut item = Item {
             value: value.into(),
-            gone_at: Instant::now().checked_add(Duration::from_millis(ttl_milliseconds)),
+            before: None,
+            gone_at: now.checked_add(Duration::from_millis(ttl_milliseconds)),
         };
         let done = self.0.entry(key).and_compute_with(|found| {
             let found = found.map(moka::Entry::into_value).filter(Item::is_there);
             if condition(found.as_ref().map(|item| &*item.value)) {
+                item.before = found.map(|found| (found.value, now));
                 Op::Put(item)
             } else {
                 Op::Nop
@@ -157,17 +168,29 @@ impl Caches {
 mod tests {
     use super::*;
 
+    const NOW: Duration = Duration::ZERO;
+
     #[test]
     fn an_item_is_gone_when_its_time_to_live_is_over() {
         let items = Items::new();
         let set = |ttl| items.set_if(b"k".to_vec(), b"v".to_vec(), ttl, |found| found.is_none());
         assert!(set(30).unwrap());
-        assert_eq!(items.get(b"k").as_deref(), Some(&b"v"[..]));
+        assert_eq!(items.get(b"k", NOW).as_deref(), Some(&b"v"[..]));
         assert!(!set(60_000).unwrap());
         std::thread::sleep(Duration::from_millis(31));
-        assert_eq!(items.get(b"k"), None);
+        assert_eq!(items.get(b"k", NOW), None);
         assert!(set(u64::MAX).unwrap());
-        assert!(items.get(b"k").is_some());
+        assert!(items.get(b"k", NOW).is_some());
+    }
+
+    #[test]
+    fn who_may_be_answered_late_is_told_what_was_there_before() {
+        let items = Items::new();
+        let set = |value: &[u8]| items.set_if(b"k".to_vec(), value.to_vec(), 60_000, |_| true);
+        set(b"old").unwrap();
+        set(b"new").unwrap();
+        let get = |lag| items.get(b"k", Duration::from_secs(lag)).unwrap();
+        assert_eq!((get(60), get(0)), (b"old".to_vec(), b"new".to_vec()));
     }
 
     #[test]

@@ -60,6 +60,12 @@ pub enum Fate {
 pub trait Gate: Send + Sync + 'static {
     /// Lets the call pass, at the time of its choosing, or refuses it.
     async fn pass(&self, call: Call, keys: &[&[u8]]) -> Result<Fate, Status>;
+
+    /// How old an answer may be to a look-up that does not ask for what was written
+    /// last: it is what was there before, if that was replaced since.
+    fn lag(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// Lets everything pass at once.
@@ -87,6 +93,14 @@ impl Momento {
         let name = request.metadata().get("cache");
         let name = name.and_then(|name| name.to_str().ok()).unwrap_or_default();
         self.caches.get(name)
+    }
+
+    /// How old the answers to a look-up may be.
+    fn lag<T>(&self, request: &Request<T>) -> Duration {
+        match request.metadata().get("read-concern") {
+            Some(concern) if concern == "consistent" => Duration::ZERO,
+            _ => self.gate.lag(),
+        }
     }
 
     fn authenticate<T>(&self, request: &Request<T>) -> Result<(), Status> {

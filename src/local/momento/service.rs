@@ -1,7 +1,7 @@
 //! Momento's wire protocol: the calls that the SDK makes for scalar items and
 //! for managing caches. The rest is UNIMPLEMENTED.
 
-use std::pin::Pin;
+use std::{pin::Pin, time::Duration};
 
 use futures_util::{Stream, StreamExt as _, stream};
 use momento_protos::{
@@ -76,10 +76,10 @@ service! {
         type SetBatchStream = ReplyStream<scs::SetResponse>;
 
         async fn get(&self, request: Request<scs::GetRequest>) -> Reply<scs::GetResponse> {
-            let items = self.admit(&request)?;
+            let (items, lag) = (self.admit(&request)?, self.lag(&request));
             let request = request.into_inner();
             let key = request.cache_key.clone();
-            let serve = move |_| Ok(get(&items, &request.cache_key));
+            let serve = move |_| Ok(get(&items, &request.cache_key, lag));
             Ok(Response::new(self.through_gate(Call::Get, vec![key], serve).await?))
         }
 
@@ -87,7 +87,7 @@ service! {
             &self,
             request: Request<scs::GetBatchRequest>,
         ) -> Reply<Self::GetBatchStream> {
-            let items = self.admit(&request)?;
+            let (items, lag) = (self.admit(&request)?, self.lag(&request));
             let keys = request.into_inner().items.into_iter().map(|item| item.cache_key);
             let keys: Vec<_> = keys.collect();
             let wanted = keys.clone();
@@ -96,7 +96,7 @@ service! {
                     Fate::Cut(answers) => answers,
                     _ => usize::MAX,
                 };
-                let found = wanted.iter().take(answers).map(|key| Ok(get(&items, key)));
+                let found = wanted.iter().take(answers).map(|key| Ok(get(&items, key, lag)));
                 Ok(found.collect::<Vec<_>>())
             };
             let found = self.through_gate(Call::GetBatch, keys, serve).await?;
@@ -264,8 +264,8 @@ fn borrowed(keys: &[Vec<u8>]) -> Vec<&[u8]> {
     keys.iter().map(Vec::as_slice).collect()
 }
 
-fn get(items: &Items, key: &[u8]) -> scs::GetResponse {
-    let (result, cache_body) = match items.get(key) {
+fn get(items: &Items, key: &[u8], lag: Duration) -> scs::GetResponse {
+    let (result, cache_body) = match items.get(key, lag) {
         Some(value) => (ECacheResult::Hit, value),
         None => (ECacheResult::Miss, Vec::new()),
     };

@@ -368,6 +368,11 @@ impl momento::Gate for MomentoGate {
             _ => Err(Status::unavailable("refused by the test")),
         }
     }
+
+    fn lag(&self) -> Duration {
+        // As Momento may, where it is not asked for what was written last.
+        Duration::from_millis(500)
+    }
 }
 
 fn credentials() -> aws_sdk_dynamodb::config::Credentials {

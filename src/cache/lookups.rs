@@ -1,0 +1,173 @@
+//! Look-ups that see what was written last. Momento answers with what may be a
+//! moment old unless a call asks otherwise, which its SDK has no way to do: this
+//! speaks its protocol, with the credential and the connections of its own.
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use futures_util::future::try_join_all;
+use momento_protos::cache_client::{
+    ECacheResult, GetBatchRequest, GetRequest, GetResponse, scs_client::ScsClient,
+};
+use tonic::{
+    Code, Request, Status,
+    metadata::{AsciiMetadataKey, AsciiMetadataValue, MetadataMap},
+    transport::{Channel, ClientTlsConfig, Endpoint},
+};
+
+use super::{Credential, Error, Found, Kind, momento::Settings};
+
+/// Asks for what was written last.
+const READ_CONCERN: (&str, &str) = ("read-concern", "consistent");
+
+/// How connections are kept.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Connections {
+    /// Longest to wait for one.
+    pub(super) connect_timeout: Duration,
+    /// How often idle ones are checked.
+    pub(super) keep_alive_interval: Duration,
+    /// How long the check may take.
+    pub(super) keep_alive_timeout: Duration,
+    /// Tells the server when an answer is of no more use.
+    pub(super) deadline: Duration,
+}
+
+/// Look-ups, over long-lived connections. Its debug output is redacted.
+pub(super) struct Lookups {
+    clients: Vec<ScsClient<Channel>>,
+    next: AtomicUsize,
+    /// Of every call; the credential is in it.
+    metadata: MetadataMap,
+    deadline: Duration,
+}
+
+impl fmt::Debug for Lookups {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Lookups(redacted)")
+    }
+}
+
+impl Lookups {
+    /// Opens the connections.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`]: one of them cannot be had. [`Kind::Refused`]: the
+    /// endpoint, the credential or the cache's name cannot be sent.
+    pub(super) async fn connect(
+        credential: &Credential,
+        settings: &Settings,
+        connections: Connections,
+    ) -> Result<Self, Error> {
+        let endpoint = Endpoint::from_shared(credential.endpoint())
+            .and_then(|endpoint| endpoint.tls_config(ClientTlsConfig::new().with_webpki_roots()))
+            .map_err(|error| refused(&error))?
+            .connect_timeout(connections.connect_timeout)
+            .http2_keep_alive_interval(connections.keep_alive_interval)
+            .keep_alive_timeout(connections.keep_alive_timeout)
+            .keep_alive_while_idle(true);
+        let channels = (0..settings.connections.max(1)).map(|_| endpoint.connect());
+        let channels = try_join_all(channels).await.map_err(|error| Error {
+            kind: Kind::Unavailable,
+            source: error.into(),
+        })?;
+        let mut metadata = MetadataMap::new();
+        for (name, value) in [
+            ("authorization", credential.0.auth_token()),
+            ("cache", &settings.cache),
+            READ_CONCERN,
+        ] {
+            let value = AsciiMetadataValue::try_from(value).map_err(|error| refused(&error))?;
+            metadata.insert(AsciiMetadataKey::from_static(name), value);
+        }
+        Ok(Self {
+            clients: channels.into_iter().map(ScsClient::new).collect(),
+            next: AtomicUsize::new(0),
+            metadata,
+            deadline: connections.deadline,
+        })
+    }
+
+    /// Looks up one key.
+    ///
+    /// # Errors
+    /// See [`failed`].
+    pub(super) async fn get(&self, key: &str) -> Result<Found, Error> {
+        let response = self.client().get(self.request(get_request(key))).await;
+        found(response.map_err(failed)?.into_inner())
+    }
+
+    /// Looks up keys. The answers come as a stream and are matched by position:
+    /// where the stream ends early, the rest is unknown, not missing.
+    ///
+    /// # Errors
+    /// See [`failed`].
+    pub(super) async fn get_batch(&self, keys: &[String]) -> Result<Vec<Found>, Error> {
+        let items = keys.iter().map(|key| get_request(key)).collect();
+        let request = self.request(GetBatchRequest { items });
+        let response = self.client().get_batch(request).await;
+        let mut answers = response.map_err(failed)?.into_inner();
+        let mut all = Vec::with_capacity(keys.len());
+        while all.len() < keys.len() {
+            match answers.message().await.map_err(failed)? {
+                Some(answer) => all.push(found(answer)?),
+                None => all.resize(keys.len(), Found::Unknown),
+            }
+        }
+        Ok(all)
+    }
+
+    /// The client whose turn it is.
+    fn client(&self) -> ScsClient<Channel> {
+        let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.clients.len();
+        self.clients[turn].clone()
+    }
+
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        *request.metadata_mut() = self.metadata.clone();
+        request.set_timeout(self.deadline);
+        request
+    }
+}
+
+fn get_request(key: &str) -> GetRequest {
+    GetRequest {
+        cache_key: key.as_bytes().to_vec(),
+    }
+}
+
+fn found(response: GetResponse) -> Result<Found, Error> {
+    match response.result() {
+        ECacheResult::Hit => Ok(Found::Hit(response.cache_body)),
+        ECacheResult::Miss => Ok(Found::Miss),
+        ECacheResult::Ok | ECacheResult::Invalid => Err(Error {
+            kind: Kind::Unavailable,
+            source: "an answer that is neither a hit nor a miss".into(),
+        }),
+    }
+}
+
+fn refused(error: &dyn std::error::Error) -> Error {
+    Error {
+        kind: Kind::Refused,
+        source: error.to_string().into(),
+    }
+}
+
+/// The server's messages name no keys, values or credentials.
+fn failed(status: Status) -> Error {
+    let kind = match status.code() {
+        Code::Unauthenticated | Code::PermissionDenied => Kind::Credential,
+        Code::NotFound => Kind::Missing,
+        Code::InvalidArgument | Code::FailedPrecondition | Code::Unimplemented => Kind::Refused,
+        _ => Kind::Unavailable,
+    };
+    Error {
+        kind,
+        source: format!("{:?}: {}", status.code(), status.message()).into(),
+    }
+}
