@@ -267,6 +267,19 @@ async fn a_member_is_let_in_also_where_the_creation_of_the_user_was_never_confir
 }
 
 #[tokio::test]
+async fn a_removal_is_seen_though_momento_may_answer_with_what_was_there_before() {
+    let (_backends, service) = start().await;
+    service.found_olivia_org_with_michael().await;
+    service.settle().await;
+    assert_eq!(service.role_of(ORG, MICHAEL).await, Some(Role::Member));
+    service.settle().await;
+    let check = service.check(ORG, MICHAEL).await.unwrap();
+    assert_eq!(check.source(), Source::Cache);
+    service.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
+    assert_eq!(service.role_of(ORG, MICHAEL).await, None);
+}
+
+#[tokio::test]
 async fn a_write_whose_fences_have_aged_fences_and_decides_anew() {
     let backends = Backends::start().await;
     let mut settings = backends.serve_settings();
