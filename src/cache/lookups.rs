@@ -97,7 +97,7 @@ impl Lookups {
     /// See [`failed`].
     pub(super) async fn get(&self, key: &str) -> Result<Found, Error> {
         let response = self.client().get(self.request(get_request(key))).await;
-        found(response.map_err(failed)?.into_inner())
+        found(response.map_err(|status| failed(&status))?.into_inner())
     }
 
     /// Looks up keys. The answers come as a stream and are matched by position:
@@ -109,10 +109,10 @@ impl Lookups {
         let items = keys.iter().map(|key| get_request(key)).collect();
         let request = self.request(GetBatchRequest { items });
         let response = self.client().get_batch(request).await;
-        let mut answers = response.map_err(failed)?.into_inner();
+        let mut answers = response.map_err(|status| failed(&status))?.into_inner();
         let mut all = Vec::with_capacity(keys.len());
         while all.len() < keys.len() {
-            match answers.message().await.map_err(failed)? {
+            match answers.message().await.map_err(|status| failed(&status))? {
                 Some(answer) => all.push(found(answer)?),
                 None => all.resize(keys.len(), Found::Unknown),
             }
@@ -159,7 +159,7 @@ fn refused(error: &dyn std::error::Error) -> Error {
 }
 
 /// The server's messages name no keys, values or credentials.
-fn failed(status: Status) -> Error {
+fn failed(status: &Status) -> Error {
     let kind = match status.code() {
         Code::Unauthenticated | Code::PermissionDenied => Kind::Credential,
         Code::NotFound => Kind::Missing,

@@ -80,7 +80,8 @@ impl Momento {
             .with_num_connections(settings.connections)
             .build_and_connect();
         let client = async { client.await.map_err(failed) };
-        let (client, lookups) = within(CONNECT_TIMEOUT, try_join(client, lookups)).await?;
+        let both = Box::pin(try_join(client, lookups));
+        let (client, lookups) = within(CONNECT_TIMEOUT, both).await?;
         Ok(Self {
             client,
             lookups: Arc::new(lookups),
