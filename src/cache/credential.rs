@@ -118,15 +118,16 @@ mod tests {
 
     #[test]
     fn both_kinds_of_credential_are_accepted() {
-        assert!(parse(&format!(r#"{{"MOMENTO_AUTH_TOKEN":"{V1_TOKEN}"}}"#)).is_ok());
-        for endpoint in [
-            "cell.example.com",
-            "https://x.example",
-            "http://127.0.0.1:1",
+        let v1 = parse(&format!(r#"{{"MOMENTO_AUTH_TOKEN":"{V1_TOKEN}"}}"#));
+        assert_eq!(v1.unwrap().endpoint(), "https://cache.e");
+        for (endpoint, grpc) in [
+            ("cell.example.com", "https://cache.cell.example.com"),
+            ("https://x.example", "https://x.example"),
+            ("http://127.0.0.1:1", "http://127.0.0.1:1"),
         ] {
             let secret =
                 format!(r#"{{"MOMENTO_API_KEY":"{V2_KEY}","MOMENTO_ENDPOINT":"{endpoint}"}}"#);
-            assert!(parse(&secret).is_ok(), "{endpoint}");
+            assert_eq!(parse(&secret).unwrap().endpoint(), grpc);
         }
     }
 
