@@ -111,12 +111,14 @@ impl Lookups {
         let response = self.client().get_batch(request).await;
         let mut answers = response.map_err(|status| failed(&status))?.into_inner();
         let mut all = Vec::with_capacity(keys.len());
-        while all.len() < keys.len() {
-            match answers.message().await.map_err(|status| failed(&status))? {
-                Some(answer) => all.push(found(answer)?),
-                None => all.resize(keys.len(), Found::Unknown),
+        // To its end: streams that are left before are resets to the other side, and
+        // many of them end the connection.
+        while let Some(answer) = answers.message().await.map_err(|status| failed(&status))? {
+            if all.len() < keys.len() {
+                all.push(found(answer)?);
             }
         }
+        all.resize(keys.len(), Found::Unknown);
         Ok(all)
     }
 

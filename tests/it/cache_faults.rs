@@ -1,16 +1,23 @@
 //! The cache is down, slow, late, or full of nonsense: no read fails for it, and
 //! nothing stale is answered after an acknowledgement.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use account_service::{
     coherence,
     domain::Timestamp,
+    local::{ANY_PORT, momento},
     proto::account_v1::{self as pb, Role, Source},
 };
 
 use futures_util::future::join_all;
-use tonic::Code;
+use tonic::{Code, Status};
 
 use crate::{
     harness::{Backends, PATIENCE, Replica, assert_refused, start},
@@ -185,7 +192,7 @@ async fn entries_that_somebody_else_wrote_are_not_believed() {
     let cache = backends.momento_client();
     let name = backends.serve_settings().backends.cache_name;
     let owners = cache.get(&name, key_of("oliviaowner")).await.unwrap();
-    let momento::cache::GetResponse::Hit { value: owners } = owners else {
+    let ::momento::cache::GetResponse::Hit { value: owners } = owners else {
         panic!("the Owner's membership is not cached");
     };
     let owners: Vec<u8> = owners.into();
@@ -277,6 +284,47 @@ async fn a_removal_is_seen_though_momento_may_answer_with_what_was_there_before(
     assert_eq!(check.source(), Source::Cache);
     service.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
     assert_eq!(service.role_of(ORG, MICHAEL).await, None);
+}
+
+/// Ends its answers late, and counts who does not wait for it.
+#[derive(Default)]
+struct LateEnd(AtomicUsize);
+
+#[tonic::async_trait]
+impl momento::Gate for LateEnd {
+    async fn pass(&self, _: momento::Call, _: &[&[u8]]) -> Result<momento::Fate, Status> {
+        Ok(momento::Fate::Served)
+    }
+
+    fn end_after(&self) -> Duration {
+        Duration::from_millis(5)
+    }
+
+    fn left(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test]
+async fn look_ups_hear_their_answers_to_the_end() {
+    let backends = Backends::start().await;
+    let gate = Arc::new(LateEnd::default());
+    let server = backends
+        .embedded
+        .momento
+        .start_beside(ANY_PORT, gate.clone());
+    let server = server.await.unwrap();
+    let mut settings = backends.serve_settings();
+    settings.backends.momento_secret_id = backends.store_secret(&server).await;
+    let service = Replica::start(&settings).await;
+    service.found_olivia_org().await;
+    for _ in 0..20 {
+        assert_eq!(service.role_of(ORG, OLIVIA).await, Some(Role::Owner));
+        service.settle().await;
+    }
+    let check = service.check(ORG, OLIVIA).await.unwrap();
+    assert_eq!(check.source(), Source::Cache);
+    assert_eq!(gate.0.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test]

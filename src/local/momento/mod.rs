@@ -66,6 +66,14 @@ pub trait Gate: Send + Sync + 'static {
     fn lag(&self) -> Duration {
         Duration::ZERO
     }
+
+    /// How long after the last answer the stream of a GetBatch ends.
+    fn end_after(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    /// The caller of a GetBatch left before the stream of answers ended.
+    fn left(&self) {}
 }
 
 /// Lets everything pass at once.

@@ -1,7 +1,7 @@
 //! Momento's wire protocol: the calls that the SDK makes for scalar items and
 //! for managing caches. The rest is UNIMPLEMENTED.
 
-use std::{pin::Pin, time::Duration};
+use std::{future::ready, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{Stream, StreamExt as _, stream};
 use momento_protos::{
@@ -12,7 +12,7 @@ use momento_protos::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Call, Fate, Momento, items::Items};
+use super::{Call, Fate, Gate, Momento, items::Items};
 
 type Reply<T> = Result<Response<T>, Status>;
 type ReplyStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -100,7 +100,9 @@ service! {
                 Ok(found.collect::<Vec<_>>())
             };
             let found = self.through_gate(Call::GetBatch, keys, serve).await?;
-            Ok(Response::new(stream::iter(found).boxed()))
+            let listener = Listener(Some(self.gate.clone()));
+            let end = stream::once(listener.stay()).filter_map(|()| ready(None));
+            Ok(Response::new(stream::iter(found).chain(end).boxed()))
         }
 
         async fn set(&self, request: Request<scs::SetRequest>) -> Reply<scs::SetResponse> {
@@ -262,6 +264,28 @@ service! {
 
 fn borrowed(keys: &[Vec<u8>]) -> Vec<&[u8]> {
     keys.iter().map(Vec::as_slice).collect()
+}
+
+/// Whoever gets the answers of a GetBatch.
+struct Listener(Option<Arc<dyn Gate>>);
+
+impl Listener {
+    /// Waits for the end of the stream.
+    async fn stay(mut self) {
+        let wait = self.0.as_ref().map(|gate| gate.end_after());
+        if let Some(wait) = wait.filter(|wait| !wait.is_zero()) {
+            tokio::time::sleep(wait).await;
+        }
+        self.0 = None;
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Some(gate) = &self.0 {
+            gate.left();
+        }
+    }
 }
 
 fn get(items: &Items, key: &[u8], lag: Duration) -> scs::GetResponse {
