@@ -5,7 +5,6 @@
 use std::{
     fmt,
     sync::atomic::{AtomicUsize, Ordering},
-    time::Duration,
 };
 
 use futures_util::future::try_join_all;
@@ -18,23 +17,13 @@ use tonic::{
     transport::{Channel, ClientTlsConfig, Endpoint},
 };
 
-use super::{Credential, Error, Found, Kind, momento::Settings};
+use super::{
+    Credential, Error, Found, Kind,
+    momento::{CONNECT_TIMEOUT, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, REQUEST_TIMEOUT, Settings},
+};
 
 /// Asks for what was written last.
 const READ_CONCERN: (&str, &str) = ("read-concern", "consistent");
-
-/// How connections are kept.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Connections {
-    /// Longest to wait for one.
-    pub(super) connect_timeout: Duration,
-    /// How often idle ones are checked.
-    pub(super) keep_alive_interval: Duration,
-    /// How long the check may take.
-    pub(super) keep_alive_timeout: Duration,
-    /// Tells the server when an answer is of no more use.
-    pub(super) deadline: Duration,
-}
 
 /// Look-ups, over long-lived connections. Its debug output is redacted.
 pub(super) struct Lookups {
@@ -42,7 +31,6 @@ pub(super) struct Lookups {
     next: AtomicUsize,
     /// Of every call; the credential is in it.
     metadata: MetadataMap,
-    deadline: Duration,
 }
 
 impl fmt::Debug for Lookups {
@@ -60,14 +48,13 @@ impl Lookups {
     pub(super) async fn connect(
         credential: &Credential,
         settings: &Settings,
-        connections: Connections,
     ) -> Result<Self, Error> {
         let endpoint = Endpoint::from_shared(credential.endpoint())
             .and_then(|endpoint| endpoint.tls_config(ClientTlsConfig::new().with_webpki_roots()))
             .map_err(|error| refused(&error))?
-            .connect_timeout(connections.connect_timeout)
-            .http2_keep_alive_interval(connections.keep_alive_interval)
-            .keep_alive_timeout(connections.keep_alive_timeout)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .keep_alive_while_idle(true);
         let channels = (0..settings.connections.max(1)).map(|_| endpoint.connect());
         let channels = try_join_all(channels).await.map_err(|error| Error {
@@ -87,7 +74,6 @@ impl Lookups {
             clients: channels.into_iter().map(ScsClient::new).collect(),
             next: AtomicUsize::new(0),
             metadata,
-            deadline: connections.deadline,
         })
     }
 
@@ -131,7 +117,7 @@ impl Lookups {
     fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         *request.metadata_mut() = self.metadata.clone();
-        request.set_timeout(self.deadline);
+        request.set_timeout(REQUEST_TIMEOUT);
         request
     }
 }

@@ -14,22 +14,19 @@ use momento::{
     config::{grpc_configuration::GrpcConfiguration, transport_strategy::TransportStrategy},
 };
 
-use super::{
-    Credential, Error, Found, Kind,
-    lookups::{Connections, Lookups},
-};
+use super::{Credential, Error, Found, Kind, lookups::Lookups};
 use crate::telemetry::{Backend, BackendCall, Outcome};
 
 /// Longest to wait for the connection, and for the first answer.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Backstop on every request: tells the server when an answer is of no more
 /// use. Callers set tighter bounds of their own.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 /// Idle connections are checked this often, so that the first request after a
 /// network fault does not pay for finding out.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+pub(super) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// How long the check may take.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Every write names its own time to live; this one is never used.
 const DEFAULT_TTL: Duration = Duration::from_secs(1);
 /// A key that is never stored: looked up to see that the cache answers.
@@ -65,13 +62,7 @@ impl Momento {
             .keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT);
         let transport = TransportStrategy::builder().grpc_configuration(grpc);
-        let connections = Connections {
-            connect_timeout: CONNECT_TIMEOUT,
-            keep_alive_interval: KEEPALIVE_INTERVAL,
-            keep_alive_timeout: KEEPALIVE_TIMEOUT,
-            deadline: REQUEST_TIMEOUT,
-        };
-        let lookups = Lookups::connect(&credential, &settings, connections);
+        let lookups = Lookups::connect(&credential, &settings);
         let endpoint = credential.endpoint();
         let client = CacheClient::builder()
             .default_ttl(DEFAULT_TTL)
