@@ -1,13 +1,14 @@
 //! Look-ups that come while many are under way share one round trip.
 
 use std::{
-    collections::HashMap,
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
+use foldhash::fast::RandomState;
+use indexmap::IndexSet;
 use tokio::{runtime::Handle, sync::oneshot, time::timeout};
 
 use super::{Cache, Error, Found, Kind};
@@ -16,6 +17,12 @@ use super::{Cache, Error, Found, Kind};
 /// wait for the first of them to end, and are then sent together. Alone, a
 /// look-up never waits.
 const LANES: usize = 4;
+/// As many are under way if the cache is far: then those who wait are sent when
+/// another one comes and nothing was sent for [`SPACING`].
+const MOST_LANES: usize = 16;
+/// About as long as it takes to send a look-up and to take its answer: waiting
+/// for so long for company costs less than going without.
+const SPACING: Duration = Duration::from_micros(150);
 /// Keys that are sent together.
 const MAX_KEYS: usize = 300;
 /// A look-up of more keys than this is sent at once, on its own: it would gain
@@ -36,10 +43,12 @@ impl fmt::Debug for Batching {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Lanes {
     in_use: usize,
     waiting: Vec<Waiting>,
+    /// When something was sent last.
+    sent: Instant,
 }
 
 #[derive(Debug)]
@@ -55,25 +64,38 @@ impl Batching {
     pub fn new(cache: Arc<dyn Cache>, patience: Duration) -> Self {
         Self {
             cache,
-            lanes: Arc::default(),
+            lanes: Arc::new(Mutex::new(Lanes {
+                in_use: 0,
+                waiting: Vec::new(),
+                sent: Instant::now(),
+            })),
             patience,
         }
     }
 
-    fn enter(&self, keys: &[String]) -> Turn {
+    fn enter(&self, keys: Vec<String>) -> Turn {
         let mut lanes = lock(&self.lanes);
         if lanes.in_use < LANES {
-            lanes.in_use += 1;
-            return Turn::Now(Lane {
-                cache: self.cache.clone(),
-                lanes: self.lanes.clone(),
-                patience: self.patience,
-            });
+            return Turn::Now(self.lane(&mut lanes), keys);
         }
         let (answer, answered) = oneshot::channel();
-        let keys = keys.to_vec();
         lanes.waiting.push(Waiting { keys, answer });
+        if lanes.in_use < MOST_LANES && lanes.are_due() {
+            let lane = self.lane(&mut lanes);
+            drop(lanes);
+            tokio::spawn(lane.carry());
+        }
         Turn::Later(answered)
+    }
+
+    fn lane(&self, lanes: &mut Lanes) -> Lane {
+        lanes.in_use += 1;
+        lanes.sent = Instant::now();
+        Lane {
+            cache: self.cache.clone(),
+            lanes: self.lanes.clone(),
+            patience: self.patience,
+        }
     }
 }
 
@@ -82,7 +104,7 @@ fn lock(lanes: &Mutex<Lanes>) -> MutexGuard<'_, Lanes> {
 }
 
 enum Turn {
-    Now(Lane),
+    Now(Lane, Vec<String>),
     Later(oneshot::Receiver<Result<Vec<Found>, Error>>),
 }
 
@@ -97,7 +119,7 @@ impl Drop for Lane {
     fn drop(&mut self) {
         let mut lanes = lock(&self.lanes);
         let runtime = Handle::try_current();
-        if let (false, Ok(runtime)) = (lanes.waiting.is_empty(), runtime) {
+        if let (true, Ok(runtime)) = (lanes.have_more(), runtime) {
             let lane = Self {
                 cache: self.cache.clone(),
                 lanes: self.lanes.clone(),
@@ -120,47 +142,80 @@ impl Lane {
                 return;
             }
             self.look_up(passengers).await;
+            if !lock(&self.lanes).have_more() {
+                return;
+            }
         }
     }
 
     async fn look_up(&self, passengers: Vec<Waiting>) {
-        let mut positions: HashMap<&str, usize> = HashMap::new();
-        let mut keys = Vec::new();
-        for key in passengers.iter().flat_map(|passenger| &passenger.keys) {
-            positions.entry(key).or_insert_with(|| {
-                keys.push(key.clone());
-                keys.len() - 1
+        // What several want is asked for once.
+        let mut keys = IndexSet::with_hasher(RandomState::default());
+        let mut wanted = Vec::new();
+        let mut seats = Vec::with_capacity(passengers.len());
+        for passenger in passengers {
+            let places = passenger.keys.into_iter().map(|key| {
+                let (place, is_new) = keys.insert_full(key);
+                if is_new {
+                    wanted.push(0);
+                }
+                wanted[place] += 1;
+                place
             });
+            seats.push((passenger.answer, places.collect::<Vec<_>>()));
         }
-        let found = timeout(self.patience, self.cache.get(&keys)).await;
-        let found = found.unwrap_or_else(|_| {
+        let keys = keys.into_iter().collect();
+        let found = timeout(self.patience, self.cache.get(keys)).await;
+        let mut found = found.unwrap_or_else(|_| {
             Err(Error {
                 kind: Kind::Unavailable,
                 source: "no answer in time".into(),
             })
         });
-        let answers: Vec<_> = passengers
-            .iter()
-            .map(|passenger| {
-                let found = found.as_ref().map_err(Error::told_again)?;
-                let places = passenger.keys.iter().map(|key| positions.get(&**key));
-                let found_at = |place: Option<&usize>| found.get(*place?).cloned();
-                Ok(places
-                    .map(|place| found_at(place).unwrap_or(Found::Unknown))
-                    .collect())
-            })
-            .collect();
-        drop(positions);
-        for (passenger, answer) in passengers.into_iter().zip(answers) {
+        for (answer, places) in seats {
+            let found = match &mut found {
+                Ok(found) => Ok(places
+                    .into_iter()
+                    .map(|place| {
+                        wanted[place] -= 1;
+                        let found = found.get_mut(place);
+                        found.map_or(Found::Unknown, |it| it.take_or_copy(wanted[place]))
+                    })
+                    .collect()),
+                Err(error) => Err(error.told_again()),
+            };
             // Whoever does not wait any more needs no answer.
-            let _ = passenger.answer.send(answer);
+            let _ = answer.send(found);
+        }
+    }
+}
+
+impl Found {
+    /// The same for one of those who want it, so many of whom are left.
+    fn take_or_copy(&mut self, left: usize) -> Self {
+        if left == 0 {
+            std::mem::replace(self, Self::Unknown)
+        } else {
+            self.clone()
         }
     }
 }
 
 impl Lanes {
+    /// Whether those who wait need wait no longer for company.
+    fn are_due(&self) -> bool {
+        self.sent.elapsed() >= SPACING
+    }
+
+    /// Whether a lane whose look-up has ended goes on. The last few always do:
+    /// nobody else takes those who wait.
+    fn have_more(&self) -> bool {
+        !self.waiting.is_empty() && (self.in_use <= LANES || self.are_due())
+    }
+
     /// Those who waited longest, and still do.
     fn board(&mut self) -> Vec<Waiting> {
+        self.sent = Instant::now();
         let mut keys = 0;
         self.waiting.retain(|waiting| !waiting.answer.is_closed());
         let fit = self.waiting.iter().take_while(|waiting| {
@@ -174,12 +229,12 @@ impl Lanes {
 
 #[async_trait]
 impl Cache for Batching {
-    async fn get(&self, keys: &[String]) -> Result<Vec<Found>, Error> {
+    async fn get(&self, keys: Vec<String>) -> Result<Vec<Found>, Error> {
         if keys.len() > MAX_KEYS_TO_SHARE {
             return self.cache.get(keys).await;
         }
         match self.enter(keys) {
-            Turn::Now(lane) => {
+            Turn::Now(lane, keys) => {
                 let found = lane.cache.get(keys).await;
                 drop(lane);
                 found

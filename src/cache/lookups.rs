@@ -81,9 +81,10 @@ impl Lookups {
     ///
     /// # Errors
     /// See [`failed`].
-    pub(super) async fn get(&self, key: &str) -> Result<Found, Error> {
+    pub(super) async fn get(&self, key: String) -> Result<Found, Error> {
         let response = self.client().get(self.request(get_request(key))).await;
-        found(response.map_err(|status| failed(&status))?.into_inner())
+        let response = response.map_err(|status| failed(&status))?;
+        Ok(found(response.into_inner()))
     }
 
     /// Looks up keys. The answers come as a stream and are matched by position:
@@ -91,20 +92,21 @@ impl Lookups {
     ///
     /// # Errors
     /// See [`failed`].
-    pub(super) async fn get_batch(&self, keys: &[String]) -> Result<Vec<Found>, Error> {
-        let items = keys.iter().map(|key| get_request(key)).collect();
+    pub(super) async fn get_batch(&self, keys: Vec<String>) -> Result<Vec<Found>, Error> {
+        let wanted = keys.len();
+        let items = keys.into_iter().map(get_request).collect();
         let request = self.request(GetBatchRequest { items });
         let response = self.client().get_batch(request).await;
         let mut answers = response.map_err(|status| failed(&status))?.into_inner();
-        let mut all = Vec::with_capacity(keys.len());
+        let mut all = Vec::with_capacity(wanted);
         // To its end: streams that are left before are resets to the other side, and
         // many of them end the connection.
         while let Some(answer) = answers.message().await.map_err(|status| failed(&status))? {
-            if all.len() < keys.len() {
-                all.push(found(answer)?);
+            if all.len() < wanted {
+                all.push(found(answer));
             }
         }
-        all.resize(keys.len(), Found::Unknown);
+        all.resize(wanted, Found::Unknown);
         Ok(all)
     }
 
@@ -122,20 +124,17 @@ impl Lookups {
     }
 }
 
-fn get_request(key: &str) -> GetRequest {
+fn get_request(key: String) -> GetRequest {
     GetRequest {
-        cache_key: key.as_bytes().to_vec(),
+        cache_key: key.into_bytes(),
     }
 }
 
-fn found(response: GetResponse) -> Result<Found, Error> {
+fn found(response: GetResponse) -> Found {
     match response.result() {
-        ECacheResult::Hit => Ok(Found::Hit(response.cache_body)),
-        ECacheResult::Miss => Ok(Found::Miss),
-        ECacheResult::Ok | ECacheResult::Invalid => Err(Error {
-            kind: Kind::Unavailable,
-            source: "an answer that is neither a hit nor a miss".into(),
-        }),
+        ECacheResult::Hit => Found::Hit(response.cache_body),
+        ECacheResult::Miss => Found::Miss,
+        ECacheResult::Ok | ECacheResult::Invalid => Found::Unknown,
     }
 }
 

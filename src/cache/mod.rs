@@ -38,7 +38,7 @@ pub trait Cache: Send + Sync {
     ///
     /// # Errors
     /// The cache could not be asked.
-    async fn get(&self, keys: &[String]) -> Result<Vec<Found>, Error>;
+    async fn get(&self, keys: Vec<String>) -> Result<Vec<Found>, Error>;
 
     /// Stores the value if there is nothing under the key; says whether it did.
     ///

@@ -92,7 +92,7 @@ impl Momento {
     /// # Errors
     /// [`Kind::Missing`], [`Kind::Credential`] or [`Kind::Unavailable`].
     pub async fn probe(&self) -> Result<(), Error> {
-        within(CONNECT_TIMEOUT, self.lookups.get(PROBE_KEY))
+        within(CONNECT_TIMEOUT, self.lookups.get(PROBE_KEY.to_owned()))
             .await
             .map(|_| ())
     }
@@ -118,11 +118,11 @@ impl Momento {
 
 /// See [`super::Cache`], for what each does.
 impl Momento {
-    pub(super) async fn get(&self, keys: &[String]) -> Result<Vec<Found>, Error> {
-        match keys {
-            [] => Ok(Vec::new()),
-            [key] => Ok(vec![watched("Get", self.lookups.get(key)).await?]),
-            _ => watched("GetBatch", self.lookups.get_batch(keys)).await,
+    pub(super) async fn get(&self, keys: Vec<String>) -> Result<Vec<Found>, Error> {
+        match <[String; 1]>::try_from(keys) {
+            Ok([key]) => Ok(vec![watched("Get", self.lookups.get(key)).await?]),
+            Err(keys) if keys.is_empty() => Ok(Vec::new()),
+            Err(keys) => watched("GetBatch", self.lookups.get_batch(keys)).await,
         }
     }
 

@@ -60,7 +60,7 @@ impl Slot {
 
 #[async_trait]
 impl Cache for Slot {
-    async fn get(&self, keys: &[String]) -> Result<Vec<Found>, Error> {
+    async fn get(&self, keys: Vec<String>) -> Result<Vec<Found>, Error> {
         self.noted(self.client()?.get(keys).await)
     }
 

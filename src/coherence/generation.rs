@@ -74,21 +74,34 @@ impl Phase {
 
 /// The part of the cache that belongs to one generation of one deployment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Space(Arc<str>);
+pub struct Space(Arc<str>);
 
 impl Space {
-    fn new(deployment: &str, generation: &str) -> Self {
+    pub(super) fn new(deployment: &str, generation: &str) -> Self {
         Self(format!("v1/{deployment}/{generation}").into())
     }
 
     /// The cache key of a record.
     pub(super) fn key(&self, key: &Key) -> String {
+        self.parts(key).concat()
+    }
+
+    /// Whether a text is that key. Does not allocate.
+    pub(super) fn is_key(&self, text: &[u8], key: &Key) -> bool {
+        let mut rest = Some(text);
+        for part in self.parts(key) {
+            rest = rest.and_then(|rest| rest.strip_prefix(part.as_bytes()));
+        }
+        rest == Some(&[])
+    }
+
+    fn parts<'a>(&'a self, key: &'a Key) -> [&'a str; 5] {
         let space = &*self.0;
         match key {
-            Key::User(username) => [space, "/u/", username.as_str()].concat(),
-            Key::Organization(name) => [space, "/o/", name.as_str()].concat(),
+            Key::User(username) => [space, "/u/", username.as_str(), "", ""],
+            Key::Organization(name) => [space, "/o/", name.as_str(), "", ""],
             Key::Membership(organization, member) => {
-                [space, "/m/", organization.as_str(), "/", member.as_str()].concat()
+                [space, "/m/", organization.as_str(), "/", member.as_str()]
             }
         }
     }
@@ -496,7 +509,7 @@ mod tests {
 
     #[async_trait]
     impl Cache for Answering {
-        async fn get(&self, keys: &[String]) -> Result<Vec<cache::Found>, cache::Error> {
+        async fn get(&self, keys: Vec<String>) -> Result<Vec<cache::Found>, cache::Error> {
             Ok(keys.iter().map(|_| cache::Found::Miss).collect())
         }
 

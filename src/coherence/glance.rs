@@ -1,9 +1,7 @@
 //! What a check needs of a cache entry, read without allocating: the hottest code
 //! there is. [`super::Entry::decode`] says what entries are.
 
-use std::str::Utf8Error;
-
-use super::envelope::SCHEMA;
+use super::{envelope::SCHEMA, generation::Space};
 use crate::{
     domain::{Bond, Gist, Incarnation, Key, State, Timestamp, Uid},
     proto::cache_v1 as wire,
@@ -30,11 +28,7 @@ const MEMBERSHIP_MEMBER_UID: u32 = 6;
 
 /// What the table held when it was read, and when that was. `None` for leases,
 /// fences, and bytes that are no entry of this format for this very key.
-pub(super) fn glance(
-    bytes: &[u8],
-    cache_key: &str,
-    key: &Key,
-) -> Option<(Option<Gist>, Timestamp)> {
+pub(super) fn glance(bytes: &[u8], space: &Space, key: &Key) -> Option<(Option<Gist>, Timestamp)> {
     let (mut schema, mut tag, mut read_time, mut is_of_key) = (0, 0, 0, false);
     let mut item = None;
     for field in Fields(bytes) {
@@ -42,7 +36,7 @@ pub(super) fn glance(
             (ENTRY_SCHEMA, Value::Number(number)) => schema = number,
             (ENTRY_TAG, Value::Number(number)) => tag = number,
             (ENTRY_READ_TIME, Value::Number(number)) => read_time = number,
-            (ENTRY_KEY, Value::Bytes(found)) => is_of_key = found == cache_key.as_bytes(),
+            (ENTRY_KEY, Value::Bytes(found)) => is_of_key = space.is_key(found, key),
             (kind @ ENTRY_USER..=ENTRY_MEMBERSHIP, Value::Bytes(bytes)) if item.is_none() => {
                 item = Some((kind, bytes));
             }
@@ -80,7 +74,9 @@ fn incarnation(bytes: &[u8], uid_field: u32, suspended_field: u32) -> Option<Inc
     };
     for field in Fields(bytes) {
         match field? {
-            (field, Value::Bytes(text)) if field == uid_field => found.uid = uid(text).ok()?,
+            (field, Value::Bytes(text)) if field == uid_field => {
+                found.uid = Uid::from_utf8(text).ok()?;
+            }
             (field, Value::Number(0)) if field == suspended_field => found.state = State::Active,
             (field, Value::Number(_)) if field == suspended_field => found.state = State::Suspended,
             _ => {}
@@ -97,9 +93,11 @@ fn bond(bytes: &[u8]) -> Option<Bond> {
                 role = Some(str::from_utf8(text).ok()?.parse().ok()?);
             }
             (MEMBERSHIP_ORGANIZATION_UID, Value::Bytes(text)) => {
-                organization_uid = uid(text).ok()?;
+                organization_uid = Uid::from_utf8(text).ok()?;
             }
-            (MEMBERSHIP_MEMBER_UID, Value::Bytes(text)) => member_uid = uid(text).ok()?,
+            (MEMBERSHIP_MEMBER_UID, Value::Bytes(text)) => {
+                member_uid = Uid::from_utf8(text).ok()?;
+            }
             _ => {}
         }
     }
@@ -108,10 +106,6 @@ fn bond(bytes: &[u8]) -> Option<Bond> {
         organization_uid,
         member_uid,
     })
-}
-
-fn uid(text: &[u8]) -> Result<Option<Uid>, Utf8Error> {
-    str::from_utf8(text).map(Uid::from_text)
 }
 
 /// The fields of a message in the protobuf encoding; the last one is `None` if it
@@ -259,12 +253,14 @@ mod tests {
     #[test]
     fn a_glance_sees_what_a_whole_reading_would() {
         let read_time = Timestamp(1_800_000_000_000);
+        let space = Space::new("accounts", "1");
         for record in records() {
             let (key, gist) = (record.key(), Gist::from(&record));
-            let present = Entry::new(Tag::Present { record, read_time }).encode("k");
-            assert_eq!(glance(&present, "k", &key), Some((Some(gist), read_time)));
-            let absent = Entry::new(Tag::Absent { read_time }).encode("k");
-            assert_eq!(glance(&absent, "k", &key), Some((None, read_time)));
+            let (name, glance) = (space.key(&key), |bytes: &[u8]| glance(bytes, &space, &key));
+            let present = Entry::new(Tag::Present { record, read_time }).encode(&name);
+            assert_eq!(glance(&present), Some((Some(gist), read_time)));
+            let absent = Entry::new(Tag::Absent { read_time }).encode(&name);
+            assert_eq!(glance(&absent), Some((None, read_time)));
         }
     }
 
@@ -272,22 +268,30 @@ mod tests {
     fn what_is_not_to_be_believed_is_not_seen() {
         let [record, _, organization, _] = records();
         let (key, read_time) = (record.key(), Timestamp(1));
+        let [space, other] = ["1", "2"].map(|generation| Space::new("accounts", generation));
+        let (name, seen) = (space.key(&key), |bytes: &[u8]| glance(bytes, &space, &key));
         for tag in [Tag::Lease, Tag::Fence] {
-            assert_eq!(glance(&Entry::new(tag).encode("k"), "k", &key), None);
+            assert_eq!(seen(&Entry::new(tag).encode(&name)), None);
         }
-        let present = Entry::new(Tag::Present { record, read_time }).encode("k");
-        assert_eq!(glance(&present, "other", &key), None);
-        assert_eq!(glance(&present, "k", &organization.key()), None);
+        let present = Entry::new(Tag::Present { record, read_time }).encode(&name);
+        assert!(seen(&present).is_some());
+        assert_eq!(glance(&present, &other, &key), None);
+        assert_eq!(glance(&present, &space, &organization.key()), None);
         for end in 0..present.len() {
-            assert_eq!(glance(&present[..end], "k", &key), None, "{end}");
+            assert_eq!(seen(&present[..end]), None, "{end}");
         }
         // Twice the item, another schema, a group, a number without end.
-        assert_eq!(glance(&present.repeat(2), "k", &key), None);
+        assert_eq!(seen(&present.repeat(2)), None);
         let mut other_schema = present.clone();
         other_schema[1] += 1;
-        assert_eq!(glance(&other_schema, "k", &key), None);
+        assert_eq!(seen(&other_schema), None);
         for rest in [&[0x0b][..], &[0x08, 0xff], &[0xff; 11], &[0x1a, 0x05, 0x00]] {
-            assert_eq!(glance(&[&present, rest].concat(), "k", &key), None);
+            assert_eq!(seen(&[&present, rest].concat()), None);
+        }
+        // A key that only begins or ends like this one.
+        for of_other in [&name[1..], &name[..name.len() - 1], "", &format!("{name}x")] {
+            let entry = Entry::new(Tag::Absent { read_time }).encode(of_other);
+            assert_eq!(seen(&entry), None, "{of_other}");
         }
     }
 }

@@ -327,8 +327,8 @@ impl Coherence {
         deadline: Instant,
         ask: Ask,
     ) -> Sight<V> {
-        let cache_keys: Vec<_> = keys.iter().map(|key| space.key(key)).collect();
-        let found = match timeout_at(deadline, self.cache.get(&cache_keys)).await {
+        let cache_keys = keys.iter().map(|key| space.key(key)).collect();
+        let found = match timeout_at(deadline, self.cache.get(cache_keys)).await {
             Ok(Ok(found)) => {
                 self.breaker.succeeded();
                 found
@@ -345,12 +345,12 @@ impl Coherence {
         let mut found = found.into_iter();
         let now = self.now();
         let mut sight = Sight::nothing(keys);
-        for (position, (key, cache_key)) in keys.iter().zip(&cache_keys).enumerate() {
+        for (position, key) in keys.iter().enumerate() {
             if position % MAX_IN_A_ROW == MAX_IN_A_ROW - 1 {
                 yield_now().await;
             }
             match found.next() {
-                Some(Found::Hit(bytes)) => match self.judge(&bytes, cache_key, key, now) {
+                Some(Found::Hit(bytes)) => match self.judge(&bytes, space, key, now) {
                     Ok(record) => {
                         sight.counts.hit += 1;
                         sight.records[position] = record;
@@ -376,11 +376,11 @@ impl Coherence {
     fn judge<V: View>(
         &self,
         bytes: &[u8],
-        cache_key: &str,
+        space: &Space,
         key: &Key,
         now: Timestamp,
     ) -> Result<Option<V>, Unusable> {
-        let (record, read_time) = V::told(bytes, cache_key, key).ok_or(Unusable)?;
+        let (record, read_time) = V::told(bytes, space, key).ok_or(Unusable)?;
         let max_age = self.max_age(key, record.is_some()).as_millis();
         let age = u128::try_from(now.0.saturating_sub(read_time.0)).unwrap_or(0);
         if age <= max_age {

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    str::Utf8Error,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -39,6 +40,17 @@ impl Uid {
                 Err(_) => Text::Other(text.into()),
             })
         })
+    }
+
+    /// The same for bytes.
+    ///
+    /// # Errors
+    /// They are no text.
+    pub fn from_utf8(bytes: &[u8]) -> Result<Option<Self>, Utf8Error> {
+        match bytes.try_into() {
+            Ok(uuid) if bytes.is_ascii() => Ok(Some(Self(Text::Uuid(uuid)))),
+            _ => str::from_utf8(bytes).map(Self::from_text),
+        }
     }
 
     /// The identity in text form.

@@ -44,7 +44,6 @@ pub struct FairnessLayer(Arc<Lobbies>);
 struct Lobbies {
     reads: Arc<Lobby>,
     changes: Arc<Lobby>,
-    turns: Turns,
     classes: ByMethod<Class>,
 }
 
@@ -52,15 +51,15 @@ impl FairnessLayer {
     /// At most `at_once` reads and as many changes are under way.
     #[must_use]
     pub fn new(at_once: usize) -> Self {
+        let turns = Turns::new(processors::count());
         let lobby = |class| {
             let told = metrics::gauge!(CALLS_LIMIT, "class" => class);
             let least = LEAST_PER_PROCESSOR * processors::count();
-            Arc::new(Lobby::new(least, at_once, told))
+            Arc::new(Lobby::new(least, at_once, told, turns.clone()))
         };
         Self(Arc::new(Lobbies {
             reads: lobby(READ),
             changes: lobby(CHANGE),
-            turns: Turns::new(processors::count()),
             classes: ByMethod::new(|_, class| class),
         }))
     }
@@ -128,15 +127,14 @@ where
         let flow = flow_of(&request);
         if let Some(pass) = lobby.try_enter(&flow) {
             let pass = held(pass, class, &mut request);
-            let answer = self.inner.call(request);
-            let charged = Charged::new(answer, pass, self.lobbies.clone());
-            return Either::Left(Either::Right(charged));
+            let answer = Charged::new(self.inner.call(request), pass);
+            return Either::Left(Either::Right(answer));
         }
         metrics::counter!(CALLS_QUEUED, "class" => class).increment(1);
         let arrival = Arrival::now();
         let patience = PATIENCE.min(arrival.time_left(request.headers()) / 2);
         request.extensions_mut().insert(arrival);
-        let (lobby, lobbies) = (lobby.clone(), self.lobbies.clone());
+        let lobby = lobby.clone();
         // The one that is ready stays with the call, as tower asks for.
         let fresh = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, fresh);
@@ -146,8 +144,7 @@ where
                 return Ok(status::crowded().into_http());
             };
             let pass = held(pass, class, &mut request);
-            let answer = inner.call(request);
-            Charged::new(answer, pass, lobbies).await
+            Charged::new(inner.call(request), pass).await
         }))
     }
 }
@@ -183,17 +180,15 @@ pin_project! {
         #[pin]
         answer: F,
         pass: Arc<Pass>,
-        lobbies: Arc<Lobbies>,
         turn: Option<Turn>,
     }
 }
 
 impl<F> Charged<F> {
-    fn new(answer: F, pass: Arc<Pass>, lobbies: Arc<Lobbies>) -> Self {
+    fn new(answer: F, pass: Arc<Pass>) -> Self {
         Self {
             answer,
             pass,
-            lobbies,
             turn: None,
         }
     }
@@ -205,8 +200,7 @@ impl<F: Future> Future for Charged<F> {
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
         let _turn = if this.pass.use_of_processors() > MUCH {
-            let turns = &this.lobbies.turns;
-            let turn = this.turn.get_or_insert_with(|| turns.of_a_call());
+            let turn = this.turn.get_or_insert_with(|| this.pass.turns());
             Some(ready!(turn.poll(context)))
         } else {
             None

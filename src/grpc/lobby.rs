@@ -15,11 +15,14 @@ use std::{
     time::Duration,
 };
 
+use foldhash::fast::RandomState;
 use metrics::Gauge;
 use tokio::{
     sync::oneshot,
     time::{Instant, timeout},
 };
+
+use super::processors::{Turn, Turns};
 
 /// Calls of one caller that wait; those beyond are refused, but not at once: a
 /// refusal that costs nothing to wait for is asked for again.
@@ -67,6 +70,8 @@ pub(super) struct Lobby {
     least: u64,
     greatest: u64,
     told: Gauge,
+    /// For calls that use much.
+    turns: Turns,
 }
 
 #[derive(Debug)]
@@ -82,7 +87,7 @@ struct State {
     company: u32,
     /// What whoever went last had used.
     clock_us: u64,
-    lines: HashMap<Flow, Line>,
+    lines: HashMap<Flow, Line, RandomState>,
 }
 
 #[derive(Debug)]
@@ -136,8 +141,9 @@ pub(super) struct Pass {
 impl Lobby {
     /// At most `greatest` calls at once; never fewer than `least`, which is to
     /// keep the processors busy with calls that wait for nothing else. For those
-    /// that do, the limit rises again, as the processors keep up. `told` tells it.
-    pub(super) fn new(least: usize, greatest: usize, told: Gauge) -> Self {
+    /// that do, the limit rises again, as the processors keep up. `told` tells it;
+    /// calls that use much of the processors take `turns`.
+    pub(super) fn new(least: usize, greatest: usize, told: Gauge, turns: Turns) -> Self {
         let [least, greatest] = [least.min(greatest), greatest].map(|it| it as u64);
         #[expect(clippy::cast_precision_loss, reason = "limits are small")]
         told.set(greatest as f64);
@@ -150,11 +156,12 @@ impl Lobby {
                 is_contended: false,
                 company: 0,
                 clock_us: 0,
-                lines: HashMap::new(),
+                lines: HashMap::default(),
             }),
             least,
             greatest,
             told,
+            turns,
         }
     }
 
@@ -416,6 +423,11 @@ impl Pass {
         Duration::from_micros(busy_us.max(self.claim.expected_us))
     }
 
+    /// The turns of the call.
+    pub(super) fn turns(&self) -> Turn {
+        self.lobby.turns.of_a_call()
+    }
+
     /// The call has kept a processor busy for so long.
     pub(super) fn charge(&self, busy: Duration) {
         self.busy_us.fetch_add(micros(busy), Ordering::Relaxed);
@@ -452,7 +464,7 @@ mod tests {
     const LEAST: usize = 8;
 
     fn lobby(greatest: usize) -> Arc<Lobby> {
-        Arc::new(Lobby::new(LEAST, greatest, Gauge::noop()))
+        Arc::new(Lobby::new(LEAST, greatest, Gauge::noop(), Turns::new(1)))
     }
 
     /// Who is under way, and who waits.

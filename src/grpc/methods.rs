@@ -3,6 +3,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use foldhash::fast::RandomState;
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
 
@@ -41,7 +42,7 @@ pub(super) fn name_of(path: &str) -> Option<&str> {
 
 /// Something for each method, found by a call's path.
 #[derive(Debug)]
-pub(super) struct ByMethod<T>(HashMap<String, Arc<T>>);
+pub(super) struct ByMethod<T>(HashMap<String, Arc<T>, RandomState>);
 
 impl<T> ByMethod<T> {
     /// Made of each method's name and class.

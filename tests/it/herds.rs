@@ -9,7 +9,7 @@ use account_service::{
 };
 use futures_util::future::join_all;
 
-use crate::harness::{Backends, Replica, start};
+use crate::harness::{Backends, Replica, script::Held, start};
 
 const ORG: &str = "olivia-org";
 const OLIVIA: &str = "oliviaowner";
@@ -65,6 +65,38 @@ async fn look_ups_that_come_while_many_are_under_way_share_a_round_trip() {
         let look_ups = backends.momento.seen("GetBatch").len();
         assert!((1..=CHECKS / 4).contains(&look_ups), "{look_ups} look-ups");
     }
+}
+
+#[tokio::test]
+async fn a_look_up_does_not_wait_for_earlier_ones_to_come_back_from_far() {
+    let backends = Backends::start().await;
+    let patient = Settings {
+        cache_read_timeout: Duration::from_secs(5),
+        invalidator: None,
+        ..Settings::default()
+    };
+    let service = Replica::start_with(&backends.serve_settings(), patient).await;
+    service.found_olivia_org_with_michael().await;
+    service.role_of(ORG, MICHAEL).await;
+    service.settle().await;
+    let away = ["away-1", "away-2", "away-3", "away-4"];
+    let held = away.map(|name| backends.momento.hold("GetBatch", name, 0));
+    let meanwhile = async {
+        for look_up in &held {
+            look_up.reached().await;
+        }
+        // From then on, nobody waits for company.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let check = service.check(ORG, MICHAEL).await.unwrap();
+        held.into_iter().for_each(Held::release);
+        check
+    };
+    let (earlier, check) = tokio::join!(
+        join_all(away.map(|name| service.check(ORG, name))),
+        meanwhile
+    );
+    assert_eq!(check.source(), pb::Source::Cache);
+    assert!(earlier.into_iter().all(|check| !check.unwrap().is_member));
 }
 
 /// Waits until the cache has been looked into so many times.

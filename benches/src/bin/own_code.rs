@@ -91,7 +91,7 @@ impl Map {
 
 #[tonic::async_trait]
 impl Cache for Map {
-    async fn get(&self, keys: &[String]) -> Result<Vec<Found>, Error> {
+    async fn get(&self, keys: Vec<String>) -> Result<Vec<Found>, Error> {
         let map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let found = |key: &String| match map.get(key) {
             Some(value) => Found::Hit(value.clone()),
@@ -279,7 +279,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
         }
         What::Cache => {
             for _ in 0..times {
-                ensure!(map.get(&keys).await.is_ok_and(|found| found.len() == 3));
+                ensure!(map.get(keys.clone()).await.is_ok_and(|found| found.len() == 3));
             }
         }
     }
