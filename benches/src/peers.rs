@@ -89,8 +89,16 @@ impl Backends {
             format!("--cache-us={cache_us}"),
             format!("--table-us={table_us}"),
         ];
-        let arguments = arguments.each_ref().map(String::as_str);
-        let mut process = Process::start(REST, &programs.backends, &arguments, &[])?;
+        Self::start_with(programs, &arguments.each_ref().map(String::as_str))
+    }
+
+    /// Starts them, to count the bytes that they are sent and send.
+    pub fn start_metered(programs: &Programs) -> Result<Self> {
+        Self::start_with(programs, &["--meter"])
+    }
+
+    fn start_with(programs: &Programs, arguments: &[&str]) -> Result<Self> {
+        let mut process = Process::start(REST, &programs.backends, arguments, &[])?;
         let mut environment = Vec::new();
         loop {
             let line = process.line()?;

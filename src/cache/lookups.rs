@@ -8,22 +8,27 @@ use std::{
 };
 
 use futures_util::future::try_join_all;
+use http::Uri;
 use momento_protos::cache_client::{
     ECacheResult, GetBatchRequest, GetRequest, GetResponse, scs_client::ScsClient,
 };
 use tonic::{
     Code, Request, Status,
     metadata::{AsciiMetadataKey, AsciiMetadataValue, MetadataMap},
-    transport::{Channel, ClientTlsConfig, Endpoint},
 };
+
+use webpki_roots::TLS_SERVER_ROOTS;
 
 use super::{
     Credential, Error, Found, Kind,
-    momento::{CONNECT_TIMEOUT, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, REQUEST_TIMEOUT, Settings},
+    channel::{Channel, Endpoint},
+    momento::{REQUEST_TIMEOUT, Settings},
 };
 
 /// Asks for what was written last.
 const READ_CONCERN: (&str, &str) = ("read-concern", "consistent");
+/// Tells the server when an answer is of no more use.
+const TIMEOUT: &str = "grpc-timeout";
 
 /// Look-ups, over long-lived connections. Its debug output is redacted.
 pub(super) struct Lookups {
@@ -49,14 +54,10 @@ impl Lookups {
         credential: &Credential,
         settings: &Settings,
     ) -> Result<Self, Error> {
-        let endpoint = Endpoint::from_shared(credential.endpoint())
-            .and_then(|endpoint| endpoint.tls_config(ClientTlsConfig::new().with_webpki_roots()))
-            .map_err(|error| refused(&error))?
-            .connect_timeout(CONNECT_TIMEOUT)
-            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-            .keep_alive_while_idle(true);
-        let channels = (0..settings.connections.max(1)).map(|_| endpoint.connect());
+        let url: Uri = credential.endpoint().parse().map_err(refused)?;
+        let roots = TLS_SERVER_ROOTS.iter().cloned().collect();
+        let endpoint = Endpoint::new(&url, roots).map_err(refused)?;
+        let channels = (0..settings.connections.max(1)).map(|_| Channel::connect(endpoint.clone()));
         let channels = try_join_all(channels).await.map_err(|error| Error {
             kind: Kind::Unavailable,
             source: error.into(),
@@ -66,12 +67,16 @@ impl Lookups {
             ("authorization", credential.0.auth_token()),
             ("cache", &settings.cache),
             READ_CONCERN,
+            (TIMEOUT, &format!("{}m", REQUEST_TIMEOUT.as_millis())),
         ] {
-            let value = AsciiMetadataValue::try_from(value).map_err(|error| refused(&error))?;
+            let value = AsciiMetadataValue::try_from(value).map_err(refused)?;
             metadata.insert(AsciiMetadataKey::from_static(name), value);
         }
+        let clients = channels.into_iter();
         Ok(Self {
-            clients: channels.into_iter().map(ScsClient::new).collect(),
+            clients: clients
+                .map(|channel| ScsClient::with_origin(channel, url.clone()))
+                .collect(),
             next: AtomicUsize::new(0),
             metadata,
         })
@@ -119,7 +124,6 @@ impl Lookups {
     fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         *request.metadata_mut() = self.metadata.clone();
-        request.set_timeout(REQUEST_TIMEOUT);
         request
     }
 }
@@ -138,10 +142,10 @@ fn found(response: GetResponse) -> Found {
     }
 }
 
-fn refused(error: &dyn std::error::Error) -> Error {
+fn refused(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
     Error {
         kind: Kind::Refused,
-        source: error.to_string().into(),
+        source: error.into(),
     }
 }
 

@@ -2,6 +2,7 @@
 //! what the bytes mean.
 
 mod batching;
+mod channel;
 mod credential;
 mod lookups;
 mod momento;

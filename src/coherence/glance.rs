@@ -138,14 +138,22 @@ impl<'a> Iterator for Fields<'a> {
 impl<'a> Fields<'a> {
     #[inline]
     fn field(&mut self) -> Option<(u32, Value<'a>)> {
-        // As nearly all are: bytes, their number and their field's in a byte each.
-        if let [head, length, rest @ ..] = self.0
-            && head & 0x87 == 2
-            && length & 0x80 == 0
-            && let Some((bytes, rest)) = rest.split_at_checked(usize::from(*length))
+        // As nearly all are: bytes or a number, their field's number in a byte, and
+        // so the length or the number itself.
+        if let [head, second, rest @ ..] = self.0
+            && second & 0x80 == 0
         {
-            self.0 = rest;
-            return Some((u32::from(head >> 3), Value::Bytes(bytes)));
+            let field = u32::from(head >> 3);
+            if head & 0x87 == 0 {
+                self.0 = rest;
+                return Some((field, Value::Number(u64::from(*second))));
+            }
+            if head & 0x87 == 2
+                && let Some((bytes, rest)) = rest.split_at_checked(usize::from(*second))
+            {
+                self.0 = rest;
+                return Some((field, Value::Bytes(bytes)));
+            }
         }
         self.any_field()
     }

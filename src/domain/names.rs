@@ -146,7 +146,10 @@ pub(super) fn check_characters(
     if name.is_empty() {
         return Err(NameError::Empty);
     }
-    if let Some((at, found)) = name.char_indices().find(|(_, found)| !is_allowed(*found)) {
+    // Nearly all are ASCII and fine: not to be taken apart into characters.
+    let is_fine = name.is_ascii() && name.bytes().all(|byte| is_allowed(char::from(byte)));
+    let mut characters = name.char_indices();
+    if !is_fine && let Some((at, found)) = characters.find(|(_, found)| !is_allowed(*found)) {
         return Err(NameError::Character { found, at, allowed });
     }
     if name.len() > max {

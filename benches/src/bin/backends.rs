@@ -1,12 +1,16 @@
 //! DynamoDB, Momento and Secrets Manager in a process of their own, as far away
 //! as they are told to be. Prints the environment that `serve` needs, line by
 //! line and then an empty one, and obeys what it reads, line by line:
-//! `cache ok`, `cache refuse`, `cache hang`, `cache flush`, `calls`.
+//! `cache ok`, `cache refuse`, `cache hang`, `cache flush`, `calls`. Tells after each
+//! what was asked since, as JSON.
 
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -16,10 +20,13 @@ use account_service::{
         ANY_PORT, Embedded,
         momento::{Call, Fate, Gate},
     },
+    setup,
 };
 use anyhow::{Context as _, Result, bail};
 use async_io::Timer;
 use clap::Parser;
+use secrecy::ExposeSecret as _;
+use serde_json::json;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{
@@ -38,6 +45,9 @@ struct Arguments {
     /// How long the table takes for an answer, in microseconds.
     #[arg(long, default_value_t = 0)]
     table_us: u64,
+    /// Counts bytes, at the price of passing them on.
+    #[arg(long)]
+    meter: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -75,8 +85,22 @@ impl Gate for Way {
     }
 }
 
+/// Bytes that were passed on, and back.
+#[derive(Default)]
+struct Meter([AtomicU64; 2]);
+
+impl Meter {
+    /// Those since this was last asked.
+    fn read(&self) -> [u64; 2] {
+        self.0
+            .each_ref()
+            .map(|bytes| bytes.swap(0, Ordering::Relaxed))
+    }
+}
+
 /// Passes bytes on, those that come back so much later.
-async fn relay(upstream: SocketAddr, delay: Duration) -> Result<SocketAddr> {
+async fn relay(upstream: SocketAddr, delay: Duration, meter: &Arc<Meter>) -> Result<SocketAddr> {
+    let meter = meter.clone();
     let listener = TcpListener::bind(ANY_PORT).await?;
     let addr = listener.local_addr()?;
     tokio::spawn(async move {
@@ -86,14 +110,24 @@ async fn relay(upstream: SocketAddr, delay: Duration) -> Result<SocketAddr> {
             };
             let _ = (near.set_nodelay(true), far.set_nodelay(true));
             let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
-            tokio::spawn(pass_on(near_in, far_out, Duration::ZERO));
-            tokio::spawn(pass_on(far_in, near_out, delay));
+            for (way, from, to, delay) in [
+                (0, near_in, far_out, Duration::ZERO),
+                (1, far_in, near_out, delay),
+            ] {
+                tokio::spawn(pass_on(from, to, delay, meter.clone(), way));
+            }
         }
     });
     Ok(addr)
 }
 
-async fn pass_on(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, delay: Duration) {
+async fn pass_on(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    delay: Duration,
+    meter: Arc<Meter>,
+    way: usize,
+) {
     let (sender, mut chunks) = mpsc::channel(64);
     tokio::spawn(async move {
         let mut buffer = vec![0; 65_536];
@@ -111,6 +145,7 @@ async fn pass_on(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, delay: Duratio
         if to.write_all(&chunk).await.is_err() {
             return;
         }
+        meter.0[way].fetch_add(chunk.len() as u64, Ordering::Relaxed);
     }
 }
 
@@ -130,16 +165,24 @@ async fn main() -> Result<()> {
         calls: Mutex::default(),
     });
     let embedded = Embedded::start(&dev_settings()?, way.clone()).await?;
-    embedded.set_up().await?;
+    let meters = [Arc::new(Meter::default()), Arc::new(Meter::default())];
+    let [of_cache, of_table] = &meters;
     let settings = embedded.backend_settings();
     let table = embedded.dynamodb_url();
     let table = table.strip_prefix("http://").context("no http")?.parse()?;
-    let table = if arguments.table_us == 0 {
+    let table = if arguments.table_us == 0 && !arguments.meter {
         table
     } else {
-        relay(table, Duration::from_micros(arguments.table_us)).await?
+        relay(table, Duration::from_micros(arguments.table_us), of_table).await?
     };
-    let secret = embedded.momento.secret();
+    let mut secret = embedded.momento.secret();
+    if arguments.meter {
+        let cache = embedded.momento.addr();
+        let near = relay(cache, Duration::ZERO, of_cache).await?;
+        let text = secret.expose_secret();
+        secret = text.replace(&cache.to_string(), &near.to_string()).into();
+    }
+    setup::run(&settings, Some(secret.clone())).await?;
     println!("TABLE_NAME={}", settings.table_name);
     println!("MOMENTO_SECRET_ID={}", settings.momento_secret_id);
     println!("AWS_ENDPOINT_URL_DYNAMODB=http://{table}");
@@ -147,10 +190,7 @@ async fn main() -> Result<()> {
         println!("AWS_ENDPOINT_URL_SECRETS_MANAGER={secrets}");
     }
     println!("CACHE_NAME={}", settings.cache_name);
-    println!(
-        "MOMENTO_SECRET={}",
-        secrecy::ExposeSecret::expose_secret(&secret)
-    );
+    println!("MOMENTO_SECRET={}", secret.expose_secret());
     println!();
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     while let Some(line) = lines.next_line().await? {
@@ -163,7 +203,15 @@ async fn main() -> Result<()> {
             other => bail!("{other:?} is no order"),
         }
         let calls = std::mem::take(&mut *lock(&way.calls));
-        println!("{calls:?}");
+        let calls: BTreeMap<_, _> = calls
+            .into_iter()
+            .map(|(call, times)| (format!("{call:?}"), times))
+            .collect();
+        let [cache, table] = meters.each_ref().map(|meter| meter.read());
+        println!(
+            "{}",
+            json!({"calls": calls, "cache": cache, "table": table})
+        );
     }
     Ok(())
 }

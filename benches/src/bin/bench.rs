@@ -16,6 +16,7 @@ use account_service_bench::{
 };
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand};
+use serde_json::Value;
 use tokio::{runtime::Builder, task::LocalSet};
 
 #[derive(Parser)]
@@ -55,6 +56,8 @@ enum What {
     Replicas,
     /// What reads from the replica's memory gain.
     Staleness,
+    /// What a check asks of the backends: calls and bytes.
+    Remote,
 }
 
 /// A subject, and connections to it.
@@ -451,30 +454,38 @@ async fn flood(bench: &mut Bench, programs: &Programs) -> Result<()> {
     Ok(())
 }
 
+/// Calls at once for each of two replicas: half of what one has, and as many.
+const EACH: [usize; 2] = [32, 64];
+
 async fn replicas(bench: &mut Bench, programs: &Programs) -> Result<()> {
     let backends = Backends::start(programs, 0, 0)?;
     let one = filled(programs, &backends).await?;
     let other = warm(peers::service(programs, &backends, &[])?).await?;
-    let mut pairs = Vec::new();
+    let mut pairs = [Vec::new(), Vec::new()];
     for _ in 0..bench.pairs {
         let alone = bench.run(&one, Pace::Closed(64)).await?.cpu_us;
         let busy =
             || -> Result<_> { Ok(one.subject.process.busy()? + other.subject.process.busy()?) };
-        let before = busy()?;
-        let half = Pace::Closed(32);
-        let (first, second) = tokio::join!(
-            one.caller.run(half, bench.seconds),
-            other.caller.run(half, bench.seconds)
-        );
-        let calls = first?.calls + second?.calls;
-        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-        let shared = (busy()? - before).as_secs_f64() * 1e6 / calls as f64;
-        pairs.push((shared, 2.0 * alone));
+        for (pairs, each) in pairs.iter_mut().zip(EACH) {
+            let before = busy()?;
+            let pace = Pace::Closed(each);
+            let (first, second) = tokio::join!(
+                one.caller.run(pace, bench.seconds),
+                other.caller.run(pace, bench.seconds)
+            );
+            let calls = first?.calls + second?.calls;
+            #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+            let both = (busy()? - before).as_secs_f64() * 1e6 / calls as f64;
+            pairs.push((both, 2.0 * alone));
+        }
     }
-    println!(
-        "\nwhat two replicas do with their processors, to what one does with its own: {}",
-        Ratios::of(&pairs)
-    );
+    println!("\nwhat two replicas do with their processors, to what one does with its own:");
+    for (pairs, each) in pairs.iter().zip(EACH) {
+        println!(
+            "{each} calls at once for each, to 64: {}",
+            Ratios::of(pairs)
+        );
+    }
     Ok(())
 }
 
@@ -492,6 +503,55 @@ async fn staleness(bench: &mut Bench, programs: &Programs) -> Result<()> {
     for pace in [Pace::Closed(1), Pace::Closed(64)] {
         bench.compare(&recent, &coherent, pace).await?;
         bench.compare(&echo, &recent, pace).await?;
+    }
+    Ok(())
+}
+
+async fn remote(bench: &mut Bench, programs: &Programs) -> Result<()> {
+    let mut backends = Backends::start_metered(programs)?;
+    let service = filled(programs, &backends).await?;
+    let addr = &service.subject.target.addr;
+    println!(
+        "\n| checks | calls to the cache, of a check | bytes to the cache, and back | bytes to the table, and back |\n|---|---|---|---|"
+    );
+    let usual = || service.subject.target.clone();
+    let recent = || peers::recent_target(addr.clone());
+    for (name, order, target, at_once) in [
+        ("alone", "calls", usual(), Some(1)),
+        ("64 at once", "calls", usual(), Some(64)),
+        ("64 at once, from memory", "calls", recent(), Some(64)),
+        (
+            "each once, the cache emptied before",
+            "cache flush",
+            usual(),
+            None,
+        ),
+    ] {
+        let each_once = target.bodies.len() as u64;
+        let caller = Caller::connect(target, CONNECTIONS).await?;
+        backends.process.order(order)?;
+        let checks = if let Some(at_once) = at_once {
+            let seen = caller.run(Pace::Closed(at_once), bench.seconds).await?;
+            ensure!(seen.failed == 0, "{} failed", seen.failed);
+            seen.calls
+        } else {
+            for _ in 0..each_once {
+                caller.call().await?;
+            }
+            each_once
+        };
+        let asked: Value = serde_json::from_str(&backends.process.order("calls")?)?;
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+        let of_a_check = |it: &Value| it.as_f64().unwrap_or(f64::NAN) / checks as f64;
+        let calls = asked["calls"].as_object().into_iter().flatten();
+        let calls: Vec<_> = calls
+            .map(|(call, times)| format!("{:.3} {call}", of_a_check(times)))
+            .collect();
+        let [cache, table] = ["cache", "table"].map(|backend| {
+            let [to, back] = [0, 1].map(|way| of_a_check(&asked[backend][way]));
+            format!("{to:.0}, {back:.0}")
+        });
+        println!("| {name} | {} | {cache} | {table} |", calls.join(", "));
     }
     Ok(())
 }
@@ -527,6 +587,7 @@ fn main() -> Result<()> {
             What::Flood => flood(&mut bench, &programs).await,
             What::Replicas => replicas(&mut bench, &programs).await,
             What::Staleness => staleness(&mut bench, &programs).await,
+            What::Remote => remote(&mut bench, &programs).await,
         }
     })
 }

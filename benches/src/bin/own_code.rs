@@ -279,7 +279,11 @@ async fn run(arguments: &Arguments) -> Result<()> {
         }
         What::Cache => {
             for _ in 0..times {
-                ensure!(map.get(keys.clone()).await.is_ok_and(|found| found.len() == 3));
+                ensure!(
+                    map.get(keys.clone())
+                        .await
+                        .is_ok_and(|found| found.len() == 3)
+                );
             }
         }
     }
