@@ -226,7 +226,7 @@ pub(super) fn deadline_exceeded() -> Status {
     plain(
         Code::DeadlineExceeded,
         Reason::DeadlineExceeded,
-        "the deadline passed; a write may have been applied",
+        "the deadline passed; if this is a change, it may have been applied",
     )
 }
 

@@ -22,6 +22,7 @@ const WORDS: [(&str, &[&str]); 12] = [
         &[
             "grpc/",
             "boot.rs",
+            "cache/channel.rs",
             "cache/lookups.rs",
             "connections.rs",
             "proto.rs",
