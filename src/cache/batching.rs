@@ -22,7 +22,7 @@ const LANES: usize = 4;
 const MOST_LANES: usize = 16;
 /// About as long as it takes to send a look-up and to take its answer: waiting
 /// for so long for company costs less than going without.
-const SPACING: Duration = Duration::from_micros(150);
+const SPACING: Duration = Duration::from_micros(75);
 /// Keys that are sent together.
 const MAX_KEYS: usize = 300;
 /// A look-up of more keys than this is sent at once, on its own: it would gain

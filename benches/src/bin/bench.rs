@@ -233,11 +233,15 @@ async fn cpu(bench: &mut Bench, programs: &Programs, is_quick: bool) -> Result<(
 
 async fn latency(bench: &mut Bench, programs: &Programs) -> Result<()> {
     let backends = Backends::start(programs, 1000, 5000)?;
-    let service = filled(programs, &backends).await?;
+    let metrics = peers::free_address()?;
+    let subject = peers::service(programs, &backends, &[("METRICS_ADDR", &metrics)])?;
+    peers::seed(&subject.target.addr).await?;
+    let service = warm(subject).await?;
     let echo = warm(peers::echo(programs)?).await?;
     println!(
         "\n| | calls/s | processor busy | p50, µs | p99, µs | p99.9, µs |\n|---|---|---|---|---|---|"
     );
+    let mut within = Times::default();
     for measured in [&echo, &service] {
         let busy = bench.run(measured, Pace::Closed(64)).await?;
         #[expect(
@@ -247,9 +251,11 @@ async fn latency(bench: &mut Bench, programs: &Programs) -> Result<()> {
         )]
         let full = (rate(&busy.seen) / busy.busy) as u32;
         let mut runs = Vec::new();
+        let before = Times::read(&metrics)?;
         for _ in 0..bench.pairs {
             runs.push(bench.run(measured, Pace::Open(full * 3 / 10)).await?);
         }
+        within = Times::read(&metrics)?.since(&before);
         let of =
             |figure: &dyn Fn(&Run) -> f64| median(&runs.iter().map(figure).collect::<Vec<_>>());
         println!(
@@ -262,7 +268,56 @@ async fn latency(bench: &mut Bench, programs: &Programs) -> Result<()> {
             of(&|run| micros(&run.seen, 0.999)),
         );
     }
+    let mean = |[count, sum]: [f64; 2]| sum / count * 1e6;
+    println!(
+        "in the service, in the mean: {:.0} µs a check, {:.0} µs of them a look-up that {:.1} checks share",
+        mean(within.calls),
+        mean(within.look_ups),
+        within.calls[0] / within.look_ups[0],
+    );
     Ok(())
+}
+
+/// Durations that the service tells of: how many, and their sum in seconds.
+#[derive(Default)]
+struct Times {
+    calls: [f64; 2],
+    look_ups: [f64; 2],
+}
+
+impl Times {
+    fn read(metrics: &str) -> Result<Self> {
+        let of = |name: &str, labels: &str| -> Result<[f64; 2]> {
+            let told = |what| series(metrics, &format!("{name}_{what}"), labels);
+            Ok([told("count")?, told("sum")?])
+        };
+        Ok(Self {
+            calls: of("account_rpc_duration_seconds", "CheckMembership")?,
+            look_ups: of("account_backend_duration_seconds", "GetBatch")?,
+        })
+    }
+
+    fn since(&self, before: &Self) -> Self {
+        let difference = |now: [f64; 2], then: [f64; 2]| [now[0] - then[0], now[1] - then[1]];
+        Self {
+            calls: difference(self.calls, before.calls),
+            look_ups: difference(self.look_ups, before.look_ups),
+        }
+    }
+}
+
+/// What all series with such labels say together.
+fn series(metrics: &str, name: &str, labels: &str) -> Result<f64> {
+    let text = ureq::get(format!("http://{metrics}/metrics"))
+        .call()?
+        .body_mut()
+        .read_to_string()?;
+    let lines = text
+        .lines()
+        .filter(|line| line.starts_with(name) && line.contains(labels));
+    Ok(lines
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        .sum())
 }
 
 /// The highest rate, within 5 %, that most of three runs stand.
@@ -361,7 +416,7 @@ async fn faults(programs: &Programs) -> Result<()> {
         let mut target = measured.subject.target.clone();
         target.answers.push(peers::yes(Source::Store));
         let caller = Caller::connect(target, CONNECTIONS).await?;
-        let reads_before = counter(&metrics, "account_table_reads_total")?;
+        let reads_before = series(&metrics, "account_table_reads_total", "")?;
         let fault = async {
             tokio::time::sleep(FAULT_AT).await;
             backends.process.order(order)
@@ -370,7 +425,7 @@ async fn faults(programs: &Programs) -> Result<()> {
         let (seen, done) = tokio::join!(run, fault);
         done?;
         let seen = seen?;
-        let reads = counter(&metrics, "account_table_reads_total")? - reads_before;
+        let reads = series(&metrics, "account_table_reads_total", "")? - reads_before;
         let p99 = |from: Duration, to: Duration| {
             let within = seen
                 .samples
@@ -391,16 +446,6 @@ async fn faults(programs: &Programs) -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// What a counter without labels says.
-fn counter(metrics: &str, name: &str) -> Result<f64> {
-    let text = ureq::get(format!("http://{metrics}/metrics"))
-        .call()?
-        .body_mut()
-        .read_to_string()?;
-    let line = text.lines().find_map(|line| line.strip_prefix(name));
-    Ok(line.context("no such counter")?.trim().parse()?)
 }
 
 async fn flood(bench: &mut Bench, programs: &Programs) -> Result<()> {
