@@ -81,9 +81,9 @@ impl Batching {
         let (answer, answered) = oneshot::channel();
         lanes.waiting.push(Waiting { keys, answer });
         if lanes.in_use < MOST_LANES && lanes.are_due() {
-            let lane = self.lane(&mut lanes);
+            let (lane, passengers) = (self.lane(&mut lanes), lanes.board());
             drop(lanes);
-            tokio::spawn(lane.carry());
+            tokio::spawn(lane.carry(passengers));
         }
         Turn::Later(answered)
     }
@@ -108,7 +108,8 @@ enum Turn {
     Later(oneshot::Receiver<Result<Vec<Found>, Error>>),
 }
 
-/// A lane that is in use. Whoever waits when it is dropped goes on in it.
+/// A lane that is in use. When it is dropped, another one takes its place for those
+/// who wait, if they are due or few lanes are left.
 struct Lane {
     cache: Arc<dyn Cache>,
     lanes: Arc<Mutex<Lanes>>,
@@ -118,33 +119,29 @@ struct Lane {
 impl Drop for Lane {
     fn drop(&mut self) {
         let mut lanes = lock(&self.lanes);
-        let runtime = Handle::try_current();
-        if let (true, Ok(runtime)) = (lanes.have_more(), runtime) {
-            let lane = Self {
-                cache: self.cache.clone(),
-                lanes: self.lanes.clone(),
-                patience: self.patience,
-            };
-            drop(lanes);
-            runtime.spawn(lane.carry());
-        } else {
-            lanes.in_use -= 1;
+        // Taken here and now: a runtime that ends drops what it is given at once.
+        let passengers = lanes.board_more();
+        match Handle::try_current() {
+            Ok(runtime) if !passengers.is_empty() => {
+                let lane = Self {
+                    cache: self.cache.clone(),
+                    lanes: self.lanes.clone(),
+                    patience: self.patience,
+                };
+                drop(lanes);
+                runtime.spawn(lane.carry(passengers));
+            }
+            _ => lanes.in_use -= 1,
         }
     }
 }
 
 impl Lane {
-    /// Looks up for all who wait, until nobody does.
-    async fn carry(self) {
-        loop {
-            let passengers = lock(&self.lanes).board();
-            if passengers.is_empty() {
-                return;
-            }
+    /// Looks up for these, and goes on as long as others are to be taken.
+    async fn carry(self, mut passengers: Vec<Waiting>) {
+        while !passengers.is_empty() {
             self.look_up(passengers).await;
-            if !lock(&self.lanes).have_more() {
-                return;
-            }
+            passengers = lock(&self.lanes).board_more();
         }
     }
 
@@ -207,10 +204,14 @@ impl Lanes {
         self.sent.elapsed() >= SPACING
     }
 
-    /// Whether a lane whose look-up has ended goes on. The last few always do:
-    /// nobody else takes those who wait.
-    fn have_more(&self) -> bool {
-        !self.waiting.is_empty() && (self.in_use <= LANES || self.are_due())
+    /// Those whom a lane takes whose look-up has ended. The last few lanes always
+    /// take some: nobody else does.
+    fn board_more(&mut self) -> Vec<Waiting> {
+        if !self.waiting.is_empty() && (self.in_use <= LANES || self.are_due()) {
+            self.board()
+        } else {
+            Vec::new()
+        }
     }
 
     /// Those who waited longest, and still do.
@@ -269,5 +270,61 @@ impl Cache for Batching {
         ttl: Duration,
     ) -> Result<bool, Error> {
         self.cache.set_if_not_equal(key, value, ttl).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{runtime::Builder, task::yield_now};
+
+    use super::*;
+
+    /// A cache that never answers.
+    struct Silent;
+
+    #[async_trait]
+    impl Cache for Silent {
+        async fn get(&self, _: Vec<String>) -> Result<Vec<Found>, Error> {
+            std::future::pending().await
+        }
+
+        async fn set_if_absent(&self, _: &str, _: &[u8], _: Duration) -> Result<bool, Error> {
+            std::future::pending().await
+        }
+
+        async fn set_if_equal(
+            &self,
+            _: &str,
+            _: &[u8],
+            _: &[u8],
+            _: Duration,
+        ) -> Result<bool, Error> {
+            std::future::pending().await
+        }
+
+        async fn set_if_not_equal(&self, _: &str, _: &[u8], _: Duration) -> Result<bool, Error> {
+            std::future::pending().await
+        }
+    }
+
+    #[test]
+    fn a_process_that_ends_while_look_ups_wait_ends_well() {
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_time()
+            .build()
+            .unwrap();
+        let batching = Arc::new(Batching::new(Arc::new(Silent), Duration::from_secs(60)));
+        for number in 0..100 {
+            let batching = batching.clone();
+            runtime.spawn(async move { batching.get(vec![number.to_string()]).await });
+        }
+        runtime.block_on(async {
+            while lock(&batching.lanes).waiting.is_empty() {
+                yield_now().await;
+            }
+        });
+        drop(runtime);
+        assert_eq!(lock(&batching.lanes).in_use, 0);
     }
 }

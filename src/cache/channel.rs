@@ -18,12 +18,13 @@ use h2::{
 };
 use http::{Request, Response, Uri};
 use http_body::{Body as _, Frame};
+use hyper_util::client::legacy::connect::HttpConnector;
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs, pki_types::ServerName};
 use tokio::{
     net::TcpStream,
     select,
     sync::watch,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::{either::Either, sync::CancellationToken, task::AbortOnDropHandle};
@@ -38,6 +39,10 @@ const HTTP2: &[u8] = b"h2";
 /// of the most keys is answered with less.
 const CALL_WINDOW: u32 = 2 * 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
+/// Calls at once until the server has said how many it takes.
+const FIRST_CALLS: usize = 100;
+/// A connection that is lost earlier counts as an attempt that failed.
+const STEADY: Duration = Duration::from_secs(1);
 /// Pause after the first attempt to connect that fails; doubled after each.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// Longest pause between two attempts.
@@ -50,8 +55,7 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 /// Where a server is.
 #[derive(Clone)]
 pub(super) struct Endpoint {
-    host: String,
-    port: u16,
+    url: Uri,
     tls: Option<(TlsConnector, ServerName<'static>)>,
 }
 
@@ -63,16 +67,13 @@ impl Endpoint {
     /// The URL names no server, or another protocol.
     pub(super) fn new(url: &Uri, roots: RootCertStore) -> Result<Self, Error> {
         let host = url.host().ok_or("no host")?;
-        let (tls, usual_port) = match url.scheme_str() {
-            Some("http") => (None, 80),
-            Some("https") => (Some((connector(roots)?, name(host)?)), 443),
+        let tls = match url.scheme_str() {
+            Some("http") => None,
+            Some("https") => Some((connector(roots)?, name(host)?)),
             _ => return Err("neither http nor https".into()),
         };
-        Ok(Self {
-            host: bare(host).to_owned(),
-            port: url.port_u16().unwrap_or(usual_port),
-            tls,
-        })
+        let url = url.clone();
+        Ok(Self { url, tls })
     }
 
     async fn open(&self) -> io::Result<(SendRequest<Bytes>, Connection)> {
@@ -81,8 +82,12 @@ impl Endpoint {
     }
 
     async fn open_in_time(&self) -> io::Result<(SendRequest<Bytes>, Connection)> {
-        let tcp = TcpStream::connect((self.host.as_str(), self.port)).await?;
-        tcp.set_nodelay(true)?;
+        let mut connector = HttpConnector::new();
+        connector.enforce_http(false);
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        let tcp = connector.call(self.url.clone()).await;
+        let tcp = tcp.map_err(io::Error::other)?.into_inner();
         let stream = match &self.tls {
             None => Either::Left(tcp),
             Some((connector, name)) => {
@@ -95,6 +100,7 @@ impl Endpoint {
         };
         let opened = client::Builder::new()
             .enable_push(false)
+            .initial_max_send_streams(FIRST_CALLS)
             .initial_window_size(CALL_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .handshake(stream);
@@ -113,12 +119,9 @@ fn connector(roots: RootCertStore) -> Result<TlsConnector, Error> {
 }
 
 fn name(host: &str) -> Result<ServerName<'static>, Error> {
-    Ok(ServerName::try_from(bare(host))?.to_owned())
-}
-
-/// A host without the brackets that URLs have around IPv6 addresses.
-fn bare(host: &str) -> &str {
-    host.trim_start_matches('[').trim_end_matches(']')
+    // URLs have brackets around IPv6 addresses.
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    Ok(ServerName::try_from(host)?.to_owned())
 }
 
 /// A connection, opened anew when it is lost until the last handle is dropped.
@@ -153,7 +156,8 @@ impl Channel {
     /// Opens the connection.
     ///
     /// # Errors
-    /// There is none within [`CONNECT_TIMEOUT`].
+    /// There is none within [`CONNECT_TIMEOUT`], or not to a server that shows the
+    /// certificate it has to and speaks HTTP/2.
     pub(super) async fn connect(endpoint: Endpoint) -> io::Result<Self> {
         let opened = endpoint.open().await?;
         let (told, links) = watch::channel(Link::Opening);
@@ -162,6 +166,11 @@ impl Channel {
             links,
             _keeper: Arc::new(AbortOnDropHandle::new(keeper)),
         })
+    }
+
+    /// Whether calls can be sent, as far as is known.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(*self.links.borrow(), Link::Open { .. })
     }
 
     /// Sends a call as a whole; waits for a connection that is just being opened.
@@ -194,45 +203,58 @@ async fn keep(
     opened: (SendRequest<Bytes>, Connection),
     told: watch::Sender<Link>,
 ) {
-    let mut opened = Some(opened);
+    let mut opened = Ok(opened);
     let mut pause = FIRST_PAUSE;
     loop {
-        if let Some((sender, connection)) = opened.take() {
-            let lost = CancellationToken::new();
-            let open = Link::Open {
-                sender,
-                lost: lost.clone(),
-            };
-            told.send_replace(open);
+        let since = Instant::now();
+        let lost = match opened {
+            Ok((sender, connection)) => used(sender, connection, &told).await,
+            Err(error) => error,
+        };
+        if since.elapsed() >= STEADY {
+            tracing::info!(%lost, "a connection to the cache was lost");
             pause = FIRST_PAUSE;
-            // On its own: calls that are under way go on when no more are taken.
-            let ended = tokio::spawn(drive(connection));
-            select! {
-                _ = ended => {}
-                () = lost.cancelled() => {}
-            }
             told.send_replace(Link::Opening);
+        } else {
+            told.send_replace(Link::Down(Arc::new(lost)));
+            sleep(pause).await;
+            pause = LONGEST_PAUSE.min(pause * 2);
         }
-        match endpoint.open().await {
-            Ok(again) => opened = Some(again),
-            Err(error) => {
-                told.send_replace(Link::Down(Arc::new(error)));
-                sleep(pause).await;
-                pause = LONGEST_PAUSE.min(pause * 2);
-            }
-        }
+        opened = endpoint.open().await;
     }
 }
 
-/// Lets a connection work until it ends or does not answer any more; its calls end
-/// with it.
-async fn drive(mut connection: Connection) {
+/// Takes calls for a connection until it is lost; returns why.
+async fn used(
+    sender: SendRequest<Bytes>,
+    connection: Connection,
+    told: &watch::Sender<Link>,
+) -> io::Error {
+    let lost = CancellationToken::new();
+    told.send_replace(Link::Open {
+        sender,
+        lost: lost.clone(),
+    });
+    // On its own: calls that are under way go on when no more are taken.
+    let ended = tokio::spawn(drive(connection));
+    select! {
+        ended = ended => ended.unwrap_or_else(io::Error::other),
+        () = lost.cancelled() => io::Error::other("the server takes no more calls"),
+    }
+}
+
+/// Lets a connection work until it ends or does not answer any more, with its calls;
+/// returns why.
+async fn drive(mut connection: Connection) -> io::Error {
     let Some(pings) = connection.ping_pong() else {
-        return;
+        return io::Error::other("pings are taken");
     };
     select! {
-        _ = connection => {}
-        () = silence(pings) => {}
+        ended = connection => match ended {
+            Ok(()) => io::ErrorKind::ConnectionAborted.into(),
+            Err(error) => io::Error::other(error),
+        },
+        () = silence(pings) => io::ErrorKind::TimedOut.into(),
     }
 }
 
@@ -333,6 +355,7 @@ mod tests {
     use tokio::{
         io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
         net::TcpListener,
+        task::yield_now,
     };
     use tokio_rustls::TlsAcceptor;
 
@@ -446,9 +469,10 @@ mod tests {
         });
         let asking = tokio::spawn(async move {
             loop {
-                let answered = call(channel.clone(), url.clone()).await.unwrap();
-                if answered != "late" {
-                    return answered;
+                // It has to be opened anew first.
+                match call(channel.clone(), url.clone()).await {
+                    Ok(answered) if answered != "late" => return answered,
+                    Ok(_) | Err(_) => yield_now().await,
                 }
             }
         });
@@ -485,6 +509,28 @@ mod tests {
         select! {
             answered = asking => assert_eq!(answered.unwrap(), "found"),
             () = serving => panic!("the connection ended"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_ends_each_connection_at_once_is_not_there() {
+        let (listener, url) = listen().await;
+        let ending = async {
+            loop {
+                listener.accept().await.unwrap();
+            }
+        };
+        let asking = async {
+            let channel = connect(&url).await;
+            while !matches!(*channel.links.borrow(), Link::Down(_)) {
+                channel.links.clone().changed().await.unwrap();
+            }
+            assert!(!channel.is_open());
+            call(channel, url.clone()).await.unwrap_err();
+        };
+        select! {
+            () = asking => {}
+            () = ending => {}
         }
     }
 

@@ -32,7 +32,8 @@ const TIMEOUT: &str = "grpc-timeout";
 
 /// Look-ups, over long-lived connections. Its debug output is redacted.
 pub(super) struct Lookups {
-    clients: Vec<ScsClient<Channel>>,
+    channels: Vec<Channel>,
+    origin: Uri,
     next: AtomicUsize,
     /// Of every call; the credential is in it.
     metadata: MetadataMap,
@@ -72,11 +73,9 @@ impl Lookups {
             let value = AsciiMetadataValue::try_from(value).map_err(refused)?;
             metadata.insert(AsciiMetadataKey::from_static(name), value);
         }
-        let clients = channels.into_iter();
         Ok(Self {
-            clients: clients
-                .map(|channel| ScsClient::with_origin(channel, url.clone()))
-                .collect(),
+            channels,
+            origin: url,
             next: AtomicUsize::new(0),
             metadata,
         })
@@ -115,10 +114,14 @@ impl Lookups {
         Ok(all)
     }
 
-    /// The client whose turn it is.
+    /// A client of the channel whose turn it is, or of the next one that is open.
     fn client(&self) -> ScsClient<Channel> {
-        let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.clients.len();
-        self.clients[turn].clone()
+        let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.channels.len();
+        let (before, after) = self.channels.split_at(turn);
+        let mut in_turn = after.iter().chain(before);
+        let channel = in_turn.find(|channel| channel.is_open());
+        let channel = channel.unwrap_or(&self.channels[turn]);
+        ScsClient::with_origin(channel.clone(), self.origin.clone())
     }
 
     fn request<T>(&self, message: T) -> Request<T> {

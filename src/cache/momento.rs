@@ -1,5 +1,4 @@
-//! The cache in Momento, over one long-lived client. This room alone knows the
-//! Momento SDK.
+//! The cache in Momento, over one long-lived client.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,8 +18,8 @@ use crate::telemetry::{Backend, BackendCall, Outcome};
 
 /// Longest to wait for the connection, and for the first answer.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Backstop on every request: tells the server when an answer is of no more
-/// use. Callers set tighter bounds of their own.
+/// Tells the server when an answer is of no more use. Callers set tighter bounds of
+/// their own.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 /// Idle connections are checked this often, so that the first request after a
 /// network fault does not pay for finding out.
