@@ -268,7 +268,8 @@ pub struct BackendSettings {
     /// Name of the Momento cache.
     #[arg(long, env = "CACHE_NAME", value_name = "NAME", default_value = "accounts-cache", value_parser = cache_name)]
     pub cache_name: String,
-    /// Connections to Momento for reads, and as many for writes.
+    /// Connections to Momento for reads, the last of them for those of more than 100
+    /// records, and as many for writes.
     #[arg(long, env = "CACHE_CONNECTIONS", value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub cache_connections: u8,
     /// Name or ARN of the secret with the Momento credential: a JSON object with

@@ -12,6 +12,7 @@ use http::Uri;
 use momento_protos::cache_client::{
     ECacheResult, GetBatchRequest, GetRequest, GetResponse, scs_client::ScsClient,
 };
+use tokio::task::consume_budget;
 use tonic::{
     Code, Request, Status,
     metadata::{AsciiMetadataKey, AsciiMetadataValue, MetadataMap},
@@ -27,6 +28,8 @@ use super::{
 
 /// Asks for what was written last.
 const READ_CONCERN: (&str, &str) = ("read-concern", "consistent");
+/// Keys beyond which an answer is so long that others would have to wait for it.
+const MANY: usize = 100;
 /// Tells the server when an answer is of no more use.
 const TIMEOUT: &str = "grpc-timeout";
 
@@ -86,7 +89,7 @@ impl Lookups {
     /// # Errors
     /// See [`failed`].
     pub(super) async fn get(&self, key: String) -> Result<Found, Error> {
-        let response = self.client().get(self.request(get_request(key))).await;
+        let response = self.client(1).get(self.request(get_request(key))).await;
         let response = response.map_err(|status| failed(&status))?;
         Ok(found(response.into_inner()))
     }
@@ -100,7 +103,7 @@ impl Lookups {
         let wanted = keys.len();
         let items = keys.into_iter().map(get_request).collect();
         let request = self.request(GetBatchRequest { items });
-        let response = self.client().get_batch(request).await;
+        let response = self.client(wanted).get_batch(request).await;
         let mut answers = response.map_err(|status| failed(&status))?.into_inner();
         let mut all = Vec::with_capacity(wanted);
         // To its end: streams that are left before are resets to the other side, and
@@ -109,18 +112,26 @@ impl Lookups {
             if all.len() < wanted {
                 all.push(found(answer));
             }
+            consume_budget().await;
         }
         all.resize(wanted, Found::Unknown);
         Ok(all)
     }
 
-    /// A client of the channel whose turn it is, or of the next one that is open.
-    fn client(&self) -> ScsClient<Channel> {
-        let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.channels.len();
-        let (before, after) = self.channels.split_at(turn);
-        let mut in_turn = after.iter().chain(before);
+    /// A client for so many keys: of the channel whose turn it is, or of another one
+    /// that is open. Long answers have a channel to themselves.
+    fn client(&self, keys: usize) -> ScsClient<Channel> {
+        let (short, long) = self.channels.split_at(self.channels.len() - 1);
+        let usual = if keys > MANY || short.is_empty() {
+            long
+        } else {
+            short
+        };
+        let turn = self.next.fetch_add(1, Ordering::Relaxed) % usual.len();
+        let (before, after) = usual.split_at(turn);
+        let mut in_turn = after.iter().chain(before).chain(&self.channels);
         let channel = in_turn.find(|channel| channel.is_open());
-        let channel = channel.unwrap_or(&self.channels[turn]);
+        let channel = channel.unwrap_or(&usual[turn]);
         ScsClient::with_origin(channel.clone(), self.origin.clone())
     }
 

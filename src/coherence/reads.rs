@@ -9,7 +9,7 @@ use std::{
 use futures_util::{StreamExt as _, future::join, stream};
 use metrics::Counter;
 use tokio::{
-    task::yield_now,
+    task::consume_budget,
     time::{Instant, timeout, timeout_at},
 };
 
@@ -27,8 +27,6 @@ use crate::{
 /// Leases that one read takes; what it misses beyond that is read without
 /// filling.
 const MAX_LEASES_PER_READ: usize = 300;
-/// Entries that are looked at before others may run.
-const MAX_IN_A_ROW: usize = 256;
 /// Leases and fills of one read that are under way at once.
 const CACHE_CALLS_AT_ONCE: usize = 64;
 /// Longest a fill may take; the lease it needs does not live much longer.
@@ -346,9 +344,7 @@ impl Coherence {
         let now = self.now();
         let mut sight = Sight::nothing(keys);
         for (position, key) in keys.iter().enumerate() {
-            if position % MAX_IN_A_ROW == MAX_IN_A_ROW - 1 {
-                yield_now().await;
-            }
+            consume_budget().await;
             match found.next() {
                 Some(Found::Hit(bytes)) => match self.judge(&bytes, space, key, now) {
                     Ok(record) => {

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use foldhash::fast::RandomState;
 use tokio::task::consume_budget;
 
 use super::{Accounts, Error, Freshness, Source, snapshot::keys_of_member, store_failed};
@@ -64,7 +65,7 @@ impl Accounts {
     ) -> Result<(Vec<CheckResult>, Source), Error> {
         let keys_of_check =
             |check: &Check| keys_of_member(&check.organization_name, &check.username);
-        let mut positions: HashMap<Key, usize> = HashMap::new();
+        let mut positions: HashMap<Key, usize, RandomState> = HashMap::default();
         let mut keys = Vec::new();
         for check in checks {
             for key in keys_of_check(check) {

@@ -4,7 +4,11 @@
 mod changes;
 mod replies;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt::{Arguments, Display},
+    time::Duration,
+};
 
 use prost_types::FieldMask;
 use tonic::Status;
@@ -289,7 +293,7 @@ pub(super) fn membership_names(
 pub(super) fn checks(checks: &[pb::MembershipCheck]) -> Result<Vec<Check>, Status> {
     batch("checks", checks, |path, one| {
         check(
-            &format!("{path}."),
+            format_args!("{path}."),
             &one.organization_name,
             &one.username,
             one.minimum_role,
@@ -298,12 +302,14 @@ pub(super) fn checks(checks: &[pb::MembershipCheck]) -> Result<Vec<Check>, Statu
 }
 
 pub(super) fn usernames(names: &[String]) -> Result<Vec<Username>, Status> {
-    batch("usernames", names, |path, name| username(path, name))
+    batch("usernames", names, |path, name| {
+        named_under(path, "", Username::parse_existing(name))
+    })
 }
 
 pub(super) fn organization_names(names: &[String]) -> Result<Vec<OrganizationName>, Status> {
     batch("organization_names", names, |path, name| {
-        organization_name(path, name)
+        named_under(path, "", OrganizationName::parse_existing(name))
     })
 }
 
@@ -321,24 +327,24 @@ pub(super) fn page(size: i32, token: String, max: u16) -> Result<PageRequest, St
 }
 
 /// Parses each of a repeated field that has one at least and a bounded number at
-/// most; `parse` gets its path.
+/// most; `parse` gets its path, which is only put into words if something is wrong.
 fn batch<W, T>(
     field: &str,
     all: &[W],
-    parse: impl Fn(&str, &W) -> Result<T, Status>,
+    parse: impl Fn(Arguments<'_>, &W) -> Result<T, Status>,
 ) -> Result<Vec<T>, Status> {
     if all.is_empty() || all.len() > MAX_BATCH {
         let why = format!("has {} entries; allowed are 1 to {MAX_BATCH}", all.len());
         return Err(status::invalid_field(field, why));
     }
     let all = all.iter().enumerate();
-    all.map(|(at, one)| parse(&format!("{field}[{at}]"), one))
+    all.map(|(at, one)| parse(format_args!("{field}[{at}]"), one))
         .collect()
 }
 
 /// Parses one check; `path` stands before its fields' names.
 pub(super) fn check(
-    path: &str,
+    path: impl Display + Copy,
     organization: &str,
     user: &str,
     minimum_role: i32,
@@ -379,7 +385,11 @@ fn named<T>(field: &str, parsed: Result<T, NameError>) -> Result<T, Status> {
     named_under("", field, parsed)
 }
 
-fn named_under<T>(path: &str, field: &str, parsed: Result<T, NameError>) -> Result<T, Status> {
+fn named_under<T>(
+    path: impl Display,
+    field: &str,
+    parsed: Result<T, NameError>,
+) -> Result<T, Status> {
     parsed.map_err(|error| status::invalid_field(format!("{path}{field}"), error.to_string()))
 }
 
@@ -387,7 +397,7 @@ fn required_role(field: &str, value: i32) -> Result<Role, Status> {
     role("", field, value)?.ok_or_else(|| status::invalid_field(field, "must be set".to_owned()))
 }
 
-fn role(path: &str, field: &str, value: i32) -> Result<Option<Role>, Status> {
+fn role(path: impl Display, field: &str, value: i32) -> Result<Option<Role>, Status> {
     match pb::Role::try_from(value) {
         Ok(pb::Role::Unspecified) => Ok(None),
         Ok(pb::Role::Owner) => Ok(Some(Role::Owner)),
