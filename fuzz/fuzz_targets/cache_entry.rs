@@ -3,12 +3,10 @@
 #![no_main]
 
 use account_service::{
-    coherence::{Entry, Tag, View},
+    coherence::{Entry, Space, Tag, View},
     domain::{Gist, Key, OrganizationName, Username},
 };
 use libfuzzer_sys::fuzz_target;
-
-const CACHE_KEY: &str = "v1/deployment/generation/m/olivia-org/oliviaowner";
 
 fuzz_target!(|bytes: &[u8]| {
     let user = Username::parse_existing("oliviaowner").expect("a name");
@@ -18,11 +16,13 @@ fuzz_target!(|bytes: &[u8]| {
         Key::Organization(organization.clone()),
         Key::Membership(organization, user),
     ];
+    let space = Space::new("deployment", "generation");
     for key in keys {
-        let Some(entry) = Entry::decode(bytes, CACHE_KEY, &key) else {
+        let cache_key = space.key(&key);
+        let Some(entry) = Entry::decode(bytes, &cache_key, &key) else {
             continue;
         };
-        let seen = Gist::told(bytes, CACHE_KEY, &key).map(|(seen, _)| seen);
+        let seen = Gist::told(bytes, &space, &key).map(|(seen, _)| seen);
         match &entry.tag {
             Tag::Present { record, .. } => {
                 assert_eq!(record.key(), key);
@@ -32,7 +32,7 @@ fuzz_target!(|bytes: &[u8]| {
             Tag::Absent { .. } => assert!(seen.is_none_or(|seen| seen.is_none())),
             Tag::Lease | Tag::Fence => assert_eq!(seen, None),
         }
-        let again = Entry::decode(&entry.encode(CACHE_KEY), CACHE_KEY, &key);
+        let again = Entry::decode(&entry.encode(&cache_key), &cache_key, &key);
         assert_eq!(again, Some(entry));
     }
 });

@@ -77,12 +77,15 @@ impl Phase {
 pub struct Space(Arc<str>);
 
 impl Space {
-    pub(super) fn new(deployment: &str, generation: &str) -> Self {
+    /// Of a deployment's generation.
+    #[must_use]
+    pub fn new(deployment: &str, generation: &str) -> Self {
         Self(format!("v1/{deployment}/{generation}").into())
     }
 
     /// The cache key of a record.
-    pub(super) fn key(&self, key: &Key) -> String {
+    #[must_use]
+    pub fn key(&self, key: &Key) -> String {
         self.parts(key).concat()
     }
 

@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 pub use envelope::{Entry, Nonce, Tag};
+pub use generation::Space;
 pub use invalidator::{Invalidator, InvalidatorTiming, LogHead};
 pub use reads::{Answer, Freshness, Source};
 pub use recent::MAX_STALENESS;
