@@ -18,7 +18,7 @@ use rustls::{
 /// How often the files are looked at.
 const POLL: Duration = Duration::from_secs(5);
 /// What is spoken within TLS.
-const HTTP2: &[u8] = b"h2";
+pub(crate) const HTTP2: &[u8] = b"h2";
 
 /// Where certificates are.
 #[derive(Debug, Clone)]

@@ -30,9 +30,12 @@ const MAX_KEYS: usize = 300;
 const MAX_KEYS_TO_SHARE: usize = 30;
 
 /// A cache whose look-ups share round trips under load.
-pub struct Batching {
+pub struct Batching(Arc<Shared>);
+
+/// What lanes have in common.
+struct Shared {
     cache: Arc<dyn Cache>,
-    lanes: Arc<Mutex<Lanes>>,
+    lanes: Mutex<Lanes>,
     /// Longest that a shared look-up may hold its lane.
     patience: Duration,
 }
@@ -62,19 +65,19 @@ impl Batching {
     /// are waited for so long.
     #[must_use]
     pub fn new(cache: Arc<dyn Cache>, patience: Duration) -> Self {
-        Self {
+        Self(Arc::new(Shared {
             cache,
-            lanes: Arc::new(Mutex::new(Lanes {
+            lanes: Mutex::new(Lanes {
                 in_use: 0,
                 waiting: Vec::new(),
                 sent: Instant::now(),
-            })),
+            }),
             patience,
-        }
+        }))
     }
 
     fn enter(&self, keys: Vec<String>) -> Turn {
-        let mut lanes = lock(&self.lanes);
+        let mut lanes = lock(&self.0.lanes);
         if lanes.in_use < LANES {
             return Turn::Now(self.lane(&mut lanes), keys);
         }
@@ -91,11 +94,7 @@ impl Batching {
     fn lane(&self, lanes: &mut Lanes) -> Lane {
         lanes.in_use += 1;
         lanes.sent = Instant::now();
-        Lane {
-            cache: self.cache.clone(),
-            lanes: self.lanes.clone(),
-            patience: self.patience,
-        }
+        Lane(self.0.clone())
     }
 }
 
@@ -110,24 +109,16 @@ enum Turn {
 
 /// A lane that is in use. When it is dropped, another one takes its place for those
 /// who wait, if they are due or few lanes are left.
-struct Lane {
-    cache: Arc<dyn Cache>,
-    lanes: Arc<Mutex<Lanes>>,
-    patience: Duration,
-}
+struct Lane(Arc<Shared>);
 
 impl Drop for Lane {
     fn drop(&mut self) {
-        let mut lanes = lock(&self.lanes);
+        let mut lanes = lock(&self.0.lanes);
         // Taken here and now: a runtime that ends drops what it is given at once.
         let passengers = lanes.board_more();
         match Handle::try_current() {
             Ok(runtime) if !passengers.is_empty() => {
-                let lane = Self {
-                    cache: self.cache.clone(),
-                    lanes: self.lanes.clone(),
-                    patience: self.patience,
-                };
+                let lane = Self(self.0.clone());
                 drop(lanes);
                 runtime.spawn(lane.carry(passengers));
             }
@@ -141,7 +132,7 @@ impl Lane {
     async fn carry(self, mut passengers: Vec<Waiting>) {
         while !passengers.is_empty() {
             self.look_up(passengers).await;
-            passengers = lock(&self.lanes).board_more();
+            passengers = lock(&self.0.lanes).board_more();
         }
     }
 
@@ -162,7 +153,7 @@ impl Lane {
             seats.push((passenger.answer, places.collect::<Vec<_>>()));
         }
         let keys = keys.into_iter().collect();
-        let found = timeout(self.patience, self.cache.get(keys)).await;
+        let found = timeout(self.0.patience, self.0.cache.get(keys)).await;
         let mut found = found.unwrap_or_else(|_| {
             Err(Error {
                 kind: Kind::Unavailable,
@@ -232,11 +223,11 @@ impl Lanes {
 impl Cache for Batching {
     async fn get(&self, keys: Vec<String>) -> Result<Vec<Found>, Error> {
         if keys.len() > MAX_KEYS_TO_SHARE {
-            return self.cache.get(keys).await;
+            return self.0.cache.get(keys).await;
         }
         match self.enter(keys) {
             Turn::Now(lane, keys) => {
-                let found = lane.cache.get(keys).await;
+                let found = lane.0.cache.get(keys).await;
                 drop(lane);
                 found
             }
@@ -250,7 +241,7 @@ impl Cache for Batching {
     }
 
     async fn set_if_absent(&self, key: &str, value: &[u8], ttl: Duration) -> Result<bool, Error> {
-        self.cache.set_if_absent(key, value, ttl).await
+        self.0.cache.set_if_absent(key, value, ttl).await
     }
 
     async fn set_if_equal(
@@ -260,7 +251,7 @@ impl Cache for Batching {
         expected: &[u8],
         ttl: Duration,
     ) -> Result<bool, Error> {
-        self.cache.set_if_equal(key, value, expected, ttl).await
+        self.0.cache.set_if_equal(key, value, expected, ttl).await
     }
 
     async fn set_if_not_equal(
@@ -269,7 +260,7 @@ impl Cache for Batching {
         value: &[u8],
         ttl: Duration,
     ) -> Result<bool, Error> {
-        self.cache.set_if_not_equal(key, value, ttl).await
+        self.0.cache.set_if_not_equal(key, value, ttl).await
     }
 }
 
@@ -320,11 +311,11 @@ mod tests {
             runtime.spawn(async move { batching.get(vec![number.to_string()]).await });
         }
         runtime.block_on(async {
-            while lock(&batching.lanes).waiting.is_empty() {
+            while lock(&batching.0.lanes).waiting.is_empty() {
                 yield_now().await;
             }
         });
         drop(runtime);
-        assert_eq!(lock(&batching.lanes).in_use, 0);
+        assert_eq!(lock(&batching.0.lanes).in_use, 0);
     }
 }

@@ -10,14 +10,15 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use h2::{
     Ping, PingPong, RecvStream,
     client::{self, ResponseFuture, SendRequest},
 };
 use http::{Request, Response, Uri};
-use http_body::{Body as _, Frame};
+use http_body::Frame;
+use http_body_util::BodyExt as _;
 use hyper_util::client::legacy::connect::HttpConnector;
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs, pki_types::ServerName};
 use tokio::{
@@ -32,9 +33,8 @@ use tonic::{Status, body::Body};
 use tower::Service;
 
 use super::momento::{CONNECT_TIMEOUT, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
+use crate::tls::HTTP2;
 
-/// The protocol that TLS has to agree on.
-const HTTP2: &[u8] = b"h2";
 /// How much may be on its way to here, in bytes: of one call, and of all. A look-up
 /// of the most keys is answered with less.
 const CALL_WINDOW: u32 = 2 * 1024 * 1024;
@@ -282,7 +282,7 @@ impl Service<Request<Body>> for Channel {
         let channel = self.clone();
         Box::pin(async move {
             let (head, body) = request.into_parts();
-            let body = whole(body).await?;
+            let body = body.collect().await?.to_bytes();
             let head = Request::from_parts(head, ());
             let answer = channel.send(head, body).await?.await?;
             Ok(answer.map(|stream| Answer {
@@ -291,27 +291,6 @@ impl Service<Request<Body>> for Channel {
             }))
         })
     }
-}
-
-/// All of a body. Messages that were encoded in one piece are not copied.
-async fn whole(mut body: Body) -> Result<Bytes, Status> {
-    let mut whole = Bytes::new();
-    while let Some(frame) =
-        std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await
-    {
-        let Ok(data) = frame?.into_data() else {
-            continue;
-        };
-        whole = if whole.is_empty() {
-            data
-        } else {
-            let mut both = BytesMut::with_capacity(whole.len() + data.len());
-            both.extend_from_slice(&whole);
-            both.extend_from_slice(data.chunk());
-            both.freeze()
-        };
-    }
-    Ok(whole)
 }
 
 /// The body of an answer.
@@ -377,14 +356,8 @@ mod tests {
     async fn call(mut channel: Channel, url: Uri) -> Result<Bytes, Error> {
         let body = Body::new(String::from("question"));
         let request = Request::post(url).body(body).unwrap();
-        let mut answer = channel.call(request).await?;
-        let mut whole = Bytes::new();
-        while let Some(frame) =
-            std::future::poll_fn(|context| Pin::new(answer.body_mut()).poll_frame(context)).await
-        {
-            whole = frame?.into_data().unwrap_or(whole);
-        }
-        Ok(whole)
+        let answer = channel.call(request).await?;
+        Ok(answer.into_body().collect().await?.to_bytes())
     }
 
     async fn accept(listener: &TcpListener) -> Served<TcpStream> {

@@ -17,7 +17,6 @@ use tonic::{
     Code, Request, Status,
     metadata::{AsciiMetadataKey, AsciiMetadataValue, MetadataMap},
 };
-
 use webpki_roots::TLS_SERVER_ROOTS;
 
 use super::{

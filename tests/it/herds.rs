@@ -16,6 +16,18 @@ const OLIVIA: &str = "oliviaowner";
 const MICHAEL: &str = "membermichael";
 const HERD: usize = 1000;
 
+/// A replica that waits long for the cache.
+async fn start_patient() -> (Backends, Replica) {
+    let backends = Backends::start().await;
+    let patient = Settings {
+        cache_read_timeout: Duration::from_secs(5),
+        invalidator: None,
+        ..Settings::default()
+    };
+    let service = Replica::start_with(&backends.serve_settings(), patient).await;
+    (backends, service)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_herd_on_a_cold_record_makes_few_table_reads() {
     let (backends, service) = start().await;
@@ -41,13 +53,7 @@ async fn a_herd_on_a_cold_record_makes_few_table_reads() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn look_ups_that_come_while_many_are_under_way_share_a_round_trip() {
     const CHECKS: usize = 400;
-    let backends = Backends::start().await;
-    let patient = Settings {
-        cache_read_timeout: Duration::from_secs(5),
-        invalidator: None,
-        ..Settings::default()
-    };
-    let service = Replica::start_with(&backends.serve_settings(), patient).await;
+    let (backends, service) = start_patient().await;
     service.found_olivia_org_with_michael().await;
     service.settle().await;
     backends
@@ -69,13 +75,7 @@ async fn look_ups_that_come_while_many_are_under_way_share_a_round_trip() {
 
 #[tokio::test]
 async fn a_look_up_does_not_wait_for_earlier_ones_to_come_back_from_far() {
-    let backends = Backends::start().await;
-    let patient = Settings {
-        cache_read_timeout: Duration::from_secs(5),
-        invalidator: None,
-        ..Settings::default()
-    };
-    let service = Replica::start_with(&backends.serve_settings(), patient).await;
+    let (backends, service) = start_patient().await;
     service.found_olivia_org_with_michael().await;
     service.role_of(ORG, MICHAEL).await;
     service.settle().await;
