@@ -22,13 +22,12 @@ use webpki_roots::TLS_SERVER_ROOTS;
 use super::{
     Credential, Error, Found, Kind,
     channel::{Channel, Endpoint},
+    is_long,
     momento::{REQUEST_TIMEOUT, Settings},
 };
 
 /// Asks for what was written last.
 const READ_CONCERN: (&str, &str) = ("read-concern", "consistent");
-/// Keys beyond which an answer is so long that others would have to wait for it.
-const MANY: usize = 100;
 /// Tells the server when an answer is of no more use.
 const TIMEOUT: &str = "grpc-timeout";
 
@@ -121,7 +120,7 @@ impl Lookups {
     /// that is open. Long answers have a channel to themselves.
     fn client(&self, keys: usize) -> ScsClient<Channel> {
         let (short, long) = self.channels.split_at(self.channels.len() - 1);
-        let usual = if keys > MANY || short.is_empty() {
+        let usual = if is_long(keys) || short.is_empty() {
             long
         } else {
             short

@@ -17,6 +17,16 @@ pub use credential::{Credential, CredentialError};
 pub use momento::{Momento, Settings};
 pub use slot::Slot;
 
+/// Keys of a look-up beyond which it is long.
+const LONG: usize = 100;
+
+/// Whether a look-up of so many keys is long: so long that short ones had to wait
+/// for its answer, and are kept apart from it.
+#[must_use]
+pub fn is_long(keys: usize) -> bool {
+    keys > LONG
+}
+
 /// What a look-up found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {

@@ -6,29 +6,68 @@
 
 use std::{
     fmt,
-    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
+use metrics::gauge;
 use tokio::time::Instant;
 
-use crate::telemetry::{BREAKER_OPEN, READS_PAST_CACHE};
+use crate::{
+    cache,
+    telemetry::{BREAKER_OPEN, READS_PAST_CACHE},
+};
 
 /// Pause before the first try; doubled after each that fails.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Greatest number of doublings: tries come at most 1.6 s apart.
 const MAX_DOUBLINGS: u32 = 4;
 
-/// Whether reads ask the cache.
+/// One breaker for each kind of look-up: that long ones are not answered in time
+/// does not keep short ones from being.
+pub(super) struct Breakers {
+    short: Breaker,
+    long: Breaker,
+}
+
+impl Breakers {
+    /// Each opens after so many failures in a row.
+    pub(super) fn new(threshold: u32) -> Self {
+        Self {
+            short: Breaker::new("short", threshold),
+            long: Breaker::new("long", threshold),
+        }
+    }
+
+    /// The one for look-ups of so many keys.
+    pub(super) fn of(&self, keys: usize) -> &Breaker {
+        if cache::is_long(keys) {
+            &self.long
+        } else {
+            &self.short
+        }
+    }
+}
+
+/// Whether reads of one kind ask the cache.
 pub(super) struct Breaker {
+    /// As metrics and logs call them.
+    kind: &'static str,
     /// Failures in a row after which they do not.
     threshold: u32,
+    /// Changed only while `tries` is held.
     failures: AtomicU32,
-    /// Tries in a row that failed.
-    failed_tries: AtomicU32,
-    began: Instant,
-    /// When to try next, in milliseconds since the beginning.
-    due: AtomicU64,
+    tries: Mutex<Tries>,
+}
+
+/// When a breaker that is open tries.
+struct Tries {
+    /// Those in a row that failed.
+    failed: u32,
+    due: Instant,
 }
 
 /// What a read does about the cache.
@@ -43,13 +82,15 @@ pub(super) enum Ask {
 }
 
 impl Breaker {
-    pub(super) fn new(threshold: u32) -> Self {
+    fn new(kind: &'static str, threshold: u32) -> Self {
         Self {
+            kind,
             threshold,
             failures: AtomicU32::new(0),
-            failed_tries: AtomicU32::new(0),
-            began: Instant::now(),
-            due: AtomicU64::new(0),
+            tries: Mutex::new(Tries {
+                failed: 0,
+                due: Instant::now(),
+            }),
         }
     }
 
@@ -58,8 +99,9 @@ impl Breaker {
         if self.failures.load(Ordering::Relaxed) < self.threshold {
             return Ask::Usual;
         }
-        let (now, due) = (self.now(), self.due.load(Ordering::Relaxed));
-        if now >= due && self.postpone(due, now) {
+        let mut tries = self.tries();
+        if Instant::now() >= tries.due {
+            tries.postpone();
             return Ask::Try;
         }
         metrics::counter!(READS_PAST_CACHE).increment(1);
@@ -71,54 +113,52 @@ impl Breaker {
         if self.failures.load(Ordering::Relaxed) == 0 {
             return;
         }
-        self.failed_tries.store(0, Ordering::Relaxed);
-        let failures = self.failures.swap(0, Ordering::Relaxed);
-        if failures >= self.threshold {
-            metrics::gauge!(BREAKER_OPEN).set(0);
-        }
-        if failures > 0 {
-            tracing::info!("the cache answers again");
+        let mut tries = self.tries();
+        tries.failed = 0;
+        if self.failures.swap(0, Ordering::Relaxed) > 0 {
+            self.show(false);
+            tracing::info!(look_ups = self.kind, "the cache answers again");
         }
     }
 
     /// The cache has not answered who asked like this. Logs when that begins and
     /// what follows from it, not each failure.
     pub(super) fn failed(&self, ask: Ask, error: &dyn fmt::Display) {
+        let look_ups = self.kind;
+        let mut tries = self.tries();
         if ask == Ask::Try {
-            let doublings = self.failed_tries.load(Ordering::Relaxed);
-            let doublings = (doublings + 1).min(MAX_DOUBLINGS);
-            self.failed_tries.store(doublings, Ordering::Relaxed);
-            self.postpone(self.due.load(Ordering::Relaxed), self.now());
+            tries.failed = (tries.failed + 1).min(MAX_DOUBLINGS);
+            tries.postpone();
             return;
         }
         let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
         if failures == 1 {
-            tracing::warn!(%error, "the cache fails; reads go to the table");
+            tracing::warn!(%error, look_ups, "the cache fails; reads go to the table");
         }
         if failures == self.threshold {
-            self.postpone(self.due.load(Ordering::Relaxed), self.now());
-            metrics::gauge!(BREAKER_OPEN).set(1);
-            tracing::warn!("the cache still fails; reads do not ask it for a while");
+            tries.postpone();
+            self.show(true);
+            tracing::warn!(
+                look_ups,
+                "the cache still fails; reads do not ask it for a while"
+            );
         }
     }
 
-    /// Moves the next try to a pause from now; `false` if somebody else has.
-    fn postpone(&self, due: u64, now: u64) -> bool {
-        let pause = FIRST_PAUSE * 2_u32.pow(self.failed_tries.load(Ordering::Relaxed));
-        let next = now.saturating_add(millis(pause));
-        let exchange = self
-            .due
-            .compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed);
-        exchange.is_ok()
+    fn tries(&self) -> MutexGuard<'_, Tries> {
+        self.tries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn now(&self) -> u64 {
-        millis(self.began.elapsed())
+    fn show(&self, is_open: bool) {
+        gauge!(BREAKER_OPEN, "look_ups" => self.kind).set(f64::from(u8::from(is_open)));
     }
 }
 
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+impl Tries {
+    /// Moves the next one to a pause from now.
+    fn postpone(&mut self) {
+        self.due = Instant::now() + FIRST_PAUSE * 2_u32.pow(self.failed);
+    }
 }
 
 #[cfg(test)]
@@ -128,7 +168,7 @@ mod tests {
     use super::*;
 
     fn open() -> Breaker {
-        let breaker = Breaker::new(3);
+        let breaker = Breaker::new("short", 3);
         for _ in 0..3 {
             assert_eq!(breaker.ask(), Ask::Usual);
             breaker.failed(Ask::Usual, &"no answer");
@@ -138,7 +178,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_success_between_failures_keeps_it_closed() {
-        let breaker = Breaker::new(3);
+        let breaker = Breaker::new("short", 3);
         for _ in 0..10 {
             breaker.failed(Ask::Usual, &"no answer");
             breaker.failed(Ask::Usual, &"no answer");

@@ -31,7 +31,7 @@ pub use view::View;
 pub use writes::{Change, Held, Plan, Verdict, WriteError};
 
 use self::{
-    breaker::Breaker, flights::Flights, generation::Generations, turns::Turns,
+    breaker::Breakers, flights::Flights, generation::Generations, turns::Turns,
     turnstile::Turnstile, view::RecentViews,
 };
 use crate::{
@@ -170,7 +170,7 @@ pub struct Coherence {
     generations: Arc<Generations>,
     flights: Arc<Flights>,
     recent: Arc<RecentViews>,
-    breaker: Arc<Breaker>,
+    breakers: Arc<Breakers>,
     turnstile: Arc<Turnstile>,
     turns: Arc<Turns>,
     settings: Settings,
@@ -195,7 +195,7 @@ impl Coherence {
             generations: Arc::new(generations),
             flights: Arc::default(),
             recent: Arc::default(),
-            breaker: Arc::new(Breaker::new(settings.cache_failures)),
+            breakers: Arc::new(Breakers::new(settings.cache_failures)),
             turnstile: Arc::new(Turnstile::new(settings.table_reads_at_once)),
             turns: Arc::default(),
             settings,

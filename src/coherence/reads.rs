@@ -204,7 +204,8 @@ impl Coherence {
         keys: &[Key],
         space: Option<Space>,
     ) -> Result<Answer<V>, store::Error> {
-        let asked = space.map(|space| (space, self.breaker.ask()));
+        let breaker = self.breakers.of(keys.len());
+        let asked = space.map(|space| (space, breaker.ask()));
         let Some((space, ask)) = asked.filter(|(_, ask)| *ask != Ask::Not) else {
             let found = Box::pin(self.fetch(keys, None)).await?;
             return Ok(Answer {
@@ -325,18 +326,19 @@ impl Coherence {
         deadline: Instant,
         ask: Ask,
     ) -> Sight<V> {
+        let breaker = self.breakers.of(keys.len());
         let cache_keys = keys.iter().map(|key| space.key(key)).collect();
         let found = match timeout_at(deadline, self.cache.get(cache_keys)).await {
             Ok(Ok(found)) => {
-                self.breaker.succeeded();
+                breaker.succeeded();
                 found
             }
             Ok(Err(error)) => {
-                self.breaker.failed(ask, &error);
+                breaker.failed(ask, &error);
                 Vec::new()
             }
             Err(_) => {
-                self.breaker.failed(ask, &"no answer in time");
+                breaker.failed(ask, &"no answer in time");
                 Vec::new()
             }
         };

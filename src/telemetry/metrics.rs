@@ -79,8 +79,8 @@ metrics! {
         "1 while a generation of the cache is in use, as this replica sees it";
     labelled GENERATION_STEPS = "account_cache_generation_steps_total",
         "steps of the generation switch that this replica saw, by phase";
-    gauge BREAKER_OPEN = "account_cache_breaker_open",
-        "1 while reads do not ask the cache, because it does not answer";
+    each BREAKER_OPEN = "account_cache_breaker_open",
+        "1 while reads do not ask the cache, because it does not answer, by look_ups (short, long)";
     counter READS_PAST_CACHE = "account_cache_reads_skipped_total",
         "reads that did not ask the cache, because it does not answer";
     gauge CREDENTIAL_TIME = "account_cache_credential_timestamp_seconds",
@@ -155,6 +155,9 @@ fn begin() {
         for value in values {
             ::metrics::counter!(name, label => *value).absolute(0);
         }
+    }
+    for look_ups in ["short", "long"] {
+        ::metrics::gauge!(BREAKER_OPEN, "look_ups" => look_ups).set(0);
     }
     for step in ["fence", "confirm"] {
         for result in ["placed", "failed"] {

@@ -68,6 +68,28 @@ async fn a_cache_that_does_not_answer_is_not_asked_until_it_answers_again() {
 }
 
 #[tokio::test]
+async fn long_look_ups_that_are_not_answered_do_not_keep_short_ones_from_the_cache() {
+    let (backends, service) = start().await;
+    service.found_olivia_org().await;
+    service.settle().await;
+    let delay = Duration::from_secs(60);
+    backends.momento.delay_about("GetBatch", "stranger-", delay);
+    let request = pb::BatchGetUsersRequest {
+        usernames: (0..101).map(|it| format!("stranger-{it}")).collect(),
+        consistency: None,
+    };
+    let mut client = service.client.clone();
+    for _ in 0..20 {
+        let batch = client.batch_get_users(request.clone()).await;
+        assert_eq!(batch.unwrap().into_inner().not_found, request.usernames);
+    }
+    let tries = backends.momento.seen("GetBatch").len();
+    assert!(tries <= 10, "{tries} of 20 long look-ups asked the cache");
+    let check = service.check(ORG, OLIVIA).await.unwrap();
+    assert_eq!(check.source(), Source::Cache);
+}
+
+#[tokio::test]
 async fn reads_that_the_table_has_no_room_for_are_refused_and_a_removal_is_not() {
     let backends = Backends::start().await;
     let mut settings = backends.serve_settings();

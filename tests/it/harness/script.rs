@@ -149,7 +149,12 @@ impl Script {
 
     /// Delays every further `call`.
     pub fn delay(&self, call: &'static str, delay: Duration) {
-        self.add(call, "", 0, usize::MAX, Action::Delay(delay));
+        self.delay_about(call, "", delay);
+    }
+
+    /// Delays every further `call` about something whose text contains `about`.
+    pub fn delay_about(&self, call: &'static str, about: &str, delay: Duration) {
+        self.add(call, about, 0, usize::MAX, Action::Delay(delay));
     }
 
     /// Refuses the next `times` such calls.
