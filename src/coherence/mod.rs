@@ -18,7 +18,7 @@ mod writes;
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::task::TaskTracker;
 
 pub use envelope::{Entry, Nonce, Tag};
@@ -71,6 +71,9 @@ const TTL_JITTER_PERCENT: u32 = 10;
 /// Background work of all requests together; what exceeds it is left out (fills)
 /// or refused (writes).
 const MAX_BACKGROUND_TASKS: usize = 10_000;
+
+/// Long look-ups that are under way at once.
+const LONG_LOOKS_AT_ONCE: usize = 4;
 
 /// How long the steps of the protocol may take. Not to be tuned one by one: the
 /// defaults fit each other and the store's timeouts.
@@ -171,6 +174,7 @@ pub struct Coherence {
     flights: Arc<Flights>,
     recent: Arc<RecentViews>,
     breakers: Arc<Breakers>,
+    long_looks: Arc<Semaphore>,
     turnstile: Arc<Turnstile>,
     turns: Arc<Turns>,
     settings: Settings,
@@ -196,6 +200,7 @@ impl Coherence {
             flights: Arc::default(),
             recent: Arc::default(),
             breakers: Arc::new(Breakers::new(settings.cache_failures)),
+            long_looks: Arc::new(Semaphore::new(LONG_LOOKS_AT_ONCE)),
             turnstile: Arc::new(Turnstile::new(settings.table_reads_at_once)),
             turns: Arc::default(),
             settings,

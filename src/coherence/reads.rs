@@ -18,12 +18,15 @@ use super::{
     sabotage::Sabotage,
 };
 use crate::{
-    cache::Found,
+    cache::{self, Found},
     domain::{Key, Record, Timestamp},
     store,
     telemetry::{CACHE_FILLS, CACHE_LEASES, CACHE_LOOKUPS, RECENT_LOOKUPS},
 };
 
+/// Keys that are looked up at once; a read of more takes as many looks as it needs,
+/// one after the other.
+const MAX_KEYS_PER_LOOK: usize = 300;
 /// Leases that one read takes; what it misses beyond that is read without
 /// filling.
 const MAX_LEASES_PER_READ: usize = 300;
@@ -82,6 +85,8 @@ struct Sight<V> {
     unknown: Vec<usize>,
     /// Those under which the cache has nothing: whoever takes the lease may fill.
     missed: HashSet<Key>,
+    /// When to stop waiting for the cache.
+    deadline: Instant,
     counts: Counts,
 }
 
@@ -105,6 +110,7 @@ impl<V: View> Sight<V> {
             records: vec![None; keys.len()],
             unknown: Vec::new(),
             missed: HashSet::new(),
+            deadline: Instant::now(),
             counts: Counts::default(),
         }
     }
@@ -204,22 +210,20 @@ impl Coherence {
         keys: &[Key],
         space: Option<Space>,
     ) -> Result<Answer<V>, store::Error> {
-        let breaker = self.breakers.of(keys.len());
-        let asked = space.map(|space| (space, breaker.ask()));
-        let Some((space, ask)) = asked.filter(|(_, ask)| *ask != Ask::Not) else {
+        let Some(space) = space else {
             let found = Box::pin(self.fetch(keys, None)).await?;
             return Ok(Answer {
                 records: found.iter().map(|it| it.as_ref().map(V::of)).collect(),
                 source: Source::Store,
             });
         };
-        let deadline = Instant::now() + self.settings.cache_read_timeout;
         let Sight {
             mut records,
             unknown,
             missed,
+            deadline,
             ..
-        } = self.look(keys, &space, deadline, ask).await;
+        } = self.look(keys, &space).await;
         if unknown.is_empty() {
             return Ok(Answer {
                 records,
@@ -319,55 +323,76 @@ impl Coherence {
         Ok(found)
     }
 
-    async fn look<V: View>(
+    /// What the cache says, of so many keys at a time. Once it does not answer it
+    /// is not asked for the rest.
+    async fn look<V: View>(&self, keys: &[Key], space: &Space) -> Sight<V> {
+        let mut sight = Sight::nothing(keys);
+        let mut places = 0..keys.len();
+        for keys in keys.chunks(MAX_KEYS_PER_LOOK) {
+            let Some(found) = self.ask(keys, space, &mut sight).await else {
+                break;
+            };
+            let mut found = found.into_iter();
+            let now = self.now();
+            for (key, place) in keys.iter().zip(&mut places) {
+                consume_budget().await;
+                match found.next() {
+                    Some(Found::Hit(bytes)) => match self.judge(&bytes, space, key, now) {
+                        Ok(record) => {
+                            sight.counts.hit += 1;
+                            sight.records[place] = record;
+                            continue;
+                        }
+                        Err(Unusable) => sight.counts.unusable += 1,
+                    },
+                    Some(Found::Miss) => {
+                        sight.counts.miss += 1;
+                        if sight.missed.len() < MAX_LEASES_PER_READ {
+                            sight.missed.insert(key.clone());
+                        }
+                    }
+                    Some(Found::Unknown) | None => sight.counts.failed += 1,
+                }
+                sight.unknown.push(place);
+            }
+        }
+        sight.unknown.extend(places);
+        sight.tell();
+        sight
+    }
+
+    /// Asks the cache, unless it is known not to answer; `None` if it does not.
+    async fn ask<V>(
         &self,
         keys: &[Key],
         space: &Space,
-        deadline: Instant,
-        ask: Ask,
-    ) -> Sight<V> {
+        sight: &mut Sight<V>,
+    ) -> Option<Vec<Found>> {
         let breaker = self.breakers.of(keys.len());
+        // Few at once, so that neither the cache nor this process is busy with
+        // them alone. Waiting for others says nothing of the cache.
+        let _turn = if cache::is_long(keys.len()) {
+            self.long_looks.acquire().await.ok()
+        } else {
+            None
+        };
+        let ask = breaker.ask();
+        if ask == Ask::Not {
+            return None;
+        }
+        sight.deadline = Instant::now() + self.settings.cache_read_timeout;
         let cache_keys = keys.iter().map(|key| space.key(key)).collect();
-        let found = match timeout_at(deadline, self.cache.get(cache_keys)).await {
+        let found = timeout_at(sight.deadline, self.cache.get(cache_keys)).await;
+        match found {
             Ok(Ok(found)) => {
                 breaker.succeeded();
-                found
+                return Some(found);
             }
-            Ok(Err(error)) => {
-                breaker.failed(ask, &error);
-                Vec::new()
-            }
-            Err(_) => {
-                breaker.failed(ask, &"no answer in time");
-                Vec::new()
-            }
-        };
-        let mut found = found.into_iter();
-        let now = self.now();
-        let mut sight = Sight::nothing(keys);
-        for (position, key) in keys.iter().enumerate() {
-            consume_budget().await;
-            match found.next() {
-                Some(Found::Hit(bytes)) => match self.judge(&bytes, space, key, now) {
-                    Ok(record) => {
-                        sight.counts.hit += 1;
-                        sight.records[position] = record;
-                        continue;
-                    }
-                    Err(Unusable) => sight.counts.unusable += 1,
-                },
-                Some(Found::Miss) => {
-                    sight.counts.miss += 1;
-                    if sight.missed.len() < MAX_LEASES_PER_READ {
-                        sight.missed.insert(key.clone());
-                    }
-                }
-                Some(Found::Unknown) | None => sight.counts.failed += 1,
-            }
-            sight.unknown.push(position);
+            Ok(Err(error)) => breaker.failed(ask, &error),
+            Err(_) => breaker.failed(ask, &"no answer in time"),
         }
-        sight.tell();
-        sight
+        sight.counts.failed += keys.len() as u64;
+        None
     }
 
     /// What an entry says, if it is to be believed.
