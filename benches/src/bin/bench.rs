@@ -11,7 +11,7 @@ use std::{
 use account_service::proto::account_v1::Source;
 use account_service_bench::{
     figures::{Ratios, median},
-    load::{Caller, Pace, Seen},
+    load::{Caller, Pace, Seen, Target},
     peers::{self, Backends, Programs, Subject},
 };
 use anyhow::{Context as _, Result, ensure};
@@ -448,6 +448,29 @@ async fn faults(programs: &Programs) -> Result<()> {
     Ok(())
 }
 
+/// Makes calls from a thread of its own, as from another machine: who asks in this
+/// one does not wait until those calls are sent and their answers read.
+async fn elsewhere(
+    target: impl FnOnce() -> Target + Send + 'static,
+    connections: usize,
+    pace: Pace,
+    duration: Duration,
+) -> Result<Seen> {
+    let calls = move || {
+        run_here(async {
+            let caller = Caller::connect(target(), connections).await?;
+            caller.run(pace, duration).await
+        })
+    };
+    tokio::task::spawn_blocking(calls).await?
+}
+
+/// Runs what makes calls in a runtime of this thread.
+fn run_here<T>(what: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    LocalSet::new().block_on(&runtime, what)
+}
+
 async fn flood(bench: &mut Bench, programs: &Programs) -> Result<()> {
     let backends = Backends::start(programs, 1000, 5000)?;
     let service = filled(programs, &backends).await?;
@@ -459,19 +482,24 @@ async fn flood(bench: &mut Bench, programs: &Programs) -> Result<()> {
         ("980 questions, then one that is none", false),
         ("980 questions", true),
     ] {
-        let hog = peers::hog_target(service.subject.target.addr.clone(), asks_backends);
-        let hog = Caller::connect(hog, 4).await?;
         let mut p50 = Vec::new();
         let mut p99 = Vec::new();
         let mut rates = Vec::new();
         for _ in 0..bench.pairs {
             let alone = guest.run(Pace::Closed(1), bench.seconds).await?;
+            let addr = service.subject.target.addr.clone();
+            let hog = move || peers::hog_target(addr, asks_backends);
             let (flooded, flood) = tokio::join!(
                 async {
                     tokio::time::sleep(Duration::from_secs(1)).await;
                     guest.run(Pace::Closed(1), bench.seconds).await
                 },
-                hog.run(Pace::Closed(256), bench.seconds + Duration::from_secs(2)),
+                elsewhere(
+                    hog,
+                    4,
+                    Pace::Closed(256),
+                    bench.seconds + Duration::from_secs(2)
+                ),
             );
             let (flooded, flood) = (flooded?, flood?);
             ensure!(
@@ -619,9 +647,8 @@ fn main() -> Result<()> {
         seconds: Duration::from_secs_f64(arguments.seconds),
         pairs: arguments.pairs,
     };
-    let runtime = Builder::new_current_thread().enable_all().build()?;
     let programs = arguments.programs;
-    LocalSet::new().block_on(&runtime, async {
+    run_here(async {
         match arguments.what {
             What::Cpu => cpu(&mut bench, &programs, false).await,
             What::Quick => cpu(&mut bench, &programs, true).await,
