@@ -92,6 +92,17 @@ impl Backends {
         Self::start_with(programs, &arguments.each_ref().map(String::as_str))
     }
 
+    /// Starts them so that no connection waits until another one has been served: as
+    /// if they had processors enough for all.
+    pub fn start_roomy(programs: &Programs, cache_us: u32, table_us: u32) -> Result<Self> {
+        let arguments = [
+            format!("--cache-us={cache_us}"),
+            format!("--table-us={table_us}"),
+            "--threads=8".to_owned(),
+        ];
+        Self::start_with(programs, &arguments.each_ref().map(String::as_str))
+    }
+
     /// Starts them, to count the bytes that they are sent and send.
     pub fn start_metered(programs: &Programs) -> Result<Self> {
         Self::start_with(programs, &["--meter"])

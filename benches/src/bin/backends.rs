@@ -33,6 +33,7 @@ use tokio::{
         TcpListener, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
+    runtime::Builder,
     sync::mpsc,
 };
 use tonic::Status;
@@ -48,6 +49,9 @@ struct Arguments {
     /// Counts bytes, at the price of passing them on.
     #[arg(long)]
     meter: bool,
+    /// Threads; the system lets none of them wait for long until another has done.
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -156,9 +160,16 @@ fn dev_settings() -> Result<DevSettings> {
     }
 }
 
-#[tokio::main]
-async fn main() -> Result<()> {
+fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(arguments.threads)
+        .enable_all()
+        .build()?;
+    runtime.block_on(serve(arguments))
+}
+
+async fn serve(arguments: Arguments) -> Result<()> {
     let way = Arc::new(Way {
         delay: Duration::from_micros(arguments.cache_us),
         mood: Mutex::new(Mood::Ok),
