@@ -21,6 +21,10 @@ lint:
     cargo clippy --locked --no-default-features -- -D warnings
     RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 
+# What starts servers, with one processor for each: they run otherwise there.
+one-processor:
+    REPLICA_PROCESSOR=0 cargo test --locked --test it -- binary:: fleet:: starts::
+
 # The cache protocol as a model, explored exhaustively: about two minutes.
 model:
     cargo test --locked -p coherence-model -- --nocapture --test-threads 1
@@ -105,4 +109,4 @@ reproducible:
     cmp target/account-service-{first,second}
 
 # Everything.
-all: lint proto deny test model sabotage second-opinion clients deploy fuzz
+all: lint proto deny test one-processor model sabotage second-opinion clients deploy fuzz

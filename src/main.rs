@@ -1,7 +1,7 @@
 //! Arguments in, exit code out: 64 for a bad setting, 1 for anything that fails
 //! later.
 
-use std::process::ExitCode;
+use std::{num::NonZero, process::ExitCode, thread};
 
 use account_service::{command, config::Cli};
 use clap::Parser as _;
@@ -20,10 +20,12 @@ const EXIT_BAD_SETTING: u8 = 64;
 const EVENT_INTERVAL: u32 = 16;
 
 fn main() -> ExitCode {
-    let runtime = runtime::Builder::new_multi_thread()
-        .enable_all()
-        .event_interval(EVENT_INTERVAL)
-        .build();
+    // One processor does better without a scheduler for several.
+    let mut runtime = match thread::available_parallelism() {
+        Ok(NonZero::<usize>::MIN) => runtime::Builder::new_current_thread(),
+        _ => runtime::Builder::new_multi_thread(),
+    };
+    let runtime = runtime.enable_all().event_interval(EVENT_INTERVAL).build();
     match runtime {
         Ok(runtime) => runtime.block_on(run()),
         Err(error) => {

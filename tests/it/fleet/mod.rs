@@ -34,9 +34,6 @@ use crate::harness::{
 
 use self::load::{Load, Policy};
 
-/// The processor that replicas are to run on, as `taskset` names it.
-const PROCESSOR: &str = "REPLICA_PROCESSOR";
-
 /// Replicas at addresses that stay theirs.
 pub struct Fleet {
     backends: Backends,
@@ -85,12 +82,6 @@ impl Fleet {
             .env("LOG", "info")
             .stderr(fs::File::options().append(true).open(log.path()).unwrap());
         let started = Server::start(command, "serving on", |_| true);
-        if let Ok(processor) = std::env::var(PROCESSOR) {
-            let pid = started.pid().to_string();
-            let mut pin = Command::new("taskset");
-            pin.args(["-acp", &processor, &pid]).stdout(Stdio::null());
-            assert!(pin.status().unwrap().success());
-        }
         *server.lock().unwrap() = Some(started);
     }
 

@@ -11,9 +11,19 @@ use super::{Backends, Client};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_account-service");
 
+/// The processor that servers are to have to themselves, as `taskset` names it.
+const PROCESSOR: &str = "REPLICA_PROCESSOR";
+
 /// The binary with nothing in its environment but what a test sets.
 pub fn command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(BINARY);
+    let mut command = match std::env::var(PROCESSOR) {
+        Ok(processor) => {
+            let mut pinned = Command::new("taskset");
+            pinned.args(["-c", &processor, BINARY]);
+            pinned
+        }
+        Err(_) => Command::new(BINARY),
+    };
     command
         .args(arguments)
         .env_clear()
