@@ -25,6 +25,8 @@ const REPLICAS: usize = 2;
 /// Callers, each of which asks again as soon as it is answered.
 const READERS: usize = 64;
 const WRITERS: usize = 4;
+/// The embedded table takes the longer for a change the more there were.
+const BETWEEN_WRITES: Duration = Duration::from_millis(500);
 /// Users whom checks are about, most of whom are no members.
 const USERS: usize = 2_000;
 const TABLE_TAKES: Duration = Duration::from_millis(5);
@@ -112,7 +114,7 @@ async fn write(client: Client, number: usize, watch: &Watch) {
             second.writes += usize::from(added) + usize::from(removed);
             second.failed_writes += usize::from(!added) + usize::from(!removed);
         }
-        sleep(Duration::from_millis(50)).await;
+        sleep(BETWEEN_WRITES).await;
     }
 }
 
