@@ -23,7 +23,7 @@ lint:
 
 # What starts servers, with one processor for each: they run otherwise there.
 one-processor:
-    REPLICA_PROCESSOR=0 cargo test --locked --test it -- binary:: fleet:: starts::
+    REPLICA_PROCESSOR=0 cargo test --locked --test it -- binary:: fleet:: telemetry::
 
 # The cache protocol as a model, explored exhaustively: about two minutes.
 model:

@@ -308,8 +308,8 @@ pub struct EmbeddedCredentials;
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Cache")]
 pub struct CacheSettings {
-    /// Longest a read waits for the cache before it goes to the table, in
-    /// milliseconds.
+    /// Longest a look-up in the cache may take, of up to 300 records, before the read
+    /// goes to the table, in milliseconds.
     #[arg(long, env = "CACHE_READ_TIMEOUT_MS", value_name = "MS", default_value = "50", value_parser = millis)]
     pub cache_read_timeout_ms: Duration,
     /// Requests to the table that are under way at once for callers' reads. Those

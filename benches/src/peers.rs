@@ -85,20 +85,21 @@ pub struct Backends {
 impl Backends {
     /// Starts them, so many microseconds away.
     pub fn start(programs: &Programs, cache_us: u32, table_us: u32) -> Result<Self> {
-        let arguments = [
-            format!("--cache-us={cache_us}"),
-            format!("--table-us={table_us}"),
-        ];
-        Self::start_with(programs, &arguments.each_ref().map(String::as_str))
+        Self::start_on(programs, cache_us, table_us, 1)
     }
 
-    /// Starts them so that no connection waits until another one has been served: as
-    /// if they had processors enough for all.
-    pub fn start_roomy(programs: &Programs, cache_us: u32, table_us: u32) -> Result<Self> {
+    /// Starts them on so many threads: with several, no connection waits until another
+    /// one has been served, as if they had processors enough for all.
+    pub fn start_on(
+        programs: &Programs,
+        cache_us: u32,
+        table_us: u32,
+        threads: u32,
+    ) -> Result<Self> {
         let arguments = [
             format!("--cache-us={cache_us}"),
             format!("--table-us={table_us}"),
-            "--threads=8".to_owned(),
+            format!("--threads={threads}"),
         ];
         Self::start_with(programs, &arguments.each_ref().map(String::as_str))
     }

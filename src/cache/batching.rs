@@ -11,7 +11,7 @@ use foldhash::fast::RandomState;
 use indexmap::IndexSet;
 use tokio::{runtime::Handle, sync::oneshot, time::timeout};
 
-use super::{Cache, Error, Found, Kind};
+use super::{Cache, Error, Found, Kind, is_long};
 
 /// Look-ups that are sent at once, each on its own; those that come meanwhile
 /// wait for the first of them to end, and are then sent together. Alone, a
@@ -23,8 +23,6 @@ const MOST_LANES: usize = 16;
 /// About as long as it takes to send a look-up and to take its answer: waiting
 /// for so long for company costs less than going without.
 const SPACING: Duration = Duration::from_micros(75);
-/// Keys that are sent together.
-const MAX_KEYS: usize = 300;
 /// A look-up of more keys than this is sent at once, on its own: it would gain
 /// little, and be long in a lane.
 const MAX_KEYS_TO_SHARE: usize = 30;
@@ -212,7 +210,7 @@ impl Lanes {
         self.waiting.retain(|waiting| !waiting.answer.is_closed());
         let fit = self.waiting.iter().take_while(|waiting| {
             keys += waiting.keys.len();
-            keys <= MAX_KEYS
+            !is_long(keys)
         });
         let fit = fit.count();
         self.waiting.drain(..fit).collect()

@@ -17,8 +17,11 @@ pub use credential::{Credential, CredentialError};
 pub use momento::{Momento, Settings};
 pub use slot::Slot;
 
-/// Keys of a look-up beyond which it is long.
-const LONG: usize = 100;
+/// Keys that are looked up at once, at most.
+pub const MAX_KEYS: usize = 300;
+/// Keys of a look-up beyond which it is long. More than the page of 50 that lists
+/// have unless told otherwise looks up, which are two for each entry and one.
+const LONG: usize = 128;
 
 /// Whether a look-up of so many keys is long: so long that short ones had to wait
 /// for its answer, and are kept apart from it.
@@ -44,7 +47,7 @@ pub enum Found {
 /// conditional writes of one key mix.
 #[async_trait]
 pub trait Cache: Send + Sync {
-    /// Looks up distinct keys, in one round trip however many. Returns one
+    /// Looks up distinct keys, at most [`MAX_KEYS`], in one round trip. Returns one
     /// result per key, in the order of the keys.
     ///
     /// # Errors

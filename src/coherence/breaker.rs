@@ -96,13 +96,19 @@ impl Breaker {
 
     /// What the next read is to do.
     pub(super) fn ask(&self) -> Ask {
-        if self.failures.load(Ordering::Relaxed) < self.threshold {
+        if !self.is_open() {
             return Ask::Usual;
         }
-        let mut tries = self.tries();
-        if Instant::now() >= tries.due {
-            tries.postpone();
-            return Ask::Try;
+        {
+            let mut tries = self.tries();
+            // It may have been closed meanwhile.
+            if !self.is_open() {
+                return Ask::Usual;
+            }
+            if Instant::now() >= tries.due {
+                tries.postpone();
+                return Ask::Try;
+            }
         }
         metrics::counter!(READS_PAST_CACHE).increment(1);
         Ask::Not
@@ -113,10 +119,16 @@ impl Breaker {
         if self.failures.load(Ordering::Relaxed) == 0 {
             return;
         }
-        let mut tries = self.tries();
-        tries.failed = 0;
-        if self.failures.swap(0, Ordering::Relaxed) > 0 {
-            self.show(false);
+        let failures = {
+            let mut tries = self.tries();
+            tries.failed = 0;
+            let failures = self.failures.swap(0, Ordering::Relaxed);
+            if failures >= self.threshold {
+                self.show(false);
+            }
+            failures
+        };
+        if failures > 0 {
             tracing::info!(look_ups = self.kind, "the cache answers again");
         }
     }
@@ -124,25 +136,36 @@ impl Breaker {
     /// The cache has not answered who asked like this. Logs when that begins and
     /// what follows from it, not each failure.
     pub(super) fn failed(&self, ask: Ask, error: &dyn fmt::Display) {
+        let failures = {
+            let mut tries = self.tries();
+            if ask == Ask::Try {
+                if self.is_open() {
+                    tries.failed = (tries.failed + 1).min(MAX_DOUBLINGS);
+                    tries.postpone();
+                }
+                return;
+            }
+            let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+            if failures == self.threshold {
+                tries.postpone();
+                self.show(true);
+            }
+            failures
+        };
         let look_ups = self.kind;
-        let mut tries = self.tries();
-        if ask == Ask::Try {
-            tries.failed = (tries.failed + 1).min(MAX_DOUBLINGS);
-            tries.postpone();
-            return;
-        }
-        let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
         if failures == 1 {
             tracing::warn!(%error, look_ups, "the cache fails; reads go to the table");
         }
         if failures == self.threshold {
-            tries.postpone();
-            self.show(true);
             tracing::warn!(
                 look_ups,
                 "the cache still fails; reads do not ask it for a while"
             );
         }
+    }
+
+    fn is_open(&self) -> bool {
+        self.failures.load(Ordering::Relaxed) >= self.threshold
     }
 
     fn tries(&self) -> MutexGuard<'_, Tries> {

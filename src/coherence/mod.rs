@@ -121,10 +121,11 @@ impl Default for Timing {
 /// The numbers to tune.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Longest a read may wait for the cache before it goes to the table.
+    /// Longest a look-up in the cache, of up to [`crate::cache::MAX_KEYS`] keys, may
+    /// take before the read goes to the table.
     pub cache_read_timeout: Duration,
-    /// Reads in a row that the cache has to fail before reads do not ask it for a
-    /// while.
+    /// Look-ups of one kind, short or long, in a row that the cache has to fail before
+    /// those of that kind are left out for a while.
     pub cache_failures: u32,
     /// Requests to the table that are under way at once for callers' reads.
     /// Writes are not counted.

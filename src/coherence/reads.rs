@@ -24,9 +24,8 @@ use crate::{
     telemetry::{CACHE_FILLS, CACHE_LEASES, CACHE_LOOKUPS, RECENT_LOOKUPS},
 };
 
-/// Keys that are looked up at once; a read of more takes as many looks as it needs,
-/// one after the other.
-const MAX_KEYS_PER_LOOK: usize = 300;
+/// Longest that a long look-up waits until others have ended.
+const PATIENCE: Duration = Duration::from_millis(250);
 /// Leases that one read takes; what it misses beyond that is read without
 /// filling.
 const MAX_LEASES_PER_READ: usize = 300;
@@ -104,6 +103,16 @@ struct Counts {
 /// An entry that is not to be believed, and not to be filled.
 struct Unusable;
 
+/// Why the cache has said nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unanswered {
+    /// It was not asked: it is known not to answer, not in use any more, or too many
+    /// long look-ups were under way.
+    NotAsked,
+    /// It failed, or did not answer in time.
+    Failed,
+}
+
 impl<V: View> Sight<V> {
     fn nothing(keys: &[Key]) -> Self {
         Self {
@@ -152,7 +161,7 @@ impl Coherence {
     ///
     /// # Errors
     /// Only the table's: a cache that is down, slow or full of nonsense costs
-    /// at most [`super::Settings::cache_read_timeout`].
+    /// at most [`super::Settings::cache_read_timeout`] for each look-up.
     pub async fn read<V: View>(
         &self,
         keys: &[Key],
@@ -210,7 +219,11 @@ impl Coherence {
         keys: &[Key],
         space: Option<Space>,
     ) -> Result<Answer<V>, store::Error> {
-        let Some(space) = space else {
+        let sight = match &space {
+            Some(space) => self.look(keys, space).await,
+            None => None,
+        };
+        let Some((space, sight)) = space.zip(sight) else {
             let found = Box::pin(self.fetch(keys, None)).await?;
             return Ok(Answer {
                 records: found.iter().map(|it| it.as_ref().map(V::of)).collect(),
@@ -223,7 +236,7 @@ impl Coherence {
             missed,
             deadline,
             ..
-        } = self.look(keys, &space).await;
+        } = sight;
         if unknown.is_empty() {
             return Ok(Answer {
                 records,
@@ -323,18 +336,34 @@ impl Coherence {
         Ok(found)
     }
 
-    /// What the cache says, of so many keys at a time. Once it does not answer it
-    /// is not asked for the rest.
-    async fn look<V: View>(&self, keys: &[Key], space: &Space) -> Sight<V> {
+    /// What the cache says; `None` if it is not asked. A read of more keys than are
+    /// looked up at once takes several looks of about the same size, one after the
+    /// other; once the cache does not answer it is not asked for the rest, and
+    /// nothing is filled.
+    async fn look<V: View>(&self, keys: &[Key], space: &Space) -> Option<Sight<V>> {
+        let looks = keys.len().div_ceil(cache::MAX_KEYS).max(1);
+        let keys_per_look = keys.len().div_ceil(looks).max(1);
         let mut sight = Sight::nothing(keys);
-        let mut places = 0..keys.len();
-        for keys in keys.chunks(MAX_KEYS_PER_LOOK) {
-            let Some(found) = self.ask(keys, space, &mut sight).await else {
-                break;
+        for (look, keys) in keys.chunks(keys_per_look).enumerate() {
+            let first = look * keys_per_look;
+            let found = match self.ask(keys, space).await {
+                Ok((found, deadline)) => {
+                    sight.deadline = deadline;
+                    found
+                }
+                Err(Unanswered::NotAsked) if look == 0 => return None,
+                Err(unanswered) => {
+                    if unanswered == Unanswered::Failed {
+                        sight.counts.failed += keys.len() as u64;
+                    }
+                    sight.unknown.extend(first..sight.records.len());
+                    sight.missed.clear();
+                    break;
+                }
             };
             let mut found = found.into_iter();
             let now = self.now();
-            for (key, place) in keys.iter().zip(&mut places) {
+            for (place, key) in (first..).zip(keys) {
                 consume_budget().await;
                 match found.next() {
                     Some(Found::Hit(bytes)) => match self.judge(&bytes, space, key, now) {
@@ -356,43 +385,41 @@ impl Coherence {
                 sight.unknown.push(place);
             }
         }
-        sight.unknown.extend(places);
         sight.tell();
-        sight
+        Some(sight)
     }
 
-    /// Asks the cache, unless it is known not to answer; `None` if it does not.
-    async fn ask<V>(
-        &self,
-        keys: &[Key],
-        space: &Space,
-        sight: &mut Sight<V>,
-    ) -> Option<Vec<Found>> {
-        let breaker = self.breakers.of(keys.len());
-        // Few at once, so that neither the cache nor this process is busy with
-        // them alone. Waiting for others says nothing of the cache.
+    /// Asks the cache, unless it is known not to answer. Returns also when to stop
+    /// waiting for it in what follows.
+    async fn ask(&self, keys: &[Key], space: &Space) -> Result<(Vec<Found>, Instant), Unanswered> {
         let _turn = if cache::is_long(keys.len()) {
-            self.long_looks.acquire().await.ok()
+            // Few at once, so that neither the cache nor this process is busy with
+            // them alone. Waiting for others says nothing of the cache.
+            let turn = timeout(PATIENCE, self.long_looks.acquire()).await;
+            let turn = turn.map_err(|_| Unanswered::NotAsked)?;
+            if self.generations.in_use().as_ref() != Some(space) {
+                return Err(Unanswered::NotAsked);
+            }
+            Some(turn)
         } else {
             None
         };
+        let breaker = self.breakers.of(keys.len());
         let ask = breaker.ask();
         if ask == Ask::Not {
-            return None;
+            return Err(Unanswered::NotAsked);
         }
-        sight.deadline = Instant::now() + self.settings.cache_read_timeout;
+        let deadline = Instant::now() + self.settings.cache_read_timeout;
         let cache_keys = keys.iter().map(|key| space.key(key)).collect();
-        let found = timeout_at(sight.deadline, self.cache.get(cache_keys)).await;
-        match found {
+        match timeout_at(deadline, self.cache.get(cache_keys)).await {
             Ok(Ok(found)) => {
                 breaker.succeeded();
-                return Some(found);
+                return Ok((found, deadline));
             }
             Ok(Err(error)) => breaker.failed(ask, &error),
             Err(_) => breaker.failed(ask, &"no answer in time"),
         }
-        sight.counts.failed += keys.len() as u64;
-        None
+        Err(Unanswered::Failed)
     }
 
     /// What an entry says, if it is to be believed.

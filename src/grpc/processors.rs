@@ -206,7 +206,8 @@ mod tests {
         most
     }
 
-    /// In a runtime as the service's, where a task that another one wakes goes first.
+    // As where the service has several processors: a task that another one wakes goes
+    // first.
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn who_is_ready_waits_for_one_step_of_all_calls_that_use_much() {
         assert_eq!(steps_within(go_to_the_back).await, 1);
@@ -214,6 +215,13 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn whom_an_event_wakes_waits_for_one_step_of_all_calls_that_use_much() {
+        assert_eq!(steps_within(yield_now).await, 1);
+    }
+
+    // As where it has one.
+    #[tokio::test]
+    async fn on_one_thread_others_wait_for_one_step_of_all_calls_that_use_much() {
+        assert_eq!(steps_within(go_to_the_back).await, 1);
         assert_eq!(steps_within(yield_now).await, 1);
     }
 }

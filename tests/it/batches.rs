@@ -52,6 +52,22 @@ async fn users_are_answered_in_order_and_once_in_one_round_trip() {
 }
 
 #[tokio::test]
+async fn more_than_300_are_looked_up_in_several_round_trips_and_answered_in_order() {
+    let (backends, service) = start().await;
+    service.found_olivia_org().await;
+    service.settle().await;
+    let strangers: Vec<_> = (0..599).map(|it| format!("stranger-{it}")).collect();
+    let mut wanted: Vec<_> = strangers.iter().map(String::as_str).collect();
+    wanted.insert(0, OLIVIA);
+    wanted.insert(350, MICHAEL);
+    backends.forget_calls();
+    let batch = get_users(&service, &wanted).await;
+    assert_eq!(names(&batch), [OLIVIA, MICHAEL]);
+    assert_eq!(batch.not_found, strangers);
+    assert_eq!(backends.momento.seen("GetBatch").len(), 3);
+}
+
+#[tokio::test]
 async fn organizations_are_answered_as_users_are() {
     let (backends, service) = start().await;
     service.found_olivia_org().await;

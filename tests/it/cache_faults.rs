@@ -28,15 +28,34 @@ const ORG: &str = "olivia-org";
 const OLIVIA: &str = "oliviaowner";
 const MICHAEL: &str = "membermichael";
 
-async fn start_with_a_cache_that_does_not_answer_reads() -> (Backends, Replica) {
+/// With a service that waits for the cache as long as it does by default.
+async fn start_with_olivia_org() -> (Backends, Replica) {
     let backends = Backends::start().await;
     let mut settings = backends.serve_settings();
     settings.cache.cache_read_timeout_ms = Duration::from_millis(50);
     let service = Replica::start(&settings).await;
     service.found_olivia_org().await;
     service.settle().await;
+    (backends, service)
+}
+
+async fn start_with_a_cache_that_does_not_answer_reads() -> (Backends, Replica) {
+    let (backends, service) = start_with_olivia_org().await;
     backends.momento.delay("GetBatch", Duration::from_secs(60));
     (backends, service)
+}
+
+async fn get_users(service: &Replica, usernames: Vec<String>) -> pb::BatchGetUsersResponse {
+    let request = pb::BatchGetUsersRequest {
+        usernames,
+        consistency: None,
+    };
+    let batch = service.client.clone().batch_get_users(request).await;
+    batch.unwrap().into_inner()
+}
+
+fn strangers(count: usize) -> Vec<String> {
+    (0..count).map(|it| format!("stranger-{it}")).collect()
 }
 
 #[tokio::test]
@@ -69,24 +88,70 @@ async fn a_cache_that_does_not_answer_is_not_asked_until_it_answers_again() {
 
 #[tokio::test]
 async fn long_look_ups_that_are_not_answered_do_not_keep_short_ones_from_the_cache() {
-    let (backends, service) = start().await;
-    service.found_olivia_org().await;
-    service.settle().await;
+    let (backends, service) = start_with_olivia_org().await;
     let delay = Duration::from_secs(60);
     backends.momento.delay_about("GetBatch", "stranger-", delay);
-    let request = pb::BatchGetUsersRequest {
-        usernames: (0..101).map(|it| format!("stranger-{it}")).collect(),
-        consistency: None,
-    };
-    let mut client = service.client.clone();
+    backends.forget_calls();
     for _ in 0..20 {
-        let batch = client.batch_get_users(request.clone()).await;
-        assert_eq!(batch.unwrap().into_inner().not_found, request.usernames);
+        let batch = get_users(&service, strangers(150)).await;
+        assert_eq!(batch.not_found, strangers(150));
     }
     let tries = backends.momento.seen("GetBatch").len();
     assert!(tries <= 10, "{tries} of 20 long look-ups asked the cache");
     let check = service.check(ORG, OLIVIA).await.unwrap();
     assert_eq!(check.source(), Source::Cache);
+    backends.momento.behave();
+    eventually("long reads come from the cache", async || {
+        let batch = get_users(&service, strangers(150)).await;
+        service.settle().await;
+        batch.source() == Source::Cache
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn long_look_ups_take_turns_and_those_that_wait_long_go_to_the_table() {
+    let backends = Backends::start().await;
+    let service = backends.replica().await;
+    let held = [(); 4].map(|()| backends.momento.hold("GetBatch", "stranger-", 0));
+    let four = join_all((0..4).map(|_| get_users(&service, strangers(150))));
+    let fifth = async {
+        for look_up in &held {
+            look_up.reached().await;
+        }
+        let fifth = get_users(&service, strangers(150)).await;
+        let asked = backends.momento.seen("GetBatch").len();
+        drop(held);
+        (fifth, asked)
+    };
+    let (four, (fifth, asked)) = tokio::join!(four, fifth);
+    assert_eq!(asked, 4);
+    assert!(
+        four.into_iter()
+            .chain([fifth])
+            .all(|batch| batch.not_found == strangers(150))
+    );
+}
+
+#[tokio::test]
+async fn a_cache_that_does_not_answer_is_not_asked_for_the_rest_of_a_batch() {
+    let (backends, service) = start_with_olivia_org().await;
+    let mut wanted = strangers(601);
+    wanted[0] = OLIVIA.to_owned();
+    wanted[350] = MICHAEL.to_owned();
+    // Of the second look-up.
+    let delay = Duration::from_secs(60);
+    backends
+        .momento
+        .delay_about("GetBatch", "stranger-250", delay);
+    backends.forget_calls();
+    let batch = get_users(&service, wanted).await;
+    let found: Vec<_> = batch.users.iter().map(|user| &user.username).collect();
+    assert_eq!(found, [OLIVIA, MICHAEL]);
+    assert_eq!(batch.source(), Source::Store);
+    service.settle().await;
+    // No leases either.
+    assert_eq!(backends.momento.calls(), ["2 x GetBatch"]);
 }
 
 #[tokio::test]

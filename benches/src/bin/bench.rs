@@ -472,7 +472,7 @@ fn run_here<T>(what: impl Future<Output = Result<T>>) -> Result<T> {
 }
 
 async fn flood(bench: &mut Bench, programs: &Programs) -> Result<()> {
-    let backends = Backends::start_roomy(programs, 1000, 5000)?;
+    let backends = Backends::start_on(programs, 1000, 5000, 8)?;
     let service = filled(programs, &backends).await?;
     let guest = Caller::connect(service.subject.target.clone(), 1).await?;
     println!(
