@@ -1,6 +1,6 @@
 //! Checks histories. Knows nothing of how the service works.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use account_service::proto::account_v1::Role;
 
@@ -172,65 +172,157 @@ pub fn not_linearizable(history: &[Operation]) -> Vec<String> {
         .collect()
 }
 
+/// A way in which the operations until now can have happened. Of those that are not
+/// answered yet, it says which have happened already.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Way {
+    state: State,
+    /// Those that were done.
+    done: BTreeSet<usize>,
+    /// Those of unknown outcome.
+    unknown: BTreeSet<usize>,
+    /// Those that changed nothing.
+    seen: BTreeSet<usize>,
+}
+
+impl Way {
+    /// Whatever can follow upon the other can follow upon this: what was seen needs
+    /// not be seen any more, and what need not happen may still.
+    fn covers(&self, other: &Self) -> bool {
+        self.unknown.is_subset(&other.unknown) && self.seen.is_superset(&other.seen)
+    }
+
+    fn happened(&self, id: usize) -> bool {
+        self.done.contains(&id) || self.unknown.contains(&id) || self.seen.contains(&id)
+    }
+
+    fn forget(mut self, id: usize) -> Self {
+        self.done.remove(&id);
+        self.unknown.remove(&id);
+        self.seen.remove(&id);
+        self
+    }
+}
+
+/// Ways, without those that others cover.
+#[derive(Debug, Default)]
+struct Ways(HashMap<(State, BTreeSet<usize>), Vec<Way>>);
+
+impl Ways {
+    /// Whether it is a new one.
+    fn add(&mut self, way: Way) -> bool {
+        let known = self.0.entry((way.state, way.done.clone())).or_default();
+        if known.iter().any(|it| it.covers(&way)) {
+            return false;
+        }
+        known.retain(|it| !way.covers(it));
+        known.push(way);
+        true
+    }
+
+    fn into_vec(self) -> Vec<Way> {
+        self.0.into_values().flatten().collect()
+    }
+}
+
 /// Follows all ways in which the operations can have happened; returns the first
 /// operation whose answer is in none of them.
 fn first_impossible(operations: &[&Operation]) -> Option<Operation> {
-    // What has happened already is with the state, until it is answered.
-    let mut ways = HashSet::from([(State::default(), BTreeSet::new())]);
-    let mut open = BTreeSet::new();
-    let mut events: Vec<_> = operations
-        .iter()
-        .enumerate()
-        .flat_map(|(id, operation)| {
-            let straggle = if operation.told == Told::Unknown {
-                STRAGGLE_NS
-            } else {
-                0
-            };
-            [
-                (operation.began, true, id),
-                (operation.ended + straggle, false, id),
-            ]
-        })
-        .collect();
+    let ended = |id: usize| {
+        let operation = operations[id];
+        let straggle = if operation.told == Told::Unknown {
+            STRAGGLE_NS
+        } else {
+            0
+        };
+        operation.ended + straggle
+    };
+    let beginnings = operations.iter().enumerate();
+    let beginnings = beginnings.map(|(id, operation)| (operation.began, true, id));
+    let ends = (0..operations.len()).map(|id| (ended(id), false, id));
+    let mut events: Vec<_> = beginnings.chain(ends).collect();
     events.sort_unstable();
+
+    let mut ways = vec![Way {
+        state: State::default(),
+        done: BTreeSet::new(),
+        unknown: BTreeSet::new(),
+        seen: BTreeSet::new(),
+    }];
+    // In the order of their ends.
+    let mut open: BTreeSet<(u128, usize)> = BTreeSet::new();
     for (_, is_beginning, id) in events {
         if is_beginning {
-            open.insert(id);
+            open.insert((ended(id), id));
             continue;
         }
-        let is_certain = operations[id].told != Told::Unknown;
-        let mut next = HashSet::new();
-        let mut seen = HashSet::new();
-        let mut unexplored: Vec<_> = ways.into_iter().collect();
-        while let Some((state, happened)) = unexplored.pop() {
-            if !seen.insert((state, happened.clone())) {
-                continue;
-            }
-            if happened.contains(&id) || !is_certain {
-                let mut left = happened.clone();
-                left.remove(&id);
-                next.insert((state, left));
-            }
-            if happened.contains(&id) {
-                continue;
-            }
-            for other in open.iter().filter(|other| !happened.contains(*other)) {
-                let operation = operations[*other];
-                if let Some(after) = state.after(operation.what, operation.told) {
-                    let mut happened = happened.clone();
-                    happened.insert(*other);
-                    unexplored.push((after, happened));
-                }
-            }
-        }
+        let next = ways_past(id, ways, operations, &open);
         if next.is_empty() {
             return Some(*operations[id]);
         }
-        open.remove(&id);
+        open.remove(&(ended(id), id));
         ways = next;
     }
     None
+}
+
+/// The ways in which an operation that is answered now has happened, or need not.
+/// Others happen only where it would not have been possible before them.
+fn ways_past(
+    id: usize,
+    ways: Vec<Way>,
+    operations: &[&Operation],
+    open: &BTreeSet<(u128, usize)>,
+) -> Vec<Way> {
+    let mut past = Ways::default();
+    let mut tried = Ways::default();
+    if operations[id].told == Told::Unknown {
+        for way in &ways {
+            past.add(way.clone().forget(id));
+        }
+    }
+    let mut untried = ways;
+    while let Some(mut way) = untried.pop() {
+        // What changes nothing happens as soon as it can.
+        for (_, other) in open {
+            let Operation { what, told, .. } = *operations[*other];
+            let is_seen = !matches!(told, Told::Done | Told::Unknown);
+            if is_seen && way.state.after(what, told).is_some() {
+                way.seen.insert(*other);
+            }
+        }
+        if way.happened(id) {
+            past.add(way.forget(id));
+            continue;
+        }
+        if !tried.add(way.clone()) {
+            continue;
+        }
+        // Of those that do the same, the one that is to happen first.
+        let mut kinds = HashSet::new();
+        for (_, other) in open {
+            let Operation { what, told, .. } = *operations[*other];
+            if way.happened(*other) || !kinds.insert((what, told)) {
+                continue;
+            }
+            let Some(after) = way.state.after(what, told) else {
+                continue;
+            };
+            let mut longer = Way {
+                state: after,
+                ..way.clone()
+            };
+            match told {
+                Told::Done => longer.done.insert(*other),
+                // It can as well not happen.
+                Told::Unknown if after == way.state => continue,
+                Told::Unknown => longer.unknown.insert(*other),
+                _ => continue,
+            };
+            untried.push(longer);
+        }
+    }
+    past.into_vec()
 }
 
 fn memberships() -> impl Iterator<Item = (usize, usize)> {
@@ -312,5 +404,93 @@ mod tests {
         history.push(check(Some(Role::Member), 7, 8));
         assert!(stale_answers(&history).is_empty());
         assert_eq!(not_linearizable(&history).len(), 1);
+    }
+
+    /// Whether the operations that are left can happen one after the other, by trying
+    /// all orders.
+    fn can_happen(state: State, left: &[Operation]) -> bool {
+        let end = |it: &Operation| match it.told {
+            Told::Unknown => it.ended + STRAGGLE_NS,
+            _ => it.ended,
+        };
+        if left.iter().all(|it| it.told == Told::Unknown) {
+            return true;
+        }
+        (0..left.len()).any(|next| {
+            let mut rest = left.to_vec();
+            let it = rest.remove(next);
+            // What was answered before it began has happened, or never does.
+            let is_over = |other: &Operation| end(other) <= it.began;
+            let (over, rest): (Vec<_>, Vec<_>) = rest.into_iter().partition(is_over);
+            over.iter().all(|other| other.told == Told::Unknown)
+                && state
+                    .after(it.what, it.told)
+                    .is_some_and(|after| can_happen(after, &rest))
+        })
+    }
+
+    fn any_history(random: &mut fastrand::Rng) -> Vec<Operation> {
+        let roles = [Role::Member, Role::Admin];
+        let mut any = |_| {
+            let role = roles[random.usize(..2)];
+            let what = match random.usize(..9) {
+                0 => What::CreateUser(0),
+                1 => What::DeleteUser(0),
+                2 | 3 => What::Add(0, 0, role),
+                4 => What::ChangeRole(0, 0, role),
+                5 => What::Remove(0, 0),
+                _ => What::Check(0, 0),
+            };
+            let told = match what {
+                What::Check(..) => {
+                    Told::IsMember([None, Some(roles[0]), Some(roles[1])][random.usize(..3)])
+                }
+                What::CreateUser(_) => [Told::Done, Told::Exists, Told::Unknown][random.usize(..3)],
+                _ => [Told::Done, Told::Done, Told::NoMember, Told::Unknown][random.usize(..4)],
+            };
+            let began = random.u128(..12) * STRAGGLE_NS / 2;
+            let ended = began + 1 + random.u128(..4) * STRAGGLE_NS / 2;
+            operation(what, told, began, ended)
+        };
+        let mut history = vec![operation(What::CreateUser(0), Told::Done, 0, 1)];
+        history.extend((0..6).map(&mut any));
+        history
+    }
+
+    #[test]
+    fn what_is_found_is_what_trying_all_orders_finds() {
+        let mut random = fastrand::Rng::with_seed(7);
+        let mut possible = 0;
+        for _ in 0..20_000 {
+            let history = any_history(&mut random);
+            let can_happen = can_happen(State::default(), &history);
+            assert_eq!(
+                not_linearizable(&history).is_empty(),
+                can_happen,
+                "{history:#?}"
+            );
+            possible += usize::from(can_happen);
+        }
+        assert!((2_000..18_000).contains(&possible), "{possible}");
+    }
+
+    #[test]
+    fn many_who_ask_at_once_for_long_are_checked_soon() {
+        let mut history = founded();
+        for number in 0..200 {
+            let began = 4 + number;
+            let told = Told::IsMember(Some(
+                [Role::Member, Role::Admin][usize::from(number % 2 == 0)],
+            ));
+            history.push(operation(What::Check(0, 0), told, began, 10_000));
+            let role = [Role::Admin, Role::Member][usize::from(number % 2 == 0)];
+            let told = if number % 10 == 0 {
+                Told::Done
+            } else {
+                Told::Unknown
+            };
+            history.push(operation(What::ChangeRole(0, 0, role), told, began, 10_000));
+        }
+        assert!(not_linearizable(&history).is_empty());
     }
 }

@@ -9,7 +9,7 @@ pub const USERS: usize = 2;
 pub const ORGANIZATIONS: usize = 2;
 
 /// What was asked. Users and organizations by number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum What {
     CreateUser(usize),
     DeleteUser(usize),
@@ -20,7 +20,7 @@ pub enum What {
 }
 
 /// What was told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Told {
     /// It was done.
     Done,
