@@ -114,12 +114,12 @@ enum Unanswered {
 }
 
 impl<V: View> Sight<V> {
-    fn nothing(keys: &[Key]) -> Self {
+    fn nothing(keys: &[Key], deadline: Instant) -> Self {
         Self {
             records: vec![None; keys.len()],
             unknown: Vec::new(),
             missed: HashSet::new(),
-            deadline: Instant::now(),
+            deadline,
             counts: Counts::default(),
         }
     }
@@ -343,14 +343,13 @@ impl Coherence {
     async fn look<V: View>(&self, keys: &[Key], space: &Space) -> Option<Sight<V>> {
         let looks = keys.len().div_ceil(cache::MAX_KEYS).max(1);
         let keys_per_look = keys.len().div_ceil(looks).max(1);
-        let mut sight = Sight::nothing(keys);
+        let now = Instant::now();
+        let mut sight = Sight::nothing(keys, now);
         for (look, keys) in keys.chunks(keys_per_look).enumerate() {
             let first = look * keys_per_look;
-            let found = match self.ask(keys, space).await {
-                Ok((found, deadline)) => {
-                    sight.deadline = deadline;
-                    found
-                }
+            let began = if look == 0 { now } else { Instant::now() };
+            let found = match self.ask(keys, space, began, &mut sight.deadline).await {
+                Ok(found) => found,
                 Err(Unanswered::NotAsked) if look == 0 => return None,
                 Err(unanswered) => {
                     if unanswered == Unanswered::Failed {
@@ -389,37 +388,51 @@ impl Coherence {
         Some(sight)
     }
 
-    /// Asks the cache, unless it is known not to answer. Returns also when to stop
-    /// waiting for it in what follows.
-    async fn ask(&self, keys: &[Key], space: &Space) -> Result<(Vec<Found>, Instant), Unanswered> {
-        let _turn = if cache::is_long(keys.len()) {
-            // Few at once, so that neither the cache nor this process is busy with
-            // them alone. Waiting for others says nothing of the cache.
-            let turn = timeout(PATIENCE, self.long_looks.acquire()).await;
-            let turn = turn.map_err(|_| Unanswered::NotAsked)?;
-            if self.generations.in_use().as_ref() != Some(space) {
-                return Err(Unanswered::NotAsked);
-            }
-            Some(turn)
-        } else {
-            None
-        };
+    /// Asks the cache, unless it is known not to answer. Says until when what follows
+    /// may wait for it.
+    async fn ask(
+        &self,
+        keys: &[Key],
+        space: &Space,
+        mut now: Instant,
+        deadline: &mut Instant,
+    ) -> Result<Vec<Found>, Unanswered> {
+        let mut turn = None;
+        if cache::is_long(keys.len()) {
+            // Large, and rarely needed.
+            turn = Some(Box::pin(self.turn(space)).await?);
+            now = Instant::now();
+        }
         let breaker = self.breakers.of(keys.len());
         let ask = breaker.ask();
         if ask == Ask::Not {
             return Err(Unanswered::NotAsked);
         }
-        let deadline = Instant::now() + self.settings.cache_read_timeout;
+        *deadline = now + self.settings.cache_read_timeout;
         let cache_keys = keys.iter().map(|key| space.key(key)).collect();
-        match timeout_at(deadline, self.cache.get(cache_keys)).await {
+        let found = timeout_at(*deadline, self.cache.get(cache_keys)).await;
+        drop(turn);
+        match found {
             Ok(Ok(found)) => {
                 breaker.succeeded();
-                return Ok((found, deadline));
+                return Ok(found);
             }
             Ok(Err(error)) => breaker.failed(ask, &error),
             Err(_) => breaker.failed(ask, &"no answer in time"),
         }
         Err(Unanswered::Failed)
+    }
+
+    /// Waits for a long look-up's turn: few at once, so that neither the cache nor this
+    /// process is busy with them alone. Waiting for others says nothing of the cache.
+    async fn turn(&self, space: &Space) -> Result<impl Sized + use<'_>, Unanswered> {
+        let turn = timeout(PATIENCE, self.long_looks.acquire()).await;
+        let turn = turn.map_err(|_| Unanswered::NotAsked)?;
+        if self.generations.in_use().as_ref() == Some(space) {
+            Ok(turn)
+        } else {
+            Err(Unanswered::NotAsked)
+        }
     }
 
     /// What an entry says, if it is to be believed.
