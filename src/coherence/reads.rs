@@ -84,8 +84,8 @@ struct Sight<V> {
     unknown: Vec<usize>,
     /// Those under which the cache has nothing: whoever takes the lease may fill.
     missed: HashSet<Key>,
-    /// When to stop waiting for the cache.
-    deadline: Instant,
+    /// When to stop waiting for the cache, if it was asked.
+    deadline: Option<Instant>,
     counts: Counts,
 }
 
@@ -114,12 +114,12 @@ enum Unanswered {
 }
 
 impl<V: View> Sight<V> {
-    fn nothing(keys: &[Key], deadline: Instant) -> Self {
+    fn nothing(keys: &[Key]) -> Self {
         Self {
             records: vec![None; keys.len()],
             unknown: Vec::new(),
             missed: HashSet::new(),
-            deadline,
+            deadline: None,
             counts: Counts::default(),
         }
     }
@@ -219,16 +219,16 @@ impl Coherence {
         keys: &[Key],
         space: Option<Space>,
     ) -> Result<Answer<V>, store::Error> {
-        let sight = match &space {
-            Some(space) => self.look(keys, space).await,
-            None => None,
-        };
-        let Some((space, sight)) = space.zip(sight) else {
-            let found = Box::pin(self.fetch(keys, None)).await?;
-            return Ok(Answer {
-                records: found.iter().map(|it| it.as_ref().map(V::of)).collect(),
-                source: Source::Store,
-            });
+        let mut sight = Sight::nothing(keys);
+        let space = match space {
+            Some(space) if self.look(keys, &space, &mut sight).await => space,
+            _ => {
+                let found = Box::pin(self.fetch(keys, None)).await?;
+                return Ok(Answer {
+                    records: found.iter().map(|it| it.as_ref().map(V::of)).collect(),
+                    source: Source::Store,
+                });
+            }
         };
         let Sight {
             mut records,
@@ -246,7 +246,7 @@ impl Coherence {
         let fill = Fill {
             space,
             missed,
-            deadline,
+            deadline: deadline.unwrap_or_else(Instant::now),
         };
         let wanted: Vec<_> = unknown.iter().map(|it| keys[*it].clone()).collect();
         // Rarely needed, and large: not where every hit would have to make room.
@@ -336,21 +336,18 @@ impl Coherence {
         Ok(found)
     }
 
-    /// What the cache says; `None` if it is not asked. A read of more keys than are
+    /// What the cache says; `false` if it is not asked. A read of more keys than are
     /// looked up at once takes several looks of about the same size, one after the
     /// other; once the cache does not answer it is not asked for the rest, and
     /// nothing is filled.
-    async fn look<V: View>(&self, keys: &[Key], space: &Space) -> Option<Sight<V>> {
+    async fn look<V: View>(&self, keys: &[Key], space: &Space, sight: &mut Sight<V>) -> bool {
         let looks = keys.len().div_ceil(cache::MAX_KEYS).max(1);
         let keys_per_look = keys.len().div_ceil(looks).max(1);
-        let now = Instant::now();
-        let mut sight = Sight::nothing(keys, now);
         for (look, keys) in keys.chunks(keys_per_look).enumerate() {
             let first = look * keys_per_look;
-            let began = if look == 0 { now } else { Instant::now() };
-            let found = match self.ask(keys, space, began, &mut sight.deadline).await {
+            let found = match self.ask(keys, space, &mut sight.deadline).await {
                 Ok(found) => found,
-                Err(Unanswered::NotAsked) if look == 0 => return None,
+                Err(Unanswered::NotAsked) if look == 0 => return false,
                 Err(unanswered) => {
                     if unanswered == Unanswered::Failed {
                         sight.counts.failed += keys.len() as u64;
@@ -385,7 +382,7 @@ impl Coherence {
             }
         }
         sight.tell();
-        Some(sight)
+        true
     }
 
     /// Asks the cache, unless it is known not to answer. Says until when what follows
@@ -394,23 +391,23 @@ impl Coherence {
         &self,
         keys: &[Key],
         space: &Space,
-        mut now: Instant,
-        deadline: &mut Instant,
+        wait_until: &mut Option<Instant>,
     ) -> Result<Vec<Found>, Unanswered> {
-        let mut turn = None;
-        if cache::is_long(keys.len()) {
+        let turn = if cache::is_long(keys.len()) {
             // Large, and rarely needed.
-            turn = Some(Box::pin(self.turn(space)).await?);
-            now = Instant::now();
-        }
+            Some(Box::pin(self.turn(space)).await?)
+        } else {
+            None
+        };
         let breaker = self.breakers.of(keys.len());
         let ask = breaker.ask();
         if ask == Ask::Not {
             return Err(Unanswered::NotAsked);
         }
-        *deadline = now + self.settings.cache_read_timeout;
+        let deadline = Instant::now() + self.settings.cache_read_timeout;
+        *wait_until = Some(deadline);
         let cache_keys = keys.iter().map(|key| space.key(key)).collect();
-        let found = timeout_at(*deadline, self.cache.get(cache_keys)).await;
+        let found = timeout_at(deadline, self.cache.get(cache_keys)).await;
         drop(turn);
         match found {
             Ok(Ok(found)) => {
