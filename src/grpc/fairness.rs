@@ -30,8 +30,8 @@ use crate::{
 /// Longest that a call waits for its turn.
 const PATIENCE: Duration = Duration::from_millis(250);
 
-/// Calls that use more of a processor run by turns. A check uses a third of it.
-const MUCH: Duration = Duration::from_micros(150);
+/// Calls that use more of a processor run by turns. A check uses two thirds of it.
+const MUCH: Duration = Duration::from_micros(75);
 
 /// Calls at once that keep a processor busy, if they wait for nothing else.
 const LEAST_PER_PROCESSOR: usize = 4;
