@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{
     Coherence, Entry, Tag, View, breaker::Ask, flights::Flight, generation::Space, jittered,
-    sabotage::Sabotage,
+    sabotage::Sabotage, turnstile::PATIENCE,
 };
 use crate::{
     cache::{self, Found},
@@ -24,8 +24,6 @@ use crate::{
     telemetry::{CACHE_FILLS, CACHE_LEASES, CACHE_LOOKUPS, RECENT_LOOKUPS},
 };
 
-/// Longest that a long look-up waits until others have ended.
-const PATIENCE: Duration = Duration::from_millis(250);
 /// Leases that one read takes; what it misses beyond that is read without
 /// filling.
 const MAX_LEASES_PER_READ: usize = 300;

@@ -19,7 +19,7 @@ use crate::{
 /// Reads that wait their turn, for each one under way.
 const WAITING_PER_TURN: usize = 16;
 /// Longest that a read waits its turn.
-const PATIENCE: Duration = Duration::from_millis(250);
+pub(super) const PATIENCE: Duration = Duration::from_millis(250);
 /// Keys for each turn that a read takes.
 const KEYS_PER_TURN: usize = store::READ_MAX_KEYS;
 /// Turns of one read, at most.

@@ -107,7 +107,7 @@ impl Turn {
     /// Waits for a turn, behind all that is ready. It lasts until what is returned is
     /// dropped.
     pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<impl Sized + use<>> {
-        match &mut self.stage {
+        match std::mem::replace(&mut self.stage, Stage::Waiting) {
             Stage::Waiting => {
                 self.stage = Stage::Next(ready!(self.turns.poll_acquire(context)));
                 // Polled once, it has the task woken after the events.
@@ -115,16 +115,12 @@ impl Turn {
                 Poll::Pending
             }
             Stage::Next(permit) => {
-                self.stage = Stage::Last(permit.take());
+                self.stage = Stage::Last(permit);
                 // Whoever is woken by others goes first; who wakes itself, last.
                 context.waker().wake_by_ref();
                 Poll::Pending
             }
-            Stage::Last(permit) => {
-                let permit = permit.take();
-                self.stage = Stage::Waiting;
-                Poll::Ready(permit)
-            }
+            Stage::Last(permit) => Poll::Ready(permit),
         }
     }
 }

@@ -3,20 +3,11 @@
 use account_service::proto::account_v1::{self as pb, Source};
 use tonic::Code;
 
-use crate::harness::{Backends, Replica, assert_refused, start};
+use crate::harness::{Backends, assert_refused, start};
 
 const ORG: &str = "olivia-org";
 const OLIVIA: &str = "oliviaowner";
 const MICHAEL: &str = "membermichael";
-
-async fn get_users(replica: &Replica, names: &[&str]) -> pb::BatchGetUsersResponse {
-    let request = pb::BatchGetUsersRequest {
-        usernames: names.iter().map(|name| (*name).to_owned()).collect(),
-        consistency: None,
-    };
-    let answer = replica.client.clone().batch_get_users(request).await;
-    answer.unwrap().into_inner()
-}
 
 fn names(batch: &pb::BatchGetUsersResponse) -> Vec<&str> {
     let users = batch.users.iter();
@@ -36,7 +27,7 @@ async fn users_are_answered_in_order_and_once_in_one_round_trip() {
     backends.forget_calls();
     let wanted = [MICHAEL, "nobody", OLIVIA, MICHAEL, "nobody"];
     for source in [Source::Store, Source::Cache] {
-        let batch = get_users(&service, &wanted).await;
+        let batch = service.get_users(&wanted).await;
         assert_eq!(names(&batch), [MICHAEL, OLIVIA]);
         assert_eq!(batch.not_found, ["nobody"]);
         assert_eq!(batch.source(), source);
@@ -61,7 +52,7 @@ async fn more_than_300_are_looked_up_in_several_round_trips_and_answered_in_orde
     wanted.insert(0, OLIVIA);
     wanted.insert(350, MICHAEL);
     backends.forget_calls();
-    let batch = get_users(&service, &wanted).await;
+    let batch = service.get_users(&wanted).await;
     assert_eq!(names(&batch), [OLIVIA, MICHAEL]);
     assert_eq!(batch.not_found, strangers);
     assert_eq!(backends.momento.seen("GetBatch").len(), 3);
@@ -98,7 +89,7 @@ async fn what_the_cache_leaves_out_of_a_batch_is_unknown_and_not_absent() {
     service.found_olivia_org().await;
     service.settle().await;
     backends.cut_batches_after(1);
-    let batch = get_users(&service, &[OLIVIA, MICHAEL]).await;
+    let batch = service.get_users(&[OLIVIA, MICHAEL]).await;
     assert_eq!(names(&batch), [OLIVIA, MICHAEL]);
     assert_eq!(batch.source(), Source::Store);
 }
@@ -109,7 +100,7 @@ async fn a_thousand_names_are_answered_and_more_are_refused() {
     service.create_user("u7").await.unwrap();
     let many: Vec<_> = (0..1001).map(|number| format!("u{number}")).collect();
     let many: Vec<_> = many.iter().map(String::as_str).collect();
-    let batch = get_users(&service, &many[..1000]).await;
+    let batch = service.get_users(&many[..1000]).await;
     assert_eq!(names(&batch), ["u7"]);
     assert_eq!(batch.not_found.len(), 999);
     for (usernames, field) in [

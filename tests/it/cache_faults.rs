@@ -45,15 +45,6 @@ async fn start_with_a_cache_that_does_not_answer_reads() -> (Backends, Replica) 
     (backends, service)
 }
 
-async fn get_users(service: &Replica, usernames: Vec<String>) -> pb::BatchGetUsersResponse {
-    let request = pb::BatchGetUsersRequest {
-        usernames,
-        consistency: None,
-    };
-    let batch = service.client.clone().batch_get_users(request).await;
-    batch.unwrap().into_inner()
-}
-
 fn strangers(count: usize) -> Vec<String> {
     (0..count).map(|it| format!("stranger-{it}")).collect()
 }
@@ -93,7 +84,7 @@ async fn long_look_ups_that_are_not_answered_do_not_keep_short_ones_from_the_cac
     backends.momento.delay_about("GetBatch", "stranger-", delay);
     backends.forget_calls();
     for _ in 0..20 {
-        let batch = get_users(&service, strangers(150)).await;
+        let batch = service.get_users(&strangers(150)).await;
         assert_eq!(batch.not_found, strangers(150));
     }
     let tries = backends.momento.seen("GetBatch").len();
@@ -102,7 +93,7 @@ async fn long_look_ups_that_are_not_answered_do_not_keep_short_ones_from_the_cac
     assert_eq!(check.source(), Source::Cache);
     backends.momento.behave();
     eventually("long reads come from the cache", async || {
-        let batch = get_users(&service, strangers(150)).await;
+        let batch = service.get_users(&strangers(150)).await;
         service.settle().await;
         batch.source() == Source::Cache
     })
@@ -114,12 +105,12 @@ async fn long_look_ups_take_turns_and_those_that_wait_long_go_to_the_table() {
     let backends = Backends::start().await;
     let service = backends.replica().await;
     let held = [(); 4].map(|()| backends.momento.hold("GetBatch", "stranger-", 0));
-    let four = join_all((0..4).map(|_| get_users(&service, strangers(150))));
+    let four = join_all((0..4).map(async |_| service.get_users(&strangers(150)).await));
     let fifth = async {
         for look_up in &held {
             look_up.reached().await;
         }
-        let fifth = get_users(&service, strangers(150)).await;
+        let fifth = service.get_users(&strangers(150)).await;
         let asked = backends.momento.seen("GetBatch").len();
         drop(held);
         (fifth, asked)
@@ -145,7 +136,7 @@ async fn a_cache_that_does_not_answer_is_not_asked_for_the_rest_of_a_batch() {
         .momento
         .delay_about("GetBatch", "stranger-250", delay);
     backends.forget_calls();
-    let batch = get_users(&service, wanted).await;
+    let batch = service.get_users(&wanted).await;
     let found: Vec<_> = batch.users.iter().map(|user| &user.username).collect();
     assert_eq!(found, [OLIVIA, MICHAEL]);
     assert_eq!(batch.source(), Source::Store);

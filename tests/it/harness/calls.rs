@@ -162,6 +162,15 @@ impl Replica {
             .into_inner())
     }
 
+    pub async fn get_users(&self, names: &[impl AsRef<str>]) -> pb::BatchGetUsersResponse {
+        let request = pb::BatchGetUsersRequest {
+            usernames: names.iter().map(|name| name.as_ref().to_owned()).collect(),
+            consistency: None,
+        };
+        let answer = self.client.clone().batch_get_users(request).await;
+        answer.unwrap().into_inner()
+    }
+
     /// The role that a check answers; `None` if not a member.
     pub async fn role_of(&self, organization: &str, username: &str) -> Option<pb::Role> {
         let reply = self.check(organization, username).await.unwrap();

@@ -11,6 +11,14 @@ const STRAGGLE_NS: u128 = 1_000_000_000;
 
 type Membership = Option<Role>;
 
+/// When an operation cannot happen any more.
+fn over(operation: &Operation) -> u128 {
+    match operation.told {
+        Told::Unknown => operation.ended + STRAGGLE_NS,
+        _ => operation.ended,
+    }
+}
+
 /// What a reader was told of a membership.
 #[derive(Debug, Clone, Copy)]
 enum Fact {
@@ -104,7 +112,7 @@ fn may_be_told(fact: Fact, read: &Operation, operations: &[&Operation]) -> bool 
     is_candidate(&beginning, None, 0)
         || operations.iter().any(|write| match effect(write) {
             Effect::Writes(left) => is_candidate(write, left, write.ended),
-            Effect::MayWrite(left) => is_candidate(write, left, write.ended + STRAGGLE_NS),
+            Effect::MayWrite(left) => is_candidate(write, left, over(write)),
             _ => false,
         })
 }
@@ -174,7 +182,7 @@ pub fn not_linearizable(history: &[Operation]) -> Vec<String> {
 
 /// A way in which the operations until now can have happened. Of those that are not
 /// answered yet, it says which have happened already.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 struct Way {
     state: State,
     /// Those that were done.
@@ -228,27 +236,14 @@ impl Ways {
 /// Follows all ways in which the operations can have happened; returns the first
 /// operation whose answer is in none of them.
 fn first_impossible(operations: &[&Operation]) -> Option<Operation> {
-    let ended = |id: usize| {
-        let operation = operations[id];
-        let straggle = if operation.told == Told::Unknown {
-            STRAGGLE_NS
-        } else {
-            0
-        };
-        operation.ended + straggle
-    };
+    let ended = |id: usize| over(operations[id]);
     let beginnings = operations.iter().enumerate();
     let beginnings = beginnings.map(|(id, operation)| (operation.began, true, id));
     let ends = (0..operations.len()).map(|id| (ended(id), false, id));
     let mut events: Vec<_> = beginnings.chain(ends).collect();
     events.sort_unstable();
 
-    let mut ways = vec![Way {
-        state: State::default(),
-        done: BTreeSet::new(),
-        unknown: BTreeSet::new(),
-        seen: BTreeSet::new(),
-    }];
+    let mut ways = vec![Way::default()];
     // In the order of their ends.
     let mut open: BTreeSet<(u128, usize)> = BTreeSet::new();
     for (_, is_beginning, id) in events {
@@ -409,10 +404,6 @@ mod tests {
     /// Whether the operations that are left can happen one after the other, by trying
     /// all orders.
     fn can_happen(state: State, left: &[Operation]) -> bool {
-        let end = |it: &Operation| match it.told {
-            Told::Unknown => it.ended + STRAGGLE_NS,
-            _ => it.ended,
-        };
         if left.iter().all(|it| it.told == Told::Unknown) {
             return true;
         }
@@ -420,9 +411,9 @@ mod tests {
             let mut rest = left.to_vec();
             let it = rest.remove(next);
             // What was answered before it began has happened, or never does.
-            let is_over = |other: &Operation| end(other) <= it.began;
-            let (over, rest): (Vec<_>, Vec<_>) = rest.into_iter().partition(is_over);
-            over.iter().all(|other| other.told == Told::Unknown)
+            let is_over = |other: &Operation| over(other) <= it.began;
+            let (gone, rest): (Vec<_>, Vec<_>) = rest.into_iter().partition(is_over);
+            gone.iter().all(|other| other.told == Told::Unknown)
                 && state
                     .after(it.what, it.told)
                     .is_some_and(|after| can_happen(after, &rest))
