@@ -27,7 +27,7 @@ use crate::{
     connections,
     domain::Key,
     grpc::{
-        AccountService, AdmissionLayer, DEFAULT_DEADLINE, FairnessLayer, ObservationLayer,
+        AccountService, AdmissionLayer, DEFAULT_DEADLINE, FairnessLayer, MUCH, ObservationLayer,
         WatchLimits, precise_status,
     },
     proto::account_v1::{DESCRIPTOR_SET, account_service_server::AccountServiceServer},
@@ -258,7 +258,7 @@ impl App {
         } else {
             (None, None)
         };
-        let fairness = FairnessLayer::new(self.calls_at_once);
+        let fairness = FairnessLayer::new(self.calls_at_once, MUCH);
         let server = server_builder()
             .max_connection_age(self.max_connection_age)
             .layer(ObservationLayer::new())

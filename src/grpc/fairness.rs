@@ -30,8 +30,9 @@ use crate::{
 /// Longest that a call waits for its turn.
 const PATIENCE: Duration = Duration::from_millis(250);
 
-/// Calls that use more of a processor run by turns. A check uses two thirds of it.
-const MUCH: Duration = Duration::from_micros(75);
+/// What calls use of a processor before they run by turns. A check uses two thirds of
+/// it.
+pub const MUCH: Duration = Duration::from_micros(75);
 
 /// Calls at once that keep a processor busy, if they wait for nothing else.
 const LEAST_PER_PROCESSOR: usize = 4;
@@ -45,12 +46,14 @@ struct Lobbies {
     reads: Arc<Lobby>,
     changes: Arc<Lobby>,
     classes: ByMethod<Class>,
+    much: Duration,
 }
 
 impl FairnessLayer {
-    /// At most `at_once` reads and as many changes are under way.
+    /// At most `at_once` reads and as many changes are under way; those that use more
+    /// than `much` of a processor, by the clock, run by turns.
     #[must_use]
-    pub fn new(at_once: usize) -> Self {
+    pub fn new(at_once: usize, much: Duration) -> Self {
         let turns = Turns::new(processors::count());
         let lobby = |class| {
             let told = metrics::gauge!(CALLS_LIMIT, "class" => class);
@@ -61,6 +64,7 @@ impl FairnessLayer {
             reads: lobby(READ),
             changes: lobby(CHANGE),
             classes: ByMethod::new(|_, class| class),
+            much,
         }))
     }
 
@@ -124,10 +128,11 @@ where
                 return Either::Left(Either::Left(self.inner.call(request)));
             }
         };
+        let much = self.lobbies.much;
         let flow = flow_of(&request);
         if let Some(pass) = lobby.try_enter(&flow) {
             let pass = held(pass, class, &mut request);
-            let answer = Charged::new(self.inner.call(request), pass);
+            let answer = Charged::new(self.inner.call(request), pass, much);
             return Either::Left(Either::Right(answer));
         }
         metrics::counter!(CALLS_QUEUED, "class" => class).increment(1);
@@ -144,7 +149,7 @@ where
                 return Ok(status::crowded().into_http());
             };
             let pass = held(pass, class, &mut request);
-            Charged::new(inner.call(request), pass).await
+            Charged::new(inner.call(request), pass, much).await
         }))
     }
 }
@@ -180,15 +185,17 @@ pin_project! {
         #[pin]
         answer: F,
         pass: Arc<Pass>,
+        much: Duration,
         turn: Option<Turn>,
     }
 }
 
 impl<F> Charged<F> {
-    fn new(answer: F, pass: Arc<Pass>) -> Self {
+    fn new(answer: F, pass: Arc<Pass>, much: Duration) -> Self {
         Self {
             answer,
             pass,
+            much,
             turn: None,
         }
     }
@@ -199,7 +206,7 @@ impl<F: Future> Future for Charged<F> {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        let _turn = if this.pass.use_of_processors() > MUCH {
+        let _turn = if this.pass.use_of_processors() > *this.much {
             let turn = this.turn.get_or_insert_with(|| this.pass.turns());
             Some(ready!(turn.poll(context)))
         } else {

@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status};
 
 pub use admission::AdmissionLayer;
 pub use deadline::DEFAULT_DEADLINE;
-pub use fairness::FairnessLayer;
+pub use fairness::{FairnessLayer, MUCH};
 pub use methods::methods;
 pub use observation::ObservationLayer;
 pub use precise::precise_status;
