@@ -2,6 +2,7 @@
 //! others. Changes have a lobby of their own: a removal does not wait for reads.
 
 use std::{
+    ops::Deref,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -131,7 +132,7 @@ where
         let much = self.lobbies.much;
         let flow = flow_of(&request);
         if let Some(pass) = lobby.try_enter(&flow) {
-            let pass = held(pass, class, &mut request);
+            let pass = Held::new(pass, class, &mut request);
             let answer = Charged::new(self.inner.call(request), pass, much);
             return Either::Left(Either::Right(answer));
         }
@@ -148,7 +149,7 @@ where
                 metrics::counter!(CALLS_SHED, "class" => class).increment(1);
                 return Ok(status::crowded().into_http());
             };
-            let pass = held(pass, class, &mut request);
+            let pass = Held::new(pass, class, &mut request);
             Charged::new(inner.call(request), pass, much).await
         }))
     }
@@ -158,12 +159,35 @@ where
 #[derive(Debug, Clone)]
 pub(super) struct Place(pub(super) Arc<Pass>);
 
-fn held<B>(pass: Pass, class: &str, request: &mut Request<B>) -> Arc<Pass> {
-    let pass = Arc::new(pass);
-    if class == CHANGE {
-        request.extensions_mut().insert(Place(pass.clone()));
+/// The pass of a call.
+#[derive(Debug)]
+enum Held {
+    Alone(Pass),
+    /// With a change that goes on though its caller has gone.
+    Shared(Arc<Pass>),
+}
+
+impl Held {
+    fn new<B>(pass: Pass, class: &str, request: &mut Request<B>) -> Self {
+        if class == CHANGE {
+            let pass = Arc::new(pass);
+            request.extensions_mut().insert(Place(pass.clone()));
+            Self::Shared(pass)
+        } else {
+            Self::Alone(pass)
+        }
     }
-    pass
+}
+
+impl Deref for Held {
+    type Target = Pass;
+
+    fn deref(&self) -> &Pass {
+        match self {
+            Self::Alone(pass) => pass,
+            Self::Shared(pass) => pass,
+        }
+    }
 }
 
 fn flow_of<B>(request: &Request<B>) -> Flow {
@@ -184,14 +208,14 @@ pin_project! {
     pub struct Charged<F> {
         #[pin]
         answer: F,
-        pass: Arc<Pass>,
+        pass: Held,
         much: Duration,
         turn: Option<Turn>,
     }
 }
 
 impl<F> Charged<F> {
-    fn new(answer: F, pass: Arc<Pass>, much: Duration) -> Self {
+    fn new(answer: F, pass: Held, much: Duration) -> Self {
         Self {
             answer,
             pass,

@@ -17,6 +17,7 @@ use account_service::{
     callers::{Credentials, Gate},
     coherence::{Coherence, Settings},
     config::{Cli, Command, DevSettings},
+    connections::Peer,
     grpc::{
         AccountService, AdmissionLayer, FairnessLayer, ObservationLayer, WatchLimits,
         precise_status,
@@ -31,7 +32,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
 use clap::Parser;
 use http_body_util::{BodyExt as _, Full};
-use tokio::runtime::Builder;
+use tokio::{runtime::Builder, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, body::Body};
 use tower::{Service, ServiceBuilder, ServiceExt as _, util::MapResponseLayer};
@@ -189,11 +190,12 @@ fn dev_settings() -> Result<DevSettings> {
     }
 }
 
-/// The bytes of a call, as they come from the wire.
-fn call(path: &str, message: Bytes) -> Result<http::Request<Body>> {
+/// The bytes of a call, as they come from a connection.
+fn call(path: &str, message: Bytes, peer: &Peer) -> Result<http::Request<Body>> {
     let call = http::Request::post(path)
         .header("content-type", "application/grpc")
         .header("te", "trailers")
+        .extension(peer.clone())
         .body(Body::new(Full::new(message)))?;
     Ok(call)
 }
@@ -203,8 +205,13 @@ where
     S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
 {
     let message = framed(&check());
+    let peer = Peer {
+        connection: 1,
+        since: Instant::now(),
+        certificate: None,
+    };
     for _ in 0..times {
-        let call = call(path, message.clone())?;
+        let call = call(path, message.clone(), &peer)?;
         let answer = server.ready().await?.call(call).await?;
         let body = answer.into_body().collect().await?;
         ensure!(body.trailers().is_some_and(|it| it["grpc-status"] == "0"));
