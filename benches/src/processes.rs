@@ -33,9 +33,16 @@ impl Process {
         arguments: &[&str],
         environment: &[(String, String)],
     ) -> Result<Self> {
-        let mut command = Command::new("taskset");
+        // What is measured is scheduled as usual; the rest as this process is.
+        let usually: &[_] = if processor == MEASURED {
+            &["chrt", "--other", "0"]
+        } else {
+            &[]
+        };
+        let mut command = Command::new("env");
         command
-            .args(["-c", processor])
+            .args(usually)
+            .args(["taskset", "-c", processor])
             .arg(program)
             .args(arguments)
             .env_clear()
