@@ -23,7 +23,10 @@ RUN touch src/main.rs src/lib.rs \
 # No shell, no package manager; certificates and a user that is not root.
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /build/target/release/account-service /account-service
+# Health is asked for in the clear, with TLS, too.
 ENV LISTEN_ADDR=0.0.0.0:50051 \
+    HEALTH_ADDR=127.0.0.1:50052 \
+    HEALTHCHECK_ADDR=127.0.0.1:50052 \
     LOG_FORMAT=json
 EXPOSE 50051
 USER nonroot

@@ -19,8 +19,10 @@
 //! backends; `clean_up` removes, beside all calls, what deletions left; `lease`
 //! says whose turn that is; `secrets` reads the credential that the cache needs;
 //! `setup` creates what is missing; `local` holds embedded servers that stand in
-//! for AWS and Momento on loopback.
+//! for AWS and Momento on loopback. `backoff` says how long to wait before something
+//! is tried again.
 
+mod backoff;
 pub mod boot;
 pub mod cache;
 pub mod callers;

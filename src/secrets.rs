@@ -40,6 +40,15 @@ pub enum Error {
     Unavailable(String),
 }
 
+/// A version of a secret.
+#[derive(Debug)]
+pub struct Version {
+    /// What it holds.
+    pub secret: SecretString,
+    /// When it was put there, in seconds since 1970, if that is told.
+    pub created_s: Option<i64>,
+}
+
 /// Secrets Manager, over one client.
 #[derive(Debug, Clone)]
 pub struct Secrets(Client);
@@ -66,10 +75,13 @@ impl Secrets {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn read(&self, id: &str) -> Result<SecretString, Error> {
+    pub async fn read(&self, id: &str) -> Result<Version, Error> {
         let output = self.0.get_secret_value().secret_id(id).send().await;
-        let secret = output.map_err(failed)?.secret_string;
-        secret.map(SecretString::from).ok_or(Error::NotText)
+        let output = output.map_err(failed)?;
+        Ok(Version {
+            secret: output.secret_string.ok_or(Error::NotText)?.into(),
+            created_s: output.created_date.map(|created| created.secs()),
+        })
     }
 
     /// Creates a secret.

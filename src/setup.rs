@@ -46,7 +46,7 @@ pub async fn run(
     let secrets = boot::secrets(&aws, settings);
     let id = &settings.momento_secret_id;
     let (secret, secret_report) = match (secrets.read(id).await, new_secret) {
-        (Ok(secret), _) => (secret, EXISTS),
+        (Ok(version), _) => (version.secret, EXISTS),
         (Err(secrets::Error::Missing), Some(secret)) => {
             let created = secrets.create(id, &secret).await;
             created.map_err(|source| boot::secret_error(settings, source))?;

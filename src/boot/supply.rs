@@ -96,8 +96,9 @@ impl Supply {
     async fn renew(&self) -> Result<bool, Error> {
         let mut in_use = self.in_use.lock().await;
         let id = &self.settings.momento_secret_id;
-        let secret = self.secrets.read(id).await;
-        let secret = secret.map_err(|source| secret_error(&self.settings, source))?;
+        let version = self.secrets.read(id).await;
+        let version = version.map_err(|source| secret_error(&self.settings, source))?;
+        let secrets_room::Version { secret, created_s } = version;
         if let Some(in_use) = &*in_use
             && in_use.secret.expose_secret() == secret.expose_secret()
         {
@@ -114,8 +115,9 @@ impl Supply {
         probed.map_err(|source| cache_error(&self.settings, source))?;
         self.slot.put(client);
         *in_use = Some(InUse { secret, endpoint });
+        let created_s = created_s.unwrap_or_else(|| Timestamp::now().0 / 1000);
         #[expect(clippy::cast_precision_loss, reason = "seconds are exact for long")]
-        metrics::gauge!(CREDENTIAL_TIME).set((Timestamp::now().0 / 1000) as f64);
+        metrics::gauge!(CREDENTIAL_TIME).set(created_s as f64);
         Ok(true)
     }
 }

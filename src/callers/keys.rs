@@ -4,6 +4,7 @@
 use std::{
     collections::HashMap,
     fmt,
+    net::IpAddr,
     path::PathBuf,
     str::FromStr,
     sync::{Arc, PoisonError, RwLock},
@@ -11,6 +12,7 @@ use std::{
 };
 
 use jsonwebtoken::{DecodingKey, jwk::JwkSet};
+use reqwest::Url;
 use sha2::{Digest as _, Sha256};
 use tokio::{sync::Notify, time::Instant};
 
@@ -28,20 +30,34 @@ const MAX_KEY_SET_BYTES: usize = 1024 * 1024;
 pub enum KeySource {
     /// A file.
     File(PathBuf),
-    /// An `http://` or `https://` URL.
-    Url(String),
+    /// An `https://` URL; `http://` on loopback only: whoever can change keys on
+    /// their way can sign tokens.
+    Url(Url),
 }
 
 impl FromStr for KeySource {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text.starts_with("https://") || text.starts_with("http://") {
-            Ok(Self::Url(text.to_owned()))
-        } else if text.is_empty() {
-            Err("must be a file or a URL".to_owned())
+        if text.is_empty() {
+            return Err("must be a file or a URL".to_owned());
+        }
+        if !text.starts_with("https://") && !text.starts_with("http://") {
+            return Ok(Self::File(text.into()));
+        }
+        let url = Url::parse(text).map_err(|error| error.to_string())?;
+        let is_here = match url.host_str() {
+            Some("localhost") => true,
+            Some(host) => host
+                .trim_matches(['[', ']'])
+                .parse()
+                .is_ok_and(|addr: IpAddr| addr.is_loopback()),
+            None => false,
+        };
+        if url.scheme() == "https" || is_here {
+            Ok(Self::Url(url))
         } else {
-            Ok(Self::File(text.into()))
+            Err("must be https:// unless it is on loopback".to_owned())
         }
     }
 }
@@ -110,7 +126,12 @@ impl Keys {
     /// # Errors
     /// See [`KeySourceError`].
     pub async fn read(source: KeySource) -> Result<Self, KeySourceError> {
-        let http = reqwest::Client::builder().timeout(FETCH_TIMEOUT).build()?;
+        let is_far = matches!(&source, KeySource::Url(url) if url.scheme() == "https");
+        let http = reqwest::Client::builder()
+            .timeout(FETCH_TIMEOUT)
+            // Wherever it is led to.
+            .https_only(is_far)
+            .build()?;
         let known = load(&source, &http).await?;
         Ok(Self(Arc::new(Shared {
             source,
@@ -183,8 +204,8 @@ async fn load(source: &KeySource, http: &reqwest::Client) -> Result<KeySet, KeyS
     })
 }
 
-async fn fetch(http: &reqwest::Client, url: &str) -> Result<Vec<u8>, KeySourceError> {
-    let mut response = http.get(url).send().await?.error_for_status()?;
+async fn fetch(http: &reqwest::Client, url: &Url) -> Result<Vec<u8>, KeySourceError> {
+    let mut response = http.get(url.clone()).send().await?.error_for_status()?;
     let mut body = Vec::new();
     while let Some(part) = response.chunk().await? {
         body.extend_from_slice(&part);

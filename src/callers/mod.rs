@@ -6,7 +6,9 @@ mod keys;
 mod policy;
 mod token;
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
+
+use sha2::{Digest as _, Sha256};
 
 pub use certificate::name_of;
 pub use keys::{KeySource, KeySourceError, Keys};
@@ -15,12 +17,44 @@ pub use token::{Expected, Tokens};
 
 use self::token::Identity;
 
+/// The name of a caller. Shown, it is what a log may hold: a service's as it is, and
+/// of another one, which may be a user's, the beginning of its SHA-256.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub enum Name {
+    /// Of a certificate, or of a token whose subject the policy names.
+    Service(Arc<str>),
+    /// Any other token's subject.
+    Subject(Arc<str>),
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        /// Enough to tell callers apart.
+        const SHOWN: usize = 6;
+        match self {
+            Self::Service(name) => f.write_str(name),
+            Self::Subject(subject) => {
+                f.write_str("sha256:")?;
+                let digest = Sha256::digest(subject.as_bytes());
+                let mut shown = digest.iter().take(SHOWN);
+                shown.try_for_each(|byte| write!(f, "{byte:02x}"))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 /// Whoever called, and what they are granted.
 #[derive(Debug, Clone)]
 pub struct Caller {
     /// The certificate's or the token's name of them; `None` where nobody is
     /// asked for a name.
-    pub name: Option<Arc<str>>,
+    pub name: Option<Name>,
     /// The user whose own token came with the call.
     pub user: Option<Arc<str>>,
     grant: Arc<Grant>,
@@ -51,7 +85,7 @@ pub enum Refused {
     #[error("the caller may not call this method")]
     NotGranted {
         /// Whoever called, for the log only.
-        name: Arc<str>,
+        name: Name,
     },
 }
 
@@ -118,7 +152,10 @@ impl Checks {
     fn caller(&self, credentials: Credentials<'_>) -> Result<Caller, Refused> {
         let Credentials { certificate, token } = credentials;
         let identity = match (token, &self.tokens) {
-            (Some(token), Some(tokens)) => Some(tokens.verify(token)?),
+            (Some(token), Some(tokens)) => {
+                let identity = tokens.verify(token);
+                Some(identity.map_err(|refused| brought_by(certificate, refused))?)
+            }
             (Some(_), None) | (None, _) => None,
         };
         match (certificate, identity) {
@@ -126,20 +163,33 @@ impl Checks {
                 let name = certificate.clone()?;
                 let grant = self.policy.of_caller(&name);
                 let user = identity.map(|identity| identity.subject);
-                known(name, grant, user)
+                known(Name::Service(name), grant, user)
             }
-            (None, Some(Identity { subject })) => match self.policy.of_caller(&subject) {
-                Some(grant) => known(subject, Some(grant), None),
+            (None, Some(Identity { subject })) => {
+                if let Some(grant) = self.policy.of_caller(&subject) {
+                    return known(Name::Service(subject), Some(grant), None);
+                }
                 // No service: a user who calls with a token of their own.
-                None => known(subject.clone(), self.policy.of_users(), Some(subject)),
-            },
+                let name = Name::Subject(subject.clone());
+                known(name, self.policy.of_users(), Some(subject))
+            }
             (None, None) => Err(Refused::NoCredentials),
         }
     }
 }
 
+/// Says whose certificate a token that is refused came with.
+fn brought_by(certificate: Option<&Result<Arc<str>, Refused>>, refused: Refused) -> Refused {
+    match (refused, certificate) {
+        (Refused::InvalidCredentials { why }, Some(Ok(name))) => Refused::InvalidCredentials {
+            why: format!("{why}; the certificate is that of {name}"),
+        },
+        (refused, _) => refused,
+    }
+}
+
 fn known(
-    name: Arc<str>,
+    name: Name,
     grant: Option<&Arc<Grant>>,
     user: Option<Arc<str>>,
 ) -> Result<Caller, Refused> {

@@ -11,6 +11,7 @@ use super::{
     generation::{Phase, Space, View},
 };
 use crate::{
+    backoff,
     cache::{self, Found},
     domain::{Key, Record, Timestamp},
     store::{self, Left},
@@ -22,7 +23,7 @@ const FENCE_TIMEOUT: Duration = Duration::from_millis(250);
 /// How long fences are tried before the cache is left. Rides out a lost
 /// connection.
 const FENCE_PATIENCE: Duration = Duration::from_millis(500);
-/// Pause between attempts, and between looks at a table that fails.
+/// Greatest pause between attempts, and pause between looks at a table that fails.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
 /// A fence in place.
@@ -333,7 +334,7 @@ impl Coherence {
             if Instant::now() >= give_up {
                 return None;
             }
-            sleep(RETRY_PAUSE).await;
+            sleep(backoff::up_to(RETRY_PAUSE)).await;
         }
     }
 }

@@ -9,12 +9,13 @@ use tokio::time::{Instant, sleep_until};
 use tracing::Instrument as _;
 
 use super::{
-    Coherence, Nonce,
+    Coherence,
     fences::{Cached, Cover, Fences, Uncovered},
     sabotage::Sabotage,
     turns::Turn,
 };
 use crate::{
+    backoff,
     domain::{Key, Origin, Record},
     store::{self, CommitError, Left, Step, StrongReads},
     telemetry::{CONTENTION, WRITES},
@@ -414,7 +415,7 @@ fn crowded(steps: &[Step], keys: &[Key]) -> Option<Key> {
 fn pause_after(decision: u32) -> Duration {
     let pause = CONTENTION_PAUSE.saturating_mul(2_u32.saturating_pow(decision - 1));
     let pause = pause.min(MAX_CONTENTION_PAUSE);
-    pause * u32::from(Nonce::random().jitter()) / u32::from(u8::MAX)
+    backoff::up_to(pause)
 }
 
 fn grounds(upholds: Vec<Record>) -> HashMap<Key, Left> {

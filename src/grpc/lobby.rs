@@ -23,6 +23,7 @@ use tokio::{
 };
 
 use super::processors::{Turn, Turns};
+use crate::callers::Name;
 
 /// Calls of one caller that wait; those beyond are refused, but not at once: a
 /// refusal that costs nothing to wait for is asked for again.
@@ -54,7 +55,7 @@ const SET_ASIDE: u64 = 4;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Flow {
     /// A caller with a name.
-    Caller(Arc<str>),
+    Caller(Name),
     /// Where nobody has a name: a connection.
     Connection(u64),
 }

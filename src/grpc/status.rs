@@ -141,7 +141,7 @@ pub(super) fn no_caller() -> Status {
 
 /// The status of a call on behalf of somebody for whom the caller may not act.
 pub(super) fn may_not_act(caller: &Caller, rpc: &str) -> Status {
-    let name = caller.name.as_deref();
+    let name = caller.name.as_ref().map(tracing::field::display);
     tracing::warn!(name, rpc, "a caller may not act on behalf of whom it named");
     plain(
         Code::PermissionDenied,

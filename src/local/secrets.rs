@@ -19,10 +19,13 @@ use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinHandle};
 use uuid::Uuid;
 
+use crate::domain::Timestamp;
+
 #[derive(Debug, Clone)]
 struct Secret {
     text: String,
     version: String,
+    created_s: i64,
 }
 
 type Secrets = Arc<Mutex<HashMap<String, Secret>>>;
@@ -102,6 +105,7 @@ fn get(secrets: &Secrets, input: &Value) -> Answer {
     Ok(json!({
         "ARN": arn(name),
         "Name": name,
+        "CreatedDate": secret.created_s,
         "SecretString": secret.text,
         "VersionId": secret.version,
         "VersionStages": ["AWSCURRENT"],
@@ -126,6 +130,7 @@ fn new_version(input: &Value) -> Result<Secret, (&'static str, &'static str)> {
     Ok(Secret {
         text: text(input, "SecretString")?.to_owned(),
         version: Uuid::new_v4().to_string(),
+        created_s: Timestamp::now().0 / 1000,
     })
 }
 

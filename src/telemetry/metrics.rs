@@ -84,7 +84,7 @@ metrics! {
     counter READS_PAST_CACHE = "account_cache_reads_skipped_total",
         "reads that did not ask the cache, because it does not answer";
     gauge CREDENTIAL_TIME = "account_cache_credential_timestamp_seconds",
-        "when the cache's credential that is in use was read, in seconds since 1970";
+        "when the cache's credential that is in use was put into its secret, in seconds since 1970";
     counter CREDENTIALS_REFUSED = "account_cache_credential_refused_total",
         "times that the cache was found to refuse the credential";
     counter TABLE_READS = "account_table_reads_total", "table reads that callers' reads wanted";

@@ -11,19 +11,29 @@ use account_service::{
     config::{CallerSettings, ServeSettings},
     proto::account_v1::{self as pb, Role, delete_organization_request::Actor},
 };
+use axum::{Router, routing::get};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, jwk::Jwk};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, PKCS_ECDSA_P384_SHA384, SanType,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::net::TcpListener;
 use tonic::{
     Code, Request, Status,
     metadata::MetadataValue,
     transport::{Certificate, Channel, ClientTlsConfig, Identity},
 };
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_reflection::pb::v1::{
+    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+};
 
 use crate::{
-    harness::{Backends, Client, Replica, assert_refused},
+    harness::{
+        Backends, Client, Replica, assert_refused,
+        binary::{Server, over},
+    },
     streams::eventually,
 };
 
@@ -68,27 +78,42 @@ impl Files {
 /// Signs tokens.
 struct Signer {
     name: &'static str,
+    algorithm: Algorithm,
     key: EncodingKey,
 }
 
 impl Signer {
     fn new(name: &'static str) -> Self {
-        let pair = KeyPair::generate().unwrap();
+        Self::of_pair(name, Algorithm::ES256, &KeyPair::generate().unwrap())
+    }
+
+    /// By an algorithm that the settings do not list.
+    fn unlisted(name: &'static str) -> Self {
+        let pair = KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap();
+        Self::of_pair(name, Algorithm::ES384, &pair)
+    }
+
+    fn of_pair(name: &'static str, algorithm: Algorithm, pair: &KeyPair) -> Self {
         Self {
             name,
+            algorithm,
             key: EncodingKey::from_ec_der(&pair.serialize_der()),
         }
     }
 
+    fn public_key(&self) -> Jwk {
+        let mut key = Jwk::from_encoding_key(&self.key, self.algorithm).unwrap();
+        key.common.key_id = Some(self.name.to_owned());
+        key
+    }
+
     /// The key set with its key.
     fn key_set(&self) -> String {
-        let mut key = Jwk::from_encoding_key(&self.key, Algorithm::ES256).unwrap();
-        key.common.key_id = Some(self.name.to_owned());
-        json!({ "keys": [key] }).to_string()
+        json!({ "keys": [self.public_key()] }).to_string()
     }
 
     fn sign(&self, claims: &Value) -> String {
-        let mut header = Header::new(Algorithm::ES256);
+        let mut header = Header::new(self.algorithm);
         header.kid = Some(self.name.to_owned());
         jsonwebtoken::encode(&header, claims, &self.key).unwrap()
     }
@@ -292,6 +317,116 @@ async fn callers_may_do_what_the_policy_grants_them_and_nothing_else() {
     removed.unwrap();
     let as_platform = with(&token("operator"), delete(Actor::AsPlatform(true)));
     client.delete_organization(as_platform).await.unwrap();
+}
+
+/// A key set at a URL.
+async fn at_a_url(key_set: String) -> KeySource {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/keys.json", listener.local_addr().unwrap());
+    let app = Router::new().route("/keys.json", get(async || key_set));
+    tokio::spawn(async { axum::serve(listener, app).await });
+    url.parse().unwrap()
+}
+
+#[tokio::test]
+async fn keys_are_read_at_a_url_and_sign_by_algorithms_of_the_list_only() {
+    let (backends, files) = (Backends::start().await, Files::new());
+    found(&backends).await;
+    let (listed, unlisted) = (Signer::new("listed"), Signer::unlisted("unlisted"));
+    let key_set = json!({ "keys": [listed.public_key(), unlisted.public_key()] });
+    let keys = at_a_url(key_set.to_string()).await;
+    let mut settings = token_settings(&files, keys);
+    let service = serve(&backends, settings.clone()).await;
+    let token = listed.token("billing");
+    assert!(checks(&service.client, &token).await.unwrap());
+    let token = unlisted.token("billing");
+    let refused = checks(&service.client, &token).await;
+    assert_refused(refused, Code::Unauthenticated, "INVALID_CREDENTIALS");
+
+    settings.jwt_algorithms.push(Algorithm::ES384);
+    let service = serve(&backends, settings).await;
+    assert!(checks(&service.client, &token).await.unwrap());
+}
+
+#[test]
+fn keys_are_read_in_the_clear_on_loopback_only() {
+    for source in [
+        "keys.json",
+        "https://issuer.example/keys",
+        "http://127.0.0.1:8080/keys",
+        "http://[::1]/keys",
+        "http://localhost/keys",
+    ] {
+        let parsed: Result<KeySource, _> = source.parse();
+        assert_eq!(parsed.unwrap().to_string(), source);
+    }
+    for source in [
+        "",
+        "https://",
+        "http://issuer.example/keys",
+        "http://127.0.0.1.issuer.example/keys",
+        "http://10.0.0.1/keys",
+    ] {
+        let parsed: Result<KeySource, _> = source.parse();
+        assert!(parsed.is_err(), "{source}");
+    }
+}
+
+#[tokio::test]
+async fn reflection_is_for_callers_who_are_known_and_can_be_closed() {
+    let (backends, files, signer) = (Backends::start().await, Files::new(), Signer::new("one"));
+    let keys = KeySource::File(files.write("keys.json", &signer.key_set()));
+    let mut settings = token_settings(&files, keys);
+    let asked = async |settings: &CallerSettings, token: Option<String>| {
+        let service = serve(&backends, settings.clone()).await;
+        let requests = tokio_stream::once(ServerReflectionRequest::default());
+        let request = match token {
+            Some(token) => with(&token, requests),
+            None => Request::new(requests),
+        };
+        let mut client = ServerReflectionClient::new(service.channel.clone());
+        let answers = client.server_reflection_info(request).await;
+        answers.map_or_else(|status| status.code(), |_| Code::Ok)
+    };
+    let known = || Some(signer.token("billing"));
+    assert_eq!(asked(&settings, None).await, Code::Unauthenticated);
+    assert_eq!(asked(&settings, known()).await, Code::Ok);
+    settings.no_reflection = true;
+    assert_eq!(asked(&settings, known()).await, Code::Unimplemented);
+}
+
+#[tokio::test]
+async fn the_log_names_services_that_are_refused_and_no_user() {
+    let (backends, files, signer) = (Backends::start().await, Files::new(), Signer::new("one"));
+    let log = files.path("log");
+    let mut command = over(&backends, &["serve"]);
+    command
+        .env("POLICY_FILE", files.path("policy.json"))
+        .env("JWKS", files.write("keys.json", &signer.key_set()))
+        .env("JWT_ISSUER", ISSUER)
+        .env("JWT_AUDIENCE", AUDIENCE)
+        .stderr(fs::File::create(&log).unwrap());
+    let server = Server::start(command, "serving on", |_| true);
+    let mut client = server.client().await;
+    for (subject, acting_user) in [("billing", MICHAEL), (OLIVIA, MICHAEL)] {
+        let request = with(&signer.token(subject), add(acting_user));
+        let refused = client.add_user_to_organization(request).await;
+        assert_eq!(refused.unwrap_err().code(), Code::PermissionDenied);
+    }
+    let get = pb::GetUserRequest {
+        username: OLIVIA.to_owned(),
+        consistency: None,
+    };
+    let refused = client.get_user(with(&signer.token(OLIVIA), get)).await;
+    assert_eq!(refused.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(server.terminate(), Some(0));
+    let said = fs::read_to_string(log).unwrap();
+    assert!(said.contains("billing"), "{said}");
+    // The beginning of what `printf oliviaowner | sha256sum` says.
+    assert_eq!(said.matches("sha256:6fcc523a050a").count(), 2, "{said}");
+    for user in [OLIVIA, MICHAEL] {
+        assert!(!said.contains(user), "{said}");
+    }
 }
 
 #[tokio::test]

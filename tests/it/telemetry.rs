@@ -6,6 +6,7 @@ use std::{
     fs,
     path::Path,
     sync::{Arc, Mutex},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use account_service::{local::ANY_PORT, proto::account_v1 as pb, telemetry};
@@ -241,6 +242,26 @@ async fn a_call_is_traced_from_its_caller_to_the_backends() {
         .lines()
         .find(|line| line.contains("table operation failed"));
     assert!(line.unwrap().contains(&"03".repeat(16)), "{line:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_credential_is_as_old_as_its_secret_and_not_as_the_process() {
+    let backends = Backends::start().await;
+    let put_before = SystemTime::now();
+    // So long that seconds tell when it was read from when it was put.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let addr = free_address();
+    let mut command = over(&backends, &["serve"]);
+    command.env("METRICS_ADDR", addr.to_string());
+    let _server = Server::start(command, "serving on", |_| true);
+    let metrics = scrape(addr);
+    let told = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("account_cache_credential_timestamp_seconds "));
+    let told = Duration::from_secs_f64(told.unwrap().parse().unwrap());
+    let put_before = put_before.duration_since(UNIX_EPOCH).unwrap();
+    assert!(told <= put_before, "{told:?}, {put_before:?}");
+    assert!(told + Duration::from_secs(60) > put_before, "{told:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,6 +20,7 @@ use super::{
     timeouts, to_attribute, to_attributes, unusable,
 };
 use crate::{
+    backoff,
     domain::{EmailClaim, Origin, Record, State, Timestamp, Uid},
     error_chain::describe,
     store::{
@@ -58,7 +59,7 @@ impl Store for DynamoDb {
                 Err(error) => error,
             };
             may_be_applied |= matches!(error, CommitError::OutcomeUnknown(_));
-            let pause = RETRY_PAUSE * attempt;
+            let pause = backoff::up_to(RETRY_PAUSE * attempt);
             let is_last = attempt == MAX_ATTEMPTS
                 || Instant::now() + pause >= end
                 || !is_worth_retrying(&error, may_be_applied);

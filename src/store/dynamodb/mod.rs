@@ -32,6 +32,7 @@ use super::{
     keys,
 };
 use crate::{
+    backoff,
     domain::{Email, EmailClaim, Key, Membership, OrganizationName, Record, RequestId, Username},
     error_chain::describe,
     telemetry::{AwsCalls, Backend},
@@ -54,7 +55,7 @@ const MAX_ATTEMPTS: u32 = 3;
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Times that keys which DynamoDB left unprocessed are asked for again.
 const MAX_UNPROCESSED_ROUNDS: u32 = 4;
-/// Pause before the first of those times; doubled each time.
+/// Greatest pause before the first of those times; doubled each time.
 const UNPROCESSED_PAUSE: Duration = Duration::from_millis(20);
 
 type Attributes = HashMap<String, AttributeValue>;
@@ -174,7 +175,7 @@ impl DynamoDb {
                 None => return Ok(items),
                 Some(rest) => wanted = rest.keys,
             }
-            tokio::time::sleep(UNPROCESSED_PAUSE * 2_u32.pow(round)).await;
+            tokio::time::sleep(backoff::up_to(UNPROCESSED_PAUSE * 2_u32.pow(round))).await;
         }
         Err(Error::new(Kind::Throttled, "keys stay unprocessed"))
     }
