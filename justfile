@@ -95,6 +95,14 @@ sbom:
     mv account-service.cdx.json target/
     rm model/account-service.cdx.json
 
+# Records how the service runs under load, for `release`: where the compiler or much of the hot path has changed.
+profile:
+    benches/profile
+
+# The binary as it is shipped, at target/account-service.
+release:
+    deploy/release
+
 # Whether two builds of the image's binary are the same to the byte. In the same place: paths of generated code are in it.
 reproducible:
     #!/usr/bin/env bash
@@ -102,8 +110,8 @@ reproducible:
     export SOURCE_DATE_EPOCH=0 CARGO_TARGET_DIR=target/reproducible
     for build in first second; do
         rm -rf "$CARGO_TARGET_DIR"
-        cargo build --locked --release --no-default-features
-        mv "$CARGO_TARGET_DIR/release/account-service" "target/account-service-$build"
+        deploy/release
+        mv "$CARGO_TARGET_DIR/account-service" "target/account-service-$build"
     done
     sha256sum target/account-service-{first,second}
     cmp target/account-service-{first,second}

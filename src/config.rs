@@ -147,7 +147,7 @@ pub struct ServerSettings {
     pub watch_patience_ms: Duration,
     /// Reads, and changes, that are under way at once. Those beyond wait up to
     /// 250 ms for their turn, callers in turn; then they are refused. While the
-    /// processors do not keep up, fewer and fewer, down to 8.
+    /// processors do not keep up, fewer and fewer, down to 4 for each of them.
     #[arg(long, env = "CALLS_AT_ONCE", value_name = "COUNT", default_value_t = 1024, value_parser = clap::value_parser!(u16).range(16..))]
     pub calls_at_once: u16,
     /// Connections of clients that are open at once; others are closed at once.
@@ -225,8 +225,8 @@ pub struct CallerSettings {
         requires = "policy"
     )]
     pub tls_client_ca: Option<PathBuf>,
-    /// File or URL of the JSON Web Key Set that bearer tokens are signed with. A
-    /// caller's name is the token's subject. Read again every 5 minutes, and when
+    /// File or https:// URL of the JSON Web Key Set that bearer tokens are signed
+    /// with. A caller's name is the token's subject. Read again every 5 minutes, and when
     /// a token names a key that is not known.
     #[arg(
         long,
@@ -268,7 +268,7 @@ pub struct BackendSettings {
     /// Name of the Momento cache.
     #[arg(long, env = "CACHE_NAME", value_name = "NAME", default_value = "accounts-cache", value_parser = cache_name)]
     pub cache_name: String,
-    /// Connections to Momento for reads, the last of them for those of more than 100
+    /// Connections to Momento for reads, the last of them for those of more than 128
     /// records, and as many for writes.
     #[arg(long, env = "CACHE_CONNECTIONS", value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub cache_connections: u8,

@@ -16,6 +16,7 @@ use hdrhistogram::Histogram;
 use http::{Method, Request, Uri};
 use prost::Message;
 use tokio::net::TcpStream;
+use tonic::Code;
 
 /// A call to be made again and again, each time with the next of some messages.
 #[derive(Debug, Clone)]
@@ -36,15 +37,15 @@ impl Target {
     /// Whether an answer is one that may be.
     pub fn accepts(&self, answer: &Answer) -> bool {
         let is_expected = self.answers.is_empty() || self.answers.contains(&answer.body);
-        answer.is_ok && is_expected
+        answer.code == Code::Ok && is_expected
     }
 }
 
 /// What came back.
 #[derive(Debug)]
 pub struct Answer {
-    /// Whether the status is OK.
-    pub is_ok: bool,
+    /// The status, as gRPC numbers them.
+    pub code: Code,
     /// The message, as gRPC frames it.
     pub body: Bytes,
 }
@@ -86,6 +87,8 @@ pub struct Seen {
     pub calls: u64,
     /// Calls that failed, or were answered otherwise.
     pub failed: u64,
+    /// Those of them that were refused, as too much was under way.
+    pub refused: u64,
     /// In nanoseconds; at an open pace from the time when the call was due.
     pub latency: Histogram<u64>,
     /// From the first call to the last answer.
@@ -161,8 +164,8 @@ impl Caller {
         let trailers = response.body_mut().trailers().await?;
         let trailers = trailers.as_ref().unwrap_or(response.headers());
         let status = trailers.get("grpc-status").context("no status")?;
-        let is_ok = status == "0";
-        Ok(Answer { is_ok, body })
+        let code = Code::from_bytes(status.as_bytes());
+        Ok(Answer { code, body })
     }
 
     /// Makes calls for so long.
@@ -170,6 +173,7 @@ impl Caller {
         let seen = Rc::new(RefCell::new(Seen {
             calls: 0,
             failed: 0,
+            refused: 0,
             latency: Histogram::new_with_bounds(1, 60_000_000_000, 3)?,
             duration: Duration::ZERO,
             samples: Vec::new(),
@@ -211,6 +215,7 @@ impl Caller {
     async fn once(&self, due: Instant, seen: &RefCell<Seen>, began: Option<Instant>) {
         let answer = self.call().await;
         let mut seen = seen.borrow_mut();
+        let is_refused = matches!(&answer, Ok(it) if it.code == Code::ResourceExhausted);
         let is_right = answer.is_ok_and(|answer| self.target.accepts(&answer));
         if let Some(began) = began {
             seen.samples.push(Sample {
@@ -225,6 +230,7 @@ impl Caller {
             seen.latency.saturating_record(nanos);
         } else {
             seen.failed += 1;
+            seen.refused += u64::from(is_refused);
         }
     }
 }

@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use prost::Message;
 use serde_json::{Value, json};
+use tonic::Code;
 
 use crate::{
     load::{Target, framed},
@@ -55,7 +56,7 @@ fn bodies<M: Message>(message: impl Fn(String, String) -> M) -> Rc<Vec<Bytes>> {
 #[derive(Debug, Clone, clap::Args)]
 pub struct Programs {
     /// The service.
-    #[arg(long, default_value = "target/release/account-service")]
+    #[arg(long, default_value = "target/account-service")]
     pub service: PathBuf,
     /// The bare echo.
     #[arg(long, default_value = "target/echo/release/echo")]
@@ -482,7 +483,7 @@ pub async fn spicedb(programs: &Programs) -> Result<Option<Subject>> {
 async fn once(target: Target) -> Result<()> {
     let caller = crate::load::Caller::connect(target, 1).await?;
     let answer = caller.call().await?;
-    anyhow::ensure!(answer.is_ok, "refused");
+    anyhow::ensure!(answer.code == Code::Ok, "refused");
     Ok(())
 }
 

@@ -93,7 +93,7 @@ fn every_file_begins_with_what_it_is() {
 }
 
 /// Path below `src` and code, without comments and tests, of every file.
-fn sources() -> Vec<(String, String)> {
+pub fn sources() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let sources = files_in(&root).into_iter().map(|path| {
         let text = fs::read_to_string(&path).unwrap();

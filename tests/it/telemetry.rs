@@ -27,6 +27,7 @@ use crate::{
         Backends, Client,
         binary::{Server, free_address, over, scrape, serve_over},
     },
+    rooms::sources,
     streams::eventually,
 };
 
@@ -98,6 +99,55 @@ async fn every_metric_is_exported_documented_and_known_to_dashboard_and_alerts()
     let alerts = metrics_in(&file("deploy/prometheus/alerts.yaml"));
     assert!(alerts.is_subset(&all), "{alerts:?}");
     assert!(alerts.len() > 10, "{alerts:?}");
+
+    let (told, code) = (scrape(addr), sources());
+    let mut known = 0;
+    for path in [
+        "deploy/grafana/dashboard.json",
+        "deploy/prometheus/alerts.yaml",
+    ] {
+        for (metric, label, value) in selected(&file(path)) {
+            let label_of_it = format!("{label}=\"");
+            let mut series = told.lines().filter(|line| line.starts_with(&metric));
+            assert!(
+                series.any(|line| line.contains(&label_of_it)),
+                "{path}: {metric} has no label {label}"
+            );
+            let is_told = told.contains(&format!("{label_of_it}{value}\""));
+            assert!(
+                is_told
+                    || code
+                        .iter()
+                        .any(|(_, text)| text.contains(&format!("\"{value}\""))),
+                "{path}: {label} of {metric} is never {value}"
+            );
+            known += 1;
+        }
+    }
+    assert!(known > 15, "{known}");
+}
+
+/// The values of labels that queries ask for, but for those that Prometheus adds.
+fn selected(queries: &str) -> Vec<(String, String, String)> {
+    let queries = queries.replace("\\\"", "\"");
+    let mut found = Vec::new();
+    for (place, _) in queries.match_indices("account_") {
+        let rest = &queries[place..];
+        let end = rest.find(|letter: char| !letter.is_ascii_lowercase() && letter != '_');
+        let (metric, rest) = rest.split_at(end.unwrap_or(rest.len()));
+        let Some((selector, _)) = rest.strip_prefix('{').and_then(|it| it.split_once('}')) else {
+            continue;
+        };
+        for part in selector.split("\",") {
+            let (label, values) = part.split_once(['=', '!']).unwrap();
+            if label == "job" {
+                continue;
+            }
+            let values = values.trim_matches(['=', '~', '"']).split('|');
+            found.extend(values.map(|it| (metric.to_owned(), label.to_owned(), it.to_owned())));
+        }
+    }
+    found
 }
 
 #[test]

@@ -50,6 +50,8 @@ enum What {
     Start,
     /// A cache that refuses, hangs, and is flushed, at load.
     Faults,
+    /// What is answered of ever more checks, with the cache and without.
+    Overload,
     /// What a flood by one caller does to another one's latency.
     Flood,
     /// One replica, and two that share the load.
@@ -448,6 +450,48 @@ async fn faults(programs: &Programs) -> Result<()> {
     Ok(())
 }
 
+/// Connections that bring more calls at once than the service takes.
+const MANY_CONNECTIONS: usize = 64;
+/// Calls a second, of which ever fewer are answered.
+const OVERLOADS: [u32; 6] = [1000, 2000, 4000, 8000, 16_000, 32_000];
+
+async fn overload(bench: &mut Bench, programs: &Programs) -> Result<()> {
+    println!(
+        "\n| the cache | checks/s | answered | refused | failed | p50, ms | p99, ms | table reads/s |\n|---|---|---|---|---|---|---|---|"
+    );
+    for (name, order) in [("answers", None), ("refuses", Some("cache refuse"))] {
+        let mut backends = Backends::start_on(programs, 1000, 5000, 8)?;
+        let metrics = peers::free_address()?;
+        let subject = peers::service(programs, &backends, &[("METRICS_ADDR", &metrics)])?;
+        peers::seed(&subject.target.addr).await?;
+        let measured = warm(subject).await?;
+        let mut target = measured.subject.target.clone();
+        target.answers.push(peers::yes(Source::Store));
+        let caller = Caller::connect(target, MANY_CONNECTIONS).await?;
+        if let Some(order) = order {
+            backends.process.order(order)?;
+        }
+        let table_reads = || series(&metrics, "account_table_reads_total", "");
+        for offered in OVERLOADS {
+            let before = table_reads()?;
+            let seen = caller.run(Pace::Open(offered), bench.seconds).await?;
+            let reads = table_reads()? - before;
+            #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+            let a_second = |count: u64| count as f64 / seen.duration.as_secs_f64();
+            println!(
+                "| {name} | {offered} | {:.0} | {:.0} | {:.0} | {:.1} | {:.1} | {:.0} |",
+                a_second(seen.calls),
+                a_second(seen.refused),
+                a_second(seen.failed - seen.refused),
+                micros(&seen, 0.5) / 1000.0,
+                micros(&seen, 0.99) / 1000.0,
+                reads / seen.duration.as_secs_f64(),
+            );
+        }
+    }
+    Ok(())
+}
+
 /// Makes calls from a thread of its own, as from another machine: who asks in this
 /// one does not wait until those calls are sent and their answers read.
 async fn elsewhere(
@@ -656,6 +700,7 @@ fn main() -> Result<()> {
             What::Rate => highest(&mut bench, &programs).await,
             What::Start => start(&programs).await,
             What::Faults => faults(&programs).await,
+            What::Overload => overload(&mut bench, &programs).await,
             What::Flood => flood(&mut bench, &programs).await,
             What::Replicas => replicas(&mut bench, &programs).await,
             What::Staleness => staleness(&mut bench, &programs).await,
