@@ -22,7 +22,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = compiler.encode_file_descriptor_set();
     fs::write(out.join("account_descriptor.bin"), descriptors)?;
     // Maps by their keys, so that equal messages are encoded alike.
-    let configure = tonic_prost_build::configure().btree_map(".account.v1");
+    let configure = tonic_prost_build::configure()
+        .btree_map(".account.v1")
+        .codec_path("crate::proto::SmallMessages");
     configure.compile_fds(compiler.file_descriptor_set())?;
 
     let cache = protox::compile(CACHE, [PROTO_ROOT])?;

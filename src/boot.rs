@@ -27,8 +27,8 @@ use crate::{
     connections,
     domain::Key,
     grpc::{
-        AccountService, AdmissionLayer, DEFAULT_DEADLINE, FairnessLayer, MUCH, ObservationLayer,
-        WatchLimits, precise_status,
+        AccountService, AdmissionLayer, DEFAULT_DEADLINE, DirectLayer, FairnessLayer, MUCH,
+        ObservationLayer, WatchLimits, precise_status,
     },
     proto::account_v1::{DESCRIPTOR_SET, account_service_server::AccountServiceServer},
     secrets::{self, Secrets},
@@ -265,7 +265,7 @@ impl App {
             .layer(MapResponseLayer::new(precise_status))
             .layer(AdmissionLayer(self.admittance.gate()))
             .layer(fairness.clone())
-            .add_service(service.into_server())
+            .layer(DirectLayer(service.into_server()))
             .add_service(health_server)
             .add_optional_service(reflection_v1)
             .add_optional_service(reflection_v1alpha)

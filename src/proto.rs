@@ -8,6 +8,12 @@
     reason = "generated; the documentation stands in the .proto files"
 )]
 
+use std::marker::PhantomData;
+
+use prost::Message;
+use tonic::codec::{BufferSettings, Codec};
+use tonic_prost::{ProstDecoder, ProstEncoder};
+
 /// The public API, package `account.v1`.
 pub mod account_v1 {
     tonic::include_proto!("account.v1");
@@ -19,4 +25,39 @@ pub mod account_v1 {
 /// The cache's entry format, package `account.cache.v1`. Private to the service.
 pub mod cache_v1 {
     tonic::include_proto!("account.cache.v1");
+}
+
+/// Capacity that the buffer of a message has at first, in bytes: of most, more than
+/// they need. By default, it is 8 KiB.
+const BUFFER_BYTES: usize = 512;
+/// Bytes of encoded messages that are sent before a stream's next message is encoded.
+const SEND_BYTES: usize = 32 * 1024;
+
+/// Encodes as prost does, in buffers for small messages.
+#[derive(Debug)]
+pub struct SmallMessages<T, U>(PhantomData<(T, U)>);
+
+impl<T, U> Default for SmallMessages<T, U> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T, U> Codec for SmallMessages<T, U>
+where
+    T: Message + Send + 'static,
+    U: Message + Default + Send + 'static,
+{
+    type Encode = T;
+    type Decode = U;
+    type Encoder = ProstEncoder<T>;
+    type Decoder = ProstDecoder<U>;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        ProstEncoder::new(BufferSettings::new(BUFFER_BYTES, SEND_BYTES))
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        ProstDecoder::new(BufferSettings::new(BUFFER_BYTES, SEND_BYTES))
+    }
 }

@@ -4,6 +4,7 @@
 mod admission;
 mod convert;
 mod deadline;
+mod direct;
 mod fairness;
 mod lobby;
 mod methods;
@@ -20,6 +21,7 @@ use tonic::{Request, Response, Status};
 
 pub use admission::AdmissionLayer;
 pub use deadline::DEFAULT_DEADLINE;
+pub use direct::DirectLayer;
 pub use fairness::{FairnessLayer, MUCH};
 pub use methods::methods;
 pub use observation::ObservationLayer;

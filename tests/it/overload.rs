@@ -11,7 +11,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 use tokio_stream::StreamExt as _;
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 
 use crate::{
     fleet::load::was_sent,
@@ -84,6 +84,33 @@ async fn a_flood_of_one_caller_leaves_others_their_turns() {
     // Nothing of it lasts.
     backends.dynamodb.behave();
     assert_eq!(check(hog, OLIVIA).await.unwrap().role(), Role::Owner);
+}
+
+#[tokio::test]
+async fn a_connection_has_room_for_256_calls_and_a_call_for_16_kib_of_headers() {
+    let (_backends, service) = start().await;
+    service.found_olivia_org().await;
+    let stream = TcpStream::connect(service.addr).await.unwrap();
+    let (send, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let mut send = send.ready().await.unwrap();
+    let anything = http::Request::get(format!("http://{}/", service.addr)).body(());
+    let (answer, _) = send.send_request(anything.unwrap(), true).unwrap();
+    // The server's settings come before its first answer.
+    answer.await.unwrap();
+    assert_eq!(send.current_max_send_streams(), 256);
+
+    let client = caller(service.addr).await;
+    for (kib, is_taken) in [(12, true), (20, false), (12, true)] {
+        let mut request = Request::new(pb::GetUserRequest {
+            username: OLIVIA.to_owned(),
+            consistency: None,
+        });
+        let value = "x".repeat(kib * 1024).parse().unwrap();
+        request.metadata_mut().insert("large", value);
+        let answer = client.clone().get_user(request).await;
+        assert_eq!(answer.is_ok(), is_taken, "{kib} KiB: {answer:?}");
+    }
 }
 
 /// Whether the server closes the connection, having said anything before.

@@ -315,6 +315,37 @@ async fn a_credential_is_as_old_as_its_secret_and_not_as_the_process() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_breaker_is_told_of_as_it_opens_and_closes() {
+    let (backends, addr) = (Backends::start().await, free_address());
+    let mut command = over(&backends, &["serve"]);
+    command.env("METRICS_ADDR", addr.to_string());
+    let server = Server::start(command, "serving on", |_| true);
+    let mut client = server.client().await;
+    found_olivia_org(&mut client).await;
+    let told = |value| {
+        let lines = ["short", "long"].map(|look_ups| {
+            let value = if look_ups == "short" { value } else { 0 };
+            format!("account_cache_breaker_open{{look_ups=\"{look_ups}\"}} {value}\n")
+        });
+        let metrics = scrape(addr);
+        lines.iter().all(|line| metrics.contains(line))
+    };
+    assert!(told(0));
+    backends.momento.delay("GetBatch", Duration::from_secs(60));
+    eventually("it is open", async || {
+        client.clone().check_membership(check()).await.unwrap();
+        told(1)
+    })
+    .await;
+    backends.momento.behave();
+    eventually("it is closed", async || {
+        client.clone().check_membership(check()).await.unwrap();
+        told(0)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_log_names_no_user() {
     let backends = Backends::start().await;
     let log = tempfile::NamedTempFile::new().unwrap();
