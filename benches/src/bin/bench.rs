@@ -42,6 +42,8 @@ enum What {
     Cpu,
     /// The service against the echo alone: for trying things.
     Quick,
+    /// Latency at the same pace, beside peers.
+    Peers,
     /// Latency at an open pace, over a cache that is a millisecond away.
     Latency,
     /// The highest rate at which 99.9 % are answered within 5 ms.
@@ -140,6 +142,26 @@ impl Bench {
         Ok(Run { seen, cpu_us, busy })
     }
 
+    /// Runs at an open pace as often as a comparison does, and tells the medians.
+    async fn at_a_rate(&mut self, measured: &Measured, calls_a_second: u32) -> Result<()> {
+        let mut runs = Vec::new();
+        for _ in 0..self.pairs {
+            runs.push(self.run(measured, Pace::Open(calls_a_second)).await?);
+        }
+        let of =
+            |figure: &dyn Fn(&Run) -> f64| median(&runs.iter().map(figure).collect::<Vec<_>>());
+        println!(
+            "| {} | {:.0} | {:.2} | {:.0} | {:.0} | {:.0} |",
+            measured.name,
+            of(&|run| rate(&run.seen)),
+            of(&|run| run.busy),
+            of(&|run| micros(&run.seen, 0.5)),
+            of(&|run| micros(&run.seen, 0.99)),
+            of(&|run| micros(&run.seen, 0.999)),
+        );
+        Ok(())
+    }
+
     /// Runs in the order A B B A; returns the ratio of processor time a call.
     async fn compare(&mut self, a: &Measured, b: &Measured, pace: Pace) -> Result<Ratios> {
         let mut pairs = Vec::new();
@@ -171,6 +193,8 @@ impl Bench {
     }
 }
 
+const HEADER_OF_RATES: &str =
+    "\n| | calls/s | processor busy | p50, µs | p99, µs | p99.9, µs |\n|---|---|---|---|---|---|";
 const HEADER: &str = "\n| A | B | calls at once | A, µs of CPU a call | B, µs of CPU a call | B to A (least–greatest) | A, calls/s | B, calls/s |\n|---|---|---|---|---|---|---|---|";
 
 /// The service, with what checks ask for in the table and in the cache.
@@ -205,16 +229,7 @@ async fn cpu(bench: &mut Bench, programs: &Programs, is_quick: bool) -> Result<(
     let mut twin = None;
     if !is_quick {
         twin = Some(warm(peers::echo(programs)?).await?);
-        for rival in [
-            peers::node(programs, &backends)?,
-            peers::spicedb(programs).await?,
-            peers::openfga(programs)?,
-        ]
-        .into_iter()
-        .flatten()
-        {
-            rivals.push(warm(rival).await?);
-        }
+        rivals = all_rivals(programs, &backends).await?;
     }
     println!("{HEADER}");
     for pace in [Pace::Closed(1), Pace::Closed(64)] {
@@ -233,6 +248,37 @@ async fn cpu(bench: &mut Bench, programs: &Programs, is_quick: bool) -> Result<(
     Ok(())
 }
 
+/// What one would use instead, as far as it is there.
+async fn all_rivals(programs: &Programs, backends: &Backends) -> Result<Vec<Measured>> {
+    let rivals = [
+        peers::node(programs, backends)?,
+        peers::spicedb(programs).await?,
+        peers::openfga(programs)?,
+    ];
+    let mut warmed = Vec::new();
+    for rival in rivals.into_iter().flatten() {
+        warmed.push(warm(rival).await?);
+    }
+    Ok(warmed)
+}
+
+/// Calls a second at which latencies are compared: what the slowest stands.
+const EQUAL_RATES: [u32; 2] = [1000, 4000];
+
+async fn equal_rates(bench: &mut Bench, programs: &Programs) -> Result<()> {
+    let backends = Backends::start(programs, 0, 0)?;
+    let service = filled(programs, &backends).await?;
+    let rivals = all_rivals(programs, &backends).await?;
+    println!("{HEADER_OF_RATES}");
+    for calls_a_second in EQUAL_RATES {
+        bench.at_a_rate(&service, calls_a_second).await?;
+        for rival in &rivals {
+            bench.at_a_rate(rival, calls_a_second).await?;
+        }
+    }
+    Ok(())
+}
+
 async fn latency(bench: &mut Bench, programs: &Programs) -> Result<()> {
     let backends = Backends::start(programs, 1000, 5000)?;
     let metrics = peers::free_address()?;
@@ -240,9 +286,7 @@ async fn latency(bench: &mut Bench, programs: &Programs) -> Result<()> {
     peers::seed(&subject.target.addr).await?;
     let service = warm(subject).await?;
     let echo = warm(peers::echo(programs)?).await?;
-    println!(
-        "\n| | calls/s | processor busy | p50, µs | p99, µs | p99.9, µs |\n|---|---|---|---|---|---|"
-    );
+    println!("{HEADER_OF_RATES}");
     let mut within = Times::default();
     for measured in [&echo, &service] {
         let busy = bench.run(measured, Pace::Closed(64)).await?;
@@ -252,23 +296,9 @@ async fn latency(bench: &mut Bench, programs: &Programs) -> Result<()> {
             reason = "small"
         )]
         let full = (rate(&busy.seen) / busy.busy) as u32;
-        let mut runs = Vec::new();
         let before = Times::read(&metrics)?;
-        for _ in 0..bench.pairs {
-            runs.push(bench.run(measured, Pace::Open(full * 3 / 10)).await?);
-        }
+        bench.at_a_rate(measured, full * 3 / 10).await?;
         within = Times::read(&metrics)?.since(&before);
-        let of =
-            |figure: &dyn Fn(&Run) -> f64| median(&runs.iter().map(figure).collect::<Vec<_>>());
-        println!(
-            "| {} | {:.0} | {:.2} | {:.0} | {:.0} | {:.0} |",
-            measured.name,
-            of(&|run| rate(&run.seen)),
-            of(&|run| run.busy),
-            of(&|run| micros(&run.seen, 0.5)),
-            of(&|run| micros(&run.seen, 0.99)),
-            of(&|run| micros(&run.seen, 0.999)),
-        );
     }
     let mean = |[count, sum]: [f64; 2]| sum / count * 1e6;
     println!(
@@ -696,6 +726,7 @@ fn main() -> Result<()> {
         match arguments.what {
             What::Cpu => cpu(&mut bench, &programs, false).await,
             What::Quick => cpu(&mut bench, &programs, true).await,
+            What::Peers => equal_rates(&mut bench, &programs).await,
             What::Latency => latency(&mut bench, &programs).await,
             What::Rate => highest(&mut bench, &programs).await,
             What::Start => start(&programs).await,
