@@ -7,7 +7,7 @@ use account_service::{command, config::Cli};
 use clap::Parser as _;
 use tokio::runtime;
 
-/// A check allocates and frees some hundred times: docs/performance.md.
+/// A check allocates and frees some hundred times, most of them in libraries.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
