@@ -20,7 +20,7 @@
 //! says whose turn that is; `secrets` reads the credential that the cache needs;
 //! `setup` creates what is missing; `local` holds embedded servers that stand in
 //! for AWS and Momento on loopback. `backoff` says how long to wait before something
-//! is tried again.
+//! is tried again, `loopback` which hosts are this machine.
 
 mod backoff;
 pub mod boot;
@@ -38,6 +38,7 @@ pub mod health;
 mod lease;
 #[cfg(feature = "local")]
 pub mod local;
+mod loopback;
 pub mod proto;
 pub mod secrets;
 pub mod service;

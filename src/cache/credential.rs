@@ -6,6 +6,8 @@ use momento::CredentialProvider;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Map, Value};
 
+use crate::loopback::is_loopback;
+
 /// Key of a v1 token in the secret's JSON object.
 const AUTH_TOKEN: &str = "MOMENTO_AUTH_TOKEN";
 /// Key of a v2 API key in the secret's JSON object.
@@ -93,14 +95,6 @@ impl Credential {
         }
         Ok(Self(provider))
     }
-}
-
-fn is_loopback(host: &str) -> bool {
-    let address = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost"
-        || address
-            .parse::<std::net::IpAddr>()
-            .is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@
 use std::{
     collections::HashMap,
     fmt,
-    net::IpAddr,
     path::PathBuf,
     str::FromStr,
     sync::{Arc, PoisonError, RwLock},
@@ -15,6 +14,8 @@ use jsonwebtoken::{DecodingKey, jwk::JwkSet};
 use reqwest::Url;
 use sha2::{Digest as _, Sha256};
 use tokio::{sync::Notify, time::Instant};
+
+use crate::loopback::is_loopback;
 
 /// How often keys are read again.
 const REFRESH: Duration = Duration::from_secs(300);
@@ -46,15 +47,7 @@ impl FromStr for KeySource {
             return Ok(Self::File(text.into()));
         }
         let url = Url::parse(text).map_err(|error| error.to_string())?;
-        let is_here = match url.host_str() {
-            Some("localhost") => true,
-            Some(host) => host
-                .trim_matches(['[', ']'])
-                .parse()
-                .is_ok_and(|addr: IpAddr| addr.is_loopback()),
-            None => false,
-        };
-        if url.scheme() == "https" || is_here {
+        if url.scheme() == "https" || url.host_str().is_some_and(is_loopback) {
             Ok(Self::Url(url))
         } else {
             Err("must be https:// unless it is on loopback".to_owned())

@@ -47,7 +47,6 @@ struct Lobbies {
     reads: Arc<Lobby>,
     changes: Arc<Lobby>,
     classes: ByMethod<Class>,
-    much: Duration,
 }
 
 impl FairnessLayer {
@@ -55,7 +54,7 @@ impl FairnessLayer {
     /// than `much` of a processor, by the clock, run by turns.
     #[must_use]
     pub fn new(at_once: usize, much: Duration) -> Self {
-        let turns = Turns::new(processors::count());
+        let turns = Turns::new(processors::count(), much);
         let lobby = |class| {
             let told = metrics::gauge!(CALLS_LIMIT, "class" => class);
             let least = LEAST_PER_PROCESSOR * processors::count();
@@ -65,7 +64,6 @@ impl FairnessLayer {
             reads: lobby(READ),
             changes: lobby(CHANGE),
             classes: ByMethod::new(|_, class| class),
-            much,
         }))
     }
 
@@ -129,11 +127,10 @@ where
                 return Either::Left(Either::Left(self.inner.call(request)));
             }
         };
-        let much = self.lobbies.much;
         let flow = flow_of(&request);
         if let Some(pass) = lobby.try_enter(&flow) {
             let pass = Held::new(pass, class, &mut request);
-            let answer = Charged::new(self.inner.call(request), pass, much);
+            let answer = Charged::new(self.inner.call(request), pass);
             return Either::Left(Either::Right(answer));
         }
         metrics::counter!(CALLS_QUEUED, "class" => class).increment(1);
@@ -150,7 +147,7 @@ where
                 return Ok(status::crowded().into_http());
             };
             let pass = Held::new(pass, class, &mut request);
-            Charged::new(inner.call(request), pass, much).await
+            Charged::new(inner.call(request), pass).await
         }))
     }
 }
@@ -209,17 +206,15 @@ pin_project! {
         #[pin]
         answer: F,
         pass: Held,
-        much: Duration,
         turn: Option<Turn>,
     }
 }
 
 impl<F> Charged<F> {
-    fn new(answer: F, pass: Held, much: Duration) -> Self {
+    fn new(answer: F, pass: Held) -> Self {
         Self {
             answer,
             pass,
-            much,
             turn: None,
         }
     }
@@ -230,7 +225,7 @@ impl<F: Future> Future for Charged<F> {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        let _turn = if this.pass.use_of_processors() > *this.much {
+        let _turn = if this.pass.uses_much() {
             let turn = this.turn.get_or_insert_with(|| this.pass.turns());
             Some(ready!(turn.poll(context)))
         } else {

@@ -417,11 +417,12 @@ impl Default for Line {
 }
 
 impl Pass {
-    /// What the call uses of the processors, as far as can be told: what it has used,
-    /// or what its caller's calls use.
-    pub(super) fn use_of_processors(&self) -> Duration {
+    /// Whether the call uses much of the processors, as far as can be told: what it has
+    /// used, or what its caller's calls use.
+    pub(super) fn uses_much(&self) -> bool {
         let busy_us = self.busy_us.load(Ordering::Relaxed);
-        Duration::from_micros(busy_us.max(self.claim.expected_us))
+        let busy = Duration::from_micros(busy_us.max(self.claim.expected_us));
+        busy > self.lobby.turns.much()
     }
 
     /// The turns of the call.
@@ -465,7 +466,12 @@ mod tests {
     const LEAST: usize = 8;
 
     fn lobby(greatest: usize) -> Arc<Lobby> {
-        Arc::new(Lobby::new(LEAST, greatest, Gauge::noop(), Turns::new(1)))
+        Arc::new(Lobby::new(
+            LEAST,
+            greatest,
+            Gauge::noop(),
+            Turns::new(1, Duration::MAX),
+        ))
     }
 
     /// Who is under way, and who waits.

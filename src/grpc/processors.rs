@@ -68,18 +68,28 @@ impl Processors {
 /// whatever else becomes ready waits for one step of such a call, and not for one of
 /// each.
 #[derive(Debug, Clone)]
-pub(super) struct Turns(Arc<Semaphore>);
+pub(super) struct Turns {
+    at_once: Arc<Semaphore>,
+    /// What a call uses of a processor before it takes turns.
+    much: Duration,
+}
 
 impl Turns {
-    /// So many at once.
-    pub(super) fn new(at_once: usize) -> Self {
-        Self(Arc::new(Semaphore::new(at_once)))
+    /// So many at once, for calls that use more than `much`.
+    pub(super) fn new(at_once: usize, much: Duration) -> Self {
+        let at_once = Arc::new(Semaphore::new(at_once));
+        Self { at_once, much }
+    }
+
+    /// What a call uses of a processor before it takes turns.
+    pub(super) fn much(&self) -> Duration {
+        self.much
     }
 
     /// The turns of one call.
     pub(super) fn of_a_call(&self) -> Turn {
         Turn {
-            turns: PollSemaphore::new(self.0.clone()),
+            turns: PollSemaphore::new(self.at_once.clone()),
             stage: Stage::Waiting,
         }
     }
@@ -169,7 +179,7 @@ mod tests {
     async fn steps_within<W: Future<Output = ()> + Send>(
         wait: impl Fn() -> W + Send + 'static,
     ) -> usize {
-        let turns = Turns::new(1);
+        let turns = Turns::new(1, Duration::ZERO);
         let steps = Arc::new(AtomicUsize::default());
         let calls = (0..CALLS).map(|_| {
             let (turns, steps) = (turns.clone(), steps.clone());

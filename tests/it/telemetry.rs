@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    net::SocketAddr,
     path::Path,
     sync::{Arc, Mutex},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -67,6 +68,14 @@ async fn found_olivia_org(client: &mut Client) {
     client.create_organization(request).await.unwrap();
 }
 
+/// A server that tells its metrics at this address.
+fn with_metrics(backends: &Backends) -> (Server, SocketAddr) {
+    let addr = free_address();
+    let mut command = serve_over(backends);
+    command.env("METRICS_ADDR", addr.to_string());
+    (Server::start(command, "serving on", |_| true), addr)
+}
+
 fn check() -> pb::CheckMembershipRequest {
     pb::CheckMembershipRequest {
         organization_name: ORG.to_owned(),
@@ -77,10 +86,8 @@ fn check() -> pb::CheckMembershipRequest {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_metric_is_exported_documented_and_known_to_dashboard_and_alerts() {
-    let (backends, addr) = (Backends::start().await, free_address());
-    let mut command = serve_over(&backends);
-    command.env("METRICS_ADDR", addr.to_string());
-    let server = Server::start(command, "serving on", |_| true);
+    let backends = Backends::start().await;
+    let (server, addr) = with_metrics(&backends);
     let mut client = server.client().await;
     found_olivia_org(&mut client).await;
     client.check_membership(check()).await.unwrap();
@@ -300,10 +307,7 @@ async fn a_credential_is_as_old_as_its_secret_and_not_as_the_process() {
     let put_before = SystemTime::now();
     // So long that seconds tell when it was read from when it was put.
     tokio::time::sleep(Duration::from_secs(3)).await;
-    let addr = free_address();
-    let mut command = over(&backends, &["serve"]);
-    command.env("METRICS_ADDR", addr.to_string());
-    let _server = Server::start(command, "serving on", |_| true);
+    let (_server, addr) = with_metrics(&backends);
     let metrics = scrape(addr);
     let told = metrics
         .lines()
@@ -316,10 +320,8 @@ async fn a_credential_is_as_old_as_its_secret_and_not_as_the_process() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_breaker_is_told_of_as_it_opens_and_closes() {
-    let (backends, addr) = (Backends::start().await, free_address());
-    let mut command = over(&backends, &["serve"]);
-    command.env("METRICS_ADDR", addr.to_string());
-    let server = Server::start(command, "serving on", |_| true);
+    let backends = Backends::start().await;
+    let (server, addr) = with_metrics(&backends);
     let mut client = server.client().await;
     found_olivia_org(&mut client).await;
     let told = |value| {

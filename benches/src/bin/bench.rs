@@ -88,6 +88,13 @@ impl Measured {
             caller,
         })
     }
+
+    /// So many more connections, by which the table may answer, too.
+    async fn also_by_the_table(&self, connections: usize) -> Result<Caller> {
+        let mut target = self.subject.target.clone();
+        target.answers.push(peers::yes(Source::Store));
+        Caller::connect(target, connections).await
+    }
 }
 
 struct Bench {
@@ -198,8 +205,12 @@ const HEADER_OF_RATES: &str =
 const HEADER: &str = "\n| A | B | calls at once | A, µs of CPU a call | B, µs of CPU a call | B to A (least–greatest) | A, calls/s | B, calls/s |\n|---|---|---|---|---|---|---|---|";
 
 /// The service, with what checks ask for in the table and in the cache.
-async fn filled(programs: &Programs, backends: &Backends) -> Result<Measured> {
-    let subject = peers::service(programs, backends, &[])?;
+async fn filled(
+    programs: &Programs,
+    backends: &Backends,
+    environment: &[(&str, &str)],
+) -> Result<Measured> {
+    let subject = peers::service(programs, backends, environment)?;
     peers::seed(&subject.target.addr).await?;
     warm(subject).await
 }
@@ -223,7 +234,7 @@ async fn warm(subject: Subject) -> Result<Measured> {
 
 async fn cpu(bench: &mut Bench, programs: &Programs, is_quick: bool) -> Result<()> {
     let backends = Backends::start(programs, 0, 0)?;
-    let service = filled(programs, &backends).await?;
+    let service = filled(programs, &backends, &[]).await?;
     let echo = warm(peers::echo(programs)?).await?;
     let mut rivals = Vec::new();
     let mut twin = None;
@@ -267,7 +278,7 @@ const EQUAL_RATES: [u32; 2] = [1000, 4000];
 
 async fn equal_rates(bench: &mut Bench, programs: &Programs) -> Result<()> {
     let backends = Backends::start(programs, 0, 0)?;
-    let service = filled(programs, &backends).await?;
+    let service = filled(programs, &backends, &[]).await?;
     let rivals = all_rivals(programs, &backends).await?;
     println!("{HEADER_OF_RATES}");
     for calls_a_second in EQUAL_RATES {
@@ -282,9 +293,7 @@ async fn equal_rates(bench: &mut Bench, programs: &Programs) -> Result<()> {
 async fn latency(bench: &mut Bench, programs: &Programs) -> Result<()> {
     let backends = Backends::start(programs, 1000, 5000)?;
     let metrics = peers::free_address()?;
-    let subject = peers::service(programs, &backends, &[("METRICS_ADDR", &metrics)])?;
-    peers::seed(&subject.target.addr).await?;
-    let service = warm(subject).await?;
+    let service = filled(programs, &backends, &[("METRICS_ADDR", &metrics)]).await?;
     let echo = warm(peers::echo(programs)?).await?;
     println!("{HEADER_OF_RATES}");
     let mut within = Times::default();
@@ -379,7 +388,7 @@ async fn highest_rate(bench: &mut Bench, measured: &Measured) -> Result<(u32, f6
 
 async fn highest(bench: &mut Bench, programs: &Programs) -> Result<()> {
     let backends = Backends::start(programs, 0, 0)?;
-    let service = filled(programs, &backends).await?;
+    let service = filled(programs, &backends, &[]).await?;
     let echo = warm(peers::echo(programs)?).await?;
     println!("\n| | highest rate, calls/s | processor busy |\n|---|---|---|");
     for measured in [&echo, &service] {
@@ -391,7 +400,7 @@ async fn highest(bench: &mut Bench, programs: &Programs) -> Result<()> {
 
 async fn start(programs: &Programs) -> Result<()> {
     let backends = Backends::start(programs, 0, 0)?;
-    let service = filled(programs, &backends).await?;
+    let service = filled(programs, &backends, &[]).await?;
     let mut starts = Vec::new();
     for _ in 0..11 {
         let began = Instant::now();
@@ -442,12 +451,8 @@ async fn faults(programs: &Programs) -> Result<()> {
     ] {
         let mut backends = Backends::start(programs, 1000, 5000)?;
         let metrics = peers::free_address()?;
-        let subject = peers::service(programs, &backends, &[("METRICS_ADDR", &metrics)])?;
-        peers::seed(&subject.target.addr).await?;
-        let measured = warm(subject).await?;
-        let mut target = measured.subject.target.clone();
-        target.answers.push(peers::yes(Source::Store));
-        let caller = Caller::connect(target, CONNECTIONS).await?;
+        let measured = filled(programs, &backends, &[("METRICS_ADDR", &metrics)]).await?;
+        let caller = measured.also_by_the_table(CONNECTIONS).await?;
         let reads_before = series(&metrics, "account_table_reads_total", "")?;
         let fault = async {
             tokio::time::sleep(FAULT_AT).await;
@@ -492,12 +497,8 @@ async fn overload(bench: &mut Bench, programs: &Programs) -> Result<()> {
     for (name, order) in [("answers", None), ("refuses", Some("cache refuse"))] {
         let mut backends = Backends::start_on(programs, 1000, 5000, 8)?;
         let metrics = peers::free_address()?;
-        let subject = peers::service(programs, &backends, &[("METRICS_ADDR", &metrics)])?;
-        peers::seed(&subject.target.addr).await?;
-        let measured = warm(subject).await?;
-        let mut target = measured.subject.target.clone();
-        target.answers.push(peers::yes(Source::Store));
-        let caller = Caller::connect(target, MANY_CONNECTIONS).await?;
+        let measured = filled(programs, &backends, &[("METRICS_ADDR", &metrics)]).await?;
+        let caller = measured.also_by_the_table(MANY_CONNECTIONS).await?;
         if let Some(order) = order {
             backends.process.order(order)?;
         }
@@ -547,7 +548,7 @@ fn run_here<T>(what: impl Future<Output = Result<T>>) -> Result<T> {
 
 async fn flood(bench: &mut Bench, programs: &Programs) -> Result<()> {
     let backends = Backends::start_on(programs, 1000, 5000, 8)?;
-    let service = filled(programs, &backends).await?;
+    let service = filled(programs, &backends, &[]).await?;
     let guest = Caller::connect(service.subject.target.clone(), 1).await?;
     println!(
         "\n| the flood | the guest alone, p50 and p99, µs | in the flood | ratio of p50 (least–greatest) | of p99 | calls of the flood, a second |\n|---|---|---|---|---|---|"
@@ -606,7 +607,7 @@ const EACH: [usize; 2] = [32, 64];
 
 async fn replicas(bench: &mut Bench, programs: &Programs) -> Result<()> {
     let backends = Backends::start(programs, 0, 0)?;
-    let one = filled(programs, &backends).await?;
+    let one = filled(programs, &backends, &[]).await?;
     let other = warm(peers::service(programs, &backends, &[])?).await?;
     let mut pairs = [Vec::new(), Vec::new()];
     for _ in 0..bench.pairs {
@@ -638,7 +639,7 @@ async fn replicas(bench: &mut Bench, programs: &Programs) -> Result<()> {
 
 async fn staleness(bench: &mut Bench, programs: &Programs) -> Result<()> {
     let backends = Backends::start(programs, 0, 0)?;
-    let coherent = filled(programs, &backends).await?;
+    let coherent = filled(programs, &backends, &[]).await?;
     let target = peers::recent_target(coherent.subject.target.addr.clone());
     let recent = Measured {
         name: "the same, max_staleness",
@@ -656,7 +657,7 @@ async fn staleness(bench: &mut Bench, programs: &Programs) -> Result<()> {
 
 async fn remote(bench: &mut Bench, programs: &Programs) -> Result<()> {
     let mut backends = Backends::start_metered(programs)?;
-    let service = filled(programs, &backends).await?;
+    let service = filled(programs, &backends, &[]).await?;
     let addr = &service.subject.target.addr;
     println!(
         "\n| checks | calls to the cache, of a check | bytes to the cache, and back | bytes to the table, and back |\n|---|---|---|---|"
