@@ -10,8 +10,10 @@ use async_trait::async_trait;
 use foldhash::fast::RandomState;
 use indexmap::IndexSet;
 use tokio::{runtime::Handle, sync::oneshot, time::timeout};
+use tracing::{Instrument as _, Span};
 
 use super::{Cache, Error, Found, Kind, is_long};
+use crate::telemetry;
 
 /// Look-ups that are sent at once, each on its own; those that come meanwhile
 /// wait for the first of them to end, and are then sent together. Alone, a
@@ -56,6 +58,8 @@ struct Lanes {
 struct Waiting {
     keys: Vec<String>,
     answer: oneshot::Sender<Result<Vec<Found>, Error>>,
+    /// Of the wait.
+    span: Span,
 }
 
 impl Batching {
@@ -80,7 +84,8 @@ impl Batching {
             return Turn::Now(self.lane(&mut lanes), keys);
         }
         let (answer, answered) = oneshot::channel();
-        lanes.waiting.push(Waiting { keys, answer });
+        let span = telemetry::shared_look_up();
+        lanes.waiting.push(Waiting { keys, answer, span });
         if lanes.in_use < MOST_LANES && lanes.are_due() {
             let (lane, passengers) = (self.lane(&mut lanes), lanes.board());
             drop(lanes);
@@ -139,6 +144,7 @@ impl Lane {
         let mut keys = IndexSet::with_hasher(RandomState::default());
         let mut wanted = Vec::new();
         let mut seats = Vec::with_capacity(passengers.len());
+        let mut spans = Vec::new();
         for passenger in passengers {
             let places = passenger.keys.into_iter().map(|key| {
                 let (place, is_new) = keys.insert_full(key);
@@ -149,9 +155,14 @@ impl Lane {
                 place
             });
             seats.push((passenger.answer, places.collect::<Vec<_>>()));
+            if !passenger.span.is_none() {
+                spans.push(passenger.span);
+            }
         }
+        // It can be in one trace only; the others tell how long was waited.
+        let span = spans.first().cloned().unwrap_or_else(Span::none);
         let keys = keys.into_iter().collect();
-        let found = timeout(self.0.patience, self.0.cache.get(keys)).await;
+        let found = timeout(self.0.patience, self.0.cache.get(keys).instrument(span)).await;
         let mut found = found.unwrap_or_else(|_| {
             Err(Error {
                 kind: Kind::Unavailable,

@@ -3,6 +3,7 @@
 //! speaks its protocol, with the credential and the connections of its own.
 
 use std::{
+    collections::HashMap,
     fmt,
     sync::atomic::{AtomicUsize, Ordering},
 };
@@ -30,6 +31,9 @@ use super::{
 const READ_CONCERN: (&str, &str) = ("read-concern", "consistent");
 /// Tells the server when an answer is of no more use.
 const TIMEOUT: &str = "grpc-timeout";
+
+/// Of one call alone.
+type Headers = HashMap<String, String>;
 
 /// Look-ups, over long-lived connections. Its debug output is redacted.
 pub(super) struct Lookups {
@@ -82,25 +86,30 @@ impl Lookups {
         })
     }
 
-    /// Looks up one key.
+    /// Looks up one key, with these headers.
     ///
     /// # Errors
     /// See [`failed`].
-    pub(super) async fn get(&self, key: String) -> Result<Found, Error> {
-        let response = self.client(1).get(self.request(get_request(key))).await;
+    pub(super) async fn get(&self, key: String, headers: Headers) -> Result<Found, Error> {
+        let request = self.request(get_request(key), headers);
+        let response = self.client(1).get(request).await;
         let response = response.map_err(|status| failed(&status))?;
         Ok(found(response.into_inner()))
     }
 
-    /// Looks up keys. The answers come as a stream and are matched by position:
+    /// Looks up keys, with these headers. The answers come as a stream and are matched by position:
     /// where the stream ends early, the rest is unknown, not missing.
     ///
     /// # Errors
     /// See [`failed`].
-    pub(super) async fn get_batch(&self, keys: Vec<String>) -> Result<Vec<Found>, Error> {
+    pub(super) async fn get_batch(
+        &self,
+        keys: Vec<String>,
+        headers: Headers,
+    ) -> Result<Vec<Found>, Error> {
         let wanted = keys.len();
         let items = keys.into_iter().map(get_request).collect();
-        let request = self.request(GetBatchRequest { items });
+        let request = self.request(GetBatchRequest { items }, headers);
         let response = self.client(wanted).get_batch(request).await;
         let mut answers = response.map_err(|status| failed(&status))?.into_inner();
         let mut all = Vec::with_capacity(wanted);
@@ -133,9 +142,16 @@ impl Lookups {
         ScsClient::with_origin(channel.clone(), self.origin.clone())
     }
 
-    fn request<T>(&self, message: T) -> Request<T> {
+    fn request<T>(&self, message: T, headers: Headers) -> Request<T> {
         let mut request = Request::new(message);
-        *request.metadata_mut() = self.metadata.clone();
+        let metadata = request.metadata_mut();
+        *metadata = self.metadata.clone();
+        for (name, value) in headers {
+            let name = AsciiMetadataKey::from_bytes(name.as_bytes());
+            if let (Ok(name), Ok(value)) = (name, value.parse()) {
+                metadata.insert(name, value);
+            }
+        }
         request
     }
 }

@@ -1,6 +1,6 @@
 //! The cache in Momento, over one long-lived client.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::future::try_join;
 use momento::{
@@ -91,9 +91,12 @@ impl Momento {
     /// # Errors
     /// [`Kind::Missing`], [`Kind::Credential`] or [`Kind::Unavailable`].
     pub async fn probe(&self) -> Result<(), Error> {
-        within(CONNECT_TIMEOUT, self.lookups.get(PROBE_KEY.to_owned()))
-            .await
-            .map(|_| ())
+        within(
+            CONNECT_TIMEOUT,
+            self.lookups.get(PROBE_KEY.to_owned(), HashMap::new()),
+        )
+        .await
+        .map(|_| ())
     }
 
     /// Creates the cache; says whether it did, `false` if it exists.
@@ -110,7 +113,8 @@ impl Momento {
     }
 
     async fn set_if<R: MomentoRequest>(&self, request: R) -> Result<R::Response, Error> {
-        let call = async { self.client.send_request(request).await.map_err(failed) };
+        // The SDK sends no headers of others.
+        let call = async |_| self.client.send_request(request).await.map_err(failed);
         watched("SetIf", call).await
     }
 }
@@ -119,9 +123,15 @@ impl Momento {
 impl Momento {
     pub(super) async fn get(&self, keys: Vec<String>) -> Result<Vec<Found>, Error> {
         match <[String; 1]>::try_from(keys) {
-            Ok([key]) => Ok(vec![watched("Get", self.lookups.get(key)).await?]),
+            Ok([key]) => {
+                let get = |context| self.lookups.get(key, context);
+                Ok(vec![watched("Get", get).await?])
+            }
             Err(keys) if keys.is_empty() => Ok(Vec::new()),
-            Err(keys) => watched("GetBatch", self.lookups.get_batch(keys)).await,
+            Err(keys) => {
+                let get = |context| self.lookups.get_batch(keys, context);
+                watched("GetBatch", get).await
+            }
         }
     }
 
@@ -157,13 +167,14 @@ impl Momento {
     }
 }
 
-/// A call whose duration and outcome are told.
+/// A call whose duration and outcome are told. It is given the headers of its
+/// trace.
 async fn watched<T>(
     operation: &'static str,
-    call: impl Future<Output = Result<T, Error>>,
+    call: impl AsyncFnOnce(HashMap<String, String>) -> Result<T, Error>,
 ) -> Result<T, Error> {
     let mut watch = BackendCall::begin(Backend::Momento, operation);
-    let result = call.await;
+    let result = call(watch.trace_context()).await;
     watch.end(match &result {
         Ok(_) => Outcome::Ok,
         Err(error) if error.kind == Kind::Unavailable => Outcome::Failed,

@@ -4,7 +4,10 @@ use std::sync::Mutex;
 
 use aws_sdk_dynamodb::config::{
     ConfigBag, Intercept, RuntimeComponents,
-    interceptors::{BeforeSerializationInterceptorContextRef, FinalizerInterceptorContextRef},
+    interceptors::{
+        BeforeSerializationInterceptorContextRef, BeforeTransmitInterceptorContextMut,
+        FinalizerInterceptorContextRef,
+    },
 };
 use aws_smithy_runtime_api::{box_error::BoxError, client::orchestrator::Metadata};
 use aws_smithy_types::config_bag::{Storable, StoreReplace};
@@ -61,6 +64,24 @@ impl Intercept for AwsCalls {
         let call = BackendCall::begin(self.0, known.copied().unwrap_or("Other"));
         let state = config.interceptor_state();
         state.store_put(UnderWay(Mutex::new(call)));
+        Ok(())
+    }
+
+    // Not signed: proxies on the way may put a span of their own there.
+    fn modify_before_transmit(
+        &self,
+        context: &mut BeforeTransmitInterceptorContextMut<'_>,
+        _: &RuntimeComponents,
+        config: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        if let Some(UnderWay(call)) = config.load::<UnderWay>()
+            && let Ok(call) = call.lock()
+        {
+            let headers = context.request_mut().headers_mut();
+            for (name, value) in call.trace_context() {
+                headers.try_insert(name, value)?;
+            }
+        }
         Ok(())
     }
 

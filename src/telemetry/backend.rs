@@ -1,6 +1,6 @@
 //! Calls to backends, timed and traced.
 
-use std::time::Instant;
+use std::{collections::HashMap, time::Instant};
 
 use tracing::Span;
 
@@ -79,6 +79,13 @@ impl BackendCall {
             outcome: Outcome::GivenUp,
             span: traces::client_span(backend.as_str(), operation),
         }
+    }
+
+    /// The headers, as W3C defines them, that place what is called in the trace of
+    /// the RPC; none unless that is exported.
+    #[must_use]
+    pub fn trace_context(&self) -> HashMap<String, String> {
+        traces::headers_of(&self.span)
     }
 
     /// It has ended like this.

@@ -13,7 +13,7 @@ pub use self::{
     aws::AwsCalls,
     backend::{Backend, BackendCall, Outcome},
     metrics::*,
-    traces::{CallSpan, Traces, TracesError},
+    traces::{CallSpan, Traces, TracesError, shared_look_up},
 };
 use crate::config::{LogFormat, LogSettings, TraceSettings};
 

@@ -1,7 +1,7 @@
 //! Traces: spans of calls and of what they call, exported by OTLP, in the trace
 //! that the caller began.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use http::{HeaderMap, HeaderName};
 use opentelemetry::{
@@ -204,6 +204,29 @@ pub(super) fn client_span(system: &'static str, operation: &'static str) -> Span
         db.system.name = system,
         db.operation.name = operation,
     )
+}
+
+/// The span of the wait for a look-up that several calls share. There is none for
+/// what is done beside calls.
+pub fn shared_look_up() -> Span {
+    if Span::current().is_none() {
+        return Span::none();
+    }
+    tracing::info_span!(target: CLIENT, "shared look-up")
+}
+
+/// What names the span to others, by W3C's header; nothing unless it is exported.
+pub(super) fn headers_of(span: &Span) -> HashMap<String, String> {
+    let mut headers = HashMap::new();
+    if span.is_none() {
+        return headers;
+    }
+    let context = span.context();
+    if context.span().span_context().is_sampled() {
+        TraceContextPropagator::new().inject_context(&context, &mut headers);
+        headers.retain(|_, value| !value.is_empty());
+    }
+    headers
 }
 
 pub(super) fn fail(span: &Span) {

@@ -490,22 +490,30 @@ impl Authority {
     }
 
     /// A certificate and its key, in PEM.
-    fn issue(&self, name: SanType) -> (String, String) {
+    fn issue(&self, names: Vec<SanType>) -> (String, String) {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.subject_alt_names = vec![name];
+        params.subject_alt_names = names;
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         (certificate.pem(), key.serialize_pem())
     }
 
     fn of_server(&self) -> (String, String) {
-        self.issue(SanType::DnsName("localhost".try_into().unwrap()))
+        self.issue(vec![dns("localhost")])
     }
 
     fn of_client(&self, uri: &str) -> Identity {
-        let (certificate, key) = self.issue(SanType::URI(uri.try_into().unwrap()));
+        self.of_named(vec![SanType::URI(uri.try_into().unwrap())])
+    }
+
+    fn of_named(&self, names: Vec<SanType>) -> Identity {
+        let (certificate, key) = self.issue(names);
         Identity::from_pem(certificate, key)
     }
+}
+
+fn dns(name: &str) -> SanType {
+    SanType::DnsName(name.try_into().unwrap())
 }
 
 fn tls_settings(files: &Files, server: &Authority, clients: &Authority) -> CallerSettings {
@@ -574,6 +582,32 @@ async fn a_client_certificate_names_its_caller() {
 }
 
 #[tokio::test]
+async fn a_certificate_names_by_its_uri_else_by_its_dns_name_else_nobody() {
+    let (backends, files) = (Backends::start().await, Files::new());
+    found(&backends).await;
+    let (server, clients) = (Authority::new(), Authority::new());
+    let service = serve(&backends, tls_settings(&files, &server, &clients)).await;
+    let checked_by = async |names: Vec<SanType>| {
+        let identity = Some(clients.of_named(names));
+        let mut client = connect(&service, &server, identity).await.unwrap();
+        client.check_membership(check()).await
+    };
+    let uri = |name: &str| SanType::URI(name.try_into().unwrap());
+    let address = SanType::IpAddress([127, 0, 0, 1].into());
+    checked_by(vec![address.clone(), dns("billing")])
+        .await
+        .unwrap();
+    checked_by(vec![dns("stranger"), uri("spiffe://example.org/frontend")])
+        .await
+        .unwrap();
+    // The URI counts, whatever else the certificate says.
+    let denied = checked_by(vec![dns("billing"), uri("spiffe://example.org/stranger")]).await;
+    assert_refused(denied, Code::PermissionDenied, "METHOD_NOT_GRANTED");
+    let nobody = checked_by(vec![address]).await;
+    assert_refused(nobody, Code::Unauthenticated, "INVALID_CREDENTIALS");
+}
+
+#[tokio::test]
 async fn a_caller_with_a_certificate_acts_for_the_user_whose_token_it_brings() {
     let (backends, files, signer) = (Backends::start().await, Files::new(), Signer::new("one"));
     found(&backends).await;
@@ -629,6 +663,30 @@ async fn certificates_are_renewed_without_a_restart() {
     assert!(connect(&service, &old, frontend()).await.is_err());
     // Whoever is connected stays so.
     before.check_membership(check()).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_roots_of_clients_are_renewed_without_a_restart() {
+    let (backends, files) = (Backends::start().await, Files::new());
+    found(&backends).await;
+    let (server, old, new) = (Authority::new(), Authority::new(), Authority::new());
+    let service = serve(&backends, tls_settings(&files, &server, &old)).await;
+    let is_answered = async |clients: &Authority| {
+        let frontend = clients.of_client("spiffe://example.org/frontend");
+        match connect(&service, &server, Some(frontend)).await {
+            Ok(mut client) => client.check_membership(check()).await.is_ok(),
+            Err(_) => false,
+        }
+    };
+    assert!(is_answered(&old).await && !is_answered(&new).await);
+    // While clients move from one to the other, both are roots.
+    let both = format!("{}{}", old.certificate, new.certificate);
+    files.write("clients.pem", &both);
+    eventually("the new root is in use", async || is_answered(&new).await).await;
+    assert!(is_answered(&old).await);
+    files.write("clients.pem", &new.certificate);
+    eventually("the old root is gone", async || !is_answered(&old).await).await;
+    assert!(is_answered(&new).await);
 }
 
 #[tokio::test]

@@ -21,14 +21,33 @@ const STEPS: [(&str, &str); 4] = [
     ("\"Update\"", "UpdateItem"),
 ];
 
-fn allowed() -> BTreeSet<String> {
+/// An action of IAM, and what it is done to, as the template says it.
+type Grant = (String, &'static str);
+
+const TABLE: &str = "!GetAtt Table.Arn";
+const INDEX: &str = "!Sub \"${Table.Arn}/index/*\"";
+const STREAM: &str = "!GetAtt Table.StreamArn";
+
+fn allowed() -> BTreeSet<Grant> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/cloudformation.yaml");
     let template = fs::read_to_string(path).unwrap();
-    let actions = template.lines().filter_map(|line| {
-        let (_, action) = line.split_once("dynamodb:")?;
-        Some(action.trim().to_owned())
-    });
-    actions.collect()
+    let mut allowed = BTreeSet::new();
+    for statement in template.split("Effect: Allow") {
+        let resource = statement
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("Resource: "));
+        let resource = [TABLE, INDEX, STREAM]
+            .into_iter()
+            .find(|known| Some(*known) == resource);
+        let actions = statement
+            .lines()
+            .filter_map(|line| line.split_once("dynamodb:"));
+        for (_, action) in actions {
+            let resource = resource.expect("a resource that is not known");
+            allowed.insert((action.trim().to_owned(), resource));
+        }
+    }
+    allowed
 }
 
 #[tokio::test]
@@ -75,12 +94,17 @@ async fn the_role_of_the_template_allows_what_the_service_does_and_nothing_else(
     .await;
     let mut done = BTreeSet::new();
     for (call, about) in backends.dynamodb.all_seen() {
+        let resource = match call.as_str() {
+            "DescribeStream" | "GetRecords" | "GetShardIterator" => STREAM,
+            _ if about.contains("\"IndexName\"") => INDEX,
+            _ => TABLE,
+        };
         if call != "TransactWriteItems" {
-            done.insert(call);
+            done.insert((call, resource));
             continue;
         }
         let steps = STEPS.iter().filter(|(step, _)| about.contains(step));
-        done.extend(steps.map(|(_, action)| (*action).to_owned()));
+        done.extend(steps.map(|(_, action)| ((*action).to_owned(), resource)));
     }
     assert_eq!(done, allowed());
 }

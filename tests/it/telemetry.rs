@@ -11,6 +11,7 @@ use std::{
 };
 
 use account_service::{local::ANY_PORT, proto::account_v1 as pb, telemetry};
+use futures_util::future::join_all;
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{
         ExportTraceServiceRequest, ExportTraceServiceResponse,
@@ -201,17 +202,23 @@ impl Collector {
         (collector, url)
     }
 
-    /// The names of the spans below this one, and how many there are of each.
-    fn below(&self, parent: &Span) -> BTreeMap<String, usize> {
+    /// The spans below this one.
+    fn below(&self, parent: &Span) -> Vec<Span> {
         let spans = self.0.lock().unwrap();
-        let mut names = BTreeMap::new();
-        for span in spans
+        let below = spans
             .iter()
             .filter(|span| span.parent_span_id == parent.span_id)
-        {
-            assert_eq!(span.trace_id, parent.trace_id);
+            .inspect(|span| assert_eq!(span.trace_id, parent.trace_id));
+        below.cloned().collect()
+    }
+
+    /// The names of the calls to backends below this span, and how many there are
+    /// of each.
+    fn calls_below(&self, parent: &Span) -> BTreeMap<String, usize> {
+        let mut names = BTreeMap::new();
+        for span in self.below(parent) {
             assert_eq!(span.kind(), SpanKind::Client);
-            *names.entry(span.name.clone()).or_default() += 1;
+            *names.entry(span.name).or_default() += 1;
         }
         names
     }
@@ -226,13 +233,15 @@ impl Collector {
     }
 }
 
+/// What names a span of this trace by W3C's header.
+fn traceparent(trace: u8, span: &[u8]) -> String {
+    let span = u64::from_be_bytes(span.try_into().unwrap());
+    format!("00-{}-{span:016x}-01", format!("{trace:02x}").repeat(16))
+}
+
 fn traced<T>(trace: u8, message: T) -> Request<T> {
     let mut request = Request::new(message);
-    let context = format!(
-        "00-{}-{}-01",
-        format!("{trace:02x}").repeat(16),
-        "b7".repeat(8)
-    );
+    let context = traceparent(trace, &[0xb7; 8]);
     request
         .metadata_mut()
         .insert("traceparent", context.parse().unwrap());
@@ -283,11 +292,21 @@ async fn a_call_is_traced_from_its_caller_to_the_backends() {
         "account.v1.AccountService/RemoveUserFromOrganization"
     );
     assert_eq!(removal.parent_span_id, [0xb7; 8]);
-    assert!(collector.below(&removal).contains_key("SetIf"));
+    assert!(collector.calls_below(&removal).contains_key("SetIf"));
     let checked = collector.call(&[2; 16]).unwrap();
-    let below = collector.below(&checked);
+    let below = collector.calls_below(&checked);
     assert_eq!((below["GetBatch"], below["SetIf"]), (1, 3), "{below:?}");
     assert_eq!(below["BatchGetItem"], 1, "{below:?}");
+    // Backends are told in which trace, and below which span, they are called.
+    for (script, operation) in [
+        (&backends.momento, "GetBatch"),
+        (&backends.dynamodb, "BatchGetItem"),
+    ] {
+        let mut spans = collector.below(&checked).into_iter();
+        let span = spans.find(|span| span.name == operation).unwrap();
+        let told = script.traces();
+        assert!(told.contains(&traceparent(2, &span.span_id)), "{told:?}");
+    }
     let failed = collector.call(&[3; 16]).unwrap();
     assert_eq!(failed.status.as_ref().unwrap().code, 2, "{failed:?}");
     let spans = collector.0.lock().unwrap();
@@ -299,6 +318,51 @@ async fn a_call_is_traced_from_its_caller_to_the_backends() {
         .lines()
         .find(|line| line.contains("table operation failed"));
     assert!(line.unwrap().contains(&"03".repeat(16)), "{line:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_share_a_look_up_are_traced_each_for_itself() {
+    const CALLS: u8 = 200;
+    let backends = Backends::start().await;
+    let (collector, url) = Collector::start().await;
+    let mut command = serve_over(&backends);
+    command.env("OTEL_EXPORTER_OTLP_ENDPOINT", url);
+    command.env("OTEL_TRACES_SAMPLER_ARG", "0");
+    let server = Server::start(command, "serving on", |_| true);
+    let mut client = server.client().await;
+    found_olivia_org(&mut client).await;
+    backends
+        .momento
+        .delay("GetBatch", Duration::from_millis(20));
+    let checks = (1..=CALLS).map(|trace| {
+        let mut client = client.clone();
+        async move { client.check_membership(traced(trace, check())).await }
+    });
+    for check in join_all(checks).await {
+        check.unwrap();
+    }
+    assert_eq!(server.terminate(), Some(0));
+
+    let (mut waited, mut sent) = (0, 0);
+    for trace in 1..=CALLS {
+        let call = collector.call(&[trace; 16]).unwrap();
+        let mut below = collector.below(&call);
+        if let Some(wait) = below.iter().find(|span| span.name == "shared look-up") {
+            assert_eq!(wait.kind(), SpanKind::Internal);
+            waited += 1;
+            below = collector.below(wait);
+        } else {
+            let alone = below.iter().any(|span| span.name == "GetBatch");
+            assert!(alone, "{below:?}");
+        }
+        if let Some(look_up) = below.iter().find(|span| span.name == "GetBatch") {
+            let told = backends.momento.traces();
+            let context = traceparent(trace, &look_up.span_id);
+            assert!(told.contains(&context), "{told:?}");
+            sent += 1;
+        }
+    }
+    assert!(waited > 0 && sent < CALLS, "{waited} waited, {sent} sent");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -95,6 +95,9 @@ async fn pass_one_on(proxy: Proxy, request: Request) -> Response {
         ""
     };
     let operation = format!("{what}{}", target.rsplit('.').next().unwrap());
+    if let Some(parent) = parts.headers.get("traceparent") {
+        proxy.script.in_trace(parent.to_str().unwrap());
+    }
     let fate = proxy.script.meet(&operation, &about).await;
     match &fate {
         Fate::Refused => return StatusCode::SERVICE_UNAVAILABLE.into_response(),

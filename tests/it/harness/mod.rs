@@ -369,6 +369,10 @@ impl momento::Gate for MomentoGate {
         }
     }
 
+    fn in_trace(&self, parent: &str) {
+        self.script.in_trace(parent);
+    }
+
     fn lag(&self) -> Duration {
         // As Momento may, where it is not asked for what was written last.
         Duration::from_millis(500)

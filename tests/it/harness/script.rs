@@ -17,6 +17,8 @@ pub const BESIDE: &str = "Beside";
 #[derive(Default)]
 pub struct Script {
     seen: Mutex<Vec<(String, String)>>,
+    /// W3C's headers that calls had.
+    traces: Mutex<Vec<String>>,
     rules: Mutex<Vec<Rule>>,
     /// What calls cost the table, in capacity units; `None`: not asked for.
     charges: Mutex<Option<Vec<(String, f64)>>>,
@@ -241,6 +243,16 @@ impl Script {
             (call.to_owned(), about.clone())
         });
         seen.collect()
+    }
+
+    /// A call has this header.
+    pub fn in_trace(&self, parent: &str) {
+        self.traces.lock().unwrap().push(parent.to_owned());
+    }
+
+    /// The headers of all calls that had one.
+    pub fn traces(&self) -> Vec<String> {
+        self.traces.lock().unwrap().clone()
     }
 
     /// A call arrives.
