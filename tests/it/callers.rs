@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::SocketAddr,
     path::PathBuf,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -32,7 +33,7 @@ use tonic_reflection::pb::v1::{
 use crate::{
     harness::{
         Backends, Client, Replica, assert_refused,
-        binary::{Server, over},
+        binary::{Server, over, serve_over},
     },
     streams::eventually,
 };
@@ -430,6 +431,40 @@ async fn the_log_names_services_that_are_refused_and_no_user() {
 }
 
 #[tokio::test]
+async fn tokens_and_keys_are_in_nothing_that_the_process_logs() {
+    let (backends, files, signer) = (Backends::start().await, Files::new(), Signer::new("one"));
+    let (log, server) = (files.path("log"), Authority::new());
+    let (certificate, key) = server.of_server();
+    let mut command = serve_over(&backends);
+    command
+        .env("POLICY_FILE", files.path("policy.json"))
+        .env("JWKS", files.write("keys.json", &signer.key_set()))
+        .env("JWT_ISSUER", ISSUER)
+        .env("JWT_AUDIENCE", AUDIENCE)
+        .env("TLS_CERT", files.write("server.pem", &certificate))
+        .env("TLS_KEY", files.write("server.key", &key))
+        .stderr(fs::File::create(&log).unwrap());
+    let process = Server::start(command, "serving on", |_| true);
+    let client = connect(process.addr.parse().unwrap(), &server, None)
+        .await
+        .unwrap();
+    let taken = signer.token("billing");
+    let refused = Signer::new("one").token("billing");
+    checks(&client, &taken).await.unwrap();
+    let mut said = format!("{:?}", checks(&client, &refused).await.unwrap_err());
+    assert_eq!(process.terminate(), Some(0));
+    said.push_str(&fs::read_to_string(log).unwrap());
+    assert!(said.contains("TRACE"), "nothing was logged");
+    let key = key.lines().nth(1).unwrap();
+    for secret in [taken.as_str(), refused.as_str(), key] {
+        // The signature of a token, and the middle of a key, are enough to tell.
+        let part = secret.rsplit('.').next().unwrap();
+        let line = said.lines().find(|line| line.contains(part));
+        assert_eq!(line, None);
+    }
+}
+
+#[tokio::test]
 async fn keys_are_read_again_when_a_token_names_a_new_one() {
     let (backends, files) = (Backends::start().await, Files::new());
     found(&backends).await;
@@ -529,7 +564,7 @@ fn tls_settings(files: &Files, server: &Authority, clients: &Authority) -> Calle
 
 /// A new connection.
 async fn connect(
-    service: &Replica,
+    addr: SocketAddr,
     server: &Authority,
     identity: Option<Identity>,
 ) -> Result<Client, tonic::transport::Error> {
@@ -540,7 +575,7 @@ async fn connect(
     if let Some(identity) = identity {
         tls = tls.identity(identity);
     }
-    let endpoint = Channel::from_shared(format!("https://{}", service.addr)).unwrap();
+    let endpoint = Channel::from_shared(format!("https://{addr}")).unwrap();
     let channel = endpoint.tls_config(tls).unwrap().connect().await?;
     Ok(Client::new(channel))
 }
@@ -553,21 +588,25 @@ async fn a_client_certificate_names_its_caller() {
     let service = serve(&backends, tls_settings(&files, &server, &clients)).await;
 
     let frontend = clients.of_client("spiffe://example.org/frontend");
-    let mut frontend = connect(&service, &server, Some(frontend)).await.unwrap();
+    let mut frontend = connect(service.addr, &server, Some(frontend))
+        .await
+        .unwrap();
     let answer = frontend.check_membership(check()).await.unwrap();
     assert!(answer.into_inner().is_member);
     let denied = frontend.add_user_to_organization(add(OLIVIA)).await;
     assert_refused(denied, Code::PermissionDenied, "ACTING_NOT_GRANTED");
 
     let stranger = clients.of_client("spiffe://example.org/stranger");
-    let mut stranger = connect(&service, &server, Some(stranger)).await.unwrap();
+    let mut stranger = connect(service.addr, &server, Some(stranger))
+        .await
+        .unwrap();
     let denied = stranger.check_membership(check()).await;
     assert_refused(denied, Code::PermissionDenied, "METHOD_NOT_GRANTED");
 
     // Without a certificate, or with one of somebody else, nothing is answered.
     let elsewhere = Authority::new().of_client("spiffe://example.org/frontend");
     for identity in [None, Some(elsewhere)] {
-        let answered = match connect(&service, &server, identity).await {
+        let answered = match connect(service.addr, &server, identity).await {
             Ok(mut client) => client.check_membership(check()).await.is_ok(),
             Err(_) => false,
         };
@@ -589,7 +628,7 @@ async fn a_certificate_names_by_its_uri_else_by_its_dns_name_else_nobody() {
     let service = serve(&backends, tls_settings(&files, &server, &clients)).await;
     let checked_by = async |names: Vec<SanType>| {
         let identity = Some(clients.of_named(names));
-        let mut client = connect(&service, &server, identity).await.unwrap();
+        let mut client = connect(service.addr, &server, identity).await.unwrap();
         client.check_membership(check()).await
     };
     let uri = |name: &str| SanType::URI(name.try_into().unwrap());
@@ -622,7 +661,9 @@ async fn a_caller_with_a_certificate_acts_for_the_user_whose_token_it_brings() {
     };
     let service = serve(&backends, settings).await;
     let frontend = clients.of_client("spiffe://example.org/frontend");
-    let mut frontend = connect(&service, &server, Some(frontend)).await.unwrap();
+    let mut frontend = connect(service.addr, &server, Some(frontend))
+        .await
+        .unwrap();
     let token = signer.token(MICHAEL);
     let denied = frontend
         .add_user_to_organization(with(&token, add(OLIVIA)))
@@ -635,7 +676,7 @@ async fn a_caller_with_a_certificate_acts_for_the_user_whose_token_it_brings() {
     added.unwrap();
 
     // With a token alone, too.
-    let client = connect(&service, &server, None).await.unwrap();
+    let client = connect(service.addr, &server, None).await.unwrap();
     assert!(checks(&client, &signer.token("billing")).await.unwrap());
     let unknown = client.clone().check_membership(check()).await;
     assert_refused(unknown, Code::Unauthenticated, "NO_CREDENTIALS");
@@ -648,19 +689,19 @@ async fn certificates_are_renewed_without_a_restart() {
     let (old, new, clients) = (Authority::new(), Authority::new(), Authority::new());
     let service = serve(&backends, tls_settings(&files, &old, &clients)).await;
     let frontend = || Some(clients.of_client("spiffe://example.org/frontend"));
-    let mut before = connect(&service, &old, frontend()).await.unwrap();
+    let mut before = connect(service.addr, &old, frontend()).await.unwrap();
     before.check_membership(check()).await.unwrap();
 
     let (certificate, key) = new.of_server();
     // Half of it is of no use: what was there is kept.
     files.write("server.pem", &certificate);
-    connect(&service, &old, frontend()).await.unwrap();
+    connect(service.addr, &old, frontend()).await.unwrap();
     files.write("server.key", &key);
     eventually("the new certificate is in use", async || {
-        connect(&service, &new, frontend()).await.is_ok()
+        connect(service.addr, &new, frontend()).await.is_ok()
     })
     .await;
-    assert!(connect(&service, &old, frontend()).await.is_err());
+    assert!(connect(service.addr, &old, frontend()).await.is_err());
     // Whoever is connected stays so.
     before.check_membership(check()).await.unwrap();
 }
@@ -673,7 +714,7 @@ async fn the_roots_of_clients_are_renewed_without_a_restart() {
     let service = serve(&backends, tls_settings(&files, &server, &old)).await;
     let is_answered = async |clients: &Authority| {
         let frontend = clients.of_client("spiffe://example.org/frontend");
-        match connect(&service, &server, Some(frontend)).await {
+        match connect(service.addr, &server, Some(frontend)).await {
             Ok(mut client) => client.check_membership(check()).await.is_ok(),
             Err(_) => false,
         }
@@ -720,7 +761,9 @@ async fn a_client_that_never_agrees_on_tls_keeps_nobody_out() {
         silent.push(tokio::net::TcpStream::connect(service.addr).await.unwrap());
     }
     let frontend = clients.of_client("spiffe://example.org/frontend");
-    let mut frontend = connect(&service, &server, Some(frontend)).await.unwrap();
+    let mut frontend = connect(service.addr, &server, Some(frontend))
+        .await
+        .unwrap();
     let answer = tokio::time::timeout(Duration::from_secs(4), frontend.check_membership(check()));
     answer.await.unwrap().unwrap();
     drop(silent);
