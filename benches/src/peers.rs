@@ -73,6 +73,28 @@ pub struct Programs {
     /// The folder of the peer in Node.js; left out if it is not installed.
     #[arg(long, default_value = "benches/node")]
     pub node: PathBuf,
+    /// Where callgrind tells of the service and the echo, if they run under it.
+    #[arg(skip)]
+    pub callgrind: Option<PathBuf>,
+}
+
+impl Programs {
+    /// Starts a program that is measured.
+    fn start(
+        &self,
+        program: &Path,
+        arguments: &[&str],
+        environment: &[(String, String)],
+    ) -> Result<Process> {
+        let Some(file) = &self.callgrind else {
+            return Process::start(MEASURED, program, arguments, environment);
+        };
+        let file = format!("--callgrind-out-file={}", file.display());
+        let program = program.to_str().context("no name")?;
+        let under = ["--tool=callgrind", &file, program];
+        let arguments = [&under, arguments].concat();
+        Process::start(MEASURED, Path::new("valgrind"), &arguments, environment)
+    }
 }
 
 /// The backends, and the environment in which they are found.
@@ -181,7 +203,7 @@ pub fn yes(source: pb::Source) -> Bytes {
 
 /// The bare echo.
 pub fn echo(programs: &Programs) -> Result<Subject> {
-    let mut process = Process::start(MEASURED, &programs.echo, &[], &[])?;
+    let mut process = programs.start(&programs.echo, &[], &[])?;
     Ok(Subject {
         name: "bare tonic echo",
         target: Target {
@@ -209,7 +231,7 @@ pub fn service(programs: &Programs, backends: &Backends, more: &[(&str, &str)]) 
         more.iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
     );
-    let mut process = Process::start(MEASURED, &programs.service, &["serve"], &environment)?;
+    let mut process = programs.start(&programs.service, &["serve"], &environment)?;
     Ok(Subject {
         name: "account-service",
         target: service_target(process.after("serving on")?),

@@ -95,6 +95,26 @@ impl Process {
         Ok(kib.trim().parse()?)
     }
 
+    /// The instructions since this was last asked, of a process under callgrind, which
+    /// tells of them in files of this name and a number.
+    pub fn instructions(&self, file: &Path) -> Result<u64> {
+        let pid = self.pid().to_string();
+        let dumped = Command::new("callgrind_control")
+            .args(["--dump", &pid])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()?;
+        ensure!(dumped.success(), "callgrind tells nothing");
+        let mut number = 1;
+        let named = |number: u32| file.with_extension(number.to_string());
+        while named(number + 1).exists() {
+            number += 1;
+        }
+        let told = std::fs::read_to_string(named(number))?;
+        let total = told.lines().find_map(|line| line.strip_prefix("summary: "));
+        Ok(total.context("no summary")?.trim().parse()?)
+    }
+
     /// SIGTERM; waits until it has ended.
     pub fn end(mut self) -> Result<()> {
         let pid = self.child.id().to_string();

@@ -28,7 +28,7 @@ pub fn start(
     traces: Option<&TraceSettings>,
 ) -> Result<Option<Traces>, TracesError> {
     let traces = traces.map(Traces::new).transpose()?.flatten();
-    let exported = traces.as_ref().map(Traces::layer);
+    let exported = traces.as_ref().map(|traces| traces.layer().boxed());
     // The embedded DynamoDB warns of every answer that is an error, also of
     // those that are asked for: a missing table, a failed condition. The AWS
     // SDK warns of every place where it finds no region or credentials; what
@@ -48,10 +48,10 @@ pub fn start(
             lines.with_filter(filter).boxed()
         }
     };
-    let started = tracing_subscriber::registry()
-        .with(exported)
-        .with(lines)
-        .try_init();
+    // Not an Option in the stack: where that is None it takes all there is, and each
+    // call would be a span that nobody sees.
+    let layers: Vec<_> = exported.into_iter().chain([lines]).collect();
+    let started = tracing_subscriber::registry().with(layers).try_init();
     if let Err(error) = started {
         tracing::debug!(%error, "logging was started before");
     }

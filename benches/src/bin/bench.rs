@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::Write as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -42,6 +42,8 @@ enum What {
     Cpu,
     /// The service against the echo alone: for trying things.
     Quick,
+    /// Instructions of a check in all, beside the echo, by callgrind.
+    Instructions,
     /// Latency at the same pace, beside peers.
     Peers,
     /// Latency at an open pace, over a cache that is a millisecond away.
@@ -254,6 +256,42 @@ async fn cpu(bench: &mut Bench, programs: &Programs, is_quick: bool) -> Result<(
         bench.compare(&echo, &service, pace).await?;
         for rival in &rivals {
             bench.compare(&service, rival, pace).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Calls at once while instructions are counted: with more, look-ups would take longer
+/// under callgrind than they may.
+const AT_ONCE: [usize; 2] = [1, 8];
+
+/// What callgrind tells stays in this folder, for `callgrind_annotate`.
+async fn instructions(bench: &mut Bench, mut programs: Programs, folder: &Path) -> Result<()> {
+    println!("\n| | calls at once | instructions a call |\n|---|---|---|");
+    if folder.exists() {
+        fs::remove_dir_all(folder)?;
+    }
+    fs::create_dir_all(folder)?;
+    let backends = Backends::start(&programs, 0, 0)?;
+    for name in ["echo", "service"] {
+        let file = folder.join(name);
+        programs.callgrind = Some(file.clone());
+        let measured = match name {
+            "echo" => warm(peers::echo(&programs)?).await?,
+            _ => filled(&programs, &backends, &[]).await?,
+        };
+        let process = &measured.subject.process;
+        for at_once in AT_ONCE {
+            process.instructions(&file)?;
+            tokio::time::sleep(bench.seconds).await;
+            let idle = process.instructions(&file)?;
+            let run = bench.run(&measured, Pace::Closed(at_once)).await?;
+            let busy = process.instructions(&file)?.saturating_sub(idle);
+            println!(
+                "| {} | {at_once} | {} |",
+                measured.name,
+                busy / run.seen.calls
+            );
         }
     }
     Ok(())
@@ -723,10 +761,12 @@ fn main() -> Result<()> {
         pairs: arguments.pairs,
     };
     let programs = arguments.programs;
+    let callgrind = arguments.rows.with_file_name("whole");
     run_here(async {
         match arguments.what {
             What::Cpu => cpu(&mut bench, &programs, false).await,
             What::Quick => cpu(&mut bench, &programs, true).await,
+            What::Instructions => instructions(&mut bench, programs, &callgrind).await,
             What::Peers => equal_rates(&mut bench, &programs).await,
             What::Latency => latency(&mut bench, &programs).await,
             What::Rate => highest(&mut bench, &programs).await,

@@ -26,6 +26,7 @@ use account_service::{
     proto::account_v1::{self as pb, Role, account_service_server::AccountService as _},
     service::{Accounts, Changes, Listings},
     store::{self, DynamoDb, Register, Registers},
+    telemetry,
 };
 use account_service_bench::load::framed;
 use anyhow::{Context as _, Result, bail, ensure};
@@ -222,6 +223,8 @@ where
 #[expect(clippy::cast_precision_loss, reason = "small")]
 async fn run(arguments: &Arguments) -> Result<()> {
     let settings = dev_settings()?;
+    // As in the service: what is asked whether it is to be logged or traced counts.
+    telemetry::start(&settings.log, None)?;
     let embedded = Embedded::start(&settings, Arc::new(momento::Open)).await?;
     embedded.set_up().await?;
     let backends = embedded.backend_settings();
