@@ -4,7 +4,9 @@
 use std::{net::SocketAddr, time::Duration};
 
 use account_service::proto::account_v1::{self as pb, Role};
+use bytes::Bytes;
 use futures_util::future::join_all;
+use prost::Message as _;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -394,4 +396,42 @@ async fn calls_that_never_send_their_message_end_with_their_time_and_leave_other
         }
     };
     tokio::join!(attacker.hear(HEADERS, 100), others);
+}
+
+#[tokio::test]
+async fn answers_that_are_never_taken_hold_no_places() {
+    const CALLS: usize = 100;
+    let (_backends, service) = start_with(|server| server.calls_at_once = 16).await;
+    service.found_olivia_org().await;
+    let stream = TcpStream::connect(service.addr).await.unwrap();
+    let mut client = h2::client::Builder::new();
+    // No byte of an answer's message may be sent.
+    client.initial_window_size(0);
+    let (send, connection) = client.handshake::<_, Bytes>(stream).await.unwrap();
+    tokio::spawn(connection);
+    let message = pb::GetUserRequest {
+        username: OLIVIA.to_owned(),
+        consistency: None,
+    };
+    let message = message.encode_to_vec();
+    let length = u8::try_from(message.len()).unwrap();
+    let framed = Bytes::from([&[0, 0, 0, 0, length], &message[..]].concat());
+    let mut answers = Vec::new();
+    for _ in 0..CALLS {
+        let mut send = send.clone().ready().await.unwrap();
+        let url = format!("http://{}/account.v1.AccountService/GetUser", service.addr);
+        let call = http::Request::post(url)
+            .header("te", "trailers")
+            .header("content-type", "application/grpc");
+        let call = call.body(()).unwrap();
+        let (answer, mut body) = send.send_request(call, false).unwrap();
+        body.send_data(framed.clone(), true).unwrap();
+        answers.push(timeout(PATIENCE, answer).await.unwrap().unwrap());
+    }
+    assert_eq!(service.role_of(ORG, OLIVIA).await, Some(Role::Owner));
+    for answer in &mut answers {
+        assert!(!answer.body().is_end_stream());
+        let none = futures_util::poll!(std::pin::pin!(answer.body_mut().data()));
+        assert!(none.is_pending(), "{none:?}");
+    }
 }
