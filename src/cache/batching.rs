@@ -58,7 +58,7 @@ struct Lanes {
 struct Waiting {
     keys: Vec<String>,
     answer: oneshot::Sender<Result<Vec<Found>, Error>>,
-    /// Of the wait.
+    /// Of the wait: the look-up runs in another task, where the call's own is unknown.
     span: Span,
 }
 
@@ -169,6 +169,8 @@ impl Lane {
                 source: "no answer in time".into(),
             })
         });
+        // Before the calls end, so that they are exported with them.
+        drop(spans);
         for (answer, places) in seats {
             let found = match &mut found {
                 Ok(found) => Ok(places

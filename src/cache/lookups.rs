@@ -32,7 +32,7 @@ const READ_CONCERN: (&str, &str) = ("read-concern", "consistent");
 /// Tells the server when an answer is of no more use.
 const TIMEOUT: &str = "grpc-timeout";
 
-/// Of one call alone.
+/// What a call says of its trace.
 type Headers = HashMap<String, String>;
 
 /// Look-ups, over long-lived connections. Its debug output is redacted.

@@ -43,6 +43,9 @@ const MAX_WAITING: usize = 4096;
 const MAX_BATCH: usize = 512;
 /// Pause between two exports.
 const EXPORT_PAUSE: Duration = Duration::from_secs(2);
+/// Most that callers add to the headers of backends: as much as W3C asks to be passed
+/// on.
+const MAX_STATE_BYTES: usize = 512;
 /// Codes of gRPC that blame the server: UNKNOWN, DEADLINE_EXCEEDED,
 /// UNIMPLEMENTED, INTERNAL, UNAVAILABLE and DATA_LOSS, as OpenTelemetry's
 /// conventions for RPC servers say.
@@ -191,40 +194,46 @@ impl CallSpan {
     }
 }
 
-/// The span of a call to a backend. There is none for what is done beside calls.
+/// The span of a call to a backend; none where nobody would see it.
 pub(super) fn client_span(system: &'static str, operation: &'static str) -> Span {
     if Span::current().is_none() {
         return Span::none();
     }
-    tracing::info_span!(
+    seen(tracing::info_span!(
         target: CLIENT, "client",
         otel.name = operation,
         otel.kind = "client",
         otel.status_code = field::Empty,
         db.system.name = system,
         db.operation.name = operation,
-    )
+    ))
 }
 
-/// The span of the wait for a look-up that several calls share. There is none for
-/// what is done beside calls.
+/// The span of the wait for a look-up that is sent with those of other calls; none
+/// where nobody would see it.
 pub fn shared_look_up() -> Span {
     if Span::current().is_none() {
         return Span::none();
     }
-    tracing::info_span!(target: CLIENT, "shared look-up")
+    seen(tracing::info_span!(target: CLIENT, "shared look-up"))
 }
 
-/// What names the span to others, by W3C's header; nothing unless it is exported.
+/// The span, if it is exported. Its own context tells: between it and the call's
+/// there may be spans of libraries, for the log.
+fn seen(span: Span) -> Span {
+    if span.context().span().span_context().is_sampled() {
+        span
+    } else {
+        Span::none()
+    }
+}
+
+/// What names the span of a call to a backend to that, by W3C's headers.
 pub(super) fn headers_of(span: &Span) -> HashMap<String, String> {
     let mut headers = HashMap::new();
-    if span.is_none() {
-        return headers;
-    }
-    let context = span.context();
-    if context.span().span_context().is_sampled() {
-        TraceContextPropagator::new().inject_context(&context, &mut headers);
-        headers.retain(|_, value| !value.is_empty());
+    if !span.is_none() {
+        TraceContextPropagator::new().inject_context(&span.context(), &mut headers);
+        headers.retain(|_, value| (1..=MAX_STATE_BYTES).contains(&value.len()));
     }
     headers
 }

@@ -266,7 +266,7 @@ async fn cpu(bench: &mut Bench, programs: &Programs, is_quick: bool) -> Result<(
 const AT_ONCE: [usize; 2] = [1, 8];
 
 /// What callgrind tells stays in this folder, for `callgrind_annotate`.
-async fn instructions(bench: &mut Bench, mut programs: Programs, folder: &Path) -> Result<()> {
+async fn instructions(bench: &Bench, mut programs: Programs, folder: &Path) -> Result<()> {
     println!("\n| | calls at once | instructions a call |\n|---|---|---|");
     if folder.exists() {
         fs::remove_dir_all(folder)?;
@@ -285,13 +285,11 @@ async fn instructions(bench: &mut Bench, mut programs: Programs, folder: &Path) 
             process.instructions(&file)?;
             tokio::time::sleep(bench.seconds).await;
             let idle = process.instructions(&file)?;
-            let run = bench.run(&measured, Pace::Closed(at_once)).await?;
+            let pace = Pace::Closed(at_once);
+            let seen = measured.caller.run(pace, bench.seconds).await?;
             let busy = process.instructions(&file)?.saturating_sub(idle);
-            println!(
-                "| {} | {at_once} | {} |",
-                measured.name,
-                busy / run.seen.calls
-            );
+            ensure!(seen.failed == 0 && seen.calls > 0, "{seen:?}");
+            println!("| {} | {at_once} | {} |", measured.name, busy / seen.calls);
         }
     }
     Ok(())
@@ -766,7 +764,7 @@ fn main() -> Result<()> {
         match arguments.what {
             What::Cpu => cpu(&mut bench, &programs, false).await,
             What::Quick => cpu(&mut bench, &programs, true).await,
-            What::Instructions => instructions(&mut bench, programs, &callgrind).await,
+            What::Instructions => instructions(&bench, programs, &callgrind).await,
             What::Peers => equal_rates(&mut bench, &programs).await,
             What::Latency => latency(&mut bench, &programs).await,
             What::Rate => highest(&mut bench, &programs).await,

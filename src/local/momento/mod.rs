@@ -61,8 +61,8 @@ pub trait Gate: Send + Sync + 'static {
     /// Lets the call pass, at the time of its choosing, or refuses it.
     async fn pass(&self, call: Call, keys: &[&[u8]]) -> Result<Fate, Status>;
 
-    /// A call says that it is part of this trace, by W3C's header.
-    fn in_trace(&self, _parent: &str) {}
+    /// A call says that it is part of a trace, by W3C's `traceparent` and `tracestate`.
+    fn in_trace(&self, _parent: &str, _state: &str) {}
 
     /// How old an answer may be to a look-up that does not ask for what was written
     /// last: it is what was there before, if that was replaced since.
@@ -101,9 +101,10 @@ impl Momento {
     /// The items of the cache that the call names, if the caller may use it.
     fn admit<T>(&self, request: &Request<T>) -> Result<Items, Status> {
         self.authenticate(request)?;
-        let parent = request.metadata().get("traceparent");
-        if let Some(parent) = parent.and_then(|parent| parent.to_str().ok()) {
-            self.gate.in_trace(parent);
+        let header = |name| request.metadata().get(name)?.to_str().ok();
+        if let Some(parent) = header("traceparent") {
+            let state = header("tracestate").unwrap_or_default();
+            self.gate.in_trace(parent, state);
         }
         let name = request.metadata().get("cache");
         let name = name.and_then(|name| name.to_str().ok()).unwrap_or_default();

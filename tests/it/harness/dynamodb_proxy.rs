@@ -95,8 +95,10 @@ async fn pass_one_on(proxy: Proxy, request: Request) -> Response {
         ""
     };
     let operation = format!("{what}{}", target.rsplit('.').next().unwrap());
-    if let Some(parent) = parts.headers.get("traceparent") {
-        proxy.script.in_trace(parent.to_str().unwrap());
+    let header = |name| parts.headers.get(name).map(|it| it.to_str().unwrap());
+    if let Some(parent) = header("traceparent") {
+        let state = header("tracestate").unwrap_or_default();
+        proxy.script.in_trace(parent, state);
     }
     let fate = proxy.script.meet(&operation, &about).await;
     match &fate {

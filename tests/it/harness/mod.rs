@@ -369,8 +369,8 @@ impl momento::Gate for MomentoGate {
         }
     }
 
-    fn in_trace(&self, parent: &str) {
-        self.script.in_trace(parent);
+    fn in_trace(&self, parent: &str, state: &str) {
+        self.script.in_trace(parent, state);
     }
 
     fn lag(&self) -> Duration {

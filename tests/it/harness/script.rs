@@ -17,7 +17,7 @@ pub const BESIDE: &str = "Beside";
 #[derive(Default)]
 pub struct Script {
     seen: Mutex<Vec<(String, String)>>,
-    /// W3C's headers that calls had.
+    /// W3C's `traceparent` and `tracestate` of calls that had them.
     traces: Mutex<Vec<String>>,
     rules: Mutex<Vec<Rule>>,
     /// What calls cost the table, in capacity units; `None`: not asked for.
@@ -245,12 +245,13 @@ impl Script {
         seen.collect()
     }
 
-    /// A call has this header.
-    pub fn in_trace(&self, parent: &str) {
-        self.traces.lock().unwrap().push(parent.to_owned());
+    /// A call has these headers.
+    pub fn in_trace(&self, parent: &str, state: &str) {
+        let headers = format!("{parent} {state}");
+        self.traces.lock().unwrap().push(headers);
     }
 
-    /// The headers of all calls that had one.
+    /// The headers of all calls that had them.
     pub fn traces(&self) -> Vec<String> {
         self.traces.lock().unwrap().clone()
     }
