@@ -196,31 +196,32 @@ impl CallSpan {
 
 /// The span of a call to a backend; none where nobody would see it.
 pub(super) fn client_span(system: &'static str, operation: &'static str) -> Span {
-    if Span::current().is_none() {
-        return Span::none();
-    }
-    seen(tracing::info_span!(
-        target: CLIENT, "client",
-        otel.name = operation,
-        otel.kind = "client",
-        otel.status_code = field::Empty,
-        db.system.name = system,
-        db.operation.name = operation,
-    ))
+    seen(|| {
+        tracing::info_span!(
+            target: CLIENT, "client",
+            otel.name = operation,
+            otel.kind = "client",
+            otel.status_code = field::Empty,
+            db.system.name = system,
+            db.operation.name = operation,
+        )
+    })
 }
 
 /// The span of the wait for a look-up that is sent with those of other calls; none
 /// where nobody would see it.
+#[must_use]
 pub fn shared_look_up() -> Span {
+    seen(|| tracing::info_span!(target: CLIENT, "shared look-up"))
+}
+
+/// The span, if it is part of a call and exported. Its own context tells: between it
+/// and the call's there may be spans of libraries, for the log.
+fn seen(span: impl FnOnce() -> Span) -> Span {
     if Span::current().is_none() {
         return Span::none();
     }
-    seen(tracing::info_span!(target: CLIENT, "shared look-up"))
-}
-
-/// The span, if it is exported. Its own context tells: between it and the call's
-/// there may be spans of libraries, for the log.
-fn seen(span: Span) -> Span {
+    let span = span();
     if span.context().span().span_context().is_sampled() {
         span
     } else {

@@ -4,6 +4,7 @@ use std::{
     fs,
     net::SocketAddr,
     path::PathBuf,
+    process::Command,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -142,6 +143,15 @@ fn token_settings(files: &Files, keys: KeySource) -> CallerSettings {
         jwt_algorithms: vec![Algorithm::ES256],
         ..CallerSettings::default()
     }
+}
+
+/// The same for a process.
+fn take_tokens(command: &mut Command, files: &Files, signer: &Signer) {
+    command
+        .env("POLICY_FILE", files.path("policy.json"))
+        .env("JWKS", files.write("keys.json", &signer.key_set()))
+        .env("JWT_ISSUER", ISSUER)
+        .env("JWT_AUDIENCE", AUDIENCE);
 }
 
 async fn serve(backends: &Backends, callers: CallerSettings) -> Replica {
@@ -401,12 +411,8 @@ async fn the_log_names_services_that_are_refused_and_no_user() {
     let (backends, files, signer) = (Backends::start().await, Files::new(), Signer::new("one"));
     let log = files.path("log");
     let mut command = over(&backends, &["serve"]);
-    command
-        .env("POLICY_FILE", files.path("policy.json"))
-        .env("JWKS", files.write("keys.json", &signer.key_set()))
-        .env("JWT_ISSUER", ISSUER)
-        .env("JWT_AUDIENCE", AUDIENCE)
-        .stderr(fs::File::create(&log).unwrap());
+    take_tokens(&mut command, &files, &signer);
+    command.stderr(fs::File::create(&log).unwrap());
     let server = Server::start(command, "serving on", |_| true);
     let mut client = server.client().await;
     for (subject, acting_user) in [("billing", MICHAEL), (OLIVIA, MICHAEL)] {
@@ -436,11 +442,8 @@ async fn tokens_and_keys_are_in_nothing_that_the_process_logs() {
     let (log, server) = (files.path("log"), Authority::new());
     let (certificate, key) = server.of_server();
     let mut command = serve_over(&backends);
+    take_tokens(&mut command, &files, &signer);
     command
-        .env("POLICY_FILE", files.path("policy.json"))
-        .env("JWKS", files.write("keys.json", &signer.key_set()))
-        .env("JWT_ISSUER", ISSUER)
-        .env("JWT_AUDIENCE", AUDIENCE)
         .env("TLS_CERT", files.write("server.pem", &certificate))
         .env("TLS_KEY", files.write("server.key", &key))
         .stderr(fs::File::create(&log).unwrap());
@@ -580,37 +583,66 @@ async fn connect(
     Ok(Client::new(channel))
 }
 
+/// A service that asks its callers for certificates.
+struct Certified {
+    _backends: Backends,
+    files: Files,
+    server: Authority,
+    clients: Authority,
+    service: Replica,
+}
+
+impl Certified {
+    async fn start() -> Self {
+        let (backends, files) = (Backends::start().await, Files::new());
+        found(&backends).await;
+        let (server, clients) = (Authority::new(), Authority::new());
+        let service = serve(&backends, tls_settings(&files, &server, &clients)).await;
+        Self {
+            _backends: backends,
+            files,
+            server,
+            clients,
+            service,
+        }
+    }
+
+    /// A new connection.
+    async fn connect(&self, identity: Identity) -> Client {
+        let connected = connect(self.service.addr, &self.server, Some(identity));
+        connected.await.unwrap()
+    }
+
+    /// Whether a check is answered on a new connection.
+    async fn answers(&self, identity: Option<Identity>) -> bool {
+        match connect(self.service.addr, &self.server, identity).await {
+            Ok(mut client) => client.check_membership(check()).await.is_ok(),
+            Err(_) => false,
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_client_certificate_names_its_caller() {
-    let (backends, files) = (Backends::start().await, Files::new());
-    found(&backends).await;
-    let (server, clients) = (Authority::new(), Authority::new());
-    let service = serve(&backends, tls_settings(&files, &server, &clients)).await;
+    let certified = Certified::start().await;
+    let (clients, service) = (&certified.clients, &certified.service);
 
     let frontend = clients.of_client("spiffe://example.org/frontend");
-    let mut frontend = connect(service.addr, &server, Some(frontend))
-        .await
-        .unwrap();
+    let mut frontend = certified.connect(frontend).await;
     let answer = frontend.check_membership(check()).await.unwrap();
     assert!(answer.into_inner().is_member);
     let denied = frontend.add_user_to_organization(add(OLIVIA)).await;
     assert_refused(denied, Code::PermissionDenied, "ACTING_NOT_GRANTED");
 
     let stranger = clients.of_client("spiffe://example.org/stranger");
-    let mut stranger = connect(service.addr, &server, Some(stranger))
-        .await
-        .unwrap();
+    let mut stranger = certified.connect(stranger).await;
     let denied = stranger.check_membership(check()).await;
     assert_refused(denied, Code::PermissionDenied, "METHOD_NOT_GRANTED");
 
     // Without a certificate, or with one of somebody else, nothing is answered.
     let elsewhere = Authority::new().of_client("spiffe://example.org/frontend");
     for identity in [None, Some(elsewhere)] {
-        let answered = match connect(service.addr, &server, identity).await {
-            Ok(mut client) => client.check_membership(check()).await.is_ok(),
-            Err(_) => false,
-        };
-        assert!(!answered);
+        assert!(!certified.answers(identity).await);
     }
     let plain = Channel::from_shared(format!("http://{}", service.addr)).unwrap();
     let answered = match plain.connect().await {
@@ -622,13 +654,10 @@ async fn a_client_certificate_names_its_caller() {
 
 #[tokio::test]
 async fn a_certificate_names_by_its_uri_else_by_its_dns_name_else_nobody() {
-    let (backends, files) = (Backends::start().await, Files::new());
-    found(&backends).await;
-    let (server, clients) = (Authority::new(), Authority::new());
-    let service = serve(&backends, tls_settings(&files, &server, &clients)).await;
+    let certified = Certified::start().await;
     let checked_by = async |names: Vec<SanType>| {
-        let identity = Some(clients.of_named(names));
-        let mut client = connect(service.addr, &server, identity).await.unwrap();
+        let identity = certified.clients.of_named(names);
+        let mut client = certified.connect(identity).await;
         client.check_membership(check()).await
     };
     let uri = |name: &str| SanType::URI(name.try_into().unwrap());
@@ -708,25 +737,20 @@ async fn certificates_are_renewed_without_a_restart() {
 
 #[tokio::test]
 async fn the_roots_of_clients_are_renewed_without_a_restart() {
-    let (backends, files) = (Backends::start().await, Files::new());
-    found(&backends).await;
-    let (server, old, new) = (Authority::new(), Authority::new(), Authority::new());
-    let service = serve(&backends, tls_settings(&files, &server, &old)).await;
+    let certified = Certified::start().await;
+    let (files, old, new) = (&certified.files, &certified.clients, Authority::new());
     let is_answered = async |clients: &Authority| {
         let frontend = clients.of_client("spiffe://example.org/frontend");
-        match connect(service.addr, &server, Some(frontend)).await {
-            Ok(mut client) => client.check_membership(check()).await.is_ok(),
-            Err(_) => false,
-        }
+        certified.answers(Some(frontend)).await
     };
-    assert!(is_answered(&old).await && !is_answered(&new).await);
+    assert!(is_answered(old).await && !is_answered(&new).await);
     // While clients move from one to the other, both are roots.
     let both = format!("{}{}", old.certificate, new.certificate);
     files.write("clients.pem", &both);
     eventually("the new root is in use", async || is_answered(&new).await).await;
-    assert!(is_answered(&old).await);
+    assert!(is_answered(old).await);
     files.write("clients.pem", &new.certificate);
-    eventually("the old root is gone", async || !is_answered(&old).await).await;
+    eventually("the old root is gone", async || !is_answered(old).await).await;
     assert!(is_answered(&new).await);
 }
 
@@ -752,18 +776,17 @@ async fn health_is_answered_in_the_clear_on_an_address_of_its_own() {
 
 #[tokio::test]
 async fn a_client_that_never_agrees_on_tls_keeps_nobody_out() {
-    let (backends, files) = (Backends::start().await, Files::new());
-    found(&backends).await;
-    let (server, clients) = (Authority::new(), Authority::new());
-    let service = serve(&backends, tls_settings(&files, &server, &clients)).await;
+    let certified = Certified::start().await;
     let mut silent = Vec::new();
     for _ in 0..64 {
-        silent.push(tokio::net::TcpStream::connect(service.addr).await.unwrap());
+        silent.push(
+            tokio::net::TcpStream::connect(certified.service.addr)
+                .await
+                .unwrap(),
+        );
     }
-    let frontend = clients.of_client("spiffe://example.org/frontend");
-    let mut frontend = connect(service.addr, &server, Some(frontend))
-        .await
-        .unwrap();
+    let frontend = certified.clients.of_client("spiffe://example.org/frontend");
+    let mut frontend = certified.connect(frontend).await;
     let answer = tokio::time::timeout(Duration::from_secs(4), frontend.check_membership(check()));
     answer.await.unwrap().unwrap();
     drop(silent);
