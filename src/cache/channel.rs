@@ -2,23 +2,14 @@
 //! takes three, and a turn of the runtime for each. One connection, which is opened
 //! anew when it is lost.
 
-use std::{
-    fmt, io,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, ready},
-    time::Duration,
-};
+use std::{fmt, io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
 use h2::{
     Ping, PingPong, RecvStream,
-    client::{self, ResponseFuture, SendRequest},
+    client::{self, SendRequest},
 };
 use http::{Request, Response, Uri};
-use http_body::Frame;
-use http_body_util::BodyExt as _;
 use hyper_util::client::legacy::connect::HttpConnector;
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs, pki_types::ServerName};
 use tokio::{
@@ -29,8 +20,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::{either::Either, sync::CancellationToken, task::AbortOnDropHandle};
-use tonic::{Status, body::Body};
-use tower::Service;
+use tower::Service as _;
 
 use super::momento::{CONNECT_TIMEOUT, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
 use crate::tls::HTTP2;
@@ -173,26 +163,35 @@ impl Channel {
         matches!(*self.links.borrow(), Link::Open { .. })
     }
 
-    /// Sends a call as a whole; waits for a connection that is just being opened.
-    async fn send(&self, head: Request<()>, body: Bytes) -> Result<ResponseFuture, Error> {
-        let mut links = self.links.clone();
+    /// Sends a call as a whole, and waits for the head of its answer; before, for a
+    /// connection that is just being opened.
+    ///
+    /// # Errors
+    /// There is no connection, or it was lost.
+    pub(super) async fn call(
+        &self,
+        head: Request<()>,
+        body: Bytes,
+    ) -> Result<Response<RecvStream>, Error> {
+        let mut links = None;
         loop {
-            let link = links.borrow_and_update().clone();
+            let link = self.links.borrow().clone();
             match link {
                 Link::Open { sender, lost } => match sender.ready().await {
                     Ok(mut sender) => {
                         let (answer, mut stream) = sender.send_request(head, false)?;
                         stream.send_data(body, true)?;
-                        return Ok(answer);
+                        return Ok(answer.await?);
                     }
                     Err(_) => lost.cancel(),
                 },
                 Link::Opening => {}
-                Link::Down(error) => {
-                    return Err(Status::unavailable(error.to_string()).into());
-                }
+                Link::Down(error) => return Err(error.into()),
             }
-            links.changed().await?;
+            links
+                .get_or_insert_with(|| self.links.clone())
+                .changed()
+                .await?;
         }
     }
 }
@@ -269,61 +268,6 @@ async fn silence(mut pings: PingPong) {
     }
 }
 
-impl Service<Request<Body>> for Channel {
-    type Response = Response<Answer>;
-    type Error = Error;
-    type Future = BoxFuture<'static, Result<Self::Response, Error>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let channel = self.clone();
-        Box::pin(async move {
-            let (head, body) = request.into_parts();
-            let body = body.collect().await?.to_bytes();
-            let head = Request::from_parts(head, ());
-            let answer = channel.send(head, body).await?.await?;
-            Ok(answer.map(|stream| Answer {
-                stream,
-                has_data: true,
-            }))
-        })
-    }
-}
-
-/// The body of an answer.
-pub(super) struct Answer {
-    stream: RecvStream,
-    has_data: bool,
-}
-
-impl http_body::Body for Answer {
-    type Data = Bytes;
-    type Error = h2::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        if self.has_data {
-            if let Some(data) = ready!(self.stream.poll_data(context)) {
-                let data = data?;
-                self.stream.flow_control().release_capacity(data.len())?;
-                return Poll::Ready(Some(Ok(Frame::data(data))));
-            }
-            self.has_data = false;
-        }
-        let trailers = ready!(self.stream.poll_trailers(context))?;
-        Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.stream.is_end_stream()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
@@ -353,11 +297,15 @@ mod tests {
         Channel::connect(endpoint).await.unwrap()
     }
 
-    async fn call(mut channel: Channel, url: Uri) -> Result<Bytes, Error> {
-        let body = Body::new(String::from("question"));
-        let request = Request::post(url).body(body).unwrap();
-        let answer = channel.call(request).await?;
-        Ok(answer.into_body().collect().await?.to_bytes())
+    async fn call(channel: Channel, url: Uri) -> Result<Bytes, Error> {
+        let head = Request::post(url).body(()).unwrap();
+        let answer = channel.call(head, Bytes::from("question")).await?;
+        let mut body = answer.into_body();
+        let mut bytes = Vec::new();
+        while let Some(data) = body.data().await {
+            bytes.extend(data?);
+        }
+        Ok(bytes.into())
     }
 
     async fn accept(listener: &TcpListener) -> Served<TcpStream> {

@@ -8,40 +8,57 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
+use bytes::Bytes;
 use futures_util::future::try_join_all;
-use http::Uri;
-use momento_protos::cache_client::{
-    ECacheResult, GetBatchRequest, GetRequest, GetResponse, scs_client::ScsClient,
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version,
+    header::{AUTHORIZATION, CONTENT_TYPE, TE},
+    uri::PathAndQuery,
 };
+use momento_protos::cache_client::{ECacheResult, GetBatchRequest, GetRequest};
 use tokio::task::consume_budget;
-use tonic::{
-    Code, Request, Status,
-    metadata::{AsciiMetadataKey, AsciiMetadataValue, MetadataMap},
-};
 use webpki_roots::TLS_SERVER_ROOTS;
 
 use super::{
     Credential, Error, Found, Kind,
+    answers::{Answers, framed},
     channel::{Channel, Endpoint},
     is_long,
     momento::{REQUEST_TIMEOUT, Settings},
 };
 
+/// What is called for one key, and for several.
+const GET: &str = "/cache_client.Scs/Get";
+const GET_BATCH: &str = "/cache_client.Scs/GetBatch";
+/// The cache that is meant.
+const CACHE: HeaderName = HeaderName::from_static("cache");
 /// Asks for what was written last.
-const READ_CONCERN: (&str, &str) = ("read-concern", "consistent");
+const READ_CONCERN: HeaderName = HeaderName::from_static("read-concern");
+const CONSISTENT: HeaderValue = HeaderValue::from_static("consistent");
 /// Tells the server when an answer is of no more use.
-const TIMEOUT: &str = "grpc-timeout";
+const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
 
 /// What a call says of its trace.
 type Headers = HashMap<String, String>;
 
+/// A `GetResponse` of Momento's, whose value stays where it is.
+#[derive(Clone, PartialEq, prost::Message)]
+struct GetResponse {
+    #[prost(enumeration = "ECacheResult", tag = "1")]
+    result: i32,
+    #[prost(bytes = "bytes", tag = "2")]
+    cache_body: Bytes,
+}
+
 /// Look-ups, over long-lived connections. Its debug output is redacted.
 pub(super) struct Lookups {
     channels: Vec<Channel>,
-    origin: Uri,
     next: AtomicUsize,
-    /// Of every call; the credential is in it.
-    metadata: MetadataMap,
+    /// The heads of calls; the credential is in them.
+    get: Request<()>,
+    get_batch: Request<()>,
 }
 
 impl fmt::Debug for Lookups {
@@ -61,47 +78,34 @@ impl Lookups {
         settings: &Settings,
     ) -> Result<Self, Error> {
         let url: Uri = credential.endpoint().parse().map_err(refused)?;
+        let [get, get_batch] = [GET, GET_BATCH].map(|path| head(&url, path, credential, settings));
+        let (get, get_batch) = (get?, get_batch?);
         let roots = TLS_SERVER_ROOTS.iter().cloned().collect();
         let endpoint = Endpoint::new(&url, roots).map_err(refused)?;
         let channels = (0..settings.connections.max(1)).map(|_| Channel::connect(endpoint.clone()));
-        let channels = try_join_all(channels).await.map_err(|error| Error {
-            kind: Kind::Unavailable,
-            source: error.into(),
-        })?;
-        let mut metadata = MetadataMap::new();
-        for (name, value) in [
-            ("authorization", credential.0.auth_token()),
-            ("cache", &settings.cache),
-            READ_CONCERN,
-            (TIMEOUT, &format!("{}m", REQUEST_TIMEOUT.as_millis())),
-        ] {
-            let value = AsciiMetadataValue::try_from(value).map_err(refused)?;
-            metadata.insert(AsciiMetadataKey::from_static(name), value);
-        }
+        let channels = try_join_all(channels).await.map_err(unavailable)?;
         Ok(Self {
             channels,
-            origin: url,
             next: AtomicUsize::new(0),
-            metadata,
+            get,
+            get_batch,
         })
     }
 
     /// Looks up one key, with these headers.
     ///
     /// # Errors
-    /// See [`failed`].
+    /// The call has failed.
     pub(super) async fn get(&self, key: String, headers: Headers) -> Result<Found, Error> {
-        let request = self.request(get_request(key), headers);
-        let response = self.client(1).get(request).await;
-        let response = response.map_err(|status| failed(&status))?;
-        Ok(found(response.into_inner()))
+        let question = framed(&get_request(key))?;
+        let mut found = self.ask(&self.get, question, 1, headers).await?;
+        Ok(found.pop().unwrap_or(Found::Unknown))
     }
 
-    /// Looks up keys, with these headers. The answers come as a stream and are matched by position:
-    /// where the stream ends early, the rest is unknown, not missing.
+    /// Looks up keys, with these headers.
     ///
     /// # Errors
-    /// See [`failed`].
+    /// The call has failed.
     pub(super) async fn get_batch(
         &self,
         keys: Vec<String>,
@@ -109,13 +113,27 @@ impl Lookups {
     ) -> Result<Vec<Found>, Error> {
         let wanted = keys.len();
         let items = keys.into_iter().map(get_request).collect();
-        let request = self.request(GetBatchRequest { items }, headers);
-        let response = self.client(wanted).get_batch(request).await;
-        let mut answers = response.map_err(|status| failed(&status))?.into_inner();
+        let question = framed(&GetBatchRequest { items })?;
+        self.ask(&self.get_batch, question, wanted, headers).await
+    }
+
+    /// The answers come one by one and are matched by position: where they end early, the
+    /// rest is unknown, not missing.
+    async fn ask(
+        &self,
+        head: &Request<()>,
+        question: Bytes,
+        wanted: usize,
+        headers: Headers,
+    ) -> Result<Vec<Found>, Error> {
+        let mut head = head.clone();
+        tell(head.headers_mut(), headers);
+        let answer = self.channel(wanted).call(head, question).await;
+        let mut answers = Answers::of(answer.map_err(unavailable)?)?;
         let mut all = Vec::with_capacity(wanted);
-        // To its end: streams that are left before are resets to the other side, and
+        // To their end: calls that are left before are resets to the other side, and
         // many of them end the connection.
-        while let Some(answer) = answers.message().await.map_err(|status| failed(&status))? {
+        while let Some(answer) = answers.next().await? {
             if all.len() < wanted {
                 all.push(found(answer));
             }
@@ -125,9 +143,9 @@ impl Lookups {
         Ok(all)
     }
 
-    /// A client for so many keys: of the channel whose turn it is, or of another one
-    /// that is open. Long answers have a channel to themselves.
-    fn client(&self, keys: usize) -> ScsClient<Channel> {
+    /// A channel for so many keys: the one whose turn it is, or another one that is
+    /// open. Long answers have a channel to themselves.
+    fn channel(&self, keys: usize) -> &Channel {
         let (short, long) = self.channels.split_at(self.channels.len() - 1);
         let usual = if is_long(keys) || short.is_empty() {
             long
@@ -138,21 +156,39 @@ impl Lookups {
         let (before, after) = usual.split_at(turn);
         let mut in_turn = after.iter().chain(before).chain(&self.channels);
         let channel = in_turn.find(|channel| channel.is_open());
-        let channel = channel.unwrap_or(&usual[turn]);
-        ScsClient::with_origin(channel.clone(), self.origin.clone())
+        channel.unwrap_or(&usual[turn])
     }
+}
 
-    fn request<T>(&self, message: T, headers: Headers) -> Request<T> {
-        let mut request = Request::new(message);
-        let metadata = request.metadata_mut();
-        *metadata = self.metadata.clone();
-        for (name, value) in headers {
-            let name = AsciiMetadataKey::from_bytes(name.as_bytes());
-            if let (Ok(name), Ok(value)) = (name, value.parse()) {
-                metadata.insert(name, value);
-            }
+/// The head of all calls of a method.
+fn head(
+    server: &Uri,
+    path: &'static str,
+    credential: &Credential,
+    settings: &Settings,
+) -> Result<Request<()>, Error> {
+    let mut url = server.clone().into_parts();
+    url.path_and_query = Some(PathAndQuery::from_static(path));
+    let timeout = format!("{}m", REQUEST_TIMEOUT.as_millis());
+    let head = Request::builder()
+        .method(Method::POST)
+        .version(Version::HTTP_2)
+        .uri(Uri::from_parts(url).map_err(refused)?)
+        .header(TE, TRAILERS)
+        .header(CONTENT_TYPE, GRPC)
+        .header(AUTHORIZATION, credential.0.auth_token())
+        .header(CACHE, &settings.cache)
+        .header(READ_CONCERN, CONSISTENT)
+        .header(TIMEOUT, timeout);
+    head.body(()).map_err(refused)
+}
+
+/// Adds what a call says of its trace.
+fn tell(head: &mut HeaderMap, headers: Headers) {
+    for (name, value) in headers {
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+            head.insert(name, value);
         }
-        request
     }
 }
 
@@ -177,16 +213,9 @@ fn refused(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error 
     }
 }
 
-/// The server's messages name no keys, values or credentials.
-fn failed(status: &Status) -> Error {
-    let kind = match status.code() {
-        Code::Unauthenticated | Code::PermissionDenied => Kind::Credential,
-        Code::NotFound => Kind::Missing,
-        Code::InvalidArgument | Code::FailedPrecondition | Code::Unimplemented => Kind::Refused,
-        _ => Kind::Unavailable,
-    };
+fn unavailable(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
     Error {
-        kind,
-        source: format!("{:?}: {}", status.code(), status.message()).into(),
+        kind: Kind::Unavailable,
+        source: error.into(),
     }
 }

@@ -1,6 +1,7 @@
 //! The cache: bytes under keys, with conditional writes only. Knows nothing of
 //! what the bytes mean.
 
+mod answers;
 mod batching;
 mod channel;
 mod credential;
@@ -11,6 +12,7 @@ mod slot;
 use std::{error::Error as StdError, fmt, time::Duration};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 
 pub use batching::Batching;
 pub use credential::{Credential, CredentialError};
@@ -34,7 +36,7 @@ pub fn is_long(keys: usize) -> bool {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
     /// The value under the key.
-    Hit(Vec<u8>),
+    Hit(Bytes),
     /// There is nothing under the key.
     Miss,
     /// The cache did not say.

@@ -3,6 +3,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use bytes::Bytes;
 use futures_util::future::join_all;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
@@ -299,7 +300,7 @@ impl Coherence {
             Seen::Unknown => return None,
             Seen::Nothing => (None, true),
             Seen::Entry(bytes) => (Some(bytes), true),
-            Seen::Own { bytes, is_alone } => (Some(bytes), is_alone),
+            Seen::Own { bytes, is_alone } => (Some(bytes.into()), is_alone),
         };
         let is_stored = match expected {
             None => is_fence_stored(self.cache.set_if_absent(&cache_key, &bytes, ttl)).await,
@@ -345,7 +346,7 @@ enum Seen {
     /// Nothing.
     Nothing,
     /// An entry that is no fence.
-    Entry(Vec<u8>),
+    Entry(Bytes),
     /// The write's own fence.
     Own {
         /// As stored.

@@ -1,6 +1,8 @@
 //! What a check needs of a cache entry, read without allocating: the hottest code
 //! there is. [`super::Entry::decode`] says what entries are.
 
+use std::ops::RangeInclusive;
+
 use super::{envelope::SCHEMA, generation::Space};
 use crate::{
     domain::{Bond, Gist, Incarnation, Key, State, Timestamp, Uid},
@@ -8,199 +10,213 @@ use crate::{
 };
 
 /// Fields of `account.cache.v1.Entry`.
-const ENTRY_SCHEMA: u32 = 1;
-const ENTRY_TAG: u32 = 2;
-const ENTRY_KEY: u32 = 4;
-const ENTRY_READ_TIME: u32 = 5;
-const ENTRY_USER: u32 = 6;
-const ENTRY_ORGANIZATION: u32 = 7;
-const ENTRY_MEMBERSHIP: u32 = 8;
-/// Fields of `account.cache.v1.User`.
-const USER_UID: u32 = 4;
-const USER_SUSPENDED: u32 = 8;
-/// Fields of `account.cache.v1.Organization`.
-const ORGANIZATION_UID: u32 = 3;
-const ORGANIZATION_SUSPENDED: u32 = 7;
-/// Fields of `account.cache.v1.Membership`.
-const MEMBERSHIP_ROLE: u32 = 3;
-const MEMBERSHIP_ORGANIZATION_UID: u32 = 5;
-const MEMBERSHIP_MEMBER_UID: u32 = 6;
+mod entry {
+    pub(super) const SCHEMA: u8 = 1;
+    pub(super) const TAG: u8 = 2;
+    pub(super) const NONCE: u8 = 3;
+    pub(super) const KEY: u8 = 4;
+    pub(super) const READ_TIME: u8 = 5;
+    pub(super) const USER: u8 = 6;
+    pub(super) const ORGANIZATION: u8 = 7;
+    pub(super) const MEMBERSHIP: u8 = 8;
+}
 
 /// What the table held when it was read, and when that was. `None` for leases,
 /// fences, and bytes that are no entry of this format for this very key.
 pub(super) fn glance(bytes: &[u8], space: &Space, key: &Key) -> Option<(Option<Gist>, Timestamp)> {
-    let (mut schema, mut tag, mut read_time, mut is_of_key) = (0, 0, 0, false);
-    let mut item = None;
-    for field in Fields(bytes) {
-        match field? {
-            (ENTRY_SCHEMA, Value::Number(number)) => schema = number,
-            (ENTRY_TAG, Value::Number(number)) => tag = number,
-            (ENTRY_READ_TIME, Value::Number(number)) => read_time = number,
-            (ENTRY_KEY, Value::Bytes(found)) => is_of_key = space.is_key(found, key),
-            (kind @ ENTRY_USER..=ENTRY_MEMBERSHIP, Value::Bytes(bytes)) if item.is_none() => {
-                item = Some((kind, bytes));
-            }
-            (ENTRY_USER..=ENTRY_MEMBERSHIP, Value::Bytes(_)) => return None,
-            _ => {}
-        }
+    read(Fields(bytes), space, key).ok()
+}
+
+/// The bytes are not what is looked for.
+#[derive(Debug, PartialEq, Eq)]
+struct Other;
+
+fn read(
+    mut fields: Fields<'_>,
+    space: &Space,
+    key: &Key,
+) -> Result<(Option<Gist>, Timestamp), Other> {
+    if fields.number(entry::SCHEMA)? != u64::from(SCHEMA) {
+        return Err(Other);
     }
-    if schema != u64::from(SCHEMA) || !is_of_key {
-        return None;
+    let tag = fields.number(entry::TAG)?;
+    fields.bytes(entry::NONCE)?;
+    let name = fields.bytes(entry::KEY)?.ok_or(Other)?;
+    if !space.is_key(name, key) {
+        return Err(Other);
     }
-    let gist = match (wire::Tag::try_from(i32::try_from(tag).ok()?).ok()?, item) {
-        (wire::Tag::Present, Some((kind, bytes))) => Some(gist(kind, bytes, key)?),
-        (wire::Tag::Absent, None) => None,
-        _ => return None,
+    let read_time = fields.number(entry::READ_TIME)?;
+    let kind = match key {
+        Key::User(_) => entry::USER,
+        Key::Organization(_) => entry::ORGANIZATION,
+        Key::Membership(..) => entry::MEMBERSHIP,
     };
-    Some((gist, Timestamp(read_time.cast_signed())))
-}
-
-fn gist(kind: u32, bytes: &[u8], key: &Key) -> Option<Gist> {
-    match (kind, key) {
-        (ENTRY_USER, Key::User(_)) => incarnation(bytes, USER_UID, USER_SUSPENDED).map(Gist::User),
-        (ENTRY_ORGANIZATION, Key::Organization(_)) => {
-            let found = incarnation(bytes, ORGANIZATION_UID, ORGANIZATION_SUSPENDED);
-            found.map(Gist::Organization)
+    let item = fields.bytes(kind)?.map(Fields);
+    fields.end(entry::MEMBERSHIP)?;
+    let tag = i32::try_from(tag).map_err(|_| Other)?;
+    let gist = match (wire::Tag::try_from(tag), item, key) {
+        (Ok(wire::Tag::Present), Some(item), Key::User(_)) => Some(Gist::User(user(item)?)),
+        (Ok(wire::Tag::Present), Some(item), Key::Organization(_)) => {
+            Some(Gist::Organization(organization(item)?))
         }
-        (ENTRY_MEMBERSHIP, Key::Membership(..)) => bond(bytes).map(Gist::Membership),
-        _ => None,
-    }
-}
-
-fn incarnation(bytes: &[u8], uid_field: u32, suspended_field: u32) -> Option<Incarnation> {
-    let mut found = Incarnation {
-        uid: None,
-        state: State::Active,
+        (Ok(wire::Tag::Present), Some(item), Key::Membership(..)) => {
+            Some(Gist::Membership(membership(item)?))
+        }
+        (Ok(wire::Tag::Absent), None, _) => None,
+        _ => return Err(Other),
     };
-    for field in Fields(bytes) {
-        match field? {
-            (field, Value::Bytes(text)) if field == uid_field => {
-                found.uid = Uid::from_utf8(text).ok()?;
-            }
-            (field, Value::Number(0)) if field == suspended_field => found.state = State::Active,
-            (field, Value::Number(_)) if field == suspended_field => found.state = State::Suspended,
-            _ => {}
-        }
-    }
-    Some(found)
+    Ok((gist, Timestamp(read_time.cast_signed())))
 }
 
-fn bond(bytes: &[u8]) -> Option<Bond> {
-    let (mut role, mut organization_uid, mut member_uid) = (None, None, None);
-    for field in Fields(bytes) {
-        match field? {
-            (MEMBERSHIP_ROLE, Value::Bytes(text)) => {
-                role = Some(str::from_utf8(text).ok()?.parse().ok()?);
-            }
-            (MEMBERSHIP_ORGANIZATION_UID, Value::Bytes(text)) => {
-                organization_uid = Uid::from_utf8(text).ok()?;
-            }
-            (MEMBERSHIP_MEMBER_UID, Value::Bytes(text)) => {
-                member_uid = Uid::from_utf8(text).ok()?;
-            }
-            _ => {}
-        }
-    }
-    Some(Bond {
-        role: role?,
+/// Of an `account.cache.v1.User`.
+fn user(mut fields: Fields<'_>) -> Result<Incarnation, Other> {
+    fields.skip(1..=3)?;
+    let uid = fields.uid(4)?;
+    fields.skip(5..=7)?;
+    let state = fields.state(8)?;
+    fields.end(8)?;
+    Ok(Incarnation { uid, state })
+}
+
+/// Of an `account.cache.v1.Organization`.
+fn organization(mut fields: Fields<'_>) -> Result<Incarnation, Other> {
+    fields.skip(1..=2)?;
+    let uid = fields.uid(3)?;
+    fields.skip(4..=6)?;
+    let state = fields.state(7)?;
+    fields.end(7)?;
+    Ok(Incarnation { uid, state })
+}
+
+/// Of an `account.cache.v1.Membership`.
+fn membership(mut fields: Fields<'_>) -> Result<Bond, Other> {
+    fields.skip(1..=2)?;
+    let role = fields.bytes(3)?.ok_or(Other)?;
+    let role = str::from_utf8(role).map_err(|_| Other)?;
+    let role = role.parse().map_err(|_| Other)?;
+    fields.skip(4..=4)?;
+    let organization_uid = fields.uid(5)?;
+    let member_uid = fields.uid(6)?;
+    fields.end(6)?;
+    Ok(Bond {
+        role,
         organization_uid,
         member_uid,
     })
 }
 
-/// The fields of a message in the protobuf encoding; the last one is `None` if it
-/// is malformed.
+/// The fields of a message in the protobuf encoding, in the order of their numbers: so
+/// they are written, and so they are looked for. What is next and not looked for is left
+/// to the end, which refuses what comes too late.
 struct Fields<'a>(&'a [u8]);
 
-enum Value<'a> {
-    Number(u64),
-    Bytes(&'a [u8]),
-    /// Of a kind that entries do not have.
-    Other,
-}
-
-impl<'a> Iterator for Fields<'a> {
-    type Item = Option<(u32, Value<'a>)>;
-
-    #[inline]
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.0.is_empty() {
-            return None;
-        }
-        let field = self.field();
-        if field.is_none() {
-            self.0 = &[];
-        }
-        Some(field)
-    }
-}
+/// How a field is encoded, as the lowest bits of what it begins with.
+const VARINT: u8 = 0;
+const FIXED64: u8 = 1;
+const BYTES: u8 = 2;
+const FIXED32: u8 = 5;
 
 impl<'a> Fields<'a> {
+    /// A number; if it is not there, it is zero.
     #[inline]
-    fn field(&mut self) -> Option<(u32, Value<'a>)> {
-        // As nearly all are: bytes or a number, their field's number in a byte, and
-        // so the length or the number itself.
-        if let [head, second, rest @ ..] = self.0
-            && second & 0x80 == 0
-        {
-            let field = u32::from(head >> 3);
-            if head & 0x87 == 0 {
-                self.0 = rest;
-                return Some((field, Value::Number(u64::from(*second))));
+    fn number(&mut self, field: u8) -> Result<u64, Other> {
+        if self.is_next(field, VARINT) {
+            self.varint()
+        } else {
+            Ok(0)
+        }
+    }
+
+    /// A text or a message, if it is there.
+    #[inline]
+    fn bytes(&mut self, field: u8) -> Result<Option<&'a [u8]>, Other> {
+        if self.is_next(field, BYTES) {
+            self.delimited().map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
+    fn uid(&mut self, field: u8) -> Result<Option<Uid>, Other> {
+        match self.bytes(field)? {
+            Some(text) => Uid::from_utf8(text).map_err(|_| Other),
+            None => Ok(None),
+        }
+    }
+
+    fn state(&mut self, field: u8) -> Result<State, Other> {
+        match self.number(field)? {
+            0 => Ok(State::Active),
+            _ => Ok(State::Suspended),
+        }
+    }
+
+    /// Passes over texts and messages, however many there are of each.
+    #[inline]
+    fn skip(&mut self, fields: RangeInclusive<u8>) -> Result<(), Other> {
+        for field in fields {
+            while self.bytes(field)?.is_some() {}
+        }
+        Ok(())
+    }
+
+    /// Sees that there are only fields of greater numbers than this, which is what
+    /// later versions may add.
+    fn end(mut self, last: u8) -> Result<(), Other> {
+        let mut next = u64::from(last) + 1;
+        while !self.0.is_empty() {
+            let head = self.varint()?;
+            if head >> 3 < next {
+                return Err(Other);
             }
-            if head & 0x87 == 2
-                && let Some((bytes, rest)) = rest.split_at_checked(usize::from(*second))
-            {
-                self.0 = rest;
-                return Some((field, Value::Bytes(bytes)));
+            next = head >> 3;
+            match u8::try_from(head & 7) {
+                Ok(VARINT) => self.varint().map(drop)?,
+                Ok(FIXED64) => self.take(8).map(drop)?,
+                Ok(BYTES) => self.delimited().map(drop)?,
+                Ok(FIXED32) => self.take(4).map(drop)?,
+                _ => return Err(Other),
             }
         }
-        self.any_field()
+        Ok(())
     }
 
-    fn any_field(&mut self) -> Option<(u32, Value<'a>)> {
-        let head = self.varint()?;
-        let value = match head & 7 {
-            0 => Value::Number(self.varint()?),
-            2 => {
-                let length = usize::try_from(self.varint()?).ok()?;
-                Value::Bytes(self.take(length)?)
+    /// Whether this field is next; if so, its value is.
+    #[inline]
+    fn is_next(&mut self, field: u8, encoding: u8) -> bool {
+        match self.0.split_first() {
+            Some((head, rest)) if *head == field << 3 | encoding => {
+                self.0 = rest;
+                true
             }
-            1 => self.take(8).map(|_| Value::Other)?,
-            5 => self.take(4).map(|_| Value::Other)?,
-            _ => return None,
-        };
-        Some((u32::try_from(head >> 3).ok()?, value))
+            _ => false,
+        }
     }
 
     #[inline]
-    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(length)?;
+    fn delimited(&mut self) -> Result<&'a [u8], Other> {
+        let length = self.varint()?;
+        self.take(usize::try_from(length).map_err(|_| Other)?)
+    }
+
+    #[inline]
+    fn take(&mut self, length: usize) -> Result<&'a [u8], Other> {
+        let (taken, rest) = self.0.split_at_checked(length).ok_or(Other)?;
         self.0 = rest;
-        Some(taken)
+        Ok(taken)
     }
 
     #[inline]
-    fn varint(&mut self) -> Option<u64> {
-        let (byte, rest) = self.0.split_first()?;
-        if byte & 0x80 == 0 {
-            self.0 = rest;
-            return Some(u64::from(*byte));
-        }
-        self.long_varint()
-    }
-
-    fn long_varint(&mut self) -> Option<u64> {
+    fn varint(&mut self) -> Result<u64, Other> {
         let mut number = 0;
-        for place in 0..10 {
-            let (byte, rest) = self.0.split_first()?;
-            self.0 = rest;
+        for (place, byte) in self.0.iter().enumerate().take(10) {
             number |= u64::from(byte & 0x7f) << (7 * place);
             if byte & 0x80 == 0 {
-                return Some(number);
+                self.0 = &self.0[place + 1..];
+                return Ok(number);
             }
         }
-        None
+        Err(Other)
     }
 }
 
@@ -273,6 +289,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_said_in_another_order_is_not_believed() {
+        let suspended = [0x22, 0x01, b'u', 0x40, 0x01];
+        let (uid, said) = suspended.split_at(3);
+        let state = |fields: &[u8]| user(Fields(fields)).map(|it| it.state);
+        assert_eq!(state(&suspended), Ok(State::Suspended));
+        assert_eq!(state(uid), Ok(State::Active));
+        assert_eq!(state(&[said, uid].concat()), Err(Other));
+        assert_eq!(state(&[uid, uid].concat()), Err(Other));
+        let owner = [&[0x1a, 0x05][..], b"Owner"].concat();
+        let member = |fields: &[u8]| membership(Fields(fields)).map(|it| it.member_uid);
+        assert_eq!(member(&owner), Ok(None));
+        assert_eq!(member(&[&owner, &[0x0a, 0x00][..]].concat()), Err(Other));
+        assert_eq!(member(&[&owner, &owner[..]].concat()), Err(Other));
+        assert_eq!(member(&[]), Err(Other));
+    }
+
+    #[test]
     fn what_is_not_to_be_believed_is_not_seen() {
         let [record, _, organization, _] = records();
         let (key, read_time) = (record.key(), Timestamp(1));
@@ -295,6 +328,20 @@ mod tests {
         assert_eq!(seen(&other_schema), None);
         for rest in [&[0x0b][..], &[0x08, 0xff], &[0xff; 11], &[0x1a, 0x05, 0x00]] {
             assert_eq!(seen(&[&present, rest].concat()), None);
+        }
+        // Fields that come too late, as nobody writes them: what is said of who is let in
+        // could be among them.
+        for late in [&[0x08, 0x03][..], &[0x32, 0x00], &[0x42, 0x00]] {
+            assert_eq!(seen(&[&present, late].concat()), None);
+        }
+        // Those of a later version.
+        for new in [
+            &[0x48, 0x01][..],
+            &[0x4a, 0x01, 0x00],
+            &[0x9a, 0x06, 0x00],
+            &[0x4d, 0, 0, 0, 0],
+        ] {
+            assert!(seen(&[&present, new].concat()).is_some());
         }
         // A key that only begins or ends like this one.
         for of_other in [&name[1..], &name[..name.len() - 1], "", &format!("{name}x")] {

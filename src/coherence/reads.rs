@@ -439,9 +439,9 @@ impl Coherence {
         now: Timestamp,
     ) -> Result<Option<V>, Unusable> {
         let (record, read_time) = V::told(bytes, space, key).ok_or(Unusable)?;
-        let max_age = self.max_age(key, record.is_some()).as_millis();
-        let age = u128::try_from(now.0.saturating_sub(read_time.0)).unwrap_or(0);
-        if age <= max_age {
+        let age_ms = now.0.saturating_sub(read_time.0);
+        let age = Duration::from_millis(u64::try_from(age_ms).unwrap_or(0));
+        if age <= self.max_age(key, record.is_some()) {
             Ok(record)
         } else {
             Err(Unusable)

@@ -22,8 +22,7 @@ const WORDS: [(&str, &[&str]); 12] = [
         &[
             "grpc/",
             "boot.rs",
-            "cache/channel.rs",
-            "cache/lookups.rs",
+            "cache/answers.rs",
             "connections.rs",
             "proto.rs",
             "health.rs",

@@ -81,14 +81,14 @@ enum What {
 
 /// A cache in the process that answers at once.
 #[derive(Default)]
-struct Map(Mutex<HashMap<String, Vec<u8>>>);
+struct Map(Mutex<HashMap<String, Bytes>>);
 
 impl Map {
     fn set(&self, key: &str, value: &[u8], may: impl Fn(Option<&[u8]>) -> bool) -> bool {
         let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_set = may(map.get(key).map(Vec::as_slice));
+        let is_set = may(map.get(key).map(|value| &**value));
         if is_set {
-            map.insert(key.to_owned(), value.to_vec());
+            map.insert(key.to_owned(), Bytes::copy_from_slice(value));
         }
         is_set
     }
