@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderName};
 use tokio::time::{Instant, timeout_at};
 use tonic::{Request, Status};
@@ -69,15 +70,16 @@ impl Deadline {
         self.0
     }
 
-    /// Waits for a use case no longer than the deadline.
-    pub(super) async fn bound<T>(
+    /// Waits for a use case no longer than the deadline. No `async fn`, which would have
+    /// room for the use case twice.
+    pub(super) fn bound<T>(
         self,
         use_case: impl Future<Output = Result<T, Error>>,
-    ) -> Result<T, Status> {
-        match timeout_at(self.0, use_case).await {
+    ) -> impl Future<Output = Result<T, Status>> {
+        timeout_at(self.0, use_case).map(|ended| match ended {
             Ok(result) => result.map_err(status::of),
             Err(_) => Err(status::deadline_exceeded()),
-        }
+        })
     }
 }
 
