@@ -22,7 +22,7 @@ fuzz_target!(|bytes: &[u8]| {
         let Some(entry) = Entry::decode(bytes, &cache_key, &key) else {
             continue;
         };
-        let seen = Gist::told(bytes, &space, &key).map(|(seen, _)| seen);
+        let seen = Gist::told(bytes, &cache_key, &key).map(|(seen, _)| seen);
         match &entry.tag {
             Tag::Present { record, .. } => {
                 assert_eq!(record.key(), key);

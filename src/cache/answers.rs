@@ -2,7 +2,7 @@
 //! The messages are read where they lie; only the parts of one that came apart are put
 //! together.
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use h2::RecvStream;
 use http::{HeaderMap, Response, StatusCode};
 use prost::Message;
@@ -17,20 +17,18 @@ const PREFIX: usize = 5;
 /// How a call ended that went well, as most do.
 const OK: &[u8] = b"0";
 
-/// The bytes of a message as a call sends it.
+/// A message of so many bytes as a call sends it.
 ///
 /// # Errors
 /// [`Kind::Refused`]: it is too long for any call.
-pub(super) fn framed(message: &impl Message) -> Result<Bytes, Error> {
-    let length = message.encoded_len();
+pub(super) fn framed(length: usize, put: impl FnOnce(&mut BytesMut)) -> Result<Bytes, Error> {
     let Ok(told) = u32::try_from(length) else {
         return Err(broken(Kind::Refused, "the question is too long"));
     };
     let mut bytes = BytesMut::with_capacity(PREFIX + length);
-    bytes.extend_from_slice(&[0]);
-    bytes.extend_from_slice(&told.to_be_bytes());
-    let encoded = message.encode(&mut bytes);
-    encoded.map_err(|error| broken(Kind::Refused, error))?;
+    bytes.put_u8(0);
+    bytes.put_u32(told);
+    put(&mut bytes);
     Ok(bytes.freeze())
 }
 
@@ -246,7 +244,8 @@ mod tests {
     }
 
     fn message(text: &str) -> Bytes {
-        framed(&text.to_owned()).unwrap()
+        let text = text.to_owned();
+        framed(text.encoded_len(), |bytes| text.encode(bytes).unwrap()).unwrap()
     }
 
     #[tokio::test]

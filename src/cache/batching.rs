@@ -12,7 +12,7 @@ use indexmap::IndexSet;
 use tokio::{runtime::Handle, sync::oneshot, time::timeout};
 use tracing::{Instrument as _, Span};
 
-use super::{Cache, Error, Found, Kind, is_long};
+use super::{Cache, Error, Found, Keys, Kind, is_long};
 use crate::telemetry;
 
 /// Look-ups that are sent at once, each on its own; those that come meanwhile
@@ -56,7 +56,7 @@ struct Lanes {
 
 #[derive(Debug)]
 struct Waiting {
-    keys: Vec<String>,
+    keys: Arc<Keys>,
     answer: oneshot::Sender<Result<Vec<Found>, Error>>,
     /// Of the wait: the look-up runs in another task, where the call's own is unknown.
     span: Span,
@@ -78,7 +78,7 @@ impl Batching {
         }))
     }
 
-    fn enter(&self, keys: Vec<String>) -> Turn {
+    fn enter(&self, keys: Arc<Keys>) -> Turn {
         let mut lanes = lock(&self.0.lanes);
         if lanes.in_use < LANES {
             return Turn::Now(self.lane(&mut lanes), keys);
@@ -106,7 +106,7 @@ fn lock(lanes: &Mutex<Lanes>) -> MutexGuard<'_, Lanes> {
 }
 
 enum Turn {
-    Now(Lane, Vec<String>),
+    Now(Lane, Arc<Keys>),
     Later(oneshot::Receiver<Result<Vec<Found>, Error>>),
 }
 
@@ -140,30 +140,20 @@ impl Lane {
     }
 
     async fn look_up(&self, passengers: Vec<Waiting>) {
-        // What several want is asked for once.
-        let mut keys = IndexSet::with_hasher(RandomState::default());
-        let mut wanted = Vec::new();
+        let (keys, places) = together(&passengers);
         let mut seats = Vec::with_capacity(passengers.len());
         let mut spans = Vec::new();
         for passenger in passengers {
-            let places = passenger.keys.into_iter().map(|key| {
-                let (place, is_new) = keys.insert_full(key);
-                if is_new {
-                    wanted.push(0);
-                }
-                wanted[place] += 1;
-                place
-            });
-            seats.push((passenger.answer, places.collect::<Vec<_>>()));
+            seats.push((passenger.answer, passenger.keys.len()));
             if !passenger.span.is_none() {
                 spans.push(passenger.span);
             }
         }
         // It can be in one trace only; the others tell how long was waited.
         let span = spans.first().cloned().unwrap_or_else(Span::none);
-        let keys = keys.into_iter().collect();
-        let found = timeout(self.0.patience, self.0.cache.get(keys).instrument(span)).await;
-        let mut found = found.unwrap_or_else(|_| {
+        let look_up = self.0.cache.get(Arc::new(keys)).instrument(span);
+        let found = timeout(self.0.patience, look_up).await;
+        let found = found.unwrap_or_else(|_| {
             Err(Error {
                 kind: Kind::Unavailable,
                 source: "no answer in time".into(),
@@ -171,16 +161,14 @@ impl Lane {
         });
         // Before the calls end, so that they are exported with them.
         drop(spans);
-        for (answer, places) in seats {
-            let found = match &mut found {
-                Ok(found) => Ok(places
-                    .into_iter()
-                    .map(|place| {
-                        wanted[place] -= 1;
-                        let found = found.get_mut(place);
-                        found.map_or(Found::Unknown, |it| it.take_or_copy(wanted[place]))
-                    })
-                    .collect()),
+        let mut places = places.into_iter();
+        for (answer, keys) in seats {
+            let places = places.by_ref().take(keys);
+            let found = match &found {
+                Ok(found) => {
+                    let told = |place| found.get(place).cloned().unwrap_or(Found::Unknown);
+                    Ok(places.map(told).collect())
+                }
                 Err(error) => Err(error.told_again()),
             };
             // Whoever does not wait any more needs no answer.
@@ -189,15 +177,26 @@ impl Lane {
     }
 }
 
-impl Found {
-    /// The same for one of those who want it, so many of whom are left.
-    fn take_or_copy(&mut self, left: usize) -> Self {
-        if left == 0 {
-            std::mem::replace(self, Self::Unknown)
-        } else {
-            self.clone()
-        }
+/// What all of them want, each key once; and where the keys of each are among these,
+/// one after the other.
+fn together(passengers: &[Waiting]) -> (Keys, Vec<usize>) {
+    let wanted = passengers.iter().map(|passenger| &passenger.keys);
+    let (mut most, mut bytes) = (0, 0);
+    for keys in wanted.clone() {
+        most += keys.len();
+        bytes += keys.bytes();
     }
+    let mut seen = IndexSet::with_capacity_and_hasher(most, RandomState::default());
+    let mut all = Keys::with_capacity(most, bytes);
+    let places = wanted.flat_map(|keys| keys.iter()).map(|key| {
+        let (place, is_new) = seen.insert_full(key);
+        if is_new {
+            all.push(&[key]);
+        }
+        place
+    });
+    let places = places.collect();
+    (all, places)
 }
 
 impl Lanes {
@@ -232,7 +231,7 @@ impl Lanes {
 
 #[async_trait]
 impl Cache for Batching {
-    async fn get(&self, keys: Vec<String>) -> Result<Vec<Found>, Error> {
+    async fn get(&self, keys: Arc<Keys>) -> Result<Vec<Found>, Error> {
         if keys.len() > MAX_KEYS_TO_SHARE {
             return self.0.cache.get(keys).await;
         }
@@ -286,7 +285,7 @@ mod tests {
 
     #[async_trait]
     impl Cache for Silent {
-        async fn get(&self, _: Vec<String>) -> Result<Vec<Found>, Error> {
+        async fn get(&self, _: Arc<Keys>) -> Result<Vec<Found>, Error> {
             std::future::pending().await
         }
 
@@ -319,7 +318,11 @@ mod tests {
         let batching = Arc::new(Batching::new(Arc::new(Silent), Duration::from_secs(60)));
         for number in 0..100 {
             let batching = batching.clone();
-            runtime.spawn(async move { batching.get(vec![number.to_string()]).await });
+            runtime.spawn(async move {
+                batching
+                    .get(Arc::new([&*number.to_string()].into_iter().collect()))
+                    .await
+            });
         }
         runtime.block_on(async {
             while lock(&batching.0.lanes).waiting.is_empty() {

@@ -8,19 +8,20 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use bytes::Bytes;
+use bytes::{BufMut as _, Bytes, BytesMut};
 use futures_util::future::try_join_all;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version,
     header::{AUTHORIZATION, CONTENT_TYPE, TE},
     uri::PathAndQuery,
 };
-use momento_protos::cache_client::{ECacheResult, GetBatchRequest, GetRequest};
+use momento_protos::cache_client::ECacheResult;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 use tokio::task::consume_budget;
 use webpki_roots::TLS_SERVER_ROOTS;
 
 use super::{
-    Credential, Error, Found, Kind,
+    Credential, Error, Found, Keys, Kind,
     answers::{Answers, framed},
     channel::{Channel, Endpoint},
     is_long,
@@ -92,43 +93,22 @@ impl Lookups {
         })
     }
 
-    /// Looks up one key, with these headers.
+    /// Looks up keys, of which there is one at least, with these headers. The answers
+    /// come one by one and are matched by position: where they end early, the rest is
+    /// unknown, not missing.
     ///
     /// # Errors
     /// The call has failed.
-    pub(super) async fn get(&self, key: String, headers: Headers) -> Result<Found, Error> {
-        let question = framed(&get_request(key))?;
-        let mut found = self.ask(&self.get, question, 1, headers).await?;
-        Ok(found.pop().unwrap_or(Found::Unknown))
-    }
-
-    /// Looks up keys, with these headers.
-    ///
-    /// # Errors
-    /// The call has failed.
-    pub(super) async fn get_batch(
-        &self,
-        keys: Vec<String>,
-        headers: Headers,
-    ) -> Result<Vec<Found>, Error> {
+    pub(super) async fn get(&self, keys: &Keys, headers: Headers) -> Result<Vec<Found>, Error> {
         let wanted = keys.len();
-        let items = keys.into_iter().map(get_request).collect();
-        let question = framed(&GetBatchRequest { items })?;
-        self.ask(&self.get_batch, question, wanted, headers).await
-    }
-
-    /// The answers come one by one and are matched by position: where they end early, the
-    /// rest is unknown, not missing.
-    async fn ask(
-        &self,
-        head: &Request<()>,
-        question: Bytes,
-        wanted: usize,
-        headers: Headers,
-    ) -> Result<Vec<Found>, Error> {
+        let (head, question) = if wanted == 1 {
+            (&self.get, get_request(keys))
+        } else {
+            (&self.get_batch, get_batch_request(keys))
+        };
         let mut head = head.clone();
         tell(head.headers_mut(), headers);
-        let answer = self.channel(wanted).call(head, question).await;
+        let answer = self.channel(wanted).call(head, question?).await;
         let mut answers = Answers::of(answer.map_err(unavailable)?)?;
         let mut all = Vec::with_capacity(wanted);
         // To their end: calls that are left before are resets to the other side, and
@@ -192,10 +172,38 @@ fn tell(head: &mut HeaderMap, headers: Headers) {
     }
 }
 
-fn get_request(key: String) -> GetRequest {
-    GetRequest {
-        cache_key: key.into_bytes(),
-    }
+/// A `GetRequest` of Momento's: the key is its field 1.
+fn get_request(keys: &Keys) -> Result<Bytes, Error> {
+    let length = keys.iter().map(|key| field_len(key.len())).sum();
+    framed(length, |bytes| {
+        for key in keys.iter() {
+            put_field(bytes, key.len());
+            bytes.put_slice(key.as_bytes());
+        }
+    })
+}
+
+/// A `GetBatchRequest` of Momento's: a `GetRequest` for each key is its field 1.
+fn get_batch_request(keys: &Keys) -> Result<Bytes, Error> {
+    let length = keys.iter().map(|key| field_len(field_len(key.len())));
+    framed(length.sum(), |bytes| {
+        for key in keys.iter() {
+            put_field(bytes, field_len(key.len()));
+            put_field(bytes, key.len());
+            bytes.put_slice(key.as_bytes());
+        }
+    })
+}
+
+/// What the field 1 begins with, if it is of so many bytes.
+fn put_field(bytes: &mut BytesMut, length: usize) {
+    encode_key(1, WireType::LengthDelimited, bytes);
+    encode_varint(length as u64, bytes);
+}
+
+/// Bytes that such a field takes.
+fn field_len(length: usize) -> usize {
+    key_len(1) + encoded_len_varint(length as u64) + length
 }
 
 fn found(response: GetResponse) -> Found {
@@ -217,5 +225,33 @@ fn unavailable(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Er
     Error {
         kind: Kind::Unavailable,
         source: error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use momento_protos::cache_client::{GetBatchRequest, GetRequest};
+    use prost::Message as _;
+
+    use super::*;
+
+    #[test]
+    fn questions_are_written_as_momento_defines_them() {
+        let long = "k".repeat(300);
+        let keys = ["short", "", &long];
+        let request = |key: &str| GetRequest {
+            cache_key: key.into(),
+        };
+        for key in keys {
+            let framed = get_request(&[key].into_iter().collect()).unwrap();
+            // An empty field is written, too; it says the same.
+            let asked = GetRequest::decode(&framed[5..]).unwrap();
+            assert_eq!(asked, request(key));
+        }
+        let framed = get_batch_request(&keys.into_iter().collect()).unwrap();
+        let asked = GetBatchRequest::decode(&framed[5..]).unwrap();
+        assert_eq!(asked.items, keys.map(request));
+        assert_eq!(framed[..5], [0, 0, 0, 1, 63]);
+        assert_eq!(framed.len(), 5 + 256 + 63);
     }
 }

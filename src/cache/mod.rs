@@ -5,17 +5,19 @@ mod answers;
 mod batching;
 mod channel;
 mod credential;
+mod keys;
 mod lookups;
 mod momento;
 mod slot;
 
-use std::{error::Error as StdError, fmt, time::Duration};
+use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use batching::Batching;
 pub use credential::{Credential, CredentialError};
+pub use keys::Keys;
 pub use momento::{Momento, Settings};
 pub use slot::Slot;
 
@@ -54,7 +56,7 @@ pub trait Cache: Send + Sync {
     ///
     /// # Errors
     /// The cache could not be asked.
-    async fn get(&self, keys: Vec<String>) -> Result<Vec<Found>, Error>;
+    async fn get(&self, keys: Arc<Keys>) -> Result<Vec<Found>, Error>;
 
     /// Stores the value if there is nothing under the key; says whether it did.
     ///

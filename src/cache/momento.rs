@@ -13,7 +13,7 @@ use momento::{
     config::{grpc_configuration::GrpcConfiguration, transport_strategy::TransportStrategy},
 };
 
-use super::{Credential, Error, Found, Kind, lookups::Lookups};
+use super::{Credential, Error, Found, Keys, Kind, lookups::Lookups};
 use crate::telemetry::{Backend, BackendCall, Outcome};
 
 /// Longest to wait for the connection, and for the first answer.
@@ -91,12 +91,9 @@ impl Momento {
     /// # Errors
     /// [`Kind::Missing`], [`Kind::Credential`] or [`Kind::Unavailable`].
     pub async fn probe(&self) -> Result<(), Error> {
-        within(
-            CONNECT_TIMEOUT,
-            self.lookups.get(PROBE_KEY.to_owned(), HashMap::new()),
-        )
-        .await
-        .map(|_| ())
+        let keys = [PROBE_KEY].into_iter().collect();
+        let probe = self.lookups.get(&keys, HashMap::new());
+        within(CONNECT_TIMEOUT, probe).await.map(drop)
     }
 
     /// Creates the cache; says whether it did, `false` if it exists.
@@ -121,18 +118,13 @@ impl Momento {
 
 /// See [`super::Cache`], for what each does.
 impl Momento {
-    pub(super) async fn get(&self, keys: Vec<String>) -> Result<Vec<Found>, Error> {
-        match <[String; 1]>::try_from(keys) {
-            Ok([key]) => {
-                let get = |context| self.lookups.get(key, context);
-                Ok(vec![watched("Get", get).await?])
-            }
-            Err(keys) if keys.is_empty() => Ok(Vec::new()),
-            Err(keys) => {
-                let get = |context| self.lookups.get_batch(keys, context);
-                watched("GetBatch", get).await
-            }
-        }
+    pub(super) async fn get(&self, keys: &Keys) -> Result<Vec<Found>, Error> {
+        let operation = match keys.len() {
+            0 => return Ok(Vec::new()),
+            1 => "Get",
+            _ => "GetBatch",
+        };
+        watched(operation, |context| self.lookups.get(keys, context)).await
     }
 
     pub(super) async fn set_if_absent(

@@ -9,7 +9,7 @@ use std::{
 use async_trait::async_trait;
 use tokio::sync::Notify;
 
-use super::{Cache, Error, Found, Kind, Momento};
+use super::{Cache, Error, Found, Keys, Kind, Momento};
 
 /// The client of the cache, once there is one. Operations that are under way
 /// when it is swapped end with the client they began with.
@@ -60,8 +60,8 @@ impl Slot {
 
 #[async_trait]
 impl Cache for Slot {
-    async fn get(&self, keys: Vec<String>) -> Result<Vec<Found>, Error> {
-        self.noted(self.client()?.get(keys).await)
+    async fn get(&self, keys: Arc<Keys>) -> Result<Vec<Found>, Error> {
+        self.noted(self.client()?.get(&keys).await)
     }
 
     async fn set_if_absent(&self, key: &str, value: &[u8], ttl: Duration) -> Result<bool, Error> {

@@ -162,10 +162,10 @@ impl Coherence {
         let Some(space) = self.generations.in_use() else {
             return keys.into_iter().map(|key| (key, Cached::Unknown)).collect();
         };
-        let cache_keys: Vec<_> = keys.iter().map(|key| space.key(key)).collect();
+        let cache_keys = space.keys(&keys);
         let found = timeout(FENCE_TIMEOUT, self.cache.get(cache_keys.clone())).await;
         let mut found = found.into_iter().flatten().flatten();
-        let compared = keys.iter().zip(&cache_keys).map(|(key, cache_key)| {
+        let compared = keys.iter().zip(cache_keys.iter()).map(|(key, cache_key)| {
             let cached = match found.next() {
                 Some(Found::Miss) => return Cached::Agrees,
                 Some(Found::Hit(bytes)) => Entry::decode(&bytes, cache_key, key),
@@ -270,12 +270,12 @@ impl Coherence {
     }
 
     async fn peek(&self, space: &Space, keys: &[Key]) -> Vec<Seen> {
-        let cache_keys: Vec<_> = keys.iter().map(|key| space.key(key)).collect();
+        let cache_keys = space.keys(keys);
         let found = timeout(FENCE_TIMEOUT, self.cache.get(cache_keys.clone())).await;
         let mut found = found.into_iter().flatten().flatten();
         let seen = keys
             .iter()
-            .zip(&cache_keys)
+            .zip(cache_keys.iter())
             .map(|(key, cache_key)| match found.next() {
                 Some(Found::Miss) => Seen::Nothing,
                 Some(Found::Hit(bytes)) => match Entry::decode(&bytes, cache_key, key) {

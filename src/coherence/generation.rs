@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use super::{Entry, Tag, Timing};
 use crate::{
-    cache::Cache,
+    cache::{Cache, Keys},
     domain::Key,
     store::{self, Registers},
     telemetry::{CACHE_IN_USE, GENERATION_STEPS},
@@ -89,13 +89,14 @@ impl Space {
         self.parts(key).concat()
     }
 
-    /// Whether a text is that key. Does not allocate.
-    pub(super) fn is_key(&self, text: &[u8], key: &Key) -> bool {
-        let mut rest = Some(text);
-        for part in self.parts(key) {
-            rest = rest.and_then(|rest| rest.strip_prefix(part.as_bytes()));
+    /// The cache keys of records.
+    pub(super) fn keys(&self, keys: &[Key]) -> Arc<Keys> {
+        let bytes = keys.iter().flat_map(|key| self.parts(key)).map(str::len);
+        let mut all = Keys::with_capacity(keys.len(), bytes.sum());
+        for key in keys {
+            all.push(&self.parts(key));
         }
-        rest == Some(&[])
+        Arc::new(all)
     }
 
     fn parts<'a>(&'a self, key: &'a Key) -> [&'a str; 5] {
@@ -512,7 +513,7 @@ mod tests {
 
     #[async_trait]
     impl Cache for Answering {
-        async fn get(&self, keys: Vec<String>) -> Result<Vec<cache::Found>, cache::Error> {
+        async fn get(&self, keys: Arc<Keys>) -> Result<Vec<cache::Found>, cache::Error> {
             Ok(keys.iter().map(|_| cache::Found::Miss).collect())
         }
 

@@ -3,7 +3,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::{envelope::SCHEMA, generation::Space};
+use super::envelope::SCHEMA;
 use crate::{
     domain::{Bond, Gist, Incarnation, Key, State, Timestamp, Uid},
     proto::cache_v1 as wire,
@@ -23,8 +23,12 @@ mod entry {
 
 /// What the table held when it was read, and when that was. `None` for leases,
 /// fences, and bytes that are no entry of this format for this very key.
-pub(super) fn glance(bytes: &[u8], space: &Space, key: &Key) -> Option<(Option<Gist>, Timestamp)> {
-    read(Fields(bytes), space, key).ok()
+pub(super) fn glance(
+    bytes: &[u8],
+    cache_key: &str,
+    key: &Key,
+) -> Option<(Option<Gist>, Timestamp)> {
+    read(Fields(bytes), cache_key, key).ok()
 }
 
 /// The bytes are not what is looked for.
@@ -33,7 +37,7 @@ struct Other;
 
 fn read(
     mut fields: Fields<'_>,
-    space: &Space,
+    cache_key: &str,
     key: &Key,
 ) -> Result<(Option<Gist>, Timestamp), Other> {
     if fields.number(entry::SCHEMA)? != u64::from(SCHEMA) {
@@ -41,8 +45,7 @@ fn read(
     }
     let tag = fields.number(entry::TAG)?;
     fields.bytes(entry::NONCE)?;
-    let name = fields.bytes(entry::KEY)?.ok_or(Other)?;
-    if !space.is_key(name, key) {
+    if fields.bytes(entry::KEY)? != Some(cache_key.as_bytes()) {
         return Err(Other);
     }
     let read_time = fields.number(entry::READ_TIME)?;
@@ -121,6 +124,10 @@ impl<'a> Fields<'a> {
     #[inline]
     fn number(&mut self, field: u8) -> Result<u64, Other> {
         if self.is_next(field, VARINT) {
+            if let [number @ ..0x80, rest @ ..] = self.0 {
+                self.0 = rest;
+                return Ok(u64::from(*number));
+            }
             self.varint()
         } else {
             Ok(0)
@@ -137,6 +144,7 @@ impl<'a> Fields<'a> {
         }
     }
 
+    #[inline]
     fn uid(&mut self, field: u8) -> Result<Option<Uid>, Other> {
         match self.bytes(field)? {
             Some(text) => Uid::from_utf8(text).map_err(|_| Other),
@@ -144,6 +152,7 @@ impl<'a> Fields<'a> {
         }
     }
 
+    #[inline]
     fn state(&mut self, field: u8) -> Result<State, Other> {
         match self.number(field)? {
             0 => Ok(State::Active),
@@ -154,14 +163,19 @@ impl<'a> Fields<'a> {
     /// Passes over texts and messages, however many there are of each.
     #[inline]
     fn skip(&mut self, fields: RangeInclusive<u8>) -> Result<(), Other> {
-        for field in fields {
-            while self.bytes(field)?.is_some() {}
+        while let [head, rest @ ..] = self.0
+            && head & 7 == BYTES
+            && fields.contains(&(head >> 3))
+        {
+            self.0 = rest;
+            self.delimited()?;
         }
         Ok(())
     }
 
     /// Sees that there are only fields of greater numbers than this, which is what
     /// later versions may add.
+    #[inline]
     fn end(mut self, last: u8) -> Result<(), Other> {
         let mut next = u64::from(last) + 1;
         while !self.0.is_empty() {
@@ -195,6 +209,13 @@ impl<'a> Fields<'a> {
 
     #[inline]
     fn delimited(&mut self) -> Result<&'a [u8], Other> {
+        // As nearly all are: short.
+        if let [length @ ..0x80, rest @ ..] = self.0
+            && let Some((bytes, rest)) = rest.split_at_checked(usize::from(*length))
+        {
+            self.0 = rest;
+            return Ok(bytes);
+        }
         let length = self.varint()?;
         self.take(usize::try_from(length).map_err(|_| Other)?)
     }
@@ -206,15 +227,17 @@ impl<'a> Fields<'a> {
         Ok(taken)
     }
 
-    #[inline]
     fn varint(&mut self) -> Result<u64, Other> {
-        let mut number = 0;
-        for (place, byte) in self.0.iter().enumerate().take(10) {
-            number |= u64::from(byte & 0x7f) << (7 * place);
-            if byte & 0x80 == 0 {
-                self.0 = &self.0[place + 1..];
+        let (mut number, mut shift) = (0, 0);
+        while let [byte, rest @ ..] = self.0
+            && shift < u64::BITS
+        {
+            self.0 = rest;
+            number |= u64::from(byte & 0x7f) << shift;
+            if *byte < 0x80 {
                 return Ok(number);
             }
+            shift += 7;
         }
         Err(Other)
     }
@@ -224,7 +247,7 @@ impl<'a> Fields<'a> {
 mod tests {
     use super::*;
     use crate::{
-        coherence::{Entry, Tag},
+        coherence::{Entry, Tag, generation::Space},
         domain::{
             FreeText, Labels, Membership, Organization, OrganizationName, Record, Role, Stamp,
             User, Username,
@@ -280,7 +303,8 @@ mod tests {
         let space = Space::new("accounts", "1");
         for record in records() {
             let (key, gist) = (record.key(), Gist::from(&record));
-            let (name, glance) = (space.key(&key), |bytes: &[u8]| glance(bytes, &space, &key));
+            let name = space.key(&key);
+            let glance = |bytes: &[u8]| glance(bytes, &name, &key);
             let present = Entry::new(Tag::Present { record, read_time }).encode(&name);
             assert_eq!(glance(&present), Some((Some(gist), read_time)));
             let absent = Entry::new(Tag::Absent { read_time }).encode(&name);
@@ -310,14 +334,22 @@ mod tests {
         let [record, _, organization, _] = records();
         let (key, read_time) = (record.key(), Timestamp(1));
         let [space, other] = ["1", "2"].map(|generation| Space::new("accounts", generation));
-        let (name, seen) = (space.key(&key), |bytes: &[u8]| glance(bytes, &space, &key));
+        let name = space.key(&key);
+        let seen = |bytes: &[u8]| glance(bytes, &name, &key);
         for tag in [Tag::Lease, Tag::Fence] {
             assert_eq!(seen(&Entry::new(tag).encode(&name)), None);
         }
         let present = Entry::new(Tag::Present { record, read_time }).encode(&name);
         assert!(seen(&present).is_some());
-        assert_eq!(glance(&present, &other, &key), None);
-        assert_eq!(glance(&present, &space, &organization.key()), None);
+        assert_eq!(glance(&present, &other.key(&key), &key), None);
+        assert_eq!(
+            glance(
+                &present,
+                &space.key(&organization.key()),
+                &organization.key()
+            ),
+            None
+        );
         for end in 0..present.len() {
             assert_eq!(seen(&present[..end]), None, "{end}");
         }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::LazyLock,
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 
@@ -18,7 +18,7 @@ use super::{
     sabotage::Sabotage, turnstile::PATIENCE,
 };
 use crate::{
-    cache::{self, Found},
+    cache::{self, Found, Keys},
     domain::{Key, Record, Timestamp},
     store,
     telemetry::{CACHE_FILLS, CACHE_LEASES, CACHE_LOOKUPS, RECENT_LOOKUPS},
@@ -343,8 +343,8 @@ impl Coherence {
         let keys_per_look = keys.len().div_ceil(looks).max(1);
         for (look, keys) in keys.chunks(keys_per_look).enumerate() {
             let first = look * keys_per_look;
-            let found = match self.ask(keys, space, &mut sight.deadline).await {
-                Ok(found) => found,
+            let (cache_keys, found) = match self.ask(keys, space, &mut sight.deadline).await {
+                Ok(answer) => answer,
                 Err(Unanswered::NotAsked) if look == 0 => return false,
                 Err(unanswered) => {
                     if unanswered == Unanswered::Failed {
@@ -357,10 +357,10 @@ impl Coherence {
             };
             let mut found = found.into_iter();
             let now = self.now();
-            for (place, key) in (first..).zip(keys) {
+            for (place, (key, cache_key)) in (first..).zip(keys.iter().zip(cache_keys.iter())) {
                 consume_budget().await;
                 match found.next() {
-                    Some(Found::Hit(bytes)) => match self.judge(&bytes, space, key, now) {
+                    Some(Found::Hit(bytes)) => match self.judge(&bytes, cache_key, key, now) {
                         Ok(record) => {
                             sight.counts.hit += 1;
                             sight.records[place] = record;
@@ -390,7 +390,7 @@ impl Coherence {
         keys: &[Key],
         space: &Space,
         wait_until: &mut Option<Instant>,
-    ) -> Result<Vec<Found>, Unanswered> {
+    ) -> Result<(Arc<Keys>, Vec<Found>), Unanswered> {
         let turn = if cache::is_long(keys.len()) {
             // Large, and rarely needed.
             Some(Box::pin(self.turn(space)).await?)
@@ -404,13 +404,13 @@ impl Coherence {
         }
         let deadline = Instant::now() + self.settings.cache_read_timeout;
         *wait_until = Some(deadline);
-        let cache_keys = keys.iter().map(|key| space.key(key)).collect();
-        let found = timeout_at(deadline, self.cache.get(cache_keys)).await;
+        let cache_keys = space.keys(keys);
+        let found = timeout_at(deadline, self.cache.get(cache_keys.clone())).await;
         drop(turn);
         match found {
             Ok(Ok(found)) => {
                 breaker.succeeded();
-                return Ok(found);
+                return Ok((cache_keys, found));
             }
             Ok(Err(error)) => breaker.failed(ask, &error),
             Err(_) => breaker.failed(ask, &"no answer in time"),
@@ -434,11 +434,11 @@ impl Coherence {
     fn judge<V: View>(
         &self,
         bytes: &[u8],
-        space: &Space,
+        cache_key: &str,
         key: &Key,
         now: Timestamp,
     ) -> Result<Option<V>, Unusable> {
-        let (record, read_time) = V::told(bytes, space, key).ok_or(Unusable)?;
+        let (record, read_time) = V::told(bytes, cache_key, key).ok_or(Unusable)?;
         let age_ms = now.0.saturating_sub(read_time.0);
         let age = Duration::from_millis(u64::try_from(age_ms).unwrap_or(0));
         if age <= self.max_age(key, record.is_some()) {

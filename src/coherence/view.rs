@@ -1,6 +1,6 @@
 //! What readers want to know of records: all, or the gist.
 
-use super::{Entry, Tag, envelope::encoded_len, generation::Space, glance::glance, recent::Recent};
+use super::{Entry, Tag, envelope::encoded_len, glance::glance, recent::Recent};
 use crate::domain::{Gist, Key, Record, Timestamp};
 
 /// What a reader wants to know of a record.
@@ -8,10 +8,10 @@ pub trait View: Clone + Send + Sync + 'static {
     /// What there is to know of a record that was read.
     fn of(record: &Record) -> Self;
 
-    /// What a cache entry says that was found under the key's place in `space`, and
-    /// when that was read. `None` if it says nothing, or is not to be believed.
+    /// What a cache entry about `key` says that was found under `cache_key`, and when
+    /// that was read. `None` if it says nothing, or is not to be believed.
     #[doc(hidden)]
-    fn told(bytes: &[u8], space: &Space, key: &Key) -> Option<(Option<Self>, Timestamp)>;
+    fn told(bytes: &[u8], cache_key: &str, key: &Key) -> Option<(Option<Self>, Timestamp)>;
 
     /// Where what was seen lately is kept.
     #[doc(hidden)]
@@ -42,8 +42,8 @@ impl View for Record {
         record.clone()
     }
 
-    fn told(bytes: &[u8], space: &Space, key: &Key) -> Option<(Option<Self>, Timestamp)> {
-        match Entry::decode(bytes, &space.key(key), key)?.tag {
+    fn told(bytes: &[u8], cache_key: &str, key: &Key) -> Option<(Option<Self>, Timestamp)> {
+        match Entry::decode(bytes, cache_key, key)?.tag {
             Tag::Present { record, read_time } => Some((Some(record), read_time)),
             Tag::Absent { read_time } => Some((None, read_time)),
             Tag::Lease | Tag::Fence => None,
@@ -64,8 +64,8 @@ impl View for Gist {
         record.into()
     }
 
-    fn told(bytes: &[u8], space: &Space, key: &Key) -> Option<(Option<Self>, Timestamp)> {
-        glance(bytes, space, key)
+    fn told(bytes: &[u8], cache_key: &str, key: &Key) -> Option<(Option<Self>, Timestamp)> {
+        glance(bytes, cache_key, key)
     }
 
     fn recent(views: &RecentViews) -> &Recent<Self> {

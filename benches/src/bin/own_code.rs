@@ -13,7 +13,7 @@ use std::{
 };
 
 use account_service::{
-    cache::{Batching, Cache, Error, Found},
+    cache::{Batching, Cache, Error, Found, Keys},
     callers::{Credentials, Gate},
     coherence::{Coherence, Settings},
     config::{Cli, Command, DevSettings},
@@ -96,9 +96,9 @@ impl Map {
 
 #[tonic::async_trait]
 impl Cache for Map {
-    async fn get(&self, keys: Vec<String>) -> Result<Vec<Found>, Error> {
+    async fn get(&self, keys: Arc<Keys>) -> Result<Vec<Found>, Error> {
         let map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = |key: &String| match map.get(key) {
+        let found = |key: &str| match map.get(key) {
             Some(value) => Found::Hit(value.clone()),
             None => Found::Miss,
         };
@@ -297,12 +297,10 @@ async fn run(arguments: &Arguments) -> Result<()> {
     }
     let checked = service.check_membership(Request::new(check())).await?;
     ensure!(checked.get_ref().source() == pb::Source::Cache);
-    let keys: Vec<_> = {
+    let keys: Arc<Keys> = {
         let map = map.0.lock().unwrap_or_else(PoisonError::into_inner);
-        map.keys()
-            .filter(|key| !key.ends_with("probe"))
-            .cloned()
-            .collect()
+        let keys = map.keys().filter(|key| !key.ends_with("probe"));
+        Arc::new(keys.map(String::as_str).collect())
     };
     registers.is_frozen.store(true, Ordering::Relaxed);
     let times = arguments.times;
