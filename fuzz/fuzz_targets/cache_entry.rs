@@ -19,10 +19,10 @@ fuzz_target!(|bytes: &[u8]| {
     let space = Space::new("deployment", "generation");
     for key in keys {
         let cache_key = space.key(&key);
-        let Some(entry) = Entry::decode(bytes, &cache_key, &key) else {
+        let Some(entry) = Entry::decode(bytes, cache_key.as_bytes(), &key) else {
             continue;
         };
-        let seen = Gist::told(bytes, &cache_key, &key).map(|(seen, _)| seen);
+        let seen = Gist::told(bytes, cache_key.as_bytes(), &key).map(|(seen, _)| seen);
         match &entry.tag {
             Tag::Present { record, .. } => {
                 assert_eq!(record.key(), key);
@@ -32,7 +32,7 @@ fuzz_target!(|bytes: &[u8]| {
             Tag::Absent { .. } => assert!(seen.is_none_or(|seen| seen.is_none())),
             Tag::Lease | Tag::Fence => assert_eq!(seen, None),
         }
-        let again = Entry::decode(&entry.encode(&cache_key), &cache_key, &key);
+        let again = Entry::decode(&entry.encode(&cache_key), cache_key.as_bytes(), &key);
         assert_eq!(again, Some(entry));
     }
 });

@@ -56,7 +56,7 @@ struct Lanes {
 
 #[derive(Debug)]
 struct Waiting {
-    keys: Arc<Keys>,
+    keys: Keys,
     answer: oneshot::Sender<Result<Vec<Found>, Error>>,
     /// Of the wait: the look-up runs in another task, where the call's own is unknown.
     span: Span,
@@ -78,13 +78,14 @@ impl Batching {
         }))
     }
 
-    fn enter(&self, keys: Arc<Keys>) -> Turn {
+    fn enter(&self, keys: &Keys) -> Turn {
         let mut lanes = lock(&self.0.lanes);
         if lanes.in_use < LANES {
-            return Turn::Now(self.lane(&mut lanes), keys);
+            return Turn::Now(self.lane(&mut lanes));
         }
         let (answer, answered) = oneshot::channel();
         let span = telemetry::shared_look_up();
+        let keys = keys.clone();
         lanes.waiting.push(Waiting { keys, answer, span });
         if lanes.in_use < MOST_LANES && lanes.are_due() {
             let (lane, passengers) = (self.lane(&mut lanes), lanes.board());
@@ -106,7 +107,7 @@ fn lock(lanes: &Mutex<Lanes>) -> MutexGuard<'_, Lanes> {
 }
 
 enum Turn {
-    Now(Lane, Arc<Keys>),
+    Now(Lane),
     Later(oneshot::Receiver<Result<Vec<Found>, Error>>),
 }
 
@@ -151,7 +152,7 @@ impl Lane {
         }
         // It can be in one trace only; the others tell how long was waited.
         let span = spans.first().cloned().unwrap_or_else(Span::none);
-        let look_up = self.0.cache.get(Arc::new(keys)).instrument(span);
+        let look_up = self.0.cache.get(&keys).instrument(span);
         let found = timeout(self.0.patience, look_up).await;
         let found = found.unwrap_or_else(|_| {
             Err(Error {
@@ -188,7 +189,7 @@ fn together(passengers: &[Waiting]) -> (Keys, Vec<usize>) {
     }
     let mut seen = IndexSet::with_capacity_and_hasher(most, RandomState::default());
     let mut all = Keys::with_capacity(most, bytes);
-    let places = wanted.flat_map(|keys| keys.iter()).map(|key| {
+    let places = wanted.flat_map(Keys::iter).map(|key| {
         let (place, is_new) = seen.insert_full(key);
         if is_new {
             all.push(&[key]);
@@ -231,12 +232,12 @@ impl Lanes {
 
 #[async_trait]
 impl Cache for Batching {
-    async fn get(&self, keys: Arc<Keys>) -> Result<Vec<Found>, Error> {
+    async fn get(&self, keys: &Keys) -> Result<Vec<Found>, Error> {
         if keys.len() > MAX_KEYS_TO_SHARE {
             return self.0.cache.get(keys).await;
         }
         match self.enter(keys) {
-            Turn::Now(lane, keys) => {
+            Turn::Now(lane) => {
                 let found = lane.0.cache.get(keys).await;
                 drop(lane);
                 found
@@ -285,7 +286,7 @@ mod tests {
 
     #[async_trait]
     impl Cache for Silent {
-        async fn get(&self, _: Arc<Keys>) -> Result<Vec<Found>, Error> {
+        async fn get(&self, _: &Keys) -> Result<Vec<Found>, Error> {
             std::future::pending().await
         }
 
@@ -320,7 +321,7 @@ mod tests {
             let batching = batching.clone();
             runtime.spawn(async move {
                 batching
-                    .get(Arc::new([&*number.to_string()].into_iter().collect()))
+                    .get(&[&*number.to_string()].into_iter().collect())
                     .await
             });
         }

@@ -178,7 +178,7 @@ fn get_request(keys: &Keys) -> Result<Bytes, Error> {
     framed(length, |bytes| {
         for key in keys.iter() {
             put_field(bytes, key.len());
-            bytes.put_slice(key.as_bytes());
+            bytes.put_slice(key);
         }
     })
 }
@@ -190,7 +190,7 @@ fn get_batch_request(keys: &Keys) -> Result<Bytes, Error> {
         for key in keys.iter() {
             put_field(bytes, field_len(key.len()));
             put_field(bytes, key.len());
-            bytes.put_slice(key.as_bytes());
+            bytes.put_slice(key);
         }
     })
 }

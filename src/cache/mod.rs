@@ -10,7 +10,7 @@ mod lookups;
 mod momento;
 mod slot;
 
-use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
+use std::{error::Error as StdError, fmt, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -56,7 +56,7 @@ pub trait Cache: Send + Sync {
     ///
     /// # Errors
     /// The cache could not be asked.
-    async fn get(&self, keys: Arc<Keys>) -> Result<Vec<Found>, Error>;
+    async fn get(&self, keys: &Keys) -> Result<Vec<Found>, Error>;
 
     /// Stores the value if there is nothing under the key; says whether it did.
     ///

@@ -60,8 +60,8 @@ impl Slot {
 
 #[async_trait]
 impl Cache for Slot {
-    async fn get(&self, keys: Arc<Keys>) -> Result<Vec<Found>, Error> {
-        self.noted(self.client()?.get(&keys).await)
+    async fn get(&self, keys: &Keys) -> Result<Vec<Found>, Error> {
+        self.noted(self.client()?.get(keys).await)
     }
 
     async fn set_if_absent(&self, key: &str, value: &[u8], ttl: Duration) -> Result<bool, Error> {

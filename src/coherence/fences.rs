@@ -163,7 +163,7 @@ impl Coherence {
             return keys.into_iter().map(|key| (key, Cached::Unknown)).collect();
         };
         let cache_keys = space.keys(&keys);
-        let found = timeout(FENCE_TIMEOUT, self.cache.get(cache_keys.clone())).await;
+        let found = timeout(FENCE_TIMEOUT, self.cache.get(&cache_keys)).await;
         let mut found = found.into_iter().flatten().flatten();
         let compared = keys.iter().zip(cache_keys.iter()).map(|(key, cache_key)| {
             let cached = match found.next() {
@@ -271,7 +271,7 @@ impl Coherence {
 
     async fn peek(&self, space: &Space, keys: &[Key]) -> Vec<Seen> {
         let cache_keys = space.keys(keys);
-        let found = timeout(FENCE_TIMEOUT, self.cache.get(cache_keys.clone())).await;
+        let found = timeout(FENCE_TIMEOUT, self.cache.get(&cache_keys)).await;
         let mut found = found.into_iter().flatten().flatten();
         let seen = keys
             .iter()

@@ -90,13 +90,13 @@ impl Space {
     }
 
     /// The cache keys of records.
-    pub(super) fn keys(&self, keys: &[Key]) -> Arc<Keys> {
+    pub(super) fn keys(&self, keys: &[Key]) -> Keys {
         let bytes = keys.iter().flat_map(|key| self.parts(key)).map(str::len);
         let mut all = Keys::with_capacity(keys.len(), bytes.sum());
         for key in keys {
             all.push(&self.parts(key));
         }
-        Arc::new(all)
+        all
     }
 
     fn parts<'a>(&'a self, key: &'a Key) -> [&'a str; 5] {
@@ -513,7 +513,7 @@ mod tests {
 
     #[async_trait]
     impl Cache for Answering {
-        async fn get(&self, keys: Arc<Keys>) -> Result<Vec<cache::Found>, cache::Error> {
+        async fn get(&self, keys: &Keys) -> Result<Vec<cache::Found>, cache::Error> {
             Ok(keys.iter().map(|_| cache::Found::Miss).collect())
         }
 

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, LazyLock},
+    sync::LazyLock,
     time::Duration,
 };
 
@@ -390,7 +390,7 @@ impl Coherence {
         keys: &[Key],
         space: &Space,
         wait_until: &mut Option<Instant>,
-    ) -> Result<(Arc<Keys>, Vec<Found>), Unanswered> {
+    ) -> Result<(Keys, Vec<Found>), Unanswered> {
         let turn = if cache::is_long(keys.len()) {
             // Large, and rarely needed.
             Some(Box::pin(self.turn(space)).await?)
@@ -405,7 +405,7 @@ impl Coherence {
         let deadline = Instant::now() + self.settings.cache_read_timeout;
         *wait_until = Some(deadline);
         let cache_keys = space.keys(keys);
-        let found = timeout_at(deadline, self.cache.get(cache_keys.clone())).await;
+        let found = timeout_at(deadline, self.cache.get(&cache_keys)).await;
         drop(turn);
         match found {
             Ok(Ok(found)) => {
@@ -434,7 +434,7 @@ impl Coherence {
     fn judge<V: View>(
         &self,
         bytes: &[u8],
-        cache_key: &str,
+        cache_key: &[u8],
         key: &Key,
         now: Timestamp,
     ) -> Result<Option<V>, Unusable> {

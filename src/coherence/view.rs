@@ -11,7 +11,7 @@ pub trait View: Clone + Send + Sync + 'static {
     /// What a cache entry about `key` says that was found under `cache_key`, and when
     /// that was read. `None` if it says nothing, or is not to be believed.
     #[doc(hidden)]
-    fn told(bytes: &[u8], cache_key: &str, key: &Key) -> Option<(Option<Self>, Timestamp)>;
+    fn told(bytes: &[u8], cache_key: &[u8], key: &Key) -> Option<(Option<Self>, Timestamp)>;
 
     /// Where what was seen lately is kept.
     #[doc(hidden)]
@@ -42,7 +42,7 @@ impl View for Record {
         record.clone()
     }
 
-    fn told(bytes: &[u8], cache_key: &str, key: &Key) -> Option<(Option<Self>, Timestamp)> {
+    fn told(bytes: &[u8], cache_key: &[u8], key: &Key) -> Option<(Option<Self>, Timestamp)> {
         match Entry::decode(bytes, cache_key, key)?.tag {
             Tag::Present { record, read_time } => Some((Some(record), read_time)),
             Tag::Absent { read_time } => Some((None, read_time)),
@@ -64,7 +64,7 @@ impl View for Gist {
         record.into()
     }
 
-    fn told(bytes: &[u8], cache_key: &str, key: &Key) -> Option<(Option<Self>, Timestamp)> {
+    fn told(bytes: &[u8], cache_key: &[u8], key: &Key) -> Option<(Option<Self>, Timestamp)> {
         glance(bytes, cache_key, key)
     }
 

@@ -146,8 +146,12 @@ pub(super) fn check_characters(
     if name.is_empty() {
         return Err(NameError::Empty);
     }
-    // Nearly all are ASCII and fine: not to be taken apart into characters.
-    let is_fine = name.is_ascii() && name.bytes().all(|byte| is_allowed(char::from(byte)));
+    // Nearly all are ASCII and fine: not to be taken apart into characters. Not left at
+    // the first that is not, so that many are looked at together.
+    let bytes = name.bytes();
+    let is_fine = bytes.fold(true, |is_fine, byte| {
+        is_fine & byte.is_ascii() & is_allowed(char::from(byte))
+    });
     let mut characters = name.char_indices();
     if !is_fine && let Some((at, found)) = characters.find(|(_, found)| !is_allowed(*found)) {
         return Err(NameError::Character { found, at, allowed });

@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Request, Response};
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use metrics::{Gauge, Histogram};
 use pin_project_lite::pin_project;
 use tonic::{Code, Status, body::Body};
@@ -179,7 +179,10 @@ where
         };
         let mut response = ready!(polled)?;
         if let Some(mut call) = this.call.take() {
-            call.note(response.headers());
+            // Others say in their trailers how they end.
+            if response.body().is_end_stream() {
+                call.note(response.headers());
+            }
             response = response.map(|body| Body::new(ObservedBody { body, call }));
         }
         Poll::Ready(Ok(response))

@@ -3,6 +3,7 @@
 //! details; the caller is to learn what was wrong with the call.
 
 use http::HeaderName;
+use http_body::Body as _;
 use tonic::{Code, Status, body::Body};
 
 use super::{MAX_REQUEST_BYTES, status, status::Reason};
@@ -13,7 +14,7 @@ static DETAILS_HEADER: HeaderName = HeaderName::from_static("grpc-status-details
 /// of handlers all have details.
 #[must_use]
 pub fn precise_status(response: http::Response<Body>) -> http::Response<Body> {
-    if response.headers().contains_key(&DETAILS_HEADER) {
+    if !response.body().is_end_stream() || response.headers().contains_key(&DETAILS_HEADER) {
         return response;
     }
     let bare = Status::from_header_map(response.headers());
