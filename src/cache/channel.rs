@@ -1,6 +1,6 @@
-//! A channel for calls that are sent as a whole: in one write, where tonic's own
-//! takes three, and a turn of the runtime for each. One connection, which is opened
-//! anew when it is lost.
+//! A channel for calls that are sent as a whole: in one write, where the usual one takes
+//! three, and a turn of the runtime for each. One connection, which is opened anew when
+//! it is lost.
 
 use std::{fmt, io, sync::Arc, time::Duration};
 
