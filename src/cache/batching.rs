@@ -3,28 +3,27 @@
 use std::{
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use foldhash::fast::RandomState;
 use indexmap::IndexSet;
-use tokio::{runtime::Handle, sync::oneshot, time::timeout};
+use tokio::{runtime::Handle, sync::oneshot, task::yield_now, time::timeout};
 use tracing::{Instrument as _, Span};
 
 use super::{Cache, Error, Found, Keys, Kind, is_long};
 use crate::telemetry;
 
-/// Look-ups that are sent at once, each on its own; those that come meanwhile
-/// wait for the first of them to end, and are then sent together. Alone, a
-/// look-up never waits.
-const LANES: usize = 4;
-/// As many are under way if the cache is far: then those who wait are sent when
-/// another one comes and nothing was sent for [`SPACING`].
+/// Look-ups that are sent at once, each on its own; those that come meanwhile wait for
+/// [`TURNS`] of the runtime, and are then sent together. Alone, a look-up never waits.
+const LANES: usize = 2;
+/// As many are under way, then; those that come when they are wait for one of them to
+/// end.
 const MOST_LANES: usize = 16;
-/// About as long as it takes to send a look-up and to take its answer: waiting
-/// for so long for company costs less than going without.
-const SPACING: Duration = Duration::from_micros(75);
+/// Turns of the runtime for which company is waited for: under load, a turn is long and
+/// brings others; otherwise, it is over in some microseconds.
+const TURNS: u32 = 2;
 /// A look-up of more keys than this is sent at once, on its own: it would gain
 /// little, and be long in a lane.
 const MAX_KEYS_TO_SHARE: usize = 30;
@@ -50,8 +49,8 @@ impl fmt::Debug for Batching {
 struct Lanes {
     in_use: usize,
     waiting: Vec<Waiting>,
-    /// When something was sent last.
-    sent: Instant,
+    /// Those who wait will be looked after: see [`Shared::gather`].
+    is_gathering: bool,
 }
 
 #[derive(Debug)]
@@ -72,7 +71,7 @@ impl Batching {
             lanes: Mutex::new(Lanes {
                 in_use: 0,
                 waiting: Vec::new(),
-                sent: Instant::now(),
+                is_gathering: false,
             }),
             patience,
         }))
@@ -81,25 +80,47 @@ impl Batching {
     fn enter(&self, keys: &Keys) -> Turn {
         let mut lanes = lock(&self.0.lanes);
         if lanes.in_use < LANES {
-            return Turn::Now(self.lane(&mut lanes));
+            return Turn::Now(Lane::take(&self.0, &mut lanes));
         }
         let (answer, answered) = oneshot::channel();
         let span = telemetry::shared_look_up();
         let keys = keys.clone();
         lanes.waiting.push(Waiting { keys, answer, span });
-        if lanes.in_use < MOST_LANES && lanes.are_due() {
-            let (lane, passengers) = (self.lane(&mut lanes), lanes.board());
+        if !lanes.is_gathering {
+            lanes.is_gathering = true;
             drop(lanes);
-            tokio::spawn(lane.carry(passengers));
+            tokio::spawn(gather(self.0.clone()));
         }
         Turn::Later(answered)
     }
+}
 
-    fn lane(&self, lanes: &mut Lanes) -> Lane {
-        lanes.in_use += 1;
-        lanes.sent = Instant::now();
-        Lane(self.0.clone())
+/// Gives others some turns to come, then looks up for all who wait, as far as there are
+/// lanes; the first of these to end takes the others.
+async fn gather(shared: Arc<Shared>) {
+    for _ in 0..TURNS {
+        yield_now().await;
     }
+    while let Some((lane, passengers, is_last)) = start(&shared) {
+        let look_up = lane.carry(passengers);
+        if is_last {
+            return look_up.await;
+        }
+        tokio::spawn(look_up);
+    }
+}
+
+/// A lane and those who go with it, and whether these are the last to be gathered;
+/// `None` if nobody waits, or all lanes are in use.
+fn start(shared: &Arc<Shared>) -> Option<(Lane, Vec<Waiting>, bool)> {
+    let mut lanes = lock(&shared.lanes);
+    lanes.is_gathering = false;
+    if lanes.waiting.is_empty() || lanes.in_use >= MOST_LANES {
+        return None;
+    }
+    let (lane, passengers) = (Lane::take(shared, &mut lanes), lanes.board());
+    lanes.is_gathering = !lanes.waiting.is_empty();
+    Some((lane, passengers, !lanes.is_gathering))
 }
 
 fn lock(lanes: &Mutex<Lanes>) -> MutexGuard<'_, Lanes> {
@@ -112,7 +133,7 @@ enum Turn {
 }
 
 /// A lane that is in use. When it is dropped, another one takes its place for those
-/// who wait, if they are due or few lanes are left.
+/// who wait for a lane.
 struct Lane(Arc<Shared>);
 
 impl Drop for Lane {
@@ -132,6 +153,11 @@ impl Drop for Lane {
 }
 
 impl Lane {
+    fn take(shared: &Arc<Shared>, lanes: &mut Lanes) -> Self {
+        lanes.in_use += 1;
+        Self(shared.clone())
+    }
+
     /// Looks up for these, and goes on as long as others are to be taken.
     async fn carry(self, mut passengers: Vec<Waiting>) {
         while !passengers.is_empty() {
@@ -201,24 +227,17 @@ fn together(passengers: &[Waiting]) -> (Keys, Vec<usize>) {
 }
 
 impl Lanes {
-    /// Whether those who wait need wait no longer for company.
-    fn are_due(&self) -> bool {
-        self.sent.elapsed() >= SPACING
-    }
-
-    /// Those whom a lane takes whose look-up has ended. The last few lanes always
-    /// take some: nobody else does.
+    /// Those whom a lane takes whose look-up has ended: those for whom there was none.
     fn board_more(&mut self) -> Vec<Waiting> {
-        if !self.waiting.is_empty() && (self.in_use <= LANES || self.are_due()) {
-            self.board()
-        } else {
+        if self.is_gathering {
             Vec::new()
+        } else {
+            self.board()
         }
     }
 
     /// Those who waited longest, and still do.
     fn board(&mut self) -> Vec<Waiting> {
-        self.sent = Instant::now();
         let mut keys = 0;
         self.waiting.retain(|waiting| !waiting.answer.is_closed());
         let fit = self.waiting.iter().take_while(|waiting| {
@@ -277,7 +296,7 @@ impl Cache for Batching {
 
 #[cfg(test)]
 mod tests {
-    use tokio::{runtime::Builder, task::yield_now};
+    use tokio::runtime::Builder;
 
     use super::*;
 
@@ -317,17 +336,20 @@ mod tests {
             .build()
             .unwrap();
         let batching = Arc::new(Batching::new(Arc::new(Silent), Duration::from_secs(60)));
-        for number in 0..100 {
-            let batching = batching.clone();
-            runtime.spawn(async move {
-                batching
-                    .get(&[&*number.to_string()].into_iter().collect())
-                    .await
-            });
-        }
         runtime.block_on(async {
-            while lock(&batching.0.lanes).waiting.is_empty() {
+            for number in 0.. {
+                let asked = batching.clone();
+                tokio::spawn(async move {
+                    asked
+                        .get(&[&*number.to_string()].into_iter().collect())
+                        .await
+                });
                 yield_now().await;
+                let lanes = lock(&batching.0.lanes);
+                if lanes.waiting.len() > 100 && !lanes.is_gathering {
+                    assert_eq!(lanes.in_use, MOST_LANES);
+                    break;
+                }
             }
         });
         drop(runtime);

@@ -476,12 +476,17 @@ async fn start(programs: &Programs) -> Result<()> {
         median(&starts)
     );
     drop(service);
-    let service = peers::service(programs, &backends, &[])?;
+    println!("\n| | idle, KiB | 10,000 idle connections, KiB |\n|---|---|---|");
+    memory(peers::echo(programs)?).await?;
+    memory(peers::service(programs, &backends, &[])?).await
+}
+
+async fn memory(subject: Subject) -> Result<()> {
     tokio::time::sleep(Duration::from_secs(2)).await;
-    println!("idle: {} KiB", service.process.resident_kib()?);
+    let idle = subject.process.resident_kib()?;
     let mut callers = Vec::new();
     for _ in 0..10 {
-        callers.push(Caller::connect(service.target.clone(), 1000).await?);
+        callers.push(Caller::connect(subject.target.clone(), 1000).await?);
         // As many as there may be handshakes at once.
         for caller in &callers {
             caller.call().await?;
@@ -489,8 +494,9 @@ async fn start(programs: &Programs) -> Result<()> {
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
     println!(
-        "10,000 idle connections: {} KiB",
-        service.process.resident_kib()?
+        "| {} | {idle} | {} |",
+        subject.name,
+        subject.process.resident_kib()?
     );
     Ok(())
 }
