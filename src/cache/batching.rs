@@ -16,14 +16,13 @@ use super::{Cache, Error, Found, Keys, Kind, is_long};
 use crate::telemetry;
 
 /// Look-ups that are sent at once, each on its own; those that come meanwhile wait for
-/// [`TURNS`] of the runtime, and are then sent together. Alone, a look-up never waits.
+/// a turn of the runtime, and are then sent together: under load, a turn is long and
+/// brings others; otherwise, it is over in some microseconds. Alone, a look-up never
+/// waits.
 const LANES: usize = 2;
-/// As many are under way, then; those that come when they are wait for one of them to
-/// end.
+/// Look-ups that are under way at once; those that come then wait for the first of them
+/// to end.
 const MOST_LANES: usize = 16;
-/// Turns of the runtime for which company is waited for: under load, a turn is long and
-/// brings others; otherwise, it is over in some microseconds.
-const TURNS: u32 = 2;
 /// A look-up of more keys than this is sent at once, on its own: it would gain
 /// little, and be long in a lane.
 const MAX_KEYS_TO_SHARE: usize = 30;
@@ -49,7 +48,7 @@ impl fmt::Debug for Batching {
 struct Lanes {
     in_use: usize,
     waiting: Vec<Waiting>,
-    /// Those who wait will be looked after: see [`Shared::gather`].
+    /// Those who wait will be looked after: see [`gather`].
     is_gathering: bool,
 }
 
@@ -95,12 +94,10 @@ impl Batching {
     }
 }
 
-/// Gives others some turns to come, then looks up for all who wait, as far as there are
+/// Gives others a turn to come, then looks up for all who wait, as far as there are
 /// lanes; the first of these to end takes the others.
 async fn gather(shared: Arc<Shared>) {
-    for _ in 0..TURNS {
-        yield_now().await;
-    }
+    yield_now().await;
     while let Some((lane, passengers, is_last)) = start(&shared) {
         let look_up = lane.carry(passengers);
         if is_last {
