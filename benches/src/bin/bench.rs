@@ -445,7 +445,7 @@ async fn highest_rate(bench: &mut Bench, measured: &Measured) -> Result<(u32, f6
 }
 
 async fn highest(bench: &mut Bench, programs: &Programs) -> Result<()> {
-    let backends = Backends::start(programs, 0, 0)?;
+    let backends = Backends::start_on(programs, 0, 0, 8)?;
     let service = filled(programs, &backends, &[]).await?;
     let echo = warm(peers::echo(programs)?).await?;
     println!("\n| | highest rate, calls/s | processor busy |\n|---|---|---|");
