@@ -10,8 +10,9 @@ use tonic::{Code, Status};
 
 use super::{Error, Kind};
 
-/// Longest message that is taken, in bytes: more than any value that a cache keeps.
-const MAX_MESSAGE: usize = 8 * 1024 * 1024;
+/// Longest message that is taken, in bytes: many times what this service stores under a
+/// key.
+const MAX_MESSAGE: usize = 256 * 1024;
 /// Before each message: whether it is compressed, and its length.
 const PREFIX: usize = 5;
 /// How a call ended that went well, as most do.
@@ -48,16 +49,16 @@ impl Answers {
     /// The call has failed.
     pub(super) fn of(answer: Response<RecvStream>) -> Result<Self, Error> {
         let (head, stream) = answer.into_parts();
+        let outcome = outcome(&head.headers);
+        let says_how = outcome.is_some();
+        outcome.unwrap_or(Ok(()))?;
         if head.status != StatusCode::OK {
             return Err(not_by_grpc(head.status));
         }
-        let outcome = outcome(&head.headers);
-        let has_ended = outcome.is_some();
-        outcome.unwrap_or(Ok(()))?;
         Ok(Self {
+            has_ended: says_how && stream.is_end_stream(),
             stream,
             unread: Bytes::new(),
-            has_ended,
         })
     }
 
@@ -117,10 +118,10 @@ impl Answers {
         };
         let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
         if *is_compressed != 0 {
-            return Err(broken(Kind::Refused, "its message is compressed"));
+            return Err(broken(Kind::Unavailable, "its message is compressed"));
         }
         if length > MAX_MESSAGE {
-            return Err(broken(Kind::Refused, "its message is too long"));
+            return Err(broken(Kind::Unavailable, "its message is too long"));
         }
         if rest.len() < length {
             return Ok(None);
@@ -307,6 +308,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_a_head_says_too_early_is_not_believed() {
+        let whole = message("text");
+        let parts = [&*whole];
+        let ok = Answer {
+            head: head(&[("grpc-status", "0")]),
+            ..answer(&parts)
+        };
+        assert_eq!(read(ok).await.unwrap(), ["text"]);
+        let mut refused = answer(&parts);
+        refused.head = head(&[("grpc-status", "16")]);
+        *refused.head.status_mut() = StatusCode::BAD_REQUEST;
+        assert_eq!(read(refused).await.unwrap_err().kind, Kind::Credential);
+    }
+
+    #[tokio::test]
     async fn what_is_no_grpc_is_no_answer() {
         for (status, kind) in [
             (StatusCode::FORBIDDEN, Kind::Credential),
@@ -320,17 +336,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn messages_that_are_compressed_too_long_or_malformed_are_refused() {
-        for (bytes, kind) in [
-            (&[1, 0, 0, 0, 0][..], Kind::Refused),
-            (&[0, 0xff, 0, 0, 0], Kind::Refused),
-            (&[0, 0, 0, 0, 2, 0x0a, 0x05], Kind::Unavailable),
+    async fn messages_that_are_compressed_too_long_or_malformed_are_no_answer() {
+        for bytes in [
+            &[1, 0, 0, 0, 0][..],
+            &[0, 0xff, 0, 0, 0],
+            &[0, 0, 0, 0, 2, 0x0a, 0x05],
+            b"<html>",
         ] {
-            assert_eq!(
-                read(answer(&[bytes])).await.unwrap_err().kind,
-                kind,
-                "{bytes:?}"
-            );
+            let error = read(answer(&[bytes])).await.unwrap_err();
+            assert_eq!(error.kind, Kind::Unavailable, "{bytes:?}");
         }
     }
 }

@@ -293,6 +293,9 @@ impl Cache for Batching {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::future::{join, join_all};
     use tokio::runtime::Builder;
 
     use super::*;
@@ -323,6 +326,64 @@ mod tests {
         async fn set_if_not_equal(&self, _: &str, _: &[u8], _: Duration) -> Result<bool, Error> {
             std::future::pending().await
         }
+    }
+
+    /// A cache that holds every key under itself, and counts look-ups.
+    #[derive(Default)]
+    struct Echo(AtomicUsize);
+
+    #[async_trait]
+    impl Cache for Echo {
+        async fn get(&self, keys: &Keys) -> Result<Vec<Found>, Error> {
+            assert!(!is_long(keys.len()));
+            self.0.fetch_add(1, Ordering::Relaxed);
+            let found = keys.iter().map(|key| Found::Hit(key.to_vec().into()));
+            let found = found.collect();
+            yield_now().await;
+            Ok(found)
+        }
+
+        async fn set_if_absent(&self, _: &str, _: &[u8], _: Duration) -> Result<bool, Error> {
+            Ok(false)
+        }
+
+        async fn set_if_equal(
+            &self,
+            _: &str,
+            _: &[u8],
+            _: &[u8],
+            _: Duration,
+        ) -> Result<bool, Error> {
+            Ok(false)
+        }
+
+        async fn set_if_not_equal(&self, _: &str, _: &[u8], _: Duration) -> Result<bool, Error> {
+            Ok(false)
+        }
+    }
+
+    #[tokio::test]
+    async fn everybody_gets_what_they_asked_for_of_as_few_look_ups_as_hold_it() {
+        let cache = Arc::new(Echo::default());
+        let batching = Batching::new(cache.clone(), Duration::from_secs(60));
+        let look_ups = (0..200).map(async |number: usize| {
+            let keys = [number, number / 2, number / 3].map(|key| key.to_string());
+            let found = batching
+                .get(&keys.iter().map(String::as_str).collect())
+                .await;
+            let wanted = keys.map(|key| Found::Hit(key.into_bytes().into()));
+            assert_eq!(found.unwrap(), wanted);
+        });
+        // Whoever leaves is not looked up for, and nobody waits for them.
+        let leaving = (0..50).map(async |_: usize| {
+            let key = ["left"].into_iter().collect();
+            let _ = timeout(Duration::ZERO, batching.get(&key)).await;
+        });
+        join(join_all(leaving), join_all(look_ups)).await;
+        // Two alone, and the others in groups of at most 128 keys.
+        let most = 2 + (200 * 3_usize).div_ceil(126);
+        let made = cache.0.load(Ordering::Relaxed);
+        assert!(made <= most, "{made} look-ups");
     }
 
     #[test]

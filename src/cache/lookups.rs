@@ -119,6 +119,9 @@ impl Lookups {
             }
             consume_budget().await;
         }
+        if wanted == 1 && all.is_empty() {
+            return Err(unavailable("the answer is empty"));
+        }
         all.resize(wanted, Found::Unknown);
         Ok(all)
     }

@@ -3,7 +3,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::envelope::SCHEMA;
+use super::envelope::{Nonce, SCHEMA};
 use crate::{
     domain::{Bond, Gist, Incarnation, Key, State, Timestamp, Uid},
     proto::cache_v1 as wire,
@@ -22,7 +22,8 @@ mod entry {
 }
 
 /// What the table held when it was read, and when that was. `None` for leases,
-/// fences, and bytes that are no entry of this format for this very key.
+/// fences, and bytes that are no entry of this format for this very key. What is not
+/// needed is passed over: it may be what a whole reading would not take.
 pub(super) fn glance(
     bytes: &[u8],
     cache_key: &[u8],
@@ -44,7 +45,10 @@ fn read(
         return Err(Other);
     }
     let tag = fields.number(entry::TAG)?;
-    fields.bytes(entry::NONCE)?;
+    let nonce = fields.bytes(entry::NONCE)?;
+    if nonce.is_none_or(|nonce| nonce.len() != size_of::<Nonce>()) {
+        return Err(Other);
+    }
     if fields.bytes(entry::KEY)? != Some(cache_key) {
         return Err(Other);
     }
@@ -180,7 +184,7 @@ impl<'a> Fields<'a> {
         let mut next = u64::from(last) + 1;
         while !self.0.is_empty() {
             let head = self.varint()?;
-            if head >> 3 < next {
+            if head >> 3 < next || head > u64::from(u32::MAX) {
                 return Err(Other);
             }
             next = head >> 3;
@@ -233,6 +237,10 @@ impl<'a> Fields<'a> {
             && shift < u64::BITS
         {
             self.0 = rest;
+            // The tenth has room for one bit.
+            if shift == 63 && *byte > 1 {
+                return Err(Other);
+            }
             number |= u64::from(byte & 0x7f) << shift;
             if *byte < 0x80 {
                 return Ok(number);
@@ -245,6 +253,8 @@ impl<'a> Fields<'a> {
 
 #[cfg(test)]
 mod tests {
+    use prost::Message as _;
+
     use super::*;
     use crate::{
         coherence::{Entry, Tag, generation::Space},
@@ -312,6 +322,75 @@ mod tests {
         }
     }
 
+    /// Bytes much like these: some are other ones, missing, new, or from elsewhere.
+    fn disturbed(bytes: &[u8], random: &mut fastrand::Rng) -> Vec<u8> {
+        let mut bytes = bytes.to_vec();
+        for _ in 0..random.usize(1..4) {
+            let at = random.usize(..bytes.len());
+            match random.u8(..4) {
+                0 => bytes[at] = random.u8(..),
+                1 => bytes.insert(at, random.u8(..)),
+                2 if bytes.len() > 1 => drop(bytes.remove(at)),
+                _ => {
+                    let end = random.usize(at..bytes.len());
+                    let part = bytes[at..end].to_vec();
+                    let place = random.usize(..bytes.len());
+                    bytes.splice(place..place, part);
+                }
+            }
+        }
+        bytes
+    }
+
+    #[test]
+    fn a_glance_never_sees_what_a_whole_reading_would_not() {
+        use wire::entry::Item;
+        let mut random = fastrand::Rng::with_seed(1);
+        let space = Space::new("accounts", "1");
+        let mut seen = 0;
+        for record in records().iter().cycle().take(200_000) {
+            let (key, read_time) = (record.key(), Timestamp(1_800_000_000_000));
+            let name = space.key(&key);
+            let record = record.clone();
+            let bytes = Entry::new(Tag::Present { record, read_time }).encode(&name);
+            let bytes = disturbed(&bytes, &mut random);
+            let Some((gist, read_time)) = glance(&bytes, name.as_bytes(), &key) else {
+                continue;
+            };
+            let Ok(entry) = wire::Entry::decode(&*bytes) else {
+                continue;
+            };
+            seen += 1;
+            assert_eq!(entry.read_time_ms, read_time.0, "{bytes:?}");
+            let whole = match entry.item {
+                None => None,
+                Some(Item::User(user)) => Some(Gist::User(Incarnation {
+                    uid: Uid::from_text(&user.uid),
+                    state: suspended(user.suspended),
+                })),
+                Some(Item::Organization(organization)) => Some(Gist::Organization(Incarnation {
+                    uid: Uid::from_text(&organization.uid),
+                    state: suspended(organization.suspended),
+                })),
+                Some(Item::Membership(membership)) => Some(Gist::Membership(Bond {
+                    role: membership.role.parse().unwrap(),
+                    organization_uid: Uid::from_text(&membership.organization_uid),
+                    member_uid: Uid::from_text(&membership.member_uid),
+                })),
+            };
+            assert_eq!(gist, whole, "{bytes:?}");
+        }
+        assert!(seen > 10_000, "{seen}");
+    }
+
+    fn suspended(is_suspended: bool) -> State {
+        if is_suspended {
+            State::Suspended
+        } else {
+            State::Active
+        }
+    }
+
     #[test]
     fn what_is_said_in_another_order_is_not_believed() {
         let suspended = [0x22, 0x01, b'u', 0x40, 0x01];
@@ -327,6 +406,11 @@ mod tests {
         assert_eq!(member(&[&owner, &[0x0a, 0x00][..]].concat()), Err(Other));
         assert_eq!(member(&[&owner, &owner[..]].concat()), Err(Other));
         assert_eq!(member(&[]), Err(Other));
+        // Neither suspended nor not.
+        let beyond = [&[0x40][..], &[0x80; 9], &[0x02]].concat();
+        assert_eq!(state(&beyond), Err(Other));
+        let most = [&[0x40][..], &[0x80; 9], &[0x01]].concat();
+        assert_eq!(state(&most), Ok(State::Suspended));
     }
 
     #[test]
@@ -351,7 +435,7 @@ mod tests {
         let mut other_schema = present.clone();
         other_schema[1] += 1;
         assert_eq!(seen(&other_schema), None);
-        for rest in [&[0x0b][..], &[0x08, 0xff], &[0xff; 11], &[0x1a, 0x05, 0x00]] {
+        for rest in [&[0x4b][..], &[0x48, 0xff], &[0xff; 11], &[0x4a, 0x05, 0x00]] {
             assert_eq!(seen(&[&present, rest].concat()), None);
         }
         // Fields that come too late, as nobody writes them: what is said of who is let in
