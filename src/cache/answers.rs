@@ -24,7 +24,7 @@ const OK: &[u8] = b"0";
 /// [`Kind::Refused`]: it is too long for any call.
 pub(super) fn framed(length: usize, put: impl FnOnce(&mut BytesMut)) -> Result<Bytes, Error> {
     let Ok(told) = u32::try_from(length) else {
-        return Err(broken(Kind::Refused, "the question is too long"));
+        return Err(Error::new(Kind::Refused, "the question is too long"));
     };
     let mut bytes = BytesMut::with_capacity(PREFIX + length);
     bytes.put_u8(0);
@@ -70,7 +70,7 @@ impl Answers {
         loop {
             if let Some(message) = self.message()? {
                 let message = M::decode(message);
-                let message = message.map_err(|error| broken(Kind::Unavailable, error))?;
+                let message = message.map_err(|error| Error::new(Kind::Unavailable, error))?;
                 return Ok(Some(message));
             }
             if self.has_ended {
@@ -101,12 +101,17 @@ impl Answers {
         let trailers = self.stream.trailers().await.map_err(lost)?;
         match trailers.as_ref().and_then(outcome) {
             Some(outcome) => outcome?,
-            None => return Err(broken(Kind::Unavailable, "it does not say how it ended")),
+            None => {
+                return Err(Error::new(
+                    Kind::Unavailable,
+                    "it does not say how it ended",
+                ));
+            }
         }
         if self.unread.is_empty() {
             Ok(())
         } else {
-            Err(broken(Kind::Unavailable, "it ended within a message"))
+            Err(Error::new(Kind::Unavailable, "it ended within a message"))
         }
     }
 
@@ -118,10 +123,10 @@ impl Answers {
         };
         let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
         if *is_compressed != 0 {
-            return Err(broken(Kind::Unavailable, "its message is compressed"));
+            return Err(Error::new(Kind::Unavailable, "its message is compressed"));
         }
         if length > MAX_MESSAGE {
-            return Err(broken(Kind::Unavailable, "its message is too long"));
+            return Err(Error::new(Kind::Unavailable, "its message is too long"));
         }
         if rest.len() < length {
             return Ok(None);
@@ -148,7 +153,7 @@ fn failed(status: &Status) -> Error {
         Code::InvalidArgument | Code::FailedPrecondition | Code::Unimplemented => Kind::Refused,
         _ => Kind::Unavailable,
     };
-    broken(kind, format!("{:?}: {}", status.code(), status.message()))
+    Error::new(kind, format!("{:?}: {}", status.code(), status.message()))
 }
 
 /// Something on the way answered that does not speak gRPC.
@@ -158,17 +163,12 @@ fn not_by_grpc(status: StatusCode) -> Error {
         StatusCode::NOT_FOUND => Kind::Refused,
         _ => Kind::Unavailable,
     };
-    broken(kind, format!("HTTP status {status}"))
+    Error::new(kind, format!("HTTP status {status}"))
 }
 
 /// The connection or the call's part of it was lost.
-pub(super) fn lost(error: h2::Error) -> Error {
-    broken(Kind::Unavailable, error)
-}
-
-fn broken(kind: Kind, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-    let source = source.into();
-    Error { kind, source }
+fn lost(error: h2::Error) -> Error {
+    Error::new(Kind::Unavailable, error)
 }
 
 #[cfg(test)]

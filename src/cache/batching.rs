@@ -177,12 +177,8 @@ impl Lane {
         let span = spans.first().cloned().unwrap_or_else(Span::none);
         let look_up = self.0.cache.get(&keys).instrument(span);
         let found = timeout(self.0.patience, look_up).await;
-        let found = found.unwrap_or_else(|_| {
-            Err(Error {
-                kind: Kind::Unavailable,
-                source: "no answer in time".into(),
-            })
-        });
+        let found =
+            found.unwrap_or_else(|_| Err(Error::new(Kind::Unavailable, "no answer in time")));
         // Before the calls end, so that they are exported with them.
         drop(spans);
         let mut places = places.into_iter();
@@ -259,10 +255,10 @@ impl Cache for Batching {
                 found
             }
             Turn::Later(answered) => answered.await.unwrap_or_else(|_| {
-                Err(Error {
-                    kind: Kind::Unavailable,
-                    source: "the look-up ended without an answer".into(),
-                })
+                Err(Error::new(
+                    Kind::Unavailable,
+                    "the look-up ended without an answer",
+                ))
             }),
         }
     }
@@ -300,43 +296,21 @@ mod tests {
 
     use super::*;
 
-    /// A cache that never answers.
-    struct Silent;
-
-    #[async_trait]
-    impl Cache for Silent {
-        async fn get(&self, _: &Keys) -> Result<Vec<Found>, Error> {
-            std::future::pending().await
-        }
-
-        async fn set_if_absent(&self, _: &str, _: &[u8], _: Duration) -> Result<bool, Error> {
-            std::future::pending().await
-        }
-
-        async fn set_if_equal(
-            &self,
-            _: &str,
-            _: &[u8],
-            _: &[u8],
-            _: Duration,
-        ) -> Result<bool, Error> {
-            std::future::pending().await
-        }
-
-        async fn set_if_not_equal(&self, _: &str, _: &[u8], _: Duration) -> Result<bool, Error> {
-            std::future::pending().await
-        }
-    }
-
     /// A cache that holds every key under itself, and counts look-ups.
     #[derive(Default)]
-    struct Echo(AtomicUsize);
+    struct Echo {
+        made: AtomicUsize,
+        never_answers: bool,
+    }
 
     #[async_trait]
     impl Cache for Echo {
         async fn get(&self, keys: &Keys) -> Result<Vec<Found>, Error> {
             assert!(!is_long(keys.len()));
-            self.0.fetch_add(1, Ordering::Relaxed);
+            self.made.fetch_add(1, Ordering::Relaxed);
+            if self.never_answers {
+                std::future::pending::<()>().await;
+            }
             let found = keys.iter().map(|key| Found::Hit(key.to_vec().into()));
             let found = found.collect();
             yield_now().await;
@@ -380,7 +354,7 @@ mod tests {
             let _ = timeout(Duration::ZERO, batching.get(&key)).await;
         });
         join(join_all(leaving), join_all(look_ups)).await;
-        let made = cache.0.load(Ordering::Relaxed);
+        let made = cache.made.load(Ordering::Relaxed);
         assert!(made <= 200 / 5, "{made} look-ups");
     }
 
@@ -391,7 +365,11 @@ mod tests {
             .enable_time()
             .build()
             .unwrap();
-        let batching = Arc::new(Batching::new(Arc::new(Silent), Duration::from_secs(60)));
+        let silent = Arc::new(Echo {
+            never_answers: true,
+            ..Echo::default()
+        });
+        let batching = Arc::new(Batching::new(silent, Duration::from_secs(60)));
         runtime.block_on(async {
             for number in 0.. {
                 let asked = batching.clone();

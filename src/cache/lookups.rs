@@ -180,8 +180,7 @@ fn get_request(keys: &Keys) -> Result<Bytes, Error> {
     let length = keys.iter().map(|key| field_len(key.len())).sum();
     framed(length, |bytes| {
         for key in keys.iter() {
-            put_field(bytes, key.len());
-            bytes.put_slice(key);
+            put_request(bytes, key);
         }
     })
 }
@@ -192,10 +191,14 @@ fn get_batch_request(keys: &Keys) -> Result<Bytes, Error> {
     framed(length.sum(), |bytes| {
         for key in keys.iter() {
             put_field(bytes, field_len(key.len()));
-            put_field(bytes, key.len());
-            bytes.put_slice(key);
+            put_request(bytes, key);
         }
     })
+}
+
+fn put_request(bytes: &mut BytesMut, key: &[u8]) {
+    put_field(bytes, key.len());
+    bytes.put_slice(key);
 }
 
 /// What the field 1 begins with, if it is of so many bytes.
@@ -218,17 +221,11 @@ fn found(response: GetResponse) -> Found {
 }
 
 fn refused(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-    Error {
-        kind: Kind::Refused,
-        source: error.into(),
-    }
+    Error::new(Kind::Refused, error)
 }
 
 fn unavailable(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-    Error {
-        kind: Kind::Unavailable,
-        source: error.into(),
-    }
+    Error::new(Kind::Unavailable, error)
 }
 
 #[cfg(test)]

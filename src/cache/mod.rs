@@ -108,6 +108,11 @@ pub struct Error {
 }
 
 impl Error {
+    fn new(kind: Kind, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        let source = source.into();
+        Self { kind, source }
+    }
+
     /// The same for somebody else who waited for it.
     fn told_again(&self) -> Self {
         Self {

@@ -181,9 +181,11 @@ async fn within<T>(
 ) -> Result<T, Error> {
     tokio::time::timeout(timeout, operation)
         .await
-        .map_err(|_| Error {
-            kind: Kind::Unavailable,
-            source: format!("no answer within {} ms", timeout.as_millis()).into(),
+        .map_err(|_| {
+            Error::new(
+                Kind::Unavailable,
+                format!("no answer within {} ms", timeout.as_millis()),
+            )
         })?
 }
 
@@ -204,8 +206,5 @@ fn failed(error: MomentoError) -> Error {
         Some(status) => format!("{:?}: {}", status.code, status.message),
         None => error.message,
     };
-    Error {
-        kind,
-        source: cause.into(),
-    }
+    Error::new(kind, cause)
 }

@@ -41,10 +41,9 @@ impl Slot {
 
     fn client(&self) -> Result<Arc<Momento>, Error> {
         let client = self.client.read().unwrap_or_else(PoisonError::into_inner);
-        client.clone().ok_or_else(|| Error {
-            kind: Kind::Unavailable,
-            source: "there was no connection yet".into(),
-        })
+        client
+            .clone()
+            .ok_or_else(|| Error::new(Kind::Unavailable, "there was no connection yet"))
     }
 
     /// Takes note of a refused credential.

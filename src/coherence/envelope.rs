@@ -227,7 +227,7 @@ fn labels_from_wire(labels: &[wire::Label]) -> Labels {
     Labels::from_stored(labels.map(|label| (label.key.as_str(), label.value.as_str())))
 }
 
-fn state_from_wire(is_suspended: bool) -> State {
+pub(super) fn state_from_wire(is_suspended: bool) -> State {
     if is_suspended {
         State::Suspended
     } else {

@@ -3,9 +3,9 @@
 
 use std::ops::RangeInclusive;
 
-use super::envelope::{Nonce, SCHEMA};
+use super::envelope::{Nonce, SCHEMA, state_from_wire};
 use crate::{
-    domain::{Bond, Gist, Incarnation, Key, State, Timestamp, Uid},
+    domain::{Bond, Gist, Incarnation, Key, Timestamp, Uid},
     proto::cache_v1 as wire,
 };
 
@@ -20,6 +20,11 @@ mod entry {
     pub(super) const ORGANIZATION: u8 = 7;
     pub(super) const MEMBERSHIP: u8 = 8;
 }
+
+/// Fields of the uid and of whether it is suspended, of `account.cache.v1.User`.
+const OF_USER: [u8; 2] = [4, 8];
+/// The same of `account.cache.v1.Organization`.
+const OF_ORGANIZATION: [u8; 2] = [3, 7];
 
 /// What the table held when it was read, and when that was. `None` for leases,
 /// fences, and bytes that are no entry of this format for this very key. What is not
@@ -61,38 +66,31 @@ fn read(
     let item = fields.bytes(kind)?.map(Fields);
     fields.end(entry::MEMBERSHIP)?;
     let tag = i32::try_from(tag).map_err(|_| Other)?;
-    let gist = match (wire::Tag::try_from(tag), item, key) {
-        (Ok(wire::Tag::Present), Some(item), Key::User(_)) => Some(Gist::User(user(item)?)),
-        (Ok(wire::Tag::Present), Some(item), Key::Organization(_)) => {
-            Some(Gist::Organization(organization(item)?))
-        }
-        (Ok(wire::Tag::Present), Some(item), Key::Membership(..)) => {
-            Some(Gist::Membership(membership(item)?))
-        }
-        (Ok(wire::Tag::Absent), None, _) => None,
+    let gist = match (wire::Tag::try_from(tag), item) {
+        (Ok(wire::Tag::Present), Some(item)) => Some(match key {
+            Key::User(_) => Gist::User(incarnation(item, OF_USER)?),
+            Key::Organization(_) => Gist::Organization(incarnation(item, OF_ORGANIZATION)?),
+            Key::Membership(..) => Gist::Membership(membership(item)?),
+        }),
+        (Ok(wire::Tag::Absent), None) => None,
         _ => return Err(Other),
     };
     Ok((gist, Timestamp(read_time.cast_signed())))
 }
 
-/// Of an `account.cache.v1.User`.
-fn user(mut fields: Fields<'_>) -> Result<Incarnation, Other> {
-    fields.skip(1..=3)?;
-    let uid = fields.uid(4)?;
-    fields.skip(5..=7)?;
-    let state = fields.state(8)?;
-    fields.end(8)?;
-    Ok(Incarnation { uid, state })
-}
-
-/// Of an `account.cache.v1.Organization`.
-fn organization(mut fields: Fields<'_>) -> Result<Incarnation, Other> {
-    fields.skip(1..=2)?;
-    let uid = fields.uid(3)?;
-    fields.skip(4..=6)?;
-    let state = fields.state(7)?;
-    fields.end(7)?;
-    Ok(Incarnation { uid, state })
+/// Of an `account.cache.v1.User` or an `Organization`, by their fields of the uid and of
+/// whether it is suspended.
+#[inline]
+fn incarnation(mut fields: Fields<'_>, [uid, suspended]: [u8; 2]) -> Result<Incarnation, Other> {
+    fields.skip(1..=uid - 1)?;
+    let found_uid = fields.uid(uid)?;
+    fields.skip(uid + 1..=suspended - 1)?;
+    let state = state_from_wire(fields.number(suspended)? != 0);
+    fields.end(suspended)?;
+    Ok(Incarnation {
+        uid: found_uid,
+        state,
+    })
 }
 
 /// Of an `account.cache.v1.Membership`.
@@ -153,14 +151,6 @@ impl<'a> Fields<'a> {
         match self.bytes(field)? {
             Some(text) => Uid::from_utf8(text).map_err(|_| Other),
             None => Ok(None),
-        }
-    }
-
-    #[inline]
-    fn state(&mut self, field: u8) -> Result<State, Other> {
-        match self.number(field)? {
-            0 => Ok(State::Active),
-            _ => Ok(State::Suspended),
         }
     }
 
@@ -260,7 +250,7 @@ mod tests {
         coherence::{Entry, Tag, generation::Space},
         domain::{
             FreeText, Labels, Membership, Organization, OrganizationName, Record, Role, Stamp,
-            User, Username,
+            State, User, Username,
         },
     };
 
@@ -366,11 +356,11 @@ mod tests {
                 None => None,
                 Some(Item::User(user)) => Some(Gist::User(Incarnation {
                     uid: Uid::from_text(&user.uid),
-                    state: suspended(user.suspended),
+                    state: state_from_wire(user.suspended),
                 })),
                 Some(Item::Organization(organization)) => Some(Gist::Organization(Incarnation {
                     uid: Uid::from_text(&organization.uid),
-                    state: suspended(organization.suspended),
+                    state: state_from_wire(organization.suspended),
                 })),
                 Some(Item::Membership(membership)) => Some(Gist::Membership(Bond {
                     role: membership.role.parse().unwrap(),
@@ -383,19 +373,11 @@ mod tests {
         assert!(seen > 10_000, "{seen}");
     }
 
-    fn suspended(is_suspended: bool) -> State {
-        if is_suspended {
-            State::Suspended
-        } else {
-            State::Active
-        }
-    }
-
     #[test]
     fn what_is_said_in_another_order_is_not_believed() {
         let suspended = [0x22, 0x01, b'u', 0x40, 0x01];
         let (uid, said) = suspended.split_at(3);
-        let state = |fields: &[u8]| user(Fields(fields)).map(|it| it.state);
+        let state = |fields: &[u8]| incarnation(Fields(fields), OF_USER).map(|it| it.state);
         assert_eq!(state(&suspended), Ok(State::Suspended));
         assert_eq!(state(uid), Ok(State::Active));
         assert_eq!(state(&[said, uid].concat()), Err(Other));
