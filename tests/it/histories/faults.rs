@@ -18,6 +18,7 @@ use crate::harness::script::{BESIDE, Chaos, Fate};
 
 /// How often what happens: of a thousand calls, or in a world.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each says what a world has")]
 pub struct Profile {
     pub delayed: u32,
     pub slow_reply: u32,
@@ -52,6 +53,9 @@ pub struct Profile {
     pub entry_ttl_ms: Option<u64>,
     /// Whether all operations concern one membership.
     pub is_narrow: bool,
+    /// Whether users and organizations are suspended: the records of one check are
+    /// then no snapshot.
+    pub suspends: bool,
     /// Whether answers must be linearizable, not only fresh.
     pub is_linearizable: bool,
     /// How old every other check's answer may be, at most.
@@ -70,6 +74,7 @@ impl Profile {
             expires: true,
             fence_ttl_ms: Some(100),
             entry_ttl_ms: Some(200),
+            suspends: true,
             is_linearizable: false,
             ..Self::lossy()
         }
@@ -101,6 +106,7 @@ impl Profile {
             fence_ttl_ms: None,
             entry_ttl_ms: None,
             is_narrow: false,
+            suspends: false,
             is_linearizable: true,
             longest_staleness_ms: None,
             sabotage: None,

@@ -13,8 +13,8 @@ mod world;
 
 use self::{faults::Profile, world::Report};
 
-/// Operations of the tests of every day.
-const OPERATIONS: usize = 10_000;
+/// Operations of the tests of every day. CI asks for more.
+const OPERATIONS: usize = 4_000;
 /// Worlds side by side.
 const WORLDS: u64 = 6;
 

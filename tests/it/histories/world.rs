@@ -13,14 +13,14 @@ use std::{
 
 use account_service::{coherence, domain::Timestamp, proto::account_v1 as pb};
 use futures_util::future::join_all;
-use pb::Role;
+use pb::{Role, State};
 use tonic::{Code, Status, transport::Channel};
 use tonic_types::StatusExt as _;
 
 use super::{
     checker,
     faults::{Evict, Faults, Kill, Profile, Tally},
-    record::{Clock, ORGANIZATIONS, Operation, Told, USERS, What},
+    record::{ADDRESSES, Clock, ORGANIZATIONS, Operation, Part, Told, USERS, What},
 };
 use crate::harness::{Backends, Client, Replica, Way, no_older_than, script::Script};
 
@@ -29,6 +29,10 @@ const CLIENTS: usize = 6;
 const OPERATIONS_OF_A_CLIENT: usize = 60;
 /// Times that a replica's start is tried.
 const STARTS: u32 = 20;
+/// Attempts at a write that has a request id.
+const ATTEMPTS: usize = 3;
+/// Times that the end of a world is looked at.
+const LAST_LOOKS: usize = 3;
 /// Founds the organizations, and acts.
 const ROOT: &str = "root";
 
@@ -124,7 +128,10 @@ pub async fn run(seed: u64, profile: Profile) -> Report {
         client.unwrap();
     }
     keepers.shutdown().await;
-    world.report()
+    let mut report = world.report();
+    let claims = world.claims_that_contradict().await;
+    report.violations.extend(claims);
+    report
 }
 
 impl World {
@@ -142,6 +149,59 @@ impl World {
             while !is_there(founder.create_organization(&name, ROOT).await.map(drop)) {}
         }
         founder.settle().await;
+    }
+
+    /// An address is one user's at most, and finds that user. Looks again while a
+    /// transaction may be on its way that changes both.
+    async fn claims_that_contradict(&self) -> Vec<String> {
+        let witness = self.backends.replica().await;
+        let mut violations = Vec::new();
+        for _ in 0..LAST_LOOKS {
+            violations = self.look_at_claims(witness.client.clone()).await;
+            if violations.is_empty() {
+                break;
+            }
+            tokio::time::sleep(checker::STRAGGLE).await;
+        }
+        violations
+    }
+
+    async fn look_at_claims(&self, mut client: Client) -> Vec<String> {
+        let strongly = || {
+            let requirement = pb::read_consistency::Requirement::FullyConsistent(true);
+            Some(pb::ReadConsistency {
+                requirement: Some(requirement),
+            })
+        };
+        let mut users = Vec::new();
+        for user in 0..USERS {
+            let request = pb::GetUserRequest {
+                username: user_name(user),
+                consistency: strongly(),
+            };
+            users.extend(client.get_user(request).await.ok());
+        }
+        let users: Vec<_> = users
+            .into_iter()
+            .map(|it| it.into_inner().user.unwrap())
+            .collect();
+        let mut violations = Vec::new();
+        for number in 0..ADDRESSES {
+            let email = address(number);
+            let request = pb::LookupUserRequest {
+                email: email.clone(),
+                consistency: strongly(),
+            };
+            let found = client.lookup_user(request).await.ok();
+            let found = found.map(|it| it.into_inner().user.unwrap().username);
+            let with_it = users.iter().filter(|user| user.email == email);
+            let with_it: Vec<_> = with_it.map(|user| user.username.clone()).collect();
+            if with_it != Vec::from_iter(found.clone()) {
+                let what = format!("{email} finds {found:?}, and is of {with_it:?}");
+                violations.push(format!("seed {}: {what}", self.seed));
+            }
+        }
+        violations
     }
 
     fn chance(&self, of: u64) -> fastrand::Rng {
@@ -230,7 +290,7 @@ impl World {
     /// How old the answer to this may be.
     fn staleness(&self, what: What, chance: &mut fastrand::Rng) -> Duration {
         match (what, self.profile.longest_staleness_ms) {
-            (What::Check(..), Some(longest)) if chance.bool() => {
+            (What::Check(..) | What::GetUser(_), Some(longest)) if chance.bool() => {
                 Duration::from_millis(chance.u64(1..=longest))
             }
             _ => Duration::ZERO,
@@ -320,11 +380,10 @@ async fn disturb_the_cache(world: Arc<World>) {
 async fn drive(world: Arc<World>, number: usize) {
     let mut chance = world.chance(number as u64);
     for _ in 0..OPERATIONS_OF_A_CLIENT {
-        let client = world.client(&mut chance);
-        let what = choose(&mut chance, world.profile.is_narrow);
+        let what = choose(&mut chance, &world.profile);
         let staleness = world.staleness(what, &mut chance);
         let began = world.clock.now();
-        let told = ask(client, what, staleness).await;
+        let told = ask_until_known(&world, &mut chance, what, staleness).await;
         let operation = Operation {
             what,
             told,
@@ -333,15 +392,11 @@ async fn drive(world: Arc<World>, number: usize) {
             ended: world.clock.now(),
         };
         world.history.lock().unwrap().push(operation);
-        if told == Told::Unknown {
-            // A replica that is down answers at once; do not only ask that one.
-            tokio::time::sleep(Duration::from_millis(chance.u64(1..20))).await;
-        }
     }
 }
 
-fn choose(chance: &mut fastrand::Rng, is_narrow: bool) -> What {
-    let (organization, user) = if is_narrow {
+fn choose(chance: &mut fastrand::Rng, profile: &Profile) -> What {
+    let (organization, user) = if profile.is_narrow {
         (0, 0)
     } else {
         (chance.usize(..ORGANIZATIONS), chance.usize(..USERS))
@@ -351,36 +406,203 @@ fn choose(chance: &mut fastrand::Rng, is_narrow: bool) -> What {
     } else {
         Role::Admin
     };
-    // Where all meet in one place, writes would leave it fenced all the time.
-    let checks_more = if is_narrow { 3 } else { 1 };
-    let dice = chance.u32(0..60 * checks_more + 40);
-    match dice.saturating_sub(60 * (checks_more - 1)) {
-        0..60 => What::Check(organization, user),
-        60..73 => What::Add(organization, user, role),
-        73..84 => What::Remove(organization, user),
-        84..90 => What::ChangeRole(organization, user, role),
-        90..96 => What::CreateUser(user),
-        _ => What::DeleteUser(user),
+    if profile.is_narrow {
+        // Where all meet in one place, more writes would leave it fenced all the time.
+        return match chance.u32(0..220) {
+            0..180 => What::Check(organization, user),
+            180..193 => What::Add(organization, user, role),
+            193..204 => What::Remove(organization, user),
+            204..210 => What::ChangeRole(organization, user, role),
+            210..216 => What::CreateUser(user),
+            _ => What::DeleteUser(user),
+        };
+    }
+    // More often active than suspended, and there than not.
+    let state = if profile.suspends && chance.u32(0..5) < 2 {
+        State::Suspended
+    } else {
+        State::Active
+    };
+    let part = if chance.bool() {
+        Part::First
+    } else {
+        Part::Last
+    };
+    match chance.u32(0..100) {
+        0..50 => What::Check(organization, user),
+        50..57 => What::GetUser(user),
+        57..68 => What::Add(organization, user, role),
+        68..74 => What::Remove(organization, user),
+        74..79 => What::ChangeRole(organization, user, role),
+        79..81 => What::Transfer(organization, user),
+        81..86 => What::CreateUser(user),
+        86..88 => What::DeleteUser(user),
+        88..90 => What::SetUserState(user, state),
+        90..92 => What::SetOrganizationState(organization, state),
+        92 => What::DeleteOrganization(organization),
+        93..95 => What::CreateOrganization(organization),
+        95..98 => What::Update(user, part, chance.u8(1..=9)),
+        _ => {
+            let address = chance.bool().then(|| chance.usize(..ADDRESSES));
+            What::SetEmail(user, address)
+        }
     }
 }
 
-async fn ask(mut client: Client, what: What, staleness: Duration) -> Told {
+/// Asks, and asks again while it is not known whether it was done, as a client may that
+/// has given the request an id.
+async fn ask_until_known(
+    world: &World,
+    chance: &mut fastrand::Rng,
+    what: What,
+    staleness: Duration,
+) -> Told {
+    let has_id = !what.is_read() && chance.bool();
+    let request_id = has_id.then(|| uuid::Uuid::from_u128(chance.u128(1..)).to_string());
+    let request_id = request_id.unwrap_or_default();
+    let attempts = if has_id { ATTEMPTS } else { 1 };
+    let mut told = Told::Nothing;
+    for attempt in 1..=attempts {
+        let client = world.client(chance);
+        told = match (ask(client, what, staleness, &request_id).await, attempt) {
+            (told, 1) => told,
+            // Once it was done, it is said to be done.
+            (Told::Done, _) => Told::Done,
+            // An earlier attempt may still be on its way.
+            _ => Told::Unknown,
+        };
+        if told != Told::Unknown {
+            break;
+        }
+        // A replica that is down answers at once; do not only ask that one.
+        tokio::time::sleep(Duration::from_millis(chance.u64(1..20))).await;
+    }
+    told
+}
+
+fn address(number: usize) -> String {
+    format!("address-{number}@example.com")
+}
+
+#[expect(clippy::too_many_lines, reason = "each call is short")]
+async fn ask(mut client: Client, what: What, staleness: Duration, request_id: &str) -> Told {
+    let request_id = request_id.to_owned();
+    let consistency = (!staleness.is_zero()).then(|| no_older_than(staleness));
     let answer = match what {
         What::CreateUser(user) => {
-            let username = user_name(user);
             let request = pb::CreateUserRequest {
-                username,
+                username: user_name(user),
+                request_id,
                 ..pb::CreateUserRequest::default()
             };
             client.create_user(request).await.map(drop)
         }
         What::DeleteUser(user) => {
-            let username = user_name(user);
             let request = pb::DeleteUserRequest {
-                username,
+                username: user_name(user),
+                request_id,
                 ..pb::DeleteUserRequest::default()
             };
             client.delete_user(request).await.map(drop)
+        }
+        What::SetUserState(user, State::Suspended) => {
+            let request = pb::SuspendUserRequest {
+                username: user_name(user),
+                request_id,
+                ..pb::SuspendUserRequest::default()
+            };
+            client.suspend_user(request).await.map(drop)
+        }
+        What::SetUserState(user, _) => {
+            let request = pb::ResumeUserRequest {
+                username: user_name(user),
+                request_id,
+                ..pb::ResumeUserRequest::default()
+            };
+            client.resume_user(request).await.map(drop)
+        }
+        What::Update(user, part, number) => {
+            let (first, last) = match part {
+                Part::First => (number.to_string(), String::new()),
+                Part::Last => (String::new(), number.to_string()),
+            };
+            let request = pb::UpdateUserRequest {
+                user: Some(pb::User {
+                    username: user_name(user),
+                    first_name: first,
+                    last_name: last,
+                    ..pb::User::default()
+                }),
+                request_id,
+                ..pb::UpdateUserRequest::default()
+            };
+            client.update_user(request).await.map(drop)
+        }
+        What::SetEmail(user, email) => {
+            let request = pb::UpdateUserRequest {
+                user: Some(pb::User {
+                    username: user_name(user),
+                    email: email.map(address).unwrap_or_default(),
+                    ..pb::User::default()
+                }),
+                update_mask: Some(prost_types::FieldMask {
+                    paths: vec!["email".to_owned()],
+                }),
+                request_id,
+            };
+            client.update_user(request).await.map(drop)
+        }
+        What::GetUser(user) => {
+            let request = pb::GetUserRequest {
+                username: user_name(user),
+                consistency,
+            };
+            match client.get_user(request).await {
+                Ok(answer) => {
+                    let user = answer.into_inner().user.unwrap();
+                    let number = |text: &str| text.parse().unwrap_or(0);
+                    return Told::IsUser(Some(super::record::Profile {
+                        state: user.state(),
+                        first: number(&user.first_name),
+                        last: number(&user.last_name),
+                    }));
+                }
+                Err(status) => Err(status),
+            }
+        }
+        What::CreateOrganization(organization) => {
+            let request = pb::CreateOrganizationRequest {
+                organization_name: organization_name(organization),
+                founding_user: ROOT.to_owned(),
+                request_id,
+                ..pb::CreateOrganizationRequest::default()
+            };
+            client.create_organization(request).await.map(drop)
+        }
+        What::DeleteOrganization(organization) => {
+            let request = pb::DeleteOrganizationRequest {
+                organization_name: organization_name(organization),
+                actor: Some(pb::delete_organization_request::Actor::AsPlatform(true)),
+                request_id,
+                ..pb::DeleteOrganizationRequest::default()
+            };
+            client.delete_organization(request).await.map(drop)
+        }
+        What::SetOrganizationState(organization, State::Suspended) => {
+            let request = pb::SuspendOrganizationRequest {
+                organization_name: organization_name(organization),
+                request_id,
+                ..pb::SuspendOrganizationRequest::default()
+            };
+            client.suspend_organization(request).await.map(drop)
+        }
+        What::SetOrganizationState(organization, _) => {
+            let request = pb::ResumeOrganizationRequest {
+                organization_name: organization_name(organization),
+                request_id,
+                ..pb::ResumeOrganizationRequest::default()
+            };
+            client.resume_organization(request).await.map(drop)
         }
         What::Add(organization, user, role) => {
             let request = pb::AddUserToOrganizationRequest {
@@ -388,7 +610,7 @@ async fn ask(mut client: Client, what: What, staleness: Duration) -> Told {
                 member_username: user_name(user),
                 role: role.into(),
                 adding_user: ROOT.to_owned(),
-                ..pb::AddUserToOrganizationRequest::default()
+                request_id,
             };
             client.add_user_to_organization(request).await.map(drop)
         }
@@ -398,6 +620,7 @@ async fn ask(mut client: Client, what: What, staleness: Duration) -> Told {
                 member_username: user_name(user),
                 role: role.into(),
                 acting_user: ROOT.to_owned(),
+                request_id,
                 ..pb::ChangeMemberRoleRequest::default()
             };
             client.change_member_role(request).await.map(drop)
@@ -407,16 +630,26 @@ async fn ask(mut client: Client, what: What, staleness: Duration) -> Told {
                 organization_name: organization_name(organization),
                 member_username: user_name(user),
                 acting_user: ROOT.to_owned(),
+                request_id,
                 ..pb::RemoveUserFromOrganizationRequest::default()
             };
             let answer = client.remove_user_from_organization(request).await;
             answer.map(drop)
         }
+        What::Transfer(organization, user) => {
+            let request = pb::TransferOwnershipRequest {
+                organization_name: organization_name(organization),
+                new_owner: user_name(user),
+                actor: Some(pb::transfer_ownership_request::Actor::AsPlatform(true)),
+                request_id,
+            };
+            client.transfer_ownership(request).await.map(drop)
+        }
         What::Check(organization, user) => {
             let request = pb::CheckMembershipRequest {
                 organization_name: organization_name(organization),
                 username: user_name(user),
-                consistency: (!staleness.is_zero()).then(|| no_older_than(staleness)),
+                consistency,
                 ..pb::CheckMembershipRequest::default()
             };
             match client.check_membership(request).await {
@@ -429,15 +662,28 @@ async fn ask(mut client: Client, what: What, staleness: Duration) -> Told {
             }
         }
     };
-    answer.map_or_else(|status| refused(&status), |()| Told::Done)
+    match answer {
+        Ok(()) => Told::Done,
+        Err(status) => match (what, refused(&status)) {
+            (What::GetUser(_), Told::NoUser) => Told::IsUser(None),
+            (_, told) => told,
+        },
+    }
 }
 
 fn refused(status: &Status) -> Told {
     let details = status.get_error_details();
     let reason = details.error_info().map(|info| info.reason.as_str());
     match reason {
-        Some("USER_ALREADY_EXISTS" | "MEMBERSHIP_ALREADY_EXISTS") => Told::Exists,
+        Some(
+            "USER_ALREADY_EXISTS"
+            | "ORGANIZATION_ALREADY_EXISTS"
+            | "MEMBERSHIP_ALREADY_EXISTS"
+            | "EMAIL_ALREADY_EXISTS",
+        ) => Told::Exists,
         Some("USER_NOT_FOUND") => Told::NoUser,
+        Some("ORGANIZATION_NOT_FOUND") => Told::NoOrganization,
+        Some("NOT_PERMITTED") => Told::NotPermitted,
         Some("MEMBERSHIP_NOT_FOUND") => Told::NoMember,
         Some(
             "CACHE_UNAVAILABLE" | "CONTENTION" | "OVERLOADED" | "STORE_UNAVAILABLE"
