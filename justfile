@@ -37,6 +37,10 @@ model-large:
 sabotage:
     cargo test --locked --features sabotage --test it histories::sabotage -- --nocapture --test-threads 1
 
+# The histories of `cargo test`, with more operations.
+more-histories:
+    HISTORY_OPERATIONS=10000 cargo test --locked --test it histories:: -- --nocapture
+
 # At least a million operations of histories.
 histories:
     HISTORY_OPERATIONS=1000000 HISTORY_WORLDS=24 cargo test --locked --profile load --test it histories:: -- --nocapture
@@ -117,4 +121,4 @@ reproducible:
     cmp target/account-service-{first,second}
 
 # Everything.
-all: lint proto deny test one-processor model sabotage second-opinion clients deploy fuzz
+all: lint proto deny test more-histories one-processor model sabotage second-opinion clients deploy fuzz
