@@ -11,13 +11,13 @@ use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_dynamodb::config::Credentials;
 use tokio::{net::TcpListener, sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
+use tonic::{body::Body, transport::Server};
 use tonic_health::{
     ServingStatus,
     pb::health_server::{Health, HealthServer},
     server::HealthReporter,
 };
-use tower::util::MapResponseLayer;
+use tower::util::{MapRequestLayer, MapResponseLayer, option_layer};
 
 use crate::{
     cache::{self, Batching, Credential, Momento},
@@ -27,8 +27,8 @@ use crate::{
     connections,
     domain::Key,
     grpc::{
-        AccountService, AdmissionLayer, DEFAULT_DEADLINE, DirectLayer, FairnessLayer, MUCH,
-        ObservationLayer, WatchLimits, precise_status,
+        AccountService, AdmissionLayer, DEFAULT_DEADLINE, DirectLayer, FairnessLayer, LongestCall,
+        MUCH, ObservationLayer, WatchLimits, precise_status,
     },
     proto::account_v1::{DESCRIPTOR_SET, account_service_server::AccountServiceServer},
     secrets::{self, Secrets},
@@ -81,6 +81,9 @@ pub struct Tuning {
     pub cache: coherence::Settings,
     /// How leftovers are removed; as the settings say, if `None`.
     pub clean_up: Option<CleanUpTiming>,
+    /// The longest that a call may take, and how long one may that brings no
+    /// deadline; [`DEFAULT_DEADLINE`], if `None`.
+    pub longest_call: Option<Duration>,
 }
 
 impl From<coherence::Settings> for Tuning {
@@ -88,6 +91,7 @@ impl From<coherence::Settings> for Tuning {
         Self {
             cache,
             clean_up: None,
+            longest_call: None,
         }
     }
 }
@@ -113,6 +117,7 @@ pub struct App {
     supply: Supply,
     is_ready: bool,
     describes_itself: bool,
+    longest_call: Option<Duration>,
 }
 
 impl App {
@@ -135,7 +140,11 @@ impl App {
         settings: &ServeSettings,
         tuning: impl Into<Tuning>,
     ) -> Result<Self, Error> {
-        let Tuning { cache, clean_up } = tuning.into();
+        let Tuning {
+            cache,
+            clean_up,
+            longest_call,
+        } = tuning.into();
         let admittance = Admittance::prepare(&settings.server).await?;
         let health_listener = match settings.server.health_addr {
             Some(addr) => Some(bind(addr).await?.0),
@@ -185,6 +194,7 @@ impl App {
             supply,
             is_ready,
             describes_itself: !settings.server.callers.no_reflection,
+            longest_call,
         })
     }
 
@@ -259,12 +269,20 @@ impl App {
             (None, None)
         };
         let fairness = FairnessLayer::new(self.calls_at_once, MUCH);
+        let longest_call = self.longest_call.map(|longest| {
+            MapRequestLayer::new(move |mut request: http::Request<Body>| {
+                request.extensions_mut().insert(LongestCall(longest));
+                request
+            })
+        });
         let server = server_builder()
+            .timeout(self.longest_call.unwrap_or(DEFAULT_DEADLINE) + BODY_GRACE)
             .max_connection_age(self.max_connection_age)
             .layer(ObservationLayer::new())
             .layer(MapResponseLayer::new(precise_status))
             .layer(AdmissionLayer(self.admittance.gate()))
             .layer(fairness.clone())
+            .layer(option_layer(longest_call))
             .layer(DirectLayer(service.into_server()))
             .add_service(health_server)
             .add_optional_service(reflection_v1)

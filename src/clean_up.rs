@@ -2,19 +2,23 @@
 //! nothing any more. One replica at a time, at a bounded rate; whoever takes over
 //! goes on with what is left.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap, hash_map::Entry},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    domain::{Actor, Gone, Key, Leftovers, Membership, Origin, Record, Timestamp},
+    domain::{Actor, Gone, Key, Leftovers, Membership, Origin, Record, Uid},
     lease::{self, Candidate},
     store::{
         self, CommitError, LeftoverTasks, Listed, Lists, Place, Registers, Slice, Step, Store,
     },
-    telemetry::LEFTOVERS_REMOVED,
+    telemetry::{LEFTOVERS_REMOVED, LEFTOVERS_SKIPPED},
 };
 
 /// Name of the register that holds the lease.
@@ -23,6 +27,13 @@ const REGISTER: &str = "clean-up-lease";
 const PAGE: u16 = 100;
 /// Memberships that are removed together.
 const AT_ONCE: usize = 25;
+/// Tasks in a row that the table fails before a pass ends.
+const MAX_FAILURES: u32 = 3;
+/// Times that the pause is doubled after which a task is tried again.
+const MAX_DOUBLINGS: u32 = 6;
+/// Most tasks that are remembered from pass to pass. Others have their memberships
+/// removed, and are done once there is room.
+const MAX_TASKS: usize = 10_000;
 
 /// How fast leftovers are removed.
 #[derive(Debug, Clone, Copy)]
@@ -33,7 +44,8 @@ pub struct CleanUpTiming {
     pub beat: Duration,
     /// How long a lease has to stand still before another replica takes it.
     pub takeover: Duration,
-    /// How long after a deletion indexes may not tell of all that it left.
+    /// How long after a deletion indexes may not tell of all that it left. Also the
+    /// first pause after which a task is tried again of which something was skipped.
     pub settle: Duration,
     /// Memberships removed in a second, at most.
     pub rate: u32,
@@ -68,6 +80,60 @@ pub struct CleanUp {
 struct Lease {
     version: u64,
     written: Instant,
+}
+
+/// The tasks that this replica has met while it held the lease.
+type Tasks = HashMap<(Gone, Uid), Task>;
+
+/// A task, by this replica's own clock: other replicas' clocks may differ.
+struct Task {
+    /// When it was met first.
+    since: Instant,
+    /// When it was met last.
+    met: Instant,
+    /// When it is worked on next.
+    due: Instant,
+    /// How often in a row it could not be worked on to its end.
+    retries: u32,
+}
+
+impl Task {
+    fn met_first(now: Instant) -> Self {
+        Self {
+            since: now,
+            met: now,
+            due: now,
+            retries: 0,
+        }
+    }
+}
+
+/// What could not be removed in one pass.
+#[derive(Default)]
+struct Skipped {
+    count: u64,
+    first: Option<store::Error>,
+}
+
+impl Skipped {
+    fn one(&mut self, error: store::Error) {
+        self.count += 1;
+        self.first.get_or_insert(error);
+    }
+
+    fn all(&mut self, errors: Vec<store::Error>) {
+        for error in errors {
+            self.one(error);
+        }
+    }
+
+    fn report(self) {
+        metrics::counter!(LEFTOVERS_SKIPPED).increment(self.count);
+        if let Some(error) = self.first {
+            let count = self.count;
+            tracing::warn!(count, %error, "the clean-up passed over what it could not remove");
+        }
+    }
 }
 
 /// Why this replica stops for now.
@@ -119,8 +185,9 @@ impl CleanUp {
 
     async fn take_turns(&self) {
         let mut candidate = Candidate::new(self.name.clone(), self.timing.takeover);
+        let mut tasks = HashMap::new();
         loop {
-            match self.take_turn(&mut candidate).await {
+            match self.take_turn(&mut candidate, &mut tasks).await {
                 Ok(()) | Err(Stop::Deposed) => {}
                 Err(Stop::Failed(error)) => {
                     tracing::warn!(%error, "what deletions left is not removed");
@@ -130,20 +197,113 @@ impl CleanUp {
         }
     }
 
-    async fn take_turn(&self, candidate: &mut Candidate) -> Result<(), Stop> {
-        let leftovers = self.tasks.leftovers().await?;
-        if leftovers.is_empty() {
+    /// Goes once through all tasks. A task that fails is passed over until later.
+    async fn take_turn(&self, candidate: &mut Candidate, tasks: &mut Tasks) -> Result<(), Stop> {
+        let page = self.tasks.leftovers(None).await?;
+        if page.found.is_empty() && page.unreadable.is_empty() && page.next.is_none() {
             candidate.forget();
+            tasks.clear();
             return Ok(());
         }
         let register = self.registers.read_register(REGISTER).await?;
         if !candidate.may_take(register.as_ref()) {
+            tasks.clear();
             return Ok(());
         }
         candidate.forget();
         let mut lease = self.write_lease(register.map(|it| it.version)).await?;
-        for leftovers in leftovers {
-            self.remove(&leftovers, &mut lease).await?;
+        let mut skipped = Skipped::default();
+        let passed = self.pass(page, tasks, &mut lease, &mut skipped).await;
+        skipped.report();
+        passed
+    }
+
+    /// Works on all tasks that are due, from the first page on.
+    async fn pass(
+        &self,
+        first: Listed<Leftovers>,
+        tasks: &mut Tasks,
+        lease: &mut Lease,
+        skipped: &mut Skipped,
+    ) -> Result<(), Stop> {
+        let begun = Instant::now();
+        let mut page = first;
+        let mut failures = 0;
+        loop {
+            skipped.all(page.unreadable);
+            for leftovers in page.found {
+                match self.look_after(leftovers, tasks, lease, skipped).await {
+                    Ok(()) => failures = 0,
+                    // The table is in trouble; tasks that failed are not due for a
+                    // while, so that the next pass gets further.
+                    Err(Stop::Failed(error)) => {
+                        failures += 1;
+                        if failures == MAX_FAILURES {
+                            return Err(error.into());
+                        }
+                        sleep(self.pause(AT_ONCE)).await;
+                    }
+                    Err(deposed) => return Err(deposed),
+                }
+            }
+            let Some(next) = page.next else { break };
+            page = self.tasks.leftovers(Some(&next)).await?;
+        }
+        // Another replica has done those that were not met.
+        tasks.retain(|_, task| task.met >= begun);
+        Ok(())
+    }
+
+    /// Works on a task, if it is due.
+    ///
+    /// # Errors
+    /// The table fails for now, or the lease is lost.
+    async fn look_after(
+        &self,
+        leftovers: Leftovers,
+        tasks: &mut Tasks,
+        lease: &mut Lease,
+        skipped: &mut Skipped,
+    ) -> Result<(), Stop> {
+        let now = Instant::now();
+        let has_room = tasks.len() < MAX_TASKS;
+        let key = (leftovers.gone.clone(), leftovers.uid.clone());
+        let mut untracked = Task::met_first(now);
+        let task = match tasks.entry(key.clone()) {
+            Entry::Vacant(vacant) if has_room => vacant.insert(untracked),
+            Entry::Vacant(_) => &mut untracked,
+            Entry::Occupied(known) => known.into_mut(),
+        };
+        task.met = now;
+        if now < task.due {
+            return Ok(());
+        }
+        let settled = task.since + self.timing.settle;
+        // Until it is said otherwise below: ever later, for it may stay so for long.
+        let retry = self.timing.settle * 2_u32.pow(task.retries.min(MAX_DOUBLINGS));
+        task.due = now + retry;
+        task.retries += 1;
+        let before = skipped.count;
+        let is_any = match self.remove(&leftovers, lease, skipped).await {
+            Ok(is_any) => is_any,
+            Err(Stop::Failed(error)) if !error.kind.may_pass() => {
+                skipped.one(error);
+                return Ok(());
+            }
+            Err(stop) => return Err(stop),
+        };
+        if skipped.count > before {
+            return Ok(());
+        }
+        task.retries = 0;
+        if is_any {
+            task.due = now;
+        } else if settled > now {
+            task.due = settled;
+        } else {
+            self.tasks.finish(&leftovers).await?;
+            tasks.remove(&key);
+            tracing::info!("a deletion is cleaned up");
         }
         Ok(())
     }
@@ -161,33 +321,61 @@ impl CleanUp {
         })
     }
 
-    /// Goes once through all that may be left. Where nothing is, and nothing can
-    /// turn up any more, the task is done.
-    async fn remove(&self, leftovers: &Leftovers, lease: &mut Lease) -> Result<(), Stop> {
-        let is_settled = leftovers.time.after(self.timing.settle) < Timestamp::now();
+    /// Goes once through all that may be left; returns whether there was any.
+    async fn remove(
+        &self,
+        leftovers: &Leftovers,
+        lease: &mut Lease,
+        skipped: &mut Skipped,
+    ) -> Result<bool, Stop> {
         let mut is_any = false;
         let mut after = None;
         loop {
+            self.keep_lease(lease).await?;
+            let next = Instant::now() + self.pause(1);
             let listed = self.list(leftovers, after.as_ref()).await?;
-            for some in listed.found.chunks(AT_ONCE) {
+            skipped.all(listed.unreadable);
+            for some in listed.found.chunks(self.at_once()) {
                 is_any = true;
-                if lease.written.elapsed() >= self.timing.beat {
-                    *lease = self.write_lease(Some(lease.version)).await?;
-                }
+                self.keep_lease(lease).await?;
                 let next = Instant::now() + self.pause(some.len());
-                self.remove_some(some).await?;
+                self.remove_some(some, skipped).await?;
                 sleep_until(next).await;
             }
+            sleep_until(next).await;
             match listed.next {
                 Some(next) => after = Some(next),
-                None => break,
+                None => return Ok(is_any),
             }
         }
-        if is_settled && !is_any {
-            tracing::info!(name = %leftovers.gone, "nothing is left of what was deleted");
-            self.tasks.finish(leftovers).await?;
+    }
+
+    /// Writes the lease, if it is time. Fails as the loss of the lease does, so that
+    /// a table that cannot be written is not asked for every task.
+    async fn keep_lease(&self, lease: &mut Lease) -> Result<(), Stop> {
+        if lease.written.elapsed() >= self.timing.beat {
+            let written = self.write_lease(Some(lease.version)).await;
+            *lease = written.map_err(|stop| {
+                if let Stop::Failed(error) = stop {
+                    tracing::warn!(%error, "the clean-up's lease cannot be written");
+                }
+                Stop::Deposed
+            })?;
         }
         Ok(())
+    }
+
+    /// Memberships that are removed together: no more than the lease's beat has time
+    /// for at this rate.
+    fn at_once(&self) -> usize {
+        let in_a_beat = self.timing.beat.as_secs_f64() * f64::from(self.timing.rate);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "bounded below"
+        )]
+        let in_a_beat = in_a_beat as usize;
+        in_a_beat.clamp(1, AT_ONCE)
     }
 
     fn pause(&self, removed: usize) -> Duration {
@@ -202,7 +390,7 @@ impl CleanUp {
         after: Option<&Place>,
     ) -> Result<Listed<Membership>, store::Error> {
         let slice = Slice { after, limit: PAGE };
-        let Listed { found, next } = match &leftovers.gone {
+        let listed = match &leftovers.gone {
             Gone::Organization(name) => self.lists.members(name, slice).await?,
             Gone::User(username) => {
                 let listed = self.lists.organizations_of(username, slice).await?;
@@ -210,12 +398,10 @@ impl CleanUp {
                 let keys: Vec<_> = keys
                     .map(|organization| Key::Membership(organization, username.clone()))
                     .collect();
-                let records = self.store.read_strong(&keys).await?.into_iter();
+                let (found, unreadable) = self.read_memberships(&keys).await?;
                 Listed {
-                    found: records
-                        .flatten()
-                        .filter_map(Record::into_membership)
-                        .collect(),
+                    found,
+                    unreadable,
                     next: listed.next,
                 }
             }
@@ -227,15 +413,42 @@ impl CleanUp {
             };
             uid.as_ref() == Some(&leftovers.uid)
         };
-        Ok(Listed {
-            found: found.into_iter().filter(is_left).collect(),
-            next,
-        })
+        let found = listed.found.into_iter().filter(is_left).collect();
+        Ok(Listed { found, ..listed })
     }
 
-    /// Removes memberships, together or, where one of them has changed, one by
-    /// one: what was changed is looked at again later.
-    async fn remove_some(&self, memberships: &[Membership]) -> Result<(), Stop> {
+    /// The memberships under these keys, and why others could not be read.
+    async fn read_memberships(
+        &self,
+        keys: &[Key],
+    ) -> Result<(Vec<Membership>, Vec<store::Error>), store::Error> {
+        let into_memberships = |records: Vec<Option<Record>>| {
+            let records = records.into_iter().flatten();
+            records.filter_map(Record::into_membership)
+        };
+        match self.store.read_strong(keys).await {
+            Ok(records) => return Ok((into_memberships(records).collect(), Vec::new())),
+            Err(error) if error.kind != store::Kind::Malformed => return Err(error),
+            Err(_) => {}
+        }
+        let (mut found, mut unreadable) = (Vec::new(), Vec::new());
+        for key in keys {
+            match self.store.read_strong(std::slice::from_ref(key)).await {
+                Ok(records) => found.extend(into_memberships(records)),
+                Err(error) if error.kind == store::Kind::Malformed => unreadable.push(error),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((found, unreadable))
+    }
+
+    /// Removes memberships, together or, where that fails for one of them, one by
+    /// one. One that has changed is met again later.
+    async fn remove_some(
+        &self,
+        memberships: &[Membership],
+        skipped: &mut Skipped,
+    ) -> Result<(), Stop> {
         let steps = memberships.iter();
         let steps: Vec<_> = steps
             .map(|membership| Step::Delete {
@@ -250,12 +463,15 @@ impl CleanUp {
             };
             match self.store.commit(group, &origin).await {
                 Ok(()) => metrics::counter!(LEFTOVERS_REMOVED).increment(group.len() as u64),
-                Err(CommitError::Stale | CommitError::Conflict) if group.len() > 1 => {
-                    groups.extend(group.chunks(1));
+                Err(CommitError::NotApplied(error) | CommitError::OutcomeUnknown(error))
+                    if error.kind.may_pass() =>
+                {
+                    return Err(error.into());
                 }
+                Err(_) if group.len() > 1 => groups.extend(group.chunks(1)),
                 Err(CommitError::Stale | CommitError::Conflict) => {}
                 Err(CommitError::NotApplied(error) | CommitError::OutcomeUnknown(error)) => {
-                    return Err(error.into());
+                    skipped.one(error);
                 }
             }
         }

@@ -153,8 +153,11 @@ pub fn accept(
             let (handshakes, accepted) = (handshakes.clone(), accepted.clone());
             tokio::spawn(async move {
                 let agreed = async {
-                    // Who says nothing takes no turn.
-                    tcp.readable().await?;
+                    // A client that says nothing takes no turn. A socket that was
+                    // just accepted may count as readable with nothing to read.
+                    if tcp.peek(&mut [0; 1]).await? == 0 {
+                        return Err(io::ErrorKind::UnexpectedEof.into());
+                    }
                     let _turn = handshakes.acquire().await.map_err(io::Error::other)?;
                     timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await?
                 };

@@ -19,11 +19,6 @@ use crate::{
     telemetry::CACHE_FENCES,
 };
 
-/// Longest one attempt to place a fence may take.
-const FENCE_TIMEOUT: Duration = Duration::from_millis(250);
-/// How long fences are tried before the cache is left. Rides out a lost
-/// connection.
-const FENCE_PATIENCE: Duration = Duration::from_millis(500);
 /// Greatest pause between attempts, and pause between looks at a table that fails.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
@@ -93,11 +88,13 @@ pub(super) enum Uncovered {
 
 impl Coherence {
     /// Fences all keys, or waits until nobody uses the cache. If the write
-    /// `may_publish`, looks first at what the fences will replace.
+    /// `may_publish`, looks first at what the fences will replace; `own` are fences of
+    /// the write that are to be renewed.
     pub(super) async fn cover(
         &self,
         keys: &[Key],
         may_publish: bool,
+        own: Option<&Fences>,
         deadline: Instant,
     ) -> Result<Cover, Uncovered> {
         let covered = async {
@@ -111,7 +108,12 @@ impl Coherence {
                     sleep_until(settled_at).await;
                     return Ok(Cover::Unused(Instant::now()));
                 }
-                if let Some(fences) = self.fence(&view, keys, may_publish).await {
+                let own = own.filter(|own| own.view.is_same(&view));
+                let fenced = match own {
+                    Some(_) => self.fence_again(&view, keys, own, "fence").await,
+                    None => self.fence(&view, keys, may_publish).await,
+                };
+                if let Some(fences) = fenced {
                     return Ok(Cover::Fences(fences));
                 }
                 let left = self.generations.leave(&view).await;
@@ -132,7 +134,6 @@ impl Coherence {
         before: Option<&Fences>,
         deadline: Instant,
     ) -> Option<Cover> {
-        self.recent.forget(keys);
         let confirmed = async {
             loop {
                 let Ok(view) = self.generations.view().await else {
@@ -144,7 +145,8 @@ impl Coherence {
                     return Cover::Unused(Instant::now());
                 }
                 let own = before.filter(|before| before.view.is_same(&view));
-                if let Some(fences) = self.fence_again(&view, keys, own).await {
+                let fenced = self.fence_again(&view, keys, own, "confirm").await;
+                if let Some(fences) = fenced {
                     return Cover::Fences(fences);
                 }
                 if let Err(error) = self.generations.leave(&view).await {
@@ -152,7 +154,11 @@ impl Coherence {
                 }
             }
         };
-        timeout_at(deadline, confirmed).await.ok()
+        let confirmed = timeout_at(deadline, confirmed).await.ok();
+        // Not before: until then the cache may answer from before the write, and
+        // a reader keeps that.
+        self.recent.forget(keys);
+        confirmed
     }
 
     /// Compares what the cache holds of each key with what the table was left
@@ -162,28 +168,34 @@ impl Coherence {
         let Some(space) = self.generations.in_use() else {
             return keys.into_iter().map(|key| (key, Cached::Unknown)).collect();
         };
-        let cache_keys = space.keys(&keys);
-        let found = timeout(FENCE_TIMEOUT, self.cache.get(&cache_keys)).await;
-        let mut found = found.into_iter().flatten().flatten();
-        let compared = keys.iter().zip(cache_keys.iter()).map(|(key, cache_key)| {
-            let cached = match found.next() {
-                Some(Found::Miss) => return Cached::Agrees,
-                Some(Found::Hit(bytes)) => Entry::decode(&bytes, cache_key, key),
-                Some(Found::Unknown) | None => None,
-            };
-            let cached = match cached.map(|entry| entry.tag) {
-                Some(Tag::Present { record, .. }) => Left::Record(record),
-                Some(Tag::Absent { .. }) => Left::Nothing,
-                Some(Tag::Fence) => return Cached::Fenced,
-                Some(Tag::Lease) | None => return Cached::Unknown,
-            };
-            if left.get(key) == Some(&cached) {
-                Cached::Agrees
-            } else {
-                Cached::Contradicts
-            }
-        });
-        let compared: Vec<_> = compared.collect();
+        let mut compared = Vec::with_capacity(keys.len());
+        for keys in keys.chunks(cache::MAX_KEYS) {
+            let cache_keys = space.keys(keys);
+            let found = timeout(
+                self.settings.timing.fence_attempt,
+                self.cache.get(&cache_keys),
+            )
+            .await;
+            let mut found = found.into_iter().flatten().flatten();
+            compared.extend(keys.iter().zip(cache_keys.iter()).map(|(key, cache_key)| {
+                let cached = match found.next() {
+                    Some(Found::Miss) => return Cached::Agrees,
+                    Some(Found::Hit(bytes)) => Entry::decode(&bytes, cache_key, key),
+                    Some(Found::Unknown) | None => None,
+                };
+                let cached = match cached.map(|entry| entry.tag) {
+                    Some(Tag::Present { record, .. }) => Left::Record(record),
+                    Some(Tag::Absent { .. }) => Left::Nothing,
+                    Some(Tag::Fence) => return Cached::Fenced,
+                    Some(Tag::Lease) | None => return Cached::Unknown,
+                };
+                if left.get(key) == Some(&cached) {
+                    Cached::Agrees
+                } else {
+                    Cached::Contradicts
+                }
+            }));
+        }
         keys.into_iter().zip(compared).collect()
     }
 
@@ -228,11 +240,17 @@ impl Coherence {
         } else {
             vec![Seen::Unknown; keys.len()]
         };
-        self.fence_all(view, keys, seen, false).await
+        self.fence_all(view, keys, seen, "fence").await
     }
 
     /// Fences all keys again; `None` if any fence could not be placed.
-    async fn fence_again(&self, view: &View, keys: &[Key], own: Option<&Fences>) -> Option<Fences> {
+    async fn fence_again(
+        &self,
+        view: &View,
+        keys: &[Key],
+        own: Option<&Fences>,
+        step: &'static str,
+    ) -> Option<Fences> {
         let seen = keys.iter().map(|key| {
             let mut own = own.into_iter().flat_map(|own| &own.placed);
             own.find(|fence| fence.key == *key)
@@ -241,7 +259,7 @@ impl Coherence {
                     is_alone: own.is_alone,
                 })
         });
-        self.fence_all(view, keys, seen.collect(), true).await
+        self.fence_all(view, keys, seen.collect(), step).await
     }
 
     async fn fence_all(
@@ -249,10 +267,9 @@ impl Coherence {
         view: &View,
         keys: &[Key],
         seen: Vec<Seen>,
-        is_confirming: bool,
+        step: &'static str,
     ) -> Option<Fences> {
         let since = Instant::now();
-        let step = if is_confirming { "confirm" } else { "fence" };
         let placed = join_all(keys.iter().zip(seen).map(|(key, seen)| async move {
             let fence = match self.fence_over(&view.space, key, seen).await {
                 Some(fence) => Some(fence),
@@ -271,7 +288,11 @@ impl Coherence {
 
     async fn peek(&self, space: &Space, keys: &[Key]) -> Vec<Seen> {
         let cache_keys = space.keys(keys);
-        let found = timeout(FENCE_TIMEOUT, self.cache.get(&cache_keys)).await;
+        let found = timeout(
+            self.settings.timing.fence_attempt,
+            self.cache.get(&cache_keys),
+        )
+        .await;
         let mut found = found.into_iter().flatten().flatten();
         let seen = keys
             .iter()
@@ -303,10 +324,13 @@ impl Coherence {
             Seen::Own { bytes, is_alone } => (Some(bytes.into()), is_alone),
         };
         let is_stored = match expected {
-            None => is_fence_stored(self.cache.set_if_absent(&cache_key, &bytes, ttl)).await,
+            None => {
+                let stored = self.cache.set_if_absent(&cache_key, &bytes, ttl);
+                self.is_fence_stored(stored).await
+            }
             Some(expected) => {
                 let stored = self.cache.set_if_equal(&cache_key, &bytes, &expected, ttl);
-                is_fence_stored(stored).await
+                self.is_fence_stored(stored).await
             }
         };
         is_stored.then(|| Fence {
@@ -321,11 +345,11 @@ impl Coherence {
     async fn place_fence(&self, space: &Space, key: &Key) -> Option<Fence> {
         let cache_key = space.key(key);
         let ttl = self.settings.timing.fence_ttl;
-        let give_up = Instant::now() + FENCE_PATIENCE;
+        let give_up = Instant::now() + self.settings.timing.fence_patience;
         loop {
             let bytes = Entry::new(Tag::Fence).encode(&cache_key);
             let stored = self.cache.set_if_not_equal(&cache_key, &bytes, ttl);
-            if is_fence_stored(stored).await {
+            if self.is_fence_stored(stored).await {
                 return Some(Fence {
                     key: key.clone(),
                     bytes,
@@ -336,6 +360,25 @@ impl Coherence {
                 return None;
             }
             sleep(backoff::up_to(RETRY_PAUSE)).await;
+        }
+    }
+}
+
+impl Coherence {
+    async fn is_fence_stored(
+        &self,
+        stored: impl Future<Output = Result<bool, cache::Error>>,
+    ) -> bool {
+        match timeout(self.settings.timing.fence_attempt, stored).await {
+            Ok(Ok(is_stored)) => is_stored,
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "fence not placed");
+                false
+            }
+            Err(_) => {
+                tracing::debug!("fence not placed: too slow");
+                false
+            }
         }
     }
 }
@@ -356,18 +399,4 @@ enum Seen {
     },
     /// Perhaps another writer's fence.
     Unknown,
-}
-
-async fn is_fence_stored(stored: impl Future<Output = Result<bool, cache::Error>>) -> bool {
-    match timeout(FENCE_TIMEOUT, stored).await {
-        Ok(Ok(is_stored)) => is_stored,
-        Ok(Err(error)) => {
-            tracing::debug!(%error, "fence not placed");
-            false
-        }
-        Err(_) => {
-            tracing::debug!("fence not placed: too slow");
-            false
-        }
-    }
 }

@@ -89,6 +89,11 @@ pub struct Timing {
     pub lease_ttl: Duration,
     /// How long a replica acts on what it read of the generation switch.
     pub view_ttl: Duration,
+    /// Longest one attempt to place a fence may take.
+    pub fence_attempt: Duration,
+    /// How long fences are tried before the cache is left. Rides out a lost
+    /// connection.
+    pub fence_patience: Duration,
 }
 
 impl Timing {
@@ -114,6 +119,8 @@ impl Default for Timing {
             fence_max_age: Duration::from_secs(1),
             lease_ttl: Duration::from_secs(2),
             view_ttl: Duration::from_millis(1600),
+            fence_attempt: Duration::from_millis(250),
+            fence_patience: Duration::from_millis(500),
         }
     }
 }
@@ -233,6 +240,16 @@ impl Coherence {
     /// records now; `false` if it did not succeed by the deadline.
     pub async fn invalidate(&self, keys: &[Key], deadline: Instant) -> bool {
         self.confirm(keys, None, deadline).await.is_some()
+    }
+
+    /// Waits until one more request of a caller's read may be sent to the table, of
+    /// those that [`Settings::table_reads_at_once`] bounds. It counts as under way
+    /// until what is returned is dropped.
+    ///
+    /// # Errors
+    /// [`store::Kind::Crowded`]: too many wait already, or it took too long.
+    pub async fn table_read(&self) -> Result<impl Sized + use<'_>, store::Error> {
+        self.turnstile.pass(1).await
     }
 
     /// Waits until no write, fill or repair is under way.

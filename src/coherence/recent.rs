@@ -3,10 +3,7 @@
 
 use std::{
     hash::{BuildHasher as _, RandomState},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -30,8 +27,9 @@ const COUNTERS: usize = 256;
 #[doc(hidden)]
 pub struct Recent<V: View> {
     seen: Cache<Key, Seen<V>>,
-    /// How often keys were written, by a hash of theirs.
-    writes: Box<[AtomicU64]>,
+    /// How often keys were written, by a hash of theirs. Locked while something is
+    /// kept or forgotten, so that nothing is kept that was forgotten meanwhile.
+    writes: Box<[Mutex<u64>]>,
     hashes: RandomState,
 }
 
@@ -59,7 +57,7 @@ impl<V: View> Default for Recent<V> {
                 .max_capacity(MAX_BYTES)
                 .time_to_live(MAX_STALENESS)
                 .build(),
-            writes: (0..COUNTERS).map(|_| AtomicU64::new(0)).collect(),
+            writes: (0..COUNTERS).map(|_| Mutex::default()).collect(),
             hashes: RandomState::new(),
         }
     }
@@ -74,32 +72,33 @@ impl<V: View> Recent<V> {
 
     /// To be asked before a record is looked up that is to be kept.
     pub(super) fn writes(&self, key: &Key) -> Writes {
-        Writes(self.counter(key).load(Ordering::SeqCst))
+        Writes(*self.counter(key))
     }
 
     /// Keeps what a look-up that began at `as_of` found, unless the key was
     /// written meanwhile.
     pub(super) fn keep(&self, key: &Key, record: Option<V>, as_of: Instant, before: Writes) {
         let record = Arc::new(record);
-        self.seen.insert(key.clone(), Seen { record, as_of });
-        // A write may have come before the record was in: then it has missed it.
-        if self.writes(key) != before {
-            self.seen.invalidate(key);
+        let writes = self.counter(key);
+        if Writes(*writes) == before {
+            self.seen.insert(key.clone(), Seen { record, as_of });
         }
     }
 
     /// The keys are written: what was looked up before is no answer any more.
     pub(super) fn forget(&self, keys: &[Key]) {
         for key in keys {
-            self.counter(key).fetch_add(1, Ordering::SeqCst);
+            let mut writes = self.counter(key);
+            *writes = writes.wrapping_add(1);
             self.seen.invalidate(key);
         }
     }
 
-    fn counter(&self, key: &Key) -> &AtomicU64 {
+    fn counter(&self, key: &Key) -> MutexGuard<'_, u64> {
         #[expect(clippy::cast_possible_truncation, reason = "a part of it will do")]
         let place = self.hashes.hash_one(key) as usize % self.writes.len();
-        &self.writes[place]
+        let counter = &self.writes[place];
+        counter.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

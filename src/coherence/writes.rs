@@ -5,7 +5,7 @@ use std::{any::Any, collections::HashMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::future::{join, try_join};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::Instrument as _;
 
 use super::{
@@ -76,8 +76,9 @@ pub enum Verdict<T, R> {
     Refuse {
         /// Why.
         refusal: R,
-        /// Keys, besides those touched, whose state the refusal reveals.
-        reveals: Vec<Key>,
+        /// Keys, besides those touched, under which nothing was found, as the
+        /// refusal reveals.
+        absent: Vec<Key>,
         /// See [`Plan::upholds`].
         upholds: Vec<Record>,
     },
@@ -88,14 +89,9 @@ pub enum Verdict<T, R> {
 impl<T, R> Verdict<T, R> {
     /// Refuses for what the change touches, and nothing else.
     pub fn refuse(refusal: R) -> Self {
-        Self::refuse_for(Vec::new(), refusal)
-    }
-
-    /// Refuses for what the change touches, and for these keys.
-    pub fn refuse_for(reveals: Vec<Key>, refusal: R) -> Self {
         Self::Refuse {
             refusal,
-            reveals,
+            absent: Vec::new(),
             upholds: Vec::new(),
         }
     }
@@ -146,8 +142,6 @@ enum Attempt<T, R> {
     Done(Result<T, WriteError<R>>),
     /// The table changed under the decision, or others are at work on this record.
     Again(Option<Key>),
-    /// The fences were too old to commit.
-    Late,
 }
 
 impl Coherence {
@@ -192,7 +186,6 @@ impl Coherence {
             let attempt = self.attempt(change, origin, &keys, deadline, &mut turn);
             match attempt.await {
                 Attempt::Done(result) => return result,
-                Attempt::Late => {}
                 Attempt::Again(key) => {
                     metrics::counter!(CONTENTION).increment(1);
                     if turn.is_none() {
@@ -232,23 +225,17 @@ impl Coherence {
         }
         // A write that is denied does not wait for its cover.
         let decide = async {
-            match change.decide(self.store.as_ref()).await {
-                Ok(Verdict::Deny(refusal)) => Err(WriteError::Refused(refusal)),
-                Ok(verdict) => Ok(verdict),
-                Err(error) => Err(WriteError::Store(error)),
+            let decided = change.decide(self.store.as_ref());
+            match timeout_at(latest_commit, decided).await {
+                Ok(Ok(Verdict::Deny(refusal))) => Err(WriteError::Refused(refusal)),
+                Ok(Ok(verdict)) => Ok(verdict),
+                Ok(Err(error)) => Err(WriteError::Store(error)),
+                Err(_) => Err(WriteError::TooLate),
             }
         };
         let cover = async {
-            let cover = self.cover(keys, change.may_publish(), latest_commit).await;
-            cover.map_err(|uncovered| match uncovered {
-                Uncovered::TooLate => {
-                    tracing::warn!(
-                        "write refused: the cache can be neither fenced nor left in time"
-                    );
-                    WriteError::CacheUnavailable
-                }
-                Uncovered::Store(error) => WriteError::Store(error),
-            })
+            let cover = self.cover(keys, change.may_publish(), None, latest_commit);
+            cover.await.map_err(uncovered)
         };
         let (verdict, cover) = match try_join(decide, cover).await {
             Ok(both) => both,
@@ -256,22 +243,23 @@ impl Coherence {
         };
         Attempt::Done(match verdict {
             Verdict::Commit(plan) => {
-                let commit = self.commit(plan, origin, keys, &cover, deadline, turn);
+                let commit = self.commit(plan, origin, keys, cover, deadline, turn);
                 return commit.await;
             }
             Verdict::Keep { output, upholds } => {
                 turn.take();
-                let revealed = self.reveal(keys, upholds, deadline).await;
+                let revealed = self.reveal(keys, grounds(upholds), deadline).await;
                 revealed.map(|()| output)
             }
             Verdict::Refuse {
                 refusal,
-                reveals,
+                absent,
                 upholds,
             } => {
                 turn.take();
-                let keys = [reveals.as_slice(), keys].concat();
-                let revealed = self.reveal(&keys, upholds, deadline).await;
+                let mut grounds = grounds(upholds);
+                grounds.extend(absent.into_iter().map(|key| (key, Left::Nothing)));
+                let revealed = self.reveal(keys, grounds, deadline).await;
                 revealed.and(Err(WriteError::Refused(refusal)))
             }
             Verdict::Deny(refusal) => Err(WriteError::Refused(refusal)),
@@ -282,11 +270,10 @@ impl Coherence {
     async fn reveal<R>(
         &self,
         keys: &[Key],
-        upholds: Vec<Record>,
+        grounds: HashMap<Key, Left>,
         deadline: Instant,
     ) -> Result<(), WriteError<R>> {
         let by = deadline - ANSWER_RESERVE;
-        let grounds = grounds(upholds);
         let confirmed = self.confirm_and_uphold(keys, None, &grounds, by).await;
         confirmed.map(drop).ok_or(WriteError::CacheUnavailable)
     }
@@ -296,17 +283,17 @@ impl Coherence {
         plan: Plan<T>,
         origin: &Origin,
         keys: &[Key],
-        cover: &Cover,
+        cover: Cover,
         deadline: Instant,
         turn: &mut Turn<'_>,
     ) -> Attempt<T, R> {
-        if Instant::now() + CONFIRM_RESERVE > deadline {
-            return Attempt::Done(Err(WriteError::TooLate));
-        }
-        if cover.since().elapsed() > self.settings.timing.fence_max_age {
-            return Attempt::Late;
-        }
-        let before = match cover {
+        let latest_commit = deadline - CONFIRM_RESERVE;
+        let cover = match self.renew(cover, keys, latest_commit).await {
+            Ok(cover) if Instant::now() <= latest_commit => cover,
+            Ok(_) => return Attempt::Done(Err(WriteError::TooLate)),
+            Err(error) => return Attempt::Done(Err(uncovered(error))),
+        };
+        let before = match &cover {
             Cover::Fences(fences) => Some(fences),
             Cover::Unused(_) => None,
         };
@@ -322,6 +309,8 @@ impl Coherence {
         };
         // The table is what it was taken for; others need not wait for the cache.
         turn.take();
+        let grounds = grounds(plan.upholds);
+        let required = required(&plan.steps);
         if self.lacks(Sabotage::PublishAfterCommit) {
             self.publish_instead_of_confirming(keys, &plan.publish)
                 .await;
@@ -333,8 +322,9 @@ impl Coherence {
         }
         let read_time = self.now();
         let by = deadline - ANSWER_RESERVE;
-        let grounds = grounds(plan.upholds);
         let confirmed = self.confirm_and_uphold(keys, before, &grounds, by).await;
+        // What the decision stands on was so when it was committed.
+        self.recent.forget(&required);
         if confirmed.is_none() {
             tracing::warn!("write not confirmed; repairing in the background");
             let grounds = grounds.into_keys();
@@ -357,6 +347,25 @@ impl Coherence {
                 Ok(plan.output)
             }
         })
+    }
+
+    /// The cover, made anew if it may be gone before the commit has ended: reading
+    /// what decides may take long. The decision need not be made anew, for the
+    /// conditions of the commit say whether it still stands.
+    async fn renew(
+        &self,
+        mut cover: Cover,
+        keys: &[Key],
+        deadline: Instant,
+    ) -> Result<Cover, Uncovered> {
+        while cover.since().elapsed() > self.settings.timing.fence_max_age {
+            let own = match &cover {
+                Cover::Fences(fences) => Some(fences),
+                Cover::Unused(_) => None,
+            };
+            cover = self.cover(keys, false, own, deadline).await?;
+        }
+        Ok(cover)
     }
 
     async fn confirm_and_uphold(
@@ -382,7 +391,11 @@ impl Coherence {
             .filter(|(_, cached)| matches!(cached, Cached::Contradicts | Cached::Unknown))
             .map(|(key, _)| key)
             .collect();
-        outdated.is_empty() || self.confirm(&outdated, None, deadline).await.is_some()
+        let is_upheld =
+            outdated.is_empty() || self.confirm(&outdated, None, deadline).await.is_some();
+        let keys: Vec<_> = grounds.keys().cloned().collect();
+        self.recent.forget(&keys);
+        is_upheld
     }
 
     /// Confirms until it works, or until every entry from before has expired.
@@ -400,16 +413,31 @@ impl Coherence {
     }
 }
 
+fn uncovered<R>(uncovered: Uncovered) -> WriteError<R> {
+    match uncovered {
+        Uncovered::TooLate => {
+            tracing::warn!("write refused: the cache can be neither fenced nor left in time");
+            WriteError::CacheUnavailable
+        }
+        Uncovered::Store(error) => WriteError::Store(error),
+    }
+}
+
+/// The records on which a transaction's decision stands.
+fn required(steps: &[Step]) -> Vec<Key> {
+    let required = steps.iter().filter_map(|step| match step {
+        Step::Require { key, .. } => Some(key.clone()),
+        _ => None,
+    });
+    required.collect()
+}
+
 /// The record at which changes meet that fail with this one: an organization, if
 /// there is one, for all who change its members stand on it.
 fn crowded(steps: &[Step], keys: &[Key]) -> Option<Key> {
-    let required = steps.iter().filter_map(|step| match step {
-        Step::Require { key, .. } => Some(key),
-        _ => None,
-    });
-    let mut organizations = required.chain(keys);
+    let mut organizations = required(steps).into_iter().chain(keys.iter().cloned());
     let organization = organizations.find(|key| matches!(key, Key::Organization(_)));
-    organization.or(keys.first()).cloned()
+    organization.or_else(|| keys.first().cloned())
 }
 
 fn pause_after(decision: u32) -> Duration {

@@ -5,7 +5,7 @@ use std::fmt;
 use super::{OrganizationName, Timestamp, Uid, Username};
 
 /// What is gone.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Gone {
     /// A user.
     User(Username),

@@ -10,8 +10,13 @@ use tonic::{Request, Status};
 use super::status;
 use crate::service::Error;
 
-/// Deadline of calls that bring none, and the longest that is granted.
+/// Deadline of calls that bring none, and the longest that is granted, unless a call
+/// has a [`LongestCall`].
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(3);
+
+/// Extension of a request: how long it may take instead of [`DEFAULT_DEADLINE`].
+#[derive(Debug, Clone, Copy)]
+pub struct LongestCall(pub Duration);
 /// The transport gives up at the caller's deadline with a status that says
 /// nothing; answer this part of the time earlier, and no more than that.
 const HEADROOM_SHARE: u32 = 10;
@@ -35,23 +40,40 @@ impl Arrival {
 
     /// How much of its time a call has left, as its headers say.
     pub(super) fn time_left(self, headers: &HeaderMap) -> Duration {
-        granted(headers).saturating_sub(self.elapsed())
+        granted(headers, DEFAULT_DEADLINE).saturating_sub(self.elapsed())
     }
 }
 
-/// When a call has to be answered.
+/// When a call has to be answered, and what its caller may do if it fails.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Deadline(Instant);
+pub(super) struct Deadline {
+    instant: Instant,
+    repetition: Repetition,
+}
 
-/// The deadline of a call.
+/// Whether a call whose outcome is unknown may be sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Repetition {
+    /// A read, or a write with a `request_id`: has its effect once.
+    Safe,
+    /// A write without a `request_id`: may have its effect twice, or meet its own.
+    Unsafe,
+}
+
+/// The deadline of a read.
 pub(super) fn of<T>(request: &Request<T>) -> Deadline {
     let arrival = request.extensions().get::<Arrival>();
     let Arrival(arrived) = arrival.copied().unwrap_or_else(Arrival::now);
-    Deadline(arrived + granted(request.metadata().as_ref()))
+    let longest = request.extensions().get::<LongestCall>();
+    let longest = longest.map_or(DEFAULT_DEADLINE, |longest| longest.0);
+    Deadline {
+        instant: arrived + granted(request.metadata().as_ref(), longest),
+        repetition: Repetition::Safe,
+    }
 }
 
-/// How long a call may take.
-pub(super) fn granted(headers: &HeaderMap) -> Duration {
+/// How long a call may take, at most as long as this.
+pub(super) fn granted(headers: &HeaderMap, longest: Duration) -> Duration {
     let asked = headers
         .get(&TIMEOUT_HEADER)
         .and_then(|value| value.to_str().ok())
@@ -59,15 +81,20 @@ pub(super) fn granted(headers: &HeaderMap) -> Duration {
     match asked {
         Some(asked) => {
             let headroom = (asked / HEADROOM_SHARE).min(MAX_HEADROOM);
-            asked.saturating_sub(headroom).min(DEFAULT_DEADLINE)
+            asked.saturating_sub(headroom).min(longest)
         }
-        None => DEFAULT_DEADLINE,
+        None => longest,
     }
 }
 
 impl Deadline {
     pub(super) fn instant(self) -> Instant {
-        self.0
+        self.instant
+    }
+
+    /// The same for a call that may be sent again as this says.
+    pub(super) fn with(self, repetition: Repetition) -> Self {
+        Self { repetition, ..self }
     }
 
     /// Waits for a use case no longer than the deadline. No `async fn`, which would have
@@ -76,8 +103,8 @@ impl Deadline {
         self,
         use_case: impl Future<Output = Result<T, Error>>,
     ) -> impl Future<Output = Result<T, Status>> {
-        timeout_at(self.0, use_case).map(|ended| match ended {
-            Ok(result) => result.map_err(status::of),
+        timeout_at(self.instant, use_case).map(move |ended| match ended {
+            Ok(result) => result.map_err(|error| status::of(error, self.repetition)),
             Err(_) => Err(status::deadline_exceeded()),
         })
     }

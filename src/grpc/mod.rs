@@ -20,7 +20,7 @@ use std::time::Duration;
 use tonic::{Request, Response, Status};
 
 pub use admission::AdmissionLayer;
-pub use deadline::DEFAULT_DEADLINE;
+pub use deadline::{DEFAULT_DEADLINE, LongestCall};
 pub use direct::DirectLayer;
 pub use fairness::{FairnessLayer, MUCH};
 pub use methods::methods;

@@ -6,7 +6,7 @@ use sha2::{Digest as _, Sha256};
 use tonic::{Request, Status};
 
 use super::{
-    deadline::{self, Deadline},
+    deadline::{self, Deadline, Repetition},
     fairness::Place,
     status,
 };
@@ -105,8 +105,13 @@ pub(super) fn open<M: Mutation>(request: Request<M>) -> Result<(M, Deadline, Cal
         return Err(status::may_not_act(caller, M::RPC));
     }
     let place = extensions.get::<Place>();
+    let request = named_request(&message)?;
+    let deadline = deadline.with(match request {
+        Some(_) => Repetition::Safe,
+        None => Repetition::Unsafe,
+    });
     let call = Call {
-        request: named_request(&message)?,
+        request,
         deadline: deadline.instant(),
         place: place.map(|Place(pass)| -> Held { pass.clone() }),
     };

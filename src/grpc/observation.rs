@@ -85,7 +85,7 @@ impl Call {
             span: CallSpan::begin(SERVICE, &watched.name, headers),
             watched,
             began: Instant::now(),
-            granted: deadline::granted(headers),
+            granted: deadline::granted(headers, deadline::DEFAULT_DEADLINE),
             code: None,
         }
     }

@@ -6,6 +6,7 @@ use std::{collections::HashMap, time::Duration};
 use tonic::{Code, Status, metadata::MetadataValue};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+use super::deadline::Repetition;
 use crate::{
     callers::{Caller, Refused},
     service::{Error, NoPageToken, Refusal, WatchError},
@@ -17,6 +18,8 @@ pub const DOMAIN: &str = "account.v1";
 
 /// Trailer that says when to retry, by the gRPC specification of retries.
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
+/// The value of [`PUSHBACK`] that says not to retry.
+const NO_RETRY: &str = "-1";
 const RETRY_SOON: Duration = Duration::from_millis(100);
 const RETRY_LATER: Duration = Duration::from_secs(1);
 
@@ -150,8 +153,9 @@ pub(super) fn may_not_act(caller: &Caller, rpc: &str) -> Status {
     )
 }
 
-/// The status of a failed use case.
-pub(super) fn of(error: Error) -> Status {
+/// The status of a failed use case of a call that may be sent again as
+/// `repetition` says.
+pub(super) fn of(error: Error, repetition: Repetition) -> Status {
     match error {
         Error::Refused(refusal) => refused(refusal),
         Error::Store(error) => store_failed(&error),
@@ -160,17 +164,17 @@ pub(super) fn of(error: Error) -> Status {
             "nothing was changed: the cache is unavailable, so stale answers could not be ruled out",
             RETRY_LATER,
         ),
-        Error::NotConfirmed => retry(
+        Error::NotConfirmed => perhaps_applied(
             Reason::AppliedNotConfirmed,
             "the write was applied, but cached answers may be older than it for a while",
-            RETRY_LATER,
+            repetition,
         ),
         Error::OutcomeUnknown(error) => {
             tracing::error!(%error, "outcome of a write unknown");
-            retry(
+            perhaps_applied(
                 Reason::OutcomeUnknown,
                 "the table did not say whether the write was applied; read before retrying",
-                RETRY_LATER,
+                repetition,
             )
         }
         Error::Contention => retry(
@@ -397,6 +401,20 @@ fn resource(code: Code, reason: Reason, kind: &str, name: String) -> Status {
     let mut details = info(reason, &[]);
     details.set_resource_info(format!("{DOMAIN}.{kind}"), name, "", message.clone());
     Status::with_error_details(code, message, details)
+}
+
+/// The write was applied, or may have been. Without a `request_id`, a retry of it
+/// could meet its own effect: gRPC libraries are told not to retry by themselves.
+fn perhaps_applied(reason: Reason, message: &str, repetition: Repetition) -> Status {
+    match repetition {
+        Repetition::Safe => retry(reason, message, RETRY_LATER),
+        Repetition::Unsafe => {
+            let mut status = plain(Code::Unavailable, reason, message);
+            let never = MetadataValue::from_static(NO_RETRY);
+            status.metadata_mut().insert(PUSHBACK, never);
+            status
+        }
+    }
 }
 
 fn retry(reason: Reason, message: &str, after: Duration) -> Status {

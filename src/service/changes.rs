@@ -1,7 +1,11 @@
 //! What has changed, in order, for whoever watches: the log of changes, followed
 //! from any place in it.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -20,18 +24,83 @@ use crate::{
 pub const MAX_CHANGES: usize = 25;
 /// Watchers of one replica.
 const MAX_WATCHERS: usize = 100;
+/// Reads of the log that are under way at once, for all watchers: apart from the reads
+/// of callers, so that neither keeps the other waiting.
+const READS_AT_ONCE: usize = 8;
 /// Pause between looks for changes.
 const POLL: Duration = Duration::from_millis(250);
 /// Longest until a watcher hears how far it has come, though nothing changed.
 const PROGRESS: Duration = Duration::from_secs(10);
 /// A table whose stream nobody has followed for so long is not followed.
 const LONGEST_SILENCE: Duration = Duration::from_secs(60);
+/// Longest to wait for a sign that the stream is followed, where the time of the
+/// last one is far from this replica's clock. A follower gives one every 2 s; the
+/// server waits 5 s for a response to begin.
+const BEAT_PATIENCE: Duration = Duration::from_secs(4);
 
 /// The log of changes, and who watches it.
 pub struct Changes {
     log: Arc<dyn ChangeLog>,
     registers: Arc<dyn Registers>,
     places: Arc<Semaphore>,
+    reads: Semaphore,
+    beats: Mutex<Option<Beats>>,
+}
+
+/// What this replica has seen of the beats of whoever follows the stream, by its own
+/// monotonic clock.
+#[derive(Debug, Clone, Copy)]
+struct Beats {
+    /// The version of the register at the last look.
+    version: u64,
+    /// When that version was seen first.
+    since: Instant,
+    /// When the register was looked at last.
+    looked: Instant,
+    /// Whether the register was seen to move on to that version.
+    is_moving: bool,
+}
+
+/// Whether the stream is followed.
+enum Followed {
+    Yes,
+    No,
+    /// Only the next beat will tell.
+    Unclear,
+}
+
+impl Beats {
+    /// The same after a look at the register now.
+    fn look(before: Option<Self>, version: u64) -> Self {
+        let now = Instant::now();
+        match before {
+            // Not older either, as a look that took long may find.
+            Some(before) if before.version >= version => Self {
+                looked: now,
+                ..before
+            },
+            // A change since a look of long ago does not tell when it was.
+            before => Self {
+                version,
+                since: now,
+                looked: now,
+                is_moving: before.is_some_and(|it| now - it.looked < LONGEST_SILENCE),
+            },
+        }
+    }
+
+    /// `beat` is when the follower gave the last sign, by its wall clock: as clocks
+    /// may differ, it counts only until this replica has seen for itself.
+    fn followed(&self, beat: Timestamp) -> Followed {
+        let apart = Duration::from_millis(beat.0.abs_diff(Timestamp::now().0));
+        if self.since.elapsed() >= LONGEST_SILENCE {
+            Followed::No
+        } else if self.is_moving || apart < LONGEST_SILENCE {
+            Followed::Yes
+        } else {
+            Followed::Unclear
+        }
+    }
 }
 
 impl Changes {
@@ -42,6 +111,8 @@ impl Changes {
             log,
             registers,
             places: Arc::new(Semaphore::new(MAX_WATCHERS)),
+            reads: Semaphore::new(READS_AT_ONCE),
+            beats: Mutex::default(),
         }
     }
 }
@@ -200,12 +271,25 @@ impl Accounts {
 }
 
 impl Changes {
-    /// How far the log has come.
+    /// How far the log has come, if the stream is followed.
     async fn head(&self) -> Result<LogHead, WatchError> {
-        let head = LogHead::read(self.registers.as_ref()).await;
-        let head = head.map_err(WatchError::Store)?;
-        head.filter(|head| head.beat.after(LONGEST_SILENCE) > Timestamp::now() && head.next > 0)
-            .ok_or(WatchError::NotFollowed)
+        let give_up = Instant::now() + BEAT_PATIENCE;
+        loop {
+            let head = LogHead::read(self.registers.as_ref()).await;
+            let head = head.map_err(WatchError::Store)?;
+            let (head, version) = head.ok_or(WatchError::NotFollowed)?;
+            let beats = {
+                let mut beats = self.beats.lock().unwrap_or_else(PoisonError::into_inner);
+                let seen = Beats::look(*beats, version);
+                *beats = Some(seen);
+                seen
+            };
+            match beats.followed(head.beat) {
+                Followed::Yes if head.next > 0 => return Ok(head),
+                Followed::Unclear if Instant::now() < give_up => sleep(POLL).await,
+                _ => return Err(WatchError::NotFollowed),
+            }
+        }
     }
 }
 
@@ -222,20 +306,24 @@ impl Watcher {
         }
         loop {
             let changes = self.take_pending();
-            let is_time = self.last_told.is_none_or(|told| told.elapsed() >= PROGRESS);
-            if !changes.is_empty() || is_time {
+            if !changes.is_empty() {
                 self.last_told = Some(Instant::now());
                 return Ok(self.told(changes));
             }
-            if self.pending.as_slice().is_empty() && !self.read(None).await? {
+            let is_time = self.last_told.is_none_or(|told| told.elapsed() >= PROGRESS);
+            let head = if is_time {
+                Some(self.changes.head().await?)
+            } else {
+                None
+            };
+            let is_any = self.read(head).await?;
+            if is_time {
+                let changes = self.take_pending();
+                self.last_told = Some(Instant::now());
+                return Ok(self.told(changes));
+            }
+            if !is_any {
                 sleep(POLL).await;
-                if self
-                    .last_told
-                    .is_some_and(|told| told.elapsed() >= PROGRESS)
-                {
-                    let head = self.changes.head().await?;
-                    self.read(Some(head)).await?;
-                }
             }
         }
     }
@@ -264,9 +352,12 @@ impl Watcher {
     /// Reads on; returns whether there was anything. With a head, makes sure that
     /// whatever is before it is there to be read.
     async fn read(&mut self, head: Option<LogHead>) -> Result<bool, WatchError> {
+        // Never closed.
+        let permit = self.changes.reads.acquire().await.ok();
         let Cursor { log, after } = &self.cursor;
         let read = self.changes.log.read_log(log, *after).await;
         let read = read.map_err(WatchError::Store)?;
+        drop(permit);
         let is_contiguous = (after + 1..)
             .zip(&read)
             .all(|(expected, (number, _))| expected == *number);
@@ -284,6 +375,35 @@ impl Watcher {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn is_followed(beats: &Beats, beat: Timestamp) -> Option<bool> {
+        match beats.followed(beat) {
+            Followed::Yes => Some(true),
+            Followed::No => Some(false),
+            Followed::Unclear => None,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn beats_are_judged_by_what_this_replica_has_seen() {
+        let (near, far) = (Timestamp::now(), Timestamp(0));
+        let first = Beats::look(None, 7);
+        assert_eq!(is_followed(&first, near), Some(true));
+        assert_eq!(is_followed(&first, far), None);
+        sleep(LONGEST_SILENCE / 2).await;
+        let moved = Beats::look(Some(first), 8);
+        assert_eq!(is_followed(&moved, far), Some(true));
+        // No further sign, whatever the clocks say.
+        sleep(LONGEST_SILENCE).await;
+        let silent = Beats::look(Some(moved), 8);
+        for beat in [near, far] {
+            assert_eq!(is_followed(&silent, beat), Some(false));
+        }
+        // One came after a look of long ago: when, nobody has seen.
+        sleep(LONGEST_SILENCE).await;
+        let late = Beats::look(Some(silent), 9);
+        assert_eq!(is_followed(&late, far), None);
+    }
 
     #[test]
     fn a_cursor_is_read_as_it_is_written() {

@@ -14,7 +14,7 @@ use crate::{
     domain::{
         Key, Organization, OrganizationName, Record, Standing, User, Username, standing_membership,
     },
-    store::{Directory, Lists, Registers, Slice},
+    store::{self, Directory, Listed, Lists, Registers, Slice},
 };
 
 /// Lists of a table, and the tokens of their pages.
@@ -65,10 +65,8 @@ impl Accounts {
         let Listings { lists, tokens } = self.listings.as_ref();
         let list = ListName::new("members", organization.as_str());
         let place = tokens.open(&list, &page.token).await?;
-        let listed = lists
-            .members(&organization, page.slice(place.as_ref()))
-            .await;
-        let listed = listed.map_err(store_failed)?;
+        let slice = page.slice(place.as_ref());
+        let listed = self.listed(lists.members(&organization, slice)).await?;
         let members = listed.found.iter();
         let users = members.map(|member| Key::User(member.member_username.clone()));
         let mut keys = vec![Key::Organization(organization.clone())];
@@ -100,10 +98,8 @@ impl Accounts {
         let Listings { lists, tokens } = self.listings.as_ref();
         let list = ListName::new("organizations", user.as_str());
         let place = tokens.open(&list, &page.token).await?;
-        let listed = lists
-            .organizations_of(&user, page.slice(place.as_ref()))
-            .await;
-        let listed = listed.map_err(store_failed)?;
+        let slice = page.slice(place.as_ref());
+        let listed = self.listed(lists.organizations_of(&user, slice)).await?;
         let of_each = listed.found.iter().flat_map(|organization| {
             let [_, organization, membership] = keys_of_member(organization, &user);
             [organization, membership]
@@ -158,13 +154,26 @@ impl Accounts {
         let Listings { lists, tokens } = self.listings.as_ref();
         let list = ListName::new("all", name);
         let place = tokens.open(&list, &page.token).await?;
-        let listed = lists.directory(directory, page.slice(place.as_ref())).await;
-        let listed = listed.map_err(store_failed)?;
+        let slice = page.slice(place.as_ref());
+        let listed = self.listed(lists.directory(directory, slice)).await?;
         let records = self.coherent(&listed.found).await?.into_iter();
         Ok(Page {
             entries: records.flatten().filter_map(from_record).collect(),
             next_token: tokens.seal(&list, listed.next).await?,
         })
+    }
+
+    /// Reads a page of a list, as one of the table reads that are bounded.
+    async fn listed<T>(
+        &self,
+        read: impl Future<Output = Result<Listed<T>, store::Error>>,
+    ) -> Result<Listed<T>, Error> {
+        let _permit = self.coherence.table_read().await.map_err(store_failed)?;
+        let mut listed = read.await.map_err(store_failed)?;
+        match listed.unreadable.pop() {
+            None => Ok(listed),
+            Some(error) => Err(store_failed(error)),
+        }
     }
 
     async fn coherent(&self, keys: &[Key]) -> Result<Vec<Option<Record>>, Error> {

@@ -1,10 +1,13 @@
 //! Memberships: get, add, change role, remove, leave.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
+use tokio::time::timeout;
 
 use super::{
     Accounts, Call, Error, Freshness, Refusal, Source, is_version,
-    snapshot::{Snapshot, keys_of_member, transaction},
+    snapshot::{Snapshot, keys_around, keys_of_member, transaction},
     store_failed,
 };
 use crate::{
@@ -16,7 +19,9 @@ use crate::{
     store::{self, Step, StrongReads},
 };
 
-/// Owners looked at together, of those who might remain when one leaves.
+/// Longest to wait for the index of Owners.
+const HINT_PATIENCE: Duration = Duration::from_secs(1);
+/// Owners read together, of those who may remain when one leaves.
 const OWNERS_AT_ONCE: usize = 25;
 
 /// A member to add.
@@ -149,41 +154,112 @@ fn membership_key(organization: &OrganizationName, username: &Username) -> Key {
     Key::Membership(organization.clone(), username.clone())
 }
 
-/// The target is no member; only who may manage members learns so.
+/// Refuses because the target is no member; only an actor who may manage members
+/// is told so.
 pub(super) fn not_a_member<T>(
+    found: &Snapshot,
     organization: &OrganizationName,
     username: &Username,
 ) -> Verdict<T, Refusal> {
     let refusal = Refusal::MembershipNotFound(organization.clone(), username.clone());
-    Verdict::refuse_for(vec![Key::User(username.clone())], refusal)
+    found.refuse(keys_around(organization, username), refusal)
 }
 
-/// The conditions under which an Owner other than `leaving` remains; `None` if
-/// there is no other.
-async fn another_owner_remains(
-    table: &dyn StrongReads,
+/// The membership is of another version than the one that was to be changed.
+fn another_version<T>(
+    found: &Snapshot,
     organization: &OrganizationName,
-    leaving: &Username,
-) -> Result<Option<Vec<Step>>, store::Error> {
-    let others = table.owners(organization).await?.into_iter();
-    let others: Vec<_> = others
-        .map(|owner| owner.member_username)
-        .filter(|owner| owner != leaving)
-        .collect();
-    // Owners whose users are deleted do not remain; look on until one does.
-    for some in others.chunks(OWNERS_AT_ONCE) {
-        let keys = some
-            .iter()
-            .flat_map(|owner| keys_of_member(organization, owner));
-        let found = Snapshot::read(table, keys).await?;
-        let remaining = some
-            .iter()
-            .find(|owner| found.role(organization, owner) == Some(Role::Owner));
-        if let Some(owner) = remaining {
-            return Ok(Some(found.still_counts(organization, owner)));
+    username: &Username,
+) -> Verdict<T, Refusal> {
+    found.refuse(keys_around(organization, username), Refusal::EtagMismatch)
+}
+
+/// The search for an Owner who remains when another one leaves.
+struct OtherOwners<'a> {
+    table: &'a dyn StrongReads,
+    organization: &'a OrganizationName,
+    leaving: &'a Username,
+    /// What was found of those who do not remain.
+    others: Snapshot,
+}
+
+impl OtherOwners<'_> {
+    /// Adds to the conditions that an Owner other than the leaving one remains.
+    /// Refuses where there is no other. `found` is what the leaving Owner's
+    /// membership stands on.
+    async fn require_one<T>(
+        table: &dyn StrongReads,
+        organization: &OrganizationName,
+        leaving: &Username,
+        found: &Snapshot,
+        conditions: &mut Vec<Step>,
+    ) -> Result<Result<(), Verdict<T, Refusal>>, store::Error> {
+        let mut search = OtherOwners {
+            table,
+            organization,
+            leaving,
+            others: Snapshot::empty(),
+        };
+        if let Some(remains) = search.find().await? {
+            conditions.extend(remains);
+            return Ok(Ok(()));
+        }
+        let mut others = search.others;
+        let mut because_of: Vec<_> = others.keys().cloned().collect();
+        because_of.extend(keys_around(organization, leaving));
+        others.extend(found.clone());
+        let refusal = Refusal::LastOwner(organization.clone());
+        Ok(Err(others.refuse(because_of, refusal)))
+    }
+
+    /// The conditions under which another Owner remains; `None` if there is none.
+    async fn find(&mut self) -> Result<Option<Vec<Step>>, store::Error> {
+        let hints = timeout(HINT_PATIENCE, self.table.owner_hints(self.organization));
+        let hints = match hints.await {
+            Ok(Ok(hints)) => hints,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the index of Owners cannot be read");
+                Vec::new()
+            }
+            Err(_) => Vec::new(),
+        };
+        if let Some(remains) = self.find_among(&hints).await? {
+            return Ok(Some(remains));
+        }
+        // The index may lack an Owner: only the members themselves tell that
+        // there is no other.
+        let mut after = None;
+        loop {
+            let page = self.table.owners(self.organization, after.as_ref()).await?;
+            if let Some(remains) = self.find_among(&page.found).await? {
+                return Ok(Some(remains));
+            }
+            after = match page.next {
+                None => return Ok(None),
+                next => next,
+            };
         }
     }
-    Ok(None)
+
+    /// Owners whose users are deleted or suspended do not remain.
+    async fn find_among(&mut self, owners: &[Username]) -> Result<Option<Vec<Step>>, store::Error> {
+        let organization = self.organization;
+        let others: Vec<_> = owners.iter().filter(|it| *it != self.leaving).collect();
+        for some in others.chunks(OWNERS_AT_ONCE) {
+            let keys = some
+                .iter()
+                .flat_map(|owner| keys_of_member(organization, owner));
+            let found = Snapshot::read(self.table, keys).await?;
+            let remaining = some
+                .iter()
+                .find(|owner| found.role(organization, owner) == Some(Role::Owner));
+            if let Some(owner) = remaining {
+                return Ok(Some(found.still_counts(organization, owner)));
+            }
+            self.others.extend(found);
+        }
+        Ok(None)
+    }
 }
 
 struct AddMember {
@@ -229,17 +305,13 @@ impl Change for AddMember {
         let user_key = Key::User(member_username.clone());
         let Some(user) = found.user(member_username) else {
             let refusal = Refusal::UserNotFound(member_username.clone());
-            return Ok(Verdict::refuse_for(vec![user_key], refusal));
+            return Ok(found.refuse([user_key], refusal));
         };
         if found.member(organization_name, member_username).is_some() {
-            return Ok(Verdict::Refuse {
-                refusal: Refusal::MembershipExists(
-                    organization_name.clone(),
-                    member_username.clone(),
-                ),
-                reveals: Vec::new(),
-                upholds: found.around(organization_name, member_username),
-            });
+            let refusal =
+                Refusal::MembershipExists(organization_name.clone(), member_username.clone());
+            let because_of = keys_around(organization_name, member_username);
+            return Ok(found.refuse(because_of, refusal));
         }
         let membership = Membership {
             organization_name: organization_name.clone(),
@@ -252,14 +324,14 @@ impl Change for AddMember {
         };
         let record = Record::Membership(membership.clone());
         // What is there was left by an earlier incarnation of either name.
-        let put = Step::Put {
+        let create = Step::Create {
             found: found.record(&record.key()).cloned(),
             record: record.clone(),
         };
         let mut conditions = found.still_counts(organization_name, adding_user);
         conditions.push(found.still(user_key));
         Ok(Verdict::Commit(Plan {
-            steps: transaction(vec![put], conditions),
+            steps: transaction(vec![create], conditions),
             publish: vec![record],
             upholds: found.around(organization_name, member_username),
             output: Standing {
@@ -311,13 +383,13 @@ impl Change for ChangeRole {
             _ => return Ok(Verdict::Deny(Refusal::NotPermitted)),
         };
         let Some(target) = found.member(organization_name, member_username) else {
-            return Ok(not_a_member(organization_name, member_username));
+            return Ok(not_a_member(&found, organization_name, member_username));
         };
         if !may_change_role(actor, target.membership.role, *role) {
             return Ok(Verdict::Deny(Refusal::NotPermitted));
         }
         if !is_version(etag.as_ref(), &target.membership.stamp) {
-            return Ok(Verdict::refuse(Refusal::EtagMismatch));
+            return Ok(another_version(&found, organization_name, member_username));
         }
         if target.membership.role == *role {
             return Ok(Verdict::Keep {
@@ -332,11 +404,18 @@ impl Change for ChangeRole {
         let mut conditions = found.still_counts(organization_name, acting_user);
         conditions.extend(found.still_counts(organization_name, member_username));
         // Where an Owner acts on another, the acting one remains.
-        if target.role == Role::Owner && acting_user == member_username {
-            match another_owner_remains(table, organization_name, member_username).await? {
-                None => return Ok(last_owner(organization_name)),
-                Some(remains) => conditions.extend(remains),
-            }
+        if target.role == Role::Owner
+            && acting_user == member_username
+            && let Err(refused) = OtherOwners::require_one(
+                table,
+                organization_name,
+                member_username,
+                &found,
+                &mut conditions,
+            )
+            .await?
+        {
+            return Ok(refused);
         }
         let membership = Membership {
             role: *role,
@@ -345,12 +424,12 @@ impl Change for ChangeRole {
         };
         let is_grant = *role > target.role;
         let record = Record::Membership(membership.clone());
-        let put = Step::Put {
+        let update = Step::Update {
+            found: Record::Membership(target),
             record: record.clone(),
-            found: Some(Record::Membership(target)),
         };
         Ok(Verdict::Commit(Plan {
-            steps: transaction(vec![put], conditions),
+            steps: transaction(vec![update], conditions),
             publish: if is_grant { vec![record] } else { Vec::new() },
             upholds: found.around(organization_name, member_username),
             output: Standing { membership, state },
@@ -392,21 +471,28 @@ impl Change for RemoveMember {
             _ => return Ok(Verdict::Deny(Refusal::NotPermitted)),
         };
         let Some(target) = found.member(organization_name, member_username) else {
-            return Ok(not_a_member(organization_name, member_username));
+            return Ok(not_a_member(&found, organization_name, member_username));
         };
         if !is_leaving && !may_remove(actor, target.membership.role) {
             return Ok(Verdict::Deny(Refusal::NotPermitted));
         }
         if !is_version(etag.as_ref(), &target.membership.stamp) {
-            return Ok(Verdict::refuse(Refusal::EtagMismatch));
+            return Ok(another_version(&found, organization_name, member_username));
         }
         let mut conditions = found.still_counts(organization_name, acting_user);
         // Where an Owner removes another, the acting one remains.
-        if target.membership.role == Role::Owner && is_leaving {
-            match another_owner_remains(table, organization_name, member_username).await? {
-                None => return Ok(last_owner(organization_name)),
-                Some(remains) => conditions.extend(remains),
-            }
+        if target.membership.role == Role::Owner
+            && is_leaving
+            && let Err(refused) = OtherOwners::require_one(
+                table,
+                organization_name,
+                member_username,
+                &found,
+                &mut conditions,
+            )
+            .await?
+        {
+            return Ok(refused);
         }
         let delete = Step::Delete {
             found: Record::Membership(target.membership.clone()),
@@ -418,8 +504,4 @@ impl Change for RemoveMember {
             output: target,
         }))
     }
-}
-
-pub(super) fn last_owner<T>(organization: &OrganizationName) -> Verdict<T, Refusal> {
-    Verdict::refuse(Refusal::LastOwner(organization.clone()))
 }

@@ -272,10 +272,12 @@ impl Change for CreateOrganization {
         let found = Snapshot::read(table, self.keys()).await?;
         let Some(founder) = found.user(founding_user) else {
             let refusal = Refusal::UserNotFound(founding_user.clone());
-            return Ok(Verdict::refuse_for(vec![user_key], refusal));
+            return Ok(found.refuse([user_key], refusal));
         };
+        // Says that the founder is suspended: nothing else is denied here.
         if founder.state == State::Suspended {
-            return Ok(Verdict::Deny(Refusal::NotPermitted));
+            let refusal = Refusal::NotPermitted;
+            return Ok(found.refuse([user_key], refusal));
         }
         if found.organization(organization_name).is_some() {
             return Ok(Verdict::refuse(Refusal::OrganizationExists(
@@ -302,12 +304,12 @@ impl Change for CreateOrganization {
         });
         let record = Record::Organization(organization.clone());
         let writes = vec![
-            Step::Put {
+            Step::Create {
                 record: record.clone(),
                 found: None,
             },
             // What is there was left by an earlier incarnation of the name.
-            Step::Put {
+            Step::Create {
                 record: membership.clone(),
                 found: found.record(&membership_key).cloned(),
             },

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 
 use super::{
     Accounts, Call, Error, Refusal,
-    memberships::{last_owner, not_a_member},
+    memberships::not_a_member,
     snapshot::{Snapshot, keys_of_member, transaction},
 };
 use crate::{
@@ -116,31 +116,36 @@ impl Change for TransferOwnership {
         if !actor.has(Role::Owner, &found, organization_name) {
             return Ok(Verdict::Deny(Refusal::NotPermitted));
         }
-        let upholds = found.around(organization_name, new_owner);
         let Some(new) = found.member(organization_name, new_owner) else {
-            return Ok(not_a_member(organization_name, new_owner));
+            return Ok(not_a_member(&found, organization_name, new_owner));
         };
-        // Who gives up the role must leave an Owner who can act.
-        if new.state == State::Suspended && self.previous_owner().is_some() {
-            return Ok(last_owner(organization_name));
-        }
         let previous = self
             .previous_owner()
             .and_then(|owner| found.member(organization_name, owner));
+        // All users, and the organization: the answer tells of both memberships.
+        let upholds = found.profiles();
+        // Who gives up the role must leave an Owner who can act.
+        if new.state == State::Suspended && previous.is_some() {
+            return Ok(Verdict::Refuse {
+                refusal: Refusal::LastOwner(organization_name.clone()),
+                absent: Vec::new(),
+                upholds,
+            });
+        }
         let changes = [
             Some((&new, Role::Owner)),
             previous.as_ref().map(|previous| (previous, Role::Admin)),
         ];
-        let mut puts = Vec::new();
+        let mut updates = Vec::new();
         let mut publish = Vec::new();
         let mut standings = Vec::new();
         for (standing, role) in changes.into_iter().flatten() {
             let membership = self.with_role(&standing.membership, role);
             let record = Record::Membership(membership.clone());
             if membership != standing.membership {
-                puts.push(Step::Put {
+                updates.push(Step::Update {
+                    found: Record::Membership(standing.membership.clone()),
                     record: record.clone(),
-                    found: Some(Record::Membership(standing.membership.clone())),
                 });
                 // Only what grants.
                 publish.extend((role == Role::Owner).then_some(record));
@@ -155,13 +160,13 @@ impl Change for TransferOwnership {
             new: standings.next().unwrap_or(new),
             previous: standings.next(),
         };
-        if puts.is_empty() {
+        if updates.is_empty() {
             return Ok(Verdict::Keep { output, upholds });
         }
         let mut conditions = actor.conditions(&found, organization_name);
         conditions.extend(found.still_counts(organization_name, new_owner));
         Ok(Verdict::Commit(Plan {
-            steps: transaction(puts, conditions),
+            steps: transaction(updates, conditions),
             publish,
             upholds,
             output,

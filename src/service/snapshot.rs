@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
+use super::Refusal;
 use crate::{
-    coherence::Plan,
+    coherence::{Plan, Verdict},
     domain::{
         Gone, Key, Leftovers, Organization, OrganizationName, Record, Role, Standing, Timestamp,
         Uid, User, Username, standing_membership,
@@ -12,6 +13,7 @@ use crate::{
 };
 
 /// Records as strong reads returned them.
+#[derive(Clone)]
 pub(super) struct Snapshot(HashMap<Key, Option<Record>>);
 
 impl Snapshot {
@@ -28,6 +30,16 @@ impl Snapshot {
         Ok(Self(records))
     }
 
+    /// Nothing was read yet.
+    pub(super) fn empty() -> Self {
+        Self(HashMap::new())
+    }
+
+    /// What was read.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.0.keys()
+    }
+
     pub(super) fn record(&self, key: &Key) -> Option<&Record> {
         self.0.get(key)?.as_ref()
     }
@@ -35,6 +47,38 @@ impl Snapshot {
     /// All that were found.
     pub(super) fn records(&self) -> Vec<Record> {
         self.0.values().flatten().cloned().collect()
+    }
+
+    /// The users and organizations that were found.
+    pub(super) fn profiles(&self) -> Vec<Record> {
+        let mut profiles = self.records();
+        profiles.retain(|record| !matches!(record, Record::Membership(_)));
+        profiles
+    }
+
+    /// Adds what another snapshot has, over what this one has.
+    pub(super) fn extend(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+
+    /// Refuses because of these records, as they were found or not found.
+    pub(super) fn refuse<T>(
+        &self,
+        because_of: impl IntoIterator<Item = Key>,
+        refusal: Refusal,
+    ) -> Verdict<T, Refusal> {
+        let (mut absent, mut upholds) = (Vec::new(), Vec::new());
+        for key in because_of {
+            match self.record(&key) {
+                Some(record) => upholds.push(record.clone()),
+                None => absent.push(key),
+            }
+        }
+        Verdict::Refuse {
+            refusal,
+            absent,
+            upholds,
+        }
     }
 
     pub(super) fn user(&self, username: &Username) -> Option<&User> {
@@ -83,10 +127,7 @@ impl Snapshot {
         organization: &OrganizationName,
         username: &Username,
     ) -> Vec<Record> {
-        let keys = [
-            Key::User(username.clone()),
-            Key::Organization(organization.clone()),
-        ];
+        let keys = keys_around(organization, username);
         let found = keys.iter().filter_map(|key| self.record(key));
         found.cloned().collect()
     }
@@ -123,6 +164,14 @@ pub(super) fn deletion(record: Record, gone: Gone, uid: Option<&Uid>) -> Vec<Ste
     [Some(delete), leftovers].into_iter().flatten().collect()
 }
 
+/// The user and the organization of a membership.
+pub(super) fn keys_around(organization: &OrganizationName, username: &Username) -> [Key; 2] {
+    [
+        Key::User(username.clone()),
+        Key::Organization(organization.clone()),
+    ]
+}
+
 /// The three records that make a membership count.
 pub(super) fn keys_of_member(organization: &OrganizationName, username: &Username) -> [Key; 3] {
     [
@@ -132,8 +181,7 @@ pub(super) fn keys_of_member(organization: &OrganizationName, username: &Usernam
     ]
 }
 
-/// The plan to put a record over what was found, and to publish it if that may
-/// be.
+/// The plan to change a record that was found, and to publish it if that may be.
 pub(super) fn rewrite<T>(
     found: Record,
     record: Record,
@@ -141,12 +189,12 @@ pub(super) fn rewrite<T>(
     may_publish: bool,
     output: T,
 ) -> Plan<T> {
-    let put = Step::Put {
+    let update = Step::Update {
+        found,
         record: record.clone(),
-        found: Some(found),
     };
     Plan {
-        steps: transaction(vec![put], conditions),
+        steps: transaction(vec![update], conditions),
         publish: may_publish.then_some(record).into_iter().collect(),
         upholds: Vec::new(),
         output,
@@ -169,7 +217,7 @@ pub(super) fn transaction(write: Vec<Step>, conditions: Vec<Step>) -> Vec<Step> 
 fn key_of(step: &Step) -> Option<Key> {
     match step {
         Step::Require { key, .. } => Some(key.clone()),
-        Step::Put { record, .. } => Some(record.key()),
+        Step::Create { record, .. } | Step::Update { record, .. } => Some(record.key()),
         Step::Delete { found } => Some(found.key()),
         Step::Claim { .. } | Step::CleanUp(_) | Step::Remember { .. } => None,
     }

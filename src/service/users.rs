@@ -13,7 +13,7 @@ use crate::{
         Actor, Email, EmailClaim, Etag, FreeText, Gone, Key, Labels, Record, Stamp, State,
         Timestamp, User, Username,
     },
-    store::{self, Step, StrongReads},
+    store::{self, Step, StoredClaim, StrongReads},
 };
 
 /// A user to create.
@@ -155,8 +155,10 @@ impl Accounts {
         email: Email,
         freshness: Freshness,
     ) -> Result<(User, Source), Error> {
+        let permit = self.coherence.table_read().await.map_err(store_failed)?;
         let claim = self.coherence.table().email_claim(&email).await;
-        let Some(claim) = claim.map_err(store_failed)? else {
+        drop(permit);
+        let Some(StoredClaim { claim, .. }) = claim.map_err(store_failed)? else {
             return Err(Error::Refused(Refusal::EmailNotFound));
         };
         match self.get_user(claim.username.clone(), freshness).await {
@@ -207,13 +209,13 @@ async fn claims<T>(
     let mut steps = Vec::new();
     if let (Some(user), Some(email)) = (after, new.filter(|_| !is_same)) {
         let found = table.email_claim(email).await?;
-        if let Some(other) = &found {
+        if let Some(StoredClaim { claim: other, .. }) = &found {
             let key = Key::User(other.username.clone());
-            let holder = Snapshot::read(table, [key]).await?;
-            let holder = holder.user(&other.username);
+            let read = Snapshot::read(table, [key.clone()]).await?;
+            let holder = read.user(&other.username);
             // What is there may be left by a user who was deleted in the console.
             if holder.is_some_and(|holder| has_claimed(holder, other, email)) {
-                return Ok(Err(Verdict::refuse(Refusal::EmailExists)));
+                return Ok(Err(read.refuse([key], Refusal::EmailExists)));
             }
         }
         steps.push(Step::Claim {
@@ -227,7 +229,7 @@ async fn claims<T>(
     }
     if let (Some(user), Some(email)) = (before, old.filter(|_| !is_same)) {
         let found = table.email_claim(email).await?;
-        let found = found.filter(|claim| has_claimed(user, claim, email));
+        let found = found.filter(|found| has_claimed(user, &found.claim, email));
         steps.extend(found.map(|found| Step::Claim {
             email: email.clone(),
             claim: None,
@@ -266,12 +268,12 @@ impl Change for CreateUser {
             Err(refused) => return Ok(refused),
         };
         let record = Record::User(user.clone());
-        let put = Step::Put {
+        let create = Step::Create {
             record: record.clone(),
             found: None,
         };
         Ok(Verdict::Commit(Plan {
-            steps: [vec![put], claims].concat(),
+            steps: [vec![create], claims].concat(),
             publish: vec![record],
             upholds: Vec::new(),
             output: user.clone(),

@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, fmt};
 
-use super::{Deletion, Remembered, keys};
+use super::{Deletion, Remembered, StoredClaim, keys};
 use crate::domain::{
     Actor, ChangeKind, Email, EmailClaim, Fingerprint, FreeText, Key, Labels, Leftovers, Made,
     Membership, Organization, Origin, Record, RecordChange, Request, RequestId, Role, Stamp, State,
@@ -189,12 +189,28 @@ pub(super) fn encode_claim(claim: &EmailClaim) -> Item {
 }
 
 /// Who has an e-mail address; `None` where it is no such item.
-pub(super) fn decode_claim(item: &Item) -> Option<EmailClaim> {
-    Some(EmailClaim {
-        username: Username::parse_existing(text(item, USERNAME)?).ok()?,
-        uid: uid(item, UID),
+pub(super) fn decode_claim(item: &Item) -> Option<StoredClaim> {
+    Some(StoredClaim {
+        claim: EmailClaim {
+            username: Username::parse_existing(text(item, USERNAME)?).ok()?,
+            uid: uid(item, UID),
+        },
+        change_id: text(item, WRITE_ID).map(str::to_owned),
     })
 }
+
+/// What turns the item of one record into that of another: the attributes to set,
+/// and those to remove.
+pub(super) fn difference(before: &Record, after: &Record) -> (Item, Vec<String>) {
+    let (before, mut set) = (encode(before), encode(after));
+    let gone = before.keys().filter(|name| !set.contains_key(*name));
+    let gone = gone.cloned().collect();
+    set.retain(|name, value| before.get(name) != Some(value));
+    (set, gone)
+}
+
+/// The attributes of [`encode_origin`] that it may leave out.
+pub(super) const OPTIONAL_ORIGIN: [&str; 2] = [CHANGED_BY, REQUEST_ID];
 
 /// What an item says of the change that wrote it. The platform is not named.
 pub(super) fn encode_origin(origin: &Origin, write_id: &str) -> Item {

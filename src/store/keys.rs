@@ -2,7 +2,7 @@
 
 use super::{Directory, LogId};
 use crate::domain::{
-    Email, Etag, Gone, Key, Leftovers, OrganizationName, RequestId, Uid, Username,
+    Email, Etag, Gone, Key, Leftovers, OrganizationName, Record, RequestId, Role, Uid, Username,
 };
 
 /// Changes of a log that share a partition key.
@@ -22,6 +22,24 @@ pub const LIST_INDEX: &str = "listKey-PK-index";
 /// Partitions of the index of all users, and of all organizations: each takes a
 /// thousand new ones a second.
 pub(super) const LIST_SHARDS: u8 = 4;
+
+/// Name of the attribute of Owners' memberships by which the Owners of an
+/// organization are found. Its value is the partition key.
+pub const OWNER_OF: &str = "ownerOf";
+/// Name of the global index keyed by that attribute, then the sort key.
+pub const OWNER_INDEX: &str = "ownerOf-SK-index";
+
+/// The attributes of a record's item that only indexes read; without a value
+/// where the record is not in the index.
+pub(super) fn index_attributes(record: &Record) -> [(&'static str, Option<String>); 2] {
+    let owner_of = match record {
+        Record::Membership(membership) if membership.role == Role::Owner => {
+            Some(members_of(&membership.organization_name))
+        }
+        _ => None,
+    };
+    [(LIST_KEY, list_key(&record.key())), (OWNER_OF, owner_of)]
+}
 
 /// The value of [`LIST_KEY`] in a record's item; memberships have none.
 pub(super) fn list_key(key: &Key) -> Option<String> {

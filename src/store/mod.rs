@@ -12,7 +12,7 @@ use async_trait::async_trait;
 pub use dynamodb::{
     ATTEMPT_TIMEOUT, Created, DynamoDb, DynamoDbStream, OPERATION_TIMEOUT, Settings,
 };
-pub use keys::{INVERTED_INDEX, LIST_INDEX, PARTITION_KEY, SORT_KEY, key_of_item};
+pub use keys::{INVERTED_INDEX, LIST_INDEX, OWNER_INDEX, PARTITION_KEY, SORT_KEY, key_of_item};
 
 use crate::domain::{
     ChangeKind, Email, EmailClaim, Etag, Fingerprint, Key, Leftovers, Made, Membership,
@@ -37,25 +37,50 @@ pub trait StrongReads: Send + Sync {
     /// The table could not be read, or holds an item that is no such record.
     async fn read_strong(&self, keys: &[Key]) -> Result<Vec<Option<Record>>, Error>;
 
-    /// Returns every membership of the organization with the role Owner, also
-    /// those of users that no longer exist. Reads the whole partition: for the
-    /// rare question whether the last Owner leaves.
+    /// Returns at most [`OWNER_HINTS`] users who were Owners of the organization
+    /// some moments ago, by an index: a hint where to look first. Empty where the
+    /// table lacks the index.
     ///
     /// # Errors
     /// As [`Self::read_strong`].
-    async fn owners(&self, organization: &OrganizationName) -> Result<Vec<Membership>, Error>;
+    async fn owner_hints(&self, organization: &OrganizationName) -> Result<Vec<Username>, Error>;
 
-    /// Returns who has an e-mail address.
+    /// Returns a page of the users whose memberships have the role Owner, also of
+    /// users that no longer exist. The pages together read the whole partition of
+    /// the organization, up to 1 MB each.
     ///
     /// # Errors
     /// As [`Self::read_strong`].
-    async fn email_claim(&self, email: &Email) -> Result<Option<EmailClaim>, Error>;
+    async fn owners(
+        &self,
+        organization: &OrganizationName,
+        after: Option<&Place>,
+    ) -> Result<Listed<Username>, Error>;
+
+    /// Returns the claim of an e-mail address.
+    ///
+    /// # Errors
+    /// As [`Self::read_strong`].
+    async fn email_claim(&self, email: &Email) -> Result<Option<StoredClaim>, Error>;
 
     /// Returns what is remembered of a request, see [`Step::Remember`].
     ///
     /// # Errors
     /// As [`Self::read_strong`].
     async fn remembered(&self, request: &RequestId) -> Result<Option<Remembered>, Error>;
+}
+
+/// Most users that [`StrongReads::owner_hints`] returns.
+pub const OWNER_HINTS: usize = 25;
+
+/// The claim of an e-mail address as the table holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredClaim {
+    /// The user who has the address.
+    pub claim: EmailClaim,
+    /// The change that wrote the claim: every change has another one. `None` for
+    /// a claim that this service did not write.
+    pub change_id: Option<String>,
 }
 
 /// What is remembered of a request that had its effect, for at least
@@ -127,11 +152,11 @@ pub struct Register {
 /// What deletions left, to be removed.
 #[async_trait]
 pub trait LeftoverTasks: Send + Sync {
-    /// Some of what is left, if anything is.
+    /// A page of what is left.
     ///
     /// # Errors
     /// The table could not be read.
-    async fn leftovers(&self) -> Result<Vec<Leftovers>, Error>;
+    async fn leftovers(&self, after: Option<&Place>) -> Result<Listed<Leftovers>, Error>;
 
     /// Nothing is left of these.
     ///
@@ -148,7 +173,7 @@ pub trait Lists: Send + Sync {
     /// whose memberships do not count.
     ///
     /// # Errors
-    /// The table could not be read, or holds an item that is no membership.
+    /// The table could not be read.
     async fn members(
         &self,
         organization: &OrganizationName,
@@ -201,6 +226,8 @@ pub struct Place(pub String);
 pub struct Listed<T> {
     /// The entries.
     pub found: Vec<T>,
+    /// Items of the page that are no such entries.
+    pub unreadable: Vec<Error>,
     /// Where it ends; `None` at the end of the list.
     pub next: Option<Place>,
 }
@@ -400,12 +427,21 @@ pub enum Step {
         /// What it was.
         found: Option<Record>,
     },
-    /// Write a record over exactly what was found.
-    Put {
+    /// Write a new record whole. It takes the place of exactly what was found: of
+    /// nothing, or of what an earlier incarnation of its names left.
+    Create {
         /// The new record.
         record: Record,
         /// What it replaces.
         found: Option<Record>,
+    },
+    /// Change exactly what was found. Attributes in which the two records do not
+    /// differ stay as they are, also those that this version does not know.
+    Update {
+        /// The record before.
+        found: Record,
+        /// The record after.
+        record: Record,
     },
     /// Delete exactly what was found.
     Delete {
@@ -418,8 +454,8 @@ pub enum Step {
         email: Email,
         /// Who has it; nobody, if `None`.
         claim: Option<EmailClaim>,
-        /// Who had it.
-        found: Option<EmailClaim>,
+        /// The claim that it replaces, of this very version.
+        found: Option<StoredClaim>,
     },
     /// Have removed what a deletion leaves.
     CleanUp(Leftovers),

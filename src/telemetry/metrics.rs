@@ -100,6 +100,8 @@ metrics! {
         "changes that this replica wrote into the log of changes";
     counter LEFTOVERS_REMOVED = "account_leftovers_removed_total",
         "memberships removed that a deleted user or organization had left";
+    counter LEFTOVERS_SKIPPED = "account_leftovers_skipped_total",
+        "memberships and tasks that the clean-up could not read or remove, in each pass anew";
     gauge WATCHERS = "account_watchers", "WatchChanges streams that are open";
     gauge TASKS = "account_tasks", "tasks of the runtime that are alive";
 }

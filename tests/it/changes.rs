@@ -1,17 +1,21 @@
 //! What changes is told to whoever watches: everything, in order, once.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
-use account_service::proto::account_v1::{
-    self as pb, ChangeKind, Role, State,
-    change::{Actor, Resource},
-    watch_changes_request::Start,
+use account_service::{
+    domain::Timestamp,
+    proto::account_v1::{
+        self as pb, ChangeKind, Role, State,
+        change::{Actor, Resource},
+        watch_changes_request::Start,
+    },
 };
+use aws_sdk_dynamodb::types::AttributeValue;
 use tokio::time::timeout;
 use tonic::{Code, Status, Streaming};
 
 use crate::{
-    harness::{Backends, Client, PATIENCE, Replica, assert_refused},
+    harness::{Backends, Client, PATIENCE, Replica, Table, assert_refused},
     streams::{eventually, following, not_following},
 };
 
@@ -456,6 +460,72 @@ async fn changes_that_nobody_follows_are_not_waited_for() {
     let service = Replica::start_with(&backends.serve_settings(), not_following()).await;
     let refused = Watch::open(&service.client, None).await.map(drop);
     assert_refused(refused, Code::Unavailable, "CHANGES_NOT_FOLLOWED");
+}
+
+/// Follows the stream as a replica would whose clock differs by so many milliseconds:
+/// gives one sign after the other, until it is dropped.
+struct FakeFollower(tokio::task::JoinHandle<()>);
+
+impl FakeFollower {
+    const EVERY: Duration = Duration::from_millis(100);
+
+    async fn sign(table: &Table, version: u64, clock_ms: i64) {
+        let text = |text: &str| AttributeValue::S(text.to_owned());
+        let key = "SERVICE#stream-invalidator";
+        let beat = Timestamp::now().0 + clock_ms;
+        let item = [
+            ("PK", text(key)),
+            ("SK", text(key)),
+            ("ver", AttributeValue::N(version.to_string())),
+            ("owner", text("somebody")),
+            ("stream", text("any")),
+            ("log", text("0123456789abcdef0123456789abcdef")),
+            ("next", text("1")),
+            ("beat", text(&beat.to_string())),
+        ];
+        let item = item.map(|(name, value)| (name.to_owned(), value));
+        table.put_item(item.into()).await;
+    }
+
+    async fn start(table: Table, clock_ms: i64) -> Self {
+        Self::sign(&table, 1, clock_ms).await;
+        Self(tokio::spawn(async move {
+            for version in 2.. {
+                Self::sign(&table, version, clock_ms).await;
+                tokio::time::sleep(Self::EVERY).await;
+            }
+        }))
+    }
+}
+
+impl Drop for FakeFollower {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+#[tokio::test]
+async fn that_the_stream_is_followed_is_seen_whatever_the_clocks_say() {
+    let hour = 3_600_000;
+    for clock_ms in [-hour, -120_000, 0, 120_000, hour] {
+        let backends = Backends::start().await;
+        let service = Replica::start_with(&backends.serve_settings(), not_following()).await;
+        let follower = FakeFollower::start(backends.table(), clock_ms).await;
+        let mut watch = Watch::open(&service.client, None).await.unwrap();
+        assert_eq!(watch.response().await.unwrap().changes, []);
+        drop(follower);
+    }
+}
+
+#[tokio::test]
+async fn a_sign_that_is_not_followed_by_another_does_not_say_that_the_stream_is_followed() {
+    for clock_ms in [-120_000, 120_000] {
+        let backends = Backends::start().await;
+        let service = Replica::start_with(&backends.serve_settings(), not_following()).await;
+        FakeFollower::sign(&backends.table(), 1, clock_ms).await;
+        let refused = Watch::open(&service.client, None).await.map(drop);
+        assert_refused(refused, Code::Unavailable, "CHANGES_NOT_FOLLOWED");
+    }
 }
 
 #[tokio::test]

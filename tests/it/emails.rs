@@ -148,3 +148,91 @@ async fn the_address_of_a_user_who_was_deleted_in_the_console_is_free() {
         .unwrap();
     assert_eq!(look_up(&service, EMAIL).await.unwrap(), MICHAEL);
 }
+
+#[tokio::test]
+async fn an_address_that_is_given_up_and_claimed_again_meanwhile_stays_with_its_user() {
+    let (backends, service) = start().await;
+    create(service.client.clone(), OLIVIA, EMAIL).await.unwrap();
+    create(service.client.clone(), MICHAEL, "").await.unwrap();
+    // Michael finds Olivia's claim; then he finds that she has another address.
+    let look = backends
+        .dynamodb
+        .hold("GetItem", &format!("USER#{OLIVIA}"), 0);
+    let commit = backends.dynamodb.hold("TransactWriteItems", MICHAEL, 0);
+    let (refused, ()) = tokio::join!(set_email(&service, MICHAEL, EMAIL), async {
+        look.reached().await;
+        set_email(&service, OLIVIA, "other@example.com")
+            .await
+            .unwrap();
+        look.release();
+        commit.reached().await;
+        set_email(&service, OLIVIA, EMAIL).await.unwrap();
+        commit.release();
+    });
+    assert_refused(refused, Code::AlreadyExists, "EMAIL_ALREADY_EXISTS");
+    assert_eq!(look_up(&service, EMAIL).await.unwrap(), OLIVIA);
+    assert_eq!(service.get_user(MICHAEL).await.unwrap().0.email, "");
+}
+
+#[tokio::test]
+async fn a_claim_past_the_service_is_replaced_only_as_it_was_found() {
+    let (backends, service) = start().await;
+    create(service.client.clone(), MICHAEL, "").await.unwrap();
+    let key = format!("EMAIL#{}", EMAIL.to_lowercase());
+    for (username, uid) in [("nobody", "another"), ("somebody", "one")] {
+        let claim = [
+            ("PK", key.as_str()),
+            ("SK", &key),
+            ("username", "nobody"),
+            ("uid", "one"),
+        ];
+        backends.table().put(&claim).await;
+        let commit = backends.dynamodb.hold("TransactWriteItems", MICHAEL, 0);
+        backends.forget_calls();
+        let (claimed, ()) = tokio::join!(set_email(&service, MICHAEL, EMAIL), async {
+            commit.reached().await;
+            let claim = [
+                ("PK", key.as_str()),
+                ("SK", &key),
+                ("username", username),
+                ("uid", uid),
+            ];
+            backends.table().put(&claim).await;
+            commit.release();
+        });
+        // Neither of them has a user: claimed, after another look.
+        claimed.unwrap();
+        assert_eq!(backends.dynamodb.seen("TransactWriteItems").len(), 2);
+        set_email(&service, MICHAEL, "").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn the_claim_of_an_address_that_is_given_up_is_removed() {
+    let (backends, service) = start().await;
+    let table = backends.table();
+    create(service.client.clone(), OLIVIA, EMAIL).await.unwrap();
+    let key = format!("EMAIL#{}", EMAIL.to_lowercase());
+    assert!(table.attributes_of(&key, &key).await.is_some());
+    set_email(&service, OLIVIA, "new@example.com")
+        .await
+        .unwrap();
+    assert_eq!(table.attributes_of(&key, &key).await, None);
+    service.delete_user(OLIVIA).await.unwrap();
+    let key = "EMAIL#new@example.com";
+    assert_eq!(table.attributes_of(key, key).await, None);
+}
+
+#[tokio::test]
+async fn an_address_that_is_written_differently_is_a_change() {
+    let (_backends, service) = start().await;
+    let created = create(service.client.clone(), OLIVIA, "olivia@example.com")
+        .await
+        .unwrap();
+    let changed = set_email(&service, OLIVIA, "Olivia@Example.com")
+        .await
+        .unwrap();
+    assert_eq!(changed.email, "Olivia@Example.com");
+    assert_ne!(changed.etag, created.etag);
+    assert_eq!(service.get_user(OLIVIA).await.unwrap().0, changed);
+}

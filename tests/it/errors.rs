@@ -395,6 +395,218 @@ async fn keys_that_the_table_leaves_unprocessed_are_unknown_and_not_absent() {
     assert_refused(read, Code::ResourceExhausted, "STORE_THROTTLED");
 }
 
+/// What gRPC libraries are told about a retry, and whether the details tell of one.
+fn retry_of<T: std::fmt::Debug>(refused: &Result<T, tonic::Status>) -> (Option<&str>, bool) {
+    use tonic_types::StatusExt as _;
+    let status = refused.as_ref().unwrap_err();
+    let pushback = status.metadata().get("grpc-retry-pushback-ms");
+    let pushback = pushback.map(|it| it.to_str().unwrap());
+    (pushback, status.get_details_retry_info().is_some())
+}
+
+fn new_user(request_id: &str) -> pb::CreateUserRequest {
+    pb::CreateUserRequest {
+        username: "olivia".to_owned(),
+        request_id: request_id.to_owned(),
+        ..pb::CreateUserRequest::default()
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_may_have_been_applied_is_to_be_retried_only_with_a_request_id() {
+    let (backends, service) = start().await;
+    let request_id = uuid::Uuid::new_v4().to_string();
+    let mut client = service.client.clone();
+    for (request_id, told) in [
+        ("", (Some("-1"), false)),
+        (request_id.as_str(), (Some("1000"), true)),
+    ] {
+        backends
+            .dynamodb
+            .refuse("TransactWriteItems", "", 0, usize::MAX);
+        let refused = client.create_user(new_user(request_id)).await;
+        assert_eq!(retry_of(&refused), told);
+        assert_refused(refused, Code::Unavailable, "OUTCOME_UNKNOWN");
+        backends.dynamodb.behave();
+
+        // Applied, and then neither confirmed nor the cache left.
+        let commit = backends.dynamodb.hold("TransactWriteItems", "olivia", 0);
+        let mut request = tonic::Request::new(new_user(request_id));
+        request.set_timeout(Duration::from_millis(2000));
+        let (refused, ()) = tokio::join!(client.create_user(request), async {
+            commit.reached().await;
+            backends.momento.refuse("SetIf", "", 0, usize::MAX);
+            backends.dynamodb.refuse("PutItem", "", 0, usize::MAX);
+            commit.release();
+        });
+        backends.momento.behave();
+        backends.dynamodb.behave();
+        assert_eq!(retry_of(&refused), told);
+        assert_refused(refused, Code::Unavailable, "APPLIED_NOT_CONFIRMED");
+        service.settle().await;
+        if request_id.is_empty() {
+            service.delete_user("olivia").await.unwrap();
+        }
+    }
+    // Sent again, it is answered as it would have been.
+    let answer = client.create_user(new_user(&request_id)).await.unwrap();
+    assert_eq!(answer.into_inner().user.unwrap().username, "olivia");
+
+    // What was certainly not applied may be retried in any case.
+    let throttled = r#"{"__type":"com.amazonaws.dynamodb.v20120810#ThrottlingException","message":"slow down"}"#;
+    backends
+        .dynamodb
+        .answer("TransactWriteItems", usize::MAX, 400, throttled);
+    let refused = service.create_user("michael").await;
+    assert_eq!(retry_of(&refused), (Some("1000"), true));
+    assert_refused(refused, Code::ResourceExhausted, "STORE_THROTTLED");
+}
+
+/// A program that creates a user by a gRPC library with a service configuration:
+/// `tests/clients/python/retries.py`.
+const RETRY_CLIENT: &str = "RETRY_CLIENT";
+
+#[tokio::test]
+#[ignore = "needs a client of another language: tests/clients/run"]
+async fn a_grpc_library_retries_a_write_of_unknown_outcome_only_with_a_request_id() {
+    let program = std::env::var(RETRY_CLIENT).unwrap();
+    let id = uuid::Uuid::new_v4().to_string();
+    for (number, (config, request_id, said)) in [
+        ("service_config.json", "", "failed UNAVAILABLE"),
+        ("service_config_request_id.json", "", "failed UNAVAILABLE"),
+        (
+            "service_config_request_id.json",
+            id.as_str(),
+            "created user-2",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (backends, service) = start().await;
+        let transactions = &backends.dynamodb;
+        // The first attempt is applied, and nobody hears of it.
+        transactions.lose_reply("TransactWriteItems", "");
+        let throttled = r#"{"__type":"com.amazonaws.dynamodb.v20120810#ThrottlingException","message":"slow down"}"#;
+        transactions.answer("TransactWriteItems", 2, 400, throttled);
+        let mut words = program.split_whitespace();
+        let mut client = tokio::process::Command::new(words.next().unwrap());
+        client.args(words).arg(format!("clients/{config}"));
+        client.args([service.addr.to_string(), format!("user-{number}")]);
+        if !request_id.is_empty() {
+            client.arg(request_id);
+        }
+        let output = client.kill_on_drop(true).output().await.unwrap();
+        let output = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.trim(), said, "{config} {request_id}");
+        service.get_user(&format!("user-{number}")).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_transaction_that_is_in_progress_may_still_be_applied() {
+    let (backends, service) = start().await;
+    let in_progress = r#"{"__type":"com.amazonaws.dynamodb.v20120810#TransactionInProgressException","Message":"in progress"}"#;
+    backends
+        .dynamodb
+        .answer("TransactWriteItems", usize::MAX, 400, in_progress);
+    let refused = service.create_user("olivia").await;
+    assert_refused(refused, Code::Unavailable, "OUTCOME_UNKNOWN");
+    // An attempt that is known to have done nothing before it changes nothing in that.
+    backends.dynamodb.behave();
+    let throttled = r#"{"__type":"com.amazonaws.dynamodb.v20120810#ThrottlingException","message":"slow down"}"#;
+    backends
+        .dynamodb
+        .answer("TransactWriteItems", 1, 400, throttled);
+    backends
+        .dynamodb
+        .answer("TransactWriteItems", usize::MAX, 400, in_progress);
+    let refused = service.create_user("olivia").await;
+    assert_refused(refused, Code::Unavailable, "OUTCOME_UNKNOWN");
+}
+
+#[test]
+fn the_service_configuration_retries_reads_and_leaves_writes_without_a_request_id_alone() {
+    let config = |name: &str| -> serde_json::Value {
+        let file = format!("{}/clients/{name}", env!("CARGO_MANIFEST_DIR"));
+        serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap()
+    };
+    let retried = |config: &serde_json::Value| {
+        let mut retried = Vec::new();
+        for method in config["methodConfig"].as_array().unwrap() {
+            if method.get("retryPolicy").is_some() {
+                let names = method["name"].as_array().unwrap().iter();
+                retried.extend(names.map(|name| name["method"].as_str().map(str::to_owned)));
+            }
+        }
+        retried
+    };
+    let contract = std::fs::read_to_string(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/proto/account/v1/account_service.proto"
+    ));
+    let contract = contract.unwrap();
+    let rpcs = contract.lines().filter_map(|line| {
+        let (name, rest) = line.strip_prefix("  rpc ")?.split_once('(')?;
+        Some((name.to_owned(), rest.split(')').next()?.to_owned()))
+    });
+    // A request that changes something has an id.
+    let has_id = |message: &str| {
+        let begin = contract.find(&format!("message {message} {{")).unwrap();
+        let end = contract[begin..].find("\n}\n").unwrap();
+        contract[begin..begin + end].contains(" request_id = ")
+    };
+    let reads = rpcs.filter(|(name, request)| name != "WatchChanges" && !has_id(request));
+    let mut reads: Vec<_> = reads.map(|(name, _)| Some(name)).collect();
+    reads.sort();
+    let mut safe = retried(&config("service_config.json"));
+    safe.sort();
+    assert_eq!(safe, reads);
+    // For clients whose writes all have one.
+    assert_eq!(retried(&config("service_config_request_id.json")), [None]);
+}
+
+#[tokio::test]
+async fn every_read_past_the_indexes_is_strongly_consistent() {
+    let backends = Backends::start().await;
+    let service =
+        Replica::start_with(&backends.serve_settings(), crate::streams::following()).await;
+    backends.forget_calls();
+    let mut watch = crate::changes::Watch::begin(&service.client).await;
+    service.found_olivia_org_with_michael().await;
+    let refused = service
+        .remove("olivia-org", "oliviaowner", "oliviaowner")
+        .await;
+    assert_refused(refused, Code::FailedPrecondition, "LAST_OWNER");
+    let request = pb::ListOrganizationMembersRequest {
+        organization_name: "olivia-org".to_owned(),
+        ..pb::ListOrganizationMembersRequest::default()
+    };
+    let mut client = service.client.clone();
+    client.list_organization_members(request).await.unwrap();
+    client
+        .list_users(pb::ListUsersRequest::default())
+        .await
+        .unwrap();
+    let look_up = pb::LookupUserRequest {
+        email: "nobody@example.com".to_owned(),
+        consistency: None,
+    };
+    client.lookup_user(look_up).await.unwrap_err();
+    watch.changes(4).await.unwrap();
+    let calls = backends.dynamodb.all_seen();
+    let mut reads = std::collections::BTreeMap::<_, usize>::new();
+    for (call, about) in &calls {
+        let is_read = ["GetItem", "BatchGetItem", "Query"].contains(&call.as_str());
+        // An index knows no other way.
+        if is_read && !about.contains("\"IndexName\"") {
+            assert!(about.contains(r#""ConsistentRead":true"#), "{call} {about}");
+            *reads.entry(call.as_str()).or_default() += 1;
+        }
+    }
+    assert_eq!(reads.len(), 3, "{reads:?}");
+}
+
 #[test]
 fn the_documentation_lists_every_reason() {
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/errors.md"));

@@ -6,12 +6,14 @@ use std::{sync::Arc, time::Duration};
 use account_service::{
     boot::Tuning,
     clean_up::CleanUpTiming,
+    domain::Timestamp,
     proto::account_v1::{self as pb, Role},
 };
+use aws_sdk_dynamodb::types::AttributeValue;
 use futures_util::{StreamExt as _, stream};
 
 use crate::{
-    harness::{Backends, Replica, script::Script, start},
+    harness::{Backends, Replica, Table, script::Script, start},
     streams::eventually,
 };
 
@@ -194,4 +196,143 @@ async fn leftovers_are_removed_no_faster_than_the_rate() {
     .await;
     // The pause after the last ones is not waited for.
     assert!(began.elapsed() > Duration::from_millis(750));
+}
+
+/// A membership whose role is none that the service knows.
+async fn put_unreadable(table: &Table, organization: &str, member: &str, uids: [&str; 2]) {
+    let (pk, sk) = (
+        format!("ORGMEMBERS#{organization}"),
+        format!("MEMBER#{member}"),
+    );
+    let item = [
+        ("PK", pk.as_str()),
+        ("SK", &sk),
+        ("role", "Viewer"),
+        ("organizationUid", uids[0]),
+        ("memberUid", uids[1]),
+    ];
+    table.put(&item).await;
+}
+
+/// A task as a deletion leaves it, at this time by the deleter's clock.
+async fn put_task(table: &Table, gone: &str, uid: &str, millis: i64) {
+    let text = |text: String| AttributeValue::S(text);
+    let item = [
+        ("PK", text("LEFTOVERS".to_owned())),
+        ("SK", text(format!("{gone}#{uid}"))),
+        ("updateTime", AttributeValue::N(millis.to_string())),
+    ];
+    let item = item.map(|(name, value)| (name.to_owned(), value));
+    table.put_item(item.into()).await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_stops_neither_its_own_task_nor_others() {
+    let (backends, service) = start().await;
+    let table = backends.table();
+    table.end_stream().await;
+    service.found_olivia_org_with_michael().await;
+    let (organization, _) = service.get_organization(ORG).await.unwrap();
+    put_unreadable(&table, ORG, "mm-viewer", [&organization.uid, "any"]).await;
+    add_members(&backends, &organization, 60).await;
+    service.create_user("zoe").await.unwrap();
+    for name in ["a-org", "b-org", "c-org"] {
+        service.create_organization(name, OLIVIA).await.unwrap();
+        service
+            .add(name, "zoe", Role::Member, OLIVIA)
+            .await
+            .unwrap();
+    }
+    let zoe = service.get_user("zoe").await.unwrap().0;
+    table
+        .set_text("ORGMEMBERS#b-org", "MEMBER#zoe", "role", "Viewer")
+        .await;
+    delete_organization(&service).await;
+    service.delete_user("zoe").await.unwrap();
+    // An item that is no task at all, before all others.
+    table.put(&[("PK", "LEFTOVERS"), ("SK", "!")]).await;
+    let settings = backends.serve_settings();
+    let cleaner = Replica::start_with(&settings, cleaning(&backends, 100_000)).await;
+    eventually("all that can be read is removed", async || {
+        let mut left = members_left(&backends).await;
+        for name in ["a-org", "b-org", "c-org"] {
+            left += table
+                .count(&format!("ORGMEMBERS#{name}"), "MEMBER#zoe")
+                .await;
+        }
+        left == 2
+    })
+    .await;
+    let left = table.partition("ORGMEMBERS#b-org").await;
+    assert_eq!(left["MEMBER#zoe"]["memberUid"].as_s().unwrap(), &zoe.uid);
+    // Mended, they are removed, too.
+    table
+        .set_text("ORGMEMBERS#b-org", "MEMBER#zoe", "role", "Member")
+        .await;
+    let (pk, sk) = (format!("ORGMEMBERS#{ORG}"), "MEMBER#mm-viewer");
+    table.set_text(&pk, sk, "role", "Member").await;
+    eventually("all is removed", async || tasks_left(&backends).await == 0).await;
+    drop(cleaner);
+}
+
+#[tokio::test]
+async fn tasks_that_cannot_be_done_do_not_starve_those_behind_them() {
+    const STUCK: usize = 120;
+    let (backends, service) = start().await;
+    let table = backends.table();
+    table.end_stream().await;
+    service.found_olivia_org_with_michael().await;
+    for number in 0..STUCK {
+        let name = format!("aa-{number:03}");
+        put_unreadable(&table, &name, "viewer", ["gone", "any"]).await;
+        put_task(&table, &format!("ORG#{name}"), "gone", 0).await;
+    }
+    delete_organization(&service).await;
+    let settings = backends.serve_settings();
+    let cleaner = Replica::start_with(&settings, cleaning(&backends, 100_000)).await;
+    eventually("what can be done is done", async || {
+        members_left(&backends).await == 0 && tasks_left(&backends).await == STUCK
+    })
+    .await;
+    drop(cleaner);
+}
+
+#[tokio::test]
+async fn the_clock_of_the_deleting_replica_does_not_decide_when_a_task_is_done() {
+    let (backends, service) = start().await;
+    let table = backends.table();
+    table.end_stream().await;
+    let hour = 3_600_000;
+    let now = Timestamp::now().0;
+    // Deleted a moment ago, by a clock that is an hour behind.
+    put_task(&table, "ORG#behind", "gone", now - hour).await;
+    let mut patient = cleaning(&backends, 100_000);
+    patient.clean_up.as_mut().unwrap().settle = Duration::from_secs(3600);
+    backends.forget_calls();
+    let cleaner = Replica::start_with(&backends.serve_settings(), patient).await;
+    let passes = || {
+        let queries = backends.dynamodb.all_seen();
+        let queries = queries
+            .iter()
+            .filter(|(call, about)| call == "Query" && about.contains("LEFTOVERS"));
+        queries.count()
+    };
+    eventually("several passes", async || passes() > 5).await;
+    assert_eq!(tasks_left(&backends).await, 1);
+    // What an index shows late is removed.
+    let membership = [
+        ("PK", "ORGMEMBERS#behind"),
+        ("SK", "MEMBER#late"),
+        ("role", "Member"),
+        ("organizationUid", "gone"),
+    ];
+    table.put(&membership).await;
+    drop(cleaner);
+    // And by a clock that is an hour ahead.
+    put_task(&table, "ORG#ahead", "gone", now + hour).await;
+    let settings = backends.serve_settings();
+    let cleaner = Replica::start_with(&settings, cleaning(&backends, 100_000)).await;
+    eventually("both are done", async || tasks_left(&backends).await == 0).await;
+    assert_eq!(table.count("ORGMEMBERS#behind", "MEMBER#").await, 0);
+    drop((cleaner, service));
 }

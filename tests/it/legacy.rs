@@ -180,6 +180,59 @@ async fn an_item_that_is_no_record_is_reported_and_grants_nothing() {
 
 /// DynamoDB Local takes the longer to change an index the more tables it has: these
 /// tests come first there.
+#[tokio::test]
+async fn what_others_write_where_this_service_writes_nothing_is_changed_all_the_same() {
+    use aws_sdk_dynamodb::types::AttributeValue;
+    let (backends, service) = start().await;
+    let text = |text: &str| AttributeValue::S(text.to_owned());
+    let zero = || AttributeValue::N("0".to_owned());
+    let put = async |attributes: &[(&str, AttributeValue)]| {
+        let item = attributes.iter().cloned();
+        let item = item.map(|(name, value)| (name.to_owned(), value));
+        backends.table().put_item(item.collect()).await;
+    };
+    for name in ["olivia", "michael"] {
+        let key = format!("USER#{name}");
+        let (key, none) = (text(&key), text(""));
+        let user = [
+            ("PK", key.clone()),
+            ("SK", key),
+            ("state", text("ACTIVE")),
+            ("uid", none),
+        ];
+        put(&[&user[..], &[("ver", zero())]].concat()).await;
+    }
+    let key = text("ORG#odd-org");
+    let organization = [("PK", key.clone()), ("SK", key), ("state", text("ACTIVE"))];
+    put(&[&organization[..], &[("uid", text("")), ("ver", zero())]].concat()).await;
+    let owner = [
+        ("PK", text("ORGMEMBERS#odd-org")),
+        ("SK", text("MEMBER#olivia")),
+        ("role", text("Owner")),
+        ("organizationUid", text("")),
+        ("memberUid", text("")),
+        ("ver", zero()),
+    ];
+    put(&owner).await;
+    service
+        .add("odd-org", "michael", Role::Owner, "olivia")
+        .await
+        .unwrap();
+    let stepped_down = service
+        .change_role("odd-org", "olivia", Role::Member, "olivia")
+        .await;
+    stepped_down.unwrap();
+    service
+        .remove("odd-org", "olivia", "michael")
+        .await
+        .unwrap();
+    assert_eq!(
+        service.role_of("odd-org", "michael").await,
+        Some(Role::Owner)
+    );
+    service.delete_user("olivia").await.unwrap();
+}
+
 mod indexes {
     use super::*;
 
@@ -221,11 +274,34 @@ mod indexes {
             .describe_table()
             .table_name(&settings.table_name);
         let found = describe.send().await.unwrap().table.unwrap();
-        assert_eq!(found.global_secondary_indexes().len(), 2);
+        assert_eq!(found.global_secondary_indexes().len(), 3);
         let stream = found.stream_specification().unwrap();
         assert_eq!(
             stream.stream_view_type(),
             Some(&StreamViewType::NewAndOldImages)
         );
+    }
+
+    #[tokio::test]
+    async fn setup_puts_owners_that_others_wrote_into_their_index() {
+        let backends = Backends::start().await;
+        let settings = backends.serve_settings().backends;
+        let table = backends.table();
+        let pk = "ORGMEMBERS#tutorial-org";
+        for (name, role) in [("olivia", "Owner"), ("michael", "Member")] {
+            let sk = format!("MEMBER#{name}");
+            table.put(&[("PK", pk), ("SK", &sk), ("role", role)]).await;
+        }
+        let added = setup::run(&settings, None).await.unwrap();
+        assert_eq!(
+            added.table,
+            "exists; what it lacked of indexes, stream and time to live was added"
+        );
+        let attributes = table.attributes_of(pk, "MEMBER#olivia").await.unwrap();
+        assert_eq!(attributes, ["PK", "SK", "ownerOf", "role"]);
+        let attributes = table.attributes_of(pk, "MEMBER#michael").await.unwrap();
+        assert_eq!(attributes, ["PK", "SK", "role"]);
+        let again = setup::run(&settings, None).await.unwrap();
+        assert_eq!(again.table, "exists");
     }
 }

@@ -282,10 +282,10 @@ async fn a_page_token_is_good_for_its_own_list_only_and_not_to_be_made() {
     let (backends, service) = start().await;
     let other = backends.replica().await;
     service.found_olivia_org_with_michael().await;
-    service
-        .create_organization("other-org", OLIVIA)
-        .await
-        .unwrap();
+    // One name is as long as the other's.
+    for name in ["other-org", "olivia-orb"] {
+        service.create_organization(name, OLIVIA).await.unwrap();
+    }
     let (first, token) = members(&service, ORG, 1, "").await.unwrap();
     // On any replica, and with another size.
     let (second, end) = members(&other, ORG, 2, &token).await.unwrap();
@@ -295,7 +295,9 @@ async fn a_page_token_is_good_for_its_own_list_only_and_not_to_be_made() {
         let violations = &details.bad_request().unwrap().field_violations;
         assert_eq!(violations[0].field, "page_token");
     };
-    refused(members(&service, "other-org", 1, &token).await.map(drop));
+    for name in ["other-org", "olivia-orb"] {
+        refused(members(&service, name, 1, &token).await.map(drop));
+    }
     refused(
         organizations_of(&service, OLIVIA, 1, &token)
             .await

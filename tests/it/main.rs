@@ -41,3 +41,4 @@ mod story;
 mod streams;
 mod telemetry;
 mod tutorial_faults;
+mod write_conditions;

@@ -1,7 +1,11 @@
 //! More than there is room for, and connections that are of no use: others are
 //! served all the same, and nothing of it lasts.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use account_service::proto::account_v1::{self as pb, Role};
 use bytes::Bytes;
@@ -18,6 +22,7 @@ use tonic::{Code, Request, Status};
 use crate::{
     fleet::load::was_sent,
     harness::{Backends, Client, PATIENCE, Replica, assert_refused, start},
+    streams::eventually,
 };
 
 const ORG: &str = "olivia-org";
@@ -40,9 +45,17 @@ async fn caller(addr: SocketAddr) -> Client {
 }
 
 /// A check that reads the table.
-async fn check(mut client: Client, username: &str) -> Result<pb::CheckMembershipResponse, Status> {
+async fn check(client: Client, username: &str) -> Result<pb::CheckMembershipResponse, Status> {
+    check_in(client, ORG, username).await
+}
+
+async fn check_in(
+    mut client: Client,
+    organization: &str,
+    username: &str,
+) -> Result<pb::CheckMembershipResponse, Status> {
     let request = pb::CheckMembershipRequest {
-        organization_name: ORG.to_owned(),
+        organization_name: organization.to_owned(),
         username: username.to_owned(),
         consistency: Some(pb::ReadConsistency {
             requirement: Some(pb::read_consistency::Requirement::FullyConsistent(true)),
@@ -57,14 +70,20 @@ async fn check(mut client: Client, username: &str) -> Result<pb::CheckMembership
 
 #[tokio::test]
 async fn a_flood_of_one_caller_leaves_others_their_turns() {
-    let (backends, service) = start_with(|server| server.calls_at_once = 16).await;
+    const FLOOD: usize = 200;
+    const AT_ONCE: u16 = 16;
+    let (backends, service) = start_with(|server| server.calls_at_once = AT_ONCE).await;
     service.found_olivia_org_with_michael().await;
     let (hog, guest) = (caller(service.addr).await, caller(service.addr).await);
-    backends
-        .dynamodb
-        .delay("BatchGetItem", Duration::from_millis(100));
-    let names: Vec<_> = (0..200).map(|number| format!("user-{number}")).collect();
-    let flood = join_all(names.iter().map(|name| check(hog.clone(), name)));
+    let held = backends.dynamodb.hold_all("BatchGetItem", "user-");
+    let refused = AtomicUsize::new(0);
+    let flood = join_all((0..FLOOD).map(async |number| {
+        // Of an organization of its own: no other check waits for the same read.
+        let names = [format!("org-{number}"), format!("user-{number}")];
+        let answer = check_in(hog.clone(), &names[0], &names[1]).await;
+        refused.fetch_add(usize::from(answer.is_err()), Ordering::SeqCst);
+        answer
+    }));
     let others = async {
         for _ in 0..3 {
             let answer = check(guest.clone(), OLIVIA).await.unwrap();
@@ -72,11 +91,25 @@ async fn a_flood_of_one_caller_leaves_others_their_turns() {
         }
         // A removal does not wait for reads.
         service.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
+        // All others are refused though none of those in front of them ends.
+        let asked = || {
+            let reads = backends.dynamodb.seen("BatchGetItem").into_iter();
+            reads.filter(|read| read.contains("user-")).count()
+        };
+        eventually("the rest is refused", async || {
+            refused.load(Ordering::SeqCst) + asked() == FLOOD
+        })
+        .await;
+        drop(held);
     };
     let (flooded, ()) = tokio::join!(flood, others);
     let (served, refused): (Vec<_>, Vec<_>) = flooded.into_iter().partition(Result::is_ok);
-    assert!(served.len() >= 16, "{}", served.len());
-    assert!(refused.len() >= 100, "{}", refused.len());
+    // Where processors are busy, there are fewer places, down to four for each.
+    assert!(
+        (4..=AT_ONCE.into()).contains(&served.len()),
+        "{}",
+        served.len()
+    );
     for refused in refused {
         let pushback = refused.as_ref().unwrap_err().metadata();
         assert_eq!(pushback.get("grpc-retry-pushback-ms").unwrap(), "100");
@@ -224,7 +257,7 @@ async fn a_watch_ends_with_its_connection_s_time_and_says_where_to_go_on() {
     settings.server.max_connection_age_s = Duration::from_secs(2);
     let service = Replica::start(&settings).await;
     let mut client = service.client.clone();
-    let watching = crate::streams::eventually("it is followed", async || {
+    let watching = eventually("it is followed", async || {
         let watch = client.watch_changes(pb::WatchChangesRequest::default());
         watch.await.is_ok()
     });
@@ -380,7 +413,11 @@ async fn pings_and_settings_in_thousands_cost_others_nothing() {
 
 #[tokio::test]
 async fn calls_that_never_send_their_message_end_with_their_time_and_leave_others_their_places() {
-    let (_backends, service) = start_with(|server| server.calls_at_once = 16).await;
+    let backends = Backends::start().await;
+    let mut settings = backends.serve_settings();
+    settings.server.calls_at_once = 16;
+    // Calls have as much time as outside of tests.
+    let service = Replica::start_with(&settings, settings.cache.to_coherence()).await;
     service.found_olivia_org().await;
     let mut attacker = Attacker::connect(service.addr).await;
     for stream in (1..200).step_by(2) {
@@ -434,4 +471,125 @@ async fn answers_that_are_never_taken_hold_no_places() {
         let none = futures_util::poll!(std::pin::pin!(answer.body_mut().data()));
         assert!(none.is_pending(), "{none:?}");
     }
+}
+
+/// Reads that ask the table past the cache.
+#[derive(Debug, Clone, Copy)]
+enum TableRead {
+    Lookup,
+    ListMembers,
+    ListOrganizations,
+    ListUsers,
+}
+
+impl TableRead {
+    /// The operation of DynamoDB that comes first.
+    fn operation(self) -> &'static str {
+        match self {
+            Self::Lookup => "GetItem",
+            _ => "Query",
+        }
+    }
+
+    async fn send(self, mut client: Client) -> Result<(), Status> {
+        match self {
+            Self::Lookup => {
+                let request = pb::LookupUserRequest {
+                    email: "nobody@example.com".to_owned(),
+                    consistency: None,
+                };
+                client.lookup_user(request).await.map(drop)
+            }
+            Self::ListMembers => {
+                let request = pb::ListOrganizationMembersRequest {
+                    organization_name: ORG.to_owned(),
+                    ..pb::ListOrganizationMembersRequest::default()
+                };
+                client.list_organization_members(request).await.map(drop)
+            }
+            Self::ListOrganizations => {
+                let request = pb::ListUserOrganizationsRequest {
+                    username: OLIVIA.to_owned(),
+                    ..pb::ListUserOrganizationsRequest::default()
+                };
+                client.list_user_organizations(request).await.map(drop)
+            }
+            Self::ListUsers => {
+                let request = pb::ListUsersRequest::default();
+                client.list_users(request).await.map(drop)
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn look_ups_and_lists_are_among_the_table_reads_that_are_bounded() {
+    const READS_AT_ONCE: u16 = 4;
+    const CALLS: usize = 40;
+    for read in [
+        TableRead::Lookup,
+        TableRead::ListMembers,
+        TableRead::ListOrganizations,
+        TableRead::ListUsers,
+    ] {
+        let backends = Backends::start().await;
+        let mut settings = backends.serve_settings();
+        settings.cache.table_reads_at_once = READS_AT_ONCE;
+        let service = Replica::start(&settings).await;
+        service.found_olivia_org().await;
+        service.settle().await;
+        let held =
+            [(); READS_AT_ONCE as usize].map(|()| backends.dynamodb.hold(read.operation(), "", 0));
+        let first = join_all((0..READS_AT_ONCE).map(|_| read.send(service.client.clone())));
+        let crowd = async {
+            for read in &held {
+                read.reached().await;
+            }
+            backends.forget_calls();
+            let crowd = (0..CALLS).map(|_| read.send(service.client.clone()));
+            let crowd = join_all(crowd).await;
+            let sent = backends.dynamodb.seen(read.operation()).len();
+            drop(held);
+            (crowd, sent)
+        };
+        let (first, (crowd, sent)) = tokio::join!(first, crowd);
+        assert_eq!(sent, 0, "{read:?}");
+        for refused in crowd {
+            assert_refused(refused, Code::ResourceExhausted, "OVERLOADED");
+        }
+        for answer in first {
+            if let Err(status) = answer {
+                assert_eq!(status.code(), Code::NotFound, "{read:?} {status:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_change_whose_caller_has_left_keeps_its_place_until_it_is_done() {
+    let (backends, service) = start_with(|server| server.calls_at_once = 1).await;
+    service.create_user(OLIVIA).await.unwrap();
+    let held = backends.dynamodb.hold("TransactWriteItems", MICHAEL, 0);
+    let gone = {
+        let mut client = caller(service.addr).await;
+        let request = pb::CreateUserRequest {
+            username: MICHAEL.to_owned(),
+            ..pb::CreateUserRequest::default()
+        };
+        tokio::spawn(async move { client.create_user(request).await })
+    };
+    held.reached().await;
+    gone.abort();
+    gone.await.unwrap_err();
+    // Its place is not free yet, however long one waits for it.
+    let refused = service.create_user("another").await;
+    assert_refused(refused, Code::ResourceExhausted, "OVERLOADED");
+    held.release();
+    let served = async {
+        while service.create_user("another").await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, served).await.unwrap();
+    service.get_user(MICHAEL).await.unwrap();
 }

@@ -1,9 +1,11 @@
 //! What a refusal tells, and the last Owner, also in a race.
 
-use account_service::proto::account_v1::Role;
+use std::time::Duration;
+
+use account_service::proto::account_v1::{self as pb, Role};
 use tonic::Code;
 
-use crate::harness::{Replica, assert_refused, start};
+use crate::harness::{PATIENCE, Replica, Table, assert_refused, start};
 
 const ORG: &str = "olivia-org";
 const OLIVIA: &str = "oliviaowner";
@@ -163,4 +165,106 @@ async fn of_many_who_take_one_name_at_once_one_succeeds() {
     }
     assert_eq!(won.len(), 1);
     assert_eq!(service.get_user(OLIVIA).await.unwrap().0, won[0]);
+}
+
+/// Puts members into the organization past the service, 12 kB each.
+async fn add_large_members(table: &Table, count: usize) {
+    let padding = "x".repeat(12 * 1024);
+    let members = (0..count).map(|number| {
+        vec![
+            ("PK", format!("ORGMEMBERS#{ORG}")),
+            ("SK", format!("MEMBER#member{number:06}")),
+            ("role", "Member".to_owned()),
+            ("padding", padding.clone()),
+        ]
+    });
+    table.put_many(members.collect()).await;
+}
+
+#[tokio::test]
+async fn an_owner_leaves_a_large_organization() {
+    const MEMBERS: usize = 430;
+    let (backends, service) = start().await;
+    let table = backends.table();
+    table.end_stream().await;
+    service.found_olivia_org().await;
+    add_large_members(&table, MEMBERS).await;
+    let pages = || backends.dynamodb.seen("Query").len();
+    let commits = || backends.dynamodb.seen("TransactWriteItems").len();
+    backends.dynamodb.delay("Query", Duration::from_millis(250));
+
+    backends.forget_calls();
+    let refused = service.remove(ORG, OLIVIA, OLIVIA).await;
+    assert_refused(refused, Code::FailedPrecondition, "LAST_OWNER");
+    let all = pages();
+    assert!((6..=8).contains(&all), "{all}");
+
+    // Found by the index, wherever it is in the organization.
+    member(&service, "zoe", Role::Owner).await;
+    backends.forget_calls();
+    service.remove(ORG, OLIVIA, OLIVIA).await.unwrap();
+    assert_eq!((pages(), commits()), (1, 1));
+
+    // Put past the service, the index does not have it: found on the last page.
+    service.create_user("zz-top").await.unwrap();
+    let zoe = service.get_membership(ORG, "zoe").await.unwrap().0;
+    let uid = service.get_user("zz-top").await.unwrap().0.uid;
+    let organization = service.get_organization(ORG).await.unwrap().0.uid;
+    let (pk, sk) = (format!("ORGMEMBERS#{ORG}"), "MEMBER#zz-top");
+    let owner = [
+        ("PK", pk.as_str()),
+        ("SK", sk),
+        ("role", "Owner"),
+        ("organizationUid", &organization),
+        ("memberUid", &uid),
+    ];
+    table.put(&owner).await;
+    backends.forget_calls();
+    service
+        .remove(ORG, "zoe", &zoe.member_username)
+        .await
+        .unwrap();
+    // Each page once: what took so long is not decided anew.
+    assert_eq!((pages(), commits()), (all, 1));
+
+    // And the first page is enough for one who is there.
+    service
+        .add(ORG, "zoe", Role::Owner, "zz-top")
+        .await
+        .unwrap();
+    let (pk, sk) = (format!("ORGMEMBERS#{ORG}"), "MEMBER#aa");
+    service.create_user("aa").await.unwrap();
+    let uid = service.get_user("aa").await.unwrap().0.uid;
+    let owner = [
+        ("PK", pk.as_str()),
+        ("SK", sk),
+        ("role", "Owner"),
+        ("organizationUid", &organization),
+        ("memberUid", &uid),
+    ];
+    service.remove(ORG, "zoe", "zoe").await.unwrap();
+    table.put(&owner).await;
+    backends.forget_calls();
+    service.remove(ORG, "zz-top", "zz-top").await.unwrap();
+    assert_eq!((pages(), commits()), (2, 1));
+}
+
+#[tokio::test]
+async fn a_decision_that_takes_too_long_changes_nothing_and_says_so() {
+    let (backends, service) = start().await;
+    service.found_olivia_org().await;
+    backends.dynamodb.delay("Query", PATIENCE);
+    let request = pb::RemoveUserFromOrganizationRequest {
+        organization_name: ORG.to_owned(),
+        member_username: OLIVIA.to_owned(),
+        acting_user: OLIVIA.to_owned(),
+        ..pb::RemoveUserFromOrganizationRequest::default()
+    };
+    let mut request = tonic::Request::new(request);
+    request.set_timeout(Duration::from_millis(1500));
+    let mut client = service.client.clone();
+    let refused = client.remove_user_from_organization(request).await;
+    let message = refused.as_ref().unwrap_err().message().to_owned();
+    assert_refused(refused, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
+    assert!(message.starts_with("nothing was changed"), "{message}");
 }

@@ -373,3 +373,182 @@ async fn a_suspended_member_can_be_managed_but_does_not_count_as_an_owner() {
     assert_eq!(service.role_of(ORG, MICHAEL).await, Some(Role::Admin));
     service.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_change_of_labels_alone_is_a_change() {
+    let (_backends, service) = start().await;
+    service.found_olivia_org().await;
+    let before = service.get_user(OLIVIA).await.unwrap().0;
+    for value in ["a", "b"] {
+        let edit = pb::User {
+            username: OLIVIA.to_owned(),
+            labels: labels(&[("team", value)]),
+            ..pb::User::default()
+        };
+        let updated = update_user(&service, edit, Some(mask(&["labels"])))
+            .await
+            .unwrap();
+        assert_eq!(updated.labels, labels(&[("team", value)]));
+        assert_ne!(updated.etag, before.etag);
+        assert_eq!(service.get_user(OLIVIA).await.unwrap().0, updated);
+    }
+    let before = service.get_organization(ORG).await.unwrap().0;
+    for value in ["a", "b"] {
+        let request = pb::UpdateOrganizationRequest {
+            organization: Some(pb::Organization {
+                organization_name: ORG.to_owned(),
+                labels: labels(&[("team", value)]),
+                ..pb::Organization::default()
+            }),
+            update_mask: Some(mask(&["labels"])),
+            actor: Some(Actor::AsPlatform(true)),
+            ..pb::UpdateOrganizationRequest::default()
+        };
+        let updated = service.client.clone().update_organization(request).await;
+        let updated = updated.unwrap().into_inner().organization.unwrap();
+        assert_eq!(updated.labels, labels(&[("team", value)]));
+        assert_ne!(updated.etag, before.etag);
+        assert_eq!(service.get_organization(ORG).await.unwrap().0, updated);
+    }
+}
+
+#[tokio::test]
+async fn an_organization_of_another_version_is_neither_suspended_nor_resumed() {
+    let (_backends, service) = start().await;
+    service.found_olivia_org().await;
+    let mut client = service.client.clone();
+    let suspend = |etag: &str| pb::SuspendOrganizationRequest {
+        organization_name: ORG.to_owned(),
+        etag: etag.to_owned(),
+        ..pb::SuspendOrganizationRequest::default()
+    };
+    let resume = |etag: &str| pb::ResumeOrganizationRequest {
+        organization_name: ORG.to_owned(),
+        etag: etag.to_owned(),
+        ..pb::ResumeOrganizationRequest::default()
+    };
+    let first = service.get_organization(ORG).await.unwrap().0;
+    let refused = client.suspend_organization(suspend("stale")).await;
+    assert_refused(refused, Code::Aborted, "ETAG_MISMATCH");
+    let suspended = client.suspend_organization(suspend(&first.etag)).await;
+    let suspended = suspended.unwrap().into_inner().organization.unwrap();
+    let refused = client.resume_organization(resume(&first.etag)).await;
+    assert_refused(refused, Code::Aborted, "ETAG_MISMATCH");
+    let refused = client.suspend_organization(suspend(&first.etag)).await;
+    assert_refused(refused, Code::Aborted, "ETAG_MISMATCH");
+    let resumed = client.resume_organization(resume(&suspended.etag)).await;
+    let resumed = resumed.unwrap().into_inner().organization.unwrap();
+    assert_eq!(resumed.state(), State::Active);
+
+    let user = service.get_user(OLIVIA).await.unwrap().0;
+    let suspended = suspend_user(&service, OLIVIA, &user.etag).await.unwrap();
+    let request = |etag: &str| pb::ResumeUserRequest {
+        username: OLIVIA.to_owned(),
+        etag: etag.to_owned(),
+        ..pb::ResumeUserRequest::default()
+    };
+    let refused = client.resume_user(request(&user.etag)).await;
+    assert_refused(refused, Code::Aborted, "ETAG_MISMATCH");
+    client.resume_user(request(&suspended.etag)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_change_leaves_attributes_that_this_version_does_not_know_as_they_are() {
+    let (backends, service) = start().await;
+    service.found_olivia_org_with_michael().await;
+    let table = backends.table();
+    let [user, organization] = [format!("USER#{OLIVIA}"), format!("ORG#{ORG}")];
+    let members = format!("ORGMEMBERS#{ORG}");
+    let (olivia, michael) = (format!("MEMBER#{OLIVIA}"), format!("MEMBER#{MICHAEL}"));
+    let items = [
+        (user.as_str(), user.as_str()),
+        (organization.as_str(), organization.as_str()),
+        (members.as_str(), olivia.as_str()),
+        (members.as_str(), michael.as_str()),
+    ];
+    for (pk, sk) in items {
+        table.set_text(pk, sk, "ofANewerVersion", "kept").await;
+    }
+    let edit = pb::User {
+        username: OLIVIA.to_owned(),
+        first_name: "Olive".to_owned(),
+        email: "olivia@example.com".to_owned(),
+        ..pb::User::default()
+    };
+    let request = pb::UpdateUserRequest {
+        user: Some(edit),
+        request_id: uuid::Uuid::new_v4().to_string(),
+        ..pb::UpdateUserRequest::default()
+    };
+    service.client.clone().update_user(request).await.unwrap();
+    let attributes = table.attributes_of(&user, &user).await.unwrap();
+    assert!(
+        attributes.contains(&"requestId".to_owned()),
+        "{attributes:?}"
+    );
+    // What is emptied is removed, and so is what the change before said of itself.
+    let edit = pb::User {
+        username: OLIVIA.to_owned(),
+        ..pb::User::default()
+    };
+    update_user(&service, edit, Some(mask(&["email"])))
+        .await
+        .unwrap();
+    let attributes = table.attributes_of(&user, &user).await.unwrap();
+    for gone in ["email", "requestId", "changedBy"] {
+        assert!(!attributes.contains(&gone.to_owned()), "{attributes:?}");
+    }
+    suspend_user(&service, OLIVIA, "").await.unwrap();
+    resume_user(&service, OLIVIA).await.unwrap();
+    update_organization(&service, "Olivia & Co", "", Some(Actor::AsPlatform(true)))
+        .await
+        .unwrap();
+    suspend_organization(&service).await;
+    resume_organization(&service).await;
+    service
+        .change_role(ORG, MICHAEL, Role::Admin, OLIVIA)
+        .await
+        .unwrap();
+    let request = pb::TransferOwnershipRequest {
+        organization_name: ORG.to_owned(),
+        new_owner: MICHAEL.to_owned(),
+        actor: Some(pb::transfer_ownership_request::Actor::ActingUser(
+            OLIVIA.to_owned(),
+        )),
+        ..pb::TransferOwnershipRequest::default()
+    };
+    service
+        .client
+        .clone()
+        .transfer_ownership(request)
+        .await
+        .unwrap();
+    for (pk, sk) in items {
+        let item = table.partition(pk).await.remove(sk).unwrap();
+        assert_eq!(item["ofANewerVersion"].as_s().unwrap(), "kept", "{sk}");
+    }
+    // One who is added over what an earlier incarnation left is new.
+    service.delete_user(MICHAEL).await.unwrap();
+    service.create_user(MICHAEL).await.unwrap();
+    let request = pb::TransferOwnershipRequest {
+        organization_name: ORG.to_owned(),
+        new_owner: OLIVIA.to_owned(),
+        actor: Some(pb::transfer_ownership_request::Actor::AsPlatform(true)),
+        ..pb::TransferOwnershipRequest::default()
+    };
+    service
+        .client
+        .clone()
+        .transfer_ownership(request)
+        .await
+        .unwrap();
+    service
+        .add(ORG, MICHAEL, Role::Member, OLIVIA)
+        .await
+        .unwrap();
+    let attributes = table.attributes_of(&members, &michael).await.unwrap();
+    assert!(
+        !attributes.contains(&"ofANewerVersion".to_owned()),
+        "{attributes:?}"
+    );
+}

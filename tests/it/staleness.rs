@@ -92,3 +92,129 @@ async fn a_bound_in_the_past_is_refused() {
     assert_eq!(refused.code(), Code::InvalidArgument);
     assert!(refused.message().contains("max_staleness"), "{refused:?}");
 }
+
+#[tokio::test]
+async fn what_the_replica_s_own_write_stands_on_is_not_answered_from_before() {
+    let (backends, service) = start().await;
+    let other = backends.replica().await;
+    service.found_olivia_org().await;
+    service.delete_user(MICHAEL).await.unwrap();
+    // Remembered: there is no such user.
+    assert!(!check(&service, Some(no_older_than(LONG))).await.is_member);
+    other.create_user(MICHAEL).await.unwrap();
+    service
+        .add(ORG, MICHAEL, Role::Member, OLIVIA)
+        .await
+        .unwrap();
+    assert!(check(&service, Some(no_older_than(LONG))).await.is_member);
+
+    // Remembered: neither of them is a user.
+    for name in [MICHAEL, OLIVIA] {
+        service.delete_user(name).await.unwrap();
+        assert!(!check_user(&service, name).await.is_member);
+        other.create_user(name).await.unwrap();
+    }
+    other
+        .create_organization("second-org", OLIVIA)
+        .await
+        .unwrap();
+    other
+        .add("second-org", MICHAEL, Role::Member, OLIVIA)
+        .await
+        .unwrap();
+    let request = pb::TransferOwnershipRequest {
+        organization_name: "second-org".to_owned(),
+        new_owner: MICHAEL.to_owned(),
+        actor: Some(pb::transfer_ownership_request::Actor::ActingUser(
+            OLIVIA.to_owned(),
+        )),
+        ..pb::TransferOwnershipRequest::default()
+    };
+    service
+        .client
+        .clone()
+        .transfer_ownership(request)
+        .await
+        .unwrap();
+    for (name, role) in [(MICHAEL, Role::Owner), (OLIVIA, Role::Admin)] {
+        let request = pb::CheckMembershipRequest {
+            organization_name: "second-org".to_owned(),
+            username: name.to_owned(),
+            consistency: Some(no_older_than(LONG)),
+            ..pb::CheckMembershipRequest::default()
+        };
+        let answer = service
+            .client
+            .clone()
+            .check_membership(request)
+            .await
+            .unwrap();
+        assert_eq!(answer.into_inner().role(), role, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn that_nothing_had_to_be_changed_is_not_contradicted_from_before() {
+    let (backends, service) = start().await;
+    let other = backends.replica().await;
+    service.found_olivia_org().await;
+    service.delete_user(MICHAEL).await.unwrap();
+    assert!(!check_user(&service, MICHAEL).await.is_member);
+    other.create_user(MICHAEL).await.unwrap();
+    other.add(ORG, MICHAEL, Role::Member, OLIVIA).await.unwrap();
+    // Is so already: the answer stands on a user whom the replica does not remember.
+    let kept = service
+        .change_role(ORG, MICHAEL, Role::Member, OLIVIA)
+        .await;
+    assert_eq!(kept.unwrap().role(), Role::Member);
+    assert!(check_user(&service, MICHAEL).await.is_member);
+}
+
+#[tokio::test]
+async fn who_has_just_acted_is_not_denied_from_before() {
+    let (backends, service) = start().await;
+    let other = backends.replica().await;
+    service.found_olivia_org_with_michael().await;
+    service.create_user("anna").await.unwrap();
+    // Remembered: Anna is no member.
+    assert!(!check_user(&service, "anna").await.is_member);
+    other.add(ORG, "anna", Role::Owner, OLIVIA).await.unwrap();
+    service.remove(ORG, MICHAEL, "anna").await.unwrap();
+    assert_eq!(check_user(&service, "anna").await.role(), Role::Owner);
+}
+
+async fn check_user(replica: &Replica, username: &str) -> pb::CheckMembershipResponse {
+    let request = pb::CheckMembershipRequest {
+        organization_name: ORG.to_owned(),
+        username: username.to_owned(),
+        consistency: Some(no_older_than(LONG)),
+        ..pb::CheckMembershipRequest::default()
+    };
+    let mut client = replica.client.clone();
+    client.check_membership(request).await.unwrap().into_inner()
+}
+
+#[tokio::test]
+async fn what_is_read_while_a_write_is_being_confirmed_is_not_remembered_after_it() {
+    let (backends, service) = start().await;
+    let other = backends.replica().await;
+    service.found_olivia_org_with_michael().await;
+    service.settle().await;
+    let commit = backends.dynamodb.hold("TransactWriteItems", MICHAEL, 0);
+    let (removed, ()) = tokio::join!(service.remove(ORG, MICHAEL, OLIVIA), async {
+        commit.reached().await;
+        // The fence is evicted, and the membership is cached anew.
+        backends.flush_cache().await;
+        assert_eq!(other.role_of(ORG, MICHAEL).await, Some(Role::Member));
+        other.settle().await;
+        let confirm = backends.momento.hold("SetIf", MICHAEL, 0);
+        commit.release();
+        confirm.reached().await;
+        let meanwhile = check(&service, Some(no_older_than(LONG))).await;
+        assert_eq!(meanwhile.source(), Source::Cache);
+        assert!(meanwhile.is_member);
+        confirm.release();
+    });
+    removed.unwrap();
+    assert!(!check(&service, Some(no_older_than(LONG))).await.is_member);
+}

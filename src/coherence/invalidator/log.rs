@@ -38,13 +38,14 @@ pub struct LogHead {
 }
 
 impl LogHead {
-    /// The head of the table's log, as it is now; `None` if there is no log.
+    /// The head of the table's log, as it is now, and the version of the register
+    /// that holds it: it grows with every beat. `None` if there is no log.
     ///
     /// # Errors
     /// The table could not be read.
-    pub async fn read(registers: &dyn Registers) -> Result<Option<Self>, store::Error> {
+    pub async fn read(registers: &dyn Registers) -> Result<Option<(Self, u64)>, store::Error> {
         let register = registers.read_register(REGISTER).await?;
-        Ok(register.and_then(|Register { values, .. }| Self::of(&values)))
+        Ok(register.and_then(|Register { values, version }| Some((Self::of(&values)?, version))))
     }
 
     /// A new log: changes may have been missed.

@@ -16,7 +16,7 @@ pub use self::log::LogHead;
 use self::tail::{Progress, Tail};
 use super::{Coherence, fences::Cached};
 use crate::{
-    domain::Key,
+    domain::{Key, Timestamp},
     lease::{self, Candidate},
     store::{
         self, ChangeLog, ChangeStream, Changed, ChangedRecord, Left, Page, Position, Register,
@@ -219,7 +219,7 @@ impl Invalidator {
             StreamError::Store(error) => Stop::Failed(error),
             StreamError::Gone | StreamError::Trimmed | StreamError::Expired => Stop::StreamGone,
         })?;
-        tail.add(&listed);
+        tail.add(&listed, Timestamp::now());
         tail.discovered = Some(Instant::now());
         Ok(())
     }
@@ -255,7 +255,7 @@ impl Invalidator {
             };
             is_any_read = true;
             lag = lag.max(read.lag);
-            if matches!(read.progress, Progress::Ended) {
+            if matches!(read.progress, Progress::Ended | Progress::Lost) {
                 // Its children are to be found.
                 tail.discovered = None;
                 tail.is_ahead = true;
@@ -285,8 +285,8 @@ impl Invalidator {
         id: &ShardId,
         progress: Progress,
     ) -> Result<Read, store::Error> {
-        let Progress::Open { position, cursor } = progress else {
-            return Ok(Read::just(Progress::Ended));
+        let Progress::Open { position, cursor } = progress.clone() else {
+            return Ok(Read::just(progress));
         };
         let page = async {
             let cursor = match cursor {
@@ -311,7 +311,7 @@ impl Invalidator {
             })),
             Err(StreamError::Gone) => Ok(Read {
                 is_interrupted: true,
-                ..Read::just(Progress::Ended)
+                ..Read::just(Progress::Lost)
             }),
             Err(StreamError::Store(error)) => Err(error),
         }

@@ -1,24 +1,36 @@
 //! How far the stream was followed: shards, checkpoints, and which shard may be
 //! read when.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use tokio::time::Instant;
 
 use super::log::LogHead;
-use crate::lease;
-use crate::store::{Cursor, Position, Shard, ShardId, StreamId};
+use crate::{
+    domain::Timestamp,
+    lease,
+    store::{Cursor, Position, Shard, ShardId, StreamId},
+};
 
 /// Names of its values: which stream it is, and how far it was read in each shard.
 const STREAM: &str = "stream";
 const SHARD: &str = "shard:";
 /// The checkpoint of a shard that was read to its end.
 const ENDED: &str = "END";
+/// Since when a shard that was read to its end is not listed any more.
+const UNLISTED: &str = "unlisted:";
+/// A shard that was read to its end is forgotten after it has not been listed for so
+/// long. The stream keeps changes for 24 hours: listed again later than that, the
+/// shard has nothing to be read twice.
+const FORGET_AFTER: Duration = Duration::from_secs(26 * 3600);
+
 /// How far the stream was followed.
 pub(super) struct Tail {
     pub(super) stream: StreamId,
     pub(super) head: LogHead,
     pub(super) shards: BTreeMap<ShardId, Progress>,
+    /// Shards that have ended and are not listed any more, and since when.
+    unlisted: BTreeMap<ShardId, Timestamp>,
     pub(super) discovered: Option<Instant>,
     /// Whether a shard has ended whose children are not listed yet.
     pub(super) lacks_children: bool,
@@ -36,6 +48,14 @@ pub(super) enum Progress {
     },
     /// To its end.
     Ended,
+    /// The stream did not know it, though it was listed.
+    Lost,
+}
+
+impl Progress {
+    fn is_open(&self) -> bool {
+        matches!(self, Self::Open { .. })
+    }
 }
 
 impl Tail {
@@ -47,7 +67,15 @@ impl Tail {
         } else {
             LogHead::begin()
         };
-        let checkpoints = values.into_iter().filter(|_| is_same);
+        let values: BTreeMap<_, _> = values.into_iter().filter(|_| is_same).collect();
+        let unlisted = values.iter().filter_map(|(name, since)| {
+            let id = ShardId(name.strip_prefix(UNLISTED)?.to_owned());
+            Some((id, Timestamp(since.parse().ok()?)))
+        });
+        let unlisted: BTreeMap<_, _> = unlisted.collect();
+        let ended = unlisted.keys().map(|id| (id.clone(), Progress::Ended));
+        let ended: Vec<_> = ended.collect();
+        let checkpoints = values.into_iter();
         let shards = checkpoints.filter_map(|(name, sequence)| {
             let id = ShardId(name.strip_prefix(SHARD)?.to_owned());
             let progress = if sequence == ENDED {
@@ -61,7 +89,8 @@ impl Tail {
             Some((id, progress))
         });
         Self {
-            shards: shards.collect(),
+            shards: shards.chain(ended).collect(),
+            unlisted,
             stream,
             head,
             discovered: None,
@@ -73,13 +102,15 @@ impl Tail {
     /// Whether every shard that is known was read to its end.
     pub(super) fn has_ended(&self) -> bool {
         let mut shards = self.shards.values();
-        shards.all(|progress| matches!(progress, Progress::Ended))
+        !shards.any(Progress::is_open)
     }
 
     /// What the register is to hold.
     pub(super) fn values(&self, owner: &str) -> BTreeMap<String, String> {
         let shards = self.shards.iter().filter_map(|(id, progress)| {
             let sequence = match progress {
+                // Told below.
+                Progress::Ended if self.unlisted.contains_key(id) => return None,
                 Progress::Ended => ENDED.to_owned(),
                 Progress::Open {
                     position: Position::After(sequence),
@@ -88,11 +119,17 @@ impl Tail {
                 Progress::Open {
                     position: Position::Oldest,
                     ..
-                } => return None,
+                }
+                | Progress::Lost => return None,
             };
             Some((format!("{SHARD}{}", id.0), sequence))
         });
         let mut values: BTreeMap<_, _> = shards.collect();
+        let unlisted = self.unlisted.iter();
+        values.extend(unlisted.map(|(id, Timestamp(since))| {
+            let name = format!("{UNLISTED}{}", id.0);
+            (name, since.to_string())
+        }));
         lease::claim(&mut values, owner);
         values.insert(STREAM.to_owned(), self.stream.0.clone());
         values.extend(self.head.values());
@@ -100,19 +137,34 @@ impl Tail {
     }
 
     /// Opens listed shards whose parents were read to their ends or are not kept
-    /// any more, and forgets ended shards that are not listed any more.
-    pub(super) fn add(&mut self, listed: &[Shard]) {
+    /// any more, and forgets ended shards that have long not been listed: a listing
+    /// may lack a shard that a later one has again.
+    pub(super) fn add(&mut self, listed: &[Shard], now: Timestamp) {
         let is_listed = |id: &ShardId| listed.iter().any(|shard| shard.id == *id);
-        self.shards
-            .retain(|id, progress| matches!(progress, Progress::Open { .. }) || is_listed(id));
+        let unlisted = &mut self.unlisted;
+        self.shards.retain(|id, progress| {
+            if progress.is_open() || is_listed(id) {
+                unlisted.remove(id);
+                return true;
+            }
+            // Listed again, it is tried again.
+            if matches!(progress, Progress::Lost) {
+                return false;
+            }
+            let since = *unlisted.entry(id.clone()).or_insert(now);
+            let is_kept = since.after(FORGET_AFTER) > now;
+            if !is_kept {
+                unlisted.remove(id);
+            }
+            is_kept
+        });
         for shard in listed {
             let is_parent_open =
                 shard
                     .parent
                     .as_ref()
                     .is_some_and(|parent| match self.shards.get(parent) {
-                        Some(Progress::Ended) => false,
-                        Some(Progress::Open { .. }) => true,
+                        Some(progress) => progress.is_open(),
                         None => is_listed(parent),
                     });
             if !is_parent_open && !self.shards.contains_key(&shard.id) {
@@ -125,7 +177,8 @@ impl Tail {
         }
         self.lacks_children = self.shards.iter().any(|(id, progress)| {
             let is_child = |shard: &Shard| shard.parent.as_ref() == Some(id);
-            matches!(progress, Progress::Ended) && !listed.iter().any(is_child)
+            let is_ended = matches!(progress, Progress::Ended) && is_listed(id);
+            is_ended && !listed.iter().any(is_child)
         });
     }
 }
@@ -162,19 +215,60 @@ mod tests {
             shard("c", Some("b")),
             shard("d", Some("a")),
         ];
-        tail.add(&listed);
+        let now = Timestamp(0);
+        tail.add(&listed, now);
         assert_eq!(open(&tail), ["a"]);
         tail.shards.insert(ShardId("a".to_owned()), Progress::Ended);
-        tail.add(&listed[..1]);
+        tail.add(&listed[..1], now);
         assert!(tail.lacks_children && tail.has_ended());
-        tail.add(&listed);
+        tail.add(&listed, now);
         assert_eq!(open(&tail), ["b", "d"]);
         assert!(!tail.lacks_children && !tail.has_ended());
-        // Trimmed from the listing, and from memory; its children go on.
+        // Trimmed from the listing; its children go on.
         tail.shards.insert(ShardId("b".to_owned()), Progress::Ended);
-        tail.add(&listed[2..]);
+        tail.add(&listed[2..], now);
         assert_eq!(open(&tail), ["c", "d"]);
+        assert!(!tail.lacks_children);
+    }
+
+    #[test]
+    fn an_ended_shard_that_listings_lack_for_a_while_is_not_read_again() {
+        let mut tail = tail();
+        let listed = [shard("a", None), shard("b", Some("a"))];
+        tail.add(&listed, Timestamp(0));
+        tail.shards.insert(ShardId("a".to_owned()), Progress::Ended);
+        tail.add(&listed, Timestamp(0));
+        tail.add(&listed[1..], Timestamp(1));
+        assert_eq!(open(&tail), ["b"]);
+        // Another replica takes over while the listings lack it.
+        let values = tail.values("another");
+        assert!(!values.contains_key("shard:a") && values.contains_key("unlisted:a"));
+        let mut tail = Tail::resume(tail.stream.clone(), values);
+        let almost = Timestamp(0).after(FORGET_AFTER);
+        tail.add(&listed[1..], almost);
+        tail.add(&listed, almost);
+        assert_eq!(open(&tail), ["b"]);
+        // Listed meanwhile: the time begins anew.
+        let later = almost.after(FORGET_AFTER);
+        tail.add(&listed[1..], later);
+        assert!(tail.shards.contains_key(&ShardId("a".to_owned())));
+        tail.add(&listed[1..], later.after(FORGET_AFTER));
         assert!(!tail.shards.contains_key(&ShardId("a".to_owned())));
+        assert!(tail.unlisted.is_empty());
+    }
+
+    #[test]
+    fn a_shard_that_the_stream_did_not_know_is_tried_again_once_it_is_listed_again() {
+        let mut tail = tail();
+        let (listed, now) = ([shard("a", None)], Timestamp(0));
+        tail.add(&listed, now);
+        tail.shards.insert(ShardId("a".to_owned()), Progress::Lost);
+        // Not while it stays listed: it would begin a new log each time.
+        tail.add(&listed, now);
+        assert!(open(&tail).is_empty());
+        tail.add(&[], now);
+        tail.add(&listed, now);
+        assert_eq!(open(&tail), ["a"]);
     }
 
     #[test]

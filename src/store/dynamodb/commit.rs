@@ -9,7 +9,7 @@ use aws_sdk_dynamodb::{
     operation::transact_write_items::TransactWriteItemsError,
     types::{
         AttributeValue, CancellationReason, ConditionCheck, Delete, Put,
-        ReturnValuesOnConditionCheckFailure, TransactWriteItem,
+        ReturnValuesOnConditionCheckFailure, TransactWriteItem, Update,
     },
 };
 use tokio::time::Instant;
@@ -21,10 +21,10 @@ use super::{
 };
 use crate::{
     backoff,
-    domain::{EmailClaim, Origin, Record, State, Timestamp, Uid},
+    domain::{Origin, Record, State, Timestamp, Uid},
     error_chain::describe,
     store::{
-        CommitError, Error, Kind, REQUEST_RETENTION, Step, Store,
+        CommitError, Error, Kind, REQUEST_RETENTION, Step, Store, StoredClaim,
         item::{self, Item, Value},
         keys,
     },
@@ -146,20 +146,20 @@ impl DynamoDb {
                     TransactWriteItem::builder().condition_check(check).build(),
                 ])
             }
-            Step::Put { record, found } => {
-                let key = record.key();
+            Step::Create { record, found } => {
                 let mut item = item::encode(record);
-                if let Some(list_key) = keys::list_key(&key) {
-                    item.insert(keys::LIST_KEY.to_owned(), Value::Text(list_key));
+                for (name, value) in keys::index_attributes(record) {
+                    item.extend(value.map(|value| (name.to_owned(), Value::Text(value))));
                 }
                 let condition = Condition::exactly(found.as_ref());
                 let parts = [item, noted.clone()];
                 Ok(vec![self.transact_put(
-                    &keys::of(&key),
+                    &keys::of(&record.key()),
                     parts,
                     condition,
                 )?])
             }
+            Step::Update { found, record } => Ok(vec![self.transact_update(found, record, noted)?]),
             Step::Delete { found } => {
                 let condition = Condition::exactly(Some(found));
                 let delete = self.transact_delete(&keys::of(&found.key()), condition)?;
@@ -206,6 +206,38 @@ impl DynamoDb {
                 )?])
             }
         }
+    }
+
+    fn transact_update(
+        &self,
+        found: &Record,
+        record: &Record,
+        noted: &Item,
+    ) -> Result<TransactWriteItem, BuildError> {
+        let (mut set, mut gone) = item::difference(found, record);
+        set.extend(noted.clone());
+        for (name, value) in keys::index_attributes(record) {
+            match value {
+                Some(value) => drop(set.insert(name.to_owned(), Value::Text(value))),
+                None => gone.push(name.to_owned()),
+            }
+        }
+        let left_out = item::OPTIONAL_ORIGIN.iter();
+        let left_out = left_out.filter(|name| !noted.contains_key(**name));
+        gone.extend(left_out.map(|name| (*name).to_owned()));
+
+        let mut condition = Condition::exactly(Some(found));
+        let expression = condition.update(set, gone);
+        let update = Update::builder()
+            .table_name(&self.table)
+            .set_key(Some(primary_key(&keys::of(&record.key()))))
+            .update_expression(expression)
+            .condition_expression(condition.expression)
+            .set_expression_attribute_names(condition.names)
+            .set_expression_attribute_values(condition.values)
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
+            .build()?;
+        Ok(TransactWriteItem::builder().update(update).build())
     }
 
     fn transact_delete(
@@ -276,41 +308,66 @@ impl Condition {
             let number = |number: &dyn fmt::Display| Value::Number(number.to_string());
             let version = (stamp.version > 0).then(|| number(&stamp.version));
             let create_time = stamp.create_time.map(|Timestamp(millis)| number(&millis));
-            condition.and_equal(item::VERSION, version);
+            condition.and_equal_or_default(item::VERSION, version, number(&0));
             condition.and_equal(item::CREATE_TIME, create_time);
         }
         condition
     }
 
-    /// The same user has the address; without one, nobody has.
-    fn claim(found: Option<&EmailClaim>) -> Self {
-        let Some(claim) = found else {
+    /// The address is claimed by this very claim; without one, it is not claimed.
+    fn claim(found: Option<&StoredClaim>) -> Self {
+        let Some(StoredClaim { claim, change_id }) = found else {
             return Self::facts(None);
         };
         let mut condition = Self::default();
         let text = |text: &str| Value::Text(text.to_owned());
-        let uid = claim.uid.as_ref().map(|uid| text(uid.as_str()));
-        condition.and_equal(item::USERNAME, Some(text(claim.username.as_str())));
-        condition.and_equal(item::UID, uid);
+        // Not the user alone, who may have given the address up and claimed it again.
+        condition.and_equal(item::WRITE_ID, change_id.as_deref().map(text));
+        if change_id.is_none() {
+            let uid = claim.uid.as_ref().map(|uid| text(uid.as_str()));
+            condition.and_equal(item::USERNAME, Some(text(claim.username.as_str())));
+            condition.and_equal(item::UID, uid);
+        }
         condition
     }
 
+    /// The expression that sets and removes attributes. Its placeholders stand
+    /// beside those of the condition.
+    fn update(&mut self, set: Item, gone: Vec<String>) -> String {
+        let names = self.names.get_or_insert_default();
+        let values = self.values.get_or_insert_default();
+        let mut placeholder = |name: String| {
+            let placeholder = format!("#{name}");
+            names.insert(placeholder.clone(), name);
+            placeholder
+        };
+        let mut clauses = Vec::new();
+        for (name, value) in set {
+            let new = format!(":new_{name}");
+            clauses.push(format!("{} = {new}", placeholder(name)));
+            values.insert(new, to_attribute(value));
+        }
+        let gone: Vec<_> = gone.into_iter().map(placeholder).collect();
+        let remove = (!gone.is_empty()).then(|| format!(" REMOVE {}", gone.join(", ")));
+        format!("SET {}{}", clauses.join(", "), remove.unwrap_or_default())
+    }
+
     fn and_facts(&mut self, record: &Record) {
-        let text = |uid: &Option<Uid>| uid.as_ref().map(|uid| Value::Text(uid.as_str().to_owned()));
         match record {
             Record::User(user) => {
-                self.and_equal(item::UID, text(&user.uid));
+                self.and_uid(item::UID, user.uid.as_ref());
                 self.and_state(user.state);
             }
             Record::Organization(organization) => {
-                self.and_equal(item::UID, text(&organization.uid));
+                self.and_uid(item::UID, organization.uid.as_ref());
                 self.and_state(organization.state);
             }
             Record::Membership(membership) => {
                 let role = Value::Text(membership.role.as_str().to_owned());
                 self.and_equal(item::ROLE, Some(role));
-                self.and_equal(item::ORGANIZATION_UID, text(&membership.organization_uid));
-                self.and_equal(item::MEMBER_UID, text(&membership.member_uid));
+                let organization_uid = membership.organization_uid.as_ref();
+                self.and_uid(item::ORGANIZATION_UID, organization_uid);
+                self.and_uid(item::MEMBER_UID, membership.member_uid.as_ref());
             }
         }
     }
@@ -332,9 +389,33 @@ impl Condition {
             .insert(name, attribute.to_owned());
     }
 
+    /// The attribute has this value; without one, it is not there or has the one that
+    /// means the same, as others may write it.
+    fn and_equal_or_default(&mut self, attribute: &str, value: Option<Value>, default: Value) {
+        if value.is_some() {
+            self.and_equal(attribute, value);
+            return;
+        }
+        let (name, placeholder) = (format!("#{attribute}"), format!(":{attribute}"));
+        self.and(&format!(
+            "(attribute_not_exists({name}) OR {name} = {placeholder})"
+        ));
+        let (names, values) = (&mut self.names, &mut self.values);
+        let names = names.get_or_insert_default();
+        names.insert(name, attribute.to_owned());
+        let values = values.get_or_insert_default();
+        values.insert(placeholder, to_attribute(default));
+    }
+
+    fn and_uid(&mut self, attribute: &str, uid: Option<&Uid>) {
+        let text = uid.map(|uid| Value::Text(uid.as_str().to_owned()));
+        self.and_equal_or_default(attribute, text, Value::Text(String::new()));
+    }
+
     fn and_state(&mut self, state: State) {
-        let stored = (state != State::Active).then(|| Value::Text(state.as_str().to_owned()));
-        self.and_equal(item::STATE, stored);
+        let text = |state: State| Value::Text(state.as_str().to_owned());
+        let stored = (state != State::Active).then(|| text(state));
+        self.and_equal_or_default(item::STATE, stored, text(State::Active));
     }
 
     fn and(&mut self, clause: &str) {

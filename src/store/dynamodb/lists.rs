@@ -11,10 +11,14 @@ use aws_sdk_dynamodb::{
 
 use super::{Attributes, DynamoDb, decode, failed, primary_key, primary_key_of};
 use crate::{
-    domain::{Key, Membership, OrganizationName, Username},
+    domain::{Key, Membership, OrganizationName, Role, Username},
     store::{
         Directory, Error, Kind, Listed, Lists, Place, Slice,
-        keys::{self, INVERTED_INDEX, LIST_INDEX, LIST_KEY, PARTITION_KEY, SORT_KEY},
+        item::ROLE,
+        keys::{
+            self, INVERTED_INDEX, LIST_INDEX, LIST_KEY, OWNER_INDEX, OWNER_OF, PARTITION_KEY,
+            SORT_KEY,
+        },
     },
 };
 
@@ -36,16 +40,23 @@ impl Lists for DynamoDb {
             .key_condition_expression("#pk = :pk")
             .expression_attribute_names("#pk", PARTITION_KEY)
             .expression_attribute_values(":pk", AttributeValue::S(pk));
-        let output = self.page(query, start, slice.limit).await?;
+        let output = self.page(query, start, Some(slice.limit)).await?;
         let next = last_key(&output, SORT_KEY);
-        let mut found = Vec::new();
+        let (mut found, mut unreadable) = (Vec::new(), Vec::new());
         for item in output.items.unwrap_or_default() {
             let key = primary_key_of(&item).and_then(|(pk, sk)| keys::key_of_item(&pk, &sk));
             if let Some(key @ Key::Membership(..)) = key {
-                found.extend(decode(&key, item)?.into_membership());
+                match decode(&key, item) {
+                    Ok(record) => found.extend(record.into_membership()),
+                    Err(error) => unreadable.push(error),
+                }
             }
         }
-        Ok(Listed { found, next })
+        Ok(Listed {
+            found,
+            unreadable,
+            next,
+        })
     }
 
     async fn organizations_of(
@@ -64,7 +75,7 @@ impl Lists for DynamoDb {
             .key_condition_expression("#sk = :sk")
             .expression_attribute_names("#sk", SORT_KEY)
             .expression_attribute_values(":sk", AttributeValue::S(sk));
-        let output = self.page(query, start, slice.limit).await?;
+        let output = self.page(query, start, Some(slice.limit)).await?;
         let next = last_key(&output, PARTITION_KEY);
         let keys = keys_in(output);
         let found = keys.filter_map(|key| match key {
@@ -73,6 +84,7 @@ impl Lists for DynamoDb {
         });
         Ok(Listed {
             found: found.collect(),
+            unreadable: Vec::new(),
             next,
         })
     }
@@ -103,7 +115,7 @@ impl Lists for DynamoDb {
                 .expression_attribute_values(":list", AttributeValue::S(list_key));
             let room = usize::from(slice.limit).saturating_sub(found.len());
             let room = u16::try_from(room).unwrap_or(slice.limit);
-            let output = self.page(query, start, room).await?;
+            let output = self.page(query, start, Some(room)).await?;
             let last = last_key(&output, PARTITION_KEY);
             found.extend(keys_in(output));
             let next = match last {
@@ -119,28 +131,85 @@ impl Lists for DynamoDb {
                 Some(next) if is_full => {
                     return Ok(Listed {
                         found,
+                        unreadable: Vec::new(),
                         next: Some(Place(next)),
                     });
                 }
                 Some(next) => (shard, after) = parse_directory_place(&Place(next))?,
-                None => return Ok(Listed { found, next: None }),
+                None => {
+                    return Ok(Listed {
+                        found,
+                        unreadable: Vec::new(),
+                        next: None,
+                    });
+                }
             }
         }
     }
 }
 
 impl DynamoDb {
+    /// See [`crate::store::StrongReads::owner_hints`].
+    pub(super) async fn query_owner_index(
+        &self,
+        organization: &OrganizationName,
+        limit: usize,
+    ) -> Result<Vec<Username>, Error> {
+        let query = self
+            .client
+            .query()
+            .index_name(OWNER_INDEX)
+            .key_condition_expression("#owner_of = :pk")
+            .expression_attribute_names("#owner_of", OWNER_OF)
+            .expression_attribute_values(":pk", AttributeValue::S(keys::members_of(organization)));
+        let limit = u16::try_from(limit).unwrap_or(u16::MAX);
+        match self.page(query, None, Some(limit)).await {
+            Ok(output) => Ok(members_in(output)),
+            Err(error) if error.kind == Kind::NoIndex => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// See [`crate::store::StrongReads::owners`].
+    pub(super) async fn query_owners(
+        &self,
+        organization: &OrganizationName,
+        after: Option<&Place>,
+    ) -> Result<Listed<Username>, Error> {
+        let pk = keys::members_of(organization);
+        let start = after.map(|Place(sk)| primary_key(&(pk.clone(), sk.clone())));
+        let query = self
+            .client
+            .query()
+            .consistent_read(true)
+            .key_condition_expression("#pk = :pk")
+            .filter_expression("#role = :owner")
+            .projection_expression("#pk, #sk")
+            .expression_attribute_names("#pk", PARTITION_KEY)
+            .expression_attribute_names("#sk", SORT_KEY)
+            .expression_attribute_names("#role", ROLE)
+            .expression_attribute_values(":pk", AttributeValue::S(pk))
+            .expression_attribute_values(":owner", AttributeValue::S(Role::Owner.as_str().into()));
+        let output = self.page(query, start, None).await?;
+        let next = last_key(&output, SORT_KEY);
+        Ok(Listed {
+            found: members_in(output),
+            unreadable: Vec::new(),
+            next,
+        })
+    }
+
     async fn page(
         &self,
         query: QueryFluentBuilder,
         start: Option<Attributes>,
-        limit: u16,
+        limit: Option<u16>,
     ) -> Result<QueryOutput, Error> {
         let is_of_index = query.get_index_name().is_some();
         let query = query
             .table_name(&self.table)
             .set_exclusive_start_key(start)
-            .limit(limit.into());
+            .set_limit(limit.map(Into::into));
         query.send().await.map_err(|error| {
             let is_invalid = error.code() == Some("ValidationException");
             let mut failed = failed(error);
@@ -164,9 +233,17 @@ fn parse_directory_place(Place(place): &Place) -> Result<(u8, Option<String>), E
     parsed.ok_or_else(|| Error::new(Kind::Unusable, "a place that no page ended at"))
 }
 
-fn last_key(output: &QueryOutput, name: &str) -> Option<Place> {
+pub(super) fn last_key(output: &QueryOutput, name: &str) -> Option<Place> {
     let last: &HashMap<_, _> = output.last_evaluated_key.as_ref()?;
     last.get(name)?.as_s().ok().cloned().map(Place)
+}
+
+fn members_in(output: QueryOutput) -> Vec<Username> {
+    let members = keys_in(output).filter_map(|key| match key {
+        Key::Membership(_, member) => Some(member),
+        _ => None,
+    });
+    members.collect()
 }
 
 fn keys_in(output: QueryOutput) -> impl Iterator<Item = Key> {

@@ -27,13 +27,14 @@ pub use table::Created;
 
 use self::budget::Budget;
 use super::{
-    Error, Kind, READ_MAX_KEYS, READS_AT_ONCE, Remembered, StrongReads,
+    Error, Kind, Listed, OWNER_HINTS, Place, READ_MAX_KEYS, READS_AT_ONCE, Remembered, StoredClaim,
+    StrongReads,
     item::{self, Item, Value},
     keys,
 };
 use crate::{
     backoff,
-    domain::{Email, EmailClaim, Key, Membership, OrganizationName, Record, RequestId, Username},
+    domain::{Email, Key, OrganizationName, Record, RequestId, Username},
     error_chain::describe,
     telemetry::{AwsCalls, Backend},
 };
@@ -200,36 +201,19 @@ impl StrongReads for DynamoDb {
         }
     }
 
-    async fn owners(&self, organization: &OrganizationName) -> Result<Vec<Membership>, Error> {
-        let mut items = self
-            .client
-            .query()
-            .table_name(&self.table)
-            .consistent_read(true)
-            .key_condition_expression("PK = :pk")
-            .filter_expression("#role = :owner")
-            .expression_attribute_names("#role", item::ROLE)
-            .expression_attribute_values(":pk", AttributeValue::S(keys::members_of(organization)))
-            .expression_attribute_values(
-                ":owner",
-                AttributeValue::S(crate::domain::Role::Owner.as_str().to_owned()),
-            )
-            .into_paginator()
-            .items()
-            .send();
-        let mut owners = Vec::new();
-        while let Some(found) = items.try_next().await.map_err(failed)? {
-            let member = primary_key_of(&found)
-                .and_then(|(_, sk)| Username::parse_existing(keys::member_of_sort(&sk)?).ok());
-            if let Some(member) = member {
-                let key = Key::Membership(organization.clone(), member);
-                owners.extend(decode(&key, found)?.into_membership());
-            }
-        }
-        Ok(owners)
+    async fn owner_hints(&self, organization: &OrganizationName) -> Result<Vec<Username>, Error> {
+        self.query_owner_index(organization, OWNER_HINTS).await
     }
 
-    async fn email_claim(&self, email: &Email) -> Result<Option<EmailClaim>, Error> {
+    async fn owners(
+        &self,
+        organization: &OrganizationName,
+        after: Option<&Place>,
+    ) -> Result<Listed<Username>, Error> {
+        self.query_owners(organization, after).await
+    }
+
+    async fn email_claim(&self, email: &Email) -> Result<Option<StoredClaim>, Error> {
         let Some(item) = self.get_item(&keys::of_email(email)).await? else {
             return Ok(None);
         };

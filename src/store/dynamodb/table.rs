@@ -14,10 +14,16 @@ use aws_sdk_dynamodb::{
 };
 
 use super::{DynamoDb, failed, primary_key, primary_key_of, unusable};
-use crate::store::{
-    Error, Kind,
-    item::EXPIRE_TIME,
-    keys::{self, INVERTED_INDEX, LIST_INDEX, LIST_KEY, PARTITION_KEY, SORT_KEY},
+use crate::{
+    domain::Role,
+    store::{
+        Error, Kind,
+        item::{EXPIRE_TIME, ROLE},
+        keys::{
+            self, INVERTED_INDEX, LIST_INDEX, LIST_KEY, OWNER_INDEX, OWNER_OF, PARTITION_KEY,
+            SORT_KEY,
+        },
+    },
 };
 
 /// Longest to wait for a table to become active: indexes are filled meanwhile.
@@ -99,7 +105,7 @@ impl DynamoDb {
             self.wait_until_active().await?;
             created = Created::Parts;
         }
-        if self.list_all().await? > 0 {
+        if self.index_all().await? > 0 {
             created = Created::Parts;
         }
         if self.let_items_expire().await? {
@@ -108,48 +114,62 @@ impl DynamoDb {
         Ok(created)
     }
 
-    /// Puts users and organizations that others wrote into the index by which all
-    /// are listed; returns how many there were. Reads the whole table.
-    async fn list_all(&self) -> Result<usize, Error> {
+    /// Puts records that others wrote, or an earlier version, into the indexes that
+    /// have an attribute of their own: users and organizations into the one by which
+    /// all are listed, Owners into theirs. Returns how many there were. Reads the
+    /// whole table.
+    async fn index_all(&self) -> Result<usize, Error> {
+        let text = |text: &str| AttributeValue::S(text.to_owned());
         let mut items = self
             .client
             .scan()
             .table_name(&self.table)
             .filter_expression(
-                "attribute_not_exists(#list) AND (begins_with(PK, :user) OR begins_with(PK, :org))",
+                "(attribute_not_exists(#list) AND (begins_with(PK, :user) OR begins_with(PK, :org))) \
+                 OR (attribute_not_exists(#owner_of) AND begins_with(PK, :members) AND #role = :owner)",
             )
             .projection_expression("PK, SK")
             .expression_attribute_names("#list", LIST_KEY)
-            .expression_attribute_values(":user", AttributeValue::S("USER#".to_owned()))
-            .expression_attribute_values(":org", AttributeValue::S("ORG#".to_owned()))
+            .expression_attribute_names("#owner_of", OWNER_OF)
+            .expression_attribute_names("#role", ROLE)
+            .expression_attribute_values(":user", text("USER#"))
+            .expression_attribute_values(":org", text("ORG#"))
+            .expression_attribute_values(":members", text("ORGMEMBERS#"))
+            .expression_attribute_values(":owner", text(Role::Owner.as_str()))
             .into_paginator()
             .items()
             .send();
-        let mut listed = 0;
+        let mut indexed = 0;
         while let Some(item) = items.try_next().await.map_err(failed)? {
             let key = primary_key_of(&item).and_then(|(pk, sk)| keys::key_of_item(&pk, &sk));
-            let Some((key, list_key)) =
-                key.and_then(|key| Some((keys::of(&key), keys::list_key(&key)?)))
-            else {
-                continue;
-            };
+            let Some(key) = key else { continue };
+            let primary = keys::of(&key);
             let update = self
                 .client
                 .update_item()
                 .table_name(&self.table)
-                .set_key(Some(primary_key(&key)))
-                .update_expression("SET #list = :list")
-                .condition_expression("attribute_exists(PK) AND attribute_not_exists(#list)")
-                .expression_attribute_names("#list", LIST_KEY)
-                .expression_attribute_values(":list", AttributeValue::S(list_key));
+                .set_key(Some(primary_key(&primary)))
+                .update_expression("SET #index = :index");
+            let update = match keys::list_key(&key) {
+                Some(list_key) => update
+                    .condition_expression("attribute_exists(PK) AND attribute_not_exists(#index)")
+                    .expression_attribute_names("#index", LIST_KEY)
+                    .expression_attribute_values(":index", AttributeValue::S(list_key)),
+                None => update
+                    .condition_expression("#role = :owner AND attribute_not_exists(#index)")
+                    .expression_attribute_names("#index", OWNER_OF)
+                    .expression_attribute_names("#role", ROLE)
+                    .expression_attribute_values(":index", AttributeValue::S(primary.0))
+                    .expression_attribute_values(":owner", text(Role::Owner.as_str())),
+            };
             match update.send().await {
-                Ok(_) => listed += 1,
-                // Somebody else has, or has deleted it.
+                Ok(_) => indexed += 1,
+                // Another process has, or the record has changed.
                 Err(error) if error.code() == Some("ConditionalCheckFailedException") => {}
                 Err(error) => return Err(failed(error)),
             }
         }
-        Ok(listed)
+        Ok(indexed)
     }
 
     /// Turns time to live on; returns whether it was off.
@@ -215,6 +235,7 @@ impl DynamoDb {
             .key_schema(key(PARTITION_KEY, KeyType::Hash)?)
             .key_schema(key(SORT_KEY, KeyType::Range)?)
             .attribute_definitions(text_attribute(LIST_KEY)?)
+            .attribute_definitions(text_attribute(OWNER_OF)?)
             .set_global_secondary_indexes(Some(indexes()?.into()))
             .stream_specification(stream()?)
             .send()
@@ -279,8 +300,9 @@ fn has_index(table: &TableDescription, keys: &[KeySchemaElement]) -> bool {
     indexes.any(|index| index.key_schema() == keys)
 }
 
-/// The indexes: organizations of a user; all users and all organizations.
-fn indexes() -> Result<[GlobalSecondaryIndex; 2], Error> {
+/// The indexes: organizations of a user; all users and all organizations; Owners
+/// of an organization.
+fn indexes() -> Result<[GlobalSecondaryIndex; 3], Error> {
     let index = |name, keys: [&str; 2], projection| {
         let [hash, range] = keys;
         GlobalSecondaryIndex::builder()
@@ -302,6 +324,7 @@ fn indexes() -> Result<[GlobalSecondaryIndex; 2], Error> {
             [LIST_KEY, PARTITION_KEY],
             ProjectionType::KeysOnly,
         )?,
+        index(OWNER_INDEX, [OWNER_OF, SORT_KEY], ProjectionType::KeysOnly)?,
     ])
 }
 

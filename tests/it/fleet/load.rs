@@ -31,7 +31,8 @@ const UNSENT_PAUSE: Duration = Duration::from_millis(10);
 /// Pause of a worker between two operations.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// What clients do when a call fails: as `clients/service_config.json` says.
+/// What clients do when a call fails: as
+/// `clients/service_config_request_id.json` says: each of their writes has a `request_id`.
 #[derive(Debug, Clone)]
 pub struct Policy {
     attempts: u32,
@@ -44,7 +45,10 @@ pub struct Policy {
 impl Policy {
     /// What the documentation recommends.
     pub fn recommended() -> Self {
-        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/clients/service_config.json");
+        let file = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/clients/service_config_request_id.json"
+        );
         let text = std::fs::read_to_string(file).unwrap();
         let config: serde_json::Value = serde_json::from_str(&text).unwrap();
         let config = &config["methodConfig"][0];

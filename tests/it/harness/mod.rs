@@ -24,6 +24,7 @@ use account_service::{
     proto::account_v1::account_service_client::AccountServiceClient,
     service::Accounts,
     setup,
+    store::OPERATION_TIMEOUT,
 };
 use tokio::sync::oneshot;
 use tonic::{Status, transport::Channel};
@@ -42,8 +43,10 @@ pub type Client = AccountServiceClient<Channel>;
 const DYNAMODB_ENDPOINT: &str = "TEST_DYNAMODB_ENDPOINT";
 /// The same for Secrets Manager.
 const SECRETS_ENDPOINT: &str = "TEST_SECRETS_ENDPOINT";
+/// Timeouts that are not what a test is about.
+pub const LONG_TIMEOUT: Duration = Duration::from_secs(20);
 /// Longest that anything in a test is waited for.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The backends: servers that any number of replicas share.
 pub struct Backends {
@@ -92,6 +95,7 @@ impl Backends {
     pub fn serve_settings(&self) -> ServeSettings {
         let mut settings = self.embedded.serve_settings(&self.settings);
         settings.backends.dynamodb_endpoint = Some(self.proxy.url());
+        settings.backends.dynamodb_attempt_timeout_ms = OPERATION_TIMEOUT;
         settings
     }
 
@@ -230,15 +234,35 @@ pub struct Isolated {
     _way: Way,
 }
 
+impl Isolated {
+    /// Cuts the replica off from its backends, as if it had crashed.
+    pub fn cut_off(&self) {
+        self.dynamodb.cut_off();
+        self.momento.cut_off();
+    }
+}
+
 /// A way to the backends. Gone when dropped.
 pub struct Way {
     _proxy: DynamoDbProxy,
     _momento: momento::Running,
 }
 
+/// Takes its time, so that how busy the machine is decides nothing. Tests of what is
+/// given up in time say themselves how long that is.
+pub fn patient(settings: &ServeSettings) -> Tuning {
+    let mut cache = settings.cache.to_coherence();
+    cache.timing.fence_attempt = LONG_TIMEOUT;
+    cache.timing.fence_patience = LONG_TIMEOUT;
+    Tuning {
+        longest_call: Some(PATIENCE),
+        ..cache.into()
+    }
+}
+
 impl Replica {
     pub async fn start(settings: &ServeSettings) -> Self {
-        Self::start_with(settings, settings.cache.to_coherence()).await
+        Self::start_with(settings, patient(settings)).await
     }
 
     pub async fn start_with(settings: &ServeSettings, tuning: impl Into<Tuning>) -> Self {
@@ -326,7 +350,7 @@ fn dev_settings() -> DevSettings {
         },
         cache: CacheSettings {
             // Long, so that a busy machine does not change what is counted.
-            cache_read_timeout_ms: PATIENCE,
+            cache_read_timeout_ms: LONG_TIMEOUT,
             table_reads_at_once: 64,
             membership_ttl_s: Duration::from_secs(60),
             profile_ttl_s: Duration::from_secs(300),

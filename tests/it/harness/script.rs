@@ -2,11 +2,14 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use super::PATIENCE;
 
@@ -24,6 +27,8 @@ pub struct Script {
     charges: Mutex<Option<Vec<(String, f64)>>>,
     /// Decides instead of the rules.
     chaos: Option<Arc<dyn Chaos>>,
+    /// Whether no call arrives any more.
+    is_cut_off: AtomicBool,
 }
 
 /// Decides what becomes of each call.
@@ -47,6 +52,7 @@ struct Rule {
 enum Action {
     Hold(Arc<Gate>),
     HoldReply(Arc<Gate>),
+    Wait(Arc<Semaphore>),
     Answer(u16, String),
     Delay(Duration),
     Refuse,
@@ -113,6 +119,15 @@ impl Drop for Held {
     }
 }
 
+/// Calls that wait until this is dropped.
+pub struct HeldAll(Arc<Semaphore>);
+
+impl Drop for HeldAll {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
 impl Script {
     /// A script that remembers no calls.
     pub fn chaotic(chaos: Arc<dyn Chaos>) -> Self {
@@ -136,6 +151,13 @@ impl Script {
         let gate = Arc::new(Gate::default());
         self.add(call, about, 0, 1, Action::HoldReply(gate.clone()));
         Held(gate)
+    }
+
+    /// Holds every further `call` about something whose text contains `about`.
+    pub fn hold_all(&self, call: &'static str, about: &str) -> HeldAll {
+        let opens = Arc::new(Semaphore::new(0));
+        self.add(call, about, 0, usize::MAX, Action::Wait(opens.clone()));
+        HeldAll(opens)
     }
 
     /// Answers the next `times` such calls with this status and body.
@@ -167,6 +189,11 @@ impl Script {
     /// Serves the next such call, but loses its reply.
     pub fn lose_reply(&self, call: &'static str, about: &str) {
         self.add(call, about, 0, 1, Action::LoseReply);
+    }
+
+    /// From now on, no call arrives. Calls that wait go on.
+    pub fn cut_off(&self) {
+        self.is_cut_off.store(true, Ordering::SeqCst);
     }
 
     /// Forgets all rules.
@@ -261,6 +288,9 @@ impl Script {
         if let Some(chaos) = &self.chaos {
             return chaos.meet(call, about).await;
         }
+        if self.is_cut_off.load(Ordering::SeqCst) {
+            return Fate::Refused;
+        }
         let seen = (call.to_owned(), about.to_owned());
         self.seen.lock().unwrap().push(seen);
         match self.next_action(call, about) {
@@ -275,6 +305,11 @@ impl Script {
             }
             Some(Action::Hold(gate)) => {
                 gate.pass().await;
+                Fate::Served
+            }
+            Some(Action::Wait(opens)) => {
+                // It has no permits: acquiring ends when it is closed.
+                let _ = opens.acquire().await;
                 Fate::Served
             }
         }
