@@ -47,7 +47,7 @@ pub struct Changes {
     beats: Mutex<Option<Beats>>,
 }
 
-/// What this replica has seen of the beats of whoever follows the stream, by its own
+/// The beats of the follower of the stream, as this replica has seen them by its own
 /// monotonic clock.
 #[derive(Debug, Clone, Copy)]
 struct Beats {
@@ -65,7 +65,7 @@ struct Beats {
 enum Followed {
     Yes,
     No,
-    /// Only the next beat will tell.
+    /// Unknown until the next beat.
     Unclear,
 }
 
@@ -79,7 +79,7 @@ impl Beats {
                 looked: now,
                 ..before
             },
-            // A change since a look of long ago does not tell when it was.
+            // The time of a change since a look of long ago is unknown.
             before => Self {
                 version,
                 since: now,

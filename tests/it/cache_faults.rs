@@ -455,13 +455,7 @@ async fn that_somebody_is_no_member_is_not_contradicted_by_later_reads() {
         let (backends, service) = with_michael_cached().await;
         // Another incarnation of the name: the cache does not know.
         backends.table().set_text(key, key, "uid", "another").await;
-        let request = pb::TransferOwnershipRequest {
-            organization_name: ORG.to_owned(),
-            new_owner: MICHAEL.to_owned(),
-            actor: Some(pb::transfer_ownership_request::Actor::AsPlatform(true)),
-            ..pb::TransferOwnershipRequest::default()
-        };
-        let refused = service.client.clone().transfer_ownership(request).await;
+        let refused = service.transfer(ORG, MICHAEL, None).await;
         assert_refused(refused, Code::NotFound, "MEMBERSHIP_NOT_FOUND");
         assert_eq!(service.role_of(ORG, MICHAEL).await, None, "{key}");
     }
@@ -527,20 +521,7 @@ async fn what_a_transfer_says_of_the_previous_owner_is_not_contradicted_by_later
         .table()
         .set_text(&user, &user, "state", "ACTIVE")
         .await;
-    let request = pb::TransferOwnershipRequest {
-        organization_name: ORG.to_owned(),
-        new_owner: MICHAEL.to_owned(),
-        actor: Some(pb::transfer_ownership_request::Actor::ActingUser(
-            OLIVIA.to_owned(),
-        )),
-        ..pb::TransferOwnershipRequest::default()
-    };
-    service
-        .client
-        .clone()
-        .transfer_ownership(request)
-        .await
-        .unwrap();
+    service.transfer(ORG, MICHAEL, Some(OLIVIA)).await.unwrap();
     assert_eq!(service.role_of(ORG, OLIVIA).await, Some(Role::Admin));
 }
 

@@ -509,20 +509,7 @@ async fn a_change_leaves_attributes_that_this_version_does_not_know_as_they_are(
         .change_role(ORG, MICHAEL, Role::Admin, OLIVIA)
         .await
         .unwrap();
-    let request = pb::TransferOwnershipRequest {
-        organization_name: ORG.to_owned(),
-        new_owner: MICHAEL.to_owned(),
-        actor: Some(pb::transfer_ownership_request::Actor::ActingUser(
-            OLIVIA.to_owned(),
-        )),
-        ..pb::TransferOwnershipRequest::default()
-    };
-    service
-        .client
-        .clone()
-        .transfer_ownership(request)
-        .await
-        .unwrap();
+    service.transfer(ORG, MICHAEL, Some(OLIVIA)).await.unwrap();
     for (pk, sk) in items {
         let item = table.partition(pk).await.remove(sk).unwrap();
         assert_eq!(item["ofANewerVersion"].as_s().unwrap(), "kept", "{sk}");
@@ -530,18 +517,7 @@ async fn a_change_leaves_attributes_that_this_version_does_not_know_as_they_are(
     // One who is added over what an earlier incarnation left is new.
     service.delete_user(MICHAEL).await.unwrap();
     service.create_user(MICHAEL).await.unwrap();
-    let request = pb::TransferOwnershipRequest {
-        organization_name: ORG.to_owned(),
-        new_owner: OLIVIA.to_owned(),
-        actor: Some(pb::transfer_ownership_request::Actor::AsPlatform(true)),
-        ..pb::TransferOwnershipRequest::default()
-    };
-    service
-        .client
-        .clone()
-        .transfer_ownership(request)
-        .await
-        .unwrap();
+    service.transfer(ORG, OLIVIA, None).await.unwrap();
     service
         .add(ORG, MICHAEL, Role::Member, OLIVIA)
         .await

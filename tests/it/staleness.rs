@@ -122,18 +122,8 @@ async fn what_the_replica_s_own_write_stands_on_is_not_answered_from_before() {
         .add("second-org", MICHAEL, Role::Member, OLIVIA)
         .await
         .unwrap();
-    let request = pb::TransferOwnershipRequest {
-        organization_name: "second-org".to_owned(),
-        new_owner: MICHAEL.to_owned(),
-        actor: Some(pb::transfer_ownership_request::Actor::ActingUser(
-            OLIVIA.to_owned(),
-        )),
-        ..pb::TransferOwnershipRequest::default()
-    };
     service
-        .client
-        .clone()
-        .transfer_ownership(request)
+        .transfer("second-org", MICHAEL, Some(OLIVIA))
         .await
         .unwrap();
     for (name, role) in [(MICHAEL, Role::Owner), (OLIVIA, Role::Admin)] {

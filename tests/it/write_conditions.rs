@@ -2,8 +2,7 @@
 //! comes between the decision and the commit has the write decided anew.
 
 use account_service::proto::account_v1::{
-    self as pb, Role, delete_organization_request as delete,
-    transfer_ownership_request as transfer, update_organization_request as update,
+    self as pb, Role, delete_organization_request as delete, update_organization_request as update,
 };
 use tonic::{Code, Status};
 
@@ -94,14 +93,9 @@ impl World<'_> {
                     .map(drop)
             }
             Write::Transfer(actor, target) => {
-                let actor = actor.map(|actor| transfer::Actor::ActingUser(self.name(actor)));
-                let request = pb::TransferOwnershipRequest {
-                    organization_name: organization.to_owned(),
-                    new_owner: self.name(target),
-                    actor: Some(actor.unwrap_or(transfer::Actor::AsPlatform(true))),
-                    ..pb::TransferOwnershipRequest::default()
-                };
-                client.transfer_ownership(request).await.map(drop)
+                let (actor, target) = (actor.map(|actor| self.name(actor)), self.name(target));
+                let transferred = service.transfer(organization, &target, actor.as_deref());
+                transferred.await.map(drop)
             }
             Write::UpdateOrganization(actor) => {
                 let request = pb::UpdateOrganizationRequest {

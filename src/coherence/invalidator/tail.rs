@@ -109,7 +109,7 @@ impl Tail {
     pub(super) fn values(&self, owner: &str) -> BTreeMap<String, String> {
         let shards = self.shards.iter().filter_map(|(id, progress)| {
             let sequence = match progress {
-                // Told below.
+                // Written below, with the time.
                 Progress::Ended if self.unlisted.contains_key(id) => return None,
                 Progress::Ended => ENDED.to_owned(),
                 Progress::Open {

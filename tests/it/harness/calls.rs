@@ -127,6 +127,25 @@ impl Replica {
         Ok(reply.into_inner().membership.unwrap())
     }
 
+    /// By an Owner, or by the platform.
+    pub async fn transfer(
+        &self,
+        organization: &str,
+        new_owner: &str,
+        acting_user: Option<&str>,
+    ) -> Result<pb::TransferOwnershipResponse, Status> {
+        use pb::transfer_ownership_request::Actor;
+        let actor = acting_user.map(|name| Actor::ActingUser(name.to_owned()));
+        let request = pb::TransferOwnershipRequest {
+            organization_name: organization.to_owned(),
+            new_owner: new_owner.to_owned(),
+            actor: Some(actor.unwrap_or(Actor::AsPlatform(true))),
+            ..pb::TransferOwnershipRequest::default()
+        };
+        let reply = self.client.clone().transfer_ownership(request).await?;
+        Ok(reply.into_inner())
+    }
+
     pub async fn remove(
         &self,
         organization: &str,
