@@ -55,6 +55,14 @@ pub(super) enum Cover {
 }
 
 impl Cover {
+    /// The fences, if the cache is in use.
+    pub(super) fn fences(&self) -> Option<&Fences> {
+        match self {
+            Self::Fences(fences) => Some(fences),
+            Self::Unused(_) => None,
+        }
+    }
+
     /// Since when it is in place, at least.
     pub(super) fn since(&self) -> Instant {
         match self {

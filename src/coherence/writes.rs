@@ -293,10 +293,7 @@ impl Coherence {
             Ok(_) => return Attempt::Done(Err(WriteError::TooLate)),
             Err(error) => return Attempt::Done(Err(uncovered(error))),
         };
-        let before = match &cover {
-            Cover::Fences(fences) => Some(fences),
-            Cover::Unused(_) => None,
-        };
+        let before = cover.fences();
         let outcome_unknown = match self.store.commit(&plan.steps, origin).await {
             Ok(()) => None,
             Err(CommitError::Stale | CommitError::Conflict) => {
@@ -359,11 +356,7 @@ impl Coherence {
         deadline: Instant,
     ) -> Result<Cover, Uncovered> {
         while cover.since().elapsed() > self.settings.timing.fence_max_age {
-            let own = match &cover {
-                Cover::Fences(fences) => Some(fences),
-                Cover::Unused(_) => None,
-            };
-            cover = self.cover(keys, false, own, deadline).await?;
+            cover = self.cover(keys, false, cover.fences(), deadline).await?;
         }
         Ok(cover)
     }

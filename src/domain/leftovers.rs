@@ -1,7 +1,5 @@
 //! What a deletion leaves to be removed.
 
-use std::fmt;
-
 use super::{OrganizationName, Timestamp, Uid, Username};
 
 /// What is gone.
@@ -11,15 +9,6 @@ pub enum Gone {
     User(Username),
     /// An organization.
     Organization(OrganizationName),
-}
-
-impl fmt::Display for Gone {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::User(username) => username.fmt(f),
-            Self::Organization(name) => name.fmt(f),
-        }
-    }
 }
 
 /// Memberships of an incarnation that is gone. They count for nothing.
