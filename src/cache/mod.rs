@@ -10,7 +10,7 @@ mod lookups;
 mod momento;
 mod slot;
 
-use std::{error::Error as StdError, fmt, time::Duration};
+use std::{error::Error as StdError, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -98,8 +98,20 @@ pub enum Kind {
     Refused,
 }
 
+impl Kind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Unavailable => "the cache is unavailable",
+            Self::Credential => "the cache refuses the credential",
+            Self::Missing => "there is no such cache",
+            Self::Refused => "the cache refuses the request",
+        }
+    }
+}
+
 /// A failed cache operation.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {source}", .kind.as_str())]
 pub struct Error {
     /// The kind.
     pub kind: Kind,
@@ -119,23 +131,5 @@ impl Error {
             kind: self.kind,
             source: self.source.to_string().into(),
         }
-    }
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let what = match self.kind {
-            Kind::Unavailable => "the cache is unavailable",
-            Kind::Credential => "the cache refuses the credential",
-            Kind::Missing => "there is no such cache",
-            Kind::Refused => "the cache refuses the request",
-        };
-        write!(f, "{what}: {}", self.source)
-    }
-}
-
-impl StdError for Error {
-    fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        Some(&*self.source)
     }
 }

@@ -1,6 +1,6 @@
 //! Labels: what callers attach to users and organizations.
 
-use std::{collections::BTreeMap, fmt};
+use std::collections::BTreeMap;
 
 use super::names::{FreeText, NameError, check_characters};
 
@@ -15,27 +15,18 @@ pub const LABEL_KEY_MAX_LEN: usize = 63;
 pub struct Labels(BTreeMap<String, FreeText>);
 
 /// Why labels were refused.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LabelError {
     /// There are too many.
+    #[error("has {0} entries; allowed are {MAX_LABELS}")]
     TooMany(usize),
     /// A key breaks its bounds.
+    #[error("key {0:?}: {1}")]
     Key(String, NameError),
     /// The value of this key breaks its bounds.
+    #[error("value of {0:?}: {1}")]
     Value(String, NameError),
 }
-
-impl fmt::Display for LabelError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::TooMany(count) => write!(f, "has {count} entries; allowed are {MAX_LABELS}"),
-            Self::Key(key, why) => write!(f, "key {key:?}: {why}"),
-            Self::Value(key, why) => write!(f, "value of {key:?}: {why}"),
-        }
-    }
-}
-
-impl std::error::Error for LabelError {}
 
 impl Labels {
     /// Accepts labels.

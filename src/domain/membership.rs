@@ -1,7 +1,5 @@
 //! Memberships and roles.
 
-use std::fmt;
-
 use super::{Bond, OrganizationName, Stamp, State, Uid, Username};
 
 /// What a member may do. Ordered: a greater role includes the smaller ones.
@@ -31,16 +29,9 @@ impl Role {
 }
 
 /// A stored role is none of the known ones.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the role is none of Owner, Admin and Member")]
 pub struct UnknownRole;
-
-impl fmt::Display for UnknownRole {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the role is none of Owner, Admin and Member")
-    }
-}
-
-impl std::error::Error for UnknownRole {}
 
 impl std::str::FromStr for Role {
     type Err = UnknownRole;

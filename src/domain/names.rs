@@ -11,16 +11,19 @@ pub const EXISTING_NAME_MAX_LEN: usize = 128;
 pub const FREE_TEXT_MAX_BYTES: usize = 256;
 
 /// Why a name was refused.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// The name is empty.
+    #[error("must not be empty")]
     Empty,
     /// The name has more than `max` characters (bytes, for free text).
+    #[error("must not be longer than {max}")]
     TooLong {
         /// The most that is allowed.
         max: usize,
     },
     /// The character at byte `at` is not allowed in this kind of name.
+    #[error("has {found:?} at offset {at}; allowed are only {allowed}")]
     Character {
         /// The offending character.
         found: char,
@@ -30,29 +33,12 @@ pub enum NameError {
         allowed: &'static str,
     },
     /// The text is no e-mail address.
+    #[error("must be an e-mail address: local@domain")]
     NoEmail,
     /// The name starts or ends with a character that may stand inside only.
+    #[error("must start and end with a letter or a digit")]
     Edge,
 }
-
-impl fmt::Display for NameError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Empty => f.write_str("must not be empty"),
-            Self::TooLong { max } => write!(f, "must not be longer than {max}"),
-            Self::Character { found, at, allowed } => {
-                write!(
-                    f,
-                    "has {found:?} at offset {at}; allowed are only {allowed}"
-                )
-            }
-            Self::NoEmail => f.write_str("must be an e-mail address: local@domain"),
-            Self::Edge => f.write_str("must start and end with a letter or a digit"),
-        }
-    }
-}
-
-impl std::error::Error for NameError {}
 
 /// A user's name: printable ASCII without `#` (the separator of table keys) and
 /// `/` (the separator of cache keys).

@@ -1,6 +1,6 @@
 //! On whose behalf a change is made, and under which request.
 
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
 use super::Username;
 
@@ -36,7 +36,8 @@ pub struct Made {
 pub struct RequestId(Arc<str>);
 
 /// A text is no name of a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must be a UUID such as 9b2f1d0c-5a7e-4c58-8d0e-6f1a2b3c4d5e, and not nil")]
 pub struct NoRequestId;
 
 impl RequestId {
@@ -66,14 +67,6 @@ impl RequestId {
         &self.0
     }
 }
-
-impl fmt::Display for NoRequestId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("must be a UUID such as 9b2f1d0c-5a7e-4c58-8d0e-6f1a2b3c4d5e, and not nil")
-    }
-}
-
-impl std::error::Error for NoRequestId {}
 
 /// A request that is to have its effect once, however often it is sent.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,7 +1,5 @@
 //! Whether a user or an organization takes part.
 
-use std::fmt;
-
 /// What becomes of the memberships of a user or an organization.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum State {
@@ -36,16 +34,9 @@ impl State {
 }
 
 /// A stored state is none of the known ones.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the state is neither ACTIVE nor SUSPENDED")]
 pub struct UnknownState;
-
-impl fmt::Display for UnknownState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the state is neither ACTIVE nor SUSPENDED")
-    }
-}
-
-impl std::error::Error for UnknownState {}
 
 impl std::str::FromStr for State {
     type Err = UnknownState;

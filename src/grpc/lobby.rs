@@ -487,13 +487,16 @@ mod tests {
         passes.collect()
     }
 
+    /// One call of this caller that uses so much of the processors.
+    fn spend(lobby: &Arc<Lobby>, flow: &Flow, busy: Duration) {
+        lobby.try_enter(flow).unwrap().charge(busy);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn whoever_has_used_least_goes_first() {
         let lobby = lobby(2);
         let (hog, guest) = (Flow::Connection(1), Flow::Connection(2));
-        let spent = lobby.try_enter(&hog).unwrap();
-        spent.charge(Duration::from_millis(20));
-        drop(spent);
+        spend(&lobby, &hog, Duration::from_millis(20));
         let mut filled = fill(&lobby);
         let calls = [&hog, &hog, &hog, &guest, &guest].map(|flow| {
             let lobby = lobby.clone();
@@ -532,9 +535,7 @@ mod tests {
     async fn calls_that_are_expected_to_use_much_take_more_places() {
         let lobby = lobby(640);
         let flow = Flow::Connection(1);
-        let large = lobby.try_enter(&flow).unwrap();
-        large.charge(Duration::from_millis(16));
-        drop(large);
+        spend(&lobby, &flow, Duration::from_millis(16));
         let enter = || std::iter::from_fn(|| lobby.try_enter(&flow)).collect::<Vec<_>>();
         // 20 places each, an eighth of what the first one used, as long as there is
         // one of 480.
@@ -568,15 +569,131 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_call_is_charged_for_each_place_that_it_holds() {
+        let lobby = lobby(640);
+        let flow = Flow::Connection(1);
+        spend(&lobby, &flow, Duration::from_millis(16));
+        let large = lobby.try_enter(&flow).unwrap();
+        assert_eq!(large.claim.places.sum(), 20);
+        tokio::time::advance(Duration::from_secs(4)).await;
+        drop(large);
+        // 20 of 640 places for four seconds, after 16 ms.
+        assert_eq!(lobby.lock().line(&flow).used_us, 125_000 + 16_000);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_expected_use_follows_the_calls_by_an_eighth() {
+        let lobby = lobby(640);
+        let flow = Flow::Connection(1);
+        let mean = || lobby.lock().line(&flow).mean_us;
+        assert_eq!(mean(), 50);
+        spend(&lobby, &flow, Duration::from_millis(16));
+        assert_eq!(mean(), 50 - 6 + 2000);
+        spend(&lobby, &flow, Duration::ZERO);
+        assert_eq!(mean(), 2044 - 255);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_large_call_takes_no_more_places_than_there_are() {
+        let lobby = lobby(640);
+        let (flow, other) = (Flow::Connection(1), Flow::Connection(2));
+        spend(&lobby, &flow, Duration::from_millis(16));
+        let _other = lobby.try_enter(&other).unwrap();
+        for _ in 0..10 {
+            lobby.follow(false);
+        }
+        assert_eq!(lobby.lock().limit, LEAST as u64);
+        let large = lobby.try_enter(&flow).unwrap();
+        assert_eq!(
+            (large.claim.places.common, large.claim.places.set_aside),
+            (6, 0)
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn callers_share_the_places_that_are_set_aside() {
+        let lobby = lobby(64);
+        let [hog, second, third] = [1, 2, 3].map(Flow::Connection);
+        let enter = |flow| std::iter::from_fn(|| lobby.try_enter(flow)).collect::<Vec<_>>();
+        let all = enter(&hog);
+        drop(lobby.try_enter(&second));
+        drop(lobby.try_enter(&third));
+        let (second, third) = (enter(&second), enter(&third));
+        // A third of 16.
+        assert_eq!((all.len(), second.len(), third.len()), (48, 5, 5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_place_that_is_set_aside_goes_to_a_caller_who_has_not_had_its_share() {
+        let lobby = lobby(8);
+        let [many, one, none] = [1, 2, 3].map(Flow::Connection);
+        let _common: Vec<_> = std::iter::from_fn(|| lobby.try_enter(&many)).collect();
+        let _set_aside = lobby.try_enter(&one).unwrap();
+        lobby.lock().line(&none).used_us = 5000;
+        let mut waiting = Box::pin(lobby.enter(&one, PATIENCE));
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        let mut admitted = Box::pin(lobby.enter(&none, PATIENCE));
+        assert!(futures_util::poll!(&mut admitted).is_ready());
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_is_forgotten_once_it_is_away_and_all_that_it_used_has_faded() {
+        let lobby = lobby(640);
+        let (away, busy) = (Flow::Connection(1), Flow::Connection(2));
+        spend(&lobby, &away, Duration::from_millis(16));
+        spend(&lobby, &busy, Duration::from_millis(16));
+        let call = lobby.try_enter(&busy).unwrap();
+        let clock_us = lobby.lock().clock_us;
+        lobby.lock().line(&away).used_us = clock_us + 16_000;
+        let after = |windows| {
+            for _ in 0..windows {
+                lobby.follow(true);
+            }
+            let state = lobby.lock();
+            let line = state.lines.get(&away);
+            (state.lines.len(), line.map(|line| line.mean_us >= FIRST_US))
+        };
+        assert_eq!(after(1), (2, Some(true)));
+        // The expected use fades first.
+        assert_eq!(after(299), (2, Some(false)));
+        assert_eq!(after(300), (1, None));
+        assert_eq!(lobby.lock().line(&busy).mean_us, 2044);
+        drop(call);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_uses_much_by_its_own_use_or_by_that_of_its_caller() {
+        let turns = Turns::new(1, Duration::from_millis(1));
+        let lobby = Arc::new(Lobby::new(LEAST, 640, Gauge::noop(), turns));
+        let flow = Flow::Connection(1);
+        let call = lobby.try_enter(&flow).unwrap();
+        call.charge(Duration::from_millis(1));
+        assert!(!call.uses_much());
+        call.charge(Duration::from_micros(1));
+        assert!(call.uses_much());
+        drop(call);
+        spend(&lobby, &flow, Duration::from_millis(16));
+        assert!(lobby.try_enter(&flow).unwrap().uses_much());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn who_gives_up_leaves_no_trace() {
         let lobby = lobby(2);
         let flow = Flow::Connection(1);
         let passes = fill(&lobby);
-        let refused = join_all((0..MAX_WAITING + 8).map(|_| lobby.enter(&flow, PATIENCE)));
+        let enter = |calls| join_all((0..calls).map(|_| lobby.enter(&flow, PATIENCE)));
+        let mut refused = Box::pin(enter(MAX_WAITING + 8));
         let began = Instant::now();
+        assert!(futures_util::poll!(&mut refused).is_pending());
+        assert_eq!(counts(&lobby), (2, MAX_WAITING));
         assert!(refused.await.iter().all(Result::is_err));
-        // Those whom no line took were not sent away sooner.
+        // A call that finds the line full is not sent away sooner.
         assert_eq!(began.elapsed(), PATIENCE);
+        let mut last = Box::pin(enter(1));
+        assert!(futures_util::poll!(&mut last).is_pending());
+        assert_eq!(counts(&lobby), (2, 1));
+        drop(last);
         drop(passes);
         assert_eq!(counts(&lobby), (0, 0));
         let passes = fill(&lobby);

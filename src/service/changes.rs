@@ -125,7 +125,8 @@ pub struct Cursor {
 }
 
 /// A text is no cursor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("is no cursor of an earlier response")]
 pub struct NoCursor;
 
 impl fmt::Display for Cursor {
@@ -146,12 +147,6 @@ impl std::str::FromStr for Cursor {
             log: LogId(log.to_owned()),
             after,
         })
-    }
-}
-
-impl fmt::Display for NoCursor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("is no cursor of an earlier response")
     }
 }
 

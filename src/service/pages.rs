@@ -1,7 +1,7 @@
 //! Tokens of pages: where a page ended, in a form that callers can neither read
 //! a promise into nor make themselves, bound to the list that it is a page of.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use hmac::{Hmac, KeyInit as _, Mac as _};
@@ -31,14 +31,9 @@ impl ListName {
 }
 
 /// A text is no token of a page of this list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("is no token of an earlier page of this very list")]
 pub struct NoPageToken;
-
-impl fmt::Display for NoPageToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("is no token of an earlier page of this very list")
-    }
-}
 
 /// Makes tokens, and reads them.
 pub(super) struct PageTokens {

@@ -59,24 +59,17 @@ pub(super) enum Value {
 pub(super) type Item = HashMap<String, Value>;
 
 /// An item is no record of the kind that its key says.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("item {key}: attribute {attribute} is missing or not valid", key = name_of(.key))]
 pub(super) struct Malformed {
     attribute: &'static str,
     key: Key,
 }
 
-impl fmt::Display for Malformed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (pk, sk) = keys::of(&self.key);
-        write!(
-            f,
-            "item PK={pk} SK={sk}: attribute {} is missing or not valid",
-            self.attribute
-        )
-    }
+fn name_of(key: &Key) -> String {
+    let (pk, sk) = keys::of(key);
+    format!("PK={pk} SK={sk}")
 }
-
-impl std::error::Error for Malformed {}
 
 /// The item of a record.
 pub(super) fn encode(record: &Record) -> Item {

@@ -5,7 +5,7 @@ mod dynamodb;
 mod item;
 mod keys;
 
-use std::{collections::BTreeMap, error::Error as StdError, fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, error::Error as StdError, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
@@ -493,10 +493,23 @@ impl Kind {
     pub fn may_pass(self) -> bool {
         matches!(self, Self::Unavailable | Self::Throttled | Self::Crowded)
     }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Unavailable => "the table is unavailable",
+            Self::Throttled => "the table sheds load",
+            Self::Crowded => "the table was not asked",
+            Self::Missing => "there is no such table",
+            Self::NoIndex => "the table lacks an index",
+            Self::Unusable => "the table is unusable",
+            Self::Malformed => "the table holds a malformed item",
+        }
+    }
 }
 
 /// A failed table operation.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{}: {source}", .kind.as_str())]
 pub struct Error {
     /// The kind.
     pub kind: Kind,
@@ -510,27 +523,6 @@ impl Error {
             kind,
             source: Arc::from(source.into()),
         }
-    }
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let what = match self.kind {
-            Kind::Unavailable => "the table is unavailable",
-            Kind::Throttled => "the table sheds load",
-            Kind::Crowded => "the table was not asked",
-            Kind::Missing => "there is no such table",
-            Kind::NoIndex => "the table lacks an index",
-            Kind::Unusable => "the table is unusable",
-            Kind::Malformed => "the table holds a malformed item",
-        };
-        write!(f, "{what}: {}", self.source)
-    }
-}
-
-impl StdError for Error {
-    fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        Some(&*self.source)
     }
 }
 

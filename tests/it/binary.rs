@@ -12,10 +12,11 @@ use account_service::{
     proto::account_v1 as pb,
 };
 use secrecy::ExposeSecret as _;
+use temp_dir::TempDir;
 
 use crate::harness::{
     Backends,
-    binary::{Server, command, free_address, over, scrape, serve_over},
+    binary::{Log, Server, command, free_address, over, scrape, serve_over},
     start,
 };
 
@@ -42,7 +43,7 @@ async fn has_olivia(server: &Server) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn data_kept_in_a_directory_survives_a_kill_and_a_restart() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = TempDir::new().unwrap();
     let server = Server::dev(dir.path());
     assert!(server.greeting.contains("grpcurl -plaintext -d"));
     assert!(!has_olivia(&server).await);
@@ -71,7 +72,7 @@ async fn replicas_share_a_table_and_end_with_0_when_told_to() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn healthcheck_says_whether_a_server_is_serving() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = TempDir::new().unwrap();
     let server = Server::dev(dir.path());
     let addr = server.addr.clone();
     let probe = |addr: &str| command(&["healthcheck", "--addr", addr]).output().unwrap();
@@ -161,9 +162,9 @@ fn a_bad_setting_is_named_and_exits_with_64() {
 
 #[test]
 fn what_would_let_everybody_in_is_refused_at_the_start() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = TempDir::new().unwrap();
     let policy = |text: &str| {
-        let path = folder.path().join("policy.json");
+        let path = folder.child("policy.json");
         std::fs::write(&path, text).unwrap();
         path.to_str().unwrap().to_owned()
     };
@@ -322,14 +323,12 @@ async fn what_cannot_be_reached_at_the_start_is_waited_for_and_said() {
             true,
         ),
     ] {
-        let log = tempfile::NamedTempFile::new().unwrap();
+        let log = Log::new();
         let mut command = serve_over(&backends);
-        command
-            .env(variable, DEAD_URL)
-            .stderr(log.reopen().unwrap());
+        command.env(variable, DEAD_URL).stderr(log.file());
         let server = Server::start(command, "serving on", |_| true);
         assert_eq!(is_healthy(&server), is_ready, "{variable}");
-        let said = std::fs::read_to_string(log.path()).unwrap();
+        let said = log.read();
         assert!(said.contains("starting without"), "{variable}: {said}");
         assert!(said.contains(advice), "{variable}: {said}");
         assert_eq!(server.terminate(), Some(0), "{variable}");
@@ -344,12 +343,12 @@ async fn secrets_are_in_nothing_that_the_process_says() {
     let key = secret["MOMENTO_API_KEY"].as_str().unwrap();
     let secret_id = backends.serve_settings().backends.momento_secret_id;
     let signature = key.rsplit('.').next().unwrap();
-    let log = tempfile::NamedTempFile::new().unwrap();
+    let log = Log::new();
     let metrics = free_address();
     let mut command = serve_over(&backends);
     command
         .env("METRICS_ADDR", metrics.to_string())
-        .stderr(log.reopen().unwrap());
+        .stderr(log.file());
     let server = Server::start(command, "serving on", |_| true);
     create_olivia(&server).await;
     assert!(has_olivia(&server).await);
@@ -365,7 +364,7 @@ async fn secrets_are_in_nothing_that_the_process_says() {
         .await;
     assert!(has_olivia(&server).await);
     assert_eq!(server.terminate(), Some(0));
-    said.push(std::fs::read_to_string(log.path()).unwrap());
+    said.push(log.read());
     for arguments in [["serve", "--help"], ["setup", "--help"]] {
         let mut command = over(&backends, &arguments);
         let output = command.env("MOMENTO_API_KEY", key).output().unwrap();
@@ -430,9 +429,11 @@ async fn setup_creates_what_is_missing_and_says_so() {
 
 #[test]
 fn dev_refuses_a_data_directory_that_is_none() {
-    let file = tempfile::NamedTempFile::new().unwrap();
+    let folder = TempDir::new().unwrap();
+    let file = folder.child("a-file");
+    std::fs::write(&file, "").unwrap();
     let mut child = command(&["dev", "--listen-addr", "127.0.0.1:0", "--data-dir"])
-        .arg(file.path())
+        .arg(&file)
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();

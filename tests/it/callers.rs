@@ -19,7 +19,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, PKCS_ECDSA_P384_SHA384, SanType,
 };
 use serde_json::{Value, json};
-use tempfile::TempDir;
+use temp_dir::TempDir;
 use tokio::net::TcpListener;
 use tonic::{
     Code, Request, Status,
@@ -61,19 +61,19 @@ struct Files(TempDir);
 
 impl Files {
     fn new() -> Self {
-        let files = Self(tempfile::tempdir().unwrap());
+        let files = Self(TempDir::new().unwrap());
         files.write("policy.json", POLICY);
         files
     }
 
     fn write(&self, name: &str, contents: &str) -> PathBuf {
-        let path = self.0.path().join(name);
+        let path = self.0.child(name);
         fs::write(&path, contents).unwrap();
         path
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
+        self.0.child(name)
     }
 }
 

@@ -27,7 +27,7 @@ use crate::{
     changes::Watch,
     harness::{
         Backends, Client,
-        binary::{Server, free_address, over, scrape, serve_over},
+        binary::{Log, Server, free_address, over, scrape, serve_over},
         script::Script,
     },
     rooms::sources,
@@ -268,14 +268,14 @@ fn was_told(backend: &Script, trace: u8, span: &Span) -> bool {
 async fn a_call_is_traced_from_its_caller_to_the_backends() {
     let backends = Backends::start().await;
     let (collector, url) = Collector::start().await;
-    let log = tempfile::NamedTempFile::new().unwrap();
+    let log = Log::new();
     let mut command = serve_over(&backends);
     command
         .env("OTEL_EXPORTER_OTLP_ENDPOINT", url)
         // Whether a call is traced is for its caller to say.
         .env("OTEL_TRACES_SAMPLER_ARG", "0")
         .env("LOG_FORMAT", "json")
-        .stderr(log.reopen().unwrap());
+        .stderr(log.file());
     let server = Server::start(command, "serving on", |_| true);
     let mut client = server.client().await;
     let mut watch = Watch::begin(&client).await;
@@ -328,7 +328,7 @@ async fn a_call_is_traced_from_its_caller_to_the_backends() {
     let calls = spans.iter().filter(|span| span.kind() == SpanKind::Server);
     assert_eq!(calls.count(), 3, "calls were traced that nobody asked for");
     // The log tells in which trace the table failed.
-    let said = fs::read_to_string(log.path()).unwrap();
+    let said = log.read();
     let line = said
         .lines()
         .find(|line| line.contains("table operation failed"));
@@ -436,11 +436,11 @@ async fn the_breaker_is_told_of_as_it_opens_and_closes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_names_no_user() {
     let backends = Backends::start().await;
-    let log = tempfile::NamedTempFile::new().unwrap();
+    let log = Log::new();
     let mut command = over(&backends, &["serve"]);
     command
         .env("LOG", "debug,h2=info,hyper=info,tower=info")
-        .stderr(log.reopen().unwrap());
+        .stderr(log.file());
     let server = Server::start(command, "serving on", |_| true);
     let mut client = server.client().await;
     found_olivia_org(&mut client).await;
@@ -466,7 +466,7 @@ async fn the_log_names_no_user() {
     let _ = client.suspend_user(request).await;
     backends.dynamodb.behave();
     assert_eq!(server.terminate(), Some(0));
-    let said = fs::read_to_string(log.path()).unwrap();
+    let said = log.read();
     assert!(said.contains("table operation failed"), "{said}");
     for word in [OLIVIA, "Oliviafirst", "Olivialast", "olivia.secretive"] {
         let line = said.lines().find(|line| line.contains(word));

@@ -7,7 +7,6 @@ mod outage;
 mod soak;
 
 use std::{
-    fs,
     net::SocketAddr,
     process::{Command, Stdio},
     sync::{
@@ -17,7 +16,6 @@ use std::{
     time::Duration,
 };
 
-use tempfile::NamedTempFile;
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     time::sleep,
@@ -29,7 +27,7 @@ use tonic_health::pb::{
 
 use crate::harness::{
     Backends, Client, PATIENCE,
-    binary::{Server, free_address, over},
+    binary::{Log, Server, free_address, over},
 };
 
 use self::load::{Load, Policy};
@@ -44,7 +42,7 @@ pub struct Place {
     addr: String,
     metrics: SocketAddr,
     /// What it says of itself.
-    log: NamedTempFile,
+    log: Log,
     server: Mutex<Option<Server>>,
 }
 
@@ -54,7 +52,7 @@ impl Fleet {
         let places = (0..replicas).map(|_| Place {
             addr: free_address().to_string(),
             metrics: free_address(),
-            log: NamedTempFile::new().unwrap(),
+            log: Log::new(),
             server: Mutex::default(),
         });
         let fleet = Self {
@@ -80,7 +78,7 @@ impl Fleet {
             .env("LISTEN_ADDR", addr)
             .env("METRICS_ADDR", metrics.to_string())
             .env("LOG", "info")
-            .stderr(fs::File::options().append(true).open(log.path()).unwrap());
+            .stderr(log.file());
         let started = Server::start(command, "serving on", |_| true);
         *server.lock().unwrap() = Some(started);
     }
@@ -93,7 +91,7 @@ impl Fleet {
             }
         };
         if tokio::time::timeout(PATIENCE, serves).await.is_err() {
-            let said = fs::read_to_string(self.places[place].log.path());
+            let said = self.places[place].log.read();
             panic!("replica {place} does not serve; it said {said:?}");
         }
     }

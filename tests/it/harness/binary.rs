@@ -1,11 +1,14 @@
 //! The binary in a process of its own.
 
 use std::{
+    fs::{self, File},
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
+
+use temp_dir::TempDir;
 
 use super::{Backends, Client};
 
@@ -32,6 +35,30 @@ pub fn command(arguments: &[&str]) -> Command {
         .env("AWS_REGION", "us-east-1")
         .env("AWS_EC2_METADATA_DISABLED", "true");
     command
+}
+
+/// A file for a process's standard error; removed when dropped.
+pub struct Log(TempDir);
+
+impl Log {
+    pub fn new() -> Self {
+        Self(TempDir::new().unwrap())
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.child("log")
+    }
+
+    /// Opens the file at its end.
+    pub fn file(&self) -> File {
+        let mut options = File::options();
+        options.append(true).create(true).open(self.path()).unwrap()
+    }
+
+    /// Everything that was written so far.
+    pub fn read(&self) -> String {
+        fs::read_to_string(self.path()).unwrap()
+    }
 }
 
 /// A running server; killed when dropped.
