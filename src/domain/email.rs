@@ -76,6 +76,8 @@ mod tests {
         assert_eq!(email.as_str(), "Olivia.Smith@Example.com");
         assert_eq!(email.canonical(), "olivia.smith@example.com");
         assert!(email.is_same(&Email::parse("olivia.SMITH@example.com").unwrap()));
+        // Log lines do not hold it.
+        assert_eq!(format!("{email:?}"), "an e-mail address");
         let longest = format!("o@{}", "x".repeat(EMAIL_MAX_LEN - 2));
         Email::parse(&longest).unwrap();
         let too_long = format!("{longest}x");

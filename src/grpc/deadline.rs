@@ -129,6 +129,8 @@ fn parse_timeout(text: &str) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
     #[test]
@@ -149,5 +151,35 @@ mod tests {
         ] {
             assert_eq!(parse_timeout(text), timeout, "{text:?}");
         }
+    }
+
+    fn headers(timeout: &'static str) -> HeaderMap {
+        let timeout = HeaderValue::from_static(timeout);
+        HeaderMap::from_iter([(TIMEOUT_HEADER.clone(), timeout)])
+    }
+
+    #[test]
+    fn a_call_is_granted_what_it_asks_for_less_the_headroom_for_its_answer() {
+        let longest = Duration::from_secs(5);
+        for (asked, is_granted) in [
+            ("100m", Duration::from_millis(90)),
+            ("4S", Duration::from_millis(3950)),
+            ("1H", longest),
+            ("soon", longest),
+        ] {
+            assert_eq!(granted(&headers(asked), longest), is_granted, "{asked}");
+        }
+        assert_eq!(granted(&HeaderMap::new(), longest), longest);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_since_its_arrival_is_taken_from_a_call() {
+        let arrival = Arrival::now();
+        let asked = headers("3S");
+        let all = granted(&asked, DEFAULT_DEADLINE);
+        assert_eq!(arrival.time_left(&asked), all);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(arrival.elapsed(), Duration::from_secs(1));
+        assert_eq!(arrival.time_left(&asked), all - Duration::from_secs(1));
     }
 }

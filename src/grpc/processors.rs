@@ -56,11 +56,17 @@ impl Processors {
         let busy = (0..workers).map(|worker| metrics.worker_total_busy_duration(worker));
         let busy: Duration = busy.sum();
         let watched = began.elapsed() * u32::try_from(workers).unwrap_or(u32::MAX);
+        self.judge(watched, busy, late.ok())
+    }
+
+    /// Judges a window: how long it was, for all workers together; for how long they have
+    /// been busy, since their start; and the mean lateness, if it was measured.
+    fn judge(&mut self, watched: Duration, busy: Duration, late: Option<Duration>) -> bool {
         let are_busy = busy.saturating_sub(self.busy) > watched.mul_f64(BUSY);
         self.busy = busy;
         let were_busy = std::mem::replace(&mut self.were_busy, are_busy);
         // One window alone may be an accident.
-        !(were_busy && are_busy) || late.is_ok_and(|late| late <= LATE)
+        !(were_busy && are_busy) || late.is_some_and(|late| late <= LATE)
     }
 }
 
@@ -174,6 +180,26 @@ mod tests {
 
     const CALLS: usize = 50;
     const STEPS: usize = 20;
+
+    #[test]
+    fn processors_do_not_keep_up_if_they_are_busy_for_two_windows_and_late_in_the_second() {
+        let watched = Duration::from_millis(100);
+        let too_late = Some(LATE + Duration::from_micros(1));
+        let judged = |windows: &[(u64, Option<Duration>)]| {
+            let mut processors = Processors::default();
+            let mut busy = Duration::ZERO;
+            let windows = windows.iter().map(|&(busy_ms, late)| {
+                busy += Duration::from_millis(busy_ms);
+                processors.judge(watched, busy, late)
+            });
+            windows.collect::<Vec<_>>()
+        };
+        assert_eq!(judged(&[(71, too_late), (71, too_late)]), [true, false]);
+        assert_eq!(judged(&[(71, None), (71, None)]), [true, false]);
+        assert_eq!(judged(&[(100, too_late), (100, Some(LATE))]), [true, true]);
+        assert_eq!(judged(&[(70, too_late), (71, too_late)]), [true, true]);
+        assert_eq!(judged(&[(71, too_late), (70, too_late)]), [true, true]);
+    }
 
     /// The greatest number of steps that calls take while a guest waits like this.
     async fn steps_within<W: Future<Output = ()> + Send>(

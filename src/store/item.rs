@@ -525,6 +525,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_as_it_is_by_default_is_left_out() {
+        let item = encode(&Record::User(User {
+            username: Username::parse_new("oliviaowner").unwrap(),
+            first_name: FreeText::default(),
+            last_name: FreeText::default(),
+            display_name: FreeText::default(),
+            email: None,
+            labels: Labels::default(),
+            state: State::Active,
+            uid: None,
+            stamp: Stamp::default(),
+        }));
+        for name in [DISPLAY_NAME, EMAIL, LABELS, STATE] {
+            assert_eq!(item.get(name), None, "{name}");
+        }
+    }
+
+    #[test]
     fn a_membership_with_an_unknown_role_is_malformed() {
         let mut item = Item::new();
         put_text(&mut item, ROLE, "Emperor");

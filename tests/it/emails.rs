@@ -72,6 +72,25 @@ async fn an_address_finds_its_user_however_it_is_written() {
 }
 
 #[tokio::test]
+async fn a_claim_that_its_user_does_not_hold_finds_nobody() {
+    let (backends, service) = start().await;
+    let table = backends.table();
+    for (username, attribute) in [(OLIVIA, "email"), (MICHAEL, "uid")] {
+        let email = format!("{username}@example.com");
+        create(service.client.clone(), username, &email)
+            .await
+            .unwrap();
+        // As another writer may leave it: with another address, or another user.
+        let key = format!("USER#{username}");
+        table
+            .set_text(&key, &key, attribute, "other@example.com")
+            .await;
+        let refused = look_up(&service, &email).await;
+        assert_refused(refused, Code::NotFound, "EMAIL_NOT_FOUND");
+    }
+}
+
+#[tokio::test]
 async fn an_address_that_another_user_has_is_refused() {
     let (_backends, service) = start().await;
     create(service.client.clone(), OLIVIA, EMAIL).await.unwrap();

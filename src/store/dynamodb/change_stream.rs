@@ -177,3 +177,37 @@ where
         _ => StreamError::Store(failed(error)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_dynamodbstreams::{error::ErrorMetadata, operation::get_records::GetRecordsError};
+
+    use aws_smithy_types::body::SdkBody;
+
+    use super::*;
+
+    fn kind(code: &str) -> StreamError {
+        let error = GetRecordsError::generic(ErrorMetadata::builder().code(code).build());
+        let status = 400.try_into().unwrap();
+        let response = HttpResponse::new(status, SdkBody::empty());
+        stream_failed(SdkError::service_error(error, response))
+    }
+
+    #[test]
+    fn each_code_of_the_stream_is_an_error_of_its_kind() {
+        use StreamError::{Expired, Gone, Store, Trimmed};
+        assert!(matches!(kind("TrimmedDataAccessException"), Trimmed));
+        assert!(matches!(kind("ValidationException"), Trimmed));
+        assert!(matches!(kind("ExpiredIteratorException"), Expired));
+        assert!(matches!(kind("ResourceNotFoundException"), Gone));
+        for (code, expected) in [
+            ("LimitExceededException", Kind::Throttled),
+            ("InternalServerError", Kind::Unavailable),
+        ] {
+            let Store(error) = kind(code) else {
+                panic!("{code}")
+            };
+            assert_eq!(error.kind, expected, "{code}");
+        }
+    }
+}

@@ -337,3 +337,36 @@ fn kind_of_code(code: &str) -> Kind {
 fn unusable(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::new(Kind::Unusable, error)
 }
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_dynamodb::{
+        error::ErrorMetadata, operation::get_item::GetItemError, types::error::InternalServerError,
+    };
+
+    use super::*;
+
+    #[test]
+    fn each_code_of_the_table_is_an_error_of_its_kind() {
+        for (code, kind) in [
+            ("ProvisionedThroughputExceededException", Kind::Throttled),
+            ("ThrottlingException", Kind::Throttled),
+            ("InternalServerError", Kind::Unavailable),
+            ("ServiceUnavailable", Kind::Unavailable),
+            ("TransactionInProgressException", Kind::Unavailable),
+            ("ResourceNotFoundException", Kind::Missing),
+            ("AccessDeniedException", Kind::Unusable),
+        ] {
+            let error = GetItemError::generic(ErrorMetadata::builder().code(code).build());
+            assert_eq!(
+                failed(SdkError::service_error(error, ())).kind,
+                kind,
+                "{code}"
+            );
+        }
+        let timeout = SdkError::<InternalServerError, ()>::timeout_error("late");
+        assert_eq!(failed(timeout).kind, Kind::Unavailable);
+        let unsendable = SdkError::<InternalServerError, ()>::construction_failure("no");
+        assert_eq!(failed(unsendable).kind, Kind::Unusable);
+    }
+}

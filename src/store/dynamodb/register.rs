@@ -128,3 +128,19 @@ fn decode(name: &str, attributes: Attributes) -> Result<Register, Error> {
         values: values.collect(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_register_begins_beyond_the_versions_of_one_that_was_deleted() {
+        let before = Timestamp::now().0;
+        let version = Swap::new("generation", None, &BTreeMap::new()).version;
+        assert!(i64::try_from(version).unwrap() >= before);
+        assert_eq!(
+            Swap::new("generation", Some(7), &BTreeMap::new()).version,
+            8
+        );
+    }
+}

@@ -403,7 +403,7 @@ impl momento::Gate for MomentoGate {
     }
 }
 
-fn credentials() -> aws_sdk_dynamodb::config::Credentials {
+pub fn credentials() -> aws_sdk_dynamodb::config::Credentials {
     aws_sdk_dynamodb::config::Credentials::new("embedded", "embedded", None, None, "test")
 }
 

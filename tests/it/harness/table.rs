@@ -152,9 +152,20 @@ impl Table {
     /// Deletes the first change after a cursor from the log of changes.
     pub async fn expire_first_logged(&self, cursor: &str) {
         let (log, after) = cursor.split_once('-').unwrap();
-        let number: u64 = after.parse::<u64>().unwrap() + 1;
-        let pk = format!("CHANGELOG#{log}#{}", number / 1000);
-        self.delete(&pk, &format!("{number:020}")).await;
+        let number = after.parse::<u64>().unwrap() + 1;
+        self.delete_logged(log, number..number + 1).await;
+    }
+
+    /// Deletes these changes of a log, as if their time to live were over.
+    pub async fn delete_logged(&self, log: &str, numbers: std::ops::Range<u64>) {
+        use futures_util::StreamExt as _;
+        let deletions = numbers.map(async |number| {
+            let pk = format!("CHANGELOG#{log}#{}", number / 1000);
+            self.delete(&pk, &format!("{number:020}")).await;
+        });
+        let deletions: Vec<_> = deletions.collect();
+        let deletions = futures_util::stream::iter(deletions).buffer_unordered(4);
+        deletions.collect::<()>().await;
     }
 
     /// How many items have sort keys, under a partition key, that begin like this.

@@ -1,0 +1,131 @@
+//! Setup of tables that are not there, are being made, or may not be used.
+
+use account_service::{config::BackendSettings, setup};
+
+use crate::harness::Backends;
+
+const NOT_FOUND: &str =
+    r#"{"__type":"com.amazonaws.dynamodb.v20120810#ResourceNotFoundException"}"#;
+const DENIED: &str =
+    r#"{"__type":"com.amazon.coral.service#AccessDeniedException","Message":"no such right"}"#;
+
+/// Settings with the name of a table that is not there.
+fn without_table(backends: &Backends) -> BackendSettings {
+    let mut settings = backends.serve_settings().backends;
+    settings.table_name = format!("accounts-{}", uuid::Uuid::new_v4());
+    settings
+}
+
+/// A table with one index, as DynamoDB describes it.
+fn described(table_status: &str, index_status: &str) -> String {
+    let keys =
+        r#"[{"AttributeName":"PK","KeyType":"HASH"},{"AttributeName":"SK","KeyType":"RANGE"}]"#;
+    format!(
+        r#"{{"Table":{{"TableStatus":"{table_status}","KeySchema":{keys},"GlobalSecondaryIndexes":
+        [{{"IndexName":"SK-PK-index","IndexStatus":"{index_status}"}}]}}}}"#
+    )
+}
+
+async fn refusal(settings: &BackendSettings) -> String {
+    let refused = setup::run(settings, None).await.unwrap_err();
+    let mut text = refused.to_string();
+    let mut source = std::error::Error::source(&refused);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+#[tokio::test]
+async fn of_two_setups_at_once_each_finds_the_table_made() {
+    let backends = Backends::start().await;
+    let settings = without_table(&backends);
+    let create = backends
+        .dynamodb
+        .hold("CreateTable", &settings.table_name, 0);
+    let first = tokio::spawn({
+        let settings = settings.clone();
+        async move { setup::run(&settings, None).await }
+    });
+    create.reached().await;
+    assert_eq!(setup::run(&settings, None).await.unwrap().table, "created");
+    create.release();
+    assert_eq!(first.await.unwrap().unwrap().table, "created");
+}
+
+#[tokio::test]
+async fn setup_waits_until_a_new_table_and_its_indexes_can_be_used() {
+    let backends = Backends::start().await;
+    let settings = without_table(&backends);
+    let script = &backends.dynamodb;
+    // A table that has just been made may not be seen yet.
+    script.answer("DescribeTable", 2, 400, NOT_FOUND);
+    script.answer("DescribeTable", 1, 200, &described("CREATING", "ACTIVE"));
+    script.answer("DescribeTable", 1, 200, &described("ACTIVE", "CREATING"));
+    script.forget_calls();
+    assert_eq!(setup::run(&settings, None).await.unwrap().table, "created");
+    assert_eq!(script.seen("DescribeTable").len(), 5);
+}
+
+#[tokio::test]
+async fn a_right_that_setup_lacks_is_named_and_not_waited_for() {
+    let backends = Backends::start().await;
+    let script = &backends.dynamodb;
+    script.answer("CreateTable", 1, 400, DENIED);
+    assert!(
+        refusal(&without_table(&backends))
+            .await
+            .contains("no such right")
+    );
+    script.answer("DescribeTable", 1, 400, NOT_FOUND);
+    script.answer("DescribeTable", 1, 400, DENIED);
+    assert!(
+        refusal(&without_table(&backends))
+            .await
+            .contains("no such right")
+    );
+    // A record that an earlier version wrote is to be put into its index.
+    let table = backends.table();
+    let (pk, sk) = ("USER#oliviaowner", "USER#oliviaowner");
+    table.put(&[("PK", pk), ("SK", sk)]).await;
+    script.answer("UpdateItem", 1, 400, DENIED);
+    let settings = backends.serve_settings().backends;
+    assert!(refusal(&settings).await.contains("no such right"));
+}
+
+#[tokio::test]
+async fn a_record_that_is_deleted_while_setup_indexes_it_stays_deleted() {
+    let backends = Backends::start().await;
+    let settings = backends.serve_settings().backends;
+    let table = backends.table();
+    let (pk, sk) = ("USER#oliviaowner", "USER#oliviaowner");
+    table.put(&[("PK", pk), ("SK", sk)]).await;
+    let update = backends.dynamodb.hold("UpdateItem", pk, 0);
+    let setup = tokio::spawn(async move { setup::run(&settings, None).await });
+    update.reached().await;
+    table.delete(pk, sk).await;
+    update.release();
+    assert_eq!(setup.await.unwrap().unwrap().table, "exists");
+    assert_eq!(table.attributes_of(pk, sk).await, None);
+}
+
+#[tokio::test]
+async fn a_table_with_other_keys_is_refused() {
+    use aws_sdk_dynamodb::types::{
+        AttributeDefinition, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType,
+    };
+    let backends = Backends::start().await;
+    let settings = without_table(&backends);
+    let key = KeySchemaElement::builder().attribute_name("id");
+    let attribute = AttributeDefinition::builder().attribute_name("id");
+    let attribute = attribute.attribute_type(ScalarAttributeType::S);
+    let create = backends.table().client.create_table();
+    let create = create
+        .table_name(&settings.table_name)
+        .billing_mode(BillingMode::PayPerRequest)
+        .key_schema(key.key_type(KeyType::Hash).build().unwrap())
+        .attribute_definitions(attribute.build().unwrap());
+    create.send().await.unwrap();
+    assert!(refusal(&settings).await.contains("has other keys"));
+}
