@@ -42,6 +42,12 @@ impl Arrival {
     pub(super) fn time_left(self, headers: &HeaderMap) -> Duration {
         granted(headers, DEFAULT_DEADLINE).saturating_sub(self.elapsed())
     }
+
+    /// How long a call may wait for its turn: half of the time that it has left, so that
+    /// it can still be served, and no longer than `longest`.
+    pub(super) fn patience(self, headers: &HeaderMap, longest: Duration) -> Duration {
+        longest.min(self.time_left(headers) / 2)
+    }
 }
 
 /// When a call has to be answered, and what its caller may do if it fails.
@@ -181,5 +187,14 @@ mod tests {
         tokio::time::advance(Duration::from_secs(1)).await;
         assert_eq!(arrival.elapsed(), Duration::from_secs(1));
         assert_eq!(arrival.time_left(&asked), all - Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_waits_for_its_turn_no_longer_than_half_of_its_time() {
+        let longest = Duration::from_millis(250);
+        for (asked, patience) in [("100m", Duration::from_millis(45)), ("3S", longest)] {
+            let patience_of_call = Arrival::now().patience(&headers(asked), longest);
+            assert_eq!(patience_of_call, patience, "{asked}");
+        }
     }
 }

@@ -135,7 +135,7 @@ where
         }
         metrics::counter!(CALLS_QUEUED, "class" => class).increment(1);
         let arrival = Arrival::now();
-        let patience = PATIENCE.min(arrival.time_left(request.headers()) / 2);
+        let patience = arrival.patience(request.headers(), PATIENCE);
         request.extensions_mut().insert(arrival);
         let lobby = lobby.clone();
         // The one that is ready stays with the call, as tower asks for.

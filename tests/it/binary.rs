@@ -14,10 +14,13 @@ use account_service::{
 use secrecy::ExposeSecret as _;
 use temp_dir::TempDir;
 
-use crate::harness::{
-    Backends,
-    binary::{Log, Server, command, free_address, over, scrape, serve_over},
-    start,
+use crate::{
+    harness::{
+        Backends,
+        binary::{Log, Server, command, free_address, over, scrape, serve_over},
+        start,
+    },
+    streams::eventually,
 };
 
 fn text(output: &Output) -> String {
@@ -68,6 +71,32 @@ async fn replicas_share_a_table_and_end_with_0_when_told_to() {
     assert_eq!(first.terminate(), Some(0));
     assert!(has_olivia(&second).await);
     assert_eq!(second.terminate(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_ends_finishes_the_write_whose_caller_has_left() {
+    let backends = Backends::start().await;
+    let server = Server::serve(&backends);
+    let key = "USER#oliviaowner";
+    let second = Duration::from_secs(1);
+    backends
+        .dynamodb
+        .delay_about("TransactWriteItems", key, second);
+    let mut client = server.client().await;
+    let request = pb::CreateUserRequest {
+        username: "oliviaowner".to_owned(),
+        ..pb::CreateUserRequest::default()
+    };
+    let call = tokio::spawn(async move { client.create_user(request).await });
+    eventually("the write is sent", async || {
+        !backends.dynamodb.seen("TransactWriteItems").is_empty()
+    })
+    .await;
+    call.abort();
+    call.await.unwrap_err();
+    let code = tokio::task::spawn_blocking(|| server.terminate()).await;
+    assert_eq!(code.unwrap(), Some(0));
+    assert!(backends.table().attributes_of(key, key).await.is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]

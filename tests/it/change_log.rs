@@ -96,6 +96,28 @@ async fn of_two_writers_one_appends() {
 }
 
 #[tokio::test]
+async fn a_register_that_another_replica_is_writing_is_not_written() {
+    let backends = Backends::start().await;
+    let log = Log::begin(&backends).await;
+    let swap = async || {
+        let found = Some(log.version);
+        log.table.swap_register(REGISTER, found, &log.values).await
+    };
+    let error = |code| format!(r#"{{"__type":"com.amazonaws.dynamodb.v20120810#{code}"}}"#);
+    let script = &backends.dynamodb;
+    script.answer(
+        "BesidePutItem",
+        1,
+        400,
+        &error("TransactionConflictException"),
+    );
+    assert_eq!(swap().await.unwrap(), None);
+    script.answer("BesidePutItem", 1, 400, &error("AccessDeniedException"));
+    swap().await.unwrap_err();
+    assert_eq!(swap().await.unwrap(), Some(log.version + 1));
+}
+
+#[tokio::test]
 async fn the_oldest_change_that_is_kept_is_found_in_whatever_block_it_is() {
     const END: u64 = 2150;
     let backends = Backends::start().await;
@@ -108,7 +130,10 @@ async fn the_oldest_change_that_is_kept_is_found_in_whatever_block_it_is() {
         // DynamoDB deletes the oldest ones first.
         table.delete_logged(&log.id.0, oldest..kept).await;
         oldest = kept;
+        backends.forget_calls();
         let found = log.table.oldest_kept(&log.id, END).await.unwrap();
         assert_eq!(found, kept);
+        // At most two to find its block, and three in it.
+        assert!(backends.dynamodb.seen("BesideQuery").len() <= 5, "{kept}");
     }
 }

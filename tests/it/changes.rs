@@ -9,9 +9,10 @@ use account_service::{
         change::{Actor, Resource},
         watch_changes_request::Start,
     },
+    service::MAX_CHANGES,
 };
 use aws_sdk_dynamodb::types::AttributeValue;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tonic::{Code, Status, Streaming};
 
 use crate::{
@@ -60,7 +61,9 @@ impl Watch {
 
     async fn response(&mut self) -> Result<pb::WatchChangesResponse, Status> {
         let response = timeout(PATIENCE, self.0.message()).await;
-        Ok(response.expect("no response")?.expect("the stream ended"))
+        let response = response.expect("no response")?.expect("the stream ended");
+        assert!(response.changes.len() <= MAX_CHANGES);
+        Ok(response)
     }
 
     /// At least so many changes.
@@ -379,10 +382,30 @@ async fn a_cursor_whose_changes_are_not_kept_is_refused() {
         let refused = Watch::open(&service.client, after(&cursor)).await.map(drop);
         assert_refused(refused, Code::OutOfRange, "CURSOR_EXPIRED");
     }
+    let rest = 2..4;
+    backends.table().delete_logged(log, rest).await;
+    let refused = Watch::open(&service.client, after(&begin)).await.map(drop);
+    assert_refused(refused, Code::OutOfRange, "CURSOR_EXPIRED");
     for cursor in ["", "x", "1-1"] {
         let refused = Watch::open(&service.client, after(cursor)).await.map(drop);
         assert_refused(refused, Code::InvalidArgument, "INVALID_FIELD");
     }
+}
+
+#[tokio::test]
+async fn a_watcher_hears_how_far_the_log_has_come_though_nothing_changes() {
+    let (backends, service) = start().await;
+    let mut watch = Watch::open(&service.client, None).await.unwrap();
+    let first = watch.response().await.unwrap();
+    backends.forget_calls();
+    let began = Instant::now();
+    let second = watch.response().await.unwrap();
+    assert_eq!((second.changes.len(), second.cursor), (0, first.cursor));
+    // Ten seconds, by a clock that may have been a little later; looked at four times
+    // in a second.
+    assert!(began.elapsed() >= Duration::from_secs(9));
+    let reads = backends.dynamodb.seen("BesideQuery").len();
+    assert!(reads <= 45, "{reads}");
 }
 
 #[tokio::test]

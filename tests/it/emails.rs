@@ -1,6 +1,6 @@
 //! An e-mail address is one user's, and finds that user.
 
-use account_service::proto::account_v1 as pb;
+use account_service::proto::account_v1::{self as pb, read_consistency::Requirement};
 use prost_types::FieldMask;
 use tonic::{Code, Status};
 
@@ -85,7 +85,13 @@ async fn a_claim_that_its_user_does_not_hold_finds_nobody() {
         table
             .set_text(&key, &key, attribute, "other@example.com")
             .await;
-        let refused = look_up(&service, &email).await;
+        let request = pb::LookupUserRequest {
+            email,
+            consistency: Some(pb::ReadConsistency {
+                requirement: Some(Requirement::FullyConsistent(true)),
+            }),
+        };
+        let refused = service.client.clone().lookup_user(request).await;
         assert_refused(refused, Code::NotFound, "EMAIL_NOT_FOUND");
     }
 }

@@ -137,6 +137,16 @@ fn assert_invalid_field(result: Result<(), Status>, field: &str) {
 }
 
 #[tokio::test]
+async fn a_name_that_is_taken_or_missing_is_in_the_message() {
+    let (_backends, service) = start().await;
+    service.create_user("oliviaowner").await.unwrap();
+    let taken = service.create_user("oliviaowner").await.unwrap_err();
+    assert_eq!(taken.message(), r#"user "oliviaowner" exists already"#);
+    let missing = service.get_user("nobody").await.unwrap_err();
+    assert_eq!(missing.message(), r#"user "nobody" does not exist"#);
+}
+
+#[tokio::test]
 async fn new_names_are_stricter_than_names_that_may_be_in_a_table() {
     let (_backends, service) = start().await;
     for name in [

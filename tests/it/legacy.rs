@@ -304,4 +304,24 @@ mod indexes {
         let again = setup::run(&settings, None).await.unwrap();
         assert_eq!(again.table, "exists");
     }
+
+    #[tokio::test]
+    async fn an_owner_leaves_though_the_index_of_owners_cannot_be_read_or_is_missing() {
+        let (backends, service) = start().await;
+        let (olivia, michael) = ("oliviaowner", "membermichael");
+        service.found_olivia_org_with_michael().await;
+        let owner = service.change_role(ORG, michael, Role::Owner, olivia).await;
+        owner.unwrap();
+        let denied = r#"{"__type":"com.amazon.coral.service#AccessDeniedException"}"#;
+        let script = &backends.dynamodb;
+        script.answer_about("Query", "ownerOf-SK-index", 400, denied);
+        service.remove(ORG, olivia, olivia).await.unwrap();
+        script.behave();
+        let again = service.add(ORG, olivia, Role::Owner, michael).await;
+        again.unwrap();
+        backends.table().drop_index("ownerOf-SK-index").await;
+        service.remove(ORG, olivia, olivia).await.unwrap();
+        let refused = service.remove(ORG, michael, michael).await;
+        assert_refused(refused, Code::FailedPrecondition, "LAST_OWNER");
+    }
 }

@@ -316,6 +316,27 @@ async fn a_page_token_is_good_for_its_own_list_only_and_not_to_be_made() {
     for made in ["x", "é", "AAAA", &"A".repeat(4096), &format!("{token}A")] {
         refused(members(&service, ORG, 1, made).await.map(drop));
     }
+    // Another deployment signs with another key.
+    let elsewhere = backends.replica_on_another_table().await;
+    elsewhere.found_olivia_org_with_michael().await;
+    refused(members(&elsewhere, ORG, 1, &token).await.map(drop));
+}
+
+#[tokio::test]
+async fn that_an_index_is_missing_is_said_only_where_the_table_says_so() {
+    let (backends, service) = start().await;
+    service.found_olivia_org().await;
+    let error = |code| format!(r#"{{"__type":"com.amazon.coral.validate#{code}"}}"#);
+    let script = &backends.dynamodb;
+    script.answer("Query", 1, 400, &error("ValidationException"));
+    let refused = members(&service, ORG, 1, "").await;
+    assert_refused(refused, Code::Unavailable, "STORE_UNAVAILABLE");
+    script.answer("Query", 1, 400, &error("AccessDeniedException"));
+    let refused = users(&service, 1, "").await;
+    assert_refused(refused, Code::Unavailable, "STORE_UNAVAILABLE");
+    script.answer("Query", 1, 400, &error("ValidationException"));
+    let refused = users(&service, 1, "").await;
+    assert_refused(refused, Code::FailedPrecondition, "INDEX_MISSING");
 }
 
 #[tokio::test]

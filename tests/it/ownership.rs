@@ -27,6 +27,23 @@ async fn transfer(
     Ok(answer.into_inner())
 }
 
+#[tokio::test]
+async fn the_role_of_a_new_owner_is_cached_by_the_transfer() {
+    let (_backends, service) = start().await;
+    service.found_olivia_org_with_michael().await;
+    for _ in 0..2 {
+        service.check(ORG, MICHAEL).await.unwrap();
+        service.settle().await;
+    }
+    transfer(&service, MICHAEL, by(OLIVIA)).await.unwrap();
+    service.settle().await;
+    let check = service.check(ORG, MICHAEL).await.unwrap();
+    assert_eq!(
+        (check.role(), check.source()),
+        (Role::Owner, pb::Source::Cache)
+    );
+}
+
 fn by(username: &str) -> Transferring {
     Transferring::ActingUser(username.to_owned())
 }

@@ -193,6 +193,33 @@ mod tests {
         stream_failed(SdkError::service_error(error, response))
     }
 
+    fn left(view: Option<StreamViewType>, operation: OperationType) -> Left {
+        let user = sdk::AttributeValue::S("USER#oliviaowner".to_owned());
+        let change = sdk::StreamRecord::builder()
+            .keys("PK", user.clone())
+            .keys("SK", user)
+            .sequence_number("1")
+            .set_stream_view_type(view)
+            .build();
+        let record = sdk::Record::builder()
+            .event_name(operation)
+            .dynamodb(change);
+        changed(record.build()).unwrap().record.unwrap().left
+    }
+
+    #[test]
+    fn a_record_is_gone_only_if_the_stream_would_show_it() {
+        use OperationType::{Modify, Remove};
+        use StreamViewType::{KeysOnly, NewAndOldImages, NewImage, OldImage};
+        for view in [NewImage, NewAndOldImages] {
+            assert!(matches!(left(Some(view), Remove), Left::Nothing));
+        }
+        for view in [None, Some(KeysOnly), Some(OldImage)] {
+            assert!(matches!(left(view.clone(), Remove), Left::Unknown));
+            assert!(matches!(left(view, Modify), Left::Unknown));
+        }
+    }
+
     #[test]
     fn each_code_of_the_stream_is_an_error_of_its_kind() {
         use StreamError::{Expired, Gone, Store, Trimmed};
