@@ -482,3 +482,34 @@ fn written_by(reason: &CancellationReason, write_id: &str) -> bool {
         .and_then(|value| value.as_s().ok())
         .is_some_and(|found| found == write_id)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cancelled_by(codes: &[&str]) -> CommitError {
+        let reasons = codes.iter();
+        let reasons = reasons.map(|code| CancellationReason::builder().code(*code).build());
+        let reasons: Vec<_> = reasons.collect();
+        classify_cancellation(&reasons, "cancelled", "a-write-id").unwrap_err()
+    }
+
+    #[test]
+    fn a_cancelled_transaction_is_an_error_by_the_codes_of_its_items() {
+        let stale = cancelled_by(&["None", "ConditionalCheckFailed", "TransactionConflict"]);
+        assert!(matches!(stale, CommitError::Stale), "{stale:?}");
+        let conflict = cancelled_by(&["None", "TransactionConflict"]);
+        assert!(matches!(conflict, CommitError::Conflict), "{conflict:?}");
+        for (codes, kind) in [
+            (&["None", "ThrottlingError"][..], Kind::Throttled),
+            (&["None", "ValidationError"], Kind::Unusable),
+            (&["None", "None"], Kind::Unavailable),
+            (&[], Kind::Unavailable),
+        ] {
+            let CommitError::NotApplied(error) = cancelled_by(codes) else {
+                panic!("{codes:?}")
+            };
+            assert_eq!(error.kind, kind, "{codes:?}");
+        }
+    }
+}
