@@ -56,6 +56,13 @@ deny:
     cargo deny check bans licenses sources
     if cargo deny fetch db; then cargo deny check advisories; else echo "advisories NOT checked: the database cannot be fetched"; fi
 
+# Changes the code in one place after the other, where it differs from a commit, and runs the tests with each: some
+# minutes for a mutant. Those that no test can notice are listed in `.cargo/mutants.toml`. Needs cargo-mutants.
+mutants since="HEAD~1":
+    mkdir -p target
+    git diff {{ since }} > target/mutants.diff
+    cargo mutants --in-diff target/mutants.diff --output target
+
 # What one caller's flood does to another one's latency, the service on one processor and all else on the other.
 flood:
     cargo test --locked --profile load --test it --no-run

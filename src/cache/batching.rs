@@ -131,16 +131,27 @@ enum Turn {
 
 /// A lane that is in use. When it is dropped, another one takes its place for those
 /// who wait for a lane.
-struct Lane(Arc<Shared>);
+struct Lane {
+    shared: Arc<Shared>,
+    /// Its look-up may have begun. A lane that is dropped before is dropped by a runtime
+    /// that ends, as would be all those after it, each within the drop of the one before.
+    has_begun: bool,
+}
 
 impl Drop for Lane {
     fn drop(&mut self) {
-        let mut lanes = lock(&self.0.lanes);
-        // Taken here and now: a runtime that ends drops what it is given at once.
-        let passengers = lanes.board_more();
+        let mut lanes = lock(&self.shared.lanes);
+        let passengers = if self.has_begun {
+            lanes.board_more()
+        } else {
+            Vec::new()
+        };
         match Handle::try_current() {
             Ok(runtime) if !passengers.is_empty() => {
-                let lane = Self(self.0.clone());
+                let lane = Self {
+                    shared: self.shared.clone(),
+                    has_begun: false,
+                };
                 drop(lanes);
                 runtime.spawn(lane.carry(passengers));
             }
@@ -152,14 +163,18 @@ impl Drop for Lane {
 impl Lane {
     fn take(shared: &Arc<Shared>, lanes: &mut Lanes) -> Self {
         lanes.in_use += 1;
-        Self(shared.clone())
+        Self {
+            shared: shared.clone(),
+            has_begun: true,
+        }
     }
 
     /// Looks up for these, and goes on as long as others are to be taken.
-    async fn carry(self, mut passengers: Vec<Waiting>) {
+    async fn carry(mut self, mut passengers: Vec<Waiting>) {
+        self.has_begun = true;
         while !passengers.is_empty() {
             self.look_up(passengers).await;
-            passengers = lock(&self.0.lanes).board_more();
+            passengers = lock(&self.shared.lanes).board_more();
         }
     }
 
@@ -175,8 +190,8 @@ impl Lane {
         }
         // It can be in one trace only; the others tell how long was waited.
         let span = spans.first().cloned().unwrap_or_else(Span::none);
-        let look_up = self.0.cache.get(&keys).instrument(span);
-        let found = timeout(self.0.patience, look_up).await;
+        let look_up = self.shared.cache.get(&keys).instrument(span);
+        let found = timeout(self.shared.patience, look_up).await;
         let found =
             found.unwrap_or_else(|_| Err(Error::new(Kind::Unavailable, "no answer in time")));
         // Before the calls end, so that they are exported with them.
@@ -250,7 +265,7 @@ impl Cache for Batching {
         }
         match self.enter(keys) {
             Turn::Now(lane) => {
-                let found = lane.0.cache.get(keys).await;
+                let found = lane.shared.cache.get(keys).await;
                 drop(lane);
                 found
             }
@@ -360,6 +375,7 @@ mod tests {
 
     #[test]
     fn a_process_that_ends_while_look_ups_wait_ends_well() {
+        const WAITING: usize = 100_000;
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
             .enable_time()
@@ -380,7 +396,7 @@ mod tests {
                 });
                 yield_now().await;
                 let lanes = lock(&batching.0.lanes);
-                if lanes.waiting.len() > 100 && !lanes.is_gathering {
+                if lanes.waiting.len() > WAITING && !lanes.is_gathering {
                     assert_eq!(lanes.in_use, MOST_LANES);
                     break;
                 }
