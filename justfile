@@ -39,7 +39,7 @@ sabotage:
 
 # The histories of `cargo test`, with more operations.
 more-histories:
-    HISTORY_OPERATIONS=10000 cargo test --locked --test it histories:: -- --nocapture
+    HISTORY_OPERATIONS=10000 HISTORY_WORLDS=6 cargo test --locked --test it histories:: -- --nocapture
 
 # At least a million operations of histories.
 histories:

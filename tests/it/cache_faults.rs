@@ -20,7 +20,7 @@ use futures_util::future::join_all;
 use tonic::{Code, Status};
 
 use crate::{
-    harness::{Backends, PATIENCE, Replica, assert_refused, start},
+    harness::{Backends, PATIENCE, Replica, assert_refused, patient, start},
     streams::eventually,
 };
 
@@ -28,8 +28,8 @@ const ORG: &str = "olivia-org";
 const OLIVIA: &str = "oliviaowner";
 const MICHAEL: &str = "membermichael";
 
-/// As long as a service waits for the cache by default.
-const READ_TIMEOUT: Duration = Duration::from_millis(50);
+/// Short, as each read waits for it, but long enough for look-ups on a busy machine.
+const READ_TIMEOUT: Duration = Duration::from_millis(400);
 
 /// With a service that waits so long for the cache.
 async fn start_with_olivia_org(cache_read_timeout: Duration) -> (Backends, Replica) {
@@ -595,7 +595,7 @@ async fn entries_older_than_they_may_become_are_not_believed() {
         wall_clock: an_hour_ago,
         ..settings.cache.to_coherence()
     };
-    let behind = Replica::start_with(&settings, behind).await;
+    let behind = Replica::start_with(&settings, patient(behind)).await;
     let service = backends.replica().await;
     behind.found_olivia_org().await;
     behind.settle().await;

@@ -9,7 +9,7 @@ use account_service::{
 };
 use futures_util::future::join_all;
 
-use crate::harness::{Backends, Replica, script::Held, start};
+use crate::harness::{Backends, Replica, patient, script::Held, start};
 
 const ORG: &str = "olivia-org";
 const OLIVIA: &str = "oliviaowner";
@@ -19,12 +19,12 @@ const HERD: usize = 1000;
 /// A replica that waits long for the cache.
 async fn start_patient() -> (Backends, Replica) {
     let backends = Backends::start().await;
-    let patient = Settings {
+    let waiting = Settings {
         cache_read_timeout: Duration::from_secs(5),
         invalidator: None,
         ..Settings::default()
     };
-    let service = Replica::start_with(&backends.serve_settings(), patient).await;
+    let service = Replica::start_with(&backends.serve_settings(), patient(waiting)).await;
     (backends, service)
 }
 

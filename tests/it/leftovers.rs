@@ -13,7 +13,7 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use futures_util::{StreamExt as _, stream};
 
 use crate::{
-    harness::{Backends, Replica, Table, script::Script, start},
+    harness::{Backends, Replica, Table, patient, script::Script, start},
     streams::eventually,
 };
 
@@ -35,7 +35,7 @@ pub fn cleaning(backends: &Backends, rate: u32) -> Tuning {
             settle: Duration::from_millis(100),
             rate,
         }),
-        ..backends.serve_settings().cache.to_coherence().into()
+        ..patient(backends.serve_settings().cache.to_coherence())
     }
 }
 

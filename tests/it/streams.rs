@@ -4,11 +4,12 @@
 use std::{sync::Arc, time::Duration};
 
 use account_service::{
+    boot::Tuning,
     coherence::{self, InvalidatorTiming},
     proto::account_v1::{Role, Source},
 };
 
-use crate::harness::{Backends, Isolated, PATIENCE, Replica, script::Script};
+use crate::harness::{Backends, Isolated, PATIENCE, Replica, patient, script::Script};
 
 /// The invalidator's lease.
 const REGISTER: &str = "stream-invalidator";
@@ -16,8 +17,8 @@ const ORG: &str = "olivia-org";
 const OLIVIA: &str = "oliviaowner";
 const MICHAEL: &str = "membermichael";
 
-pub fn following() -> coherence::Settings {
-    coherence::Settings {
+pub fn following() -> Tuning {
+    patient(coherence::Settings {
         cache_read_timeout: PATIENCE,
         invalidator: Some(InvalidatorTiming {
             poll: Duration::from_millis(10),
@@ -29,19 +30,18 @@ pub fn following() -> coherence::Settings {
         }),
         timing: coherence::Timing {
             // So that what the invalidator fences is soon cached again.
-            fence_ttl: Duration::from_millis(200),
+            fence_ttl: Duration::from_secs(1),
             ..coherence::Timing::default()
         },
         ..coherence::Settings::default()
-    }
+    })
 }
 
 /// The same without following.
-pub fn not_following() -> coherence::Settings {
-    coherence::Settings {
-        invalidator: None,
-        ..following()
-    }
+pub fn not_following() -> Tuning {
+    let mut tuning = following();
+    tuning.cache.invalidator = None;
+    tuning
 }
 
 async fn serving(backends: &Backends) -> Replica {
@@ -255,14 +255,10 @@ async fn what_the_service_wrote_itself_stays_cached() {
 }
 
 /// Follows as [`following`], but never takes over.
-fn patient() -> coherence::Settings {
-    coherence::Settings {
-        invalidator: Some(InvalidatorTiming {
-            takeover: Duration::from_secs(3600),
-            ..following().invalidator.unwrap()
-        }),
-        ..following()
-    }
+fn never_taking_over() -> Tuning {
+    let mut tuning = following();
+    tuning.cache.invalidator.as_mut().unwrap().takeover = Duration::from_secs(3600);
+    tuning
 }
 
 fn polls(replica: &Isolated) -> usize {
@@ -307,7 +303,7 @@ async fn one_replica_follows_and_another_takes_over_where_it_stopped() {
 #[tokio::test]
 async fn a_replica_that_stops_hands_the_stream_over() {
     let backends = Backends::start().await;
-    let patient = patient();
+    let patient = never_taking_over();
     let mut first = backends.isolated(patient.clone()).await;
     eventually("the first one follows", async || polls(&first) > 3).await;
     let second = backends.isolated(patient).await;
@@ -318,7 +314,7 @@ async fn a_replica_that_stops_hands_the_stream_over() {
 #[tokio::test]
 async fn a_replica_that_stops_while_its_lease_is_written_hands_the_stream_over() {
     let backends = Backends::start().await;
-    let patient = patient();
+    let patient = never_taking_over();
     let mut first = backends.isolated(patient.clone()).await;
     eventually("the first one follows", async || polls(&first) > 3).await;
     let second = backends.isolated(patient).await;

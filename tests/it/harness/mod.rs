@@ -16,6 +16,7 @@ use std::{
 
 use account_service::{
     boot::{self, App, Tuning},
+    coherence,
     config::{
         CacheSettings, CallerSettings, DevSettings, LogFormat, LogSettings, ServeSettings,
         ServerSettings, TraceSettings,
@@ -250,8 +251,7 @@ pub struct Way {
 
 /// Takes its time, so that how busy the machine is decides nothing. Tests of what is
 /// given up in time say themselves how long that is.
-pub fn patient(settings: &ServeSettings) -> Tuning {
-    let mut cache = settings.cache.to_coherence();
+pub fn patient(mut cache: coherence::Settings) -> Tuning {
     cache.timing.fence_attempt = LONG_TIMEOUT;
     cache.timing.fence_patience = LONG_TIMEOUT;
     Tuning {
@@ -262,7 +262,7 @@ pub fn patient(settings: &ServeSettings) -> Tuning {
 
 impl Replica {
     pub async fn start(settings: &ServeSettings) -> Self {
-        Self::start_with(settings, patient(settings)).await
+        Self::start_with(settings, patient(settings.cache.to_coherence())).await
     }
 
     pub async fn start_with(settings: &ServeSettings, tuning: impl Into<Tuning>) -> Self {

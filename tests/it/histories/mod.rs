@@ -14,9 +14,9 @@ mod world;
 use self::{faults::Profile, world::Report};
 
 /// Operations of the tests of every day. CI asks for more.
-const OPERATIONS: usize = 4_000;
+const OPERATIONS: usize = 2_000;
 /// Worlds side by side.
-const WORLDS: u64 = 6;
+const WORLDS: u64 = 3;
 
 fn from_env(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
