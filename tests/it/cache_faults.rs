@@ -585,6 +585,22 @@ async fn that_an_address_is_taken_is_not_contradicted_by_later_reads() {
 }
 
 #[tokio::test]
+async fn a_copy_of_the_table_is_not_answered_from_the_cache_of_the_original() {
+    let (backends, service) = start().await;
+    service.found_olivia_org_with_michael().await;
+    eventually("Michael is cached", async || {
+        let check = service.check(ORG, MICHAEL).await.unwrap();
+        service.settle().await;
+        check.source() == Source::Cache
+    })
+    .await;
+    let (pk, sk) = ("ORGMEMBERS#olivia-org", "MEMBER#membermichael");
+    let copy = backends.replica_on_a_copy_without(pk, sk).await;
+    assert_eq!(copy.role_of(ORG, MICHAEL).await, None);
+    assert_eq!(service.role_of(ORG, MICHAEL).await, Some(Role::Member));
+}
+
+#[tokio::test]
 async fn entries_older_than_they_may_become_are_not_believed() {
     fn an_hour_ago() -> Timestamp {
         Timestamp(Timestamp::now().0 - 3_600_000)

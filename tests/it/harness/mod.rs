@@ -174,6 +174,21 @@ impl Backends {
         Replica::start(&settings).await
     }
 
+    /// A replica that shares the cache, but serves a copy of the table, as a backup restores
+    /// it, without the item of these keys.
+    pub async fn replica_on_a_copy_without(&self, pk: &str, sk: &str) -> Replica {
+        let mut settings = self.serve_settings();
+        settings.backends.table_name = format!("accounts-{}", uuid::Uuid::new_v4());
+        setup::run(&settings.backends, None).await.unwrap();
+        let url = self.embedded.dynamodb_url();
+        let copy = Table::new(&url, &settings.backends.table_name);
+        for item in self.table().items().await {
+            copy.put_item(item).await;
+        }
+        copy.delete(pk, sk).await;
+        Replica::start(&settings).await
+    }
+
     /// Ends every further batch stream of the cache after this many answers.
     pub fn cut_batches_after(&self, answers: usize) {
         self.batch_answers.store(answers, Ordering::SeqCst);

@@ -114,6 +114,13 @@ impl Table {
         items.into_iter().map(by_sort_key).collect()
     }
 
+    /// All items.
+    pub async fn items(&self) -> Vec<HashMap<String, AttributeValue>> {
+        let scan = self.client.scan().table_name(&self.name);
+        let items = scan.consistent_read(true).into_paginator().items().send();
+        items.collect::<Result<_, _>>().await.unwrap()
+    }
+
     /// Puts an item.
     pub async fn put_item(&self, item: HashMap<String, AttributeValue>) {
         let put = self.client.put_item().table_name(&self.name);
