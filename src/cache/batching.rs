@@ -94,10 +94,15 @@ impl Batching {
     }
 }
 
-/// Gives others a turn to come, then looks up for all who wait, as far as there are
-/// lanes; the first of these to end takes the others.
+/// Gives others a turn to come, then looks up for all who wait.
 async fn gather(shared: Arc<Shared>) {
     yield_now().await;
+    send_out(shared).await;
+}
+
+/// Looks up for all who wait, as far as there are lanes; the first of these to end takes
+/// the others.
+async fn send_out(shared: Arc<Shared>) {
     while let Some((lane, passengers, is_last)) = start(&shared) {
         let look_up = lane.carry(passengers);
         if is_last {
@@ -131,31 +136,22 @@ enum Turn {
 
 /// A lane that is in use. When it is dropped, another one takes its place for those
 /// who wait for a lane.
-struct Lane {
-    shared: Arc<Shared>,
-    /// Its look-up may have begun. A lane that is dropped before is dropped by a runtime
-    /// that ends, as would be all those after it, each within the drop of the one before.
-    has_begun: bool,
-}
+struct Lane(Arc<Shared>);
 
 impl Drop for Lane {
     fn drop(&mut self) {
-        let mut lanes = lock(&self.shared.lanes);
-        let passengers = if self.has_begun {
-            lanes.board_more()
-        } else {
-            Vec::new()
-        };
-        match Handle::try_current() {
-            Ok(runtime) if !passengers.is_empty() => {
-                let lane = Self {
-                    shared: self.shared.clone(),
-                    has_begun: false,
-                };
-                drop(lanes);
-                runtime.spawn(lane.carry(passengers));
-            }
-            _ => lanes.in_use -= 1,
+        let mut lanes = lock(&self.0.lanes);
+        lanes.in_use -= 1;
+        if lanes.is_gathering || lanes.waiting.is_empty() {
+            return;
+        }
+        if let Ok(runtime) = Handle::try_current() {
+            lanes.is_gathering = true;
+            drop(lanes);
+            // The task takes a lane once it runs. A runtime that ends drops the task at
+            // once: with a lane in it, one lane after the other would be dropped here, each
+            // within the drop of the one before.
+            runtime.spawn(send_out(self.0.clone()));
         }
     }
 }
@@ -163,18 +159,14 @@ impl Drop for Lane {
 impl Lane {
     fn take(shared: &Arc<Shared>, lanes: &mut Lanes) -> Self {
         lanes.in_use += 1;
-        Self {
-            shared: shared.clone(),
-            has_begun: true,
-        }
+        Self(shared.clone())
     }
 
     /// Looks up for these, and goes on as long as others are to be taken.
-    async fn carry(mut self, mut passengers: Vec<Waiting>) {
-        self.has_begun = true;
+    async fn carry(self, mut passengers: Vec<Waiting>) {
         while !passengers.is_empty() {
             self.look_up(passengers).await;
-            passengers = lock(&self.shared.lanes).board_more();
+            passengers = lock(&self.0.lanes).board_more();
         }
     }
 
@@ -190,8 +182,8 @@ impl Lane {
         }
         // It can be in one trace only; the others tell how long was waited.
         let span = spans.first().cloned().unwrap_or_else(Span::none);
-        let look_up = self.shared.cache.get(&keys).instrument(span);
-        let found = timeout(self.shared.patience, look_up).await;
+        let look_up = self.0.cache.get(&keys).instrument(span);
+        let found = timeout(self.0.patience, look_up).await;
         let found =
             found.unwrap_or_else(|_| Err(Error::new(Kind::Unavailable, "no answer in time")));
         // Before the calls end, so that they are exported with them.
@@ -265,7 +257,7 @@ impl Cache for Batching {
         }
         match self.enter(keys) {
             Turn::Now(lane) => {
-                let found = lane.shared.cache.get(keys).await;
+                let found = lane.0.cache.get(keys).await;
                 drop(lane);
                 found
             }

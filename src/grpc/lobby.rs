@@ -487,6 +487,11 @@ mod tests {
         passes.collect()
     }
 
+    /// Takes all places that this caller may have.
+    fn take_all(lobby: &Arc<Lobby>, flow: &Flow) -> Vec<Pass> {
+        std::iter::from_fn(|| lobby.try_enter(flow)).collect()
+    }
+
     /// One call of this caller that uses so much of the processors.
     fn spend(lobby: &Arc<Lobby>, flow: &Flow, busy: Duration) {
         lobby.try_enter(flow).unwrap().charge(busy);
@@ -522,7 +527,7 @@ mod tests {
     async fn one_caller_does_not_get_all_places_however_little_it_uses() {
         let lobby = lobby(16);
         let (hog, guest) = (Flow::Connection(1), Flow::Connection(2));
-        let passes: Vec<_> = std::iter::from_fn(|| lobby.try_enter(&hog)).collect();
+        let passes = take_all(&lobby, &hog);
         assert_eq!(passes.len(), 12);
         let (more, other) = tokio::join!(lobby.enter(&hog, PATIENCE), async {
             lobby.enter(&guest, PATIENCE).await
@@ -536,10 +541,9 @@ mod tests {
         let lobby = lobby(640);
         let flow = Flow::Connection(1);
         spend(&lobby, &flow, Duration::from_millis(16));
-        let enter = || std::iter::from_fn(|| lobby.try_enter(&flow)).collect::<Vec<_>>();
         // 20 places each, an eighth of what the first one used, as long as there is
         // one of 480.
-        let passes = enter();
+        let passes = take_all(&lobby, &flow);
         assert_eq!((passes.len(), counts(&lobby)), (24, (480, 0)));
         let other = Flow::Connection(2);
         assert!(lobby.try_enter(&other).is_some());
@@ -549,7 +553,7 @@ mod tests {
             lobby.follow(true);
         }
         assert!(lobby.lock().lines.is_empty());
-        assert_eq!(enter().len(), 480);
+        assert_eq!(take_all(&lobby, &flow).len(), 480);
     }
 
     #[tokio::test(start_paused = true)]
@@ -614,11 +618,10 @@ mod tests {
     async fn callers_share_the_places_that_are_set_aside() {
         let lobby = lobby(64);
         let [hog, second, third] = [1, 2, 3].map(Flow::Connection);
-        let enter = |flow| std::iter::from_fn(|| lobby.try_enter(flow)).collect::<Vec<_>>();
-        let all = enter(&hog);
+        let all = take_all(&lobby, &hog);
         drop(lobby.try_enter(&second));
         drop(lobby.try_enter(&third));
-        let (second, third) = (enter(&second), enter(&third));
+        let (second, third) = (take_all(&lobby, &second), take_all(&lobby, &third));
         // A third of 16.
         assert_eq!((all.len(), second.len(), third.len()), (48, 5, 5));
     }
@@ -627,7 +630,7 @@ mod tests {
     async fn a_place_that_is_set_aside_goes_to_a_caller_who_has_not_had_its_share() {
         let lobby = lobby(8);
         let [many, one, none] = [1, 2, 3].map(Flow::Connection);
-        let _common: Vec<_> = std::iter::from_fn(|| lobby.try_enter(&many)).collect();
+        let _common = take_all(&lobby, &many);
         let _set_aside = lobby.try_enter(&one).unwrap();
         lobby.lock().line(&none).used_us = 5000;
         let mut waiting = Box::pin(lobby.enter(&one, PATIENCE));
@@ -705,7 +708,7 @@ mod tests {
     async fn what_is_set_aside_is_there_also_while_others_have_more_than_there_is() {
         let lobby = lobby(64);
         let (hog, guest) = (Flow::Connection(1), Flow::Connection(2));
-        let passes: Vec<_> = std::iter::from_fn(|| lobby.try_enter(&hog)).collect();
+        let passes = take_all(&lobby, &hog);
         drop(lobby.try_enter(&guest));
         for _ in 0..8 {
             lobby.follow(false);

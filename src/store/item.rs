@@ -525,7 +525,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_as_it_is_by_default_is_left_out() {
+    fn attributes_with_default_values_are_left_out() {
         let item = encode(&Record::User(User {
             username: Username::parse_new("oliviaowner").unwrap(),
             first_name: FreeText::default(),

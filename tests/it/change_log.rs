@@ -9,7 +9,7 @@ use account_service::{
 
 use aws_sdk_dynamodb::config::{BehaviorVersion, Region, SharedCredentialsProvider};
 
-use crate::harness::{Backends, credentials};
+use crate::harness::{Backends, credentials, script::error_body};
 
 const REGISTER: &str = "position";
 
@@ -74,7 +74,7 @@ impl Log {
 }
 
 #[tokio::test]
-async fn of_two_writers_one_appends() {
+async fn only_one_of_two_writers_appends() {
     let backends = Backends::start().await;
     let log = Log::begin(&backends).await;
     let next = log.append(1, 2, log.version).await.unwrap();
@@ -85,10 +85,10 @@ async fn of_two_writers_one_appends() {
     let numbers: Vec<_> = read.iter().map(|(number, _)| *number).collect();
     assert_eq!(numbers, [1, 2]);
     // What the table refuses for other reasons has not been lost to another writer.
-    let denied = r#"{"__type":"com.amazon.coral.service#AccessDeniedException"}"#;
+    let denied = error_body("AccessDeniedException");
     backends
         .dynamodb
-        .answer("BesideTransactWriteItems", 1, 400, denied);
+        .answer("BesideTransactWriteItems", 1, 400, &denied);
     let refused = log
         .table
         .append(&log.id, 3, &[], (REGISTER, next, &log.values));
@@ -103,16 +103,20 @@ async fn a_register_that_another_replica_is_writing_is_not_written() {
         let found = Some(log.version);
         log.table.swap_register(REGISTER, found, &log.values).await
     };
-    let error = |code| format!(r#"{{"__type":"com.amazonaws.dynamodb.v20120810#{code}"}}"#);
     let script = &backends.dynamodb;
     script.answer(
         "BesidePutItem",
         1,
         400,
-        &error("TransactionConflictException"),
+        &error_body("TransactionConflictException"),
     );
     assert_eq!(swap().await.unwrap(), None);
-    script.answer("BesidePutItem", 1, 400, &error("AccessDeniedException"));
+    script.answer(
+        "BesidePutItem",
+        1,
+        400,
+        &error_body("AccessDeniedException"),
+    );
     swap().await.unwrap_err();
     assert_eq!(swap().await.unwrap(), Some(log.version + 1));
 }

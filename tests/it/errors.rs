@@ -13,7 +13,7 @@ use tonic::{
 };
 
 use crate::{
-    harness::{Backends, Replica, assert_refused, start},
+    harness::{Backends, Replica, assert_refused, script::error_body, start},
     streams::eventually,
 };
 
@@ -293,10 +293,10 @@ async fn a_table_that_fails_is_said_to_fail() {
     );
     assert!(details.retry_info().is_some());
     backends.dynamodb.behave();
-    let throttled = r#"{"__type":"com.amazonaws.dynamodb.v20120810#ProvisionedThroughputExceededException","message":"slow down"}"#;
+    let throttled = error_body("ProvisionedThroughputExceededException");
     backends
         .dynamodb
-        .answer("GetItem", usize::MAX, 400, throttled);
+        .answer("GetItem", usize::MAX, 400, &throttled);
     let details = assert_refused(
         service.get_user("olivia").await,
         Code::ResourceExhausted,
@@ -319,15 +319,15 @@ async fn a_table_that_fails_is_said_to_fail() {
 #[tokio::test]
 async fn a_refusal_after_an_attempt_that_may_have_been_applied_says_nothing_of_it() {
     let (backends, service) = start().await;
-    let throttled = r#"{"__type":"com.amazonaws.dynamodb.v20120810#ThrottlingException","message":"slow down"}"#;
+    let throttled = error_body("ThrottlingException");
     let transactions = &backends.dynamodb;
-    transactions.answer("TransactWriteItems", usize::MAX, 400, throttled);
+    transactions.answer("TransactWriteItems", usize::MAX, 400, &throttled);
     let refused = service.create_user("olivia").await;
     assert_refused(refused, Code::ResourceExhausted, "STORE_THROTTLED");
 
     transactions.behave();
     transactions.lose_reply("TransactWriteItems", "");
-    transactions.answer("TransactWriteItems", usize::MAX, 400, throttled);
+    transactions.answer("TransactWriteItems", usize::MAX, 400, &throttled);
     let refused = service.create_user("olivia").await;
     assert_refused(refused, Code::Unavailable, "OUTCOME_UNKNOWN");
     service.get_user("olivia").await.unwrap();
@@ -463,10 +463,10 @@ async fn a_write_that_may_have_been_applied_is_to_be_retried_only_with_a_request
     assert_eq!(answer.into_inner().user.unwrap().username, "olivia");
 
     // What was certainly not applied may be retried in any case.
-    let throttled = r#"{"__type":"com.amazonaws.dynamodb.v20120810#ThrottlingException","message":"slow down"}"#;
+    let throttled = error_body("ThrottlingException");
     backends
         .dynamodb
-        .answer("TransactWriteItems", usize::MAX, 400, throttled);
+        .answer("TransactWriteItems", usize::MAX, 400, &throttled);
     let refused = service.create_user("michael").await;
     assert_eq!(retry_of(&refused), (Some("1000"), true));
     assert_refused(refused, Code::ResourceExhausted, "STORE_THROTTLED");
@@ -497,8 +497,8 @@ async fn a_grpc_library_retries_a_write_of_unknown_outcome_only_with_a_request_i
         let transactions = &backends.dynamodb;
         // The first attempt is applied, and nobody hears of it.
         transactions.lose_reply("TransactWriteItems", "");
-        let throttled = r#"{"__type":"com.amazonaws.dynamodb.v20120810#ThrottlingException","message":"slow down"}"#;
-        transactions.answer("TransactWriteItems", 2, 400, throttled);
+        let throttled = error_body("ThrottlingException");
+        transactions.answer("TransactWriteItems", 2, 400, &throttled);
         let mut words = program.split_whitespace();
         let mut client = tokio::process::Command::new(words.next().unwrap());
         client.args(words).arg(format!("clients/{config}"));
@@ -516,21 +516,21 @@ async fn a_grpc_library_retries_a_write_of_unknown_outcome_only_with_a_request_i
 #[tokio::test]
 async fn a_transaction_that_is_in_progress_may_still_be_applied() {
     let (backends, service) = start().await;
-    let in_progress = r#"{"__type":"com.amazonaws.dynamodb.v20120810#TransactionInProgressException","Message":"in progress"}"#;
+    let in_progress = error_body("TransactionInProgressException");
     backends
         .dynamodb
-        .answer("TransactWriteItems", usize::MAX, 400, in_progress);
+        .answer("TransactWriteItems", usize::MAX, 400, &in_progress);
     let refused = service.create_user("olivia").await;
     assert_refused(refused, Code::Unavailable, "OUTCOME_UNKNOWN");
     // An attempt that is known to have done nothing before it changes nothing in that.
     backends.dynamodb.behave();
-    let throttled = r#"{"__type":"com.amazonaws.dynamodb.v20120810#ThrottlingException","message":"slow down"}"#;
+    let throttled = error_body("ThrottlingException");
     backends
         .dynamodb
-        .answer("TransactWriteItems", 1, 400, throttled);
+        .answer("TransactWriteItems", 1, 400, &throttled);
     backends
         .dynamodb
-        .answer("TransactWriteItems", usize::MAX, 400, in_progress);
+        .answer("TransactWriteItems", usize::MAX, 400, &in_progress);
     let refused = service.create_user("olivia").await;
     assert_refused(refused, Code::Unavailable, "OUTCOME_UNKNOWN");
 }

@@ -7,7 +7,7 @@ use aws_sdk_dynamodb::types::{
 };
 use tonic::Code;
 
-use crate::harness::{Backends, Table, assert_refused, start};
+use crate::harness::{Backends, Table, assert_refused, script::error_body, start};
 
 const ORG: &str = "olivia-org";
 
@@ -239,8 +239,7 @@ mod indexes {
     #[tokio::test]
     async fn setup_adds_the_indexes_and_the_stream_that_a_tutorial_table_lacks() {
         let backends = Backends::start().await;
-        let mut settings = backends.serve_settings().backends;
-        settings.table_name = format!("tutorial-{}", uuid::Uuid::new_v4());
+        let settings = backends.settings_of_another_table().backends;
         let table = backends.table();
         let key = |name: &str, key_type| {
             let key = KeySchemaElement::builder().attribute_name(name);
@@ -312,9 +311,9 @@ mod indexes {
         service.found_olivia_org_with_michael().await;
         let owner = service.change_role(ORG, michael, Role::Owner, olivia).await;
         owner.unwrap();
-        let denied = r#"{"__type":"com.amazon.coral.service#AccessDeniedException"}"#;
+        let denied = error_body("AccessDeniedException");
         let script = &backends.dynamodb;
-        script.answer_about("Query", "ownerOf-SK-index", 400, denied);
+        script.answer_about("Query", "ownerOf-SK-index", 400, &denied);
         service.remove(ORG, olivia, olivia).await.unwrap();
         script.behave();
         let again = service.add(ORG, olivia, Role::Owner, michael).await;

@@ -9,7 +9,7 @@ use account_service::{
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
-use crate::harness::{Backends, Replica, assert_refused, start};
+use crate::harness::{Backends, Replica, assert_refused, script::error_body, start};
 
 const ORG: &str = "olivia-org";
 const OLIVIA: &str = "oliviaowner";
@@ -326,15 +326,14 @@ async fn a_page_token_is_good_for_its_own_list_only_and_not_to_be_made() {
 async fn that_an_index_is_missing_is_said_only_where_the_table_says_so() {
     let (backends, service) = start().await;
     service.found_olivia_org().await;
-    let error = |code| format!(r#"{{"__type":"com.amazon.coral.validate#{code}"}}"#);
     let script = &backends.dynamodb;
-    script.answer("Query", 1, 400, &error("ValidationException"));
+    script.answer("Query", 1, 400, &error_body("ValidationException"));
     let refused = members(&service, ORG, 1, "").await;
     assert_refused(refused, Code::Unavailable, "STORE_UNAVAILABLE");
-    script.answer("Query", 1, 400, &error("AccessDeniedException"));
+    script.answer("Query", 1, 400, &error_body("AccessDeniedException"));
     let refused = users(&service, 1, "").await;
     assert_refused(refused, Code::Unavailable, "STORE_UNAVAILABLE");
-    script.answer("Query", 1, 400, &error("ValidationException"));
+    script.answer("Query", 1, 400, &error_body("ValidationException"));
     let refused = users(&service, 1, "").await;
     assert_refused(refused, Code::FailedPrecondition, "INDEX_MISSING");
 }

@@ -2,19 +2,7 @@
 
 use account_service::{config::BackendSettings, setup};
 
-use crate::harness::Backends;
-
-const NOT_FOUND: &str =
-    r#"{"__type":"com.amazonaws.dynamodb.v20120810#ResourceNotFoundException"}"#;
-const DENIED: &str =
-    r#"{"__type":"com.amazon.coral.service#AccessDeniedException","Message":"no such right"}"#;
-
-/// Settings with the name of a table that is not there.
-fn without_table(backends: &Backends) -> BackendSettings {
-    let mut settings = backends.serve_settings().backends;
-    settings.table_name = format!("accounts-{}", uuid::Uuid::new_v4());
-    settings
-}
+use crate::harness::{Backends, script::error_body};
 
 /// A table with one index, as DynamoDB describes it.
 fn described(table_status: &str, index_status: &str) -> String {
@@ -27,20 +15,13 @@ fn described(table_status: &str, index_status: &str) -> String {
 }
 
 async fn refusal(settings: &BackendSettings) -> String {
-    let refused = setup::run(settings, None).await.unwrap_err();
-    let mut text = refused.to_string();
-    let mut source = std::error::Error::source(&refused);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
+    setup::run(settings, None).await.unwrap_err().to_string()
 }
 
 #[tokio::test]
-async fn of_two_setups_at_once_each_finds_the_table_made() {
+async fn both_of_two_setups_at_once_succeed() {
     let backends = Backends::start().await;
-    let settings = without_table(&backends);
+    let settings = backends.settings_of_another_table().backends;
     let create = backends
         .dynamodb
         .hold("CreateTable", &settings.table_name, 0);
@@ -57,10 +38,11 @@ async fn of_two_setups_at_once_each_finds_the_table_made() {
 #[tokio::test]
 async fn setup_waits_until_a_new_table_and_its_indexes_can_be_used() {
     let backends = Backends::start().await;
-    let settings = without_table(&backends);
+    let settings = backends.settings_of_another_table().backends;
     let script = &backends.dynamodb;
+    let not_found = error_body("ResourceNotFoundException");
     // A table that has just been made may not be seen yet.
-    script.answer("DescribeTable", 2, 400, NOT_FOUND);
+    script.answer("DescribeTable", 2, 400, &not_found);
     script.answer("DescribeTable", 1, 200, &described("CREATING", "ACTIVE"));
     script.answer("DescribeTable", 1, 200, &described("ACTIVE", "CREATING"));
     script.forget_calls();
@@ -72,26 +54,28 @@ async fn setup_waits_until_a_new_table_and_its_indexes_can_be_used() {
 async fn a_right_that_setup_lacks_is_named_and_not_waited_for() {
     let backends = Backends::start().await;
     let script = &backends.dynamodb;
-    script.answer("CreateTable", 1, 400, DENIED);
+    let denied = error_body("AccessDeniedException");
+    let not_found = error_body("ResourceNotFoundException");
+    script.answer("CreateTable", 1, 400, &denied);
     assert!(
-        refusal(&without_table(&backends))
+        refusal(&backends.settings_of_another_table().backends)
             .await
-            .contains("no such right")
+            .contains("said the test")
     );
-    script.answer("DescribeTable", 1, 400, NOT_FOUND);
-    script.answer("DescribeTable", 1, 400, DENIED);
+    script.answer("DescribeTable", 1, 400, &not_found);
+    script.answer("DescribeTable", 1, 400, &denied);
     assert!(
-        refusal(&without_table(&backends))
+        refusal(&backends.settings_of_another_table().backends)
             .await
-            .contains("no such right")
+            .contains("said the test")
     );
     // A record that an earlier version wrote is to be put into its index.
     let table = backends.table();
     let (pk, sk) = ("USER#oliviaowner", "USER#oliviaowner");
     table.put(&[("PK", pk), ("SK", sk)]).await;
-    script.answer("UpdateItem", 1, 400, DENIED);
+    script.answer("UpdateItem", 1, 400, &denied);
     let settings = backends.serve_settings().backends;
-    assert!(refusal(&settings).await.contains("no such right"));
+    assert!(refusal(&settings).await.contains("said the test"));
 }
 
 #[tokio::test]
@@ -116,7 +100,7 @@ async fn a_table_with_other_keys_is_refused() {
         AttributeDefinition, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType,
     };
     let backends = Backends::start().await;
-    let settings = without_table(&backends);
+    let settings = backends.settings_of_another_table().backends;
     let key = KeySchemaElement::builder().attribute_name("id");
     let attribute = AttributeDefinition::builder().attribute_name("id");
     let attribute = attribute.attribute_type(ScalarAttributeType::S);

@@ -9,7 +9,10 @@ use account_service::{
     proto::account_v1::{Role, Source},
 };
 
-use crate::harness::{Backends, Isolated, PATIENCE, Replica, patient, script::Script};
+use crate::harness::{
+    Backends, Isolated, PATIENCE, Replica, patient,
+    script::{Script, error_body},
+};
 
 /// The invalidator's lease.
 const REGISTER: &str = "stream-invalidator";
@@ -392,9 +395,7 @@ async fn cursors_that_expire_and_changes_that_are_trimmed_do_not_stop_it() {
         } else {
             400
         };
-        let body = format!(
-            r#"{{"__type":"com.amazonaws.dynamodb.v20120810#{error}","message":"said the test"}}"#
-        );
+        let body = error_body(error);
         follower
             .dynamodb
             .answer("BesideGetRecords", 5, status, &body);

@@ -5,7 +5,7 @@ use std::{fmt, fs, time::Duration};
 use tokio::time::{Instant, sleep};
 
 use super::{Fleet, Policy, under_load};
-use crate::harness::binary::scrape;
+use crate::harness::{binary::scrape, script::error_body};
 
 /// How long, in minutes.
 const MINUTES: &str = "SOAK_MINUTES";
@@ -66,7 +66,7 @@ async fn disturb(fleet: &Fleet) -> &'static str {
     let Fleet { backends, .. } = fleet;
     let (table, cache) = (&backends.dynamodb, &backends.momento);
     let victim = fastrand::usize(STEADY + 1..REPLICAS);
-    let throttled = r#"{"__type":"com.amazonaws.dynamodb.v20120810#ThrottlingException","message":"slow down"}"#;
+    let throttled = error_body("ThrottlingException");
     let conflict = r#"{"__type":"com.amazonaws.dynamodb.v20120810#TransactionCanceledException","Message":"Transaction cancelled","CancellationReasons":[{"Code":"TransactionConflict"}]}"#;
     let what = match fastrand::u8(0..13) {
         0 => {
@@ -117,8 +117,8 @@ async fn disturb(fleet: &Fleet) -> &'static str {
             "replies of the table lost"
         }
         9 => {
-            table.answer("TransactWriteItems", 50, 400, throttled);
-            table.answer("BatchGetItem", 50, 400, throttled);
+            table.answer("TransactWriteItems", 50, 400, &throttled);
+            table.answer("BatchGetItem", 50, 400, &throttled);
             "table throttles"
         }
         10 => {

@@ -166,10 +166,16 @@ impl Backends {
         Table::new(&self.embedded.dynamodb_url(), &self.settings.table_name)
     }
 
-    /// A replica that shares the cache, but serves another table.
-    pub async fn replica_on_another_table(&self) -> Replica {
+    /// Settings with the name of a table that does not exist.
+    pub fn settings_of_another_table(&self) -> ServeSettings {
         let mut settings = self.serve_settings();
         settings.backends.table_name = format!("accounts-{}", uuid::Uuid::new_v4());
+        settings
+    }
+
+    /// A replica that shares the cache, but serves another table.
+    pub async fn replica_on_another_table(&self) -> Replica {
+        let settings = self.settings_of_another_table();
         setup::run(&settings.backends, None).await.unwrap();
         Replica::start(&settings).await
     }
@@ -177,8 +183,7 @@ impl Backends {
     /// A replica that shares the cache, but serves a copy of the table, as a backup restores
     /// it, without the item of these keys.
     pub async fn replica_on_a_copy_without(&self, pk: &str, sk: &str) -> Replica {
-        let mut settings = self.serve_settings();
-        settings.backends.table_name = format!("accounts-{}", uuid::Uuid::new_v4());
+        let settings = self.settings_of_another_table();
         setup::run(&settings.backends, None).await.unwrap();
         let url = self.embedded.dynamodb_url();
         let copy = Table::new(&url, &settings.backends.table_name);

@@ -16,6 +16,11 @@ use super::PATIENCE;
 /// Begins the names of calls that the service makes for itself, beside the RPCs.
 pub const BESIDE: &str = "Beside";
 
+/// The body of an answer by which DynamoDB refuses a call.
+pub fn error_body(code: &str) -> String {
+    format!(r#"{{"__type":"com.amazonaws.dynamodb.v20120810#{code}","message":"said the test"}}"#)
+}
+
 /// What happens to calls.
 #[derive(Default)]
 pub struct Script {

@@ -14,7 +14,7 @@ use std::{
 use account_service::coherence::Sabotage;
 use tokio::sync::Notify;
 
-use crate::harness::script::{BESIDE, Chaos, Fate};
+use crate::harness::script::{BESIDE, Chaos, Fate, error_body};
 
 /// How often what happens: of a thousand calls, or in a world.
 #[derive(Debug, Clone)]
@@ -377,8 +377,8 @@ fn table_fault(
         return Some(("table served twice", Fate::ServedTwice));
     }
     if happens(profile.table_throttled) {
-        let body = r#"{"__type":"com.amazonaws.dynamodb.v20120810#ProvisionedThroughputExceededException","message":"slow down"}"#;
-        return Some(("table throttled", Fate::Answered(400, body.to_owned())));
+        let body = error_body("ProvisionedThroughputExceededException");
+        return Some(("table throttled", Fate::Answered(400, body)));
     }
     if call == "BatchGetItem" && happens(profile.table_unprocessed) {
         let asked: serde_json::Value = serde_json::from_str(about).unwrap();
