@@ -12,11 +12,7 @@ use aws_sdk_dynamodb::config::Credentials;
 use tokio::{net::TcpListener, sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tonic::{body::Body, transport::Server};
-use tonic_health::{
-    ServingStatus,
-    pb::health_server::{Health, HealthServer},
-    server::HealthReporter,
-};
+use tonic_health::pb::health_server::{Health, HealthServer};
 use tower::util::{MapRequestLayer, MapResponseLayer, option_layer};
 
 use crate::{
@@ -28,9 +24,9 @@ use crate::{
     domain::Key,
     grpc::{
         AccountService, AdmissionLayer, DEFAULT_DEADLINE, DirectLayer, FairnessLayer, LongestCall,
-        MUCH, ObservationLayer, WatchLimits, precise_status,
+        MUCH, ObservationLayer, Readiness, WatchLimits, precise_status,
     },
-    proto::account_v1::{DESCRIPTOR_SET, account_service_server::AccountServiceServer},
+    proto::account_v1::DESCRIPTOR_SET,
     secrets::{self, Secrets},
     service::{Accounts, Changes, Listings},
     store::{self, DynamoDb},
@@ -62,11 +58,19 @@ const CONNECTION_WINDOW: u32 = 256 * 1024;
 const BODY_GRACE: Duration = Duration::from_secs(2);
 /// How long a connection that is to be closed may go on with what is under way.
 const AGE_GRACE: Duration = Duration::from_secs(60);
-/// Connections of probes.
+/// Connections of clients that no admitted call has come over yet.
+const MAX_UNAUTHENTICATED: usize = 512;
+/// Time for the first admitted call of a connection.
+const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(30);
+/// Connections of probes. None of them is ever authenticated.
 const HEALTH_CONNECTIONS: connections::Limits = connections::Limits {
-    open: 64,
-    lifetime: Duration::from_secs(3600),
+    authenticated: 1,
+    unauthenticated: 64,
+    authentication: Duration::from_secs(60),
+    lifetime: Duration::from_secs(60),
 };
+/// Calls of one connection of a probe that are under way at once.
+const MAX_STREAMS_OF_A_PROBE: u32 = 8;
 /// Pause between looks at a table that cannot be used yet.
 const READY_PAUSE: Duration = Duration::from_millis(500);
 /// Longest that fencing the records of one stream event may take.
@@ -99,6 +103,26 @@ impl From<coherence::Settings> for Tuning {
 fn usual_clean_up(settings: &ServerSettings) -> Option<CleanUpTiming> {
     let rate = settings.clean_up_rate;
     (rate > 0).then(|| CleanUpTiming::with_rate(rate))
+}
+
+/// As many connections as the settings say, and as the process may have open files.
+fn limits_of_connections(settings: &ServerSettings) -> connections::Limits {
+    let wanted = usize::try_from(settings.max_connections).unwrap_or(usize::MAX);
+    let most = connections::raise_open_files();
+    let unauthenticated = MAX_UNAUTHENTICATED.min(most / 4);
+    let authenticated = wanted.min(most - unauthenticated);
+    if authenticated < wanted {
+        tracing::warn!(
+            authenticated,
+            "fewer connections than MAX_CONNECTIONS: the process may not have more open files"
+        );
+    }
+    connections::Limits {
+        authenticated,
+        unauthenticated,
+        authentication: AUTHENTICATION_TIMEOUT,
+        lifetime: settings.max_connection_age_s + AGE_GRACE,
+    }
 }
 
 /// The service over its backends.
@@ -185,10 +209,7 @@ impl App {
             watch_patience: settings.server.watch_patience_ms,
             calls_at_once: settings.server.calls_at_once.into(),
             max_connection_age: settings.server.max_connection_age_s,
-            connections: connections::Limits {
-                open: usize::try_from(settings.server.max_connections).unwrap_or(usize::MAX),
-                lifetime: settings.server.max_connection_age_s + AGE_GRACE,
-            },
+            connections: limits_of_connections(&settings.server),
             admittance,
             health_listener,
             supply,
@@ -226,19 +247,16 @@ impl App {
         listener: TcpListener,
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), Error> {
-        let (health, health_server) = tonic_health::server::health_reporter();
-        if self.is_ready {
-            report_serving(&health).await;
-        } else {
-            report_not_serving(&health).await;
-        }
+        let readiness = Readiness::default();
+        let health_server = readiness.server();
+        report(&readiness, self.is_ready).await;
         let health_beside = serve_health(self.health_listener.take(), health_server.clone());
         let stopping = CancellationToken::new();
         let become_ready = {
-            let (health, stopping) = (health.clone(), stopping.clone());
+            let (readiness, stopping) = (readiness.clone(), stopping.clone());
             async {
                 if !self.is_ready {
-                    become_ready(&self.coherence, health, stopping).await;
+                    become_ready(&self.coherence, readiness, stopping).await;
                 }
                 std::future::pending::<()>().await;
             }
@@ -251,7 +269,7 @@ impl App {
                 shutdown.await;
                 tracing::info!("stopping");
                 stopping.cancel();
-                report_not_serving(&health).await;
+                report(&readiness, false).await;
                 draining.notify_one();
             }
         };
@@ -368,7 +386,7 @@ fn server_builder() -> Server {
 }
 
 /// Reports that the service is serving once the table has answered.
-async fn become_ready(coherence: &Coherence, health: HealthReporter, stopping: CancellationToken) {
+async fn become_ready(coherence: &Coherence, readiness: Readiness, stopping: CancellationToken) {
     loop {
         match coherence.learn_generation().await {
             Ok(()) => break,
@@ -378,7 +396,7 @@ async fn become_ready(coherence: &Coherence, health: HealthReporter, stopping: C
     }
     // What was reported last stands.
     if !stopping.is_cancelled() {
-        report_serving(&health).await;
+        report(&readiness, true).await;
     }
 }
 
@@ -391,28 +409,18 @@ async fn serve_health<H: Health>(
         return std::future::pending().await;
     };
     server_builder()
+        .max_concurrent_streams(MAX_STREAMS_OF_A_PROBE)
         .add_service(health)
         .serve_with_incoming(connections::accept(listener, None, HEALTH_CONNECTIONS))
         .await
         .map_err(serve_failed)
 }
 
-async fn report_serving(health: &HealthReporter) {
-    health
-        .set_serving::<AccountServiceServer<AccountService>>()
-        .await;
-    health.set_service_status("", ServingStatus::Serving).await;
-    tracing::info!("serving");
-}
-
-async fn report_not_serving(health: &HealthReporter) {
-    health
-        .set_not_serving::<AccountServiceServer<AccountService>>()
-        .await;
-    // The server as a whole, which probes ask for by the empty name.
-    health
-        .set_service_status("", ServingStatus::NotServing)
-        .await;
+async fn report(readiness: &Readiness, is_serving: bool) {
+    readiness.set(is_serving).await;
+    if is_serving {
+        tracing::info!("serving");
+    }
 }
 
 /// Listens where the settings say; returns the address, with the port if it was

@@ -90,7 +90,7 @@ async fn serve(
     greeting: impl FnOnce(SocketAddr) -> String,
 ) -> Result<(), boot::Error> {
     if let Some(addr) = settings.server.metrics_addr {
-        telemetry::start_metrics(addr).map_err(|error| boot::Error::Metrics(error.into()))?;
+        telemetry::start_metrics(addr).await?;
     }
     let (listener, addr) = boot::listen(&settings.server).await?;
     let app = Box::pin(App::boot(settings)).await?;

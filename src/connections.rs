@@ -1,66 +1,60 @@
-//! Connections of clients, accepted in the clear or with TLS. None of them lasts
-//! without being of use: who does not speak HTTP/2 soon is cut off, and who was
-//! here for long is asked to connect anew.
+//! Connections of clients, accepted in the clear or with TLS. Each listener bounds how
+//! many are open, how long one takes to become of use, and how long it lasts.
+
+mod files;
+mod pool;
 
 use std::{
+    future::poll_fn,
     io,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    task::{Context, Poll},
+    sync::Arc,
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{Semaphore, mpsc},
     time::{Instant, Sleep, sleep_until, timeout, timeout_at},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
+use self::pool::{Open, Pool, Registration};
+pub use self::{
+    files::raise_open_files,
+    pool::{Limits, TooMany},
+};
 use crate::{
-    callers::{self, Refused},
-    telemetry::{CONNECTIONS, CONNECTIONS_REFUSED},
+    callers::{self, Name, Refused},
     tls::Tls,
 };
 
-/// Longest that a client may take to agree on TLS, if that is spoken, and to
-/// begin with HTTP/2.
+/// Longest that a client may take to agree on TLS, if that is spoken, and to send
+/// its first bytes.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
-/// What HTTP/2 begins with, in bytes: its preface, and the head of a first frame.
+/// First bytes of a client: the preface of HTTP/2, and the head of a first frame.
 /// From then on, keepalive finds out who is silent.
 const GREETING_BYTES: usize = 24 + 9;
-/// Longest that agreeing on TLS may take once it is a client's turn.
+/// Longest that a TLS handshake may take once it has begun.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Clients that agree on TLS at once: agreeing keeps a processor busy.
+/// TLS handshakes at once: a handshake keeps a processor busy.
 const MAX_HANDSHAKES: usize = 256;
 /// Pause after a connection could not be accepted, because the process or the
 /// machine has too many.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// How many connections there are, and for how long.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// Connections that are open at once; others are closed at once.
-    pub open: usize,
-    /// When a connection is closed, whatever is still under way there.
-    pub lifetime: Duration,
-}
-
 /// A connection.
 #[derive(Debug)]
 pub struct Connection {
-    id: u64,
+    open: Open,
     since: Instant,
     transport: Transport,
     greeting: Option<Greeting>,
-    end: Pin<Box<Sleep>>,
-    _open: Open,
+    end: End,
 }
 
 #[derive(Debug)]
@@ -69,45 +63,60 @@ enum Transport {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// What the client has yet to say, and by when.
+/// Bytes that the client has yet to send, and by when.
 #[derive(Debug)]
 struct Greeting {
     missing: usize,
     due: Pin<Box<Sleep>>,
 }
 
-/// Counts as open until it is dropped.
+/// When the connection is closed.
 #[derive(Debug)]
-struct Open {
-    _place: OwnedSemaphorePermit,
+struct End {
+    sleep: Pin<Box<Sleep>>,
+    /// When an authenticated connection is closed; `None` once `sleep` ends then.
+    authenticated: Option<Instant>,
 }
 
-impl Open {
-    fn new(place: OwnedSemaphorePermit) -> Self {
-        metrics::gauge!(CONNECTIONS).increment(1);
-        Self { _place: place }
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        metrics::gauge!(CONNECTIONS).decrement(1);
-    }
-}
-
-/// Who is at the other end.
+/// The other end of a connection.
 #[derive(Debug, Clone)]
 pub struct Peer {
     /// The connection, by a number that no other one of this process has.
     pub connection: u64,
-    /// Since when it is open.
+    /// When the connection was accepted.
     pub since: Instant,
     /// Whom the client's certificate names, if it has one.
     pub certificate: Option<Result<Arc<str>, Refused>>,
+    /// `None`: of a call that came over no connection.
+    registration: Option<Arc<Registration>>,
 }
 
-/// Accepts connections until what it returns is dropped. Without `tls`, in the
-/// clear.
+impl Peer {
+    /// The other end of calls that come over no connection.
+    #[must_use]
+    pub fn in_process() -> Self {
+        Self {
+            connection: 0,
+            since: Instant::now(),
+            certificate: None,
+            registration: None,
+        }
+    }
+
+    /// Says that a call of this caller was admitted.
+    ///
+    /// # Errors
+    /// [`TooMany`]: the caller has more connections than its share.
+    pub fn authenticate(&self, caller: Option<&Name>) -> Result<(), TooMany> {
+        match &self.registration {
+            Some(registration) => registration.authenticate(caller),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Accepts connections until the stream that it returns is dropped. Without `tls`,
+/// in the clear.
 pub fn accept(
     listener: TcpListener,
     tls: Option<Arc<Tls>>,
@@ -115,8 +124,9 @@ pub fn accept(
 ) -> ReceiverStream<io::Result<Connection>> {
     let (accepted, connections) = mpsc::channel(1);
     tokio::spawn(async move {
-        let places = Arc::new(Semaphore::new(limits.open.min(Semaphore::MAX_PERMITS)));
+        let pool = Pool::new(limits);
         let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+        let mut is_failing = false;
         loop {
             let tcp = tokio::select! {
                 tcp = listener.accept() => tcp,
@@ -125,22 +135,23 @@ pub fn accept(
             let tcp = match tcp {
                 Ok((tcp, _)) => tcp,
                 Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
+                    if !is_failing {
+                        tracing::warn!(%error, "no connection can be accepted for the time being");
+                    }
+                    is_failing = true;
+                    pool.evict_one();
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
             };
-            let Ok(place) = places.clone().try_acquire_owned() else {
-                // Closed, so that the client tries another replica.
-                metrics::counter!(CONNECTIONS_REFUSED).increment(1);
-                continue;
-            };
+            is_failing = false;
+            // Closed if there are too many, so that the client tries another replica.
+            let Ok(open) = pool.join() else { continue };
             if let Err(error) = tcp.set_nodelay(true) {
                 // The client is gone already.
                 tracing::debug!(%error, "a connection was lost at once");
                 continue;
             }
-            let open = Open::new(place);
             let due = Instant::now() + GREETING_TIMEOUT;
             let Some(tls) = &tls else {
                 let connection = Connection::new(Transport::Plain(tcp), due, limits, open);
@@ -152,20 +163,17 @@ pub fn accept(
             let acceptor = TlsAcceptor::from(tls.config());
             let (handshakes, accepted) = (handshakes.clone(), accepted.clone());
             tokio::spawn(async move {
-                let agreed = async {
-                    // A client that says nothing takes no turn. A socket that was
-                    // just accepted may count as readable with nothing to read.
-                    if tcp.peek(&mut [0; 1]).await? == 0 {
-                        return Err(io::ErrorKind::UnexpectedEof.into());
-                    }
-                    let _turn = handshakes.acquire().await.map_err(io::Error::other)?;
-                    timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await?
+                let registration = open.0.clone();
+                let evicted = poll_fn(|context| registration.poll_evicted(context));
+                let agreed = tokio::select! {
+                    agreed = timeout_at(due, handshake(tcp, &acceptor, &handshakes)) => agreed,
+                    () = evicted => return,
                 };
-                match timeout_at(due, agreed).await {
+                match agreed {
                     Ok(Ok(tls)) => {
                         let tls = Transport::Tls(Box::new(tls));
                         let connection = Connection::new(tls, due, limits, open);
-                        // Nobody accepts any more: the server stops.
+                        // Fails if the server stops.
                         let _ = accepted.send(Ok(connection)).await;
                     }
                     Ok(Err(error)) => tracing::info!(%error, "no TLS with a client"),
@@ -177,25 +185,41 @@ pub fn accept(
     ReceiverStream::new(connections)
 }
 
+async fn handshake(
+    tcp: TcpStream,
+    acceptor: &TlsAcceptor,
+    handshakes: &Semaphore,
+) -> io::Result<TlsStream<TcpStream>> {
+    // A silent client keeps no handshake from beginning. `readable` would not do: it
+    // may return at once for a socket that was just accepted.
+    if tcp.peek(&mut [0; 1]).await? == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let _permit = handshakes.acquire().await.map_err(io::Error::other)?;
+    timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await?
+}
+
 impl Connection {
     fn new(transport: Transport, due: Instant, limits: Limits, open: Open) -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
         let since = Instant::now();
+        let authentication = limits.authentication.min(limits.lifetime);
         Self {
-            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            open,
             since,
             transport,
             greeting: Some(Greeting {
                 missing: GREETING_BYTES,
                 due: Box::pin(sleep_until(due)),
             }),
-            end: Box::pin(sleep_until(since + limits.lifetime)),
-            _open: open,
+            end: End {
+                sleep: Box::pin(sleep_until(since + authentication)),
+                authenticated: Some(since + limits.lifetime),
+            },
         }
     }
 
-    /// What came of it; of what makes no progress, an error once it is over. Who
-    /// neither speaks nor listens is not waited for in either direction.
+    /// The outcome, but an error instead of no progress on a connection whose time is
+    /// over. So a client that neither reads nor writes holds up neither direction.
     fn unless_over<T>(
         &mut self,
         outcome: Poll<io::Result<T>>,
@@ -208,11 +232,14 @@ impl Connection {
     }
 
     fn is_over(&mut self, context: &mut Context<'_>) -> bool {
+        let Open(registration) = &self.open;
         let is_silent = match &mut self.greeting {
             Some(greeting) => greeting.due.as_mut().poll(context).is_ready(),
             None => false,
         };
-        is_silent || self.end.as_mut().poll(context).is_ready()
+        is_silent
+            || registration.poll_evicted(context).is_ready()
+            || self.end.poll(registration, context).is_ready()
     }
 
     fn heard(&mut self, bytes: usize) {
@@ -225,6 +252,20 @@ impl Connection {
     }
 }
 
+impl End {
+    fn poll(&mut self, registration: &Registration, context: &mut Context<'_>) -> Poll<()> {
+        ready!(self.sleep.as_mut().poll(context));
+        if let Some(end) = self.authenticated
+            && registration.is_authenticated()
+        {
+            self.authenticated = None;
+            self.sleep.as_mut().reset(end);
+            return self.sleep.as_mut().poll(context);
+        }
+        Poll::Ready(())
+    }
+}
+
 impl Connected for Connection {
     type ConnectInfo = Peer;
 
@@ -233,12 +274,14 @@ impl Connected for Connection {
             Transport::Plain(_) => None,
             Transport::Tls(tls) => tls.get_ref().1.peer_certificates(),
         };
+        let Open(registration) = &self.open;
         Peer {
-            connection: self.id,
+            connection: registration.number(),
             since: self.since,
             certificate: certificate
                 .and_then(|chain| chain.first())
                 .map(|certificate| callers::name_of(certificate)),
+            registration: Some(registration.clone()),
         }
     }
 }
@@ -304,6 +347,49 @@ impl AsyncWrite for Connection {
         match &self.transport {
             Transport::Plain(tcp) => tcp.is_write_vectored(),
             Transport::Tls(tls) => tls.is_write_vectored(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio_stream::StreamExt as _;
+
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        authenticated: 10,
+        unauthenticated: 10,
+        authentication: Duration::from_secs(30),
+        lifetime: Duration::from_secs(600),
+    };
+
+    /// How long a connection lasts whose client has begun to speak HTTP/2, and on which
+    /// a call is admitted or not.
+    async fn lasts(is_admitted: bool) -> Duration {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let mut connections = accept(listener, None, LIMITS);
+        let began = Instant::now();
+        let mut client = TcpStream::connect(addr).await.unwrap();
+        client.write_all(&[0; GREETING_BYTES]).await.unwrap();
+        let mut server = connections.next().await.unwrap().unwrap();
+        let mut greeting = [0; GREETING_BYTES];
+        server.read_exact(&mut greeting).await.unwrap();
+        if is_admitted {
+            server.connect_info().authenticate(None).unwrap();
+        }
+        server.read(&mut greeting).await.unwrap_err();
+        began.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_lasts_longer_once_a_call_on_it_was_admitted() {
+        for (is_admitted, limit) in [(false, LIMITS.authentication), (true, LIMITS.lifetime)] {
+            let lasted = lasts(is_admitted).await;
+            let tolerance = Duration::from_secs(5);
+            assert!(lasted >= limit && lasted < limit + tolerance, "{lasted:?}");
         }
     }
 }

@@ -13,7 +13,7 @@ use tower::{Layer, Service};
 use super::{methods, status};
 use crate::{
     callers::{Credentials, Gate},
-    connections::Peer,
+    connections::{Peer, TooMany},
 };
 
 /// Begins the paths of health checks, which are open to all.
@@ -69,15 +69,22 @@ where
         };
         // Reflection is for every caller who is known.
         let method = methods::name_of(path);
-        match self.gate.admit(method, credentials) {
+        let admitted = self.gate.admit(method, credentials);
+        let admitted = admitted
+            .map_err(|refused| status::not_admitted(&refused, path))
+            .and_then(|caller| match peer {
+                Some(peer) => peer
+                    .authenticate(caller.name.as_ref())
+                    .map(|()| caller)
+                    .map_err(|_: TooMany| status::too_many_connections()),
+                None => Ok(caller),
+            });
+        match admitted {
             Ok(caller) => {
                 request.extensions_mut().insert(caller);
                 Either::Right(self.inner.call(request))
             }
-            Err(refused) => {
-                let status = status::not_admitted(&refused, path);
-                Either::Left(ready(Ok(status.into_http())))
-            }
+            Err(status) => Either::Left(ready(Ok(status.into_http()))),
         }
     }
 }

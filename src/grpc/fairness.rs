@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures_util::future::{BoxFuture, Either};
-use http::{Request, Response};
+use http::{Extensions, Request, Response};
 use pin_project_lite::pin_project;
 use tonic::body::Body;
 use tower::{Layer, Service};
@@ -127,7 +127,7 @@ where
                 return Either::Left(Either::Left(self.inner.call(request)));
             }
         };
-        let flow = flow_of(&request);
+        let flow = flow_of(request.extensions());
         if let Some(pass) = lobby.try_enter(&flow) {
             let pass = Held::new(pass, class, &mut request);
             let answer = Charged::new(self.inner.call(request), pass);
@@ -187,8 +187,8 @@ impl Deref for Held {
     }
 }
 
-fn flow_of<B>(request: &Request<B>) -> Flow {
-    let extensions = request.extensions();
+/// Whose call it is that has these extensions.
+pub(super) fn flow_of(extensions: &Extensions) -> Flow {
     let caller = extensions
         .get::<Caller>()
         .and_then(|caller| caller.name.clone());

@@ -6,16 +6,18 @@ mod convert;
 mod deadline;
 mod direct;
 mod fairness;
+mod health;
 mod lobby;
 mod methods;
 mod mutation;
 mod observation;
 mod precise;
 mod processors;
+mod shares;
 mod status;
 mod watch;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tonic::{Request, Response, Status};
 
@@ -23,6 +25,7 @@ pub use admission::AdmissionLayer;
 pub use deadline::{DEFAULT_DEADLINE, LongestCall};
 pub use direct::DirectLayer;
 pub use fairness::{FairnessLayer, MUCH};
+pub use health::Readiness;
 pub use methods::methods;
 pub use observation::ObservationLayer;
 pub use precise::precise_status;
@@ -39,11 +42,17 @@ use crate::{
     service::{Accounts, Call, OrganizationToEdit, UserToEdit},
 };
 
-use self::deadline::Deadline;
+use self::{deadline::Deadline, lobby::Flow, shares::Shares};
 
 /// Largest request that is read, in bytes. The largest sensible one, a batch of
 /// 1000 checks of the longest names, has some 270 kB.
 pub const MAX_REQUEST_BYTES: usize = 1024 * 1024;
+
+/// WatchChanges streams of one replica.
+const MAX_WATCHERS: usize = 100;
+/// WatchChanges streams of one caller in a replica; of a connection, where callers
+/// have no names.
+const MAX_WATCHERS_PER_CALLER: usize = 25;
 
 /// The gRPC service. Holds the accounts, and through them the one DynamoDB
 /// client and the one Momento client of the process.
@@ -51,13 +60,18 @@ pub const MAX_REQUEST_BYTES: usize = 1024 * 1024;
 pub struct AccountService {
     accounts: Accounts,
     watch: WatchLimits,
+    watchers: Arc<Shares<Flow>>,
 }
 
 impl AccountService {
     /// Serves `accounts`.
     #[must_use]
     pub fn new(accounts: Accounts, watch: WatchLimits) -> Self {
-        Self { accounts, watch }
+        Self {
+            accounts,
+            watch,
+            watchers: Shares::new(MAX_WATCHERS, MAX_WATCHERS_PER_CALLER),
+        }
     }
 
     /// The service for a tonic server, with its limits set.
@@ -472,10 +486,13 @@ impl account_service_server::AccountService for AccountService {
     ) -> Reply<ChangeStream> {
         let peer = request.extensions().get::<Peer>();
         let age = peer.map_or(Duration::ZERO, |peer| peer.since.elapsed());
+        let flow = fairness::flow_of(request.extensions());
         let (start, filter) = convert::watch(&request.into_inner())?;
+        let place = self.watchers.try_acquire(flow);
+        let place = place.ok_or_else(status::too_many_watchers)?;
         let watcher = self.accounts.watch(start, filter).await;
         let watcher = watcher.map_err(status::watch_failed)?;
-        let stream = ChangeStream::start(watcher, self.watch.clone(), age);
+        let stream = ChangeStream::start(watcher, place, self.watch.clone(), age);
         Ok(Response::new(stream))
     }
 

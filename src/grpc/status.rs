@@ -335,13 +335,35 @@ pub(super) fn watch_failed(error: WatchError) -> Status {
             "no replica follows the table's stream",
             RETRY_LATER,
         ),
-        WatchError::TooMany => retry(
-            Reason::TooManyWatchers,
-            "too many watch changes in this replica",
-            RETRY_LATER,
-        ),
         WatchError::Store(error) => store_failed(&error),
     }
+}
+
+/// The replica, or the caller, has as many WatchChanges streams as it may.
+pub(super) fn too_many_watchers() -> Status {
+    retry(
+        Reason::TooManyWatchers,
+        "too many WatchChanges streams are open in this replica, or of this caller",
+        RETRY_LATER,
+    )
+}
+
+/// The replica, or the connection, has as many health checks by Watch as it may.
+pub(super) fn too_many_health_watches() -> Status {
+    retry(
+        Reason::TooManyWatchers,
+        "too many health checks by Watch are open in this replica, or on this connection",
+        RETRY_LATER,
+    )
+}
+
+/// The caller has as many connections as it may.
+pub(super) fn too_many_connections() -> Status {
+    retry(
+        Reason::Overloaded,
+        "nothing was done: too many connections are open in this replica",
+        RETRY_LATER,
+    )
 }
 
 /// The stream ends because the replica does.

@@ -18,6 +18,8 @@ use tonic::{Code, Status};
 
 use super::{
     convert,
+    lobby::Flow,
+    shares::Permit,
     status::{self, Reason},
 };
 use crate::{proto::account_v1::WatchChangesResponse, service::Watcher};
@@ -45,7 +47,12 @@ pub struct ChangeStream {
 impl ChangeStream {
     /// Tells what the watcher sees, until the service stops or the connection,
     /// which is so old already, is to.
-    pub(super) fn start(watcher: Watcher, limits: WatchLimits, age: Duration) -> Self {
+    pub(super) fn start(
+        watcher: Watcher,
+        permit: Permit<Flow>,
+        limits: WatchLimits,
+        age: Duration,
+    ) -> Self {
         let left = limits.lifetime.saturating_sub(age).max(LEAST_LIFETIME);
         let (sender, responses) = mpsc::channel(1);
         let end = Arc::new(Mutex::new(None));
@@ -59,6 +66,7 @@ impl ChangeStream {
                 Some(Err(_)) => status::long_enough(),
                 Some(Ok(status)) => status,
             };
+            drop(permit);
             *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
         });
         Self { responses, end }

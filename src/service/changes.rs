@@ -8,7 +8,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::Semaphore,
     time::{Instant, sleep},
 };
 
@@ -22,8 +22,6 @@ use crate::{
 
 /// Most changes that a watcher gets at once.
 pub const MAX_CHANGES: usize = 25;
-/// Watchers of one replica.
-const MAX_WATCHERS: usize = 100;
 /// Reads of the log that are under way at once, for all watchers: apart from the reads
 /// of callers, so that neither keeps the other waiting.
 const READS_AT_ONCE: usize = 8;
@@ -42,7 +40,6 @@ const BEAT_PATIENCE: Duration = Duration::from_secs(4);
 pub struct Changes {
     log: Arc<dyn ChangeLog>,
     registers: Arc<dyn Registers>,
-    places: Arc<Semaphore>,
     reads: Semaphore,
     beats: Mutex<Option<Beats>>,
 }
@@ -110,7 +107,6 @@ impl Changes {
         Self {
             log,
             registers,
-            places: Arc::new(Semaphore::new(MAX_WATCHERS)),
             reads: Semaphore::new(READS_AT_ONCE),
             beats: Mutex::default(),
         }
@@ -191,8 +187,6 @@ pub enum WatchError {
     Expired,
     /// Nobody follows the table's stream.
     NotFollowed,
-    /// Too many watch in this replica.
-    TooMany,
     /// The table failed.
     Store(store::Error),
 }
@@ -214,13 +208,20 @@ pub struct Watcher {
     /// What was read and not told yet, and the numbers of all that was read.
     pending: std::vec::IntoIter<(u64, RecordChange)>,
     last_told: Option<Instant>,
-    _place: Place,
+    _counted: Counted,
 }
 
 /// Counted as long as it is held.
-struct Place(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit);
+struct Counted(());
 
-impl Drop for Place {
+impl Counted {
+    fn new() -> Self {
+        metrics::gauge!(WATCHERS).increment(1);
+        Self(())
+    }
+}
+
+impl Drop for Counted {
     fn drop(&mut self) {
         metrics::gauge!(WATCHERS).decrement(1);
     }
@@ -233,10 +234,7 @@ impl Accounts {
     /// See [`WatchError`].
     pub async fn watch(&self, start: Start, filter: ChangeFilter) -> Result<Watcher, WatchError> {
         let changes = self.changes.clone();
-        let permit = changes.places.clone().try_acquire_owned();
-        let permit = permit.map_err(|_| WatchError::TooMany)?;
-        metrics::gauge!(WATCHERS).increment(1);
-        let place = Place(permit);
+        let counted = Counted::new();
         let head = changes.head().await?;
         let after = match start {
             Start::Now => head.next - 1,
@@ -258,7 +256,7 @@ impl Accounts {
             filter,
             pending: Vec::new().into_iter(),
             last_told: None,
-            _place: place,
+            _counted: counted,
         };
         watcher.read(Some(head)).await?;
         Ok(watcher)

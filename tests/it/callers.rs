@@ -57,35 +57,35 @@ const POLICY: &str = r#"{
 }"#;
 
 /// Files that the settings name.
-struct Files(TempDir);
+pub struct Files(TempDir);
 
 impl Files {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let files = Self(TempDir::new().unwrap());
         files.write("policy.json", POLICY);
         files
     }
 
-    fn write(&self, name: &str, contents: &str) -> PathBuf {
+    pub fn write(&self, name: &str, contents: &str) -> PathBuf {
         let path = self.0.child(name);
         fs::write(&path, contents).unwrap();
         path
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.child(name)
     }
 }
 
 /// Signs tokens.
-struct Signer {
+pub struct Signer {
     name: &'static str,
     algorithm: Algorithm,
     key: EncodingKey,
 }
 
 impl Signer {
-    fn new(name: &'static str) -> Self {
+    pub fn new(name: &'static str) -> Self {
         Self::of_pair(name, Algorithm::ES256, &KeyPair::generate().unwrap())
     }
 
@@ -110,7 +110,7 @@ impl Signer {
     }
 
     /// The key set with its key.
-    fn key_set(&self) -> String {
+    pub fn key_set(&self) -> String {
         json!({ "keys": [self.public_key()] }).to_string()
     }
 
@@ -120,7 +120,7 @@ impl Signer {
         jsonwebtoken::encode(&header, claims, &self.key).unwrap()
     }
 
-    fn token(&self, subject: &str) -> String {
+    pub fn token(&self, subject: &str) -> String {
         self.sign(&claims(subject))
     }
 }
@@ -134,7 +134,7 @@ fn claims(subject: &str) -> Value {
     json!({"iss": ISSUER, "aud": AUDIENCE, "sub": subject, "exp": now() + 600})
 }
 
-fn token_settings(files: &Files, keys: KeySource) -> CallerSettings {
+pub fn token_settings(files: &Files, keys: KeySource) -> CallerSettings {
     CallerSettings {
         policy: Some(files.path("policy.json")),
         jwks: Some(keys),
@@ -154,21 +154,21 @@ fn take_tokens(command: &mut Command, files: &Files, signer: &Signer) {
         .env("JWT_AUDIENCE", AUDIENCE);
 }
 
-async fn serve(backends: &Backends, callers: CallerSettings) -> Replica {
+pub async fn serve(backends: &Backends, callers: CallerSettings) -> Replica {
     let mut settings: ServeSettings = backends.serve_settings();
     settings.server.callers = callers;
     Replica::start(&settings).await
 }
 
 /// The request, with a token.
-fn with<T>(token: &str, message: T) -> Request<T> {
+pub fn with<T>(token: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
     let value: MetadataValue<_> = format!("Bearer {token}").parse().unwrap();
     request.metadata_mut().insert("authorization", value);
     request
 }
 
-fn check() -> pb::CheckMembershipRequest {
+pub fn check() -> pb::CheckMembershipRequest {
     pb::CheckMembershipRequest {
         organization_name: ORG.to_owned(),
         username: OLIVIA.to_owned(),
@@ -186,13 +186,13 @@ fn add(adding_user: &str) -> pb::AddUserToOrganizationRequest {
     }
 }
 
-async fn checks(client: &Client, token: &str) -> Result<bool, Status> {
+pub async fn checks(client: &Client, token: &str) -> Result<bool, Status> {
     let answer = client.clone().check_membership(with(token, check())).await;
     Ok(answer?.into_inner().is_member)
 }
 
 /// Olivia's organization, and Michael, who is no member.
-async fn found(backends: &Backends) {
+pub async fn found(backends: &Backends) {
     backends.replica().await.found_olivia_org().await;
 }
 

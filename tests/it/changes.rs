@@ -24,6 +24,9 @@ const ORG: &str = "olivia-org";
 const OLIVIA: &str = "oliviaowner";
 const MICHAEL: &str = "membermichael";
 
+/// WatchChanges streams that one caller may have open in a replica.
+const WATCHES_OF_A_CALLER: usize = 25;
+
 /// A client's view of a stream of changes.
 pub struct Watch(Streaming<pb::WatchChangesResponse>);
 
@@ -454,11 +457,11 @@ async fn a_watcher_that_does_not_take_what_it_is_told_is_cut_off() {
     }
     // Its place is free once it is cut off.
     let mut others = Vec::new();
-    for _ in 1..100 {
-        others.push(Watch::open(&service.client, None).await.unwrap());
+    for _ in 1..WATCHES_OF_A_CALLER {
+        others.push(Watch::open(&client, None).await.unwrap());
     }
     eventually("there is room again", async || {
-        Watch::open(&service.client, None).await.is_ok()
+        Watch::open(&client, None).await.is_ok()
     })
     .await;
     assert_refused::<()>(
@@ -472,8 +475,15 @@ async fn a_watcher_that_does_not_take_what_it_is_told_is_cut_off() {
 async fn a_replica_bounds_how_many_watch() {
     let (_backends, service) = start().await;
     let mut watches = Vec::new();
-    for _ in 0..100 {
-        watches.push(Watch::open(&service.client, None).await.unwrap());
+    for _ in 0..100 / WATCHES_OF_A_CALLER {
+        // Without names, a connection is a caller.
+        let client = Client::connect(format!("http://{}", service.addr));
+        let client = client.await.unwrap();
+        for _ in 0..WATCHES_OF_A_CALLER {
+            watches.push(Watch::open(&client, None).await.unwrap());
+        }
+        let refused = Watch::open(&client, None).await.map(drop);
+        assert_refused(refused, Code::ResourceExhausted, "TOO_MANY_WATCHERS");
     }
     let refused = Watch::open(&service.client, None).await.map(drop);
     assert_refused(refused, Code::ResourceExhausted, "TOO_MANY_WATCHERS");

@@ -18,6 +18,7 @@ mod capacity;
 mod change_log;
 mod changes;
 mod conformance;
+mod connections;
 mod deployment;
 mod emails;
 mod errors;

@@ -149,7 +149,7 @@ async fn a_connection_has_room_for_256_calls_and_a_call_for_16_kib_of_headers() 
 }
 
 /// Whether the server closes the connection, having said anything before.
-async fn is_closed(connection: &mut TcpStream) -> bool {
+pub async fn is_closed(connection: &mut TcpStream) -> bool {
     let mut buffer = [0; 4096];
     let closed = async {
         loop {
@@ -285,12 +285,12 @@ const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
 
 /// Speaks HTTP/2 as no client should.
-struct Attacker {
-    connection: TcpStream,
+pub struct Attacker {
+    pub connection: TcpStream,
 }
 
 impl Attacker {
-    async fn connect(addr: SocketAddr) -> Self {
+    pub async fn connect(addr: SocketAddr) -> Self {
         let mut connection = TcpStream::connect(addr).await.unwrap();
         connection.write_all(PREFACE).await.unwrap();
         let mut attacker = Self { connection };
@@ -313,7 +313,7 @@ impl Attacker {
 
 impl Attacker {
     /// Waits until the server has said so many frames of this kind.
-    async fn hear(&mut self, kind: u8, count: usize) {
+    pub async fn hear(&mut self, kind: u8, count: usize) {
         let mut said = Vec::new();
         let mut buffer = [0; 4096];
         let heard = async {

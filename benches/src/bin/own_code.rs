@@ -33,7 +33,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
 use clap::Parser;
 use http_body_util::{BodyExt as _, Full};
-use tokio::{runtime::Builder, time::Instant};
+use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, body::Body};
 use tower::{Service, ServiceBuilder, ServiceExt as _, util::MapResponseLayer};
@@ -206,11 +206,7 @@ where
     S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
 {
     let message = framed(&check());
-    let peer = Peer {
-        connection: 1,
-        since: Instant::now(),
-        certificate: None,
-    };
+    let peer = Peer::in_process();
     for _ in 0..times {
         let call = call(path, message.clone(), &peer)?;
         let answer = server.ready().await?.call(call).await?;

@@ -5,7 +5,10 @@ use std::{fmt, fs, time::Duration};
 use tokio::time::{Instant, sleep};
 
 use super::{Fleet, Policy, under_load};
-use crate::harness::{binary::scrape, script::error_body};
+use crate::harness::{
+    binary::{memory_kib, scrape},
+    script::error_body,
+};
 
 /// How long, in minutes.
 const MINUTES: &str = "SOAK_MINUTES";
@@ -44,9 +47,6 @@ impl fmt::Display for Held {
 
 fn look(fleet: &Fleet, began: Instant) -> Held {
     let pid = fleet.pid(STEADY).unwrap();
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let memory = memory.unwrap().trim().trim_end_matches(" kB");
     let metrics = scrape(fleet.places[STEADY].metrics);
     let metric = |name: &str| {
         let line = metrics.lines().find_map(|line| line.strip_prefix(name));
@@ -54,7 +54,7 @@ fn look(fleet: &Fleet, began: Instant) -> Held {
     };
     Held {
         after: began.elapsed(),
-        memory_kb: memory.parse().unwrap(),
+        memory_kb: memory_kib(pid, "VmRSS:"),
         files: fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count(),
         tasks: metric("account_tasks "),
         connections: metric("account_connections "),

@@ -115,6 +115,11 @@ impl Server {
         self.child.id()
     }
 
+    /// The most memory that the process has had resident, in KiB.
+    pub fn peak_memory_kib(&self) -> u64 {
+        memory_kib(self.pid(), "VmHWM:")
+    }
+
     /// SIGKILL: nothing is said, nothing is finished.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
@@ -136,6 +141,14 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A figure of a process's memory, by its name in `/proc/<pid>/status`.
+pub fn memory_kib(pid: u32, name: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let figure = status.lines().find_map(|line| line.strip_prefix(name));
+    let figure = figure.unwrap().trim().trim_end_matches(" kB");
+    figure.parse().unwrap()
 }
 
 /// `serve` over these backends, on any port.

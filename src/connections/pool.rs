@@ -1,0 +1,321 @@
+//! The connections that are open on one listener. Decides which of them is closed
+//! when a new one needs room.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU8, AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use foldhash::fast::RandomState;
+use futures_util::task::AtomicWaker;
+
+use crate::{
+    callers::Name,
+    telemetry::{CONNECTIONS, CONNECTIONS_EVICTED, CONNECTIONS_REFUSED},
+};
+
+/// Bounds of the connections of one listener.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Authenticated connections open at once. When they are all open, the caller
+    /// with the most connections loses its oldest one to a caller with fewer.
+    pub authenticated: usize,
+    /// Unauthenticated connections open at once, besides. A new one evicts the
+    /// oldest.
+    pub unauthenticated: usize,
+    /// Time from accept within which a connection has to be authenticated, by a
+    /// first call that is admitted.
+    pub authentication: Duration,
+    /// Time from accept after which a connection is closed, with the calls that are
+    /// under way on it.
+    pub lifetime: Duration,
+}
+
+/// The connections that are open on one listener.
+#[derive(Debug)]
+pub(super) struct Pool {
+    limits: Limits,
+    state: Mutex<State>,
+}
+
+/// By number; a greater number is a younger connection.
+type Connections = BTreeMap<u64, Arc<Registration>>;
+
+#[derive(Debug, Default)]
+struct State {
+    unauthenticated: Connections,
+    /// By the caller who authenticated the connection; `None`: callers have no names.
+    authenticated: HashMap<Option<Name>, Connections, RandomState>,
+    /// Sum of the sizes in `authenticated`.
+    count: usize,
+}
+
+/// A connection, as its pool knows it.
+#[derive(Debug)]
+pub(super) struct Registration {
+    pool: Arc<Pool>,
+    number: u64,
+    /// One of the constants below. Changes only while the pool is locked.
+    status: AtomicU8,
+    /// Set once the connection is authenticated.
+    caller: OnceLock<Option<Name>>,
+    evicted: AtomicWaker,
+}
+
+const UNAUTHENTICATED: u8 = 0;
+const AUTHENTICATED: u8 = 1;
+const EVICTED: u8 = 2;
+
+/// There are too many connections of this caller for another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TooMany;
+
+/// Leaves the pool when it is dropped.
+#[derive(Debug)]
+pub(super) struct Open(pub(super) Arc<Registration>);
+
+impl Pool {
+    pub(super) fn new(limits: Limits) -> Arc<Self> {
+        Arc::new(Self {
+            limits,
+            state: Mutex::default(),
+        })
+    }
+
+    /// Takes in a new connection.
+    ///
+    /// # Errors
+    /// [`TooMany`]: all authenticated connections are open, and none of them would
+    /// give way.
+    pub(super) fn join(self: &Arc<Self>) -> Result<Open, TooMany> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let mut state = self.lock();
+        if state.count >= self.limits.authenticated && !state.has_unequal_callers() {
+            metrics::counter!(CONNECTIONS_REFUSED).increment(1);
+            return Err(TooMany);
+        }
+        if state.unauthenticated.len() >= self.limits.unauthenticated {
+            state.evict_unauthenticated();
+        }
+        let registration = Arc::new(Registration {
+            pool: self.clone(),
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
+            status: AtomicU8::new(UNAUTHENTICATED),
+            caller: OnceLock::new(),
+            evicted: AtomicWaker::new(),
+        });
+        let number = registration.number;
+        state.unauthenticated.insert(number, registration.clone());
+        metrics::gauge!(CONNECTIONS).increment(1);
+        Ok(Open(registration))
+    }
+
+    /// Evicts the oldest unauthenticated connection, so that the process has a file
+    /// descriptor more.
+    pub(super) fn evict_one(&self) {
+        self.lock().evict_unauthenticated();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Whether there is a caller with a name who has several connections.
+    fn has_unequal_callers(&self) -> bool {
+        let mut callers = self.authenticated.iter();
+        callers.any(|(name, connections)| name.is_some() && connections.len() > 1)
+    }
+
+    fn evict_unauthenticated(&mut self) {
+        if let Some((_, oldest)) = self.unauthenticated.pop_first() {
+            oldest.evict();
+        }
+    }
+
+    fn authenticate(
+        &mut self,
+        limits: Limits,
+        connection: &Arc<Registration>,
+        caller: Option<&Name>,
+    ) -> Result<(), TooMany> {
+        if !self.unauthenticated.contains_key(&connection.number) {
+            // Evicted or authenticated meanwhile.
+            return Ok(());
+        }
+        if self.count >= limits.authenticated && !self.make_room(caller) {
+            metrics::counter!(CONNECTIONS_REFUSED).increment(1);
+            return Err(TooMany);
+        }
+        self.unauthenticated.remove(&connection.number);
+        let caller = connection.caller.get_or_init(|| caller.cloned());
+        let of_caller = self.authenticated.entry(caller.clone()).or_default();
+        of_caller.insert(connection.number, connection.clone());
+        self.count += 1;
+        connection.status.store(AUTHENTICATED, Ordering::Release);
+        Ok(())
+    }
+
+    /// Evicts the oldest connection of the caller with the most, unless `caller`
+    /// would then have as many.
+    fn make_room(&mut self, caller: Option<&Name>) -> bool {
+        let caller = caller.cloned();
+        let own = self.authenticated.get(&caller).map_or(0, BTreeMap::len);
+        let most = self.authenticated.values_mut().max_by_key(|it| it.len());
+        let Some(most) = most.filter(|most| most.len() > own + 1) else {
+            return false;
+        };
+        if let Some((_, oldest)) = most.pop_first() {
+            oldest.evict();
+            self.count -= 1;
+        }
+        true
+    }
+
+    fn remove(&mut self, connection: &Registration) {
+        let Some(caller) = connection.caller.get() else {
+            self.unauthenticated.remove(&connection.number);
+            return;
+        };
+        let Some(of_caller) = self.authenticated.get_mut(caller) else {
+            return;
+        };
+        if of_caller.remove(&connection.number).is_some() {
+            self.count -= 1;
+        }
+        if of_caller.is_empty() {
+            self.authenticated.remove(caller);
+        }
+    }
+}
+
+impl Registration {
+    /// The connection's number; no other one of this process has it.
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
+    pub(super) fn is_authenticated(&self) -> bool {
+        self.status.load(Ordering::Acquire) == AUTHENTICATED
+    }
+
+    /// Counts the connection as one of this caller from now on.
+    ///
+    /// # Errors
+    /// [`TooMany`]: the connection stays unauthenticated.
+    pub(super) fn authenticate(self: &Arc<Self>, caller: Option<&Name>) -> Result<(), TooMany> {
+        if self.status.load(Ordering::Acquire) != UNAUTHENTICATED {
+            return Ok(());
+        }
+        let mut state = self.pool.lock();
+        state.authenticate(self.pool.limits, self, caller)
+    }
+
+    /// Ready once the connection is evicted.
+    pub(super) fn poll_evicted(&self, context: &mut Context<'_>) -> Poll<()> {
+        self.evicted.register(context.waker());
+        if self.status.load(Ordering::Acquire) == EVICTED {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    }
+
+    fn evict(&self) {
+        metrics::counter!(CONNECTIONS_EVICTED).increment(1);
+        self.status.store(EVICTED, Ordering::Release);
+        self.evicted.wake();
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        metrics::gauge!(CONNECTIONS).decrement(1);
+        let Self(registration) = self;
+        registration.pool.lock().remove(registration);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(authenticated: usize, unauthenticated: usize) -> Arc<Pool> {
+        Pool::new(Limits {
+            authenticated,
+            unauthenticated,
+            authentication: Duration::from_secs(30),
+            lifetime: Duration::from_secs(3600),
+        })
+    }
+
+    fn is_evicted(open: &Open) -> bool {
+        open.0.status.load(Ordering::Acquire) == EVICTED
+    }
+
+    fn name(name: &str) -> Name {
+        Name::Service(name.into())
+    }
+
+    fn open_as(pool: &Arc<Pool>, caller: &str) -> Result<Open, TooMany> {
+        let open = pool.join()?;
+        open.0.authenticate(Some(&name(caller)))?;
+        Ok(open)
+    }
+
+    #[test]
+    fn a_new_connection_evicts_the_oldest_unauthenticated_one() {
+        let pool = pool(10, 2);
+        let authenticated = open_as(&pool, "a").unwrap();
+        let unauthenticated = [(); 4].map(|()| pool.join().unwrap());
+        let evicted = unauthenticated.each_ref().map(is_evicted);
+        assert_eq!(evicted, [true, true, false, false]);
+        assert!(!is_evicted(&authenticated));
+        pool.evict_one();
+        assert!(is_evicted(&unauthenticated[2]));
+        // An evicted connection is not authenticated afterwards.
+        unauthenticated[0].0.authenticate(None).unwrap();
+        assert!(is_evicted(&unauthenticated[0]));
+        drop((authenticated, unauthenticated));
+        let state = pool.lock();
+        assert_eq!((state.unauthenticated.len(), state.count), (0, 0));
+        assert!(state.authenticated.is_empty());
+    }
+
+    #[test]
+    fn the_caller_with_the_most_connections_gives_way_to_callers_with_fewer() {
+        let pool = pool(4, 2);
+        let many = [(); 3].map(|()| open_as(&pool, "many").unwrap());
+        let one = open_as(&pool, "one").unwrap();
+        let other = open_as(&pool, "other").unwrap();
+        assert_eq!(many.each_ref().map(is_evicted), [true, false, false]);
+        // Two, one and one: whoever comes with a second one gets none.
+        assert_eq!(open_as(&pool, "one").unwrap_err(), TooMany);
+        assert_eq!(open_as(&pool, "many").unwrap_err(), TooMany);
+        let fourth = open_as(&pool, "fourth").unwrap();
+        assert_eq!(many.each_ref().map(is_evicted), [true, true, false]);
+        // One each: nobody would give way, so nobody is let in.
+        assert_eq!(pool.join().unwrap_err(), TooMany);
+        drop(one);
+        let one = open_as(&pool, "one").unwrap();
+        assert!([&one, &other, &fourth].iter().all(|it| !is_evicted(it)));
+    }
+
+    #[test]
+    fn callers_without_names_share_the_connections_there_are() {
+        let pool = pool(2, 2);
+        let both = [(); 2].map(|()| pool.join().unwrap());
+        for open in &both {
+            open.0.authenticate(None).unwrap();
+        }
+        assert_eq!(pool.join().unwrap_err(), TooMany);
+        drop(both);
+        pool.join().unwrap();
+    }
+}

@@ -1,0 +1,190 @@
+//! Connections: each listener bounds them, and nobody keeps others out.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use account_service::callers::KeySource;
+use tokio::time::timeout;
+use tokio_stream::StreamExt as _;
+use tonic::{Code, transport::Channel};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+use crate::{
+    callers::{Files, Signer, check, checks, found, token_settings},
+    harness::{
+        Backends, Client, PATIENCE, Replica, assert_refused,
+        binary::{Server, free_address, scrape, serve_over},
+        start,
+    },
+    overload::{Attacker, is_closed},
+};
+
+/// What `deploy/kubernetes.yaml` lets the process have, in KiB.
+const MEMORY_LIMIT_KIB: u64 = 256 * 1024;
+
+/// A replica that takes tokens of this signer.
+async fn with_tokens(max_connections: u32) -> (Backends, Files, Signer, Replica) {
+    let (backends, files, signer) = (Backends::start().await, Files::new(), Signer::new("one"));
+    found(&backends).await;
+    let keys = KeySource::File(files.write("keys.json", &signer.key_set()));
+    let mut settings = backends.serve_settings();
+    settings.server.callers = token_settings(&files, keys);
+    settings.server.max_connections = max_connections;
+    let service = Replica::start(&settings).await;
+    (backends, files, signer, service)
+}
+
+async fn connect(addr: SocketAddr) -> Client {
+    Client::connect(format!("http://{addr}")).await.unwrap()
+}
+
+async fn is_healthy(addr: SocketAddr) -> bool {
+    let channel = Channel::from_shared(format!("http://{addr}")).unwrap();
+    let Ok(channel) = channel.connect().await else {
+        return false;
+    };
+    let mut health = HealthClient::new(channel);
+    health.check(HealthCheckRequest::default()).await.is_ok()
+}
+
+/// Connects, and sends as much of a head that does not end as is taken.
+fn unfinished_head(addr: SocketAddr) -> TcpStream {
+    const HEAD: usize = 390 * 1024;
+    let mut stream = TcpStream::connect(addr).unwrap();
+    let timeout = Some(Duration::from_millis(20));
+    stream.set_write_timeout(timeout).unwrap();
+    let head = [&b"GET /metrics HTTP/1.1\r\nx: "[..], &[b'x'; HEAD]].concat();
+    // Fails where the server takes no more of it.
+    let _ = stream.write_all(&head);
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn probes_and_scrapes_are_answered_whoever_else_is_connected_there() {
+    const ATTACKERS: usize = 600;
+    let backends = Backends::start().await;
+    let (metrics, health) = (free_address(), free_address());
+    let mut command = serve_over(&backends);
+    command
+        .env("METRICS_ADDR", metrics.to_string())
+        .env("HEALTH_ADDR", health.to_string());
+    let server = Server::start(command, "serving on", |_| true);
+    let mut idle = Vec::new();
+    for _ in 0..ATTACKERS {
+        idle.push(TcpStream::connect(health).unwrap());
+    }
+    assert!(is_healthy(health).await);
+    let mut unfinished = Vec::new();
+    for _ in 0..ATTACKERS {
+        unfinished.push(unfinished_head(metrics));
+    }
+    let metrics = scrape(metrics);
+    assert!(metrics.contains("account_connections_evicted_total"));
+    assert!(server.peak_memory_kib() < MEMORY_LIMIT_KIB);
+    // The oldest have been closed.
+    for oldest in idle.iter_mut().chain(&mut unfinished).take(ATTACKERS / 2) {
+        oldest.set_read_timeout(Some(PATIENCE)).unwrap();
+        let closed = oldest.read_to_end(&mut Vec::new());
+        assert!(
+            closed.is_ok()
+                || closed.is_err_and(|error| error.kind() != std::io::ErrorKind::WouldBlock)
+        );
+    }
+    drop(server);
+}
+
+#[tokio::test]
+async fn connections_without_an_admitted_call_make_room_for_others() {
+    /// As many as may be open, and some more.
+    const ATTACKERS: usize = 512 + 100;
+    let (_backends, _files, signer, service) = with_tokens(10).await;
+    let token = signer.token("console");
+    let before = connect(service.addr).await;
+    assert!(checks(&before, &token).await.unwrap());
+    let mut attackers = Vec::new();
+    for _ in 0..ATTACKERS {
+        attackers.push(Attacker::connect(service.addr).await);
+    }
+    let mut refused = connect(service.addr).await;
+    let refused = refused.check_membership(check()).await;
+    assert_refused(refused, Code::Unauthenticated, "NO_CREDENTIALS");
+    let after = connect(service.addr).await;
+    for client in [&before, &after] {
+        assert!(checks(client, &token).await.unwrap());
+    }
+    for oldest in &mut attackers[..ATTACKERS - 512] {
+        assert!(is_closed(&mut oldest.connection).await);
+    }
+}
+
+#[tokio::test]
+async fn the_caller_with_the_most_connections_loses_its_oldest_to_another_caller() {
+    let (_backends, _files, signer, service) = with_tokens(3).await;
+    let (many, few) = (signer.token("console"), signer.token("billing"));
+    let mut of_many = Vec::new();
+    for _ in 0..3 {
+        let client = connect(service.addr).await;
+        assert!(checks(&client, &many).await.unwrap());
+        of_many.push(client);
+    }
+    let of_few = connect(service.addr).await;
+    assert!(checks(&of_few, &few).await.unwrap());
+    // Its client connects anew, and has no more than its share.
+    let lost = async {
+        loop {
+            if let Err(status) = checks(&of_many[0], &many).await
+                && status.code() == Code::ResourceExhausted
+            {
+                return status;
+            }
+        }
+    };
+    let lost = timeout(PATIENCE, lost).await.unwrap();
+    assert_refused::<()>(Err(lost), Code::ResourceExhausted, "OVERLOADED");
+    for client in &of_many[1..] {
+        assert!(checks(client, &many).await.unwrap());
+    }
+    assert!(checks(&of_few, &few).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_health_watch_of_an_unknown_service_says_so_and_goes_on() {
+    let (_backends, mut service) = start().await;
+    let mut health = HealthClient::new(service.channel.clone());
+    let unknown = HealthCheckRequest {
+        service: "no.such.Service".to_owned(),
+    };
+    let watch = health.watch(unknown.clone()).await;
+    let mut watch = watch.unwrap().into_inner();
+    let first = watch.next().await.unwrap().unwrap();
+    assert_eq!(first.status(), ServingStatus::ServiceUnknown);
+    let second = timeout(Duration::from_millis(100), watch.next()).await;
+    assert!(second.is_err(), "{second:?}");
+    let checked = health.check(unknown).await;
+    assert_eq!(checked.unwrap_err().code(), Code::NotFound);
+    service.stop();
+}
+
+#[tokio::test]
+async fn a_connection_has_few_health_watches() {
+    const WATCHES: usize = 4;
+    let (_backends, service) = start().await;
+    let mut health = HealthClient::new(service.channel.clone());
+    let mut watches = Vec::new();
+    for _ in 0..WATCHES {
+        let watch = health.watch(HealthCheckRequest::default()).await;
+        watches.push(watch.unwrap().into_inner());
+    }
+    let refused = health.watch(HealthCheckRequest::default()).await;
+    assert_refused(refused, Code::ResourceExhausted, "TOO_MANY_WATCHERS");
+    let other = Channel::from_shared(format!("http://{}", service.addr)).unwrap();
+    let mut other = HealthClient::new(other.connect().await.unwrap());
+    let watch = other.watch(HealthCheckRequest::default()).await;
+    let first = watch.unwrap().into_inner().next().await.unwrap().unwrap();
+    assert_eq!(first.status(), ServingStatus::Serving);
+}
