@@ -51,7 +51,8 @@ const MAX_RESETS: usize = 4096;
 /// them.
 const MAX_EARLY_RESETS: usize = 20;
 /// What a client may send before the service has taken it, in bytes: of one call
-/// and of a connection.
+/// and of a connection. HTTP/2 takes a small frame for 256 bytes, and closes a connection
+/// whose frames are more than its window: there has to be room for those of all calls.
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 256 * 1024;
 /// How much longer than the longest deadline a request may take to arrive.
@@ -59,7 +60,7 @@ const BODY_GRACE: Duration = Duration::from_secs(2);
 /// How long a connection that is to be closed may go on with what is under way.
 const AGE_GRACE: Duration = Duration::from_secs(60);
 /// Connections of clients that no admitted call has come over yet.
-const MAX_UNAUTHENTICATED: usize = 512;
+const MAX_UNAUTHENTICATED: usize = 256;
 /// Time for the first admitted call of a connection.
 const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(30);
 /// Connections of probes. None of them is ever authenticated.

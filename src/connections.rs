@@ -26,7 +26,7 @@ use tonic::transport::server::Connected;
 use self::pool::{Open, Pool, Registration};
 pub use self::{
     files::raise_open_files,
-    pool::{Limits, TooMany},
+    pool::{Held, Limits, TooMany},
 };
 use crate::{
     callers::{self, Name, Refused},
@@ -43,6 +43,8 @@ const GREETING_BYTES: usize = 24 + 9;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 /// TLS handshakes at once: a handshake keeps a processor busy.
 const MAX_HANDSHAKES: usize = 256;
+/// Longest that a client may take nothing of what is sent to it.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after a connection could not be accepted, because the process or the
 /// machine has too many.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -55,6 +57,8 @@ pub struct Connection {
     transport: Transport,
     greeting: Option<Greeting>,
     end: End,
+    /// While the client takes nothing: until when it may.
+    stall: Option<Pin<Box<Sleep>>>,
 }
 
 #[derive(Debug)]
@@ -101,6 +105,19 @@ impl Peer {
             certificate: None,
             registration: None,
         }
+    }
+
+    /// For bytes that are held in memory for the connection; none yet.
+    #[must_use]
+    pub fn holding(&self) -> Held {
+        Held::new(self.registration.clone())
+    }
+
+    /// Whether so much is held for the connection that it is to begin no large call.
+    #[must_use]
+    pub fn holds_much(&self) -> bool {
+        let registration = self.registration.as_ref();
+        registration.is_some_and(|registration| registration.holds_much())
     }
 
     /// Says that a call of this caller was admitted.
@@ -215,6 +232,7 @@ impl Connection {
                 sleep: Box::pin(sleep_until(since + authentication)),
                 authenticated: Some(since + limits.lifetime),
             },
+            stall: None,
         }
     }
 
@@ -229,6 +247,24 @@ impl Connection {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         outcome
+    }
+
+    /// The same for what is written, which the client has to take in time.
+    fn unless_stalled<T>(
+        &mut self,
+        outcome: Poll<io::Result<T>>,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        if outcome.is_ready() {
+            self.stall = None;
+            return outcome;
+        }
+        let stall = || Box::pin(tokio::time::sleep(WRITE_TIMEOUT));
+        let stall = self.stall.get_or_insert_with(stall);
+        if stall.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        self.unless_over(outcome, context)
     }
 
     fn is_over(&mut self, context: &mut Context<'_>) -> bool {
@@ -312,7 +348,7 @@ impl AsyncWrite for Connection {
             Transport::Plain(tcp) => Pin::new(tcp).poll_write(context, buffer),
             Transport::Tls(tls) => Pin::new(tls).poll_write(context, buffer),
         };
-        self.unless_over(written, context)
+        self.unless_stalled(written, context)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -320,7 +356,7 @@ impl AsyncWrite for Connection {
             Transport::Plain(tcp) => Pin::new(tcp).poll_flush(context),
             Transport::Tls(tls) => Pin::new(tls).poll_flush(context),
         };
-        self.unless_over(flushed, context)
+        self.unless_stalled(flushed, context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -328,7 +364,7 @@ impl AsyncWrite for Connection {
             Transport::Plain(tcp) => Pin::new(tcp).poll_shutdown(context),
             Transport::Tls(tls) => Pin::new(tls).poll_shutdown(context),
         };
-        self.unless_over(shut, context)
+        self.unless_stalled(shut, context)
     }
 
     fn poll_write_vectored(
@@ -340,7 +376,7 @@ impl AsyncWrite for Connection {
             Transport::Plain(tcp) => Pin::new(tcp).poll_write_vectored(context, buffers),
             Transport::Tls(tls) => Pin::new(tls).poll_write_vectored(context, buffers),
         };
-        self.unless_over(written, context)
+        self.unless_stalled(written, context)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -382,6 +418,26 @@ mod tests {
         }
         server.read(&mut greeting).await.unwrap_err();
         began.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_nothing_is_cut_off() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let mut connections = accept(listener, None, LIMITS);
+        let mut client = TcpStream::connect(addr).await.unwrap();
+        client.write_all(&[0; GREETING_BYTES]).await.unwrap();
+        let mut server = connections.next().await.unwrap().unwrap();
+        let mut greeting = [0; GREETING_BYTES];
+        server.read_exact(&mut greeting).await.unwrap();
+        let endless = async { while server.write_all(&[0; 64 * 1024]).await.is_ok() {} };
+        let began = Instant::now();
+        endless.await;
+        let lasted = began.elapsed();
+        assert!(
+            lasted >= WRITE_TIMEOUT && lasted < LIMITS.authentication,
+            "{lasted:?}"
+        );
     }
 
     #[tokio::test(start_paused = true)]

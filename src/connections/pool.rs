@@ -1,11 +1,11 @@
 //! The connections that are open on one listener. Decides which of them is closed
-//! when a new one needs room.
+//! when a new one needs room, or when too much memory is held for all of them.
 
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU8, AtomicU64, Ordering},
+        atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -18,6 +18,12 @@ use crate::{
     callers::Name,
     telemetry::{CONNECTIONS, CONNECTIONS_EVICTED, CONNECTIONS_REFUSED},
 };
+
+/// Bytes that are held in memory for all connections of a listener, after which the
+/// connection for which the most are held is evicted.
+const MAX_HELD: usize = 48 * 1024 * 1024;
+/// Bytes that are held for one connection, after which it begins no large calls.
+const MUCH_HELD: usize = 12 * 1024 * 1024;
 
 /// Bounds of the connections of one listener.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +47,8 @@ pub struct Limits {
 pub(super) struct Pool {
     limits: Limits,
     state: Mutex<State>,
+    /// Bytes that are held for all connections.
+    held: AtomicUsize,
 }
 
 /// By number; a greater number is a younger connection.
@@ -53,6 +61,8 @@ struct State {
     authenticated: HashMap<Option<Name>, Connections, RandomState>,
     /// Sum of the sizes in `authenticated`.
     count: usize,
+    /// Evicted connections for which bytes are still held.
+    leaving: Vec<Arc<Registration>>,
 }
 
 /// A connection, as its pool knows it.
@@ -64,6 +74,8 @@ pub(super) struct Registration {
     status: AtomicU8,
     /// Set once the connection is authenticated.
     caller: OnceLock<Option<Name>>,
+    /// Bytes that are held for the connection.
+    held: AtomicUsize,
     evicted: AtomicWaker,
 }
 
@@ -75,6 +87,14 @@ const EVICTED: u8 = 2;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooMany;
 
+/// Bytes that are held in memory for a connection, such as an answer that its client
+/// has not taken; until this is dropped.
+#[derive(Debug)]
+pub struct Held {
+    connection: Option<Arc<Registration>>,
+    bytes: usize,
+}
+
 /// Leaves the pool when it is dropped.
 #[derive(Debug)]
 pub(super) struct Open(pub(super) Arc<Registration>);
@@ -84,6 +104,7 @@ impl Pool {
         Arc::new(Self {
             limits,
             state: Mutex::default(),
+            held: AtomicUsize::new(0),
         })
     }
 
@@ -107,6 +128,7 @@ impl Pool {
             number: NEXT.fetch_add(1, Ordering::Relaxed),
             status: AtomicU8::new(UNAUTHENTICATED),
             caller: OnceLock::new(),
+            held: AtomicUsize::new(0),
             evicted: AtomicWaker::new(),
         });
         let number = registration.number;
@@ -119,6 +141,21 @@ impl Pool {
     /// descriptor more.
     pub(super) fn evict_one(&self) {
         self.lock().evict_unauthenticated();
+    }
+
+    /// Evicts connections until no more is held for the others than may be.
+    fn relieve(&self) {
+        let mut state = self.lock();
+        state.leaving.retain(|it| it.held() > 0);
+        let leaving: usize = state.leaving.iter().map(|it| it.held()).sum();
+        let mut held = self.held.load(Ordering::Relaxed).saturating_sub(leaving);
+        while held > MAX_HELD
+            && let Some(heaviest) = state.take_heaviest()
+        {
+            held = held.saturating_sub(heaviest.held());
+            heaviest.evict();
+            state.leaving.push(heaviest);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -178,6 +215,22 @@ impl State {
         true
     }
 
+    /// Of the caller for whose connections the most is held, the one for which the most
+    /// is held. It counts no longer. Unauthenticated ones are taken as one caller's.
+    fn take_heaviest(&mut self) -> Option<Arc<Registration>> {
+        let callers = self.authenticated.values_mut();
+        let callers = callers.chain([&mut self.unauthenticated]);
+        let of_caller = callers.max_by_key(|of_caller| -> usize {
+            let connections = of_caller.values();
+            connections.map(|connection| connection.held()).sum()
+        })?;
+        let heaviest = of_caller.values().max_by_key(|it| it.held());
+        let heaviest = heaviest.filter(|it| it.held() > 0)?.clone();
+        of_caller.remove(&heaviest.number);
+        self.count -= usize::from(heaviest.is_authenticated());
+        Some(heaviest)
+    }
+
     fn remove(&mut self, connection: &Registration) {
         let Some(caller) = connection.caller.get() else {
             self.unauthenticated.remove(&connection.number);
@@ -217,6 +270,23 @@ impl Registration {
         state.authenticate(self.pool.limits, self, caller)
     }
 
+    fn hold(&self, bytes: usize) {
+        self.held.fetch_add(bytes, Ordering::Relaxed);
+        let before = self.pool.held.fetch_add(bytes, Ordering::Relaxed);
+        if before + bytes > MAX_HELD {
+            self.pool.relieve();
+        }
+    }
+
+    fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// Whether so much is held for the connection that it is to begin no large call.
+    pub(super) fn holds_much(&self) -> bool {
+        self.held() > MUCH_HELD
+    }
+
     /// Ready once the connection is evicted.
     pub(super) fn poll_evicted(&self, context: &mut Context<'_>) -> Poll<()> {
         self.evicted.register(context.waker());
@@ -231,6 +301,37 @@ impl Registration {
         metrics::counter!(CONNECTIONS_EVICTED).increment(1);
         self.status.store(EVICTED, Ordering::Release);
         self.evicted.wake();
+    }
+}
+
+impl Held {
+    /// Nothing yet.
+    pub(super) fn new(connection: Option<Arc<Registration>>) -> Self {
+        Self {
+            connection,
+            bytes: 0,
+        }
+    }
+
+    /// Holds more. Where too much is held for all connections of the listener, those
+    /// for which the most is held are closed.
+    pub fn add(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        if let Some(connection) = &self.connection {
+            connection.hold(bytes);
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(connection) = &self.connection {
+            connection.held.fetch_sub(self.bytes, Ordering::Relaxed);
+            connection
+                .pool
+                .held
+                .fetch_sub(self.bytes, Ordering::Relaxed);
+        }
     }
 }
 
@@ -261,6 +362,12 @@ mod tests {
 
     fn name(name: &str) -> Name {
         Name::Service(name.into())
+    }
+
+    fn hold(open: &Open, bytes: usize) -> Held {
+        let mut held = Held::new(Some(open.0.clone()));
+        held.add(bytes);
+        held
     }
 
     fn open_as(pool: &Arc<Pool>, caller: &str) -> Result<Open, TooMany> {
@@ -317,5 +424,29 @@ mod tests {
         assert_eq!(pool.join().unwrap_err(), TooMany);
         drop(both);
         pool.join().unwrap();
+    }
+    #[test]
+    fn the_caller_for_whom_the_most_is_held_loses_its_heaviest_connection() {
+        const QUARTER: usize = MAX_HELD / 4;
+        let pool = pool(10, 10);
+        let heavy = [(); 2].map(|()| open_as(&pool, "heavy").unwrap());
+        let large = open_as(&pool, "large").unwrap();
+        let small = open_as(&pool, "small").unwrap();
+        let [mut first, second] = heavy.each_ref().map(|open| vec![hold(open, QUARTER)]);
+        let of_large = hold(&large, QUARTER + 2);
+        first.push(hold(&heavy[0], QUARTER - 2));
+        let evicted = || [&heavy[0], &heavy[1], &large, &small].map(is_evicted);
+        assert_eq!(evicted(), [false; 4]);
+        let of_small = hold(&small, 1);
+        assert_eq!(evicted(), [true, false, false, false]);
+        // An evicted connection still holds what it held, for a while.
+        let more_of_small = hold(&small, QUARTER - 1);
+        assert_eq!(evicted(), [true, false, false, false]);
+        drop(first);
+        let more_of_large = hold(&large, QUARTER);
+        assert_eq!(evicted(), [true, false, true, false]);
+        assert!(large.0.holds_much() && !small.0.holds_much());
+        drop((second, of_large, of_small, more_of_small, more_of_large));
+        assert_eq!(pool.held.load(Ordering::Relaxed), 0);
     }
 }

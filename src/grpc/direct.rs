@@ -3,16 +3,25 @@
 
 use std::{
     convert::Infallible,
-    task::{Context, Poll},
+    pin::Pin,
+    task::{Context, Poll, ready},
 };
 
+use bytes::Bytes;
 use futures_util::future::{BoxFuture, Either};
 use http::{Request, Response};
-use tonic::body::Body;
+use http_body::Frame;
+use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
-use super::{AccountService, methods};
-use crate::proto::account_v1::account_service_server::AccountServiceServer;
+use super::{AccountService, MAX_REQUEST_BYTES, methods};
+use crate::{
+    connections::{Held, Peer},
+    proto::account_v1::account_service_server::AccountServiceServer,
+};
+
+/// Begins the names of methods whose requests may be large.
+const BATCH: &str = "Batch";
 
 /// Puts the account service before a router.
 #[derive(Clone)]
@@ -22,8 +31,11 @@ impl<S> Layer<S> for DirectLayer {
     type Service = Direct<S>;
 
     fn layer(&self, router: S) -> Direct<S> {
+        let Self(batches) = self.clone();
+        let single = batches.clone().max_decoding_message_size(MAX_REQUEST_BYTES);
         Direct {
-            service: self.0.clone(),
+            single,
+            batches,
             router,
         }
     }
@@ -32,7 +44,9 @@ impl<S> Layer<S> for DirectLayer {
 /// The account service, and a router for all other calls.
 #[derive(Clone)]
 pub struct Direct<S> {
-    service: AccountServiceServer<AccountService>,
+    single: AccountServiceServer<AccountService>,
+    /// Reads larger requests.
+    batches: AccountServiceServer<AccountService>,
     router: S,
 }
 
@@ -51,8 +65,45 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         match methods::name_of(request.uri().path()) {
-            Some(_) => Either::Left(self.service.call(request)),
+            Some(name) if name.starts_with(BATCH) => {
+                Either::Left(self.batches.call(weighed(request)))
+            }
+            Some(_) => Either::Left(self.single.call(request)),
             None => Either::Right(self.router.call(request)),
         }
+    }
+}
+
+/// The request, with its bytes held for its connection until they are decoded.
+fn weighed(request: Request<Body>) -> Request<Body> {
+    let Some(peer) = request.extensions().get::<Peer>() else {
+        return request;
+    };
+    let held = peer.holding();
+    request.map(|body| Body::new(Weighed { body, held }))
+}
+
+/// The body of a request.
+struct Weighed {
+    body: Body,
+    held: Held,
+}
+
+impl http_body::Body for Weighed {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let Self { body, held } = &mut *self;
+        let frame = ready!(Pin::new(body).poll_frame(context));
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            held.add(data.len());
+        }
+        Poll::Ready(frame)
     }
 }

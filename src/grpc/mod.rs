@@ -13,6 +13,7 @@ mod mutation;
 mod observation;
 mod precise;
 mod processors;
+mod room;
 mod shares;
 mod status;
 mod watch;
@@ -42,11 +43,22 @@ use crate::{
     service::{Accounts, Call, OrganizationToEdit, UserToEdit},
 };
 
-use self::{deadline::Deadline, lobby::Flow, shares::Shares};
+use self::{
+    deadline::Deadline,
+    lobby::Flow,
+    room::{Records, Room, peer_of},
+    shares::Shares,
+};
 
-/// Largest request that is read, in bytes. The largest sensible one, a batch of
-/// 1000 checks of the longest names, has some 270 kB.
-pub const MAX_REQUEST_BYTES: usize = 1024 * 1024;
+/// Largest request of a batch that is read, in bytes. The largest sensible one, 1000
+/// checks of the longest names, has some 270 kB.
+pub const MAX_BATCH_REQUEST_BYTES: usize = 1024 * 1024;
+/// Largest other request that is read, in bytes. The largest sensible one, a user with
+/// all labels there may be, has some 12 kB.
+pub const MAX_REQUEST_BYTES: usize = 32 * 1024;
+/// Largest sum of the records in an answer, in bytes. With what is around them, an
+/// answer stays below the 4 MiB that clients take by default.
+pub const MAX_ANSWER_BYTES: usize = 3840 * 1024;
 
 /// WatchChanges streams of one replica.
 const MAX_WATCHERS: usize = 100;
@@ -61,6 +73,7 @@ pub struct AccountService {
     accounts: Accounts,
     watch: WatchLimits,
     watchers: Arc<Shares<Flow>>,
+    room: Room,
 }
 
 impl AccountService {
@@ -71,13 +84,14 @@ impl AccountService {
             accounts,
             watch,
             watchers: Shares::new(MAX_WATCHERS, MAX_WATCHERS_PER_CALLER),
+            room: Room::new(),
         }
     }
 
-    /// The service for a tonic server, with its limits set.
+    /// The service for a tonic server, with the limits of batches.
     #[must_use]
     pub fn into_server(self) -> AccountServiceServer<Self> {
-        AccountServiceServer::new(self).max_decoding_message_size(MAX_REQUEST_BYTES)
+        AccountServiceServer::new(self).max_decoding_message_size(MAX_BATCH_REQUEST_BYTES)
     }
 }
 
@@ -156,14 +170,17 @@ impl account_service_server::AccountService for AccountService {
         request: Request<pb::BatchGetUsersRequest>,
     ) -> Reply<pb::BatchGetUsersResponse> {
         let deadline = deadline::of(&request);
+        let peer = peer_of(request.extensions());
         let request = request.into_inner();
         let names = convert::usernames(&request.usernames)?;
         let freshness = convert::freshness(request.consistency)?;
+        let records = Records::Profiles(names.len());
+        let _room = self.room.take(records, peer.as_ref(), deadline).await?;
         let batch = deadline
             .bound(self.accounts.get_users(names, freshness))
             .await?;
         Ok(Response::new(pb::BatchGetUsersResponse {
-            users: batch.found.iter().map(convert::user).collect(),
+            users: convert::answer(batch.found.iter().map(convert::user))?,
             not_found: batch.not_found.iter().map(ToString::to_string).collect(),
             source: convert::source(batch.source).into(),
         }))
@@ -249,14 +266,17 @@ impl account_service_server::AccountService for AccountService {
         request: Request<pb::BatchGetOrganizationsRequest>,
     ) -> Reply<pb::BatchGetOrganizationsResponse> {
         let deadline = deadline::of(&request);
+        let peer = peer_of(request.extensions());
         let request = request.into_inner();
         let names = convert::organization_names(&request.organization_names)?;
         let freshness = convert::freshness(request.consistency)?;
+        let records = Records::Profiles(names.len());
+        let _room = self.room.take(records, peer.as_ref(), deadline).await?;
         let batch = deadline
             .bound(self.accounts.get_organizations(names, freshness))
             .await?;
         Ok(Response::new(pb::BatchGetOrganizationsResponse {
-            organizations: batch.found.iter().map(convert::organization).collect(),
+            organizations: convert::answer(batch.found.iter().map(convert::organization))?,
             not_found: batch.not_found.iter().map(ToString::to_string).collect(),
             source: convert::source(batch.source).into(),
         }))
@@ -403,12 +423,15 @@ impl account_service_server::AccountService for AccountService {
         request: Request<pb::ListUsersRequest>,
     ) -> Reply<pb::ListUsersResponse> {
         let deadline = deadline::of(&request);
+        let peer = peer_of(request.extensions());
         let request = request.into_inner();
         let page = convert::page(
             request.page_size,
             request.page_token,
             convert::MAX_PROFILES_PAGE,
         )?;
+        let records = Records::Profiles(page.size.into());
+        let _room = self.room.take(records, peer.as_ref(), deadline).await?;
         let page = deadline.bound(self.accounts.list_users(page)).await?;
         Ok(Response::new(pb::ListUsersResponse {
             users: page.entries.iter().map(convert::user).collect(),
@@ -421,12 +444,15 @@ impl account_service_server::AccountService for AccountService {
         request: Request<pb::ListOrganizationsRequest>,
     ) -> Reply<pb::ListOrganizationsResponse> {
         let deadline = deadline::of(&request);
+        let peer = peer_of(request.extensions());
         let request = request.into_inner();
         let page = convert::page(
             request.page_size,
             request.page_token,
             convert::MAX_PROFILES_PAGE,
         )?;
+        let records = Records::Profiles(page.size.into());
+        let _room = self.room.take(records, peer.as_ref(), deadline).await?;
         let page = deadline
             .bound(self.accounts.list_organizations(page))
             .await?;
@@ -441,6 +467,7 @@ impl account_service_server::AccountService for AccountService {
         request: Request<pb::ListOrganizationMembersRequest>,
     ) -> Reply<pb::ListOrganizationMembersResponse> {
         let deadline = deadline::of(&request);
+        let peer = peer_of(request.extensions());
         let request = request.into_inner();
         let name = convert::organization_name("organization_name", &request.organization_name)?;
         let page = convert::page(
@@ -448,6 +475,8 @@ impl account_service_server::AccountService for AccountService {
             request.page_token,
             convert::MAX_MEMBERSHIPS_PAGE,
         )?;
+        let records = Records::Memberships(page.size.into());
+        let _room = self.room.take(records, peer.as_ref(), deadline).await?;
         let page = deadline
             .bound(self.accounts.list_members(name, page))
             .await?;
@@ -462,6 +491,7 @@ impl account_service_server::AccountService for AccountService {
         request: Request<pb::ListUserOrganizationsRequest>,
     ) -> Reply<pb::ListUserOrganizationsResponse> {
         let deadline = deadline::of(&request);
+        let peer = peer_of(request.extensions());
         let request = request.into_inner();
         let user = convert::username("username", &request.username)?;
         let page = convert::page(
@@ -469,6 +499,8 @@ impl account_service_server::AccountService for AccountService {
             request.page_token,
             convert::MAX_MEMBERSHIPS_PAGE,
         )?;
+        let records = Records::Memberships(page.size.into());
+        let _room = self.room.take(records, peer.as_ref(), deadline).await?;
         let page = deadline
             .bound(self.accounts.list_memberships(user, page))
             .await?;
@@ -526,9 +558,12 @@ impl account_service_server::AccountService for AccountService {
         request: Request<pb::BatchCheckMembershipsRequest>,
     ) -> Reply<pb::BatchCheckMembershipsResponse> {
         let deadline = deadline::of(&request);
+        let peer = peer_of(request.extensions());
         let request = request.into_inner();
         let freshness = convert::freshness(request.consistency)?;
         let checks = convert::checks(&request.checks)?;
+        let records = Records::Memberships(checks.len());
+        let _room = self.room.take(records, peer.as_ref(), deadline).await?;
         let (results, source) = deadline
             .bound(self.accounts.check_batch(&checks, freshness))
             .await?;

@@ -1,5 +1,5 @@
-//! Watches calls: counts and times them, and puts them into the trace that their
-//! caller began.
+//! Watches calls: counts and times them, puts them into the trace that their caller
+//! began, and weighs their answers until these are taken.
 
 use std::{
     pin::Pin,
@@ -10,15 +10,23 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Request, Response};
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::{Body as _, Frame};
 use metrics::{Gauge, Histogram};
 use pin_project_lite::pin_project;
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 
 use super::{deadline, methods::ByMethod};
-use crate::telemetry::{CallSpan, RPC_DURATION, RPCS_UNDER_WAY};
+use crate::{
+    connections::{Held, Peer},
+    telemetry::{CallSpan, RPC_DURATION, RPCS_UNDER_WAY},
+};
 
+/// Bytes of an answer that are given to the transport at once: what it has, it keeps
+/// until the client takes it.
+const CHUNK: usize = 16 * 1024;
+/// Bytes that an answer which is not taken costs besides its message.
+const ANSWER_OVERHEAD: usize = 1024;
 /// Codes of gRPC: 0 to 16.
 const CODES: usize = 17;
 /// Name of the service in traces.
@@ -70,6 +78,7 @@ impl Watched {
 #[derive(Debug)]
 struct Call {
     watched: Arc<Watched>,
+    peer: Option<Peer>,
     began: Instant,
     /// How much time it had.
     granted: Duration,
@@ -79,11 +88,12 @@ struct Call {
 }
 
 impl Call {
-    fn begin(watched: Arc<Watched>, headers: &HeaderMap) -> Self {
+    fn begin(watched: Arc<Watched>, peer: Option<Peer>, headers: &HeaderMap) -> Self {
         watched.under_way.increment(1);
         Self {
             span: CallSpan::begin(SERVICE, &watched.name, headers),
             watched,
+            peer,
             began: Instant::now(),
             granted: deadline::granted(headers, deadline::DEFAULT_DEADLINE),
             code: None,
@@ -146,7 +156,8 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let watched = self.methods.get(request.uri().path()).cloned();
-        let call = watched.map(|watched| Call::begin(watched, request.headers()));
+        let peer = request.extensions().get::<Peer>().cloned();
+        let call = watched.map(|watched| Call::begin(watched, peer, request.headers()));
         let inner = match &call {
             Some(call) => call.span.span().in_scope(|| self.inner.call(request)),
             None => self.inner.call(request),
@@ -183,7 +194,7 @@ where
             if response.body().is_end_stream() {
                 call.note(response.headers());
             }
-            response = response.map(|body| Body::new(ObservedBody { body, call }));
+            response = response.map(|body| Body::new(ObservedBody::new(body, call, context)));
         }
         Poll::Ready(Ok(response))
     }
@@ -192,7 +203,34 @@ where
 /// The body of an answer, with which the call ends.
 struct ObservedBody {
     body: Body,
+    /// What comes before the rest of the body.
+    next: Option<Result<Frame<Bytes>, Status>>,
     call: Call,
+    /// Until the client has taken the answer.
+    _held: Option<Held>,
+}
+
+impl ObservedBody {
+    /// Encodes the message, where there is one already: it needs less memory then, and
+    /// is known to need how much.
+    fn new(mut body: Body, call: Call, context: &mut Context<'_>) -> Self {
+        let next = match Pin::new(&mut body).poll_frame(context) {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => None,
+        };
+        let frame = next.as_ref().and_then(|frame| frame.as_ref().ok());
+        let message = frame.and_then(Frame::data_ref).map_or(0, Bytes::len);
+        let mut held = call.peer.as_ref().map(Peer::holding);
+        if let Some(held) = &mut held {
+            held.add(message + ANSWER_OVERHEAD);
+        }
+        Self {
+            _held: held,
+            body,
+            next,
+            call,
+        }
+    }
 }
 
 impl http_body::Body for ObservedBody {
@@ -203,22 +241,29 @@ impl http_body::Body for ObservedBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let Self { body, call } = &mut *self;
-        let frame = ready!(Pin::new(body).poll_frame(context));
-        if let Some(Ok(frame)) = &frame
-            && let Some(trailers) = frame.trailers_ref()
-        {
-            call.note(trailers);
+        let Self {
+            body, next, call, ..
+        } = &mut *self;
+        let mut frame = match next.take() {
+            Some(frame) => Some(frame),
+            None => ready!(Pin::new(body).poll_frame(context)),
+        };
+        if let Some(Ok(frame)) = &mut frame {
+            if let Some(data) = frame.data_mut()
+                && data.len() > CHUNK
+            {
+                let rest = data.split_off(CHUNK);
+                *next = Some(Ok(Frame::data(rest)));
+            }
+            if let Some(trailers) = frame.trailers_ref() {
+                call.note(trailers);
+            }
         }
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.next.is_none() && self.body.is_end_stream()
     }
 }
 

@@ -6,7 +6,7 @@ use http::HeaderName;
 use http_body::Body as _;
 use tonic::{Code, Status, body::Body};
 
-use super::{MAX_REQUEST_BYTES, status, status::Reason};
+use super::{status, status::Reason};
 
 static DETAILS_HEADER: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 
@@ -29,7 +29,7 @@ fn meaning(bare: &Status) -> Option<Status> {
         Code::OutOfRange => (
             Code::ResourceExhausted,
             Reason::MessageTooLarge,
-            format!("the request is larger than {MAX_REQUEST_BYTES} bytes"),
+            format!("the request is too large: {}", bare.message()),
         ),
         Code::Internal => (
             Code::InvalidArgument,

@@ -53,6 +53,8 @@ reasons! {
     MalformedMessage = "MALFORMED_MESSAGE",
     /// The request is larger than the server reads.
     MessageTooLarge = "MESSAGE_TOO_LARGE",
+    /// The answer would be larger than clients take.
+    ResponseTooLarge = "RESPONSE_TOO_LARGE",
     /// There is no such method.
     UnknownMethod = "UNKNOWN_METHOD",
     /// The call does not show who calls.
@@ -354,6 +356,15 @@ pub(super) fn too_many_health_watches() -> Status {
         Reason::TooManyWatchers,
         "too many health checks by Watch are open in this replica, or on this connection",
         RETRY_LATER,
+    )
+}
+
+/// The records that were asked for are too large together.
+pub(super) fn response_too_large() -> Status {
+    plain(
+        Code::ResourceExhausted,
+        Reason::ResponseTooLarge,
+        "the records are too large for one answer; ask for fewer of them at once",
     )
 }
 

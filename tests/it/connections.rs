@@ -6,7 +6,8 @@ use std::{
     time::Duration,
 };
 
-use account_service::callers::KeySource;
+use account_service::{callers::KeySource, proto::account_v1 as pb};
+use futures_util::future::join_all;
 use tokio::time::timeout;
 use tokio_stream::StreamExt as _;
 use tonic::{Code, transport::Channel};
@@ -21,9 +22,12 @@ use crate::{
         binary::{Server, free_address, scrape, serve_over},
         start,
     },
-    overload::{Attacker, is_closed},
+    overload::{Attacker, Unwilling, is_closed},
+    streams::eventually,
 };
 
+/// Connections without an admitted call that a replica has at most.
+const MAX_UNAUTHENTICATED: usize = 256;
 /// What `deploy/kubernetes.yaml` lets the process have, in KiB.
 const MEMORY_LIMIT_KIB: u64 = 256 * 1024;
 
@@ -101,7 +105,7 @@ async fn probes_and_scrapes_are_answered_whoever_else_is_connected_there() {
 #[tokio::test]
 async fn connections_without_an_admitted_call_make_room_for_others() {
     /// As many as may be open, and some more.
-    const ATTACKERS: usize = 512 + 100;
+    const ATTACKERS: usize = MAX_UNAUTHENTICATED + 100;
     let (_backends, _files, signer, service) = with_tokens(10).await;
     let token = signer.token("console");
     let before = connect(service.addr).await;
@@ -117,7 +121,7 @@ async fn connections_without_an_admitted_call_make_room_for_others() {
     for client in [&before, &after] {
         assert!(checks(client, &token).await.unwrap());
     }
-    for oldest in &mut attackers[..ATTACKERS - 512] {
+    for oldest in &mut attackers[..ATTACKERS - MAX_UNAUTHENTICATED] {
         assert!(is_closed(&mut oldest.connection).await);
     }
 }
@@ -187,4 +191,117 @@ async fn a_connection_has_few_health_watches() {
     let watch = other.watch(HealthCheckRequest::default()).await;
     let first = watch.unwrap().into_inner().next().await.unwrap().unwrap();
     assert_eq!(first.status(), ServingStatus::Serving);
+}
+
+/// Users whose records are as large as may be.
+const LARGE_USERS: usize = 300;
+
+fn name_of(number: usize) -> String {
+    format!("large-{number}")
+}
+
+/// All of them: some 3.4 MB.
+fn large_batch() -> pb::BatchGetUsersRequest {
+    pb::BatchGetUsersRequest {
+        usernames: (0..LARGE_USERS).map(name_of).collect(),
+        ..pb::BatchGetUsersRequest::default()
+    }
+}
+
+async fn create_large_users(client: &Client, count: usize) {
+    let label = |key: usize| (format!("{key:063}"), "x".repeat(256));
+    for number in 0..count {
+        let request = pb::CreateUserRequest {
+            username: name_of(number),
+            labels: (0..32).map(label).collect(),
+            ..pb::CreateUserRequest::default()
+        };
+        client.clone().create_user(request).await.unwrap();
+    }
+}
+
+/// A server in a process of its own, with the large users.
+async fn with_large_users() -> (Backends, Server, Client) {
+    let backends = Backends::start().await;
+    let server = Server::serve(&backends);
+    let endpoint = Channel::from_shared(format!("http://{}", server.addr)).unwrap();
+    let client = Client::new(endpoint.connect().await.unwrap());
+    create_large_users(&client, LARGE_USERS).await;
+    (backends, server, client)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_answers_that_are_never_taken_are_weighed_and_given_up() {
+    const CONNECTIONS: usize = 8;
+    const CALLS: usize = 20;
+    let (_backends, server, mut honest) = with_large_users().await;
+    let addr = server.addr.parse().unwrap();
+    let mut unwilling = Vec::new();
+    let mut answers = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let mut connection = Unwilling::connect(addr).await;
+        for _ in 0..CALLS {
+            // Fails where the connection was closed for it.
+            let answer = connection.call("BatchGetUsers", &large_batch()).await;
+            answers.extend(answer.ok());
+        }
+        unwilling.push(connection);
+    }
+    let answered = join_all(answers).await;
+    // Refused, or begun; all of them together would be some 540 MB.
+    let begun = answered.iter().filter(|answer| answer.is_ok()).count();
+    assert!(begun > CONNECTIONS, "{begun}");
+    let request = pb::GetUserRequest {
+        username: name_of(0),
+        consistency: None,
+    };
+    honest.get_user(request).await.unwrap();
+    let peak = server.peak_memory_kib();
+    assert!(peak < MEMORY_LIMIT_KIB, "{peak} KiB");
+    drop((unwilling, answered));
+    eventually("memory is given back", async || {
+        server.memory_kib() < MEMORY_LIMIT_KIB / 2
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_large_batches_at_once_fit_the_memory() {
+    const CALLS: usize = 48;
+    let (_backends, server, client) = with_large_users().await;
+    let client = client.max_decoding_message_size(8 * 1024 * 1024);
+    let batches = join_all((0..CALLS).map(async |_| {
+        let answer = client.clone().batch_get_users(large_batch()).await?;
+        assert_eq!(answer.into_inner().users.len(), LARGE_USERS);
+        Ok::<_, tonic::Status>(())
+    }));
+    let batches = batches.await;
+    let peak = server.peak_memory_kib();
+    assert!(peak < MEMORY_LIMIT_KIB, "{peak} KiB");
+    // Those for which the time was too short are told to try again.
+    let (answered, refused): (Vec<_>, Vec<_>) = batches.into_iter().partition(Result::is_ok);
+    assert!(!answered.is_empty());
+    for refused in refused {
+        let code = refused.as_ref().unwrap_err().code();
+        assert!(
+            matches!(code, Code::ResourceExhausted | Code::DeadlineExceeded),
+            "{refused:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_batch_of_more_than_clients_take_is_refused() {
+    let (_backends, service) = start().await;
+    create_large_users(&service.client, 400).await;
+    let mut client = service.client.clone();
+    let batch = |count: usize| pb::BatchGetUsersRequest {
+        usernames: (0..count).map(name_of).collect(),
+        ..pb::BatchGetUsersRequest::default()
+    };
+    let answer = client.batch_get_users(batch(350)).await.unwrap();
+    assert_eq!(answer.into_inner().users.len(), 350);
+    let refused = client.batch_get_users(batch(400)).await;
+    let details = assert_refused(refused, Code::ResourceExhausted, "RESPONSE_TOO_LARGE");
+    assert!(details.retry_info().is_none());
 }

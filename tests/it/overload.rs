@@ -10,7 +10,6 @@ use std::{
 use account_service::proto::account_v1::{self as pb, Role};
 use bytes::Bytes;
 use futures_util::future::join_all;
-use prost::Message as _;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -435,34 +434,55 @@ async fn calls_that_never_send_their_message_end_with_their_time_and_leave_other
     tokio::join!(attacker.hear(HEADERS, 100), others);
 }
 
+/// A client that takes no byte of an answer's message.
+pub struct Unwilling {
+    addr: SocketAddr,
+    send: h2::client::SendRequest<Bytes>,
+}
+
+impl Unwilling {
+    pub async fn connect(addr: SocketAddr) -> Self {
+        let stream = TcpStream::connect(addr).await.unwrap();
+        let mut client = h2::client::Builder::new();
+        client.initial_window_size(0);
+        let (send, connection) = client.handshake::<_, Bytes>(stream).await.unwrap();
+        tokio::spawn(connection);
+        Self { addr, send }
+    }
+
+    /// Calls a method; fails once the connection is closed.
+    pub async fn call(
+        &mut self,
+        method: &str,
+        message: &impl prost::Message,
+    ) -> Result<h2::client::ResponseFuture, h2::Error> {
+        let message = message.encode_to_vec();
+        let length = u32::try_from(message.len()).unwrap().to_be_bytes();
+        let framed = Bytes::from([&[0], &length[..], &message[..]].concat());
+        let url = format!("http://{}/account.v1.AccountService/{method}", self.addr);
+        let call = http::Request::post(url)
+            .header("te", "trailers")
+            .header("content-type", "application/grpc");
+        let mut send = self.send.clone().ready().await?;
+        let (answer, mut body) = send.send_request(call.body(()).unwrap(), false)?;
+        body.send_data(framed, true)?;
+        Ok(answer)
+    }
+}
+
 #[tokio::test]
 async fn answers_that_are_never_taken_hold_no_places() {
     const CALLS: usize = 100;
     let (_backends, service) = start_with(|server| server.calls_at_once = 16).await;
     service.found_olivia_org().await;
-    let stream = TcpStream::connect(service.addr).await.unwrap();
-    let mut client = h2::client::Builder::new();
-    // No byte of an answer's message may be sent.
-    client.initial_window_size(0);
-    let (send, connection) = client.handshake::<_, Bytes>(stream).await.unwrap();
-    tokio::spawn(connection);
     let message = pb::GetUserRequest {
         username: OLIVIA.to_owned(),
         consistency: None,
     };
-    let message = message.encode_to_vec();
-    let length = u8::try_from(message.len()).unwrap();
-    let framed = Bytes::from([&[0, 0, 0, 0, length], &message[..]].concat());
+    let mut unwilling = Unwilling::connect(service.addr).await;
     let mut answers = Vec::new();
     for _ in 0..CALLS {
-        let mut send = send.clone().ready().await.unwrap();
-        let url = format!("http://{}/account.v1.AccountService/GetUser", service.addr);
-        let call = http::Request::post(url)
-            .header("te", "trailers")
-            .header("content-type", "application/grpc");
-        let call = call.body(()).unwrap();
-        let (answer, mut body) = send.send_request(call, false).unwrap();
-        body.send_data(framed.clone(), true).unwrap();
+        let answer = unwilling.call("GetUser", &message).await.unwrap();
         answers.push(timeout(PATIENCE, answer).await.unwrap().unwrap());
     }
     assert_eq!(service.role_of(ORG, OLIVIA).await, Some(Role::Owner));

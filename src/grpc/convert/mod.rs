@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use prost::Message;
 use prost_types::FieldMask;
 use tonic::Status;
 
@@ -17,7 +18,7 @@ pub(super) use self::{
     changes::{changes, watch},
     replies::{check_result, membership, organization, source, user},
 };
-use super::status;
+use super::{MAX_ANSWER_BYTES, status};
 use crate::{
     domain::{
         Actor, Email, Etag, FreeText, Labels, NameError, OrganizationName, Role, State, Username,
@@ -311,6 +312,23 @@ pub(super) fn organization_names(names: &[String]) -> Result<Vec<OrganizationNam
     batch("organization_names", names, |path, name| {
         named_under(path, "", OrganizationName::parse_existing(name))
     })
+}
+
+/// The records of an answer.
+///
+/// # Errors
+/// RESPONSE_TOO_LARGE: clients would not take it.
+pub(super) fn answer<M: Message>(records: impl Iterator<Item = M>) -> Result<Vec<M>, Status> {
+    let mut size = 0;
+    let mut answer = Vec::new();
+    for record in records {
+        size += record.encoded_len();
+        if size > MAX_ANSWER_BYTES {
+            return Err(status::response_too_large());
+        }
+        answer.push(record);
+    }
+    Ok(answer)
 }
 
 /// A page of at most `max` entries.

@@ -120,6 +120,11 @@ impl Server {
         memory_kib(self.pid(), "VmHWM:")
     }
 
+    /// The memory that the process has resident now, in KiB.
+    pub fn memory_kib(&self) -> u64 {
+        memory_kib(self.pid(), "VmRSS:")
+    }
+
     /// SIGKILL: nothing is said, nothing is finished.
     pub fn kill(mut self) {
         self.child.kill().unwrap();

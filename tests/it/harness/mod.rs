@@ -11,7 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use account_service::{
@@ -70,6 +70,15 @@ pub struct Replica {
     stop: Option<oneshot::Sender<()>>,
 }
 
+/// Waits for a DynamoDB that has just been started and takes long for its first
+/// operations.
+async fn set_up(embedded: &Embedded) {
+    let began = Instant::now();
+    while let Err(error) = embedded.set_up().await {
+        assert!(began.elapsed() < PATIENCE, "{error}");
+    }
+}
+
 impl Backends {
     pub async fn start() -> Self {
         let settings = dev_settings();
@@ -80,7 +89,7 @@ impl Backends {
             batch_answers: batch_answers.clone(),
         });
         let embedded = Embedded::start(&settings, gate).await.unwrap();
-        embedded.set_up().await.unwrap();
+        set_up(&embedded).await;
         let dynamodb = Arc::new(Script::default());
         let proxy = DynamoDbProxy::start(embedded.dynamodb_url(), dynamodb.clone()).await;
         Self {
