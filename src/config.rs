@@ -150,8 +150,10 @@ pub struct ServerSettings {
     /// processors do not keep up, fewer and fewer, down to 4 for each of them.
     #[arg(long, env = "CALLS_AT_ONCE", value_name = "COUNT", default_value_t = 1024, value_parser = clap::value_parser!(u16).range(16..))]
     pub calls_at_once: u16,
-    /// Connections of clients that are open at once; others are closed at once.
-    #[arg(long, env = "MAX_CONNECTIONS", value_name = "COUNT", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Connections of clients that are open at once and that a call was admitted on.
+    /// When all are, the caller with the most connections loses its oldest one to a
+    /// caller with fewer. Each takes some 20 kB.
+    #[arg(long, env = "MAX_CONNECTIONS", value_name = "COUNT", default_value_t = 4000, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections: u32,
     /// How long a connection is used, in seconds; then its client is asked to
     /// connect anew, so that clients come to know new replicas. WatchChanges

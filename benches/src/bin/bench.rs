@@ -478,19 +478,24 @@ async fn start(programs: &Programs) -> Result<()> {
     drop(service);
     println!("\n| | idle, KiB | 10,000 idle connections, KiB |\n|---|---|---|");
     memory(peers::echo(programs)?).await?;
-    memory(peers::service(programs, &backends, &[])?).await
+    let room = [("MAX_CONNECTIONS", "10000")];
+    memory(peers::service(programs, &backends, &room)?).await
 }
+
+/// Connections that are opened before they are used.
+const FRESH_CONNECTIONS: usize = 200;
 
 async fn memory(subject: Subject) -> Result<()> {
     tokio::time::sleep(Duration::from_secs(2)).await;
     let idle = subject.process.resident_kib()?;
     let mut callers = Vec::new();
-    for _ in 0..10 {
-        callers.push(Caller::connect(subject.target.clone(), 1000).await?);
-        // As many as there may be handshakes at once.
-        for caller in &callers {
+    // The service keeps connections on which a call was admitted, and few others.
+    for _ in 0..10_000 / FRESH_CONNECTIONS {
+        let caller = Caller::connect(subject.target.clone(), FRESH_CONNECTIONS).await?;
+        for _ in 0..FRESH_CONNECTIONS {
             caller.call().await?;
         }
+        callers.push(caller);
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
     println!(
