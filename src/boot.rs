@@ -184,7 +184,7 @@ impl App {
         let lookups = Batching::new(supply.slot(), cache.cache_read_timeout);
         let coherence = Coherence::new(Arc::new(lookups), table.clone(), table.clone(), cache);
         let is_ready = match coherence.learn_generation().await {
-            Ok(()) => true,
+            Ok(()) => admittance.is_ready(),
             Err(source) => {
                 let may_pass = source.kind.may_pass();
                 let error = table_error(backends, source);
@@ -257,7 +257,7 @@ impl App {
             let (readiness, stopping) = (readiness.clone(), stopping.clone());
             async {
                 if !self.is_ready {
-                    become_ready(&self.coherence, readiness, stopping).await;
+                    become_ready(&self.coherence, &self.admittance, readiness, stopping).await;
                 }
                 std::future::pending::<()>().await;
             }
@@ -386,11 +386,18 @@ fn server_builder() -> Server {
         .timeout(DEFAULT_DEADLINE + BODY_GRACE)
 }
 
-/// Reports that the service is serving once the table has answered.
-async fn become_ready(coherence: &Coherence, readiness: Readiness, stopping: CancellationToken) {
+/// Reports that the service is serving once the table has answered and somebody can be
+/// admitted.
+async fn become_ready(
+    coherence: &Coherence,
+    admittance: &Admittance,
+    readiness: Readiness,
+    stopping: CancellationToken,
+) {
     loop {
         match coherence.learn_generation().await {
-            Ok(()) => break,
+            Ok(()) if admittance.is_ready() => break,
+            Ok(()) => {}
             Err(error) => tracing::warn!(%error, "not serving yet: the table cannot be used"),
         }
         tokio::time::sleep(READY_PAUSE).await;

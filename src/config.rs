@@ -216,9 +216,9 @@ pub struct CallerSettings {
     /// File with the certificate's private key, in PEM.
     #[arg(long, env = "TLS_KEY", value_name = "FILE", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
-    /// File with the roots of clients' certificates, in PEM. A caller's name is
-    /// the first URI among its certificate's alternative names, else the first
-    /// DNS name. Required of clients unless there is --jwks, too.
+    /// File with the roots of clients' certificates, in PEM. The policy knows a
+    /// certificate by the first URI among its alternative names, else the first DNS
+    /// name. Required of clients unless there is --jwks, too.
     #[arg(
         long,
         env = "TLS_CLIENT_CA",
@@ -227,8 +227,18 @@ pub struct CallerSettings {
         requires = "policy"
     )]
     pub tls_client_ca: Option<PathBuf>,
+    /// File with the lists of clients' certificates that were revoked, in PEM: one of
+    /// each authority that issues them. Read again when it changes; connections that are
+    /// open stay so.
+    #[arg(
+        long,
+        env = "TLS_CLIENT_CRL",
+        value_name = "FILE",
+        requires = "tls_client_ca"
+    )]
+    pub tls_client_crl: Option<PathBuf>,
     /// File or https:// URL of the JSON Web Key Set that bearer tokens are signed
-    /// with. A caller's name is the token's subject. Read again every 5 minutes, and when
+    /// with. Read again every 5 minutes, and when
     /// a token names a key that is not known.
     #[arg(
         long,

@@ -29,7 +29,7 @@ pub use self::{
     pool::{Held, Limits, TooMany},
 };
 use crate::{
-    callers::{self, Name, Refused},
+    callers::{Certificate, Name, Refused},
     tls::Tls,
 };
 
@@ -89,8 +89,8 @@ pub struct Peer {
     pub connection: u64,
     /// When the connection was accepted.
     pub since: Instant,
-    /// Whom the client's certificate names, if it has one.
-    pub certificate: Option<Result<Arc<str>, Refused>>,
+    /// The client's certificate, if it has one.
+    pub certificate: Option<Result<Certificate, Refused>>,
     /// `None`: of a call that came over no connection.
     registration: Option<Arc<Registration>>,
 }
@@ -316,7 +316,7 @@ impl Connected for Connection {
             since: self.since,
             certificate: certificate
                 .and_then(|chain| chain.first())
-                .map(|certificate| callers::name_of(certificate)),
+                .map(|certificate| Certificate::parse(certificate)),
             registration: Some(registration.clone()),
         }
     }

@@ -11,8 +11,8 @@ use std::{
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::{CryptoProvider, aws_lc_rs},
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
-    server::{VerifierBuilderError, WebPkiClientVerifier},
+    pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject as _},
+    server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier},
 };
 
 /// How often the files are looked at.
@@ -30,6 +30,8 @@ pub struct TlsFiles {
     /// The roots of clients' certificates, in PEM. `None`: clients are asked for
     /// none.
     pub client_roots: Option<PathBuf>,
+    /// The certificates of clients that their authorities have revoked, in PEM.
+    pub client_revocations: Option<PathBuf>,
     /// Whether a client without a certificate is turned away at once.
     pub requires_client: bool,
 }
@@ -67,6 +69,7 @@ struct Contents {
     certificate: Vec<u8>,
     key: Vec<u8>,
     client_roots: Option<Vec<u8>>,
+    client_revocations: Option<Vec<u8>>,
 }
 
 /// What the server speaks TLS with.
@@ -87,6 +90,12 @@ impl Tls {
             files,
             current: RwLock::new((contents, config)),
         })
+    }
+
+    /// Whether clients may have certificates.
+    #[must_use]
+    pub fn takes_certificates(&self) -> bool {
+        self.files.client_roots.is_some()
     }
 
     /// What the next connection is to be accepted with.
@@ -127,10 +136,12 @@ impl Tls {
 impl TlsFiles {
     fn read(&self) -> Result<Contents, TlsError> {
         let roots = self.client_roots.as_deref().map(read);
+        let revocations = self.client_revocations.as_deref().map(read);
         Ok(Contents {
             certificate: read(&self.certificate)?,
             key: read(&self.key)?,
             client_roots: roots.transpose()?,
+            client_revocations: revocations.transpose()?,
         })
     }
 
@@ -149,25 +160,50 @@ impl TlsFiles {
         let builder = match (&self.client_roots, &contents.client_roots) {
             (Some(path), Some(roots)) => {
                 let roots = certificates(roots).ok_or_else(|| no_pem(path, "certificate"))?;
-                builder.with_client_cert_verifier(self.verifier(roots, provider)?)
+                let revocations = self.revocations(contents)?;
+                builder.with_client_cert_verifier(self.verifier(roots, revocations, provider)?)
             }
             _ => builder.with_no_client_auth(),
         };
         let mut config = builder.with_single_cert(chain, key)?;
         config.alpn_protocols = vec![HTTP2.to_vec()];
+        if self.client_roots.is_some() {
+            // A session that is resumed is not verified again.
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
+        }
         Ok(config)
+    }
+
+    fn revocations(
+        &self,
+        contents: &Contents,
+    ) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
+        let (Some(path), Some(pem)) = (&self.client_revocations, &contents.client_revocations)
+        else {
+            return Ok(Vec::new());
+        };
+        let lists: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(pem).collect();
+        let lists = lists.ok().filter(|found| !found.is_empty());
+        lists.ok_or_else(|| TlsError::Pem {
+            path: path.clone(),
+            what: "certificate revocation list",
+        })
     }
 
     fn verifier(
         &self,
         certificates: Vec<CertificateDer<'static>>,
+        revocations: Vec<CertificateRevocationListDer<'static>>,
         provider: Arc<CryptoProvider>,
     ) -> Result<Arc<dyn rustls::server::danger::ClientCertVerifier>, TlsError> {
         let mut roots = RootCertStore::empty();
         for certificate in certificates {
             roots.add(certificate)?;
         }
-        let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+        let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+            .with_crls(revocations)
+            .only_check_end_entity_revocation();
         let builder = if self.requires_client {
             builder
         } else {

@@ -31,6 +31,7 @@ impl Admittance {
                     certificate: certificate.clone(),
                     key: key.clone(),
                     client_roots: callers.tls_client_ca.clone(),
+                    client_revocations: callers.tls_client_crl.clone(),
                     requires_client: callers.jwks.is_none(),
                 };
                 Some(Arc::new(Tls::load(files)?))
@@ -49,6 +50,12 @@ impl Admittance {
         if tokens.is_none() && callers.tls_client_ca.is_none() {
             return Err(Error::NoIdentity);
         }
+        if policy.knows_certificates() && callers.tls_client_ca.is_none() {
+            tracing::warn!("the policy has callers with certificates, which need --tls-client-ca");
+        }
+        if policy.knows_tokens() && tokens.is_none() {
+            tracing::warn!("the policy has callers with tokens, which need --jwks");
+        }
         let keys = tokens.as_ref().map(|(_, keys)| keys.clone());
         let tokens = tokens.map(|(expected, keys)| Tokens::new(expected, keys));
         Ok(Self {
@@ -62,6 +69,17 @@ impl Admittance {
     #[must_use]
     pub fn gate(&self) -> Gate {
         self.gate.clone()
+    }
+
+    /// Whether somebody can be admitted: not while all callers need tokens, and their keys
+    /// are not known yet.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        let takes_certificates = self
+            .tls
+            .as_ref()
+            .is_some_and(|tls| tls.takes_certificates());
+        takes_certificates || self.keys.as_ref().is_none_or(Keys::are_known)
     }
 
     /// What to speak TLS with; `None`: it is not spoken.

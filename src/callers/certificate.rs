@@ -1,4 +1,4 @@
-//! The name that a client's certificate gives its owner.
+//! What a client's certificate says of its owner.
 
 use std::sync::Arc;
 
@@ -9,20 +9,45 @@ use x509_parser::{
 
 use super::Refused;
 
-/// The first URI among the certificate's alternative names (a SPIFFE id is one),
-/// else the first DNS name.
-///
-/// # Errors
-/// [`Refused::InvalidCredentials`]: there is neither.
-pub fn name_of(certificate: &[u8]) -> Result<Arc<str>, Refused> {
-    let invalid = |why: String| Refused::InvalidCredentials { why };
-    let (_, certificate) = X509Certificate::from_der(certificate)
-        .map_err(|error| invalid(format!("the client's certificate: {error}")))?;
-    let names = certificate
-        .subject_alternative_name()
-        .map_err(|error| invalid(format!("the client certificate's names: {error}")))?;
-    let names = names.map(|names| names.value.general_names.as_slice());
-    let names = names.unwrap_or_default();
+/// A client's certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certificate {
+    /// The first URI among its alternative names (a SPIFFE id is one), else the first
+    /// DNS name.
+    pub name: Arc<str>,
+    /// When it expires, in seconds since 1970.
+    pub expires: u64,
+}
+
+impl Certificate {
+    /// Reads a certificate that was verified, in DER.
+    ///
+    /// # Errors
+    /// [`Refused::InvalidCredentials`]: it names nobody, or in a way that no name has.
+    pub fn parse(der: &[u8]) -> Result<Self, Refused> {
+        let invalid = |why: String| Refused::InvalidCredentials { why };
+        let (_, certificate) = X509Certificate::from_der(der)
+            .map_err(|error| invalid(format!("the client's certificate: {error}")))?;
+        let names = certificate
+            .subject_alternative_name()
+            .map_err(|error| invalid(format!("the client certificate's names: {error}")))?;
+        let names = names.map(|names| names.value.general_names.as_slice());
+        let name = first_name(names.unwrap_or_default()).ok_or_else(|| {
+            invalid("the client's certificate has neither a URI nor a DNS name".to_owned())
+        })?;
+        if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_graphic()) {
+            let why = "the name in the client's certificate is no URI and no DNS name";
+            return Err(invalid(why.to_owned()));
+        }
+        let expires = certificate.validity().not_after.timestamp();
+        Ok(Self {
+            name: name.into(),
+            expires: u64::try_from(expires).unwrap_or(0),
+        })
+    }
+}
+
+fn first_name<'a>(names: &[GeneralName<'a>]) -> Option<&'a str> {
     let uri = names.iter().find_map(|name| match name {
         GeneralName::URI(uri) => Some(*uri),
         _ => None,
@@ -33,7 +58,5 @@ pub fn name_of(certificate: &[u8]) -> Result<Arc<str>, Refused> {
             _ => None,
         })
     };
-    uri.or_else(dns).map(Arc::from).ok_or_else(|| {
-        invalid("the client's certificate has neither a URI nor a DNS name".to_owned())
-    })
+    uri.or_else(dns)
 }

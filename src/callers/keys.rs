@@ -2,16 +2,20 @@
 //! again from time to time, and when a token names a key that is not known.
 
 use std::{
-    collections::HashMap,
     fmt,
     path::PathBuf,
     str::FromStr,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
     time::Duration,
 };
 
-use jsonwebtoken::{DecodingKey, jwk::JwkSet};
+use jsonwebtoken::{
+    Algorithm, DecodingKey,
+    jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, KeyOperations, PublicKeyUse},
+};
 use reqwest::Url;
+use serde::Deserialize;
+use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tokio::{sync::Notify, time::Instant};
 
@@ -23,6 +27,8 @@ const REFRESH: Duration = Duration::from_secs(300);
 const LEAST_PAUSE: Duration = Duration::from_secs(5);
 /// Longest that a URL may take.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
+/// Keys that are tried for one token.
+const MAX_TRIED: usize = 8;
 /// Largest key set, in bytes.
 const MAX_KEY_SET_BYTES: usize = 1024 * 1024;
 
@@ -84,15 +90,33 @@ pub enum KeySourceError {
     NoKey,
 }
 
-type KeyMap = HashMap<Option<String>, Arc<DecodingKey>>;
+/// A JSON Web Key Set, of which some entries may be of kinds that are not known here.
+#[derive(Deserialize)]
+struct KeySetForm {
+    keys: Vec<Value>,
+}
+
+/// A key that verifies signatures.
+struct Key {
+    name: Option<String>,
+    /// The algorithms that it may be used with.
+    algorithms: Vec<Algorithm>,
+    decoding: Arc<DecodingKey>,
+}
 
 /// Which keys something was verified with: the digest of the key set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Edition([u8; 32]);
 
 struct KeySet {
     edition: Edition,
-    keys: KeyMap,
+    keys: Vec<Key>,
+}
+
+/// Keys that may have signed a token.
+pub(super) struct Candidates {
+    pub(super) keys: Vec<Arc<DecodingKey>>,
+    pub(super) edition: Edition,
 }
 
 /// Keys as they were last read.
@@ -102,7 +126,8 @@ pub struct Keys(Arc<Shared>);
 struct Shared {
     source: KeySource,
     http: reqwest::Client,
-    known: RwLock<KeySet>,
+    /// `None` until they could be read for the first time.
+    known: RwLock<Option<KeySet>>,
     /// A token named a key that is not known.
     missed: Notify,
 }
@@ -114,7 +139,8 @@ impl fmt::Debug for Keys {
 }
 
 impl Keys {
-    /// Reads the keys for the first time.
+    /// Reads the keys for the first time. A URL that cannot be reached is tried again by
+    /// [`Self::keep`].
     ///
     /// # Errors
     /// See [`KeySourceError`].
@@ -125,7 +151,14 @@ impl Keys {
             // Wherever it is led to.
             .https_only(is_far)
             .build()?;
-        let known = load(&source, &http).await?;
+        let known = match load(&source, &http).await {
+            Ok(known) => Some(known),
+            Err(error) if error.may_pass() => {
+                tracing::warn!(%source, %error, "starting without the keys of tokens");
+                None
+            }
+            Err(error) => return Err(error),
+        };
         Ok(Self(Arc::new(Shared {
             source,
             http,
@@ -134,25 +167,52 @@ impl Keys {
         })))
     }
 
-    /// The key of this name; the only one, if the token names none.
-    pub(super) fn find(&self, name: Option<&str>) -> Option<(Arc<DecodingKey>, Edition)> {
-        let known = self.0.known.read().unwrap_or_else(PoisonError::into_inner);
-        let keys = &known.keys;
-        let found = match name {
-            Some(name) => keys.get(&Some(name.to_owned())),
-            None if keys.len() == 1 => keys.values().next(),
-            None => None,
+    /// Whether there are keys.
+    #[must_use]
+    pub fn are_known(&self) -> bool {
+        self.known().is_some()
+    }
+
+    /// The keys that may have signed a token by this algorithm: those of the name that
+    /// the token gives or, where there is none of that name, those without a name; all,
+    /// if the token gives none. `None`: there are no keys yet.
+    pub(super) fn find(&self, algorithm: Algorithm, name: Option<&str>) -> Option<Candidates> {
+        let known = self.known();
+        let Some(KeySet { edition, keys }) = &*known else {
+            self.0.missed.notify_one();
+            return None;
         };
-        if found.is_none() {
+        let has_name = |key: &&Key| name.is_some() && key.name.as_deref() == name;
+        let is_named = keys.iter().any(|key| has_name(&key));
+        if name.is_some() && !is_named {
             self.0.missed.notify_one();
         }
-        Some((found?.clone(), known.edition))
+        let keys = keys.iter().filter(|key| match name {
+            Some(_) if is_named => has_name(key),
+            Some(_) => key.name.is_none(),
+            None => true,
+        });
+        let keys = keys.filter(|key| key.algorithms.contains(&algorithm));
+        Some(Candidates {
+            keys: keys
+                .map(|key| key.decoding.clone())
+                .take(MAX_TRIED)
+                .collect(),
+            edition: *edition,
+        })
     }
 
     /// Of the keys as they are now: what was verified with others is not any more.
     pub(super) fn edition(&self) -> Edition {
-        let known = self.0.known.read().unwrap_or_else(PoisonError::into_inner);
-        known.edition
+        let known = self.known();
+        known
+            .as_ref()
+            .map(|known| known.edition)
+            .unwrap_or_default()
+    }
+
+    fn known(&self) -> RwLockReadGuard<'_, Option<KeySet>> {
+        self.0.known.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads the keys again and again. Never ends; keeps what it has while they
@@ -160,13 +220,19 @@ impl Keys {
     pub async fn keep(&self) {
         loop {
             let began = Instant::now();
+            let pause = if self.are_known() {
+                REFRESH
+            } else {
+                LEAST_PAUSE
+            };
             tokio::select! {
-                () = tokio::time::sleep(REFRESH) => {}
+                () = tokio::time::sleep(pause) => {}
                 () = self.0.missed.notified() => tokio::time::sleep_until(began + LEAST_PAUSE).await,
             }
             match load(&self.0.source, &self.0.http).await {
                 Ok(known) => {
-                    *self.0.known.write().unwrap_or_else(PoisonError::into_inner) = known;
+                    let mut shared = self.0.known.write().unwrap_or_else(PoisonError::into_inner);
+                    *shared = Some(known);
                 }
                 Err(error) => {
                     tracing::warn!(source = %self.0.source, %error, "the keys of tokens cannot be read again");
@@ -176,18 +242,72 @@ impl Keys {
     }
 }
 
+impl KeySourceError {
+    /// Whether the keys may be there later, without anybody's doing.
+    fn may_pass(&self) -> bool {
+        match self {
+            Self::Url(error) => error.status().is_none_or(|status| status.is_server_error()),
+            Self::File(_) | Self::TooLarge | Self::Form(_) | Self::NoKey => false,
+        }
+    }
+}
+
+impl Key {
+    /// `None`: the key does not verify signatures, or is not understood.
+    fn new(key: Value) -> Option<Self> {
+        let key: Jwk = serde_json::from_value(key).ok()?;
+        let is_for_signatures = match (&key.common.public_key_use, &key.common.key_operations) {
+            (Some(purpose), _) if *purpose != PublicKeyUse::Signature => false,
+            (_, Some(operations)) => operations.contains(&KeyOperations::Verify),
+            (_, None) => true,
+        };
+        if !is_for_signatures {
+            return None;
+        }
+        let mut algorithms = algorithms_of(&key.algorithm);
+        if let Some(only) = key.common.key_algorithm {
+            algorithms.retain(|known| KeyAlgorithm::from(*known) == only);
+        }
+        Some(Self {
+            name: key.common.key_id.clone(),
+            algorithms,
+            decoding: Arc::new(DecodingKey::from_jwk(&key).ok()?),
+        })
+        .filter(|key| !key.algorithms.is_empty())
+    }
+}
+
+/// The algorithms for which keys of this kind are. None with a shared secret.
+fn algorithms_of(kind: &AlgorithmParameters) -> Vec<Algorithm> {
+    match kind {
+        AlgorithmParameters::RSA(_) => vec![
+            Algorithm::RS256,
+            Algorithm::RS384,
+            Algorithm::RS512,
+            Algorithm::PS256,
+            Algorithm::PS384,
+            Algorithm::PS512,
+        ],
+        AlgorithmParameters::EllipticCurve(key) => match key.curve {
+            EllipticCurve::P256 => vec![Algorithm::ES256],
+            EllipticCurve::P384 => vec![Algorithm::ES384],
+            _ => Vec::new(),
+        },
+        AlgorithmParameters::OctetKeyPair(key) => match key.curve {
+            EllipticCurve::Ed25519 => vec![Algorithm::EdDSA],
+            _ => Vec::new(),
+        },
+        _ => Vec::new(),
+    }
+}
+
 async fn load(source: &KeySource, http: &reqwest::Client) -> Result<KeySet, KeySourceError> {
     let text = match source {
         KeySource::File(path) => tokio::fs::read(path).await?,
         KeySource::Url(url) => fetch(http, url).await?,
     };
-    let set: JwkSet = serde_json::from_slice(&text)?;
-    // Keys for other purposes may be of kinds that are not known here.
-    let keys = set.keys.iter().filter_map(|key| {
-        let decoding = DecodingKey::from_jwk(key).ok()?;
-        Some((key.common.key_id.clone(), Arc::new(decoding)))
-    });
-    let keys: KeyMap = keys.collect();
+    let set: KeySetForm = serde_json::from_slice(&text)?;
+    let keys: Vec<_> = set.keys.into_iter().filter_map(Key::new).collect();
     if keys.is_empty() {
         return Err(KeySourceError::NoKey);
     }

@@ -8,22 +8,23 @@ mod token;
 
 use std::{fmt, sync::Arc};
 
+use jsonwebtoken::get_current_timestamp;
 use sha2::{Digest as _, Sha256};
 
-pub use certificate::name_of;
+pub use certificate::Certificate;
 pub use keys::{KeySource, KeySourceError, Keys};
-pub use policy::{Grant, Policy, PolicyError};
+pub use policy::{Grant, Method, Policy, PolicyError};
 pub use token::{Expected, Tokens};
 
-use self::token::Identity;
+use self::{policy::Holder, token::Identity};
 
 /// The name of a caller. Shown, it is what a log may hold: a service's as it is, and
 /// of another one, which may be a user's, the beginning of its SHA-256.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub enum Name {
-    /// Of a certificate, or of a token whose subject the policy names.
+    /// Of a caller in the policy, or in a certificate of one that is not there.
     Service(Arc<str>),
-    /// Any other token's subject.
+    /// The subject of a token that is no service's.
     Subject(Arc<str>),
 }
 
@@ -52,19 +53,21 @@ impl fmt::Debug for Name {
 /// Whoever called, and what they are granted.
 #[derive(Debug, Clone)]
 pub struct Caller {
-    /// The certificate's or the token's name of them; `None` where nobody is
-    /// asked for a name.
+    /// Their name; `None` where nobody is asked for one.
     pub name: Option<Name>,
     /// The user whose own token came with the call.
     pub user: Option<Arc<str>>,
+    /// When the certificate or the token expires that came with the call, whichever is
+    /// first, in seconds since 1970.
+    pub expires: Option<u64>,
     grant: Arc<Grant>,
 }
 
 /// What a call brings to show who calls.
 #[derive(Debug, Clone, Copy)]
 pub struct Credentials<'a> {
-    /// Whom the client's certificate, which was verified, names.
-    pub certificate: Option<&'a Result<Arc<str>, Refused>>,
+    /// The client's certificate, which was verified.
+    pub certificate: Option<&'a Result<Certificate, Refused>>,
     /// The bearer token.
     pub token: Option<&'a str>,
 }
@@ -81,6 +84,9 @@ pub enum Refused {
         /// Why, for the log only.
         why: String,
     },
+    /// The keys that tokens are signed with are not known yet.
+    #[error("tokens cannot be verified for the time being")]
+    NoKeysYet,
     /// Whoever calls is granted nothing like this.
     #[error("the caller may not call this method")]
     NotGranted {
@@ -134,6 +140,7 @@ impl Gate {
                 return Ok(Caller {
                     name: None,
                     user: None,
+                    expires: None,
                     grant: everything.clone(),
                 });
             }
@@ -151,55 +158,99 @@ impl Gate {
 impl Checks {
     fn caller(&self, credentials: Credentials<'_>) -> Result<Caller, Refused> {
         let Credentials { certificate, token } = credentials;
+        let certificate = certificate.map(current).transpose()?;
         let identity = match (token, &self.tokens) {
             (Some(token), Some(tokens)) => {
-                let identity = tokens.verify(token);
+                let identity = tokens.verify(token, &self.policy);
                 Some(identity.map_err(|refused| brought_by(certificate, refused))?)
             }
             (Some(_), None) | (None, _) => None,
         };
         match (certificate, identity) {
-            (Some(certificate), identity) => {
-                let name = certificate.clone()?;
-                let grant = self.policy.of_caller(&name);
-                let user = identity.map(|identity| identity.subject);
-                known(Name::Service(name), grant, user)
-            }
-            (None, Some(Identity { subject })) => {
-                if let Some(grant) = self.policy.of_caller(&subject) {
-                    return known(Name::Service(subject), Some(grant), None);
-                }
-                // No service: a user who calls with a token of their own.
-                let name = Name::Subject(subject.clone());
-                known(name, self.policy.of_users(), Some(subject))
-            }
+            (Some(certificate), identity) => self.certified(certificate, identity),
+            (None, Some(identity)) => identified(identity),
             (None, None) => Err(Refused::NoCredentials),
         }
     }
-}
 
-/// Says whose certificate a token that is refused came with.
-fn brought_by(certificate: Option<&Result<Arc<str>, Refused>>, refused: Refused) -> Refused {
-    match (refused, certificate) {
-        (Refused::InvalidCredentials { why }, Some(Ok(name))) => Refused::InvalidCredentials {
-            why: format!("{why}; the certificate is that of {name}"),
-        },
-        (refused, _) => refused,
+    /// A service with a certificate, and perhaps with the token of a user.
+    fn certified(
+        &self,
+        certificate: &Certificate,
+        identity: Option<Identity>,
+    ) -> Result<Caller, Refused> {
+        let Some(service) = self.policy.of_certificate(&certificate.name) else {
+            let name = Name::Service(certificate.name.clone());
+            return Err(Refused::NotGranted { name });
+        };
+        let caller = Caller {
+            name: Some(Name::Service(service.name.clone())),
+            user: None,
+            expires: Some(certificate.expires),
+            grant: service.grant.clone(),
+        };
+        let Some(identity) = identity else {
+            return Ok(caller);
+        };
+        let user = match identity.holder {
+            Holder::User(_) => Some(identity.subject),
+            Holder::Service(other) if other.name == service.name => None,
+            Holder::Service(_) | Holder::Unknown => {
+                let why = "the token is neither a user's nor its own".to_owned();
+                return Err(brought_by(
+                    Some(certificate),
+                    Refused::InvalidCredentials { why },
+                ));
+            }
+        };
+        Ok(Caller {
+            user,
+            expires: Some(certificate.expires.min(identity.expires)),
+            ..caller
+        })
     }
 }
 
-fn known(
-    name: Name,
-    grant: Option<&Arc<Grant>>,
-    user: Option<Arc<str>>,
-) -> Result<Caller, Refused> {
-    match grant {
-        Some(grant) => Ok(Caller {
-            name: Some(name),
-            user,
-            grant: grant.clone(),
-        }),
-        None => Err(Refused::NotGranted { name }),
+/// The caller who has a token and no certificate.
+fn identified(identity: Identity) -> Result<Caller, Refused> {
+    let Identity {
+        holder,
+        subject,
+        expires,
+    } = identity;
+    let (name, user, grant) = match holder {
+        Holder::Service(service) => (Name::Service(service.name), None, service.grant),
+        Holder::User(grant) => (Name::Subject(subject.clone()), Some(subject), grant),
+        Holder::Unknown => {
+            let name = Name::Subject(subject);
+            return Err(Refused::NotGranted { name });
+        }
+    };
+    Ok(Caller {
+        name: Some(name),
+        user,
+        expires: Some(expires),
+        grant,
+    })
+}
+
+/// The certificate, if it is valid still: the connection may have been open for long.
+fn current(certificate: &Result<Certificate, Refused>) -> Result<&Certificate, Refused> {
+    let certificate = certificate.as_ref().map_err(Clone::clone)?;
+    if get_current_timestamp() > certificate.expires {
+        let why = format!("the certificate of {} has expired", certificate.name);
+        return Err(Refused::InvalidCredentials { why });
+    }
+    Ok(certificate)
+}
+
+/// Says whose certificate a token that is refused came with.
+fn brought_by(certificate: Option<&Certificate>, refused: Refused) -> Refused {
+    match (refused, certificate) {
+        (Refused::InvalidCredentials { why }, Some(certificate)) => Refused::InvalidCredentials {
+            why: format!("{why}; the certificate is that of {}", certificate.name),
+        },
+        (refused, _) => refused,
     }
 }
 

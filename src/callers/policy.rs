@@ -1,20 +1,51 @@
-//! The policy: which callers may call which methods, and on whose behalf.
+//! The policy: which callers there are, how each of them proves who it is, which
+//! methods it may call, and on whose behalf.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
+    fmt,
+    marker::PhantomData,
     sync::Arc,
 };
 
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, MapAccess, Visitor},
+};
+use serde_json::{Map, Value};
 
 /// Stands for every method.
 const EVERY_METHOD: &str = "*";
+/// Begins a text file of some editors.
+const BYTE_ORDER_MARK: char = '\u{feff}';
+/// The claim that names the subject of a token.
+pub(super) const SUBJECT: &str = "sub";
 
-/// What each caller is granted.
+/// What each caller is granted, and how it proves who it is.
 #[derive(Debug, Clone)]
 pub struct Policy {
-    callers: HashMap<String, Arc<Grant>>,
-    users: Option<Arc<Grant>>,
+    by_certificate: HashMap<String, Service>,
+    by_token: Vec<(Claims, Service)>,
+    users: Option<(Claims, Arc<Grant>)>,
+}
+
+/// A caller that is no user.
+#[derive(Debug, Clone)]
+pub(super) struct Service {
+    /// Its name in the policy.
+    pub(super) name: Arc<str>,
+    pub(super) grant: Arc<Grant>,
+}
+
+/// Of whom a token is.
+#[derive(Debug, Clone)]
+pub(super) enum Holder {
+    /// A caller that is no user.
+    Service(Service),
+    /// The user whose name is the token's subject.
+    User(Arc<Grant>),
+    /// Nobody whom the policy knows.
+    Unknown,
 }
 
 /// What one caller is granted.
@@ -33,12 +64,74 @@ enum Methods {
     These(HashSet<String>),
 }
 
+/// A method of the service, as far as grants are concerned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Method {
+    /// Its name.
+    pub name: String,
+    /// Whether it changes something on nobody's behalf.
+    pub is_of_platform: bool,
+}
+
+/// Claims that a token has to have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Claims(BTreeMap<String, Value>);
+
 /// Why a policy cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
     /// It is no JSON of this form.
     #[error("it is no policy: {0}")]
     Form(#[from] serde_json::Error),
+    /// A name that none can have.
+    #[error("{name:?} cannot be the name of a caller: {why}")]
+    Name {
+        /// The name.
+        name: String,
+        /// Why not.
+        why: &'static str,
+    },
+    /// A caller could be anybody.
+    #[error(
+        "caller {caller:?} does not say how it proves who it is: add \"certificate\": {caller:?} if \
+         that is the name in its certificate, or \"token\": {{\"client_id\": …}} with claims that \
+         only its tokens have"
+    )]
+    NoProof {
+        /// Who.
+        caller: String,
+    },
+    /// Tokens of users could be those of the caller.
+    #[error(
+        "caller {caller:?} is known by no claim of its tokens but {SUBJECT:?}, which a user's token \
+         has as well: add a claim that only its tokens have"
+    )]
+    WeakProof {
+        /// Who.
+        caller: String,
+    },
+    /// A claim is compared with what no claim can be equal to.
+    #[error("the claim {claim:?} of {caller:?} must be a text, a number or a boolean")]
+    Claim {
+        /// Of whom.
+        caller: String,
+        /// Which.
+        claim: String,
+    },
+    /// Two callers prove who they are by the same.
+    #[error("callers {first:?} and {second:?} have the same proof of who they are")]
+    SameProof {
+        /// One of them.
+        first: String,
+        /// The other one.
+        second: String,
+    },
+    /// Tokens of users are not told from others.
+    #[error(
+        "\"users\" does not say what users' tokens are: add \"token\": {{}} for every token that is \
+         no caller's, or the claims that users' tokens have"
+    )]
+    NoUserToken,
     /// There is no such method.
     #[error("{caller:?} is granted {method:?}, which is no method of the service")]
     NoSuchMethod {
@@ -47,22 +140,71 @@ pub enum PolicyError {
         /// What.
         method: String,
     },
+    /// Every user could do to everybody what the platform may.
+    #[error(
+        "users are granted {method:?}, with which each of them could change everybody: list methods \
+         with an acting user, and methods that read"
+    )]
+    UsersAsPlatform {
+        /// What.
+        method: String,
+    },
     /// Nobody is granted anything.
     #[error("it grants nobody anything")]
     Empty,
+}
+
+/// The entries of an object, of which no two have the same name.
+#[derive(Debug)]
+struct Entries<T>(Vec<(String, T)>);
+
+impl<T> Default for Entries<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Entries<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct EntriesVisitor<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for EntriesVisitor<T> {
+            type Value = Entries<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries<T>, A::Error> {
+                let mut names = HashSet::new();
+                let mut entries = Vec::new();
+                while let Some((name, value)) = map.next_entry::<String, T>()? {
+                    if !names.insert(name.clone()) {
+                        return Err(de::Error::custom(format_args!("{name:?} is there twice")));
+                    }
+                    entries.push((name, value));
+                }
+                Ok(Entries(entries))
+            }
+        }
+
+        deserializer.deserialize_map(EntriesVisitor(PhantomData))
+    }
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PolicyForm {
     #[serde(default)]
-    callers: HashMap<String, GrantForm>,
+    callers: Entries<GrantForm>,
     users: Option<UserGrantForm>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct GrantForm {
+    certificate: Option<String>,
+    token: Option<Entries<Value>>,
     methods: Vec<String>,
     #[serde(default)]
     acts_for_users: bool,
@@ -74,6 +216,7 @@ struct GrantForm {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct UserGrantForm {
+    token: Option<Entries<Value>>,
     methods: Vec<String>,
 }
 
@@ -82,50 +225,173 @@ impl Policy {
     ///
     /// # Errors
     /// See [`PolicyError`].
-    pub fn parse(json: &str, methods: &[String]) -> Result<Self, PolicyError> {
-        let form: PolicyForm = serde_json::from_str(json)?;
-        let granted = |caller: &str, names: Vec<String>| {
-            let unknown = names
-                .iter()
-                .find(|name| *name != EVERY_METHOD && !methods.contains(name));
-            match unknown {
-                Some(method) => Err(PolicyError::NoSuchMethod {
-                    caller: caller.to_owned(),
-                    method: method.clone(),
-                }),
-                None if names.iter().any(|name| name == EVERY_METHOD) => Ok(Methods::Every),
-                None => Ok(Methods::These(names.into_iter().collect())),
-            }
-        };
-        let callers = form.callers.into_iter().map(|(caller, form)| {
-            let grant = Grant {
-                methods: granted(&caller, form.methods)?,
-                acts_for_users: form.acts_for_users,
-                acts_as_platform: form.acts_as_platform,
-            };
-            Ok((caller, Arc::new(grant)))
-        });
-        let callers: HashMap<_, _> = callers.collect::<Result<_, PolicyError>>()?;
-        let users = form.users.map(|form| {
-            Ok::<_, PolicyError>(Arc::new(Grant {
-                methods: granted("users", form.methods)?,
-                acts_for_users: false,
-                acts_as_platform: false,
-            }))
-        });
-        let users = users.transpose()?;
-        if callers.is_empty() && users.is_none() {
+    pub fn parse(json: &str, methods: &[Method]) -> Result<Self, PolicyError> {
+        let json = json.strip_prefix(BYTE_ORDER_MARK).unwrap_or(json);
+        let PolicyForm { callers, users } = serde_json::from_str(json)?;
+        if callers.0.is_empty() && users.is_none() {
             return Err(PolicyError::Empty);
         }
-        Ok(Self { callers, users })
+        let mut policy = Self {
+            by_certificate: HashMap::new(),
+            by_token: Vec::new(),
+            users: users.map(|users| users.grant(methods)).transpose()?,
+        };
+        for (name, form) in callers.0 {
+            policy.add(name, form, methods)?;
+        }
+        Ok(policy)
     }
 
-    pub(super) fn of_caller(&self, name: &str) -> Option<&Arc<Grant>> {
-        self.callers.get(name)
+    fn add(
+        &mut self,
+        caller: String,
+        form: GrantForm,
+        methods: &[Method],
+    ) -> Result<(), PolicyError> {
+        assert_name(&caller)?;
+        let service = Service {
+            name: caller.as_str().into(),
+            grant: Arc::new(Grant {
+                methods: granted(&caller, form.methods, methods)?,
+                acts_for_users: form.acts_for_users,
+                acts_as_platform: form.acts_as_platform,
+            }),
+        };
+        let same = |other: &Service| PolicyError::SameProof {
+            first: other.name.to_string(),
+            second: caller.clone(),
+        };
+        if form.certificate.is_none() && form.token.is_none() {
+            return Err(PolicyError::NoProof { caller });
+        }
+        if let Some(name) = form.certificate {
+            assert_name(&name)?;
+            if let Some(other) = self.by_certificate.insert(name, service.clone()) {
+                return Err(same(&other));
+            }
+        }
+        if let Some(claims) = form.token {
+            let claims = Claims::new(&caller, claims)?;
+            if claims.0.keys().all(|claim| claim == SUBJECT) {
+                return Err(PolicyError::WeakProof { caller });
+            }
+            if let Some((_, other)) = self.by_token.iter().find(|(other, _)| *other == claims) {
+                return Err(same(other));
+            }
+            self.by_token.push((claims, service));
+        }
+        Ok(())
     }
 
-    pub(super) fn of_users(&self) -> Option<&Arc<Grant>> {
-        self.users.as_ref()
+    /// Whether some caller proves who it is by a certificate.
+    #[must_use]
+    pub fn knows_certificates(&self) -> bool {
+        !self.by_certificate.is_empty()
+    }
+
+    /// Whether some caller, or users, prove who they are by a token.
+    #[must_use]
+    pub fn knows_tokens(&self) -> bool {
+        !self.by_token.is_empty() || self.users.is_some()
+    }
+
+    pub(super) fn of_certificate(&self, name: &str) -> Option<&Service> {
+        self.by_certificate.get(name)
+    }
+
+    /// Of whom a token with these claims is; `None`, if it is of several callers.
+    pub(super) fn of_token(&self, claims: &Map<String, Value>) -> Option<Holder> {
+        let mut services = self.by_token.iter().filter(|(rule, _)| rule.admit(claims));
+        match (services.next(), services.next()) {
+            (Some((_, service)), None) => Some(Holder::Service(service.clone())),
+            (Some(_), Some(_)) => None,
+            (None, _) => Some(match &self.users {
+                Some((rule, grant)) if rule.admit(claims) => Holder::User(grant.clone()),
+                _ => Holder::Unknown,
+            }),
+        }
+    }
+}
+
+impl UserGrantForm {
+    fn grant(self, methods: &[Method]) -> Result<(Claims, Arc<Grant>), PolicyError> {
+        const USERS: &str = "users";
+        let claims = self.token.ok_or(PolicyError::NoUserToken)?;
+        let claims = Claims::new(USERS, claims)?;
+        let is_of_platform = |name: &String| {
+            let mut methods = methods.iter();
+            name == EVERY_METHOD || methods.any(|it| it.is_of_platform && it.name == *name)
+        };
+        if let Some(method) = self.methods.iter().find(|name| is_of_platform(name)) {
+            let method = method.clone();
+            return Err(PolicyError::UsersAsPlatform { method });
+        }
+        let grant = Grant {
+            methods: granted(USERS, self.methods, methods)?,
+            acts_for_users: false,
+            acts_as_platform: false,
+        };
+        Ok((claims, Arc::new(grant)))
+    }
+}
+
+impl Claims {
+    fn new(caller: &str, claims: Entries<Value>) -> Result<Self, PolicyError> {
+        let odd = claims.0.iter().find(|(_, value)| {
+            !matches!(value, Value::String(_) | Value::Number(_) | Value::Bool(_))
+        });
+        match odd {
+            Some((claim, _)) => Err(PolicyError::Claim {
+                caller: caller.to_owned(),
+                claim: claim.clone(),
+            }),
+            None => Ok(Self(claims.0.into_iter().collect())),
+        }
+    }
+
+    /// Whether a token has them all: the same value, or a list with it.
+    fn admit(&self, claims: &Map<String, Value>) -> bool {
+        self.0.iter().all(|(name, wanted)| match claims.get(name) {
+            Some(Value::Array(values)) => values.contains(wanted),
+            Some(value) => value == wanted,
+            None => false,
+        })
+    }
+}
+
+fn assert_name(name: &str) -> Result<(), PolicyError> {
+    let why = if name.is_empty() {
+        "it is empty"
+    } else if name.trim() != name {
+        "it begins or ends with a blank"
+    } else if name.chars().any(char::is_control) {
+        "it has a control character"
+    } else if name.contains('*') {
+        "no character stands for others"
+    } else {
+        return Ok(());
+    };
+    Err(PolicyError::Name {
+        name: name.to_owned(),
+        why,
+    })
+}
+
+fn granted(caller: &str, names: Vec<String>, methods: &[Method]) -> Result<Methods, PolicyError> {
+    let is_known = |name: &String| {
+        let mut methods = methods.iter();
+        name == EVERY_METHOD || methods.any(|method| method.name == *name)
+    };
+    if let Some(method) = names.iter().find(|name| !is_known(name)) {
+        return Err(PolicyError::NoSuchMethod {
+            caller: caller.to_owned(),
+            method: method.clone(),
+        });
+    }
+    if names.iter().any(|name| name == EVERY_METHOD) {
+        Ok(Methods::Every)
+    } else {
+        Ok(Methods::These(names.into_iter().collect()))
     }
 }
 
@@ -150,27 +416,83 @@ impl Grant {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
-    fn methods() -> Vec<String> {
-        ["CheckMembership", "CreateUser"].map(String::from).into()
+    fn methods() -> Vec<Method> {
+        let method = |name: &str, is_of_platform| Method {
+            name: name.to_owned(),
+            is_of_platform,
+        };
+        vec![method("CheckMembership", false), method("CreateUser", true)]
+    }
+
+    fn parse(policy: &str) -> Result<Policy, PolicyError> {
+        Policy::parse(policy, &methods())
+    }
+
+    fn holder(policy: &Policy, claims: &Value) -> String {
+        match policy.of_token(claims.as_object().unwrap()) {
+            Some(Holder::Service(service)) => service.name.to_string(),
+            Some(Holder::User(_)) => "a user".to_owned(),
+            Some(Holder::Unknown) => "nobody".to_owned(),
+            None => "several".to_owned(),
+        }
     }
 
     #[test]
     fn a_policy_grants_what_it_says_and_nothing_else() {
-        let policy = r#"{"callers": {"billing": {"methods": ["CheckMembership"]},
-            "console": {"methods": ["*"], "acts_for_users": true}},
-            "users": {"methods": ["CheckMembership"]}}"#;
-        let policy = Policy::parse(policy, &methods()).unwrap();
-        let billing = policy.of_caller("billing").unwrap();
-        assert!(billing.has_method("CheckMembership"));
-        assert!(!billing.has_method("CreateUser"));
-        assert!(!billing.acts_for_users);
-        let console = policy.of_caller("console").unwrap();
-        assert!(console.has_method("CreateUser") && console.acts_for_users);
-        assert!(!console.acts_as_platform);
-        assert!(policy.of_caller("nobody").is_none());
-        assert!(!policy.of_users().unwrap().has_method("CreateUser"));
+        let policy = r#"{"callers": {
+            "billing": {"certificate": "spiffe://x/billing", "methods": ["CheckMembership"]},
+            "console": {"certificate": "console.example", "methods": ["*"], "acts_for_users": true}},
+            "users": {"token": {}, "methods": ["CheckMembership"]}}"#;
+        let policy = parse(&format!("\u{feff}{policy}")).unwrap();
+        let billing = policy.of_certificate("spiffe://x/billing").unwrap();
+        assert_eq!(&*billing.name, "billing");
+        assert!(billing.grant.has_method("CheckMembership"));
+        assert!(!billing.grant.has_method("CreateUser"));
+        assert!(!billing.grant.acts_for_users);
+        let console = policy.of_certificate("console.example").unwrap();
+        assert!(console.grant.has_method("CreateUser") && console.grant.acts_for_users);
+        assert!(!console.grant.acts_as_platform);
+        assert!(policy.of_certificate("billing").is_none());
+        let Some(Holder::User(users)) = policy.of_token(&Map::new()) else {
+            panic!("no user");
+        };
+        assert!(!users.has_method("CreateUser"));
+    }
+
+    #[test]
+    fn a_token_is_of_the_caller_whose_claims_it_has_and_of_a_user_otherwise() {
+        let policy = r#"{"callers": {
+            "billing": {"token": {"client_id": "billing"}, "methods": ["*"]},
+            "nightly": {"token": {"roles": "nightly", "level": 3}, "methods": ["*"]}},
+            "users": {"token": {"token_use": "id"}, "methods": []}}"#;
+        let policy = parse(policy).unwrap();
+        for (claims, expected) in [
+            (json!({"client_id": "billing"}), "billing"),
+            (json!({"client_id": "billing", "sub": "anybody"}), "billing"),
+            (json!({"sub": "billing"}), "nobody"),
+            (json!({"sub": "billing", "token_use": "id"}), "a user"),
+            (
+                json!({"roles": ["daily", "nightly"], "level": 3}),
+                "nightly",
+            ),
+            (json!({"roles": "nightly", "level": "3"}), "nobody"),
+            (
+                json!({"roles": "nightly", "level": 3, "client_id": "billing"}),
+                "several",
+            ),
+        ] {
+            assert_eq!(holder(&policy, &claims), expected, "{claims}");
+        }
+        // Without a rule for users, no token is a user's.
+        let policy = r#"{"callers": {"a": {"token": {"client_id": "a"}, "methods": ["*"]}}}"#;
+        assert_eq!(
+            holder(&parse(policy).unwrap(), &json!({"sub": "a"})),
+            "nobody"
+        );
     }
 
     #[test]
@@ -178,16 +500,76 @@ mod tests {
         for (policy, mistake) in [
             ("", "it is no policy"),
             (r#"{"callers": {}}"#, "grants nobody"),
-            (r#"{"callers": {"a": {"methods": ["Check"]}}}"#, "no method"),
+            (
+                r#"{"callers": {"a": {"certificate": "a", "methods": ["Check"]}}}"#,
+                "no method",
+            ),
             (r#"{"callers": {"a": {"method": ["*"]}}}"#, "unknown field"),
             (r#"{"caller": {}}"#, "unknown field"),
             (
                 r#"{"users": {"methods": [], "acts_for_users": true}}"#,
                 "unknown field",
             ),
+            (
+                r#"{"callers": {"a": {"methods": ["*"]}}}"#,
+                r#"add "certificate": "a""#,
+            ),
+            (r#"{"users": {"methods": []}}"#, r#"add "token": {}"#),
+            (
+                r#"{"callers": {"a": {"token": {"sub": "a"}, "methods": ["*"]}}}"#,
+                "a user's token has as well",
+            ),
+            (
+                r#"{"callers": {"a": {"token": {}, "methods": ["*"]}}}"#,
+                "a user's token has as well",
+            ),
+            (
+                r#"{"callers": {"a": {"token": {"x": null}, "methods": ["*"]}}}"#,
+                "must be a text",
+            ),
+            (
+                r#"{"callers": {"a": {"certificate": "a", "methods": []}, "a": {"certificate": "b", "methods": []}}}"#,
+                "twice",
+            ),
+            (
+                r#"{"callers": {"a": {"certificate": "x", "methods": []}, "b": {"certificate": "x", "methods": []}}}"#,
+                "the same proof",
+            ),
+            (
+                r#"{"callers": {"a": {"token": {"x": 1}, "methods": []}, "b": {"token": {"x": 1}, "methods": []}}}"#,
+                "the same proof",
+            ),
+            (
+                r#"{"callers": {"": {"certificate": "a", "methods": []}}}"#,
+                "it is empty",
+            ),
+            (
+                r#"{"callers": {"a ": {"certificate": "a", "methods": []}}}"#,
+                "a blank",
+            ),
+            (
+                r#"{"callers": {"a": {"certificate": "a\t", "methods": []}}}"#,
+                "a blank",
+            ),
+            (
+                r#"{"callers": {"*": {"certificate": "a", "methods": []}}}"#,
+                "stands for others",
+            ),
+            (
+                r#"{"callers": {"a\u0000b": {"certificate": "a", "methods": []}}}"#,
+                "a control character",
+            ),
+            (
+                r#"{"users": {"token": {}, "methods": ["*"]}}"#,
+                "could change everybody",
+            ),
+            (
+                r#"{"users": {"token": {}, "methods": ["CreateUser"]}}"#,
+                "could change everybody",
+            ),
         ] {
-            let error = Policy::parse(policy, &methods()).unwrap_err().to_string();
-            assert!(error.contains(mistake), "{error}");
+            let error = parse(policy).unwrap_err().to_string();
+            assert!(error.contains(mistake), "{policy}: {error}");
         }
     }
 }

@@ -3,17 +3,26 @@
 
 use std::sync::Arc;
 
-use jsonwebtoken::{Algorithm, Validation, decode, decode_header, get_current_timestamp};
+use jsonwebtoken::{
+    Algorithm, Header, TokenData, Validation, decode, decode_header, get_current_timestamp,
+};
 use moka::{policy::EvictionPolicy, sync::Cache};
-use serde::Deserialize;
+use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
-use super::{Keys, Refused, keys::Edition};
+use super::{
+    Keys, Policy, Refused,
+    keys::{Candidates, Edition},
+    policy::{Holder, SUBJECT},
+};
 
 /// By how much clocks may differ, in seconds.
 const LEEWAY_S: u64 = 30;
 /// Tokens that are known again. A service has one at a time, a user who calls too.
 const MAX_VERIFIED: u64 = 10_000;
+
+/// Says in a token's header that its payload is signed as it is (RFC 7797).
+const UNENCODED: &str = "b64";
 
 /// What a token has to say.
 #[derive(Debug, Clone)]
@@ -38,7 +47,10 @@ pub struct Tokens {
 /// Whom a token names.
 #[derive(Debug, Clone)]
 pub(super) struct Identity {
+    pub holder: Holder,
     pub subject: Arc<str>,
+    /// When the token is not taken any more, in seconds since 1970.
+    pub expires: u64,
 }
 
 /// A token that was valid.
@@ -46,14 +58,6 @@ pub(super) struct Identity {
 struct Verified {
     identity: Identity,
     edition: Edition,
-    /// In seconds since 1970.
-    expires: u64,
-}
-
-#[derive(Deserialize)]
-struct Claims {
-    sub: String,
-    exp: f64,
 }
 
 impl Tokens {
@@ -72,22 +76,21 @@ impl Tokens {
 
     /// Whom a token names, if it is signed, meant for this service, and neither
     /// too old nor too new.
-    pub(super) fn verify(&self, token: &str) -> Result<Identity, Refused> {
+    pub(super) fn verify(&self, token: &str, policy: &Policy) -> Result<Identity, Refused> {
         let digest = Sha256::digest(token).into();
         if let Some(known) = self.verified.get(&digest) {
             let is_same = known.edition == self.keys.edition();
-            if is_same && get_current_timestamp() <= known.expires.saturating_add(LEEWAY_S) {
+            if is_same && get_current_timestamp() <= known.identity.expires {
                 return Ok(known.identity);
             }
         }
-        let verified = self.verify_anew(token)?;
+        let verified = self.verify_anew(token, policy)?;
         let identity = verified.identity.clone();
         self.verified.insert(digest, verified);
         Ok(identity)
     }
 
-    fn verify_anew(&self, token: &str) -> Result<Verified, Refused> {
-        let invalid = |why: String| Refused::InvalidCredentials { why };
+    fn verify_anew(&self, token: &str, policy: &Policy) -> Result<Verified, Refused> {
         let header =
             decode_header(token).map_err(|error| invalid(format!("the token: {error}")))?;
         if !self.expected.algorithms.contains(&header.alg) {
@@ -96,32 +99,74 @@ impl Tokens {
                 header.alg
             )));
         }
-        let Some((key, edition)) = self.keys.find(header.kid.as_deref()) else {
-            return Err(invalid(format!("no key {:?} is known", header.kid)));
+        // Extensions that have to be understood: none is.
+        if header.crit.is_some()
+            || header
+                .extras
+                .inner()
+                .get(UNENCODED)
+                .is_some_and(|it| *it != Value::Bool(true))
+        {
+            return Err(invalid("the token has extensions".to_owned()));
+        }
+        let candidates = self.keys.find(header.alg, header.kid.as_deref());
+        let Candidates { keys, edition } = candidates.ok_or(Refused::NoKeysYet)?;
+        let claims = self.decode(token, &header, &keys)?;
+        let subject = claims.get(SUBJECT).and_then(Value::as_str);
+        let Some(subject) = subject.filter(|subject| !subject.is_empty()) else {
+            return Err(invalid("the token names nobody".to_owned()));
         };
+        let Some(holder) = policy.of_token(&claims) else {
+            return Err(invalid("the token is of several callers".to_owned()));
+        };
+        Ok(Verified {
+            identity: Identity {
+                holder,
+                subject: subject.into(),
+                expires: expiry(&claims).saturating_add(LEEWAY_S),
+            },
+            edition,
+        })
+    }
+
+    /// The claims of a token that one of these keys has signed.
+    fn decode(
+        &self,
+        token: &str,
+        header: &Header,
+        keys: &[Arc<jsonwebtoken::DecodingKey>],
+    ) -> Result<Map<String, Value>, Refused> {
         let mut validation = Validation::new(header.alg);
         validation.leeway = LEEWAY_S;
         validation.validate_nbf = true;
         validation.set_issuer(&[&self.expected.issuer]);
         validation.set_audience(&[&self.expected.audience]);
-        validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
-        let claims = decode::<Claims>(token, &key, &validation)
-            .map_err(|error| invalid(format!("the token: {error}")))?
-            .claims;
-        if claims.sub.is_empty() {
-            return Err(invalid("the token names nobody".to_owned()));
+        validation.set_required_spec_claims(&["exp", "iss", "aud", SUBJECT]);
+        let mut why = format!(
+            "no key {:?} is known that signs by {:?}",
+            header.kid, header.alg
+        );
+        for key in keys {
+            match decode(token, key, &validation) {
+                Ok(TokenData { claims, .. }) => return Ok(claims),
+                Err(error) => why = format!("the token: {error}"),
+            }
         }
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "saturates, and whole seconds are meant"
-        )]
-        let expires = claims.exp as u64;
-        let subject = claims.sub.into();
-        Ok(Verified {
-            identity: Identity { subject },
-            edition,
-            expires,
-        })
+        Err(invalid(why))
     }
+}
+
+fn invalid(why: String) -> Refused {
+    Refused::InvalidCredentials { why }
+}
+
+/// The claim `exp`, which was found to be a number.
+fn expiry(claims: &Map<String, Value>) -> u64 {
+    let expires = claims.get("exp").and_then(Value::as_f64);
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "saturates, and whole seconds are meant"
+    )]
+    expires.map_or(0, |expires| expires as u64)
 }

@@ -6,20 +6,20 @@ use std::{
 };
 
 use futures_util::future::Either;
-use http::{Request, Response, header::AUTHORIZATION};
+use http::{HeaderMap, Request, Response, header::AUTHORIZATION};
 use tonic::body::Body;
 use tower::{Layer, Service};
 
 use super::{methods, status};
 use crate::{
-    callers::{Credentials, Gate},
+    callers::{Credentials, Gate, Refused},
     connections::{Peer, TooMany},
 };
 
 /// Begins the paths of health checks, which are open to all.
 const HEALTH: &str = "/grpc.health.v1.Health/";
-/// Begins a token in the header `authorization`.
-const BEARER: &str = "Bearer ";
+/// The scheme of tokens in the header `authorization`; its case does not matter.
+const BEARER: &str = "bearer";
 
 /// Puts the gate before a service.
 #[derive(Debug, Clone)]
@@ -60,8 +60,13 @@ where
         if path.starts_with(HEALTH) {
             return Either::Right(self.inner.call(request));
         }
-        let token = request.headers().get(AUTHORIZATION);
-        let token = token.and_then(|value| value.to_str().ok()?.strip_prefix(BEARER));
+        let token = match bearer(request.headers()) {
+            Ok(token) => token,
+            Err(refused) => {
+                let status = status::not_admitted(&refused, path);
+                return Either::Left(ready(Ok(status.into_http())));
+            }
+        };
         let peer = request.extensions().get::<Peer>();
         let credentials = Credentials {
             certificate: peer.and_then(|peer| peer.certificate.as_ref()),
@@ -87,4 +92,27 @@ where
             Err(status) => Either::Left(ready(Ok(status.into_http()))),
         }
     }
+}
+
+/// The bearer token that a call brings, if it brings one.
+///
+/// # Errors
+/// [`Refused::InvalidCredentials`]: it brings two, or one that is no text.
+fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Refused> {
+    let invalid = |why: &str| Refused::InvalidCredentials {
+        why: why.to_owned(),
+    };
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
+    if values.next().is_some() {
+        return Err(invalid("there are several headers `authorization`"));
+    }
+    let value = value.to_str();
+    let value = value.map_err(|_| invalid("the header `authorization` is no text"))?;
+    let (scheme, token) = value.split_once(' ').unwrap_or((value, ""));
+    Ok(scheme
+        .eq_ignore_ascii_case(BEARER)
+        .then(|| token.trim_matches(' ')))
 }

@@ -5,10 +5,10 @@ use std::{collections::HashMap, sync::Arc};
 
 use foldhash::fast::RandomState;
 use prost::Message as _;
-use prost_types::FileDescriptorSet;
+use prost_types::{DescriptorProto, FileDescriptorSet};
 
 use super::mutation;
-use crate::proto::account_v1::DESCRIPTOR_SET;
+use crate::{callers::Method, proto::account_v1::DESCRIPTOR_SET};
 
 /// Begins the paths of the service's methods.
 const PATH: &str = "/account.v1.AccountService/";
@@ -26,13 +26,30 @@ pub(super) enum Class {
     Watch,
 }
 
-/// The names of the service's methods, as the contract has them.
+/// Fields that say on whose behalf something is changed.
+const ACTORS: [&str; 3] = ["acting_user", "adding_user", "founding_user"];
+
+/// The service's methods, as the contract has them.
 #[must_use]
-pub fn methods() -> Vec<String> {
+pub fn methods() -> Vec<Method> {
     let set = FileDescriptorSet::decode(DESCRIPTOR_SET).unwrap_or_default();
-    let services = set.file.into_iter().flat_map(|file| file.service);
-    let methods = services.flat_map(|service| service.method);
-    methods.filter_map(|method| method.name).collect()
+    let messages = set.file.iter().flat_map(|file| &file.message_type);
+    let has_actor = messages.filter(|message| {
+        let mut fields = message.field.iter();
+        fields.any(|field| ACTORS.contains(&field.name()))
+    });
+    let has_actor: Vec<_> = has_actor.map(DescriptorProto::name).collect();
+    let services = set.file.iter().flat_map(|file| &file.service);
+    let methods = services.flat_map(|service| &service.method);
+    let methods = methods.map(|method| {
+        let request = method.input_type().rsplit('.').next();
+        let is_change = mutation::RPCS.contains(&method.name());
+        Method {
+            name: method.name().to_owned(),
+            is_of_platform: is_change && !request.is_some_and(|it| has_actor.contains(&it)),
+        }
+    });
+    methods.collect()
 }
 
 /// The name of a method of the service, if the path is that of one.
@@ -47,7 +64,7 @@ pub(super) struct ByMethod<T>(HashMap<String, Arc<T>, RandomState>);
 impl<T> ByMethod<T> {
     /// Made of each method's name and class.
     pub(super) fn new(make: impl Fn(&str, Class) -> T) -> Self {
-        let by_name = methods().into_iter().map(|name| {
+        let by_name = methods().into_iter().map(|Method { name, .. }| {
             let class = match name.as_str() {
                 WATCH => Class::Watch,
                 name if mutation::RPCS.contains(&name) => Class::Change,
@@ -68,6 +85,26 @@ impl<T> ByMethod<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn changes_on_nobody_s_behalf_are_those_of_the_platform() {
+        let methods = methods().into_iter();
+        let mut of_platform: Vec<_> = methods
+            .filter(|method| method.is_of_platform)
+            .map(|method| method.name)
+            .collect();
+        of_platform.sort();
+        let expected = [
+            "CreateUser",
+            "DeleteUser",
+            "ResumeOrganization",
+            "ResumeUser",
+            "SuspendOrganization",
+            "SuspendUser",
+            "UpdateUser",
+        ];
+        assert_eq!(of_platform, expected);
+    }
 
     #[test]
     fn what_is_no_mutation_begins_like_a_read() {

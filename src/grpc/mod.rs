@@ -18,7 +18,7 @@ mod shares;
 mod status;
 mod watch;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 
@@ -34,7 +34,6 @@ pub use status::{DOMAIN, Reason};
 pub use watch::{ChangeStream, WatchLimits};
 
 use crate::{
-    connections::Peer,
     domain::State,
     proto::account_v1::{
         self as pb,
@@ -48,6 +47,7 @@ use self::{
     lobby::Flow,
     room::{Records, Room, peer_of},
     shares::Shares,
+    watch::Begin,
 };
 
 /// Largest request of a batch that is read, in bytes. The largest sensible one, 1000
@@ -516,15 +516,14 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::WatchChangesRequest>,
     ) -> Reply<ChangeStream> {
-        let peer = request.extensions().get::<Peer>();
-        let age = peer.map_or(Duration::ZERO, |peer| peer.since.elapsed());
+        let begin = Begin::of(request.extensions());
         let flow = fairness::flow_of(request.extensions());
         let (start, filter) = convert::watch(&request.into_inner())?;
         let place = self.watchers.try_acquire(flow);
         let place = place.ok_or_else(status::too_many_watchers)?;
         let watcher = self.accounts.watch(start, filter).await;
         let watcher = watcher.map_err(status::watch_failed)?;
-        let stream = ChangeStream::start(watcher, place, self.watch.clone(), age);
+        let stream = ChangeStream::start(watcher, place, self.watch.clone(), begin);
         Ok(Response::new(stream))
     }
 

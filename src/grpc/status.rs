@@ -61,6 +61,8 @@ reasons! {
     NoCredentials = "NO_CREDENTIALS",
     /// What the call shows of who calls is not valid.
     InvalidCredentials = "INVALID_CREDENTIALS",
+    /// The keys of tokens could not be read yet.
+    KeysUnavailable = "KEYS_UNAVAILABLE",
     /// The caller may not call this method.
     MethodNotGranted = "METHOD_NOT_GRANTED",
     /// The caller may not act on behalf of this user, or of the platform.
@@ -126,6 +128,9 @@ reasons! {
 /// The status of a call that is not admitted.
 pub(super) fn not_admitted(refused: &Refused, path: &str) -> Status {
     let (code, reason) = match refused {
+        Refused::NoKeysYet => {
+            return retry(Reason::KeysUnavailable, &refused.to_string(), RETRY_LATER);
+        }
         Refused::NoCredentials => (Code::Unauthenticated, Reason::NoCredentials),
         Refused::InvalidCredentials { .. } => (Code::Unauthenticated, Reason::InvalidCredentials),
         Refused::NotGranted { .. } => (Code::PermissionDenied, Reason::MethodNotGranted),
@@ -383,6 +388,15 @@ pub(super) fn stopping() -> Status {
         Reason::Stopping,
         "this replica stops; go on with another one after the last cursor",
         RETRY_SOON,
+    )
+}
+
+/// The stream ends because its caller's credentials have expired.
+pub(super) fn expired() -> Status {
+    plain(
+        Code::Unauthenticated,
+        Reason::InvalidCredentials,
+        "the call's credentials have expired; go on after the last cursor with new ones",
     )
 }
 

@@ -5,10 +5,11 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use futures_util::Stream;
+use http::Extensions;
 use tokio::{
     sync::mpsc::{self, Receiver, Sender},
     time::timeout,
@@ -22,7 +23,9 @@ use super::{
     shares::Permit,
     status::{self, Reason},
 };
-use crate::{proto::account_v1::WatchChangesResponse, service::Watcher};
+use crate::{
+    callers::Caller, connections::Peer, proto::account_v1::WatchChangesResponse, service::Watcher,
+};
 
 /// How long a stream lasts that begins when its connection is about to end.
 const LEAST_LIFETIME: Duration = Duration::from_secs(1);
@@ -38,6 +41,30 @@ pub struct WatchLimits {
     pub lifetime: Duration,
 }
 
+/// What a stream of changes begins with.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Begin {
+    /// How old its connection is.
+    pub(super) age: Duration,
+    /// How long its caller's credentials are valid.
+    pub(super) credentials: Option<Duration>,
+}
+
+impl Begin {
+    pub(super) fn of(extensions: &Extensions) -> Self {
+        let peer = extensions.get::<Peer>();
+        let expires = extensions.get::<Caller>().and_then(|caller| caller.expires);
+        Self {
+            age: peer.map_or(Duration::ZERO, |peer| peer.since.elapsed()),
+            credentials: expires.map(|expires| {
+                let expires = UNIX_EPOCH.checked_add(Duration::from_secs(expires));
+                let left = expires.and_then(|at| at.duration_since(SystemTime::now()).ok());
+                left.unwrap_or_default()
+            }),
+        }
+    }
+}
+
 /// What a watcher is sent.
 pub struct ChangeStream {
     responses: Receiver<WatchChangesResponse>,
@@ -45,15 +72,22 @@ pub struct ChangeStream {
 }
 
 impl ChangeStream {
-    /// Tells what the watcher sees, until the service stops or the connection,
-    /// which is so old already, is to.
+    /// Tells what the watcher sees, until the service stops, its connection is to, or its
+    /// caller's credentials expire.
     pub(super) fn start(
         watcher: Watcher,
         permit: Permit<Flow>,
         limits: WatchLimits,
-        age: Duration,
+        begin: Begin,
     ) -> Self {
-        let left = limits.lifetime.saturating_sub(age).max(LEAST_LIFETIME);
+        let left = limits
+            .lifetime
+            .saturating_sub(begin.age)
+            .max(LEAST_LIFETIME);
+        let (left, over) = match begin.credentials {
+            Some(credentials) if credentials < left => (credentials, status::expired()),
+            _ => (left, status::long_enough()),
+        };
         let (sender, responses) = mpsc::channel(1);
         let end = Arc::new(Mutex::new(None));
         let told = end.clone();
@@ -63,7 +97,7 @@ impl ChangeStream {
             let stopped = limits.stopping.run_until_cancelled(told_in_time).await;
             let status = match stopped {
                 None => status::stopping(),
-                Some(Err(_)) => status::long_enough(),
+                Some(Err(_)) => over,
                 Some(Ok(status)) => status,
             };
             drop(permit);

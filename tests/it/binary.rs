@@ -197,7 +197,7 @@ fn what_would_let_everybody_in_is_refused_at_the_start() {
         std::fs::write(&path, text).unwrap();
         path.to_str().unwrap().to_owned()
     };
-    let granting = policy(r#"{"callers": {"a": {"methods": ["*"]}}}"#);
+    let granting = policy(r#"{"callers": {"a": {"certificate": "a", "methods": ["*"]}}}"#);
     let everywhere = ["--listen-addr", "0.0.0.0:0"];
     let loopback = ["--listen-addr", "127.0.0.1:0"];
     for (addr, arguments, named) in [
@@ -224,13 +224,29 @@ fn what_would_let_everybody_in_is_refused_at_the_start() {
         let said = text(&output);
         assert!(said.contains(named), "{all:?}: {said}");
     }
-    let mistaken = policy(r#"{"callers": {"a": {"methods": ["Check"]}}}"#);
-    let output = command(&["serve", "--table-name", "accounts", "--policy", &mistaken]);
-    let output = { output }
-        .env("LISTEN_ADDR", "127.0.0.1:0")
-        .output()
-        .unwrap();
-    assert!(text(&output).contains("\"Check\", which is no method"));
+    for (mistaken, named) in [
+        (
+            r#"{"callers": {"a": {"certificate": "a", "methods": ["Check"]}}}"#,
+            "\"Check\", which is no method",
+        ),
+        // As policies were before callers had to say how they prove who they are.
+        (
+            r#"{"callers": {"a": {"methods": ["*"]}}}"#,
+            "add \"certificate\": \"a\"",
+        ),
+        (
+            r#"{"users": {"methods": ["CheckMembership"]}}"#,
+            "add \"token\": {}",
+        ),
+    ] {
+        let mistaken = policy(mistaken);
+        let mut serve = command(&["serve", "--table-name", "accounts", "--policy", &mistaken]);
+        let output = serve.env("LISTEN_ADDR", "127.0.0.1:0").output().unwrap();
+        assert_eq!(output.status.code(), Some(64));
+        let said = text(&output);
+        assert!(said.contains(named), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
 }
 
 #[test]

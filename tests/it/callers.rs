@@ -16,7 +16,8 @@ use account_service::{
 use axum::{Router, routing::get};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, jwk::Jwk};
 use rcgen::{
-    BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, PKCS_ECDSA_P384_SHA384, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, IsCa, Issuer,
+    KeyIdMethod, KeyPair, PKCS_ECDSA_P384_SHA384, RevokedCertParams, SanType,
 };
 use serde_json::{Value, json};
 use temp_dir::TempDir;
@@ -39,21 +40,28 @@ use crate::{
     streams::eventually,
 };
 
-const ORG: &str = "olivia-org";
-const OLIVIA: &str = "oliviaowner";
-const MICHAEL: &str = "membermichael";
+pub const ORG: &str = "olivia-org";
+pub const OLIVIA: &str = "oliviaowner";
+pub const MICHAEL: &str = "membermichael";
 const ISSUER: &str = "https://issuer.example";
 const AUDIENCE: &str = "accounts";
 
 /// Callers of a small company.
 const POLICY: &str = r#"{
   "callers": {
-    "spiffe://example.org/frontend": {"methods": ["CheckMembership", "AddUserToOrganization"]},
-    "billing": {"methods": ["CheckMembership", "BatchCheckMemberships"]},
-    "console": {"methods": ["*"], "acts_for_users": true},
-    "operator": {"methods": ["*"], "acts_as_platform": true}
+    "frontend": {
+      "certificate": "spiffe://example.org/frontend",
+      "methods": ["CheckMembership", "AddUserToOrganization"]
+    },
+    "billing": {
+      "certificate": "billing",
+      "token": {"client_id": "billing"},
+      "methods": ["CheckMembership", "BatchCheckMemberships"]
+    },
+    "console": {"token": {"client_id": "console"}, "methods": ["*"], "acts_for_users": true},
+    "operator": {"token": {"client_id": "operator"}, "methods": ["*"], "acts_as_platform": true}
   },
-  "users": {"methods": ["CheckMembership", "AddUserToOrganization"]}
+  "users": {"token": {}, "methods": ["CheckMembership", "AddUserToOrganization"]}
 }"#;
 
 /// Files that the settings name.
@@ -81,7 +89,7 @@ impl Files {
 pub struct Signer {
     name: &'static str,
     algorithm: Algorithm,
-    key: EncodingKey,
+    pub key: EncodingKey,
 }
 
 impl Signer {
@@ -103,7 +111,7 @@ impl Signer {
         }
     }
 
-    fn public_key(&self) -> Jwk {
+    pub fn public_key(&self) -> Jwk {
         let mut key = Jwk::from_encoding_key(&self.key, self.algorithm).unwrap();
         key.common.key_id = Some(self.name.to_owned());
         key
@@ -114,24 +122,37 @@ impl Signer {
         json!({ "keys": [self.public_key()] }).to_string()
     }
 
-    fn sign(&self, claims: &Value) -> String {
+    pub fn sign(&self, claims: &Value) -> String {
         let mut header = Header::new(self.algorithm);
         header.kid = Some(self.name.to_owned());
         jsonwebtoken::encode(&header, claims, &self.key).unwrap()
     }
 
+    /// A user's.
     pub fn token(&self, subject: &str) -> String {
         self.sign(&claims(subject))
     }
+
+    pub fn service_token(&self, name: &str) -> String {
+        self.sign(&service_claims(name))
+    }
 }
 
-fn now() -> u64 {
+pub fn now() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     now.as_secs()
 }
 
-fn claims(subject: &str) -> Value {
+/// Those of a user's token.
+pub fn claims(subject: &str) -> Value {
     json!({"iss": ISSUER, "aud": AUDIENCE, "sub": subject, "exp": now() + 600})
+}
+
+/// Those of a service's token.
+pub fn service_claims(name: &str) -> Value {
+    let mut claims = claims(name);
+    claims["client_id"] = name.into();
+    claims
 }
 
 pub fn token_settings(files: &Files, keys: KeySource) -> CallerSettings {
@@ -211,17 +232,17 @@ async fn a_call_without_valid_credentials_is_refused_and_health_is_open() {
     healthy.unwrap();
 
     assert!(
-        checks(&service.client, &signer.token("billing"))
+        checks(&service.client, &signer.service_token("billing"))
             .await
             .unwrap()
     );
     let with_claim = |name: &str, value: Value| {
-        let mut claims = claims("billing");
+        let mut claims = service_claims("billing");
         claims[name] = value;
         signer.sign(&claims)
     };
     let without_claim = |name: &str| {
-        let mut claims = claims("billing");
+        let mut claims = service_claims("billing");
         claims.as_object_mut().unwrap().remove(name);
         signer.sign(&claims)
     };
@@ -230,9 +251,9 @@ async fn a_call_without_valid_credentials_is_refused_and_health_is_open() {
         let key = EncodingKey::from_secret(signer.key_set().as_bytes());
         let mut header = Header::new(Algorithm::HS256);
         header.kid = Some("one".to_owned());
-        jsonwebtoken::encode(&header, &claims("billing"), &key).unwrap()
+        jsonwebtoken::encode(&header, &service_claims("billing"), &key).unwrap()
     };
-    let good = signer.token("billing");
+    let good = signer.service_token("billing");
     let (body, _) = good.rsplit_once('.').unwrap();
     let (_, payload) = body.split_once('.').unwrap();
     let unsigned = format!("eyJhbGciOiJub25lIn0.{payload}.");
@@ -249,8 +270,14 @@ async fn a_call_without_valid_credentials_is_refused_and_health_is_open() {
         ("for nobody", without_claim("aud")),
         ("naming nobody", without_claim("sub")),
         ("with an empty name", with_claim("sub", json!(""))),
-        ("of another key", Signer::new("one").token("billing")),
-        ("of an unknown key", Signer::new("two").token("billing")),
+        (
+            "of another key",
+            Signer::new("one").service_token("billing"),
+        ),
+        (
+            "of an unknown key",
+            Signer::new("two").service_token("billing"),
+        ),
         ("with a shared secret", forged),
         ("unsigned", unsigned),
         ("cut", body.to_owned()),
@@ -283,12 +310,12 @@ async fn callers_may_do_what_the_policy_grants_them_and_nothing_else() {
     let token = |name: &str| signer.token(name);
 
     let denied = client
-        .add_user_to_organization(with(&token("billing"), add(OLIVIA)))
+        .add_user_to_organization(with(&signer.service_token("billing"), add(OLIVIA)))
         .await;
     assert_refused(denied, Code::PermissionDenied, "METHOD_NOT_GRANTED");
     // A caller who may call the method, but for nobody.
     let denied = client
-        .add_user_to_organization(with(&token("operator"), add(OLIVIA)))
+        .add_user_to_organization(with(&signer.service_token("operator"), add(OLIVIA)))
         .await;
     assert_refused(denied, Code::PermissionDenied, "ACTING_NOT_GRANTED");
     let delete = |actor| pb::DeleteOrganizationRequest {
@@ -296,7 +323,10 @@ async fn callers_may_do_what_the_policy_grants_them_and_nothing_else() {
         actor: Some(actor),
         ..pb::DeleteOrganizationRequest::default()
     };
-    let as_platform = with(&token("console"), delete(Actor::AsPlatform(true)));
+    let as_platform = with(
+        &signer.service_token("console"),
+        delete(Actor::AsPlatform(true)),
+    );
     let denied = client.delete_organization(as_platform).await;
     assert_refused(denied, Code::PermissionDenied, "ACTING_NOT_GRANTED");
 
@@ -323,15 +353,18 @@ async fn callers_may_do_what_the_policy_grants_them_and_nothing_else() {
         ..pb::RemoveUserFromOrganizationRequest::default()
     };
     let removed = client
-        .remove_user_from_organization(with(&token("console"), remove))
+        .remove_user_from_organization(with(&signer.service_token("console"), remove))
         .await;
     removed.unwrap();
-    let as_platform = with(&token("operator"), delete(Actor::AsPlatform(true)));
+    let as_platform = with(
+        &signer.service_token("operator"),
+        delete(Actor::AsPlatform(true)),
+    );
     client.delete_organization(as_platform).await.unwrap();
 }
 
 /// A key set at a URL.
-async fn at_a_url(key_set: String) -> KeySource {
+pub async fn at_a_url(key_set: String) -> KeySource {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/keys.json", listener.local_addr().unwrap());
     let app = Router::new().route("/keys.json", get(async || key_set));
@@ -348,9 +381,9 @@ async fn keys_are_read_at_a_url_and_sign_by_algorithms_of_the_list_only() {
     let keys = at_a_url(key_set.to_string()).await;
     let mut settings = token_settings(&files, keys);
     let service = serve(&backends, settings.clone()).await;
-    let token = listed.token("billing");
+    let token = listed.service_token("billing");
     assert!(checks(&service.client, &token).await.unwrap());
-    let token = unlisted.token("billing");
+    let token = unlisted.service_token("billing");
     let refused = checks(&service.client, &token).await;
     assert_refused(refused, Code::Unauthenticated, "INVALID_CREDENTIALS");
 
@@ -399,7 +432,7 @@ async fn reflection_is_for_callers_who_are_known_and_can_be_closed() {
         let answers = client.server_reflection_info(request).await;
         answers.map_or_else(|status| status.code(), |_| Code::Ok)
     };
-    let known = || Some(signer.token("billing"));
+    let known = || Some(signer.service_token("billing"));
     assert_eq!(asked(&settings, None).await, Code::Unauthenticated);
     assert_eq!(asked(&settings, known()).await, Code::Ok);
     settings.no_reflection = true;
@@ -415,8 +448,8 @@ async fn the_log_names_services_that_are_refused_and_no_user() {
     command.stderr(fs::File::create(&log).unwrap());
     let server = Server::start(command, "serving on", |_| true);
     let mut client = server.client().await;
-    for (subject, acting_user) in [("billing", MICHAEL), (OLIVIA, MICHAEL)] {
-        let request = with(&signer.token(subject), add(acting_user));
+    for token in [signer.service_token("billing"), signer.token(OLIVIA)] {
+        let request = with(&token, add(MICHAEL));
         let refused = client.add_user_to_organization(request).await;
         assert_eq!(refused.unwrap_err().code(), Code::PermissionDenied);
     }
@@ -451,8 +484,8 @@ async fn tokens_and_keys_are_in_nothing_that_the_process_logs() {
     let client = connect(process.addr.parse().unwrap(), &server, None)
         .await
         .unwrap();
-    let taken = signer.token("billing");
-    let refused = Signer::new("one").token("billing");
+    let taken = signer.service_token("billing");
+    let refused = Signer::new("one").service_token("billing");
     checks(&client, &taken).await.unwrap();
     let mut said = format!("{:?}", checks(&client, &refused).await.unwrap_err());
     assert_eq!(process.terminate(), Some(0));
@@ -475,15 +508,17 @@ async fn keys_are_read_again_when_a_token_names_a_new_one() {
     let keys = KeySource::File(files.write("keys.json", &old.key_set()));
     let service = serve(&backends, token_settings(&files, keys)).await;
     // One that is known is not known any more when its key is not.
-    let known = old.token("billing");
+    let known = old.service_token("billing");
     assert!(checks(&service.client, &known).await.unwrap());
     assert!(checks(&service.client, &known).await.unwrap());
     files.write("keys.json", &new.key_set());
     eventually("the new key is known", async || {
-        checks(&service.client, &new.token("billing")).await.is_ok()
+        checks(&service.client, &new.service_token("billing"))
+            .await
+            .is_ok()
     })
     .await;
-    for token in [known, old.token("billing")] {
+    for token in [known, old.service_token("billing")] {
         let refused = checks(&service.client, &token).await;
         assert_refused(refused, Code::Unauthenticated, "INVALID_CREDENTIALS");
     }
@@ -496,7 +531,7 @@ async fn a_token_that_was_taken_is_refused_once_it_has_expired() {
     let signer = Signer::new("key");
     let keys = KeySource::File(files.write("keys.json", &signer.key_set()));
     let service = serve(&backends, token_settings(&files, keys)).await;
-    let mut claims = claims("billing");
+    let mut claims = service_claims("billing");
     // Clocks may differ by half a minute.
     claims["exp"] = (now() - 27).into();
     let token = signer.sign(&claims);
@@ -510,13 +545,13 @@ async fn a_token_that_was_taken_is_refused_once_it_has_expired() {
 }
 
 /// A certificate authority.
-struct Authority {
+pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    certificate: String,
+    pub certificate: String,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
@@ -528,9 +563,19 @@ impl Authority {
     }
 
     /// A certificate and its key, in PEM.
-    fn issue(&self, names: Vec<SanType>) -> (String, String) {
+    pub fn issue(&self, names: Vec<SanType>) -> (String, String) {
+        self.issue_as(names, |_| {})
+    }
+
+    /// One that differs from others.
+    pub fn issue_as(
+        &self,
+        names: Vec<SanType>,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> (String, String) {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.subject_alt_names = names;
+        change(&mut params);
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         (certificate.pem(), key.serialize_pem())
@@ -540,7 +585,27 @@ impl Authority {
         self.issue(vec![dns("localhost")])
     }
 
-    fn of_client(&self, uri: &str) -> Identity {
+    /// A list of its certificates that were revoked, in PEM.
+    pub fn revoke(&self, serial: u64) -> String {
+        let now = SystemTime::now();
+        let revoked = RevokedCertParams {
+            serial_number: serial.into(),
+            revocation_time: now.into(),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: now.into(),
+            next_update: (now + Duration::from_secs(3600)).into(),
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: vec![revoked],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.issuer).unwrap().pem().unwrap()
+    }
+
+    pub fn of_client(&self, uri: &str) -> Identity {
         self.of_named(vec![SanType::URI(uri.try_into().unwrap())])
     }
 
@@ -550,11 +615,11 @@ impl Authority {
     }
 }
 
-fn dns(name: &str) -> SanType {
+pub fn dns(name: &str) -> SanType {
     SanType::DnsName(name.try_into().unwrap())
 }
 
-fn tls_settings(files: &Files, server: &Authority, clients: &Authority) -> CallerSettings {
+pub fn tls_settings(files: &Files, server: &Authority, clients: &Authority) -> CallerSettings {
     let (certificate, key) = server.of_server();
     CallerSettings {
         policy: Some(files.path("policy.json")),
@@ -566,7 +631,7 @@ fn tls_settings(files: &Files, server: &Authority, clients: &Authority) -> Calle
 }
 
 /// A new connection.
-async fn connect(
+pub async fn connect(
     addr: SocketAddr,
     server: &Authority,
     identity: Option<Identity>,
@@ -706,7 +771,11 @@ async fn a_caller_with_a_certificate_acts_for_the_user_whose_token_it_brings() {
 
     // With a token alone, too.
     let client = connect(service.addr, &server, None).await.unwrap();
-    assert!(checks(&client, &signer.token("billing")).await.unwrap());
+    assert!(
+        checks(&client, &signer.service_token("billing"))
+            .await
+            .unwrap()
+    );
     let unknown = client.clone().check_membership(check()).await;
     assert_refused(unknown, Code::Unauthenticated, "NO_CREDENTIALS");
 }

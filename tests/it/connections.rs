@@ -107,7 +107,7 @@ async fn connections_without_an_admitted_call_make_room_for_others() {
     /// As many as may be open, and some more.
     const ATTACKERS: usize = MAX_UNAUTHENTICATED + 100;
     let (_backends, _files, signer, service) = with_tokens(10).await;
-    let token = signer.token("console");
+    let token = signer.service_token("console");
     let before = connect(service.addr).await;
     assert!(checks(&before, &token).await.unwrap());
     let mut attackers = Vec::new();
@@ -129,7 +129,10 @@ async fn connections_without_an_admitted_call_make_room_for_others() {
 #[tokio::test]
 async fn the_caller_with_the_most_connections_loses_its_oldest_to_another_caller() {
     let (_backends, _files, signer, service) = with_tokens(3).await;
-    let (many, few) = (signer.token("console"), signer.token("billing"));
+    let (many, few) = (
+        signer.service_token("console"),
+        signer.service_token("billing"),
+    );
     let mut of_many = Vec::new();
     for _ in 0..3 {
         let client = connect(service.addr).await;

@@ -25,6 +25,7 @@ mod errors;
 mod fleet;
 mod herds;
 mod histories;
+mod identity;
 mod leftovers;
 mod legacy;
 mod lists;

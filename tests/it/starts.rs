@@ -18,7 +18,7 @@ const OLIVIA: &str = "oliviaowner";
 const MICHAEL: &str = "membermichael";
 const ALWAYS: usize = usize::MAX;
 
-async fn health_of(replica: &Replica) -> ServingStatus {
+pub async fn health_of(replica: &Replica) -> ServingStatus {
     let mut health = HealthClient::new(replica.channel.clone());
     let service = "account.v1.AccountService".to_owned();
     let answer = health.check(HealthCheckRequest { service }).await;

@@ -1,0 +1,421 @@
+//! Attacks on identity: nobody is taken for somebody else, and authority ends with its
+//! evidence.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use account_service::{
+    callers::KeySource,
+    proto::account_v1::{self as pb, transfer_ownership_request::Actor},
+};
+use jsonwebtoken::{Algorithm, EncodingKey, Header, jwk::Jwk};
+use rcgen::{SanType, SerialNumber};
+use rustls::{
+    ClientConfig, HandshakeKind, RootCertStore,
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
+};
+use serde_json::{Value, json};
+use tokio::{
+    io::AsyncReadExt as _,
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+use tokio_rustls::TlsConnector;
+use tonic::{Code, Request, Status, metadata::MetadataValue, transport::Identity};
+use tonic_health::pb::health_check_response::ServingStatus;
+
+use crate::{
+    callers::{
+        Authority, Files, MICHAEL, ORG, Signer, at_a_url, check, checks, connect, found, now,
+        serve, service_claims, tls_settings, token_settings, with,
+    },
+    harness::{Backends, PATIENCE, Replica, assert_refused},
+    starts::health_of,
+    streams::eventually,
+};
+
+const FRONTEND: &str = "spiffe://example.org/frontend";
+
+/// A replica that takes tokens signed with these keys.
+async fn with_keys(keys: &Value) -> (Backends, Files, Replica) {
+    let (backends, files) = (Backends::start().await, Files::new());
+    found(&backends).await;
+    let keys = KeySource::File(files.write("keys.json", &keys.to_string()));
+    let service = serve(&backends, token_settings(&files, keys)).await;
+    (backends, files, service)
+}
+
+fn assert_invalid<T: std::fmt::Debug>(refused: Result<T, Status>) {
+    assert_refused(refused, Code::Unauthenticated, "INVALID_CREDENTIALS");
+}
+
+#[tokio::test]
+async fn a_user_with_the_name_of_a_service_is_granted_nothing_of_it() {
+    let signer = Signer::new("one");
+    let (_backends, _files, service) = with_keys(&json!({"keys": [signer.public_key()]})).await;
+    let transfer = pb::TransferOwnershipRequest {
+        organization_name: ORG.to_owned(),
+        new_owner: MICHAEL.to_owned(),
+        actor: Some(Actor::AsPlatform(true)),
+        ..pb::TransferOwnershipRequest::default()
+    };
+    let mut client = service.client.clone();
+    // Also by the name in a service's certificate.
+    for name in ["operator", "console", "frontend", FRONTEND] {
+        let token = signer.token(name);
+        let denied = client
+            .transfer_ownership(with(&token, transfer.clone()))
+            .await;
+        assert_refused(denied, Code::PermissionDenied, "METHOD_NOT_GRANTED");
+        let batch = pb::BatchCheckMembershipsRequest::default();
+        let denied = client.batch_check_memberships(with(&token, batch)).await;
+        assert_refused(denied, Code::PermissionDenied, "METHOD_NOT_GRANTED");
+    }
+    // A token that two callers could have is nobody's.
+    let mut both = service_claims("billing");
+    both["client_id"] = json!(["billing", "operator"]);
+    assert_invalid(checks(&service.client, &signer.sign(&both)).await);
+}
+
+#[tokio::test]
+async fn a_service_brings_its_own_token_or_a_user_s_and_no_other_service_s() {
+    let (backends, files, signer) = (Backends::start().await, Files::new(), Signer::new("one"));
+    found(&backends).await;
+    let (server, clients) = (Authority::new(), Authority::new());
+    let keys = KeySource::File(files.write("keys.json", &signer.key_set()));
+    let settings = account_service::config::CallerSettings {
+        policy: Some(files.path("policy.json")),
+        ..token_settings(&files, keys)
+    };
+    let settings = account_service::config::CallerSettings {
+        jwks: settings.jwks,
+        jwt_issuer: settings.jwt_issuer,
+        jwt_audience: settings.jwt_audience,
+        jwt_algorithms: settings.jwt_algorithms,
+        ..tls_settings(&files, &server, &clients)
+    };
+    let service = serve(&backends, settings).await;
+    let frontend = connect(service.addr, &server, Some(clients.of_client(FRONTEND))).await;
+    let frontend = frontend.unwrap();
+    assert!(checks(&frontend, &signer.token(MICHAEL)).await.is_ok());
+    assert_invalid(checks(&frontend, &signer.service_token("operator")).await);
+}
+
+fn jwk(key: Jwk, changes: Value) -> Value {
+    let mut key = serde_json::to_value(key).unwrap();
+    for (name, value) in changes.as_object().unwrap() {
+        key[name] = value.clone();
+    }
+    key
+}
+
+#[tokio::test]
+async fn keys_are_used_for_what_they_are_for() {
+    let [good, stranger] = ["one", "one"].map(Signer::new);
+    let public = || good.public_key();
+    for (keys, is_taken) in [
+        // A key of the same name for another purpose, before and after it.
+        (
+            vec![
+                jwk(public(), json!({})),
+                jwk(stranger.public_key(), json!({"use": "enc"})),
+            ],
+            true,
+        ),
+        (
+            vec![
+                jwk(stranger.public_key(), json!({"use": "enc"})),
+                jwk(public(), json!({})),
+            ],
+            true,
+        ),
+        // Two of the same name: the one that has signed it.
+        (
+            vec![
+                jwk(public(), json!({})),
+                jwk(stranger.public_key(), json!({})),
+            ],
+            true,
+        ),
+        // Entries that nobody understands.
+        (
+            vec![
+                json!({"kty": "QUANTUM", "kid": "one"}),
+                json!("no key"),
+                json!({"kty": "EC", "crv": "P-256", "x": "?", "y": "?"}),
+                jwk(public(), json!({})),
+            ],
+            true,
+        ),
+        (vec![jwk(public(), json!({"use": "enc"}))], false),
+        (vec![jwk(public(), json!({"key_ops": ["encrypt"]}))], false),
+        (vec![jwk(public(), json!({"key_ops": ["verify"]}))], true),
+        (vec![jwk(public(), json!({"alg": "ES384"}))], false),
+        (vec![jwk(public(), json!({"alg": "ES256"}))], true),
+        // A key without a name, for a token that names one.
+        (vec![jwk(public(), json!({"kid": null}))], true),
+    ] {
+        // A set needs some key: of one that signs nothing here.
+        let other = jwk(Signer::new("other").public_key(), json!({}));
+        let keys = [keys.clone(), vec![other]].concat();
+        let keys = json!({"keys": keys});
+        let (_backends, _files, service) = with_keys(&keys).await;
+        let taken = checks(&service.client, &good.service_token("billing")).await;
+        assert_eq!(taken.is_ok(), is_taken, "{keys}: {taken:?}");
+        if !is_taken {
+            assert_invalid(taken);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_names_no_key_is_tried_with_all_that_fit() {
+    let signers = ["old", "new"].map(Signer::new);
+    let keys = signers.each_ref().map(Signer::public_key);
+    let (_backends, _files, service) = with_keys(&json!({"keys": keys})).await;
+    let nameless = |key: &EncodingKey| {
+        let header = Header::new(Algorithm::ES256);
+        jsonwebtoken::encode(&header, &service_claims("billing"), key).unwrap()
+    };
+    for signer in &signers {
+        assert!(
+            checks(&service.client, &nameless(&signer.key))
+                .await
+                .unwrap()
+        );
+    }
+    let stranger = Signer::new("stranger");
+    assert_invalid(checks(&service.client, &nameless(&stranger.key)).await);
+}
+
+#[tokio::test]
+async fn extensions_of_tokens_that_are_not_understood_are_not_ignored() {
+    let signer = Signer::new("one");
+    let (_backends, _files, service) = with_keys(&json!({"keys": [signer.public_key()]})).await;
+    let token = |extension: Value| {
+        let mut header = json!({"alg": "ES256", "kid": "one"});
+        for (name, value) in extension.as_object().unwrap() {
+            header[name] = value.clone();
+        }
+        let header: Header = serde_json::from_value(header).unwrap();
+        jsonwebtoken::encode(&header, &service_claims("billing"), &signer.key).unwrap()
+    };
+    assert!(
+        checks(&service.client, &token(json!({"x": 1})))
+            .await
+            .unwrap()
+    );
+    for extension in [
+        json!({"crit": ["x"], "x": 1}),
+        json!({"crit": []}),
+        json!({"crit": ["b64"], "b64": false}),
+        json!({"b64": false}),
+    ] {
+        assert_invalid(checks(&service.client, &token(extension)).await);
+    }
+}
+
+#[tokio::test]
+async fn one_header_brings_a_token_whatever_the_case_of_its_scheme() {
+    let signer = Signer::new("one");
+    let (_backends, _files, service) = with_keys(&json!({"keys": [signer.public_key()]})).await;
+    let token = signer.service_token("billing");
+    let call = |values: &[String]| {
+        let mut request = Request::new(check());
+        for value in values {
+            let value: MetadataValue<_> = value.parse().unwrap();
+            request.metadata_mut().append("authorization", value);
+        }
+        let mut client = service.client.clone();
+        async move { client.check_membership(request).await }
+    };
+    for scheme in ["Bearer", "bearer", "BEARER"] {
+        call(&[format!("{scheme} {token}")]).await.unwrap();
+    }
+    call(&[format!("Bearer   {token}")]).await.unwrap();
+    let basic = "Basic b2xpdmlhOnNlY3JldA==".to_owned();
+    assert_refused(
+        call(&[basic.clone()]).await,
+        Code::Unauthenticated,
+        "NO_CREDENTIALS",
+    );
+    let bearer = format!("Bearer {token}");
+    for two in [
+        [bearer.clone(), bearer.clone()],
+        [bearer.clone(), basic.clone()],
+        [basic, bearer],
+    ] {
+        assert_invalid(call(&two).await);
+    }
+}
+
+#[tokio::test]
+async fn a_replica_starts_without_the_keys_of_tokens_and_reads_them_later() {
+    let (backends, files, signer) = (Backends::start().await, Files::new(), Signer::new("one"));
+    found(&backends).await;
+    // Nobody listens there yet.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    drop(listener);
+    let keys = format!("http://{addr}/keys").parse().unwrap();
+    let service = serve(&backends, token_settings(&files, keys)).await;
+    let token = signer.service_token("billing");
+    let refused = checks(&service.client, &token).await;
+    let details = assert_refused(refused, Code::Unavailable, "KEYS_UNAVAILABLE");
+    assert!(details.retry_info().is_some());
+    assert_eq!(health_of(&service).await, ServingStatus::NotServing);
+    let _served = at_this_url(addr, signer.key_set()).await;
+    eventually("the keys are known", async || {
+        checks(&service.client, &token).await.is_ok()
+    })
+    .await;
+    eventually("the replica is ready", async || {
+        health_of(&service).await == ServingStatus::Serving
+    })
+    .await;
+    // What answers as if it were no key set is a mistake, and told at the start.
+    let wrong = at_a_url("{}".to_owned()).await;
+    let mut settings = backends.serve_settings();
+    settings.server.callers = token_settings(&files, wrong);
+    let refused = Replica::try_start_with(&settings, settings.cache.to_coherence()).await;
+    assert!(refused.is_err());
+}
+
+#[tokio::test]
+async fn a_watch_ends_when_the_token_of_its_caller_expires() {
+    let (backends, files, signer) = (Backends::start().await, Files::new(), Signer::new("one"));
+    found(&backends).await;
+    let keys = KeySource::File(files.write("keys.json", &signer.key_set()));
+    let mut settings = backends.serve_settings();
+    settings.server.callers = token_settings(&files, keys);
+    settings.cache.stream_invalidator = true;
+    let service = Replica::start(&settings).await;
+    let watch = |token: String| {
+        let mut client = service.client.clone();
+        async move {
+            let request = with(&token, pb::WatchChangesRequest::default());
+            client.watch_changes(request).await
+        }
+    };
+    eventually("the stream is followed", async || {
+        watch(signer.service_token("console")).await.is_ok()
+    })
+    .await;
+    let mut claims = service_claims("console");
+    // Clocks may differ by half a minute.
+    claims["exp"] = (now() - 25).into();
+    let mut watching = watch(signer.sign(&claims)).await.unwrap().into_inner();
+    let ended = async {
+        loop {
+            if let Err(status) = watching.message().await {
+                return status;
+            }
+        }
+    };
+    let ended = timeout(PATIENCE, ended).await.unwrap();
+    assert_invalid::<()>(Err(ended));
+}
+
+#[tokio::test]
+async fn a_certificate_that_expires_is_not_taken_on_a_connection_that_is_open() {
+    let (backends, files) = (Backends::start().await, Files::new());
+    found(&backends).await;
+    let (server, clients) = (Authority::new(), Authority::new());
+    let service = serve(&backends, tls_settings(&files, &server, &clients)).await;
+    let names = vec![SanType::URI(FRONTEND.try_into().unwrap())];
+    let (certificate, key) = clients.issue_as(names, |params| {
+        params.not_after = (SystemTime::now() + Duration::from_secs(4)).into();
+    });
+    let identity = Identity::from_pem(certificate, key);
+    let mut client = connect(service.addr, &server, Some(identity))
+        .await
+        .unwrap();
+    client.check_membership(check()).await.unwrap();
+    let mut refused = None;
+    eventually("the certificate has expired", async || {
+        refused = client.check_membership(check()).await.err();
+        refused.is_some()
+    })
+    .await;
+    assert_invalid::<()>(Err(refused.unwrap()));
+}
+
+#[tokio::test]
+async fn sessions_of_clients_with_certificates_are_not_resumed() {
+    let (backends, files) = (Backends::start().await, Files::new());
+    found(&backends).await;
+    let (server, clients) = (Authority::new(), Authority::new());
+    let service = serve(&backends, tls_settings(&files, &server, &clients)).await;
+    let names = vec![SanType::URI(FRONTEND.try_into().unwrap())];
+    let (certificate, key) = clients.issue(names);
+    let mut roots = RootCertStore::empty();
+    let root = CertificateDer::from_pem_slice(server.certificate.as_bytes()).unwrap();
+    roots.add(root).unwrap();
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[version])
+            .unwrap()
+            .with_root_certificates(roots.clone())
+            .with_client_auth_cert(
+                vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()],
+                PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap(),
+            );
+        let mut config = config.unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let connector = TlsConnector::from(Arc::new(config));
+        for _ in 0..2 {
+            let tcp = TcpStream::connect(service.addr).await.unwrap();
+            let name = ServerName::try_from("localhost").unwrap();
+            let mut tls = connector.connect(name, tcp).await.unwrap();
+            // Tickets come with the first bytes.
+            let mut settings = [0; 9];
+            tls.read_exact(&mut settings).await.unwrap();
+            let kind = tls.get_ref().1.handshake_kind();
+            assert_eq!(kind, Some(HandshakeKind::Full), "{version:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_revoked_is_turned_away_without_a_restart() {
+    let (backends, files) = (Backends::start().await, Files::new());
+    found(&backends).await;
+    let (server, clients) = (Authority::new(), Authority::new());
+    let mut settings = tls_settings(&files, &server, &clients);
+    settings.tls_client_crl = Some(files.write("revoked.pem", &clients.revoke(1)));
+    let service = serve(&backends, settings).await;
+    let issue = |serial: u64| {
+        let names = vec![SanType::URI(FRONTEND.try_into().unwrap())];
+        let (certificate, key) = clients.issue_as(names, |params| {
+            params.serial_number = Some(SerialNumber::from(serial));
+        });
+        Identity::from_pem(certificate, key)
+    };
+    let (first, second) = (issue(1), issue(2));
+    let is_taken =
+        async |identity: &Identity| match connect(service.addr, &server, Some(identity.clone()))
+            .await
+        {
+            Ok(mut client) => client.check_membership(check()).await.is_ok(),
+            Err(_) => false,
+        };
+    assert!(!is_taken(&first).await);
+    assert!(is_taken(&second).await);
+    files.write("revoked.pem", &clients.revoke(2));
+    eventually("the second one is turned away", async || {
+        !is_taken(&second).await
+    })
+    .await;
+    assert!(is_taken(&first).await);
+}
+
+/// A key set at this address.
+async fn at_this_url(addr: std::net::SocketAddr, key_set: String) -> tokio::task::JoinHandle<()> {
+    let listener = TcpListener::bind(addr).await.unwrap();
+    let router = axum::Router::new().fallback(async move || key_set.clone());
+    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() })
+}
