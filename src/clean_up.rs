@@ -459,6 +459,7 @@ impl CleanUp {
         while let Some(group) = groups.pop() {
             let origin = Origin {
                 actor: Actor::Platform,
+                caller: None,
                 request_id: None,
             };
             match self.store.commit(group, &origin).await {

@@ -24,7 +24,7 @@ pub use names::{
     OrganizationName, Username,
 };
 pub use organization::Organization;
-pub use origin::{Actor, Fingerprint, Made, NoRequestId, Origin, Request, RequestId};
+pub use origin::{Actor, Digest, Made, NoRequestId, Origin, Request, RequestId, ServiceName};
 pub use record::{ChangeKind, EmailClaim, Etag, Key, Record, RecordChange, Stamp, Timestamp, Uid};
 pub use rules::{effective_role, may_add, may_change_role, may_remove, standing_membership};
 pub use state::{State, UnknownState};

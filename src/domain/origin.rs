@@ -13,13 +13,44 @@ pub enum Actor {
     Platform,
 }
 
+impl Actor {
+    /// The user, if it is one.
+    #[must_use]
+    pub fn user(&self) -> Option<&Username> {
+        match self {
+            Self::User(username) => Some(username),
+            Self::Platform => None,
+        }
+    }
+}
+
 /// Who makes a change, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
     /// On whose behalf.
     pub actor: Actor,
+    /// The service that called; `None`: callers have no names, or a user called.
+    pub caller: Option<ServiceName>,
     /// The request, if its caller named it.
     pub request_id: Option<RequestId>,
+}
+
+/// The name of a service that calls, as the policy has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceName(Arc<str>);
+
+impl ServiceName {
+    /// Wraps a name.
+    #[must_use]
+    pub fn new(name: impl Into<Arc<str>>) -> Self {
+        Self(name.into())
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 /// A change that this service made.
@@ -73,15 +104,18 @@ impl RequestId {
 pub struct Request {
     /// Its name.
     pub id: RequestId,
-    /// Tells it from others of the same name.
-    pub fingerprint: Fingerprint,
+    /// The caller, as a digest: each has names of its own. `None`: callers have no
+    /// names, and share those of requests.
+    pub scope: Option<Digest>,
+    /// What it says: tells it from others of the same name.
+    pub fingerprint: Digest,
 }
 
-/// A digest of all that a request says.
+/// A digest.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fingerprint(String);
+pub struct Digest(String);
 
-impl Fingerprint {
+impl Digest {
     /// Wraps a digest in text form.
     #[must_use]
     pub fn from_text(text: String) -> Self {

@@ -43,8 +43,8 @@ use crate::{
 };
 
 use self::{
-    deadline::Deadline,
     lobby::Flow,
+    mutation::Change,
     room::{Records, Room, peer_of},
     shares::Shares,
     watch::Begin,
@@ -99,21 +99,21 @@ impl AccountService {
     async fn edit_user(
         &self,
         user: UserToEdit,
-        deadline: Deadline,
+        change: Change,
         call: Call,
     ) -> Result<pb::User, Status> {
         let edit = self.accounts.edit_user(user, call);
-        deadline.bound(edit).await.map(|user| convert::user(&user))
+        change.run(edit).await.map(|user| convert::user(&user))
     }
 
     async fn edit_organization(
         &self,
         organization: OrganizationToEdit,
-        deadline: Deadline,
+        change: Change,
         call: Call,
     ) -> Result<pb::Organization, Status> {
         let edit = self.accounts.edit_organization(organization, call);
-        let organization = deadline.bound(edit).await?;
+        let organization = change.run(edit).await?;
         Ok(convert::organization(&organization))
     }
 }
@@ -126,9 +126,9 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::CreateUserRequest>,
     ) -> Reply<pb::CreateUserResponse> {
-        let (request, deadline, call) = mutation::open(request)?;
+        let (request, change, call) = mutation::open(request)?;
         let new = convert::new_user(&request)?;
-        let user = deadline.bound(self.accounts.create_user(new, call)).await?;
+        let user = change.run(self.accounts.create_user(new, call)).await?;
         Ok(Response::new(pb::CreateUserResponse {
             user: Some(convert::user(&user)),
         }))
@@ -190,9 +190,9 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::UpdateUserRequest>,
     ) -> Reply<pb::UpdateUserResponse> {
-        let (request, deadline, call) = mutation::open(request)?;
+        let (request, change, call) = mutation::open(request)?;
         let user = convert::user_to_update(&request)?;
-        let user = Some(self.edit_user(user, deadline, call).await?);
+        let user = Some(self.edit_user(user, change, call).await?);
         Ok(Response::new(pb::UpdateUserResponse { user }))
     }
 
@@ -200,9 +200,9 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::SuspendUserRequest>,
     ) -> Reply<pb::SuspendUserResponse> {
-        let (request, deadline, call) = mutation::open(request)?;
+        let (request, change, call) = mutation::open(request)?;
         let user = convert::user_in_state(&request.username, &request.etag, State::Suspended)?;
-        let user = Some(self.edit_user(user, deadline, call).await?);
+        let user = Some(self.edit_user(user, change, call).await?);
         Ok(Response::new(pb::SuspendUserResponse { user }))
     }
 
@@ -210,9 +210,9 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::ResumeUserRequest>,
     ) -> Reply<pb::ResumeUserResponse> {
-        let (request, deadline, call) = mutation::open(request)?;
+        let (request, change, call) = mutation::open(request)?;
         let user = convert::user_in_state(&request.username, &request.etag, State::Active)?;
-        let user = Some(self.edit_user(user, deadline, call).await?);
+        let user = Some(self.edit_user(user, change, call).await?);
         Ok(Response::new(pb::ResumeUserResponse { user }))
     }
 
@@ -220,11 +220,9 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::DeleteUserRequest>,
     ) -> Reply<pb::DeleteUserResponse> {
-        let (request, deadline, call) = mutation::open(request)?;
+        let (request, change, call) = mutation::open(request)?;
         let user = convert::user_to_delete(&request)?;
-        let user = deadline
-            .bound(self.accounts.delete_user(user, call))
-            .await?;
+        let user = change.run(self.accounts.delete_user(user, call)).await?;
         Ok(Response::new(pb::DeleteUserResponse {
             user: Some(convert::user(&user)),
         }))
@@ -234,10 +232,10 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::CreateOrganizationRequest>,
     ) -> Reply<pb::CreateOrganizationResponse> {
-        let (request, deadline, call) = mutation::open(request)?;
+        let (request, change, call) = mutation::open(request)?;
         let new = convert::new_organization(&request)?;
-        let organization = deadline
-            .bound(self.accounts.create_organization(new, call))
+        let organization = change
+            .run(self.accounts.create_organization(new, call))
             .await?;
         Ok(Response::new(pb::CreateOrganizationResponse {
             organization: Some(convert::organization(&organization)),
@@ -286,9 +284,9 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::UpdateOrganizationRequest>,
     ) -> Reply<pb::UpdateOrganizationResponse> {
-        let (request, deadline, call) = mutation::open(request)?;
+        let (request, change, call) = mutation::open(request)?;
         let organization = convert::organization_to_update(&request)?;
-        let organization = Some(self.edit_organization(organization, deadline, call).await?);
+        let organization = Some(self.edit_organization(organization, change, call).await?);
         Ok(Response::new(pb::UpdateOrganizationResponse {
             organization,
         }))
@@ -298,13 +296,13 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::SuspendOrganizationRequest>,
     ) -> Reply<pb::SuspendOrganizationResponse> {
-        let (request, deadline, call) = mutation::open(request)?;
+        let (request, change, call) = mutation::open(request)?;
         let organization = convert::organization_in_state(
             &request.organization_name,
             &request.etag,
             State::Suspended,
         )?;
-        let organization = Some(self.edit_organization(organization, deadline, call).await?);
+        let organization = Some(self.edit_organization(organization, change, call).await?);
         Ok(Response::new(pb::SuspendOrganizationResponse {
             organization,
         }))
@@ -314,13 +312,13 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::ResumeOrganizationRequest>,
     ) -> Reply<pb::ResumeOrganizationResponse> {
-        let (request, deadline, call) = mutation::open(request)?;
+        let (request, change, call) = mutation::open(request)?;
         let organization = convert::organization_in_state(
             &request.organization_name,
             &request.etag,
             State::Active,
         )?;
-        let organization = Some(self.edit_organization(organization, deadline, call).await?);
+        let organization = Some(self.edit_organization(organization, change, call).await?);
         Ok(Response::new(pb::ResumeOrganizationResponse {
             organization,
         }))
@@ -330,10 +328,10 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::TransferOwnershipRequest>,
     ) -> Reply<pb::TransferOwnershipResponse> {
-        let (request, deadline, call) = mutation::open(request)?;
+        let (request, change, call) = mutation::open(request)?;
         let ownership = convert::ownership_to_transfer(&request)?;
-        let owners = deadline
-            .bound(self.accounts.transfer_ownership(ownership, call))
+        let owners = change
+            .run(self.accounts.transfer_ownership(ownership, call))
             .await?;
         Ok(Response::new(pb::TransferOwnershipResponse {
             new_owner: Some(convert::membership(&owners.new)),
@@ -345,10 +343,10 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::DeleteOrganizationRequest>,
     ) -> Reply<pb::DeleteOrganizationResponse> {
-        let (request, deadline, call) = mutation::open(request)?;
+        let (request, change, call) = mutation::open(request)?;
         let organization = convert::organization_to_delete(&request)?;
-        let organization = deadline
-            .bound(self.accounts.delete_organization(organization, call))
+        let organization = change
+            .run(self.accounts.delete_organization(organization, call))
             .await?;
         Ok(Response::new(pb::DeleteOrganizationResponse {
             organization: Some(convert::organization(&organization)),
@@ -359,11 +357,9 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::AddUserToOrganizationRequest>,
     ) -> Reply<pb::AddUserToOrganizationResponse> {
-        let (request, deadline, call) = mutation::open(request)?;
+        let (request, change, call) = mutation::open(request)?;
         let member = convert::member_to_add(&request)?;
-        let membership = deadline
-            .bound(self.accounts.add_member(member, call))
-            .await?;
+        let membership = change.run(self.accounts.add_member(member, call)).await?;
         Ok(Response::new(pb::AddUserToOrganizationResponse {
             membership: Some(convert::membership(&membership)),
         }))
@@ -394,11 +390,9 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::ChangeMemberRoleRequest>,
     ) -> Reply<pb::ChangeMemberRoleResponse> {
-        let (request, deadline, call) = mutation::open(request)?;
+        let (request, change, call) = mutation::open(request)?;
         let role = convert::role_to_change(&request)?;
-        let membership = deadline
-            .bound(self.accounts.change_role(role, call))
-            .await?;
+        let membership = change.run(self.accounts.change_role(role, call)).await?;
         Ok(Response::new(pb::ChangeMemberRoleResponse {
             membership: Some(convert::membership(&membership)),
         }))
@@ -408,10 +402,10 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::RemoveUserFromOrganizationRequest>,
     ) -> Reply<pb::RemoveUserFromOrganizationResponse> {
-        let (request, deadline, call) = mutation::open(request)?;
+        let (request, change, call) = mutation::open(request)?;
         let member = convert::member_to_remove(&request)?;
-        let membership = deadline
-            .bound(self.accounts.remove_member(member, call))
+        let membership = change
+            .run(self.accounts.remove_member(member, call))
             .await?;
         Ok(Response::new(pb::RemoveUserFromOrganizationResponse {
             membership: Some(convert::membership(&membership)),

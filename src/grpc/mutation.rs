@@ -1,24 +1,30 @@
-//! What all changes have in common: a deadline, somebody on whose behalf they are
-//! made and, where the caller names the request, that it has its effect once.
+//! What all changes have in common: a deadline, somebody on whose behalf they are made,
+//! a line in the audit log and, where the caller names the request, that it has its
+//! effect once.
 
+use futures_util::FutureExt as _;
 use prost::Message;
 use sha2::{Digest as _, Sha256};
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 use super::{
+    convert,
     deadline::{self, Deadline, Repetition},
     fairness::Place,
     status,
 };
 use crate::{
-    callers::Caller,
-    domain::{self, Fingerprint, RequestId},
+    callers::{Caller, Name},
+    domain::{self, Digest, OrganizationName, RequestId, ServiceName, Username},
     proto::account_v1 as pb,
-    service::{Call, Held},
+    service::{Call, Error, Held},
 };
 
+/// Lines that say who changed what: see `docs/operations.md`.
+const AUDIT: &str = "audit";
+
 /// A request that changes something.
-pub(super) trait Mutation: Message {
+pub(super) trait Mutation: Message + Clone {
     /// The RPC's name.
     const RPC: &'static str;
 
@@ -27,6 +33,13 @@ pub(super) trait Mutation: Message {
 
     /// On whose behalf.
     fn acting(&self) -> Acting<'_>;
+
+    /// What it changes: the names of an organization and of a user, empty where there
+    /// is none.
+    fn resource(&self) -> [&str; 2];
+
+    /// Brings what can be said in several ways into one form.
+    fn normalize(&mut self);
 }
 
 /// On whose behalf a request asks for something.
@@ -40,7 +53,11 @@ pub(super) enum Acting<'a> {
 }
 
 macro_rules! mutations {
-    ($($rpc:literal $request:ident $acting:expr,)+) => {
+    ($($rpc:literal $request:ident {
+        acting: $acting:expr,
+        resource: $resource:expr,
+        $(normalize: $normalize:expr,)?
+    })+) => {
         /// The RPCs that change something.
         pub(super) const RPCS: &[&str] = &[$($rpc),+];
 
@@ -54,6 +71,19 @@ macro_rules! mutations {
             fn acting(&self) -> Acting<'_> {
                 let acting: fn(&Self) -> Acting<'_> = $acting;
                 acting(self)
+            }
+
+            fn resource(&self) -> [&str; 2] {
+                let resource: fn(&Self) -> [&str; 2] = $resource;
+                resource(self)
+            }
+
+            fn normalize(&mut self) {
+                self.request_id.make_ascii_lowercase();
+                $(
+                    let normalize: fn(&mut Self) = $normalize;
+                    normalize(self);
+                )?
             }
         })+
     };
@@ -74,28 +104,76 @@ macro_rules! actor {
 }
 
 mutations! {
-    "CreateUser" CreateUserRequest |_| Acting::Nobody,
-    "UpdateUser" UpdateUserRequest |_| Acting::Nobody,
-    "SuspendUser" SuspendUserRequest |_| Acting::Nobody,
-    "ResumeUser" ResumeUserRequest |_| Acting::Nobody,
-    "DeleteUser" DeleteUserRequest |_| Acting::Nobody,
-    "CreateOrganization" CreateOrganizationRequest |it| Acting::User(&it.founding_user),
-    "UpdateOrganization" UpdateOrganizationRequest actor!(pb::update_organization_request::Actor),
-    "SuspendOrganization" SuspendOrganizationRequest |_| Acting::Nobody,
-    "ResumeOrganization" ResumeOrganizationRequest |_| Acting::Nobody,
-    "TransferOwnership" TransferOwnershipRequest actor!(pb::transfer_ownership_request::Actor),
-    "DeleteOrganization" DeleteOrganizationRequest actor!(pb::delete_organization_request::Actor),
-    "AddUserToOrganization" AddUserToOrganizationRequest |it| Acting::User(&it.adding_user),
-    "ChangeMemberRole" ChangeMemberRoleRequest |it| Acting::User(&it.acting_user),
-    "RemoveUserFromOrganization" RemoveUserFromOrganizationRequest |it| Acting::User(&it.acting_user),
+    "CreateUser" CreateUserRequest {
+        acting: |_| Acting::Nobody,
+        resource: |it| ["", &it.username],
+    }
+    "UpdateUser" UpdateUserRequest {
+        acting: |_| Acting::Nobody,
+        resource: |it| ["", it.user.as_ref().map_or("", |user| &user.username)],
+        normalize: convert::normalize_user,
+    }
+    "SuspendUser" SuspendUserRequest {
+        acting: |_| Acting::Nobody,
+        resource: |it| ["", &it.username],
+    }
+    "ResumeUser" ResumeUserRequest {
+        acting: |_| Acting::Nobody,
+        resource: |it| ["", &it.username],
+    }
+    "DeleteUser" DeleteUserRequest {
+        acting: |_| Acting::Nobody,
+        resource: |it| ["", &it.username],
+    }
+    "CreateOrganization" CreateOrganizationRequest {
+        acting: |it| Acting::User(&it.founding_user),
+        resource: |it| [&it.organization_name, ""],
+    }
+    "UpdateOrganization" UpdateOrganizationRequest {
+        acting: actor!(pb::update_organization_request::Actor),
+        resource: |it| {
+            let organization = it.organization.as_ref();
+            [organization.map_or("", |it| &it.organization_name), ""]
+        },
+        normalize: convert::normalize_organization,
+    }
+    "SuspendOrganization" SuspendOrganizationRequest {
+        acting: |_| Acting::Nobody,
+        resource: |it| [&it.organization_name, ""],
+    }
+    "ResumeOrganization" ResumeOrganizationRequest {
+        acting: |_| Acting::Nobody,
+        resource: |it| [&it.organization_name, ""],
+    }
+    "TransferOwnership" TransferOwnershipRequest {
+        acting: actor!(pb::transfer_ownership_request::Actor),
+        resource: |it| [&it.organization_name, &it.new_owner],
+    }
+    "DeleteOrganization" DeleteOrganizationRequest {
+        acting: actor!(pb::delete_organization_request::Actor),
+        resource: |it| [&it.organization_name, ""],
+    }
+    "AddUserToOrganization" AddUserToOrganizationRequest {
+        acting: |it| Acting::User(&it.adding_user),
+        resource: |it| [&it.organization_name, &it.member_username],
+    }
+    "ChangeMemberRole" ChangeMemberRoleRequest {
+        acting: |it| Acting::User(&it.acting_user),
+        resource: |it| [&it.organization_name, &it.member_username],
+    }
+    "RemoveUserFromOrganization" RemoveUserFromOrganizationRequest {
+        acting: |it| Acting::User(&it.acting_user),
+        resource: |it| [&it.organization_name, &it.member_username],
+    }
 }
 
 /// The message of a request that changes something, and what comes with it. The
 /// caller may act for whom it names.
-pub(super) fn open<M: Mutation>(request: Request<M>) -> Result<(M, Deadline, Call), Status> {
+pub(super) fn open<M: Mutation>(request: Request<M>) -> Result<(M, Change, Call), Status> {
     let deadline = deadline::of(&request);
     let (_, extensions, message) = request.into_parts();
     let caller = extensions.get::<Caller>().ok_or_else(status::no_caller)?;
+    let audit = Audit::begin(&message, caller);
     let may_act = match message.acting() {
         Acting::User(username) => caller.may_act_for(username),
         Acting::Platform => caller.may_act_as_platform(),
@@ -105,33 +183,187 @@ pub(super) fn open<M: Mutation>(request: Request<M>) -> Result<(M, Deadline, Cal
         return Err(status::may_not_act(caller, M::RPC));
     }
     let place = extensions.get::<Place>();
-    let request = named_request(&message)?;
+    let request = named_request(&message, caller)?;
     let deadline = deadline.with(match request {
         Some(_) => Repetition::Safe,
         None => Repetition::Unsafe,
     });
     let call = Call {
+        caller: match &caller.name {
+            Some(Name::Service(name)) => Some(ServiceName::new(name.clone())),
+            Some(Name::Subject(_)) | None => None,
+        },
         request,
         deadline: deadline.instant(),
         place: place.map(|Place(pass)| -> Held { pass.clone() }),
     };
-    Ok((message, deadline, call))
+    Ok((message, Change { deadline, audit }, call))
 }
 
-fn named_request<M: Mutation>(message: &M) -> Result<Option<domain::Request>, Status> {
+/// A change that is under way.
+#[derive(Debug)]
+pub(super) struct Change {
+    deadline: Deadline,
+    audit: Audit,
+}
+
+impl Change {
+    /// Waits for a use case no longer than the deadline, and writes the line in the audit
+    /// log that says what came of it.
+    pub(super) fn run<T>(
+        self,
+        use_case: impl Future<Output = Result<T, Error>>,
+    ) -> impl Future<Output = Result<T, Status>> {
+        let Self { deadline, audit } = self;
+        // So it says, if nobody waits for the end.
+        let mut line = Line {
+            audit,
+            code: Code::Cancelled,
+        };
+        deadline.bound(use_case).inspect(move |result| {
+            line.end(result.as_ref().err().map_or(Code::Ok, Status::code));
+        })
+    }
+}
+
+/// What the audit log says of a change. Users are named by the beginning of a digest.
+#[derive(Debug)]
+struct Audit {
+    rpc: &'static str,
+    caller: Option<Name>,
+    acting_user: Option<Name>,
+    organization: Option<OrganizationName>,
+    user: Option<Name>,
+}
+
+impl Audit {
+    fn begin<M: Mutation>(message: &M, caller: &Caller) -> Self {
+        let user = |name: &str| {
+            let name = Username::parse_existing(name).ok()?;
+            Some(Name::Subject(name.as_str().into()))
+        };
+        let [organization, member] = message.resource();
+        Self {
+            rpc: M::RPC,
+            caller: caller.name.clone(),
+            acting_user: match message.acting() {
+                Acting::User(name) => user(name),
+                Acting::Platform | Acting::Nobody => None,
+            },
+            organization: OrganizationName::parse_existing(organization).ok(),
+            user: user(member),
+        }
+    }
+}
+
+/// A line of the audit log; written when it is dropped.
+struct Line {
+    audit: Audit,
+    code: Code,
+}
+
+impl Line {
+    fn end(&mut self, code: Code) {
+        self.code = code;
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        let Self { audit, code } = self;
+        tracing::info!(
+            target: AUDIT,
+            rpc = audit.rpc,
+            caller = audit.caller.as_ref().map(display),
+            acting_user = audit.acting_user.as_ref().map(display),
+            organization = audit.organization.as_ref().map(OrganizationName::as_str),
+            user = audit.user.as_ref().map(display),
+            ?code,
+            "change"
+        );
+    }
+}
+
+/// The request, with a digest of what it means rather than of how it was sent.
+fn named_request<M: Mutation>(
+    message: &M,
+    caller: &Caller,
+) -> Result<Option<domain::Request>, Status> {
     if message.request_id().is_empty() {
         return Ok(None);
     }
     let id = RequestId::parse(message.request_id())
         .map_err(|error| status::invalid_field("request_id", error.to_string()))?;
-    // The encoding is canonical: fields in order, maps by their keys.
-    let digest = Sha256::new()
-        .chain_update(M::RPC)
-        .chain_update(message.encode_to_vec())
-        .finalize();
-    let digits = digest.iter().map(|byte| format!("{byte:02x}"));
+    let mut message = message.clone();
+    message.normalize();
+    let scope = caller.name.as_ref().map(|name| {
+        let (kind, name) = match name {
+            Name::Service(name) => ("service", name),
+            Name::Subject(name) => ("user", name),
+        };
+        digest(&[kind.as_bytes(), &[0], name.as_bytes()])
+    });
     Ok(Some(domain::Request {
         id,
-        fingerprint: Fingerprint::from_text(digits.collect()),
+        scope,
+        // The encoding is canonical: fields in order, maps by their keys.
+        fingerprint: digest(&[M::RPC.as_bytes(), &message.encode_to_vec()]),
     }))
+}
+
+fn digest(parts: &[&[u8]]) -> Digest {
+    let mut sha256 = Sha256::new();
+    for part in parts {
+        sha256.update(part);
+    }
+    let digits = sha256.finalize();
+    let digits = digits.iter().map(|byte| format!("{byte:02x}"));
+    Digest::from_text(digits.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn normal(mut request: pb::UpdateUserRequest) -> pb::UpdateUserRequest {
+        request.normalize();
+        request
+    }
+
+    #[test]
+    fn updates_that_say_the_same_have_one_form() {
+        let update = |paths: &[&str], state: i32| {
+            let mask = prost_types::FieldMask {
+                paths: paths.iter().map(ToString::to_string).collect(),
+            };
+            pb::UpdateUserRequest {
+                user: Some(pb::User {
+                    username: "olivia".to_owned(),
+                    first_name: "Olivia".to_owned(),
+                    email: "o@example.com".to_owned(),
+                    state,
+                    ..pb::User::default()
+                }),
+                update_mask: Some(mask),
+                request_id: "9B2F1D0C-5A7E-4C58-8D0E-6F1A2B3C4D5E".to_owned(),
+                ..pb::UpdateUserRequest::default()
+            }
+        };
+        let one = normal(update(&["first_name", "email"], 0));
+        assert_eq!(one.request_id, "9b2f1d0c-5a7e-4c58-8d0e-6f1a2b3c4d5e");
+        let without_mask = pb::UpdateUserRequest {
+            update_mask: None,
+            ..update(&[], 0)
+        };
+        for same in [
+            update(&["email", "first_name", "email"], 2),
+            update(&[], 0),
+            without_mask,
+        ] {
+            assert_eq!(normal(same), one);
+        }
+        for other in [update(&["email"], 0), update(&["*"], 0)] {
+            assert_ne!(normal(other), one);
+        }
+    }
 }

@@ -7,6 +7,7 @@ use tokio::time::timeout;
 
 use super::{
     Accounts, Call, Error, Freshness, Refusal, Source, is_version,
+    once::Repeatable,
     snapshot::{Snapshot, keys_around, keys_of_member, transaction},
     store_failed,
 };
@@ -267,6 +268,8 @@ struct AddMember {
     now: Timestamp,
 }
 
+impl Repeatable for AddMember {}
+
 #[async_trait]
 impl Change for AddMember {
     type Output = Standing;
@@ -345,6 +348,14 @@ impl Change for AddMember {
 struct ChangeRole {
     role: RoleToChange,
     now: Timestamp,
+}
+
+impl Repeatable for ChangeRole {
+    fn gives_up_permission(&self) -> Option<&Username> {
+        let change = &self.role;
+        let is_own = change.acting_user == change.member_username;
+        is_own.then_some(&change.acting_user)
+    }
 }
 
 #[async_trait]
@@ -438,6 +449,14 @@ impl Change for ChangeRole {
 }
 
 struct RemoveMember(MemberToRemove);
+
+impl Repeatable for RemoveMember {
+    fn gives_up_permission(&self) -> Option<&Username> {
+        let change = &self.0;
+        let is_own = change.acting_user == change.member_username;
+        is_own.then_some(&change.acting_user)
+    }
+}
 
 #[async_trait]
 impl Change for RemoveMember {

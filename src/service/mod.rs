@@ -33,10 +33,10 @@ pub use ownership::{Owners, OwnershipToTransfer};
 pub use pages::NoPageToken;
 pub use users::{NewUser, UserEdit, UserToDelete, UserToEdit};
 
-use self::once::{Once, Outcome};
+use self::once::{Once, Outcome, Repeatable};
 use crate::{
     coherence::{Change, Coherence, WriteError},
-    domain::{Actor, Etag, OrganizationName, Origin, Request, Stamp, Uid, Username},
+    domain::{Actor, Etag, OrganizationName, Origin, Request, ServiceName, Stamp, Uid, Username},
     store,
 };
 
@@ -51,6 +51,8 @@ pub struct Accounts {
 /// What comes with every change.
 #[derive(Debug, Clone)]
 pub struct Call {
+    /// The service that called; `None`: callers have no names, or a user called.
+    pub caller: Option<ServiceName>,
     /// The request, if it is to have its effect once, however often it is sent.
     pub request: Option<Request>,
     /// When it has to be answered.
@@ -114,15 +116,17 @@ impl Accounts {
 
     async fn apply<C>(&self, change: C, actor: Actor, call: Call) -> Result<C::Output, Error>
     where
-        C: Change<Refusal = Refusal, Output: Outcome + Sync>,
+        C: Repeatable + Change<Refusal = Refusal, Output: Outcome + Sync>,
     {
         let Call {
+            caller,
             request,
             deadline,
             place,
         } = call;
         let origin = Origin {
             actor,
+            caller,
             request_id: request.as_ref().map(|request| request.id.clone()),
         };
         match request {

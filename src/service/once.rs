@@ -11,7 +11,9 @@ use super::{
 };
 use crate::{
     coherence::{Change, Plan, Verdict},
-    domain::{Key, Membership, Organization, Record, Request, Role, Standing, State, User},
+    domain::{
+        Key, Membership, Organization, Record, Request, Role, Standing, State, User, Username,
+    },
     store::{self, Remembered, Step, StrongReads},
 };
 
@@ -23,6 +25,15 @@ pub(super) trait Outcome: Sized {
     /// The same from records that are remembered; `around` has the users and the
     /// organizations of the memberships among them, as they are now.
     fn recall(records: Vec<Record>, around: &Snapshot) -> Option<Self>;
+}
+
+/// A change that may be asked for again.
+pub(super) trait Repeatable {
+    /// The acting user, if the change may take from them what permits it: who has done
+    /// so may still ask what came of it.
+    fn gives_up_permission(&self) -> Option<&Username> {
+        None
+    }
 }
 
 /// A change that has its effect once.
@@ -46,7 +57,7 @@ impl<C> Once<C> {
 
 impl<C> Once<C>
 where
-    C: Change<Refusal = Refusal, Output: Outcome + Sync>,
+    C: Repeatable + Change<Refusal = Refusal, Output: Outcome + Sync>,
 {
     fn remember(&self, output: &C::Output) -> Step {
         Step::Remember {
@@ -55,12 +66,22 @@ where
         }
     }
 
+    /// Whether who is not permitted to ask for the change may ask what came of it.
+    async fn may_ask(&self, table: &dyn StrongReads) -> Result<bool, store::Error> {
+        let Some(user) = self.change.gives_up_permission() else {
+            return Ok(false);
+        };
+        let found = Snapshot::read(table, [Key::User(user.clone())]).await?;
+        let user = found.user(user);
+        Ok(user.is_some_and(|user| user.state == State::Active))
+    }
+
     /// What the request came to before, if it was there before.
     async fn recall(
         &self,
         table: &dyn StrongReads,
     ) -> Result<Option<Verdict<C::Output, Refusal>>, store::Error> {
-        let Some(remembered) = table.remembered(&self.request.id).await? else {
+        let Some(remembered) = table.remembered(&self.request).await? else {
             return Ok(None);
         };
         let Remembered {
@@ -84,7 +105,7 @@ where
 #[async_trait]
 impl<C> Change for Once<C>
 where
-    C: Change<Refusal = Refusal, Output: Outcome + Sync>,
+    C: Repeatable + Change<Refusal = Refusal, Output: Outcome + Sync>,
 {
     type Output = C::Output;
     type Refusal = Refusal;
@@ -103,6 +124,9 @@ where
     ) -> Result<Verdict<C::Output, Refusal>, store::Error> {
         let is_again = self.is_again.swap(true, Ordering::Relaxed);
         let verdict = self.change.decide(table).await?;
+        if matches!(verdict, Verdict::Deny(Refusal::NotPermitted)) && !self.may_ask(table).await? {
+            return Ok(verdict);
+        }
         // Read after the change has looked: whatever an earlier attempt did that
         // the change has seen, it has remembered by now.
         if (is_again || !matches!(verdict, Verdict::Commit(_)))

@@ -4,6 +4,7 @@ use async_trait::async_trait;
 
 use super::{
     Accounts, Call, Error, Freshness, Refusal, Source, is_version, new_uid,
+    once::Repeatable,
     snapshot::{Snapshot, deletion, keys_of_member, rewrite, transaction},
     store_failed,
 };
@@ -244,6 +245,8 @@ impl CreateOrganization {
     }
 }
 
+impl Repeatable for CreateOrganization {}
+
 #[async_trait]
 impl Change for CreateOrganization {
     type Output = Organization;
@@ -328,6 +331,8 @@ struct EditOrganization {
     now: Timestamp,
 }
 
+impl Repeatable for EditOrganization {}
+
 #[async_trait]
 impl Change for EditOrganization {
     type Output = Organization;
@@ -376,6 +381,12 @@ impl Change for EditOrganization {
 }
 
 struct DeleteOrganization(OrganizationToDelete);
+
+impl Repeatable for DeleteOrganization {
+    fn gives_up_permission(&self) -> Option<&Username> {
+        self.0.actor.user()
+    }
+}
 
 #[async_trait]
 impl Change for DeleteOrganization {

@@ -5,6 +5,7 @@ use async_trait::async_trait;
 use super::{
     Accounts, Call, Error, Refusal,
     memberships::not_a_member,
+    once::Repeatable,
     snapshot::{Snapshot, keys_of_member, transaction},
 };
 use crate::{
@@ -80,6 +81,12 @@ impl TransferOwnership {
             stamp: membership.stamp.changed(self.now),
             ..membership.clone()
         }
+    }
+}
+
+impl Repeatable for TransferOwnership {
+    fn gives_up_permission(&self) -> Option<&Username> {
+        self.ownership.actor.user()
     }
 }
 

@@ -4,6 +4,7 @@ use async_trait::async_trait;
 
 use super::{
     Accounts, Call, Error, Freshness, Refusal, Source, is_version, new_uid,
+    once::Repeatable,
     snapshot::{Snapshot, deletion, rewrite},
     store_failed,
 };
@@ -241,6 +242,8 @@ async fn claims<T>(
 
 struct CreateUser(User);
 
+impl Repeatable for CreateUser {}
+
 #[async_trait]
 impl Change for CreateUser {
     type Output = User;
@@ -285,6 +288,8 @@ struct EditUser {
     user: UserToEdit,
     now: Timestamp,
 }
+
+impl Repeatable for EditUser {}
 
 #[async_trait]
 impl Change for EditUser {
@@ -335,6 +340,8 @@ impl Change for EditUser {
 }
 
 struct DeleteUser(UserToDelete);
+
+impl Repeatable for DeleteUser {}
 
 #[async_trait]
 impl Change for DeleteUser {

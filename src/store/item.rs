@@ -5,9 +5,9 @@ use std::{collections::HashMap, fmt};
 
 use super::{Deletion, Remembered, StoredClaim, keys};
 use crate::domain::{
-    Actor, ChangeKind, Email, EmailClaim, Fingerprint, FreeText, Key, Labels, Leftovers, Made,
-    Membership, Organization, Origin, Record, RecordChange, Request, RequestId, Role, Stamp, State,
-    Timestamp, Uid, User, Username,
+    Actor, ChangeKind, Digest, Email, EmailClaim, FreeText, Key, Labels, Leftovers, Made,
+    Membership, Organization, Origin, Record, RecordChange, Request, RequestId, Role, ServiceName,
+    Stamp, State, Timestamp, Uid, User, Username,
 };
 
 pub(super) const VERSION: &str = "ver";
@@ -21,6 +21,7 @@ pub(super) const CREATE_TIME: &str = "createTime";
 pub(super) const STATE: &str = "state";
 const EMAIL: &str = "email";
 const CHANGED_BY: &str = "changedBy";
+const CALLED_BY: &str = "calledBy";
 const REQUEST_ID: &str = "requestId";
 const FINGERPRINT: &str = "fingerprint";
 const OUTCOME: &str = "outcome";
@@ -203,7 +204,7 @@ pub(super) fn difference(before: &Record, after: &Record) -> (Item, Vec<String>)
 }
 
 /// The attributes of [`encode_origin`] that it may leave out.
-pub(super) const OPTIONAL_ORIGIN: [&str; 2] = [CHANGED_BY, REQUEST_ID];
+pub(super) const OPTIONAL_ORIGIN: [&str; 3] = [CHANGED_BY, CALLED_BY, REQUEST_ID];
 
 /// What an item says of the change that wrote it. The platform is not named.
 pub(super) fn encode_origin(origin: &Origin, write_id: &str) -> Item {
@@ -211,6 +212,9 @@ pub(super) fn encode_origin(origin: &Origin, write_id: &str) -> Item {
     put_text(&mut item, WRITE_ID, write_id);
     if let Actor::User(username) = &origin.actor {
         put_text(&mut item, CHANGED_BY, username.as_str());
+    }
+    if let Some(caller) = &origin.caller {
+        put_text(&mut item, CALLED_BY, caller.as_str());
     }
     if let Some(request_id) = &origin.request_id {
         put_text(&mut item, REQUEST_ID, request_id.as_str());
@@ -247,7 +251,7 @@ pub(super) fn decode_request(item: &Item) -> Option<Remembered> {
         decode(&keys::key_of_item(pk?, sk?)?, image).ok()
     });
     Some(Remembered {
-        fingerprint: Fingerprint::from_text(text(item, FINGERPRINT)?.to_owned()),
+        fingerprint: Digest::from_text(text(item, FINGERPRINT)?.to_owned()),
         outcome: outcome.collect::<Option<_>>()?,
     })
 }
@@ -291,6 +295,7 @@ pub(super) fn decode_made(item: &Item) -> Option<Made> {
         change_id: text(item, WRITE_ID)?.to_owned(),
         origin: Origin {
             actor: actor?,
+            caller: text(item, CALLED_BY).map(ServiceName::new),
             request_id: text(item, REQUEST_ID).and_then(|id| RequestId::parse(id).ok()),
         },
     })

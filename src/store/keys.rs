@@ -2,7 +2,7 @@
 
 use super::{Directory, LogId};
 use crate::domain::{
-    Email, Etag, Gone, Key, Leftovers, OrganizationName, Record, RequestId, Role, Uid, Username,
+    Email, Etag, Gone, Key, Leftovers, OrganizationName, Record, Request, Role, Uid, Username,
 };
 
 /// Changes of a log that share a partition key.
@@ -96,8 +96,12 @@ pub(super) fn of_register(name: &str) -> (String, String) {
 }
 
 /// Partition key and sort key of the item that remembers a request.
-pub(super) fn of_request(id: &RequestId) -> (String, String) {
-    same(format!("REQUEST#{}", id.as_str()))
+pub(super) fn of_request(request: &Request) -> (String, String) {
+    let id = request.id.as_str();
+    same(match &request.scope {
+        Some(scope) => format!("REQUEST#{id}#{}", scope.as_str()),
+        None => format!("REQUEST#{id}"),
+    })
 }
 
 /// Partition key and sort key of the item that says who has an e-mail address.

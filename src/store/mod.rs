@@ -15,8 +15,8 @@ pub use dynamodb::{
 pub use keys::{INVERTED_INDEX, LIST_INDEX, OWNER_INDEX, PARTITION_KEY, SORT_KEY, key_of_item};
 
 use crate::domain::{
-    ChangeKind, Email, EmailClaim, Etag, Fingerprint, Key, Leftovers, Made, Membership,
-    OrganizationName, Origin, Record, RecordChange, Request, RequestId, Timestamp, Username,
+    ChangeKind, Digest, Email, EmailClaim, Etag, Key, Leftovers, Made, Membership,
+    OrganizationName, Origin, Record, RecordChange, Request, Timestamp, Username,
 };
 
 /// Most keys that one request to the table reads: those of a BatchGetItem, a limit
@@ -67,7 +67,7 @@ pub trait StrongReads: Send + Sync {
     ///
     /// # Errors
     /// As [`Self::read_strong`].
-    async fn remembered(&self, request: &RequestId) -> Result<Option<Remembered>, Error>;
+    async fn remembered(&self, request: &Request) -> Result<Option<Remembered>, Error>;
 }
 
 /// Most users that [`StrongReads::owner_hints`] returns.
@@ -88,7 +88,7 @@ pub struct StoredClaim {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remembered {
     /// Which request it was.
-    pub fingerprint: Fingerprint,
+    pub fingerprint: Digest,
     /// The records that its answer showed.
     pub outcome: Vec<Record>,
 }

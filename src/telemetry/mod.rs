@@ -5,6 +5,8 @@ mod backend;
 mod metrics;
 mod traces;
 
+use std::io::IsTerminal as _;
+
 use tracing_subscriber::{
     EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
@@ -16,6 +18,11 @@ pub use self::{
     traces::{CallSpan, Traces, TracesError, shared_look_up},
 };
 use crate::config::{LogFormat, LogSettings, TraceSettings};
+
+/// Whether an environment variable is there and not empty.
+fn has_variable(name: &str) -> bool {
+    std::env::var_os(name).is_some_and(|value| !value.is_empty())
+}
 
 /// Starts logging to standard error and, where the settings name a collector,
 /// exporting traces. What it returns is to be ended before the process is. Does
@@ -40,7 +47,10 @@ pub fn start(
         traces::TARGETS,
         traces::CALL,
     ));
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let is_colored = std::io::stderr().is_terminal() && !has_variable("NO_COLOR");
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(is_colored);
     let lines = match log.log_format {
         LogFormat::Text => lines.with_filter(filter).boxed(),
         LogFormat::Json => {

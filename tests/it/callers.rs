@@ -167,7 +167,7 @@ pub fn token_settings(files: &Files, keys: KeySource) -> CallerSettings {
 }
 
 /// The same for a process.
-fn take_tokens(command: &mut Command, files: &Files, signer: &Signer) {
+pub fn take_tokens(command: &mut Command, files: &Files, signer: &Signer) {
     command
         .env("POLICY_FILE", files.path("policy.json"))
         .env("JWKS", files.write("keys.json", &signer.key_set()))
@@ -197,7 +197,7 @@ pub fn check() -> pb::CheckMembershipRequest {
     }
 }
 
-fn add(adding_user: &str) -> pb::AddUserToOrganizationRequest {
+pub fn add(adding_user: &str) -> pb::AddUserToOrganizationRequest {
     pb::AddUserToOrganizationRequest {
         organization_name: ORG.to_owned(),
         member_username: MICHAEL.to_owned(),

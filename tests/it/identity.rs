@@ -29,10 +29,13 @@ use tonic_health::pb::health_check_response::ServingStatus;
 
 use crate::{
     callers::{
-        Authority, Files, MICHAEL, ORG, Signer, at_a_url, check, checks, connect, found, now,
-        serve, service_claims, tls_settings, token_settings, with,
+        Authority, Files, MICHAEL, OLIVIA, ORG, Signer, add, at_a_url, check, checks, connect,
+        found, now, serve, service_claims, take_tokens, tls_settings, token_settings, with,
     },
-    harness::{Backends, PATIENCE, Replica, assert_refused},
+    harness::{
+        Backends, PATIENCE, Replica, assert_refused,
+        binary::{Server, over},
+    },
     starts::health_of,
     streams::eventually,
 };
@@ -411,6 +414,93 @@ async fn a_certificate_that_is_revoked_is_turned_away_without_a_restart() {
     })
     .await;
     assert!(is_taken(&first).await);
+}
+
+#[tokio::test]
+async fn callers_have_request_ids_of_their_own() {
+    let signer = Signer::new("one");
+    let (_backends, _files, service) = with_keys(&json!({"keys": [signer.public_key()]})).await;
+    let mut client = service.client.clone();
+    let create = |username: &str| pb::CreateUserRequest {
+        username: username.to_owned(),
+        request_id: "0e1d61d4-3c0a-4a5e-9f6b-7a8b9c0d1e2f".to_owned(),
+        ..pb::CreateUserRequest::default()
+    };
+    let tokens = ["console", "operator"].map(|name| signer.service_token(name));
+    for (token, username) in tokens.iter().zip(["first", "second"]) {
+        let created = client.create_user(with(token, create(username))).await;
+        created.unwrap();
+        let reused = client.create_user(with(token, create("third"))).await;
+        assert_refused(reused, Code::InvalidArgument, "REQUEST_ID_REUSED");
+    }
+}
+
+#[tokio::test]
+async fn the_feed_and_the_audit_log_name_the_caller_of_a_change() {
+    let (backends, files, signer) = (Backends::start().await, Files::new(), Signer::new("one"));
+    found(&backends).await;
+    let log = files.path("log");
+    let mut command = over(&backends, &["serve"]);
+    take_tokens(&mut command, &files, &signer);
+    command.stderr(std::fs::File::create(&log).unwrap());
+    let server = Server::start(command, "serving on", |_| true);
+    let mut client = server.client().await;
+    let mut watching = None;
+    eventually("the stream is followed", async || {
+        let request = pb::WatchChangesRequest::default();
+        let token = signer.service_token("console");
+        watching = client.watch_changes(with(&token, request)).await.ok();
+        watching.is_some()
+    })
+    .await;
+    for code in [None, Some(Code::AlreadyExists)] {
+        let request = with(&signer.token(OLIVIA), add(OLIVIA));
+        let added = client.add_user_to_organization(request).await;
+        assert_eq!(added.err().map(|status| status.code()), code);
+    }
+    let suspend = pb::SuspendUserRequest {
+        username: MICHAEL.to_owned(),
+        ..pb::SuspendUserRequest::default()
+    };
+    let token = signer.service_token("operator");
+    client.suspend_user(with(&token, suspend)).await.unwrap();
+    let mut watching = watching.unwrap().into_inner();
+    let told = async {
+        loop {
+            let response = watching.message().await.unwrap().unwrap();
+            for change in response.changes {
+                // A user who calls is named as the acting user.
+                if !change.caller.is_empty() {
+                    return change;
+                }
+            }
+        }
+    };
+    let told = timeout(PATIENCE, told).await.unwrap();
+    assert_eq!(
+        (told.caller.as_str(), told.kind()),
+        ("operator", pb::ChangeKind::Updated)
+    );
+    assert_eq!(server.terminate(), Some(0));
+    let said = std::fs::read_to_string(log).unwrap();
+    let audit: Vec<_> = said.lines().filter(|line| line.contains("audit")).collect();
+    let [_, refused, suspended] = audit[..] else {
+        panic!("{audit:?}");
+    };
+    for part in ["SuspendUser", "caller=operator", "code=Ok"] {
+        assert!(suspended.contains(part), "{suspended}");
+    }
+    // The beginning of what `printf oliviaowner | sha256sum` says.
+    for part in [
+        "AddUserToOrganization",
+        "caller=sha256:6fcc523a050a",
+        "acting_user=sha256:6fcc523a050a",
+        "organization=\"olivia-org\"",
+        "code=AlreadyExists",
+    ] {
+        assert!(refused.contains(part), "{refused}");
+    }
+    assert!(!said.contains(MICHAEL) && !said.contains(OLIVIA));
 }
 
 /// A key set at this address.

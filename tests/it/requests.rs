@@ -182,6 +182,94 @@ async fn another_request_with_the_same_id_is_refused() {
 }
 
 #[tokio::test]
+async fn a_request_that_says_the_same_in_another_way_returns_the_first_outcome() {
+    let (_backends, service) = start().await;
+    service.create_user(OLIVIA).await.unwrap();
+    let mut client = service.client.clone();
+    let update = |request_id: String, paths: &[&str]| pb::UpdateUserRequest {
+        user: Some(pb::User {
+            username: OLIVIA.to_owned(),
+            first_name: "Olivia".to_owned(),
+            display_name: "O".to_owned(),
+            ..pb::User::default()
+        }),
+        update_mask: Some(prost_types::FieldMask {
+            paths: paths.iter().map(ToString::to_string).collect(),
+        }),
+        request_id,
+    };
+    let id = id();
+    let first = client.update_user(update(id.clone(), &["first_name", "display_name"]));
+    let first = first.await.unwrap().into_inner();
+    let without_mask = pb::UpdateUserRequest {
+        update_mask: None,
+        ..update(id.clone(), &[])
+    };
+    let mut with_what_cannot_be_changed = update(id.clone(), &["display_name", "first_name"]);
+    if let Some(user) = &mut with_what_cannot_be_changed.user {
+        user.set_state(State::Suspended);
+        user.last_name = "not in the mask".to_owned();
+    }
+    for again in [
+        update(id.to_uppercase(), &["first_name", "display_name"]),
+        update(id.clone(), &["display_name", "first_name", "display_name"]),
+        update(id.clone(), &[]),
+        without_mask,
+        with_what_cannot_be_changed,
+    ] {
+        let answer = client.update_user(again).await.unwrap().into_inner();
+        assert_eq!(answer, first);
+    }
+    let another = client.update_user(update(id, &["*"])).await;
+    assert_refused(another, Code::InvalidArgument, "REQUEST_ID_REUSED");
+}
+
+#[tokio::test]
+async fn who_is_no_longer_permitted_learns_nothing_by_an_old_request() {
+    let (_backends, service) = start().await;
+    service.found_olivia_org_with_michael().await;
+    let mut client = service.client.clone();
+    let change = pb::ChangeMemberRoleRequest {
+        organization_name: ORG.to_owned(),
+        member_username: MICHAEL.to_owned(),
+        role: Role::Owner.into(),
+        acting_user: OLIVIA.to_owned(),
+        request_id: id(),
+        ..pb::ChangeMemberRoleRequest::default()
+    };
+    client.change_member_role(change.clone()).await.unwrap();
+    // Olivia is removed by the new Owner.
+    service.remove(ORG, OLIVIA, MICHAEL).await.unwrap();
+    let refused = client.change_member_role(change).await;
+    assert_refused(refused, Code::PermissionDenied, "NOT_PERMITTED");
+}
+
+#[tokio::test]
+async fn who_gave_up_what_permitted_a_request_still_learns_what_came_of_it_unless_suspended() {
+    let (_backends, service) = start().await;
+    service.found_olivia_org_with_michael().await;
+    let mut client = service.client.clone();
+    let leave = pb::RemoveUserFromOrganizationRequest {
+        organization_name: ORG.to_owned(),
+        member_username: MICHAEL.to_owned(),
+        acting_user: MICHAEL.to_owned(),
+        request_id: id(),
+        ..pb::RemoveUserFromOrganizationRequest::default()
+    };
+    let first = client.remove_user_from_organization(leave.clone()).await;
+    let again = client.remove_user_from_organization(leave.clone()).await;
+    let [first, again] = [first, again].map(|answer| answer.unwrap().into_inner());
+    assert_eq!(again, first);
+    let suspend = pb::SuspendUserRequest {
+        username: MICHAEL.to_owned(),
+        ..pb::SuspendUserRequest::default()
+    };
+    client.suspend_user(suspend).await.unwrap();
+    let refused = client.remove_user_from_organization(leave).await;
+    assert_refused(refused, Code::PermissionDenied, "NOT_PERMITTED");
+}
+
+#[tokio::test]
 async fn an_old_request_that_is_sent_again_does_not_undo_what_came_after_it() {
     let (_backends, service) = start().await;
     service.create_user(OLIVIA).await.unwrap();

@@ -95,6 +95,7 @@ fn change(change: &RecordChange, cursor: &Cursor) -> pb::Change {
     };
     let made = change.made.as_ref();
     let request_id = made.and_then(|made| made.origin.request_id.as_ref());
+    let caller = made.and_then(|made| made.origin.caller.as_ref());
     pb::Change {
         kind: kind.into(),
         resource: Some(resource),
@@ -106,5 +107,6 @@ fn change(change: &RecordChange, cursor: &Cursor) -> pb::Change {
         }),
         request_id: request_id.map_or_else(String::new, |id| id.as_str().to_owned()),
         cursor: cursor.to_string(),
+        caller: caller.map_or_else(String::new, |caller| caller.as_str().to_owned()),
     }
 }

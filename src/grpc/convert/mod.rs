@@ -68,10 +68,13 @@ pub(super) fn new_user(request: &pb::CreateUserRequest) -> Result<NewUser, Statu
     })
 }
 
-pub(super) fn user_to_update(request: &pb::UpdateUserRequest) -> Result<UserToEdit, Status> {
-    const FIELDS: [&str; 5] = ["first_name", "last_name", "display_name", "email", "labels"];
-    let no_user = || status::invalid_field("user", "must be set".to_owned());
-    let user = request.user.as_ref().ok_or_else(no_user)?;
+/// The fields of a user that can be changed.
+const USER_FIELDS: [&str; 5] = ["first_name", "last_name", "display_name", "email", "labels"];
+/// The fields of an organization that can be changed.
+const ORGANIZATION_FIELDS: [&str; 2] = ["display_name", "labels"];
+
+/// Which of [`USER_FIELDS`] to change.
+fn masked_user(mask: Option<&FieldMask>, user: &pb::User) -> Result<[bool; 5], Status> {
     let is_given = [
         !user.first_name.is_empty(),
         !user.last_name.is_empty(),
@@ -79,8 +82,81 @@ pub(super) fn user_to_update(request: &pb::UpdateUserRequest) -> Result<UserToEd
         !user.email.is_empty(),
         !user.labels.is_empty(),
     ];
+    masked(mask, USER_FIELDS, is_given)
+}
+
+/// Which of [`ORGANIZATION_FIELDS`] to change.
+fn masked_organization(
+    mask: Option<&FieldMask>,
+    organization: &pb::Organization,
+) -> Result<[bool; 2], Status> {
+    let is_given = [
+        !organization.display_name.is_empty(),
+        !organization.labels.is_empty(),
+    ];
+    masked(mask, ORGANIZATION_FIELDS, is_given)
+}
+
+/// Leaves of an update what it changes, and says so in its mask.
+pub(super) fn normalize_user(request: &mut pb::UpdateUserRequest) {
+    let Some(user) = &mut request.user else {
+        return;
+    };
+    let Ok(fields) = masked_user(request.update_mask.as_ref(), user) else {
+        return;
+    };
+    let [first_name, last_name, display_name, email, labels] = fields;
+    let given = std::mem::take(user);
+    *user = pb::User {
+        username: given.username,
+        etag: given.etag,
+        first_name: kept(first_name, given.first_name),
+        last_name: kept(last_name, given.last_name),
+        display_name: kept(display_name, given.display_name),
+        email: kept(email, given.email),
+        labels: kept(labels, given.labels),
+        ..pb::User::default()
+    };
+    request.update_mask = Some(mask_of(USER_FIELDS, fields));
+}
+
+/// The same for an organization.
+pub(super) fn normalize_organization(request: &mut pb::UpdateOrganizationRequest) {
+    let Some(organization) = &mut request.organization else {
+        return;
+    };
+    let Ok(fields) = masked_organization(request.update_mask.as_ref(), organization) else {
+        return;
+    };
+    let [display_name, labels] = fields;
+    let given = std::mem::take(organization);
+    *organization = pb::Organization {
+        organization_name: given.organization_name,
+        etag: given.etag,
+        display_name: kept(display_name, given.display_name),
+        labels: kept(labels, given.labels),
+        ..pb::Organization::default()
+    };
+    request.update_mask = Some(mask_of(ORGANIZATION_FIELDS, fields));
+}
+
+fn kept<T: Default>(is_kept: bool, value: T) -> T {
+    if is_kept { value } else { T::default() }
+}
+
+fn mask_of<const N: usize>(fields: [&str; N], is_masked: [bool; N]) -> FieldMask {
+    let fields = fields.into_iter().zip(is_masked);
+    let fields = fields.filter_map(|(field, is_masked)| is_masked.then(|| field.to_owned()));
+    FieldMask {
+        paths: fields.collect(),
+    }
+}
+
+pub(super) fn user_to_update(request: &pb::UpdateUserRequest) -> Result<UserToEdit, Status> {
+    let no_user = || status::invalid_field("user", "must be set".to_owned());
+    let user = request.user.as_ref().ok_or_else(no_user)?;
     let [first_name, last_name, display_name, has_email, has_labels] =
-        masked(request.update_mask.as_ref(), FIELDS, is_given)?;
+        masked_user(request.update_mask.as_ref(), user)?;
     let text = |is_wanted: bool, field: &str, text: &str| {
         let parsed = is_wanted.then(|| named_under("user.", field, FreeText::parse(text)));
         parsed.transpose()
@@ -125,15 +201,11 @@ pub(super) fn user_to_delete(request: &pb::DeleteUserRequest) -> Result<UserToDe
 pub(super) fn organization_to_update(
     request: &pb::UpdateOrganizationRequest,
 ) -> Result<OrganizationToEdit, Status> {
-    const FIELDS: [&str; 2] = ["display_name", "labels"];
     let missing = |field| status::invalid_field(field, "must be set".to_owned());
     let organization = request.organization.as_ref();
     let organization = organization.ok_or_else(|| missing("organization"))?;
-    let is_given = [
-        !organization.display_name.is_empty(),
-        !organization.labels.is_empty(),
-    ];
-    let [display_name, has_labels] = masked(request.update_mask.as_ref(), FIELDS, is_given)?;
+    let [display_name, has_labels] =
+        masked_organization(request.update_mask.as_ref(), organization)?;
     let path = "organization.";
     let name = OrganizationName::parse_existing(&organization.organization_name);
     Ok(OrganizationToEdit {

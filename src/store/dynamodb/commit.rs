@@ -200,7 +200,7 @@ impl DynamoDb {
                 let expires = Timestamp::now().after(REQUEST_RETENTION);
                 let remembered = item::encode_request(request, outcome, expires);
                 Ok(vec![self.transact_put(
-                    &keys::of_request(&request.id),
+                    &keys::of_request(request),
                     [remembered, noted.clone()],
                     Condition::facts(None),
                 )?])

@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     backoff,
-    domain::{Email, Key, OrganizationName, Record, RequestId, Username},
+    domain::{Email, Key, OrganizationName, Record, Request, Username},
     error_chain::describe,
     telemetry::{AwsCalls, Backend},
 };
@@ -223,13 +223,13 @@ impl StrongReads for DynamoDb {
             .ok_or_else(|| Error::new(Kind::Malformed, "the item of an e-mail address"))
     }
 
-    async fn remembered(&self, request: &RequestId) -> Result<Option<Remembered>, Error> {
+    async fn remembered(&self, request: &Request) -> Result<Option<Remembered>, Error> {
         let Some(item) = self.get_item(&keys::of_request(request)).await? else {
             return Ok(None);
         };
         let remembered = item::decode_request(&to_item(item));
         remembered.map(Some).ok_or_else(|| {
-            let what = format!("what is remembered of request {}", request.as_str());
+            let what = format!("what is remembered of request {}", request.id.as_str());
             Error::new(Kind::Malformed, what)
         })
     }
