@@ -1,9 +1,13 @@
 //! Settings: every one a flag with an environment variable and, where one makes
 //! sense, a default. Secrets are no settings: they come from Secrets Manager.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{ffi::OsStr, net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{
+    Arg, ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum,
+    builder::{BoolishValueParser, Resettable},
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 use jsonwebtoken::Algorithm;
 use secrecy::SecretString;
 
@@ -17,6 +21,64 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// Reads the arguments and the environment of the process. A variable that is empty
+    /// counts as missing, as templates set those that nobody has filled.
+    ///
+    /// # Errors
+    /// They are wrong, or ask for help. The error says so if a value is that of a
+    /// variable.
+    pub fn from_process() -> Result<Self, clap::Error> {
+        let command = Self::command().mut_subcommands(|command| {
+            command.mut_args(|arg| match arg.get_env() {
+                Some(name) if is_empty_variable(name) => arg.env(Resettable::Reset),
+                _ => arg,
+            })
+        });
+        let matches = command.clone().try_get_matches();
+        let cli = matches.and_then(|matches| Self::from_arg_matches(&matches));
+        cli.map_err(|error| with_variable(error, &command))
+    }
+}
+
+fn is_empty_variable(name: &OsStr) -> bool {
+    std::env::var_os(name).is_some_and(|value| value.is_empty())
+}
+
+/// The error, with the name of the variable that the value is of, if it is of one.
+fn with_variable(error: clap::Error, command: &clap::Command) -> clap::Error {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    let (Some(shown), Some(value)) = (
+        text(ContextKind::InvalidArg),
+        text(ContextKind::InvalidValue),
+    ) else {
+        return error;
+    };
+    let args = command
+        .get_subcommands()
+        .flat_map(clap::Command::get_arguments);
+    let mut args = args.filter(|arg| arg.to_string() == shown);
+    let Some(name) = args.next().and_then(Arg::get_env) else {
+        return error;
+    };
+    let flag = shown.split(' ').next().unwrap_or_default();
+    let mut given = std::env::args();
+    let is_flag = given.any(|it| it == flag || it.starts_with(&format!("{flag}=")));
+    if is_flag || std::env::var_os(name).is_none() {
+        return error;
+    }
+    let why = std::error::Error::source(&error).map(ToString::to_string);
+    let why = why.unwrap_or_else(|| "it is none of the values that there are".to_owned());
+    let name = name.to_string_lossy();
+    let what = format!(
+        "invalid value {value:?} of the environment variable {name} for '{shown}': {why}\n"
+    );
+    clap::Error::raw(ErrorKind::ValueValidation, what)
 }
 
 /// What the binary does.
@@ -117,9 +179,10 @@ pub struct HealthcheckSettings {
         long,
         env = "HEALTHCHECK_ADDR",
         value_name = "HOST:PORT",
-        default_value = "127.0.0.1:50051"
+        default_value = "127.0.0.1:50051",
+        value_parser = host_and_port
     )]
-    pub addr: SocketAddr,
+    pub addr: String,
     /// Longest to wait for an answer, in milliseconds.
     #[arg(long, env = "HEALTHCHECK_TIMEOUT_MS", value_name = "MS", default_value = "1000", value_parser = millis)]
     pub timeout_ms: Duration,
@@ -207,7 +270,7 @@ pub struct CallerSettings {
     #[arg(long, env = "POLICY_FILE", value_name = "FILE")]
     pub policy: Option<PathBuf>,
     /// Listen on other addresses than loopback without a policy or without TLS.
-    #[arg(long, env = "INSECURE")]
+    #[arg(long, env = "INSECURE", value_parser = BoolishValueParser::new())]
     pub insecure: bool,
     /// File with the server's certificate, and those between it and the root, in
     /// PEM. Read again when it changes.
@@ -266,7 +329,7 @@ pub struct CallerSettings {
     )]
     pub jwt_algorithms: Vec<Algorithm>,
     /// Whether not to describe the service to callers who ask for its reflection.
-    #[arg(long, env = "NO_REFLECTION")]
+    #[arg(long, env = "NO_REFLECTION", value_parser = BoolishValueParser::new())]
     pub no_reflection: bool,
 }
 
@@ -341,7 +404,7 @@ pub struct CacheSettings {
     pub absent_ttl_s: Duration,
     /// Whether to follow the table's stream, one replica at a time, so that
     /// changes made past the service are noticed within about a second.
-    #[arg(long, env = "STREAM_INVALIDATOR", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    #[arg(long, env = "STREAM_INVALIDATOR", value_name = "BOOL", default_value = "true", action = ArgAction::Set, value_parser = BoolishValueParser::new())]
     pub stream_invalidator: bool,
 }
 
@@ -439,6 +502,14 @@ fn algorithm(text: &str) -> Result<Algorithm, String> {
     }
 }
 
+fn host_and_port(text: &str) -> Result<String, String> {
+    let is_port = |port: &str| port.parse::<u16>().is_ok();
+    match text.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && is_port(port) => Ok(text.to_owned()),
+        _ => Err("must be a host and a port, such as localhost:50051".to_owned()),
+    }
+}
+
 fn not_empty(text: &str) -> Result<String, String> {
     if text.trim().is_empty() {
         return Err("must not be empty".to_owned());
@@ -479,7 +550,6 @@ fn log_filter(text: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
     use secrecy::ExposeSecret as _;
 
     #[test]

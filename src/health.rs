@@ -12,7 +12,7 @@ use crate::{config::HealthcheckSettings, error_chain::describe};
 /// # Errors
 /// The server cannot be reached, does not answer in time, or does not serve.
 pub async fn check(settings: &HealthcheckSettings) -> Result<(), String> {
-    let addr = settings.addr;
+    let addr = &settings.addr;
     let asked = tokio::time::timeout(settings.timeout_ms, async {
         let endpoint = Endpoint::from_shared(format!("http://{addr}"));
         let channel = endpoint.map_err(|error| describe(&error))?.connect().await;

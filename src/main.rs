@@ -4,7 +4,6 @@
 use std::{num::NonZero, process::ExitCode, thread};
 
 use account_service::{command, config::Cli};
-use clap::Parser as _;
 use tokio::runtime;
 
 /// A check allocates and frees some hundred times, most of them in libraries.
@@ -36,7 +35,7 @@ fn main() -> ExitCode {
 }
 
 async fn run() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::from_process() {
         Ok(cli) => cli,
         Err(error) => {
             // Nothing is left to tell if the output is closed.

@@ -7,17 +7,42 @@ use super::{NameError, names::check_characters};
 /// Most characters of an address, a limit of SMTP.
 pub const EMAIL_MAX_LEN: usize = 254;
 
-/// An e-mail address: `local@domain` in printable ASCII without space and `#`.
-/// Kept as it was given; two that differ in case only are the same address.
+/// Most characters of the part before the `@`, a limit of SMTP.
+const LOCAL_MAX_LEN: usize = 64;
+/// Most characters of a part of a domain between dots, a limit of the DNS.
+const LABEL_MAX_LEN: usize = 63;
+
+/// An e-mail address. Kept as it was given; two that differ in case only are the same
+/// address.
 #[derive(Clone)]
 pub struct Email(Arc<str>);
 
 impl Email {
-    /// Accepts an address.
+    /// Accepts an address that a user may be given: RFC 5321's `Dot-string@Domain`, the
+    /// form that mail systems use, without `#`. No quoted local parts, no address
+    /// literals, no comments, no dot at the end.
     ///
     /// # Errors
     /// The first rule that the address breaks.
-    pub fn parse(text: &str) -> Result<Self, NameError> {
+    pub fn parse_new(text: &str) -> Result<Self, NameError> {
+        let email = Self::parse_existing(text)?;
+        let (local, domain) = text.split_once('@').unwrap_or_default();
+        if local.len() > LOCAL_MAX_LEN {
+            return Err(NameError::LocalPart { max: LOCAL_MAX_LEN });
+        }
+        if local.split('.').all(is_atom) && domain.split('.').all(is_label) {
+            Ok(email)
+        } else {
+            Err(NameError::NoEmail)
+        }
+    }
+
+    /// Accepts an address that may be in the table, or be looked for: printable ASCII
+    /// without space and `#`, with one `@` between two parts.
+    ///
+    /// # Errors
+    /// The first rule that the address breaks.
+    pub fn parse_existing(text: &str) -> Result<Self, NameError> {
         const ALLOWED: &str = "printable ASCII characters without space and '#'";
         check_characters(text, EMAIL_MAX_LEN, ALLOWED, |found| {
             found.is_ascii_graphic() && found != '#'
@@ -51,6 +76,22 @@ impl Email {
     }
 }
 
+/// Whether a text is an `Atom` of RFC 5321.
+fn is_atom(text: &str) -> bool {
+    const SPECIAL: &[u8] = b"!$%&'*+-/=?^_`{|}~";
+    let mut bytes = text.bytes();
+    !text.is_empty() && bytes.all(|it| it.is_ascii_alphanumeric() || SPECIAL.contains(&it))
+}
+
+/// Whether a text is a part of a domain name: letters, digits and hyphens inside.
+fn is_label(text: &str) -> bool {
+    let mut bytes = text.bytes();
+    let is_edged = |text: &str| text.starts_with('-') || text.ends_with('-');
+    (1..=LABEL_MAX_LEN).contains(&text.len())
+        && bytes.all(|it| it.is_ascii_alphanumeric() || it == b'-')
+        && !is_edged(text)
+}
+
 /// As written: addresses that are the same may still be written differently.
 impl PartialEq for Email {
     fn eq(&self, other: &Self) -> bool {
@@ -72,19 +113,58 @@ mod tests {
 
     #[test]
     fn an_address_is_kept_as_given_and_compared_without_case() {
-        let email = Email::parse("Olivia.Smith@Example.com").unwrap();
+        let email = Email::parse_existing("Olivia.Smith@Example.com").unwrap();
         assert_eq!(email.as_str(), "Olivia.Smith@Example.com");
         assert_eq!(email.canonical(), "olivia.smith@example.com");
-        assert!(email.is_same(&Email::parse("olivia.SMITH@example.com").unwrap()));
+        assert!(email.is_same(&Email::parse_existing("olivia.SMITH@example.com").unwrap()));
         // Log lines do not hold it.
         assert_eq!(format!("{email:?}"), "an e-mail address");
         let longest = format!("o@{}", "x".repeat(EMAIL_MAX_LEN - 2));
-        Email::parse(&longest).unwrap();
+        Email::parse_existing(&longest).unwrap();
         let too_long = format!("{longest}x");
         for text in [
             "", "o", "@", "o@", "@x", "o@x@y", "o o@x", "o#@x", "ö@x", &too_long,
         ] {
-            Email::parse(text).unwrap_err();
+            Email::parse_existing(text).unwrap_err();
+        }
+    }
+    #[test]
+    fn a_new_address_is_one_that_mail_systems_use() {
+        let longest = format!("{}@x", "l".repeat(64));
+        let long_label = format!("o@{}.com", "x".repeat(63));
+        for text in [
+            "bob@example.com",
+            "Bob.O'Neil+news=1@sub-1.example.co.uk",
+            "o@localhost",
+            "!$%&'*+-/=?^_`{|}~@x",
+            &longest,
+            &long_label,
+        ] {
+            Email::parse_new(text).unwrap();
+        }
+        let too_long = format!("l{longest}");
+        let too_long_label = format!("o@x{}.com", "x".repeat(63));
+        for text in [
+            "Bob@example.com.",
+            "<a@x>",
+            "mailto:a@x",
+            "a,b@x",
+            ".a@x",
+            "a.@x",
+            "a..b@x",
+            "a@x..y",
+            "a@.x",
+            "a@-x",
+            "a@x-.y",
+            "a@x_y",
+            "a@[127.0.0.1]",
+            "\"a\"@x",
+            "a(b)@x",
+            "a@x,b@y",
+            &too_long,
+            &too_long_label,
+        ] {
+            Email::parse_new(text).unwrap_err();
         }
     }
 }

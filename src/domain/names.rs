@@ -35,6 +35,15 @@ pub enum NameError {
     /// The text is no e-mail address.
     #[error("must be an e-mail address: local@domain")]
     NoEmail,
+    /// The text has blanks only.
+    #[error("must have a character that is not blank")]
+    Blank,
+    /// The local part of an e-mail address is too long.
+    #[error("must not have more than {max} characters before the '@'")]
+    LocalPart {
+        /// The most that is allowed.
+        max: usize,
+    },
     /// The name starts or ends with a character that may stand inside only.
     #[error("must start and end with a letter or a digit")]
     Edge,
@@ -153,17 +162,70 @@ pub(super) fn check_characters(
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct FreeText(Arc<str>);
 
+/// Characters that change how others are shown, or that nobody sees: of direction, of
+/// width zero, line and paragraph separators, tags.
+fn is_invisible(found: char) -> bool {
+    matches!(found,
+        '\u{ad}'
+        | '\u{61c}'
+        | '\u{180e}'
+        | '\u{200b}'
+        | '\u{200e}'..='\u{200f}'
+        | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}'
+        | '\u{feff}'
+        | '\u{fff9}'..='\u{fffb}'
+        | '\u{e0000}'..='\u{e007f}')
+}
+
+/// Joiners of width zero, which some scripts and emoji need.
+fn is_joiner(found: char) -> bool {
+    matches!(found, '\u{200c}'..='\u{200d}')
+}
+
+/// Whether a joiner between these texts joins what it may.
+fn may_join(before: &str, after: &str) -> bool {
+    let joins = |neighbour: Option<char>| {
+        neighbour.is_some_and(|it| !it.is_ascii() && !it.is_whitespace() && !is_joiner(it))
+    };
+    joins(before.chars().next_back()) && joins(after.chars().next())
+}
+
+/// Whether a character looks like a blank.
+fn is_blank(found: char) -> bool {
+    found.is_whitespace()
+        || is_joiner(found)
+        || matches!(
+            found,
+            '\u{115f}' | '\u{1160}' | '\u{2800}' | '\u{3164}' | '\u{ffa0}'
+        )
+}
+
 impl FreeText {
     /// Accepts free text.
     ///
     /// # Errors
-    /// The text is too long or has a control character.
+    /// The text is too long, has a character that is not shown, or has no other.
     pub fn parse(text: &str) -> Result<Self, NameError> {
-        const ALLOWED: &str = "characters that are not control characters";
-        if !text.is_empty() {
-            check_characters(text, FREE_TEXT_MAX_BYTES, ALLOWED, |found| {
-                !found.is_control()
-            })?;
+        const ALLOWED: &str = "characters that are shown, and blanks within a line";
+        if text.is_empty() {
+            return Ok(Self(text.into()));
+        }
+        check_characters(text, FREE_TEXT_MAX_BYTES, ALLOWED, |found| {
+            !found.is_control() && !is_invisible(found)
+        })?;
+        let odd = text.char_indices().find(|(at, found)| {
+            is_joiner(*found) && !may_join(&text[..*at], &text[at + found.len_utf8()..])
+        });
+        if let Some((at, found)) = odd {
+            return Err(NameError::Character {
+                found,
+                at,
+                allowed: ALLOWED,
+            });
+        }
+        if text.chars().all(is_blank) {
+            return Err(NameError::Blank);
         }
         Ok(Self(text.into()))
     }
@@ -270,5 +332,35 @@ mod tests {
         assert!(FreeText::parse("Łucja 日本 #/").is_ok());
         assert!(FreeText::parse("a\u{7}").is_err());
         assert!(FreeText::parse(&"x".repeat(257)).is_err());
+    }
+
+    #[test]
+    fn free_text_is_shown_as_it_is() {
+        for text in [
+            "a b",
+            "\u{a0}a",
+            "می\u{200c}خواهم",
+            "👩\u{200d}🚀",
+            "🏳\u{fe0f}",
+        ] {
+            FreeText::parse(text).unwrap();
+        }
+        for text in [
+            " ",
+            "\u{2003}\u{a0}",
+            "\u{3164}",
+            "a\u{202e}b",
+            "\u{2066}a\u{2069}",
+            "a\u{200b}b",
+            "a\u{feff}",
+            "a\u{2028}b",
+            "a\u{2029}b",
+            "ad\u{200d}min",
+            "\u{200c}می",
+            "م\u{200d}\u{200d}ی",
+            "a\u{e0041}",
+        ] {
+            FreeText::parse(text).unwrap_err();
+        }
     }
 }

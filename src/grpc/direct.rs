@@ -4,12 +4,12 @@
 use std::{
     convert::Infallible,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{self, Context, Poll},
 };
 
 use bytes::Bytes;
-use futures_util::future::{BoxFuture, Either};
-use http::{Request, Response};
+use futures_util::future::{BoxFuture, Either, ready};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body::Frame;
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
@@ -20,6 +20,8 @@ use crate::{
     proto::account_v1::account_service_server::AccountServiceServer,
 };
 
+/// The type of what is gRPC, but for how its messages are encoded.
+const GRPC: &[u8] = b"application/grpc";
 /// Begins the names of methods whose requests may be large.
 const BATCH: &str = "Batch";
 
@@ -64,6 +66,9 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
+        if !is_grpc(request.headers()) {
+            return Either::Left(Box::pin(ready(Ok(not_grpc()))));
+        }
         match methods::name_of(request.uri().path()) {
             Some(name) if name.starts_with(BATCH) => {
                 Either::Left(self.batches.call(weighed(request)))
@@ -72,6 +77,20 @@ where
             None => Either::Right(self.router.call(request)),
         }
     }
+}
+
+/// Whether a request says that it is gRPC.
+fn is_grpc(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    let rest = kind.and_then(|kind| kind.strip_prefix(GRPC));
+    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+}
+
+/// The answer to what is not gRPC, by its specification.
+fn not_grpc() -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    response
 }
 
 /// The request, with its bytes held for its connection until they are decoded.
@@ -98,7 +117,7 @@ impl http_body::Body for Weighed {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let Self { body, held } = &mut *self;
-        let frame = ready!(Pin::new(body).poll_frame(context));
+        let frame = task::ready!(Pin::new(body).poll_frame(context));
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {

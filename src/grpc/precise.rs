@@ -2,13 +2,20 @@
 //! transport reports them as INTERNAL, OUT_OF_RANGE and the like, without
 //! details; the caller is to learn what was wrong with the call.
 
-use http::HeaderName;
+use http::{HeaderName, HeaderValue};
 use http_body::Body as _;
 use tonic::{Code, Status, body::Body};
 
 use super::{status, status::Reason};
 
 static DETAILS_HEADER: HeaderName = HeaderName::from_static("grpc-status-details-bin");
+/// Says which compression of requests is taken; the transport says so where it refuses
+/// another one.
+static ENCODINGS_HEADER: HeaderName = HeaderName::from_static("grpc-accept-encoding");
+/// The only one that is taken.
+const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
+/// Most characters of what the transport says that are told.
+const MAX_CHARACTERS: usize = 256;
 
 /// Replaces a response that is nothing but a status without details. Statuses
 /// of handlers all have details.
@@ -17,29 +24,42 @@ pub fn precise_status(response: http::Response<Body>) -> http::Response<Body> {
     if !response.body().is_end_stream() || response.headers().contains_key(&DETAILS_HEADER) {
         return response;
     }
+    let is_compressed = response.headers().contains_key(&ENCODINGS_HEADER);
     let bare = Status::from_header_map(response.headers());
-    match bare.as_ref().and_then(meaning) {
-        Some(status) => status.into_http(),
+    match bare.as_ref().and_then(|bare| meaning(bare, is_compressed)) {
+        Some(status) => {
+            let mut precise = status.into_http();
+            if is_compressed {
+                precise.headers_mut().insert(&ENCODINGS_HEADER, IDENTITY);
+            }
+            precise
+        }
         None => response,
     }
 }
 
-fn meaning(bare: &Status) -> Option<Status> {
+fn meaning(bare: &Status, is_compressed: bool) -> Option<Status> {
+    let said = status::shortened(bare.message(), MAX_CHARACTERS);
     let (code, reason, message) = match bare.code() {
         Code::OutOfRange => (
             Code::ResourceExhausted,
             Reason::MessageTooLarge,
-            format!("the request is too large: {}", bare.message()),
+            format!("the request is too large: {said}"),
         ),
         Code::Internal => (
             Code::InvalidArgument,
             Reason::MalformedMessage,
-            format!("the request is malformed: {}", bare.message()),
+            format!("the request is malformed: {said}"),
+        ),
+        Code::Unimplemented if is_compressed => (
+            Code::Unimplemented,
+            Reason::UnsupportedCompression,
+            "the request is compressed; requests are taken as they are only".to_owned(),
         ),
         Code::Unimplemented => (
             Code::Unimplemented,
             Reason::UnknownMethod,
-            format!("not offered by this server: {}", bare.message()),
+            "this server has no such method".to_owned(),
         ),
         _ => return None,
     };

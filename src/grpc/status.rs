@@ -20,6 +20,9 @@ pub const DOMAIN: &str = "account.v1";
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
 /// The value of [`PUSHBACK`] that says not to retry.
 const NO_RETRY: &str = "-1";
+/// Most characters of a field's path, and of what is wrong with it, that are told.
+const MAX_PATH_CHARACTERS: usize = 128;
+const MAX_WHY_CHARACTERS: usize = 256;
 const RETRY_SOON: Duration = Duration::from_millis(100);
 const RETRY_LATER: Duration = Duration::from_secs(1);
 
@@ -55,6 +58,8 @@ reasons! {
     MessageTooLarge = "MESSAGE_TOO_LARGE",
     /// The answer would be larger than clients take.
     ResponseTooLarge = "RESPONSE_TOO_LARGE",
+    /// The request is compressed in a way that is not taken.
+    UnsupportedCompression = "UNSUPPORTED_COMPRESSION",
     /// There is no such method.
     UnknownMethod = "UNKNOWN_METHOD",
     /// The call does not show who calls.
@@ -87,6 +92,8 @@ reasons! {
     NotPermitted = "NOT_PERMITTED",
     /// The organization would be left without an Owner.
     LastOwner = "LAST_OWNER",
+    /// The user who was to become Owner is suspended.
+    NewOwnerSuspended = "NEW_OWNER_SUSPENDED",
     /// Nothing was changed: the resource is of another version.
     EtagMismatch = "ETAG_MISMATCH",
     /// Another request has the same name.
@@ -135,6 +142,7 @@ pub(super) fn not_admitted(refused: &Refused, path: &str) -> Status {
         Refused::InvalidCredentials { .. } => (Code::Unauthenticated, Reason::InvalidCredentials),
         Refused::NotGranted { .. } => (Code::PermissionDenied, Reason::MethodNotGranted),
     };
+    let path = shortened(path, MAX_PATH_CHARACTERS);
     tracing::warn!(?refused, path, "a call was not admitted");
     plain(code, reason, &refused.to_string())
 }
@@ -224,8 +232,18 @@ pub(super) fn invalid_field(path: impl Into<String>, why: String) -> Status {
     field(Reason::InvalidField, path, why)
 }
 
+/// The text, or its beginning: what a request says is echoed within bounds, as clients
+/// bound the metadata that they take.
+pub(super) fn shortened(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
 fn field(reason: Reason, path: impl Into<String>, why: String) -> Status {
-    let path = path.into();
+    let path = shortened(&path.into(), MAX_PATH_CHARACTERS);
+    let why = shortened(&why, MAX_WHY_CHARACTERS);
     let message = format!("{path}: {why}");
     let mut details = info(reason, &[("field", &path)]);
     details.add_bad_request_violation(path, why);
@@ -294,6 +312,23 @@ fn refused(refusal: Refusal) -> Status {
             Reason::EmailNotFound,
             "no user has this e-mail address",
         ),
+        Refusal::NoEmail(why) => invalid_field("user.email", why.to_string()),
+        Refusal::NewOwnerSuspended(username) => {
+            let mut details = info(
+                Reason::NewOwnerSuspended,
+                &[("username", username.as_str())],
+            );
+            details.add_precondition_failure_violation(
+                Reason::NewOwnerSuspended.as_str(),
+                username.to_string(),
+                "an organization keeps at least one Owner who can act",
+            );
+            Status::with_error_details(
+                Code::FailedPrecondition,
+                "the new Owner is suspended: the organization would be left without an Owner who can act",
+                details,
+            )
+        }
         Refusal::NotPermitted => plain(
             Code::PermissionDenied,
             Reason::NotPermitted,

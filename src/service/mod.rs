@@ -36,7 +36,10 @@ pub use users::{NewUser, UserEdit, UserToDelete, UserToEdit};
 use self::once::{Once, Outcome, Repeatable};
 use crate::{
     coherence::{Change, Coherence, WriteError},
-    domain::{Actor, Etag, OrganizationName, Origin, Request, ServiceName, Stamp, Uid, Username},
+    domain::{
+        Actor, Etag, NameError, OrganizationName, Origin, Request, ServiceName, Stamp, Uid,
+        Username,
+    },
     store,
 };
 
@@ -74,6 +77,8 @@ pub enum Refusal {
     EmailExists,
     /// No user has the e-mail address.
     EmailNotFound,
+    /// The e-mail address of a user cannot be changed to this one.
+    NoEmail(NameError),
     /// There is no such user.
     UserNotFound(Username),
     /// There is no such organization.
@@ -84,6 +89,8 @@ pub enum Refusal {
     NotPermitted,
     /// The organization would be left without an Owner.
     LastOwner(OrganizationName),
+    /// The user who was to become Owner is suspended.
+    NewOwnerSuspended(Username),
     /// The record is of another version than the one that was to be changed.
     EtagMismatch,
     /// Another request has the same name.

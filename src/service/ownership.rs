@@ -134,7 +134,7 @@ impl Change for TransferOwnership {
         // Who gives up the role must leave an Owner who can act.
         if new.state == State::Suspended && previous.is_some() {
             return Ok(Verdict::Refuse {
-                refusal: Refusal::LastOwner(organization_name.clone()),
+                refusal: Refusal::NewOwnerSuspended(new_owner.clone()),
                 absent: Vec::new(),
                 upholds,
             });

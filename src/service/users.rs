@@ -208,6 +208,12 @@ async fn claims<T>(
     let [old, new] = [before, after].map(|user| user?.email.as_ref());
     let is_same = old.zip(new).is_some_and(|(old, new)| old.is_same(new));
     let mut steps = Vec::new();
+    if let Some(Err(why)) = new
+        .filter(|_| !is_same)
+        .map(|it| Email::parse_new(it.as_str()))
+    {
+        return Ok(Err(Verdict::Deny(Refusal::NoEmail(why))));
+    }
     if let (Some(user), Some(email)) = (after, new.filter(|_| !is_same)) {
         let found = table.email_claim(email).await?;
         if let Some(StoredClaim { claim: other, .. }) = &found {

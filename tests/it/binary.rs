@@ -104,8 +104,14 @@ async fn healthcheck_says_whether_a_server_is_serving() {
     let dir = TempDir::new().unwrap();
     let server = Server::dev(dir.path());
     let addr = server.addr.clone();
+    let (_, port) = addr.rsplit_once(':').unwrap();
+    let by_name = format!("localhost:{port}");
     let probe = |addr: &str| command(&["healthcheck", "--addr", addr]).output().unwrap();
     assert_eq!(probe(&addr).status.code(), Some(0));
+    assert_eq!(probe(&by_name).status.code(), Some(0));
+    for odd in ["localhost", ":50051", "localhost:x"] {
+        assert_eq!(probe(odd).status.code(), Some(64), "{odd}");
+    }
     server.kill();
     let output = probe(&addr);
     assert_eq!(output.status.code(), Some(1));
@@ -187,6 +193,56 @@ fn a_bad_setting_is_named_and_exits_with_64() {
         assert!(said.contains(named), "{arguments:?}: {said}");
         assert!(!said.contains("panicked"), "{said}");
     }
+}
+
+#[test]
+fn a_bad_value_of_a_variable_is_named_with_the_variable() {
+    let serve = |name: &str, value: &str| {
+        let mut command = command(&["serve", "--table-name", "accounts"]);
+        command.env(name, value).output().unwrap()
+    };
+    for (name, value) in [
+        ("LISTEN_ADDR", "localhost"),
+        ("MEMBERSHIP_TTL_S", "0"),
+        ("INSECURE", "perhaps"),
+        ("LOG_FORMAT", "xml"),
+        ("JWT_ALGORITHMS", "HS256"),
+    ] {
+        let output = serve(name, value);
+        assert_eq!(output.status.code(), Some(64), "{name}");
+        let said = text(&output);
+        assert!(said.contains(name) && said.contains(value), "{said}");
+    }
+    let mut flag = command(&["serve", "--table-name", "accounts", "--listen-addr", "x"]);
+    let said = text(&flag.output().unwrap());
+    assert!(!said.contains("LISTEN_ADDR"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn variables_without_a_value_are_as_if_they_were_not_there() {
+    let backends = Backends::start().await;
+    let mut command = serve_over(&backends);
+    for name in [
+        "METRICS_ADDR",
+        "HEALTH_ADDR",
+        "POLICY_FILE",
+        "TLS_CERT",
+        "JWKS",
+        "JWT_ISSUER",
+        "INSECURE",
+        "MEMBERSHIP_TTL_S",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "STREAM_INVALIDATOR",
+        "LOG_FORMAT",
+    ] {
+        command.env(name, "");
+    }
+    // Flags by what templates write.
+    command.env("NO_REFLECTION", "1");
+    let server = Server::start(command, "serving on", |_| true);
+    create_olivia(&server).await;
+    assert!(has_olivia(&server).await);
+    assert_eq!(server.terminate(), Some(0));
 }
 
 #[test]

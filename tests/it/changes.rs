@@ -389,7 +389,7 @@ async fn a_cursor_whose_changes_are_not_kept_is_refused() {
     backends.table().delete_logged(log, rest).await;
     let refused = Watch::open(&service.client, after(&begin)).await.map(drop);
     assert_refused(refused, Code::OutOfRange, "CURSOR_EXPIRED");
-    for cursor in ["", "x", "1-1"] {
+    for cursor in ["x", "1-1"] {
         let refused = Watch::open(&service.client, after(cursor)).await.map(drop);
         assert_refused(refused, Code::InvalidArgument, "INVALID_FIELD");
     }

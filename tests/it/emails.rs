@@ -56,6 +56,51 @@ async fn assert_free(replicas: [&Replica; 2], email: &str) {
 }
 
 #[tokio::test]
+async fn an_address_that_no_mail_system_takes_is_given_to_nobody() {
+    let (_backends, service) = start().await;
+    service.create_user(OLIVIA).await.unwrap();
+    for odd in [
+        "Olivia@example.com.",
+        "<o@x>",
+        "mailto:o@x",
+        "a..b@x",
+        ".o@x",
+    ] {
+        let refused = create(service.client.clone(), MICHAEL, odd).await;
+        assert_refused(refused, Code::InvalidArgument, "INVALID_FIELD");
+        let refused = set_email(&service, OLIVIA, odd).await;
+        let details = assert_refused(refused, Code::InvalidArgument, "INVALID_FIELD");
+        let violations = &details.bad_request().unwrap().field_violations;
+        assert_eq!(violations[0].field, "user.email");
+    }
+}
+
+#[tokio::test]
+async fn an_address_that_a_user_has_already_is_found_kept_and_given_up() {
+    const ODD: &str = "olivia..o@example.com";
+    let (backends, service) = start().await;
+    let user = create(service.client.clone(), OLIVIA, EMAIL).await.unwrap();
+    // As an earlier version would have written it.
+    let table = backends.table();
+    let key = format!("USER#{OLIVIA}");
+    table.set_text(&key, &key, "email", ODD).await;
+    let claim = format!("EMAIL#{ODD}");
+    let claimed = [
+        ("PK", claim.as_str()),
+        ("SK", &claim),
+        ("username", OLIVIA),
+        ("uid", &user.uid),
+    ];
+    table.put(&claimed).await;
+    let replica = backends.replica().await;
+    assert_eq!(look_up(&replica, ODD).await.unwrap(), OLIVIA);
+    let kept = set_email(&replica, OLIVIA, ODD).await.unwrap();
+    assert_eq!(kept.email, ODD);
+    set_email(&replica, OLIVIA, "").await.unwrap();
+    assert_free([&service, &replica], ODD).await;
+}
+
+#[tokio::test]
 async fn an_address_finds_its_user_however_it_is_written() {
     let (_backends, service) = start().await;
     let user = create(service.client.clone(), OLIVIA, EMAIL).await.unwrap();

@@ -268,6 +268,101 @@ async fn what_is_no_message_is_refused_and_the_connection_goes_on() {
 }
 
 #[tokio::test]
+async fn what_a_request_says_is_echoed_within_bounds() {
+    const LONG: usize = 5000;
+    let (_backends, service) = start().await;
+    let mut client = service.client.clone();
+    let long = "x".repeat(LONG);
+    let update = pb::UpdateUserRequest {
+        user: Some(pb::User {
+            username: "olivia".to_owned(),
+            ..pb::User::default()
+        }),
+        update_mask: Some(prost_types::FieldMask {
+            paths: vec![long.clone()],
+        }),
+        ..pb::UpdateUserRequest::default()
+    };
+    let create = |labels: (String, String)| pb::CreateUserRequest {
+        username: "olivia".to_owned(),
+        labels: [labels].into(),
+        ..pb::CreateUserRequest::default()
+    };
+    let refused = [
+        client.update_user(update).await.map(drop),
+        client
+            .create_user(create((long.clone(), String::new())))
+            .await
+            .map(drop),
+        client
+            .create_user(create(("Łong".repeat(LONG / 5), "x".to_owned())))
+            .await
+            .map(drop),
+        client
+            .create_user(create(("k".to_owned(), long)))
+            .await
+            .map(drop),
+        send_raw(&service, CHECK, Bytes::from(vec![0xff; LONG]))
+            .await
+            .map(drop),
+    ];
+    for refused in refused {
+        let status = refused.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+        let told = status.message().len() + status.details().len();
+        assert!(told < 2048, "{told}");
+    }
+}
+
+/// Posts this body, with a header that says what it is.
+async fn post(
+    service: &Replica,
+    header: (&str, &str),
+    body: &'static [u8],
+) -> http::Response<h2::RecvStream> {
+    let stream = tokio::net::TcpStream::connect(service.addr).await.unwrap();
+    let (send, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let request = http::Request::post(format!("http://{}{CHECK}", service.addr))
+        .header("te", "trailers")
+        .header(header.0, header.1);
+    let request = match header.0 {
+        "content-type" => request,
+        _ => request.header("content-type", "application/grpc"),
+    };
+    let mut send = send.ready().await.unwrap();
+    let (answer, mut stream) = send.send_request(request.body(()).unwrap(), false).unwrap();
+    stream.send_data(Bytes::from_static(body), true).unwrap();
+    answer.await.unwrap()
+}
+
+#[tokio::test]
+async fn a_compressed_request_is_refused_as_such() {
+    let (_backends, service) = start().await;
+    let answer = post(&service, ("grpc-encoding", "gzip"), b"\x01\0\0\0\0").await;
+    let headers = answer.headers();
+    assert_eq!(headers["grpc-accept-encoding"], "identity");
+    let status = Status::from_header_map(headers).unwrap();
+    assert_refused::<()>(Err(status), Code::Unimplemented, "UNSUPPORTED_COMPRESSION");
+}
+
+#[tokio::test]
+async fn what_is_no_grpc_is_refused_by_its_type() {
+    let (_backends, service) = start().await;
+    for (kind, code) in [
+        ("application/grpc", 200),
+        ("application/grpc+proto", 200),
+        ("application/grpc;charset=utf-8", 200),
+        ("text/plain", 415),
+        ("application/json", 415),
+        ("application/grpc-web", 415),
+    ] {
+        let answer = post(&service, ("content-type", kind), b"\0\0\0\0\0").await;
+        assert_eq!(answer.status().as_u16(), code, "{kind}");
+    }
+}
+
+#[tokio::test]
 async fn a_deadline_is_honoured_and_named() {
     let (backends, service) = start().await;
     backends

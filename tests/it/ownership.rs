@@ -124,7 +124,7 @@ async fn an_organization_is_handed_over_by_owners_to_members_who_can_act() {
     let mut client = service.client.clone();
     client.suspend_user(suspension).await.unwrap();
     let refused = transfer(&service, MICHAEL, by(OLIVIA)).await;
-    assert_refused(refused, Code::FailedPrecondition, "LAST_OWNER");
+    assert_refused(refused, Code::FailedPrecondition, "NEW_OWNER_SUSPENDED");
     assert_eq!(service.role_of(ORG, OLIVIA).await, Some(Role::Owner));
 }
 

@@ -18,14 +18,18 @@ pub(in crate::grpc) fn watch(
     request: &pb::WatchChangesRequest,
 ) -> Result<(Start, ChangeFilter), Status> {
     let start = match &request.start {
-        Some(pb::watch_changes_request::Start::Cursor(cursor)) => {
+        Some(pb::watch_changes_request::Start::Cursor(cursor)) if !cursor.is_empty() => {
             let cursor = cursor.parse::<Cursor>();
             let cursor =
                 cursor.map_err(|error| status::invalid_field("cursor", error.to_string()))?;
             Start::After(cursor)
         }
         Some(pb::watch_changes_request::Start::Oldest(true)) => Start::Oldest,
-        Some(pb::watch_changes_request::Start::Oldest(false)) | None => Start::Now,
+        Some(
+            pb::watch_changes_request::Start::Oldest(false)
+            | pb::watch_changes_request::Start::Cursor(_),
+        )
+        | None => Start::Now,
     };
     let given = |name: &str| !name.is_empty();
     let organization = given(&request.organization_name)

@@ -63,7 +63,7 @@ pub(super) fn new_user(request: &pb::CreateUserRequest) -> Result<NewUser, Statu
         first_name: named("first_name", FreeText::parse(&request.first_name))?,
         last_name: named("last_name", FreeText::parse(&request.last_name))?,
         display_name: named("display_name", FreeText::parse(&request.display_name))?,
-        email: email("email", &request.email)?,
+        email: email("email", &request.email, Email::parse_new)?,
         labels: labels("labels", &request.labels)?,
     })
 }
@@ -173,7 +173,8 @@ pub(super) fn user_to_update(request: &pb::UpdateUserRequest) -> Result<UserToEd
             last_name: text(last_name, "last_name", &user.last_name)?,
             display_name: text(display_name, "display_name", &user.display_name)?,
             email: has_email
-                .then(|| email("user.email", &user.email))
+                // The user may have the address already.
+                .then(|| email("user.email", &user.email, Email::parse_existing))
                 .transpose()?,
             labels: has_labels
                 .then(|| labels("user.labels", &user.labels))
@@ -273,7 +274,7 @@ fn masked<const N: usize>(
     }
     let is_known = |path: &str| path == "*" || fields.contains(&path);
     if let Some(at) = paths.iter().position(|path| !is_known(path)) {
-        let why = format!("{:?} is none of *, {}", paths[at], fields.join(", "));
+        let why = format!("is none of *, {}", fields.join(", "));
         return Err(status::invalid_field(
             format!("update_mask.paths[{at}]"),
             why,
@@ -283,14 +284,18 @@ fn masked<const N: usize>(
 }
 
 /// An e-mail address; `None` if empty.
-fn email(field: &str, text: &str) -> Result<Option<Email>, Status> {
-    let given = (!text.is_empty()).then(|| named(field, Email::parse(text)));
+fn email(
+    field: &str,
+    text: &str,
+    parse: fn(&str) -> Result<Email, NameError>,
+) -> Result<Option<Email>, Status> {
+    let given = (!text.is_empty()).then(|| named(field, parse(text)));
     given.transpose()
 }
 
 /// An e-mail address to look for.
 pub(super) fn wanted_email(text: &str) -> Result<Email, Status> {
-    named("email", Email::parse(text))
+    named("email", Email::parse_existing(text))
 }
 
 fn labels(field: &str, labels: &BTreeMap<String, String>) -> Result<Labels, Status> {

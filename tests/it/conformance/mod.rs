@@ -133,6 +133,7 @@ fn answer(result: Result<(), Status>) -> Answer {
         (Code::AlreadyExists, Some("ORGANIZATION_ALREADY_EXISTS")) => Answer::OrganizationExists,
         (Code::AlreadyExists, Some("USER_ALREADY_EXISTS")) => Answer::UserExists,
         (Code::FailedPrecondition, Some("LAST_OWNER")) => Answer::LastOwner,
+        (Code::FailedPrecondition, Some("NEW_OWNER_SUSPENDED")) => Answer::NewOwnerSuspended,
         _ => panic!("no rule says {status:?}"),
     }
 }

@@ -76,6 +76,7 @@ pub enum Answer {
     OrganizationExists,
     UserExists,
     LastOwner,
+    NewOwnerSuspended,
 }
 
 /// Every kind of person.
@@ -160,7 +161,7 @@ pub fn answer(
         },
         Operation::Transfer if owner || actor.is_none() => match member {
             None => Answer::MembershipNotFound,
-            Some(_) if person.is_suspended && actor.is_some() => Answer::LastOwner,
+            Some(_) if person.is_suspended && actor.is_some() => Answer::NewOwnerSuspended,
             Some(_) => Answer::Done,
         },
         _ => Answer::NotPermitted,
