@@ -31,12 +31,13 @@ impl Cli {
     /// They are wrong, or ask for help. The error says so if a value is that of a
     /// variable.
     pub fn from_process() -> Result<Self, clap::Error> {
-        let command = Self::command().mut_subcommands(|command| {
+        let mut command = Self::command().mut_subcommands(|command| {
             command.mut_args(|arg| match arg.get_env() {
                 Some(name) if is_empty_variable(name) => arg.env(Resettable::Reset),
                 _ => arg,
             })
         });
+        command.build();
         let matches = command.clone().try_get_matches();
         let cli = matches.and_then(|matches| Self::from_arg_matches(&matches));
         cli.map_err(|error| with_variable(error, &command))

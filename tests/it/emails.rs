@@ -79,19 +79,16 @@ async fn an_address_that_no_mail_system_takes_is_given_to_nobody() {
 async fn an_address_that_a_user_has_already_is_found_kept_and_given_up() {
     const ODD: &str = "olivia..o@example.com";
     let (backends, service) = start().await;
-    let user = create(service.client.clone(), OLIVIA, EMAIL).await.unwrap();
-    // As an earlier version would have written it.
+    // As if they had been written before.
     let table = backends.table();
-    let key = format!("USER#{OLIVIA}");
-    table.set_text(&key, &key, "email", ODD).await;
-    let claim = format!("EMAIL#{ODD}");
-    let claimed = [
-        ("PK", claim.as_str()),
-        ("SK", &claim),
-        ("username", OLIVIA),
-        ("uid", &user.uid),
-    ];
-    table.put(&claimed).await;
+    let (user, claim) = (format!("USER#{OLIVIA}"), format!("EMAIL#{ODD}"));
+    for (key, attributes) in [
+        (&user, &[("username", OLIVIA), ("email", ODD)][..]),
+        (&claim, &[("username", OLIVIA)]),
+    ] {
+        let keys = [("PK", key.as_str()), ("SK", key)];
+        table.put(&[&keys, attributes].concat()).await;
+    }
     let replica = backends.replica().await;
     assert_eq!(look_up(&replica, ODD).await.unwrap(), OLIVIA);
     let kept = set_email(&replica, OLIVIA, ODD).await.unwrap();

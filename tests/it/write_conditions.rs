@@ -174,6 +174,7 @@ const MEMBER_EXISTS: Expected = Err((Code::AlreadyExists, "MEMBERSHIP_ALREADY_EX
 const USER_EXISTS: Expected = Err((Code::AlreadyExists, "USER_ALREADY_EXISTS"));
 const ORGANIZATION_EXISTS: Expected = Err((Code::AlreadyExists, "ORGANIZATION_ALREADY_EXISTS"));
 const LAST_OWNER: Expected = Err((Code::FailedPrecondition, "LAST_OWNER"));
+const SUSPENDED: Expected = Err((Code::FailedPrecondition, "NEW_OWNER_SUSPENDED"));
 
 /// Every write on behalf of a user, and on which target.
 const BY_ADMIN: [Write; 4] = [
@@ -272,7 +273,7 @@ fn cases() -> Vec<(Write, Write, Expected)> {
         &no_other,
     );
     let suspended = [Write::SuspendUser(MEMBER)];
-    add(Write::Transfer(Some(OWNER), MEMBER), LAST_OWNER, &suspended);
+    add(Write::Transfer(Some(OWNER), MEMBER), SUSPENDED, &suspended);
     add(Write::Transfer(None, MEMBER), Ok(()), &suspended);
     let founded = Write::Found(OUTSIDER);
     add(founded, NO_USER, &[Write::DeleteUser(OUTSIDER)]);
