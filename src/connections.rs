@@ -430,7 +430,7 @@ mod tests {
         let mut server = connections.next().await.unwrap().unwrap();
         let mut greeting = [0; GREETING_BYTES];
         server.read_exact(&mut greeting).await.unwrap();
-        let endless = async { while server.write_all(&[0; 64 * 1024]).await.is_ok() {} };
+        let endless = async { while server.write_all(&[0; 8 * 1024]).await.is_ok() {} };
         let began = Instant::now();
         endless.await;
         let lasted = began.elapsed();

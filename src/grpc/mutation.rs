@@ -346,7 +346,6 @@ mod tests {
                 }),
                 update_mask: Some(mask),
                 request_id: "9B2F1D0C-5A7E-4C58-8D0E-6F1A2B3C4D5E".to_owned(),
-                ..pb::UpdateUserRequest::default()
             }
         };
         let one = normal(update(&["first_name", "email"], 0));

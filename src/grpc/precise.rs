@@ -39,7 +39,7 @@ pub fn precise_status(response: http::Response<Body>) -> http::Response<Body> {
 }
 
 fn meaning(bare: &Status, is_compressed: bool) -> Option<Status> {
-    let said = status::shortened(bare.message(), MAX_CHARACTERS);
+    let said = status::shortened(bare.message().to_owned(), MAX_CHARACTERS);
     let (code, reason, message) = match bare.code() {
         Code::OutOfRange => (
             Code::ResourceExhausted,

@@ -142,7 +142,7 @@ pub(super) fn not_admitted(refused: &Refused, path: &str) -> Status {
         Refused::InvalidCredentials { .. } => (Code::Unauthenticated, Reason::InvalidCredentials),
         Refused::NotGranted { .. } => (Code::PermissionDenied, Reason::MethodNotGranted),
     };
-    let path = shortened(path, MAX_PATH_CHARACTERS);
+    let path = shortened(path.to_owned(), MAX_PATH_CHARACTERS);
     tracing::warn!(?refused, path, "a call was not admitted");
     plain(code, reason, &refused.to_string())
 }
@@ -234,16 +234,17 @@ pub(super) fn invalid_field(path: impl Into<String>, why: String) -> Status {
 
 /// The text, or its beginning: what a request says is echoed within bounds, as clients
 /// bound the metadata that they take.
-pub(super) fn shortened(text: &str, most: usize) -> String {
-    match text.char_indices().nth(most) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
+pub(super) fn shortened(mut text: String, most: usize) -> String {
+    if let Some((end, _)) = text.char_indices().nth(most) {
+        text.truncate(end);
+        text.push('…');
     }
+    text
 }
 
 fn field(reason: Reason, path: impl Into<String>, why: String) -> Status {
-    let path = shortened(&path.into(), MAX_PATH_CHARACTERS);
-    let why = shortened(&why, MAX_WHY_CHARACTERS);
+    let path = shortened(path.into(), MAX_PATH_CHARACTERS);
+    let why = shortened(why, MAX_WHY_CHARACTERS);
     let message = format!("{path}: {why}");
     let mut details = info(reason, &[("field", &path)]);
     details.add_bad_request_violation(path, why);

@@ -62,7 +62,7 @@ fn unfinished_head(addr: SocketAddr) -> TcpStream {
     let mut stream = TcpStream::connect(addr).unwrap();
     let timeout = Some(Duration::from_millis(20));
     stream.set_write_timeout(timeout).unwrap();
-    let head = [&b"GET /metrics HTTP/1.1\r\nx: "[..], &[b'x'; HEAD]].concat();
+    let head = [&b"GET /metrics HTTP/1.1\r\nx: "[..], &vec![b'x'; HEAD]].concat();
     // Fails where the server takes no more of it.
     let _ = stream.write_all(&head);
     stream

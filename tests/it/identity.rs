@@ -107,7 +107,7 @@ async fn a_service_brings_its_own_token_or_a_user_s_and_no_other_service_s() {
     assert_invalid(checks(&frontend, &signer.service_token("operator")).await);
 }
 
-fn jwk(key: Jwk, changes: Value) -> Value {
+fn jwk(key: Jwk, changes: &Value) -> Value {
     let mut key = serde_json::to_value(key).unwrap();
     for (name, value) in changes.as_object().unwrap() {
         key[name] = value.clone();
@@ -123,23 +123,23 @@ async fn keys_are_used_for_what_they_are_for() {
         // A key of the same name for another purpose, before and after it.
         (
             vec![
-                jwk(public(), json!({})),
-                jwk(stranger.public_key(), json!({"use": "enc"})),
+                jwk(public(), &json!({})),
+                jwk(stranger.public_key(), &json!({"use": "enc"})),
             ],
             true,
         ),
         (
             vec![
-                jwk(stranger.public_key(), json!({"use": "enc"})),
-                jwk(public(), json!({})),
+                jwk(stranger.public_key(), &json!({"use": "enc"})),
+                jwk(public(), &json!({})),
             ],
             true,
         ),
         // Two of the same name: the one that has signed it.
         (
             vec![
-                jwk(public(), json!({})),
-                jwk(stranger.public_key(), json!({})),
+                jwk(public(), &json!({})),
+                jwk(stranger.public_key(), &json!({})),
             ],
             true,
         ),
@@ -149,20 +149,20 @@ async fn keys_are_used_for_what_they_are_for() {
                 json!({"kty": "QUANTUM", "kid": "one"}),
                 json!("no key"),
                 json!({"kty": "EC", "crv": "P-256", "x": "?", "y": "?"}),
-                jwk(public(), json!({})),
+                jwk(public(), &json!({})),
             ],
             true,
         ),
-        (vec![jwk(public(), json!({"use": "enc"}))], false),
-        (vec![jwk(public(), json!({"key_ops": ["encrypt"]}))], false),
-        (vec![jwk(public(), json!({"key_ops": ["verify"]}))], true),
-        (vec![jwk(public(), json!({"alg": "ES384"}))], false),
-        (vec![jwk(public(), json!({"alg": "ES256"}))], true),
+        (vec![jwk(public(), &json!({"use": "enc"}))], false),
+        (vec![jwk(public(), &json!({"key_ops": ["encrypt"]}))], false),
+        (vec![jwk(public(), &json!({"key_ops": ["verify"]}))], true),
+        (vec![jwk(public(), &json!({"alg": "ES384"}))], false),
+        (vec![jwk(public(), &json!({"alg": "ES256"}))], true),
         // A key without a name, for a token that names one.
-        (vec![jwk(public(), json!({"kid": null}))], true),
+        (vec![jwk(public(), &json!({"kid": null}))], true),
     ] {
         // A set needs some key: of one that signs nothing here.
-        let other = jwk(Signer::new("other").public_key(), json!({}));
+        let other = jwk(Signer::new("other").public_key(), &json!({}));
         let keys = [keys.clone(), vec![other]].concat();
         let keys = json!({"keys": keys});
         let (_backends, _files, service) = with_keys(&keys).await;
@@ -241,7 +241,7 @@ async fn one_header_brings_a_token_whatever_the_case_of_its_scheme() {
     call(&[format!("Bearer   {token}")]).await.unwrap();
     let basic = "Basic b2xpdmlhOnNlY3JldA==".to_owned();
     assert_refused(
-        call(&[basic.clone()]).await,
+        call(std::slice::from_ref(&basic)).await,
         Code::Unauthenticated,
         "NO_CREDENTIALS",
     );

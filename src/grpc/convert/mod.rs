@@ -146,9 +146,9 @@ fn kept<T: Default>(is_kept: bool, value: T) -> T {
 
 fn mask_of<const N: usize>(fields: [&str; N], is_masked: [bool; N]) -> FieldMask {
     let fields = fields.into_iter().zip(is_masked);
-    let fields = fields.filter_map(|(field, is_masked)| is_masked.then(|| field.to_owned()));
+    let masked = fields.filter(|(_, is_masked)| *is_masked);
     FieldMask {
-        paths: fields.collect(),
+        paths: masked.map(|(field, _)| field.to_owned()).collect(),
     }
 }
 
