@@ -24,9 +24,9 @@ use crate::{
     domain::Key,
     grpc::{
         AccountService, AdmissionLayer, DEFAULT_DEADLINE, DirectLayer, FairnessLayer, LongestCall,
-        MUCH, ObservationLayer, Readiness, WatchLimits, precise_status,
+        MUCH, ObservationLayer, Readiness, WatchLimits, precise_status, reflection_v1,
+        reflection_v1alpha,
     },
-    proto::account_v1::DESCRIPTOR_SET,
     secrets::{self, Secrets},
     service::{Accounts, Changes, Listings},
     store::{self, DynamoDb},
@@ -76,8 +76,9 @@ const MAX_STREAMS_OF_A_PROBE: u32 = 8;
 const READY_PAUSE: Duration = Duration::from_millis(500);
 /// Longest that fencing the records of one stream event may take.
 const INVALIDATE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Largest header block of a call, in bytes.
-const MAX_HEADER_BYTES: u32 = 16 * 1024;
+/// Largest header block that HTTP/2 takes, in bytes. More than calls may have, so that
+/// one that has too much is told by a gRPC status.
+const MAX_HEADER_BYTES: u32 = 64 * 1024;
 
 /// What is not a setting.
 #[derive(Debug, Clone)]
@@ -248,7 +249,7 @@ impl App {
         listener: TcpListener,
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), Error> {
-        let readiness = Readiness::default();
+        let readiness = Readiness::new().await;
         let health_server = readiness.server();
         report(&readiness, self.is_ready).await;
         let health_beside = serve_health(self.health_listener.take(), health_server.clone());
@@ -281,8 +282,8 @@ impl App {
         };
         let service = AccountService::new(self.accounts.clone(), watch);
         let (reflection_v1, reflection_v1alpha) = if self.describes_itself {
-            let v1 = reflection().build_v1().map_err(serve_failed)?;
-            let v1alpha = reflection().build_v1alpha().map_err(serve_failed)?;
+            let v1 = reflection_v1::server().map_err(serve_failed)?;
+            let v1alpha = reflection_v1alpha::server().map_err(serve_failed)?;
             (Some(v1), Some(v1alpha))
         } else {
             (None, None)
@@ -462,14 +463,6 @@ pub async fn stop_signal() {
         }
     }
     let _ = interrupt.await;
-}
-
-fn reflection() -> tonic_reflection::server::Builder<'static> {
-    tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        // So that grpcurl shows the details of errors.
-        .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
 }
 
 fn serve_failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {

@@ -30,6 +30,7 @@ pub use self::{
 };
 use crate::{
     callers::{Certificate, Name, Refused},
+    telemetry::Throttle,
     tls::Tls,
 };
 
@@ -193,13 +194,20 @@ pub fn accept(
                         // Fails if the server stops.
                         let _ = accepted.send(Ok(connection)).await;
                     }
-                    Ok(Err(error)) => tracing::info!(%error, "no TLS with a client"),
-                    Err(_) => tracing::info!("no TLS with a client in time"),
+                    Ok(Err(error)) => no_tls(&error),
+                    Err(_) => no_tls(&io::ErrorKind::TimedOut.into()),
                 }
             });
         }
     });
     ReceiverStream::new(connections)
+}
+
+fn no_tls(error: &io::Error) {
+    static LINES: Throttle = Throttle::new(10);
+    if let Some(suppressed) = LINES.pass() {
+        tracing::info!(%error, suppressed, "no TLS with a client");
+    }
 }
 
 async fn handshake(

@@ -142,10 +142,8 @@ impl Tokens {
         validation.set_issuer(&[&self.expected.issuer]);
         validation.set_audience(&[&self.expected.audience]);
         validation.set_required_spec_claims(&["exp", "iss", "aud", SUBJECT]);
-        let mut why = format!(
-            "no key {:?} is known that signs by {:?}",
-            header.kid, header.alg
-        );
+        let kid = header.kid.as_deref().unwrap_or_default();
+        let mut why = format!("no key {kid:?} is known that signs by {:?}", header.alg);
         for key in keys {
             match decode(token, key, &validation) {
                 Ok(TokenData { claims, .. }) => return Ok(claims),

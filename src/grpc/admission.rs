@@ -16,6 +16,8 @@ use crate::{
     connections::{Peer, TooMany},
 };
 
+/// Largest metadata of a call, in bytes.
+const MAX_METADATA_BYTES: usize = 16 * 1024;
 /// Begins the paths of health checks, which are open to all.
 const HEALTH: &str = "/grpc.health.v1.Health/";
 /// The scheme of tokens in the header `authorization`; its case does not matter.
@@ -56,6 +58,10 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        if metadata_bytes(request.headers()) > MAX_METADATA_BYTES {
+            let status = status::metadata_too_large(MAX_METADATA_BYTES);
+            return Either::Left(ready(Ok(status.into_http())));
+        }
         let path = request.uri().path();
         if path.starts_with(HEALTH) {
             return Either::Right(self.inner.call(request));
@@ -92,6 +98,14 @@ where
             Err(status) => Either::Left(ready(Ok(status.into_http()))),
         }
     }
+}
+
+/// Sum of the names and values.
+fn metadata_bytes(headers: &HeaderMap) -> usize {
+    let headers = headers.iter();
+    headers
+        .map(|(name, value)| name.as_str().len() + value.len())
+        .sum()
 }
 
 /// The bearer token that a call brings, if it brings one.

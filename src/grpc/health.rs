@@ -32,11 +32,23 @@ const MAX_WATCHES: usize = 1000;
 /// that they check.
 const MAX_WATCHES_PER_CONNECTION: usize = 4;
 
+/// The name that is always SERVING while the process answers: for probes that restart
+/// what hangs, and not what lacks its table.
+const LIVENESS: &str = "liveness";
+
 /// Says whether the server, and the account service, are serving.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Readiness(HealthReporter);
 
 impl Readiness {
+    /// Says that the process is alive, and not yet whether it is serving.
+    pub async fn new() -> Self {
+        let reporter = HealthReporter::new();
+        let serving = ServingStatus::Serving;
+        reporter.set_service_status(LIVENESS, serving).await;
+        Self(reporter)
+    }
+
     /// Says so from now on.
     pub async fn set(&self, is_serving: bool) {
         let Self(reporter) = self;

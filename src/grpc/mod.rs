@@ -13,6 +13,7 @@ mod mutation;
 mod observation;
 mod precise;
 mod processors;
+mod reflection;
 mod room;
 mod shares;
 mod status;
@@ -30,6 +31,7 @@ pub use health::Readiness;
 pub use methods::methods;
 pub use observation::ObservationLayer;
 pub use precise::precise_status;
+pub use reflection::{reflection_v1, reflection_v1alpha};
 pub use status::{DOMAIN, Reason};
 pub use watch::{ChangeStream, WatchLimits};
 

@@ -11,6 +11,7 @@ use crate::{
     callers::{Caller, Refused},
     service::{Error, NoPageToken, Refusal, WatchError},
     store::{self, Kind},
+    telemetry::Throttle,
 };
 
 /// Domain of every `google.rpc.ErrorInfo`.
@@ -23,6 +24,8 @@ const NO_RETRY: &str = "-1";
 /// Most characters of a field's path, and of what is wrong with it, that are told.
 const MAX_PATH_CHARACTERS: usize = 128;
 const MAX_WHY_CHARACTERS: usize = 256;
+/// Lines about calls that are refused for who calls, which anybody can cause.
+static REFUSALS: Throttle = Throttle::new(10);
 const RETRY_SOON: Duration = Duration::from_millis(100);
 const RETRY_LATER: Duration = Duration::from_secs(1);
 
@@ -142,8 +145,10 @@ pub(super) fn not_admitted(refused: &Refused, path: &str) -> Status {
         Refused::InvalidCredentials { .. } => (Code::Unauthenticated, Reason::InvalidCredentials),
         Refused::NotGranted { .. } => (Code::PermissionDenied, Reason::MethodNotGranted),
     };
-    let path = shortened(path.to_owned(), MAX_PATH_CHARACTERS);
-    tracing::warn!(?refused, path, "a call was not admitted");
+    if let Some(suppressed) = REFUSALS.pass() {
+        let path = shortened(path.to_owned(), MAX_PATH_CHARACTERS);
+        tracing::warn!(?refused, path, suppressed, "a call was not admitted");
+    }
     plain(code, reason, &refused.to_string())
 }
 
@@ -159,8 +164,15 @@ pub(super) fn no_caller() -> Status {
 
 /// The status of a call on behalf of somebody for whom the caller may not act.
 pub(super) fn may_not_act(caller: &Caller, rpc: &str) -> Status {
-    let name = caller.name.as_ref().map(tracing::field::display);
-    tracing::warn!(name, rpc, "a caller may not act on behalf of whom it named");
+    if let Some(suppressed) = REFUSALS.pass() {
+        let name = caller.name.as_ref().map(tracing::field::display);
+        tracing::warn!(
+            name,
+            rpc,
+            suppressed,
+            "a caller may not act on behalf of whom it named"
+        );
+    }
     plain(
         Code::PermissionDenied,
         Reason::ActingNotGranted,
@@ -406,6 +418,24 @@ pub(super) fn response_too_large() -> Status {
         Code::ResourceExhausted,
         Reason::ResponseTooLarge,
         "the records are too large for one answer; ask for fewer of them at once",
+    )
+}
+
+/// The replica, or the connection, has as many reflection streams as it may.
+pub(super) fn too_many_reflections() -> Status {
+    retry(
+        Reason::Overloaded,
+        "nothing was done: too many reflection streams are open in this replica, or on this connection",
+        RETRY_LATER,
+    )
+}
+
+/// The call's metadata is larger than it may be.
+pub(super) fn metadata_too_large(most: usize) -> Status {
+    plain(
+        Code::ResourceExhausted,
+        Reason::MessageTooLarge,
+        &format!("the call's metadata is larger than {most} bytes"),
     )
 }
 

@@ -12,10 +12,10 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::Accounts;
+use super::{Accounts, Freshness};
 use crate::{
-    coherence::LogHead,
-    domain::{Key, OrganizationName, RecordChange, Timestamp, Username},
+    coherence::{Coherence, LogHead},
+    domain::{ChangeKind, Gist, Key, OrganizationName, Record, RecordChange, Timestamp, Username},
     store::{self, ChangeLog, LogId, Registers},
     telemetry::WATCHERS,
 };
@@ -160,23 +160,67 @@ pub enum Start {
 /// Which changes to tell; all, by default.
 #[derive(Debug, Clone, Default)]
 pub struct ChangeFilter {
-    /// Of this organization and of its memberships.
+    /// Of this organization and of its memberships; and of its members, where it
+    /// suspends, resumes or deletes them.
     pub organization: Option<OrganizationName>,
-    /// Of this user and of the user's memberships.
+    /// Of this user and of the user's memberships; and of the organizations that the
+    /// user is a member of, where it suspends, resumes or deletes them.
     pub user: Option<Username>,
 }
 
+/// Whether a watcher is told of a change.
+enum Interest {
+    Told,
+    NotTold,
+    /// Told, if there is this membership.
+    IfMember(OrganizationName, Username),
+}
+
 impl ChangeFilter {
-    fn admits(&self, change: &RecordChange) -> bool {
-        let (organization, user) = match &change.key {
-            Key::User(user) => (None, Some(user)),
-            Key::Organization(organization) => (Some(organization), None),
-            Key::Membership(organization, user) => (Some(organization), Some(user)),
-        };
-        let is_of_organization =
-            self.organization.is_none() || self.organization.as_ref() == organization;
-        let is_of_user = self.user.is_none() || self.user.as_ref() == user;
-        is_of_organization && is_of_user
+    fn interest(&self, change: &RecordChange) -> Interest {
+        let wants_organization = |it| self.organization.as_ref().is_none_or(|wanted| wanted == it);
+        let wants_user = |it| self.user.as_ref().is_none_or(|wanted| wanted == it);
+        match (&change.key, &self.organization, &self.user) {
+            (Key::Membership(organization, user), ..) => {
+                Interest::of(wants_organization(organization) && wants_user(user))
+            }
+            (Key::User(user), None, _) => Interest::of(wants_user(user)),
+            (Key::Organization(it), _, None) => Interest::of(wants_organization(it)),
+            (Key::User(user), Some(organization), _)
+                if wants_user(user) && changes_standing(change) =>
+            {
+                Interest::IfMember(organization.clone(), user.clone())
+            }
+            (Key::Organization(organization), _, Some(user))
+                if wants_organization(organization) && changes_standing(change) =>
+            {
+                Interest::IfMember(organization.clone(), user.clone())
+            }
+            (Key::User(_) | Key::Organization(_), ..) => Interest::NotTold,
+        }
+    }
+}
+
+impl Interest {
+    fn of(is_told: bool) -> Self {
+        if is_told { Self::Told } else { Self::NotTold }
+    }
+}
+
+/// Whether a change of a user or an organization may change whether its memberships
+/// count.
+fn changes_standing(change: &RecordChange) -> bool {
+    let state = |record: &Option<Record>| match record {
+        Some(Record::User(user)) => Some(user.state),
+        Some(Record::Organization(organization)) => Some(organization.state),
+        Some(Record::Membership(_)) | None => None,
+    };
+    match (change.kind, state(&change.before), state(&change.after)) {
+        (ChangeKind::Created, ..) => false,
+        (ChangeKind::Deleted, ..) => true,
+        (ChangeKind::Updated, Some(before), Some(after)) => before != after,
+        // An image was left out.
+        (ChangeKind::Updated, ..) => true,
     }
 }
 
@@ -203,10 +247,11 @@ pub struct Changed {
 /// Follows the log.
 pub struct Watcher {
     changes: Arc<Changes>,
+    coherence: Coherence,
     filter: ChangeFilter,
     cursor: Cursor,
-    /// What was read and not told yet, and the numbers of all that was read.
-    pending: std::vec::IntoIter<(u64, RecordChange)>,
+    /// The numbers of all that was read and not told yet, and what is to be told.
+    pending: std::vec::IntoIter<(u64, Option<RecordChange>)>,
     last_told: Option<Instant>,
     _counted: Counted,
 }
@@ -253,6 +298,7 @@ impl Accounts {
                 after,
             },
             changes,
+            coherence: self.coherence.clone(),
             filter,
             pending: Vec::new().into_iter(),
             last_told: None,
@@ -335,7 +381,7 @@ impl Watcher {
             && let Some((number, change)) = self.pending.next()
         {
             self.cursor.after = number;
-            if self.filter.admits(&change) {
+            if let Some(change) = change {
                 changes.push((change, self.cursor.clone()));
             }
         }
@@ -359,9 +405,42 @@ impl Watcher {
         if !is_contiguous || is_missing {
             return Err(WatchError::Expired);
         }
-        let is_any = !read.is_empty();
-        self.pending = read.into_iter();
+        let mut pending = Vec::with_capacity(read.len());
+        for (number, change) in read {
+            let is_told = match self.filter.interest(&change) {
+                Interest::Told => true,
+                Interest::NotTold => false,
+                Interest::IfMember(organization, user) => {
+                    self.is_of_member(&change, organization, user).await?
+                }
+            };
+            pending.push((number, is_told.then_some(change)));
+        }
+        let is_any = !pending.is_empty();
+        self.pending = pending.into_iter();
         Ok(is_any)
+    }
+
+    /// Whether the user or the organization that was changed is, in this very
+    /// incarnation, that of a membership. One that a deletion left counts.
+    async fn is_of_member(
+        &self,
+        change: &RecordChange,
+        organization: OrganizationName,
+        user: Username,
+    ) -> Result<bool, WatchError> {
+        let key = [Key::Membership(organization, user)];
+        let answer = self.coherence.read::<Gist>(&key, Freshness::Coherent).await;
+        let answer = answer.map_err(WatchError::Store)?;
+        let Some(Gist::Membership(bond)) = answer.records.into_iter().flatten().next() else {
+            return Ok(false);
+        };
+        let record = change.before.as_ref().or(change.after.as_ref());
+        Ok(match record {
+            Some(Record::User(user)) => user.uid == bond.member_uid,
+            Some(Record::Organization(organization)) => organization.uid == bond.organization_uid,
+            Some(Record::Membership(_)) | None => true,
+        })
     }
 }
 

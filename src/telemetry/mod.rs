@@ -3,6 +3,7 @@
 mod aws;
 mod backend;
 mod metrics;
+mod throttle;
 mod traces;
 
 use std::io::IsTerminal as _;
@@ -15,6 +16,7 @@ pub use self::{
     aws::AwsCalls,
     backend::{Backend, BackendCall, Outcome},
     metrics::*,
+    throttle::Throttle,
     traces::{CallSpan, Traces, TracesError, shared_look_up},
 };
 use crate::config::{LogFormat, LogSettings, TraceSettings};

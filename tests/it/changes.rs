@@ -228,6 +228,61 @@ async fn changes_made_past_the_service_are_told_as_such() {
 }
 
 #[tokio::test]
+async fn watchers_are_told_when_a_membership_stops_counting_for_its_user_or_its_organization() {
+    let (_backends, service) = start().await;
+    service.found_olivia_org_with_michael().await;
+    service.create_user("stranger").await.unwrap();
+    service.create_organization("strange-org", "stranger").await.unwrap();
+    let mut client = service.client.clone();
+    for username in ["stranger", MICHAEL] {
+        let username = username.to_owned();
+        let suspend = pb::SuspendUserRequest {
+            username,
+            ..pb::SuspendUserRequest::default()
+        };
+        client.suspend_user(suspend).await.unwrap();
+    }
+    for organization in ["strange-org", ORG] {
+        let suspend = pb::SuspendOrganizationRequest {
+            organization_name: organization.to_owned(),
+            ..pb::SuspendOrganizationRequest::default()
+        };
+        client.suspend_organization(suspend).await.unwrap();
+    }
+    // Nothing is removed here of what a deletion leaves.
+    for username in ["stranger", MICHAEL] {
+        service.delete_user(username).await.unwrap();
+    }
+    // Who has the name now is no member.
+    service.create_user(MICHAEL).await.unwrap();
+    service.delete_user(MICHAEL).await.unwrap();
+    let told = async |organization: &str, user: &str, count: usize| {
+        let request = pb::WatchChangesRequest {
+            start: Some(Start::Oldest(true)),
+            organization_name: organization.to_owned(),
+            username: user.to_owned(),
+        };
+        let mut watch = Watch::open(&service.client, request).await.unwrap();
+        let told = summaries(&watch.changes(count).await.unwrap());
+        // Nothing else, either.
+        let next = watch.response().await.unwrap();
+        assert_eq!(next.changes.len(), 0, "{next:?}");
+        sorted(told)
+    };
+    let of_olivia_org = [
+        "+olivia-org",
+        "+olivia-org/membermichael",
+        "+olivia-org/oliviaowner",
+        "-membermichael",
+        "~membermichael",
+        "~olivia-org",
+    ];
+    assert_eq!(told(ORG, "", 6).await, sorted(of_olivia_org.map(String::from).into()));
+    let of_olivia = ["+olivia-org/oliviaowner", "+oliviaowner", "~olivia-org"];
+    assert_eq!(told("", OLIVIA, 3).await, of_olivia);
+}
+
+#[tokio::test]
 async fn a_watcher_may_ask_for_an_organization_a_user_or_both() {
     let (_backends, service) = start().await;
     service.found_olivia_org_with_michael().await;

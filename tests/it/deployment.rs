@@ -50,6 +50,24 @@ fn allowed() -> BTreeSet<Grant> {
     allowed
 }
 
+#[test]
+fn the_manifest_restarts_what_hangs_and_leaves_the_rest_shut() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/kubernetes.yaml");
+    let manifest = fs::read_to_string(path).unwrap();
+    // A process that is stopped still accepts connections.
+    assert!(!manifest.contains("tcpSocket"));
+    for part in [
+        "service: liveness",
+        "service: account.v1.AccountService",
+        "automountServiceAccountToken: false",
+        "kind: NetworkPolicy",
+        "topologyKey: kubernetes.io/hostname",
+        "ephemeral-storage: ",
+    ] {
+        assert!(manifest.contains(part), "{part}");
+    }
+}
+
 #[tokio::test]
 async fn the_role_of_the_template_allows_what_the_service_does_and_nothing_else() {
     let backends = Backends::start().await;

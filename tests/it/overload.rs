@@ -144,6 +144,9 @@ async fn a_connection_has_room_for_256_calls_and_a_call_for_16_kib_of_headers() 
         request.metadata_mut().insert("large", value);
         let answer = client.clone().get_user(request).await;
         assert_eq!(answer.is_ok(), is_taken, "{kib} KiB: {answer:?}");
+        if !is_taken {
+            assert_refused(answer, Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
+        }
     }
 }
 

@@ -55,6 +55,40 @@ async fn create_user(mut client: Client, username: &str) -> pb::User {
 }
 
 #[tokio::test]
+async fn reflection_answers_what_it_does_not_know_with_an_error_and_goes_on() {
+    use v1::server_reflection_request::MessageRequest;
+    use v1::server_reflection_response::MessageResponse;
+    let (_backends, replica) = start().await;
+    let ask = |symbol: &str| v1::ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::FileContainingSymbol(symbol.to_owned())),
+    };
+    let channel = replica.channel.clone();
+    let mut client = v1::server_reflection_client::ServerReflectionClient::new(channel);
+    let asked = [
+        "no.such.Symbol",
+        "account.v1.ROLE_OWNER",
+        "account.v1.AccountService.CheckMembership",
+    ];
+    let answers = client.server_reflection_info(tokio_stream::iter(asked.map(ask)));
+    let answers: Vec<_> = answers.await.unwrap().into_inner().collect().await;
+    let answers: Vec<_> = answers.into_iter().map(Result::unwrap).collect();
+    assert_eq!(answers.len(), asked.len());
+    for (answer, symbol) in answers.iter().zip(asked) {
+        assert_eq!(answer.original_request, Some(ask(symbol)));
+    }
+    let Some(MessageResponse::ErrorResponse(error)) = &answers[0].message_response else {
+        panic!("{:?}", answers[0]);
+    };
+    assert_eq!(error.error_code, i32::from(tonic::Code::NotFound));
+    for answer in &answers[1..] {
+        let Some(MessageResponse::FileDescriptorResponse(_)) = answer.message_response else {
+            panic!("{answer:?}");
+        };
+    }
+}
+
+#[tokio::test]
 async fn reflection_describes_the_service_in_both_versions() {
     let (_backends, replica) = start().await;
     let request = v1::ServerReflectionRequest {

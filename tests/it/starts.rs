@@ -75,6 +75,11 @@ async fn a_service_that_starts_without_the_table_is_not_ready_and_becomes_so_by_
     }
     let replica = backends.replica().await;
     assert_eq!(health_of(&replica).await, ServingStatus::NotServing);
+    // Nor is it to be restarted.
+    let mut health = HealthClient::new(replica.channel.clone());
+    let service = "liveness".to_owned();
+    let alive = health.check(HealthCheckRequest { service }).await.unwrap();
+    assert_eq!(alive.into_inner().status(), ServingStatus::Serving);
     let answer = replica.check(ORG, OLIVIA).await;
     let details = assert_refused(answer, Code::Unavailable, "STORE_UNAVAILABLE");
     assert!(details.retry_info().is_some());
