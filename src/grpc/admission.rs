@@ -80,23 +80,20 @@ where
         };
         // Reflection is for every caller who is known.
         let method = methods::name_of(path);
-        let admitted = self.gate.admit(method, credentials);
-        let admitted = admitted
-            .map_err(|refused| status::not_admitted(&refused, path))
-            .and_then(|caller| match peer {
-                Some(peer) => peer
-                    .authenticate(caller.name.as_ref())
-                    .map(|()| caller)
-                    .map_err(|_: TooMany| status::too_many_connections()),
-                None => Ok(caller),
-            });
-        match admitted {
+        let refused = match self.gate.admit(method, credentials) {
             Ok(caller) => {
-                request.extensions_mut().insert(caller);
-                Either::Right(self.inner.call(request))
+                let name = caller.name.as_ref();
+                match peer.map_or(Ok(()), |peer| peer.authenticate(name)) {
+                    Ok(()) => {
+                        request.extensions_mut().insert(caller);
+                        return Either::Right(self.inner.call(request));
+                    }
+                    Err(TooMany) => status::too_many_connections(),
+                }
             }
-            Err(status) => Either::Left(ready(Ok(status.into_http()))),
-        }
+            Err(refused) => status::not_admitted(&refused, path),
+        };
+        Either::Left(ready(Ok(refused.into_http())))
     }
 }
 

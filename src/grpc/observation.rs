@@ -78,7 +78,8 @@ impl Watched {
 #[derive(Debug)]
 struct Call {
     watched: Arc<Watched>,
-    peer: Option<Peer>,
+    /// The answer's bytes, until the client has taken it.
+    held: Option<Held>,
     began: Instant,
     /// How much time it had.
     granted: Duration,
@@ -88,12 +89,12 @@ struct Call {
 }
 
 impl Call {
-    fn begin(watched: Arc<Watched>, peer: Option<Peer>, headers: &HeaderMap) -> Self {
+    fn begin(watched: Arc<Watched>, held: Option<Held>, headers: &HeaderMap) -> Self {
         watched.under_way.increment(1);
         Self {
             span: CallSpan::begin(SERVICE, &watched.name, headers),
             watched,
-            peer,
+            held,
             began: Instant::now(),
             granted: deadline::granted(headers, deadline::DEFAULT_DEADLINE),
             code: None,
@@ -156,8 +157,8 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let watched = self.methods.get(request.uri().path()).cloned();
-        let peer = request.extensions().get::<Peer>().cloned();
-        let call = watched.map(|watched| Call::begin(watched, peer, request.headers()));
+        let held = request.extensions().get::<Peer>().map(Peer::holding);
+        let call = watched.map(|watched| Call::begin(watched, held, request.headers()));
         let inner = match &call {
             Some(call) => call.span.span().in_scope(|| self.inner.call(request)),
             None => self.inner.call(request),
@@ -203,32 +204,44 @@ where
 /// The body of an answer, with which the call ends.
 struct ObservedBody {
     body: Body,
-    /// What comes before the rest of the body.
-    next: Option<Result<Frame<Bytes>, Status>>,
+    next: Next,
     call: Call,
-    /// Until the client has taken the answer.
-    _held: Option<Held>,
+}
+
+/// What comes before the rest of a body.
+enum Next {
+    Rest,
+    Data(Bytes),
+    /// Rare, and large.
+    Other(Box<Result<Frame<Bytes>, Status>>),
 }
 
 impl ObservedBody {
     /// Encodes the message, where there is one already: it needs less memory then, and
     /// is known to need how much.
-    fn new(mut body: Body, call: Call, context: &mut Context<'_>) -> Self {
+    fn new(mut body: Body, mut call: Call, context: &mut Context<'_>) -> Self {
         let next = match Pin::new(&mut body).poll_frame(context) {
-            Poll::Ready(frame) => frame,
-            Poll::Pending => None,
+            Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                Ok(data) => Next::Data(data),
+                Err(frame) => Next::Other(Box::new(Ok(frame))),
+            },
+            Poll::Ready(Some(Err(status))) => Next::Other(Box::new(Err(status))),
+            Poll::Ready(None) | Poll::Pending => Next::Rest,
         };
-        let frame = next.as_ref().and_then(|frame| frame.as_ref().ok());
-        let message = frame.and_then(Frame::data_ref).map_or(0, Bytes::len);
-        let mut held = call.peer.as_ref().map(Peer::holding);
-        if let Some(held) = &mut held {
+        let message = match &next {
+            Next::Data(data) => data.len(),
+            Next::Rest | Next::Other(_) => 0,
+        };
+        if let Some(held) = &mut call.held {
             held.add(message + ANSWER_OVERHEAD);
         }
-        Self {
-            _held: held,
-            body,
-            next,
-            call,
+        Self { body, next, call }
+    }
+
+    /// Leaves what the transport is to have at once; keeps the rest.
+    fn cut(&mut self, data: &mut Bytes) {
+        if data.len() > CHUNK {
+            self.next = Next::Data(data.split_off(CHUNK));
         }
     }
 }
@@ -241,29 +254,27 @@ impl http_body::Body for ObservedBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let Self {
-            body, next, call, ..
-        } = &mut *self;
-        let mut frame = match next.take() {
-            Some(frame) => Some(frame),
-            None => ready!(Pin::new(body).poll_frame(context)),
+        let this = &mut *self;
+        let mut frame = match std::mem::replace(&mut this.next, Next::Rest) {
+            Next::Data(mut data) => {
+                this.cut(&mut data);
+                return Poll::Ready(Some(Ok(Frame::data(data))));
+            }
+            Next::Other(frame) => Some(*frame),
+            Next::Rest => ready!(Pin::new(&mut this.body).poll_frame(context)),
         };
         if let Some(Ok(frame)) = &mut frame {
-            if let Some(data) = frame.data_mut()
-                && data.len() > CHUNK
-            {
-                let rest = data.split_off(CHUNK);
-                *next = Some(Ok(Frame::data(rest)));
-            }
-            if let Some(trailers) = frame.trailers_ref() {
-                call.note(trailers);
+            if let Some(data) = frame.data_mut() {
+                this.cut(data);
+            } else if let Some(trailers) = frame.trailers_ref() {
+                this.call.note(trailers);
             }
         }
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.next.is_none() && self.body.is_end_stream()
+        matches!(self.next, Next::Rest) && self.body.is_end_stream()
     }
 }
 

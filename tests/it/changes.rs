@@ -232,7 +232,10 @@ async fn watchers_are_told_when_a_membership_stops_counting_for_its_user_or_its_
     let (_backends, service) = start().await;
     service.found_olivia_org_with_michael().await;
     service.create_user("stranger").await.unwrap();
-    service.create_organization("strange-org", "stranger").await.unwrap();
+    service
+        .create_organization("strange-org", "stranger")
+        .await
+        .unwrap();
     let mut client = service.client.clone();
     for username in ["stranger", MICHAEL] {
         let username = username.to_owned();
@@ -277,7 +280,10 @@ async fn watchers_are_told_when_a_membership_stops_counting_for_its_user_or_its_
         "~membermichael",
         "~olivia-org",
     ];
-    assert_eq!(told(ORG, "", 6).await, sorted(of_olivia_org.map(String::from).into()));
+    assert_eq!(
+        told(ORG, "", 6).await,
+        sorted(of_olivia_org.map(String::from).into())
+    );
     let of_olivia = ["+olivia-org/oliviaowner", "+oliviaowner", "~olivia-org"];
     assert_eq!(told("", OLIVIA, 3).await, of_olivia);
 }
