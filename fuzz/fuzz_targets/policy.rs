@@ -3,10 +3,13 @@
 
 use std::sync::LazyLock;
 
-use account_service::{callers::Policy, grpc::methods};
+use account_service::{
+    callers::{Method, Policy},
+    grpc::methods,
+};
 use libfuzzer_sys::fuzz_target;
 
-static METHODS: LazyLock<Vec<String>> = LazyLock::new(methods);
+static METHODS: LazyLock<Vec<Method>> = LazyLock::new(methods);
 
 fuzz_target!(|json: &str| {
     let _ = Policy::parse(json, &METHODS);
