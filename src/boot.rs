@@ -252,7 +252,7 @@ impl App {
         let readiness = Readiness::new().await;
         let health_server = readiness.server();
         report(&readiness, self.is_ready).await;
-        let health_beside = serve_health(self.health_listener.take(), health_server.clone());
+        let health_beside = serve_health(self.health_listener.take(), readiness.server());
         let stopping = CancellationToken::new();
         let become_ready = {
             let (readiness, stopping) = (readiness.clone(), stopping.clone());

@@ -68,8 +68,11 @@ fn with_variable(error: clap::Error, command: &clap::Command) -> clap::Error {
         return error;
     };
     let flag = shown.split(' ').next().unwrap_or_default();
-    let mut given = std::env::args();
-    let is_flag = given.any(|it| it == flag || it.starts_with(&format!("{flag}=")));
+    let mut given = std::env::args_os();
+    let is_flag = given.any(|it| {
+        let it = it.to_string_lossy();
+        it == flag || it.starts_with(&format!("{flag}="))
+    });
     if is_flag || std::env::var_os(name).is_none() {
         return error;
     }

@@ -114,6 +114,13 @@ impl Peer {
         Held::new(self.registration.clone())
     }
 
+    /// Whether a call on the connection was admitted. True of calls in the process.
+    #[must_use]
+    pub fn is_authenticated(&self) -> bool {
+        let registration = self.registration.as_ref();
+        registration.is_none_or(|registration| registration.is_authenticated())
+    }
+
     /// Whether so much is held for the connection that it is to begin no large call.
     #[must_use]
     pub fn holds_much(&self) -> bool {

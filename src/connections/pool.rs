@@ -153,8 +153,7 @@ impl Pool {
             && let Some(heaviest) = state.take_heaviest()
         {
             held = held.saturating_sub(heaviest.held());
-            heaviest.evict();
-            state.leaving.push(heaviest);
+            state.evict(heaviest);
         }
     }
 
@@ -172,7 +171,14 @@ impl State {
 
     fn evict_unauthenticated(&mut self) {
         if let Some((_, oldest)) = self.unauthenticated.pop_first() {
-            oldest.evict();
+            self.evict(oldest);
+        }
+    }
+
+    fn evict(&mut self, connection: Arc<Registration>) {
+        connection.evict();
+        if connection.held() > 0 {
+            self.leaving.push(connection);
         }
     }
 
@@ -209,8 +215,8 @@ impl State {
             return false;
         };
         if let Some((_, oldest)) = most.pop_first() {
-            oldest.evict();
             self.count -= 1;
+            self.evict(oldest);
         }
         true
     }
@@ -311,6 +317,12 @@ impl Held {
             connection,
             bytes: 0,
         }
+    }
+
+    /// For more bytes of the same connection; none yet.
+    #[must_use]
+    pub fn another(&self) -> Self {
+        Self::new(self.connection.clone())
     }
 
     /// Holds more. Where too much is held for all connections of the listener, those

@@ -31,6 +31,9 @@ const MAX_WATCHES: usize = 1000;
 /// `Watch` streams open at once on one connection. Clients have one for each service
 /// that they check.
 const MAX_WATCHES_PER_CONNECTION: usize = 4;
+/// The same on a connection on which no call was admitted yet. There are always some
+/// for each of these, whatever others hold.
+const MAX_EARLY_WATCHES_PER_CONNECTION: usize = 2;
 
 /// The name that is always SERVING while the process answers: for probes that restart
 /// what hangs, and not what lacks its table.
@@ -68,12 +71,13 @@ impl Readiness {
         }
     }
 
-    /// The service that answers health checks.
+    /// The service that answers health checks on one listener.
     #[must_use]
     pub fn server(&self) -> HealthServer<impl Health + use<>> {
         HealthServer::new(BoundedHealth {
             service: HealthService::from_health_reporter(self.0.clone()),
             watches: Shares::new(MAX_WATCHES, MAX_WATCHES_PER_CONNECTION),
+            early: Shares::new(usize::MAX, MAX_EARLY_WATCHES_PER_CONNECTION),
         })
     }
 }
@@ -81,6 +85,8 @@ impl Readiness {
 struct BoundedHealth {
     service: HealthService,
     watches: Arc<Shares<u64>>,
+    /// On connections on which no call was admitted yet, which are few.
+    early: Arc<Shares<u64>>,
 }
 
 /// A `Watch` stream.
@@ -117,7 +123,11 @@ impl Health for BoundedHealth {
     async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Watch>, Status> {
         let peer = request.extensions().get::<Peer>();
         let connection = peer.map_or(0, |peer| peer.connection);
-        let permit = self.watches.try_acquire(connection);
+        let shares = match peer {
+            Some(peer) if !peer.is_authenticated() => &self.early,
+            _ => &self.watches,
+        };
+        let permit = shares.try_acquire(connection);
         let permit = permit.ok_or_else(status::too_many_health_watches)?;
         let statuses = match self.service.watch(request).await {
             Ok(statuses) => Either::Left(statuses.into_inner()),

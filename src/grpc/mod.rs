@@ -47,7 +47,7 @@ use crate::{
 use self::{
     lobby::Flow,
     mutation::Change,
-    room::{Records, Room, peer_of},
+    room::{CallerOfRecords, Records, Room},
     shares::Shares,
     watch::Begin,
 };
@@ -75,7 +75,7 @@ pub struct AccountService {
     accounts: Accounts,
     watch: WatchLimits,
     watchers: Arc<Shares<Flow>>,
-    room: Room,
+    room: Arc<Room>,
 }
 
 impl AccountService {
@@ -86,7 +86,7 @@ impl AccountService {
             accounts,
             watch,
             watchers: Shares::new(MAX_WATCHERS, MAX_WATCHERS_PER_CALLER),
-            room: Room::new(),
+            room: Arc::new(Room::new()),
         }
     }
 
@@ -172,12 +172,12 @@ impl account_service_server::AccountService for AccountService {
         request: Request<pb::BatchGetUsersRequest>,
     ) -> Reply<pb::BatchGetUsersResponse> {
         let deadline = deadline::of(&request);
-        let peer = peer_of(request.extensions());
+        let caller = CallerOfRecords::of(request.extensions());
         let request = request.into_inner();
         let names = convert::usernames(&request.usernames)?;
         let freshness = convert::freshness(request.consistency)?;
         let records = Records::Profiles(names.len());
-        let _room = self.room.take(records, peer.as_ref(), deadline).await?;
+        let _room = self.room.take(records, &caller, deadline).await?;
         let batch = deadline
             .bound(self.accounts.get_users(names, freshness))
             .await?;
@@ -266,12 +266,12 @@ impl account_service_server::AccountService for AccountService {
         request: Request<pb::BatchGetOrganizationsRequest>,
     ) -> Reply<pb::BatchGetOrganizationsResponse> {
         let deadline = deadline::of(&request);
-        let peer = peer_of(request.extensions());
+        let caller = CallerOfRecords::of(request.extensions());
         let request = request.into_inner();
         let names = convert::organization_names(&request.organization_names)?;
         let freshness = convert::freshness(request.consistency)?;
         let records = Records::Profiles(names.len());
-        let _room = self.room.take(records, peer.as_ref(), deadline).await?;
+        let _room = self.room.take(records, &caller, deadline).await?;
         let batch = deadline
             .bound(self.accounts.get_organizations(names, freshness))
             .await?;
@@ -419,7 +419,7 @@ impl account_service_server::AccountService for AccountService {
         request: Request<pb::ListUsersRequest>,
     ) -> Reply<pb::ListUsersResponse> {
         let deadline = deadline::of(&request);
-        let peer = peer_of(request.extensions());
+        let caller = CallerOfRecords::of(request.extensions());
         let request = request.into_inner();
         let page = convert::page(
             request.page_size,
@@ -427,7 +427,7 @@ impl account_service_server::AccountService for AccountService {
             convert::MAX_PROFILES_PAGE,
         )?;
         let records = Records::Profiles(page.size.into());
-        let _room = self.room.take(records, peer.as_ref(), deadline).await?;
+        let _room = self.room.take(records, &caller, deadline).await?;
         let page = deadline.bound(self.accounts.list_users(page)).await?;
         Ok(Response::new(pb::ListUsersResponse {
             users: page.entries.iter().map(convert::user).collect(),
@@ -440,7 +440,7 @@ impl account_service_server::AccountService for AccountService {
         request: Request<pb::ListOrganizationsRequest>,
     ) -> Reply<pb::ListOrganizationsResponse> {
         let deadline = deadline::of(&request);
-        let peer = peer_of(request.extensions());
+        let caller = CallerOfRecords::of(request.extensions());
         let request = request.into_inner();
         let page = convert::page(
             request.page_size,
@@ -448,7 +448,7 @@ impl account_service_server::AccountService for AccountService {
             convert::MAX_PROFILES_PAGE,
         )?;
         let records = Records::Profiles(page.size.into());
-        let _room = self.room.take(records, peer.as_ref(), deadline).await?;
+        let _room = self.room.take(records, &caller, deadline).await?;
         let page = deadline
             .bound(self.accounts.list_organizations(page))
             .await?;
@@ -463,7 +463,7 @@ impl account_service_server::AccountService for AccountService {
         request: Request<pb::ListOrganizationMembersRequest>,
     ) -> Reply<pb::ListOrganizationMembersResponse> {
         let deadline = deadline::of(&request);
-        let peer = peer_of(request.extensions());
+        let caller = CallerOfRecords::of(request.extensions());
         let request = request.into_inner();
         let name = convert::organization_name("organization_name", &request.organization_name)?;
         let page = convert::page(
@@ -472,7 +472,7 @@ impl account_service_server::AccountService for AccountService {
             convert::MAX_MEMBERSHIPS_PAGE,
         )?;
         let records = Records::Memberships(page.size.into());
-        let _room = self.room.take(records, peer.as_ref(), deadline).await?;
+        let _room = self.room.take(records, &caller, deadline).await?;
         let page = deadline
             .bound(self.accounts.list_members(name, page))
             .await?;
@@ -487,7 +487,7 @@ impl account_service_server::AccountService for AccountService {
         request: Request<pb::ListUserOrganizationsRequest>,
     ) -> Reply<pb::ListUserOrganizationsResponse> {
         let deadline = deadline::of(&request);
-        let peer = peer_of(request.extensions());
+        let caller = CallerOfRecords::of(request.extensions());
         let request = request.into_inner();
         let user = convert::username("username", &request.username)?;
         let page = convert::page(
@@ -496,7 +496,7 @@ impl account_service_server::AccountService for AccountService {
             convert::MAX_MEMBERSHIPS_PAGE,
         )?;
         let records = Records::Memberships(page.size.into());
-        let _room = self.room.take(records, peer.as_ref(), deadline).await?;
+        let _room = self.room.take(records, &caller, deadline).await?;
         let page = deadline
             .bound(self.accounts.list_memberships(user, page))
             .await?;
@@ -553,12 +553,12 @@ impl account_service_server::AccountService for AccountService {
         request: Request<pb::BatchCheckMembershipsRequest>,
     ) -> Reply<pb::BatchCheckMembershipsResponse> {
         let deadline = deadline::of(&request);
-        let peer = peer_of(request.extensions());
+        let caller = CallerOfRecords::of(request.extensions());
         let request = request.into_inner();
         let freshness = convert::freshness(request.consistency)?;
         let checks = convert::checks(&request.checks)?;
         let records = Records::Memberships(checks.len());
-        let _room = self.room.take(records, peer.as_ref(), deadline).await?;
+        let _room = self.room.take(records, &caller, deadline).await?;
         let (results, source) = deadline
             .bound(self.accounts.check_batch(&checks, freshness))
             .await?;

@@ -25,8 +25,11 @@ use crate::{
 /// Bytes of an answer that are given to the transport at once: what it has, it keeps
 /// until the client takes it.
 const CHUNK: usize = 16 * 1024;
-/// Bytes that an answer which is not taken costs besides its message.
-const ANSWER_OVERHEAD: usize = 1024;
+/// Bytes that an answer which is not taken costs besides a larger message.
+const ANSWER_OVERHEAD: usize = 2048;
+/// Messages of more bytes are weighed until the transport has sent them to the end: it
+/// keeps all of a message for the sake of its last byte.
+const SMALL: usize = 1024;
 /// Codes of gRPC: 0 to 16.
 const CODES: usize = 17;
 /// Name of the service in traces.
@@ -78,7 +81,7 @@ impl Watched {
 #[derive(Debug)]
 struct Call {
     watched: Arc<Watched>,
-    /// The answer's bytes, until the client has taken it.
+    /// What the answer costs besides its message, until the call ends.
     held: Option<Held>,
     began: Instant,
     /// How much time it had.
@@ -98,6 +101,18 @@ impl Call {
             began: Instant::now(),
             granted: deadline::granted(headers, deadline::DEFAULT_DEADLINE),
             code: None,
+        }
+    }
+
+    /// The same bytes, held for the connection until the last part of them is dropped.
+    fn weigh(&self, data: Bytes) -> Bytes {
+        match &self.held {
+            Some(held) if data.len() > SMALL => {
+                let mut held = held.another();
+                held.add(data.len());
+                Bytes::from_owner(Weighed { data, _held: held })
+            }
+            _ => data,
         }
     }
 
@@ -208,6 +223,18 @@ struct ObservedBody {
     call: Call,
 }
 
+/// A message that is held for its connection.
+struct Weighed {
+    data: Bytes,
+    _held: Held,
+}
+
+impl AsRef<[u8]> for Weighed {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
+    }
+}
+
 /// What comes before the rest of a body.
 enum Next {
     Rest,
@@ -220,22 +247,27 @@ impl ObservedBody {
     /// Encodes the message, where there is one already: it needs less memory then, and
     /// is known to need how much.
     fn new(mut body: Body, mut call: Call, context: &mut Context<'_>) -> Self {
+        if let Some(held) = &mut call.held {
+            held.add(ANSWER_OVERHEAD);
+        }
         let next = match Pin::new(&mut body).poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                Ok(data) => Next::Data(data),
+                Ok(data) => Next::Data(call.weigh(data)),
                 Err(frame) => Next::Other(Box::new(Ok(frame))),
             },
             Poll::Ready(Some(Err(status))) => Next::Other(Box::new(Err(status))),
             Poll::Ready(None) | Poll::Pending => Next::Rest,
         };
-        let message = match &next {
-            Next::Data(data) => data.len(),
-            Next::Rest | Next::Other(_) => 0,
-        };
-        if let Some(held) = &mut call.held {
-            held.add(message + ANSWER_OVERHEAD);
-        }
         Self { body, next, call }
+    }
+
+    /// Weighs a message, leaves of it what the transport is to have at once, and keeps
+    /// the rest.
+    fn take(&mut self, data: &mut Bytes) {
+        if data.len() > SMALL {
+            *data = self.call.weigh(std::mem::take(data));
+        }
+        self.cut(data);
     }
 
     /// Leaves what the transport is to have at once; keeps the rest.
@@ -265,7 +297,7 @@ impl http_body::Body for ObservedBody {
         };
         if let Some(Ok(frame)) = &mut frame {
             if let Some(data) = frame.data_mut() {
-                this.cut(data);
+                this.take(data);
             } else if let Some(trailers) = frame.trailers_ref() {
                 this.call.note(trailers);
             }

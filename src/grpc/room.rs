@@ -1,16 +1,22 @@
 //! Room in memory for calls that may need much of it: batches and lists. Each takes
 //! room for the most that it may need before it begins.
 
-use std::{sync::Arc, thread, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
 
+use foldhash::fast::RandomState;
 use http::Extensions;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{AcquireError, OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout_at},
 };
 use tonic::Status;
 
-use super::{deadline::Deadline, status};
+use super::{deadline::Deadline, fairness::flow_of, lobby::Flow, status};
 use crate::connections::Peer;
 
 /// Room for each processor, and besides. `deploy/kubernetes.yaml` has the memory for
@@ -38,15 +44,28 @@ pub(super) enum Records {
     Memberships(usize),
 }
 
-/// Room for calls.
-#[derive(Debug, Clone)]
-pub(super) struct Room(Arc<Semaphore>);
+/// Room for calls: one caller has half of it at most.
+#[derive(Debug)]
+pub(super) struct Room {
+    all: Arc<Semaphore>,
+    half: usize,
+    of_caller: Mutex<HashMap<Flow, Arc<Semaphore>, RandomState>>,
+}
+
+/// Room that a call has; given back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Taken(#[expect(dead_code, reason = "held")] [OwnedSemaphorePermit; 2]);
 
 impl Room {
     pub(super) fn new() -> Self {
         let processors = thread::available_parallelism().map_or(1, Into::into);
         let kib = KIB_BESIDES + KIB_PER_PROCESSOR * processors;
-        Self(Arc::new(Semaphore::new(kib.min(Semaphore::MAX_PERMITS))))
+        let kib = kib.min(Semaphore::MAX_PERMITS);
+        Self {
+            all: Arc::new(Semaphore::new(kib)),
+            half: kib / 2,
+            of_caller: Mutex::default(),
+        }
     }
 
     /// Waits for room for a call, at most for half of the time that the call has left. A
@@ -57,28 +76,60 @@ impl Room {
     pub(super) async fn take(
         &self,
         records: Records,
-        peer: Option<&Peer>,
+        caller: &CallerOfRecords,
         deadline: Deadline,
-    ) -> Result<OwnedSemaphorePermit, Status> {
+    ) -> Result<Taken, Status> {
         let now = Instant::now();
         let until = now + deadline.instant().saturating_duration_since(now) / 2;
-        while peer.is_some_and(Peer::holds_much) {
+        while caller.peer.as_ref().is_some_and(Peer::holds_much) {
             if Instant::now() >= until {
                 return Err(status::crowded());
             }
             tokio::time::sleep(PAUSE).await;
         }
-        let room = self.0.clone().acquire_many_owned(records.kib());
+        let kib = records.kib();
+        let room = async {
+            // First the caller's own: those who wait for all room are few of each caller.
+            let own = self.of_caller(&caller.flow).acquire_many_owned(kib).await?;
+            let all = self.all.clone().acquire_many_owned(kib).await?;
+            Ok::<_, AcquireError>(Taken([own, all]))
+        };
         match timeout_at(until, room).await {
             Ok(Ok(room)) => Ok(room),
             Ok(Err(_)) | Err(_) => Err(status::crowded()),
         }
     }
+
+    fn of_caller(&self, flow: &Flow) -> Arc<Semaphore> {
+        let mut of_caller = self
+            .of_caller
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if !of_caller.contains_key(flow) {
+            // Of those who have no call now.
+            of_caller.retain(|_, room| Arc::strong_count(room) > 1);
+        }
+        let room = of_caller.entry(flow.clone());
+        room.or_insert_with(|| Arc::new(Semaphore::new(self.half)))
+            .clone()
+    }
 }
 
-/// Whose connection a call with these extensions came over.
-pub(super) fn peer_of(extensions: &Extensions) -> Option<Peer> {
-    extensions.get::<Peer>().cloned()
+/// Who calls, as far as room is concerned.
+#[derive(Debug)]
+pub(super) struct CallerOfRecords {
+    flow: Flow,
+    peer: Option<Peer>,
+}
+
+impl CallerOfRecords {
+    /// Whose call it is that has these extensions.
+    pub(super) fn of(extensions: &Extensions) -> Self {
+        Self {
+            flow: flow_of(extensions),
+            peer: extensions.get::<Peer>().cloned(),
+        }
+    }
 }
 
 impl Records {

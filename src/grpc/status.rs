@@ -24,8 +24,10 @@ const NO_RETRY: &str = "-1";
 /// Most characters of a field's path, and of what is wrong with it, that are told.
 const MAX_PATH_CHARACTERS: usize = 128;
 const MAX_WHY_CHARACTERS: usize = 256;
-/// Lines about calls that are refused for who calls, which anybody can cause.
+/// Lines about calls that are refused: those that anybody can cause, and those that
+/// callers can who are known.
 static REFUSALS: Throttle = Throttle::new(10);
+static REFUSALS_OF_KNOWN: Throttle = Throttle::new(10);
 const RETRY_SOON: Duration = Duration::from_millis(100);
 const RETRY_LATER: Duration = Duration::from_secs(1);
 
@@ -145,7 +147,11 @@ pub(super) fn not_admitted(refused: &Refused, path: &str) -> Status {
         Refused::InvalidCredentials { .. } => (Code::Unauthenticated, Reason::InvalidCredentials),
         Refused::NotGranted { .. } => (Code::PermissionDenied, Reason::MethodNotGranted),
     };
-    if let Some(suppressed) = REFUSALS.pass() {
+    let throttle = match refused {
+        Refused::NotGranted { .. } => &REFUSALS_OF_KNOWN,
+        _ => &REFUSALS,
+    };
+    if let Some(suppressed) = throttle.pass() {
         let path = shortened(path.to_owned(), MAX_PATH_CHARACTERS);
         tracing::warn!(?refused, path, suppressed, "a call was not admitted");
     }
@@ -164,7 +170,7 @@ pub(super) fn no_caller() -> Status {
 
 /// The status of a call on behalf of somebody for whom the caller may not act.
 pub(super) fn may_not_act(caller: &Caller, rpc: &str) -> Status {
-    if let Some(suppressed) = REFUSALS.pass() {
+    if let Some(suppressed) = REFUSALS_OF_KNOWN.pass() {
         let name = caller.name.as_ref().map(tracing::field::display);
         tracing::warn!(
             name,

@@ -10,6 +10,7 @@ use std::{
 
 use futures_util::Stream;
 use http::Extensions;
+use prost::Message as _;
 use tokio::{
     sync::mpsc::{self, Receiver, Sender},
     time::timeout,
@@ -24,7 +25,10 @@ use super::{
     status::{self, Reason},
 };
 use crate::{
-    callers::Caller, connections::Peer, proto::account_v1::WatchChangesResponse, service::Watcher,
+    callers::Caller,
+    connections::{Held, Peer},
+    proto::account_v1::WatchChangesResponse,
+    service::Watcher,
 };
 
 /// How long a stream lasts that begins when its connection is about to end.
@@ -42,12 +46,14 @@ pub struct WatchLimits {
 }
 
 /// What a stream of changes begins with.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Begin {
     /// How old its connection is.
     pub(super) age: Duration,
     /// How long its caller's credentials are valid.
     pub(super) credentials: Option<Duration>,
+    /// For the bytes of responses that are not taken.
+    holding: Held,
 }
 
 impl Begin {
@@ -55,6 +61,7 @@ impl Begin {
         let peer = extensions.get::<Peer>();
         let expires = extensions.get::<Caller>().and_then(|caller| caller.expires);
         Self {
+            holding: peer.map_or_else(|| Peer::in_process().holding(), Peer::holding),
             age: peer.map_or(Duration::ZERO, |peer| peer.since.elapsed()),
             credentials: expires.map(|expires| {
                 let expires = UNIX_EPOCH.checked_add(Duration::from_secs(expires));
@@ -67,7 +74,7 @@ impl Begin {
 
 /// What a watcher is sent.
 pub struct ChangeStream {
-    responses: Receiver<WatchChangesResponse>,
+    responses: Receiver<(WatchChangesResponse, Held)>,
     end: Arc<Mutex<Option<Status>>>,
 }
 
@@ -92,7 +99,7 @@ impl ChangeStream {
         let end = Arc::new(Mutex::new(None));
         let told = end.clone();
         tokio::spawn(async move {
-            let tell = tell(watcher, &sender, limits.patience);
+            let tell = tell(watcher, &sender, &begin.holding, limits.patience);
             let told_in_time = timeout(left, tell);
             let stopped = limits.stopping.run_until_cancelled(told_in_time).await;
             let status = match stopped {
@@ -110,7 +117,8 @@ impl ChangeStream {
 /// Sends what the watcher sees; returns why not any more.
 async fn tell(
     mut watcher: Watcher,
-    sender: &Sender<WatchChangesResponse>,
+    sender: &Sender<(WatchChangesResponse, Held)>,
+    holding: &Held,
     patience: Duration,
 ) -> Status {
     loop {
@@ -122,7 +130,10 @@ async fn tell(
             Ok(changed) => convert::changes(&changed),
             Err(error) => return status::watch_failed(error),
         };
-        if sender.send_timeout(response, patience).await.is_err() {
+        let mut held = holding.another();
+        held.add(response.encoded_len());
+        let sent = sender.send_timeout((response, held), patience);
+        if sent.await.is_err() {
             return status::plain(
                 Code::ResourceExhausted,
                 Reason::SlowConsumer,
@@ -144,6 +155,7 @@ impl Stream for ChangeStream {
                 .unwrap_or_else(PoisonError::into_inner)
                 .take()
         };
-        Poll::Ready(response.map(Ok).or_else(|| end().map(Err)))
+        let response = response.map(|(response, _)| Ok(response));
+        Poll::Ready(response.or_else(|| end().map(Err)))
     }
 }

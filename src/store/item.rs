@@ -214,7 +214,9 @@ pub(super) fn encode_origin(origin: &Origin, write_id: &str) -> Item {
         put_text(&mut item, CHANGED_BY, username.as_str());
     }
     if let Some(caller) = &origin.caller {
-        put_text(&mut item, CALLED_BY, caller.as_str());
+        // With the id: a writer that does not know the attribute leaves it as it is.
+        let called_by = format!("{write_id} {}", caller.as_str());
+        put_text(&mut item, CALLED_BY, &called_by);
     }
     if let Some(request_id) = &origin.request_id {
         put_text(&mut item, REQUEST_ID, request_id.as_str());
@@ -291,11 +293,14 @@ pub(super) fn decode_made(item: &Item) -> Option<Made> {
     let actor = text(item, CHANGED_BY).map_or(Some(Actor::Platform), |name| {
         Username::parse_existing(name).ok().map(Actor::User)
     });
+    let change_id = text(item, WRITE_ID)?;
+    let called_by = text(item, CALLED_BY).and_then(|text| text.split_once(' '));
+    let called_by = called_by.filter(|(of_change, _)| *of_change == change_id);
     Some(Made {
-        change_id: text(item, WRITE_ID)?.to_owned(),
+        change_id: change_id.to_owned(),
         origin: Origin {
             actor: actor?,
-            caller: text(item, CALLED_BY).map(ServiceName::new),
+            caller: called_by.map(|(_, name)| ServiceName::new(name)),
             request_id: text(item, REQUEST_ID).and_then(|id| RequestId::parse(id).ok()),
         },
     })

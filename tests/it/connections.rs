@@ -8,6 +8,7 @@ use std::{
 
 use account_service::{callers::KeySource, proto::account_v1 as pb};
 use futures_util::future::join_all;
+use prost::Message as _;
 use tokio::time::timeout;
 use tokio_stream::StreamExt as _;
 use tonic::{Code, transport::Channel};
@@ -179,16 +180,19 @@ async fn a_health_watch_of_an_unknown_service_says_so_and_goes_on() {
 
 #[tokio::test]
 async fn a_connection_has_few_health_watches() {
-    const WATCHES: usize = 4;
     let (_backends, service) = start().await;
     let mut health = HealthClient::new(service.channel.clone());
     let mut watches = Vec::new();
-    for _ in 0..WATCHES {
-        let watch = health.watch(HealthCheckRequest::default()).await;
-        watches.push(watch.unwrap().into_inner());
+    // Before and after a first call.
+    for count in [2, 4] {
+        for _ in 0..count {
+            let watch = health.watch(HealthCheckRequest::default()).await;
+            watches.push(watch.unwrap().into_inner());
+        }
+        let refused = health.watch(HealthCheckRequest::default()).await;
+        assert_refused(refused, Code::ResourceExhausted, "TOO_MANY_WATCHERS");
+        service.create_user("anybody").await.ok();
     }
-    let refused = health.watch(HealthCheckRequest::default()).await;
-    assert_refused(refused, Code::ResourceExhausted, "TOO_MANY_WATCHERS");
     let other = Channel::from_shared(format!("http://{}", service.addr)).unwrap();
     let mut other = HealthClient::new(other.connect().await.unwrap());
     let watch = other.watch(HealthCheckRequest::default()).await;
@@ -269,6 +273,36 @@ async fn large_answers_that_are_never_taken_are_weighed_and_given_up() {
         server.memory_kib() < MEMORY_LIMIT_KIB / 2
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_are_taken_but_for_their_last_byte_are_weighed() {
+    const CALLS: usize = 30;
+    let (_backends, server, honest) = with_large_users().await;
+    let mut honest = honest.max_decoding_message_size(8 * 1024 * 1024);
+    let mut answer = None;
+    eventually("a batch is answered", async || {
+        answer = honest.batch_get_users(large_batch()).await.ok();
+        answer.is_some()
+    })
+    .await;
+    // With the head of a gRPC message, one more than the client's window.
+    let length = answer.unwrap().into_inner().encoded_len() + 5;
+    let window = u32::try_from(length - 1).unwrap();
+    let mut unwilling = Unwilling::with_window(server.addr.parse().unwrap(), window).await;
+    let mut answers = Vec::new();
+    for _ in 0..CALLS {
+        let answer = unwilling.call("BatchGetUsers", &large_batch()).await;
+        answers.extend(answer.ok());
+    }
+    let answers = join_all(answers).await;
+    // Those that are refused have a status at once.
+    let taken = answers.iter().flatten();
+    let taken = taken.filter(|answer| !answer.headers().contains_key("grpc-status"));
+    // Some 12 MiB are held for a connection, and calls that have begun before.
+    let most = 12 * 1024 * 1024 / length + 12;
+    let taken = taken.count();
+    assert!(taken <= most, "{taken} of {CALLS}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

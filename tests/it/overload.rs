@@ -437,17 +437,24 @@ async fn calls_that_never_send_their_message_end_with_their_time_and_leave_other
     tokio::join!(attacker.hear(HEADERS, 100), others);
 }
 
-/// A client that takes no byte of an answer's message.
+/// A client that takes no more of an answer than its window says.
 pub struct Unwilling {
     addr: SocketAddr,
     send: h2::client::SendRequest<Bytes>,
 }
 
 impl Unwilling {
+    /// Takes no byte of an answer's message.
     pub async fn connect(addr: SocketAddr) -> Self {
+        Self::with_window(addr, 0).await
+    }
+
+    pub async fn with_window(addr: SocketAddr, window: u32) -> Self {
         let stream = TcpStream::connect(addr).await.unwrap();
         let mut client = h2::client::Builder::new();
-        client.initial_window_size(0);
+        client
+            .initial_window_size(window)
+            .initial_connection_window_size((1 << 31) - 1);
         let (send, connection) = client.handshake::<_, Bytes>(stream).await.unwrap();
         tokio::spawn(connection);
         Self { addr, send }
