@@ -217,10 +217,9 @@ fn changes_standing(change: &RecordChange) -> bool {
     };
     match (change.kind, state(&change.before), state(&change.after)) {
         (ChangeKind::Created, ..) => false,
-        (ChangeKind::Deleted, ..) => true,
         (ChangeKind::Updated, Some(before), Some(after)) => before != after,
-        // An image was left out.
-        (ChangeKind::Updated, ..) => true,
+        // A deletion, or an image was left out.
+        (ChangeKind::Deleted | ChangeKind::Updated, ..) => true,
     }
 }
 
