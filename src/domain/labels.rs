@@ -36,6 +36,36 @@ impl Labels {
     pub fn parse<'a>(
         labels: impl ExactSizeIterator<Item = (&'a str, &'a str)>,
     ) -> Result<Self, LabelError> {
+        Self::parse_with(labels, FreeText::parse)
+    }
+
+    /// Accepts labels that a record may have already: see [`FreeText::parse_existing`].
+    ///
+    /// # Errors
+    /// The first bound that they break.
+    pub fn parse_existing<'a>(
+        labels: impl ExactSizeIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<Self, LabelError> {
+        Self::parse_with(labels, FreeText::parse_existing)
+    }
+
+    /// Whether the labels may take the place of others.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn may_replace(&self, before: &Self) -> Result<(), LabelError> {
+        for (key, value) in &self.0 {
+            let before = before.0.get(key).map(FreeText::as_str);
+            let may_replace = value.may_replace(before);
+            may_replace.map_err(|why| LabelError::Value(key.clone(), why))?;
+        }
+        Ok(())
+    }
+
+    fn parse_with<'a>(
+        labels: impl ExactSizeIterator<Item = (&'a str, &'a str)>,
+        parse: fn(&str) -> Result<FreeText, NameError>,
+    ) -> Result<Self, LabelError> {
         const ALLOWED: &str = "a-z, 0-9, '.', '_', '/' and '-'";
         if labels.len() > MAX_LABELS {
             return Err(LabelError::TooMany(labels.len()));
@@ -45,8 +75,7 @@ impl Labels {
                 found.is_ascii_lowercase() || found.is_ascii_digit() || "._/-".contains(found)
             })
             .map_err(|why| LabelError::Key(key.to_owned(), why))?;
-            let value =
-                FreeText::parse(value).map_err(|why| LabelError::Value(key.to_owned(), why))?;
+            let value = parse(value).map_err(|why| LabelError::Value(key.to_owned(), why))?;
             Ok((key.to_owned(), value))
         });
         labels.collect::<Result<_, _>>().map(Self)

@@ -230,6 +230,33 @@ impl FreeText {
         Ok(Self(text.into()))
     }
 
+    /// Accepts free text that a record may have already: too long it is not, and it has no
+    /// control character.
+    ///
+    /// # Errors
+    /// The first rule that the text breaks.
+    pub fn parse_existing(text: &str) -> Result<Self, NameError> {
+        const ALLOWED: &str = "characters that are not control characters";
+        if !text.is_empty() {
+            check_characters(text, FREE_TEXT_MAX_BYTES, ALLOWED, |found| {
+                !found.is_control()
+            })?;
+        }
+        Ok(Self(text.into()))
+    }
+
+    /// Whether the text may take the place of another one: any text may that a record
+    /// has already.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn may_replace(&self, before: Option<&str>) -> Result<(), NameError> {
+        if before == Some(self.as_str()) {
+            return Ok(());
+        }
+        Self::parse(self.as_str()).map(drop)
+    }
+
     /// Accepts whatever a table holds.
     #[must_use]
     pub fn from_stored(text: &str) -> Self {

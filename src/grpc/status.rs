@@ -331,7 +331,10 @@ fn refused(refusal: Refusal) -> Status {
             Reason::EmailNotFound,
             "no user has this e-mail address",
         ),
-        Refusal::NoEmail(why) => invalid_field("user.email", why.to_string()),
+        Refusal::InvalidUser(field, why) => invalid_field(format!("user.{field}"), why),
+        Refusal::InvalidOrganization(field, why) => {
+            invalid_field(format!("organization.{field}"), why)
+        }
         Refusal::NewOwnerSuspended(username) => {
             let mut details = info(
                 Reason::NewOwnerSuspended,

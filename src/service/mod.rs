@@ -36,10 +36,7 @@ pub use users::{NewUser, UserEdit, UserToDelete, UserToEdit};
 use self::once::{Once, Outcome, Repeatable};
 use crate::{
     coherence::{Change, Coherence, WriteError},
-    domain::{
-        Actor, Etag, NameError, OrganizationName, Origin, Request, ServiceName, Stamp, Uid,
-        Username,
-    },
+    domain::{Actor, Etag, OrganizationName, Origin, Request, ServiceName, Stamp, Uid, Username},
     store,
 };
 
@@ -77,8 +74,10 @@ pub enum Refusal {
     EmailExists,
     /// No user has the e-mail address.
     EmailNotFound,
-    /// The e-mail address of a user cannot be changed to this one.
-    NoEmail(NameError),
+    /// The field of a user cannot be changed like this, and why not.
+    InvalidUser(&'static str, String),
+    /// The same for an organization.
+    InvalidOrganization(&'static str, String),
     /// There is no such user.
     UserNotFound(Username),
     /// There is no such organization.

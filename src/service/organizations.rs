@@ -326,6 +326,15 @@ impl Change for CreateOrganization {
     }
 }
 
+/// Whether the texts of an organization may be changed like this.
+fn may_replace(before: &Organization, after: &Organization) -> Result<(), Refusal> {
+    let shown = &after.display_name;
+    let may_replace = shown.may_replace(Some(before.display_name.as_str()));
+    may_replace.map_err(|why| Refusal::InvalidOrganization("display_name", why.to_string()))?;
+    let may_replace = after.labels.may_replace(&before.labels);
+    may_replace.map_err(|why| Refusal::InvalidOrganization("labels", why.to_string()))
+}
+
 struct EditOrganization {
     organization: OrganizationToEdit,
     now: Timestamp,
@@ -372,6 +381,9 @@ impl Change for EditOrganization {
                 output: edited,
                 upholds: Vec::new(),
             });
+        }
+        if let Err(refusal) = may_replace(&organization, &edited) {
+            return Ok(Verdict::Deny(refusal));
         }
         edited.stamp = organization.stamp.changed(self.now);
         let [before, after] = [&organization, &edited].map(|it| Record::Organization(it.clone()));

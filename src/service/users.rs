@@ -212,7 +212,8 @@ async fn claims<T>(
         .filter(|_| !is_same)
         .map(|it| Email::parse_new(it.as_str()))
     {
-        return Ok(Err(Verdict::Deny(Refusal::NoEmail(why))));
+        let refusal = Refusal::InvalidUser("email", why.to_string());
+        return Ok(Err(Verdict::Deny(refusal)));
     }
     if let (Some(user), Some(email)) = (after, new.filter(|_| !is_same)) {
         let found = table.email_claim(email).await?;
@@ -244,6 +245,20 @@ async fn claims<T>(
         }));
     }
     Ok(Ok(steps))
+}
+
+/// Whether the texts of a user may be changed like this.
+fn may_replace(before: &User, after: &User) -> Result<(), Refusal> {
+    for (field, before, after) in [
+        ("first_name", &before.first_name, &after.first_name),
+        ("last_name", &before.last_name, &after.last_name),
+        ("display_name", &before.display_name, &after.display_name),
+    ] {
+        let may_replace = after.may_replace(Some(before.as_str()));
+        may_replace.map_err(|why| Refusal::InvalidUser(field, why.to_string()))?;
+    }
+    let may_replace = after.labels.may_replace(&before.labels);
+    may_replace.map_err(|why| Refusal::InvalidUser("labels", why.to_string()))
 }
 
 struct CreateUser(User);
@@ -332,6 +347,9 @@ impl Change for EditUser {
                 output: edited,
                 upholds: Vec::new(),
             });
+        }
+        if let Err(refusal) = may_replace(user, &edited) {
+            return Ok(Verdict::Deny(refusal));
         }
         edited.stamp = user.stamp.changed(self.now);
         let claims = match claims(table, Some(user), Some(&edited)).await? {

@@ -528,3 +528,51 @@ async fn a_change_leaves_attributes_that_this_version_does_not_know_as_they_are(
         "{attributes:?}"
     );
 }
+
+#[tokio::test]
+async fn a_text_that_is_not_shown_as_it_is_is_kept_where_it_was_and_put_nowhere_else() {
+    const ODD: &str = "Olivia\u{200b}";
+    const NAME: &str = "olivia-of-old";
+    let (backends, service) = start().await;
+    // As if it had been written before.
+    let key = format!("USER#{NAME}");
+    let item = [
+        ("PK", key.as_str()),
+        ("SK", &key),
+        ("username", NAME),
+        ("displayName", ODD),
+    ];
+    backends.table().put(&item).await;
+    let mut client = service.client.clone();
+    let update = |display_name: &str, first_name: &str| pb::UpdateUserRequest {
+        user: Some(pb::User {
+            username: NAME.to_owned(),
+            display_name: display_name.to_owned(),
+            first_name: first_name.to_owned(),
+            ..pb::User::default()
+        }),
+        ..pb::UpdateUserRequest::default()
+    };
+    let updated = client.update_user(update(ODD, "Olivia")).await.unwrap();
+    let updated = updated.into_inner().user.unwrap();
+    assert_eq!(
+        (updated.display_name.as_str(), updated.first_name.as_str()),
+        (ODD, "Olivia")
+    );
+    for (odd, field) in [
+        (update("\u{202e}aivilO", "Olivia"), "user.display_name"),
+        (update(ODD, " "), "user.first_name"),
+    ] {
+        let refused = client.update_user(odd).await;
+        let details = assert_refused(refused, Code::InvalidArgument, "INVALID_FIELD");
+        let violations = &details.bad_request().unwrap().field_violations;
+        assert_eq!(violations[0].field, field);
+    }
+    let create = pb::CreateUserRequest {
+        username: "another".to_owned(),
+        display_name: ODD.to_owned(),
+        ..pb::CreateUserRequest::default()
+    };
+    let refused = client.create_user(create).await;
+    assert_refused(refused, Code::InvalidArgument, "INVALID_FIELD");
+}

@@ -158,7 +158,7 @@ pub(super) fn user_to_update(request: &pb::UpdateUserRequest) -> Result<UserToEd
     let [first_name, last_name, display_name, has_email, has_labels] =
         masked_user(request.update_mask.as_ref(), user)?;
     let text = |is_wanted: bool, field: &str, text: &str| {
-        let parsed = is_wanted.then(|| named_under("user.", field, FreeText::parse(text)));
+        let parsed = is_wanted.then(|| named_under("user.", field, FreeText::parse_existing(text)));
         parsed.transpose()
     };
     Ok(UserToEdit {
@@ -177,7 +177,7 @@ pub(super) fn user_to_update(request: &pb::UpdateUserRequest) -> Result<UserToEd
                 .then(|| email("user.email", &user.email, Email::parse_existing))
                 .transpose()?,
             labels: has_labels
-                .then(|| labels("user.labels", &user.labels))
+                .then(|| existing_labels("user.labels", &user.labels))
                 .transpose()?,
         },
     })
@@ -216,12 +216,12 @@ pub(super) fn organization_to_update(
         edit: OrganizationEdit::Profile {
             display_name: display_name
                 .then(|| {
-                    let text = FreeText::parse(&organization.display_name);
+                    let text = FreeText::parse_existing(&organization.display_name);
                     named_under(path, "display_name", text)
                 })
                 .transpose()?,
             labels: has_labels
-                .then(|| labels("organization.labels", &organization.labels))
+                .then(|| existing_labels("organization.labels", &organization.labels))
                 .transpose()?,
         },
     })
@@ -301,6 +301,13 @@ pub(super) fn wanted_email(text: &str) -> Result<Email, Status> {
 fn labels(field: &str, labels: &BTreeMap<String, String>) -> Result<Labels, Status> {
     let labels = labels.iter();
     Labels::parse(labels.map(|(key, value)| (key.as_str(), value.as_str())))
+        .map_err(|error| status::invalid_field(field, error.to_string()))
+}
+
+/// The same of a record that may have had them before.
+fn existing_labels(field: &str, labels: &BTreeMap<String, String>) -> Result<Labels, Status> {
+    let labels = labels.iter();
+    Labels::parse_existing(labels.map(|(key, value)| (key.as_str(), value.as_str())))
         .map_err(|error| status::invalid_field(field, error.to_string()))
 }
 
