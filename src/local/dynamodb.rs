@@ -3,6 +3,7 @@
 
 use std::{
     convert::Infallible,
+    fs::{File, TryLockError},
     io,
     net::{SocketAddr, TcpListener},
     path::Path,
@@ -15,6 +16,8 @@ use tokio::sync::oneshot;
 
 /// Name of the database's file in the data directory.
 const FILE_NAME: &str = "accounts.db";
+/// Name of the file that is locked as long as a process uses the data directory.
+const LOCK_NAME: &str = "lock";
 /// Pause between looks for items whose time to live is over.
 const SWEEP_PAUSE: Duration = Duration::from_secs(60);
 
@@ -25,6 +28,7 @@ pub struct Running {
     addr: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
+    _lock: Option<File>,
 }
 
 impl Running {
@@ -54,12 +58,10 @@ impl Drop for Running {
 /// # Errors
 /// The directory cannot be used, or the address not be listened on.
 pub fn start(addr: SocketAddr, data_dir: Option<&Path>) -> io::Result<Running> {
+    let lock = data_dir.map(lock).transpose()?;
     let database = match data_dir {
         None => Database::memory(),
-        Some(dir) => {
-            std::fs::create_dir_all(dir)?;
-            Database::new(&dir.join(FILE_NAME).to_string_lossy())
-        }
+        Some(dir) => Database::new(&dir.join(FILE_NAME).to_string_lossy()),
     };
     let database = database.map_err(|error| io::Error::other(error.to_string()))?;
     let listener = TcpListener::bind(addr)?;
@@ -94,7 +96,24 @@ pub fn start(addr: SocketAddr, data_dir: Option<&Path>) -> io::Result<Running> {
         addr,
         stop: Some(stop),
         thread: Some(thread),
+        _lock: lock,
     })
+}
+
+/// Takes a directory for this process, until the file is closed: two processes would
+/// each have a cache of their own for one table.
+fn lock(dir: &Path) -> io::Result<File> {
+    std::fs::create_dir_all(dir)?;
+    let mut options = File::options();
+    let file = options
+        .create(true)
+        .append(true)
+        .open(dir.join(LOCK_NAME))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(io::Error::other("another process uses it")),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
 }
 
 /// Deletes items whose time to live is over, as DynamoDB does by itself.

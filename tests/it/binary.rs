@@ -529,20 +529,26 @@ async fn setup_creates_what_is_missing_and_says_so() {
 }
 
 #[test]
-fn dev_refuses_a_data_directory_that_is_none() {
+fn dev_refuses_a_data_directory_that_is_none_or_that_another_process_uses() {
     let folder = TempDir::new().unwrap();
     let file = folder.child("a-file");
     std::fs::write(&file, "").unwrap();
-    let mut child = command(&["dev", "--listen-addr", "127.0.0.1:0", "--data-dir"])
-        .arg(&file)
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut said = String::new();
-    let stderr = child.stderr.as_mut().unwrap();
-    stderr.read_to_string(&mut said).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(1));
-    assert!(said.contains("--data-dir"), "{said}");
+    let used = folder.child("used");
+    let server = Server::dev(&used);
+    for dir in [&file, &used] {
+        let mut child = command(&["dev", "--listen-addr", "127.0.0.1:0", "--data-dir"])
+            .arg(dir)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        let stderr = child.stderr.as_mut().unwrap();
+        stderr.read_to_string(&mut said).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(1));
+        assert!(said.contains("--data-dir"), "{said}");
+    }
+    server.kill();
+    drop(Server::dev(&used));
 }
 
 /// Nobody listens on port 1.
