@@ -3,6 +3,7 @@
 
 mod error;
 mod gate;
+mod metrics;
 mod supply;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -33,7 +34,10 @@ use crate::{
     telemetry,
 };
 
-pub use self::error::Error;
+pub use self::{
+    error::Error,
+    metrics::{MetricsError, start_metrics},
+};
 use self::{gate::Admittance, supply::Supply};
 
 /// Idle client connections are checked this often.
@@ -63,21 +67,17 @@ const AGE_GRACE: Duration = Duration::from_secs(60);
 const MAX_UNAUTHENTICATED: usize = 256;
 /// Time for the first admitted call of a connection.
 const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(30);
-/// Connections of probes. None of them is ever authenticated.
-const HEALTH_CONNECTIONS: connections::Limits = connections::Limits {
-    authenticated: 1,
-    unauthenticated: 64,
-    authentication: Duration::from_secs(60),
-    lifetime: Duration::from_secs(60),
-};
+/// Connections of probes.
+const HEALTH_CONNECTIONS: connections::Limits =
+    connections::Limits::never_authenticated(64, Duration::from_secs(60));
 /// Calls of one connection of a probe that are under way at once.
 const MAX_STREAMS_OF_A_PROBE: u32 = 8;
 /// Pause between looks at a table that cannot be used yet.
 const READY_PAUSE: Duration = Duration::from_millis(500);
 /// Longest that fencing the records of one stream event may take.
 const INVALIDATE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Largest header block that HTTP/2 takes, in bytes. More than calls may have, so that
-/// one that has too much is told by a gRPC status.
+/// Largest header block that HTTP/2 takes, in bytes. Larger than the metadata of a call
+/// may be, so that a call with too much metadata gets a gRPC status.
 const MAX_HEADER_BYTES: u32 = 64 * 1024;
 
 /// What is not a setting.

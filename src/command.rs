@@ -90,7 +90,9 @@ async fn serve(
     greeting: impl FnOnce(SocketAddr) -> String,
 ) -> Result<(), boot::Error> {
     if let Some(addr) = settings.server.metrics_addr {
-        telemetry::start_metrics(addr).await?;
+        boot::start_metrics(addr)
+            .await
+            .map_err(boot::Error::Metrics)?;
     }
     let (listener, addr) = boot::listen(&settings.server).await?;
     let app = Box::pin(App::boot(settings)).await?;

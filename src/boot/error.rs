@@ -85,7 +85,7 @@ pub enum Error {
     NotFenced,
     /// Metrics cannot be served.
     #[error("metrics cannot be served: {0}; choose another --metrics-addr")]
-    Metrics(#[from] telemetry::MetricsError),
+    Metrics(#[from] super::MetricsError),
     /// Traces cannot be exported.
     #[error("traces cannot be exported: {0}; correct --otlp-endpoint")]
     Traces(#[source] telemetry::TracesError),

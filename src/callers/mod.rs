@@ -57,8 +57,7 @@ pub struct Caller {
     pub name: Option<Name>,
     /// The user whose own token came with the call.
     pub user: Option<Arc<str>>,
-    /// When the certificate or the token expires that came with the call, whichever is
-    /// first, in seconds since 1970.
+    /// Earlier expiry of the call's certificate and token, in seconds since 1970.
     pub expires: Option<u64>,
     grant: Arc<Grant>,
 }
@@ -211,7 +210,7 @@ impl Checks {
     }
 }
 
-/// The caller who has a token and no certificate.
+/// A caller with a token and no certificate.
 fn identified(identity: Identity) -> Result<Caller, Refused> {
     let Identity {
         holder,

@@ -126,7 +126,7 @@ pub enum PolicyError {
         /// The other one.
         second: String,
     },
-    /// Tokens of users are not told from others.
+    /// `users` does not say which tokens are users' tokens.
     #[error(
         "\"users\" does not say what users' tokens are: add \"token\": {{}} for every token that is \
          no caller's, or the claims that users' tokens have"

@@ -261,11 +261,11 @@ mod tests {
     fn olivia() -> Record {
         Record::User(User {
             username: Username::parse_new("oliviaowner").unwrap(),
-            first_name: FreeText::parse("Olivia").unwrap(),
-            last_name: FreeText::parse("Smith").unwrap(),
-            display_name: FreeText::parse("Olivia S.").unwrap(),
+            first_name: FreeText::parse_new("Olivia").unwrap(),
+            last_name: FreeText::parse_new("Smith").unwrap(),
+            display_name: FreeText::parse_new("Olivia S.").unwrap(),
             email: Some(Email::parse_new("Olivia@example.com").unwrap()),
-            labels: Labels::parse([("a", "b")].into_iter()).unwrap(),
+            labels: Labels::parse([("a", "b")].into_iter(), FreeText::parse_new).unwrap(),
             state: State::Suspended,
             uid: Uid::from_text("u-1"),
             stamp: Stamp::created(Timestamp(5)),

@@ -263,11 +263,11 @@ mod tests {
         let user_record = |state, uid| {
             Record::User(User {
                 username: user.clone(),
-                first_name: FreeText::parse("Olivia").unwrap(),
+                first_name: FreeText::parse_new("Olivia").unwrap(),
                 last_name: FreeText::default(),
-                display_name: FreeText::parse(&"long ".repeat(40)).unwrap(),
+                display_name: FreeText::parse_new(&"long ".repeat(40)).unwrap(),
                 email: None,
-                labels: Labels::parse([("a", "b")].into_iter()).unwrap(),
+                labels: Labels::parse([("a", "b")].into_iter(), FreeText::parse_new).unwrap(),
                 state,
                 uid: Uid::from_text(uid),
                 stamp: Stamp::created(Timestamp(1_800_000_000_000)),

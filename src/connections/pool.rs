@@ -42,6 +42,19 @@ pub struct Limits {
     pub lifetime: Duration,
 }
 
+impl Limits {
+    /// Of a listener whose connections are never authenticated.
+    #[must_use]
+    pub const fn never_authenticated(open: usize, lifetime: Duration) -> Self {
+        Self {
+            authenticated: usize::MAX,
+            unauthenticated: open,
+            authentication: lifetime,
+            lifetime,
+        }
+    }
+}
+
 /// The connections that are open on one listener.
 #[derive(Debug)]
 pub(super) struct Pool {

@@ -29,26 +29,28 @@ pub enum LabelError {
 }
 
 impl Labels {
-    /// Accepts labels.
+    /// Accepts labels, with values as `parse_value` does.
     ///
     /// # Errors
     /// The first bound that they break.
     pub fn parse<'a>(
         labels: impl ExactSizeIterator<Item = (&'a str, &'a str)>,
+        parse_value: fn(&str) -> Result<FreeText, NameError>,
     ) -> Result<Self, LabelError> {
-        Self::parse_with(labels, FreeText::parse)
+        const ALLOWED: &str = "a-z, 0-9, '.', '_', '/' and '-'";
+        if labels.len() > MAX_LABELS {
+            return Err(LabelError::TooMany(labels.len()));
+        }
+        let labels = labels.map(|(key, value)| {
+            check_characters(key, LABEL_KEY_MAX_LEN, ALLOWED, |found| {
+                found.is_ascii_lowercase() || found.is_ascii_digit() || "._/-".contains(found)
+            })
+            .map_err(|why| LabelError::Key(key.to_owned(), why))?;
+            let value = parse_value(value).map_err(|why| LabelError::Value(key.to_owned(), why))?;
+            Ok((key.to_owned(), value))
+        });
+        labels.collect::<Result<_, _>>().map(Self)
     }
-
-    /// Accepts labels that a record may have already: see [`FreeText::parse_existing`].
-    ///
-    /// # Errors
-    /// The first bound that they break.
-    pub fn parse_existing<'a>(
-        labels: impl ExactSizeIterator<Item = (&'a str, &'a str)>,
-    ) -> Result<Self, LabelError> {
-        Self::parse_with(labels, FreeText::parse_existing)
-    }
-
     /// Whether the labels may take the place of others.
     ///
     /// # Errors
@@ -60,25 +62,6 @@ impl Labels {
             may_replace.map_err(|why| LabelError::Value(key.clone(), why))?;
         }
         Ok(())
-    }
-
-    fn parse_with<'a>(
-        labels: impl ExactSizeIterator<Item = (&'a str, &'a str)>,
-        parse: fn(&str) -> Result<FreeText, NameError>,
-    ) -> Result<Self, LabelError> {
-        const ALLOWED: &str = "a-z, 0-9, '.', '_', '/' and '-'";
-        if labels.len() > MAX_LABELS {
-            return Err(LabelError::TooMany(labels.len()));
-        }
-        let labels = labels.map(|(key, value)| {
-            check_characters(key, LABEL_KEY_MAX_LEN, ALLOWED, |found| {
-                found.is_ascii_lowercase() || found.is_ascii_digit() || "._/-".contains(found)
-            })
-            .map_err(|why| LabelError::Key(key.to_owned(), why))?;
-            let value = parse(value).map_err(|why| LabelError::Value(key.to_owned(), why))?;
-            Ok((key.to_owned(), value))
-        });
-        labels.collect::<Result<_, _>>().map(Self)
     }
 
     /// Accepts whatever a table holds.
@@ -107,7 +90,7 @@ mod tests {
     use super::*;
 
     fn parse(labels: &[(&str, &str)]) -> Result<Labels, LabelError> {
-        Labels::parse(labels.iter().copied())
+        Labels::parse(labels.iter().copied(), FreeText::parse_new)
     }
 
     #[test]

@@ -202,20 +202,16 @@ fn is_blank(found: char) -> bool {
 }
 
 impl FreeText {
-    /// Accepts free text.
+    /// Accepts free text that a record may be given.
     ///
     /// # Errors
     /// The text is too long, has a character that is not shown, or has no other.
-    pub fn parse(text: &str) -> Result<Self, NameError> {
+    pub fn parse_new(text: &str) -> Result<Self, NameError> {
         const ALLOWED: &str = "characters that are shown, and blanks within a line";
-        if text.is_empty() {
-            return Ok(Self(text.into()));
-        }
-        check_characters(text, FREE_TEXT_MAX_BYTES, ALLOWED, |found| {
-            !found.is_control() && !is_invisible(found)
-        })?;
+        let parsed = Self::parse_existing(text)?;
         let odd = text.char_indices().find(|(at, found)| {
-            is_joiner(*found) && !may_join(&text[..*at], &text[at + found.len_utf8()..])
+            let joins = || may_join(&text[..*at], &text[at + found.len_utf8()..]);
+            is_invisible(*found) || is_joiner(*found) && !joins()
         });
         if let Some((at, found)) = odd {
             return Err(NameError::Character {
@@ -224,14 +220,14 @@ impl FreeText {
                 allowed: ALLOWED,
             });
         }
-        if text.chars().all(is_blank) {
+        if !text.is_empty() && text.chars().all(is_blank) {
             return Err(NameError::Blank);
         }
-        Ok(Self(text.into()))
+        Ok(parsed)
     }
 
-    /// Accepts free text that a record may have already: too long it is not, and it has no
-    /// control character.
+    /// Accepts free text that a record may have already: within its length, and without
+    /// control characters.
     ///
     /// # Errors
     /// The first rule that the text breaks.
@@ -249,12 +245,12 @@ impl FreeText {
     /// has already.
     ///
     /// # Errors
-    /// As [`Self::parse`].
+    /// As [`Self::parse_new`].
     pub fn may_replace(&self, before: Option<&str>) -> Result<(), NameError> {
         if before == Some(self.as_str()) {
             return Ok(());
         }
-        Self::parse(self.as_str()).map(drop)
+        Self::parse_new(self.as_str()).map(drop)
     }
 
     /// Accepts whatever a table holds.
@@ -355,10 +351,10 @@ mod tests {
 
     #[test]
     fn free_text_has_no_control_characters() {
-        assert!(FreeText::parse("").is_ok());
-        assert!(FreeText::parse("Łucja 日本 #/").is_ok());
-        assert!(FreeText::parse("a\u{7}").is_err());
-        assert!(FreeText::parse(&"x".repeat(257)).is_err());
+        assert!(FreeText::parse_new("").is_ok());
+        assert!(FreeText::parse_new("Łucja 日本 #/").is_ok());
+        assert!(FreeText::parse_new("a\u{7}").is_err());
+        assert!(FreeText::parse_new(&"x".repeat(257)).is_err());
     }
 
     #[test]
@@ -370,7 +366,7 @@ mod tests {
             "👩\u{200d}🚀",
             "🏳\u{fe0f}",
         ] {
-            FreeText::parse(text).unwrap();
+            FreeText::parse_new(text).unwrap();
         }
         for text in [
             " ",
@@ -387,7 +383,7 @@ mod tests {
             "م\u{200d}\u{200d}ی",
             "a\u{e0041}",
         ] {
-            FreeText::parse(text).unwrap_err();
+            FreeText::parse_new(text).unwrap_err();
         }
     }
 }

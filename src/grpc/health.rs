@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures_util::{Stream, StreamExt as _, future::Either, stream};
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Request, Response, Status, server::NamedService as _};
 use tonic_health::{
     ServingStatus,
     pb::{
@@ -61,13 +61,8 @@ impl Readiness {
             ServingStatus::NotServing
         };
         // The empty name is the server as a whole.
-        reporter.set_service_status("", status).await;
-        if is_serving {
-            let service = reporter.set_serving::<AccountServiceServer<AccountService>>();
-            service.await;
-        } else {
-            let service = reporter.set_not_serving::<AccountServiceServer<AccountService>>();
-            service.await;
+        for name in ["", AccountServiceServer::<AccountService>::NAME] {
+            reporter.set_service_status(name, status).await;
         }
     }
 

@@ -47,7 +47,7 @@ use crate::{
 use self::{
     lobby::Flow,
     mutation::Change,
-    room::{CallerOfRecords, Records, Room},
+    room::{Records, Requester, Room},
     shares::Shares,
     watch::Begin,
 };
@@ -172,7 +172,7 @@ impl account_service_server::AccountService for AccountService {
         request: Request<pb::BatchGetUsersRequest>,
     ) -> Reply<pb::BatchGetUsersResponse> {
         let deadline = deadline::of(&request);
-        let caller = CallerOfRecords::of(request.extensions());
+        let caller = Requester::of(request.extensions());
         let request = request.into_inner();
         let names = convert::usernames(&request.usernames)?;
         let freshness = convert::freshness(request.consistency)?;
@@ -266,7 +266,7 @@ impl account_service_server::AccountService for AccountService {
         request: Request<pb::BatchGetOrganizationsRequest>,
     ) -> Reply<pb::BatchGetOrganizationsResponse> {
         let deadline = deadline::of(&request);
-        let caller = CallerOfRecords::of(request.extensions());
+        let caller = Requester::of(request.extensions());
         let request = request.into_inner();
         let names = convert::organization_names(&request.organization_names)?;
         let freshness = convert::freshness(request.consistency)?;
@@ -419,7 +419,7 @@ impl account_service_server::AccountService for AccountService {
         request: Request<pb::ListUsersRequest>,
     ) -> Reply<pb::ListUsersResponse> {
         let deadline = deadline::of(&request);
-        let caller = CallerOfRecords::of(request.extensions());
+        let caller = Requester::of(request.extensions());
         let request = request.into_inner();
         let page = convert::page(
             request.page_size,
@@ -440,7 +440,7 @@ impl account_service_server::AccountService for AccountService {
         request: Request<pb::ListOrganizationsRequest>,
     ) -> Reply<pb::ListOrganizationsResponse> {
         let deadline = deadline::of(&request);
-        let caller = CallerOfRecords::of(request.extensions());
+        let caller = Requester::of(request.extensions());
         let request = request.into_inner();
         let page = convert::page(
             request.page_size,
@@ -463,7 +463,7 @@ impl account_service_server::AccountService for AccountService {
         request: Request<pb::ListOrganizationMembersRequest>,
     ) -> Reply<pb::ListOrganizationMembersResponse> {
         let deadline = deadline::of(&request);
-        let caller = CallerOfRecords::of(request.extensions());
+        let caller = Requester::of(request.extensions());
         let request = request.into_inner();
         let name = convert::organization_name("organization_name", &request.organization_name)?;
         let page = convert::page(
@@ -487,7 +487,7 @@ impl account_service_server::AccountService for AccountService {
         request: Request<pb::ListUserOrganizationsRequest>,
     ) -> Reply<pb::ListUserOrganizationsResponse> {
         let deadline = deadline::of(&request);
-        let caller = CallerOfRecords::of(request.extensions());
+        let caller = Requester::of(request.extensions());
         let request = request.into_inner();
         let user = convert::username("username", &request.username)?;
         let page = convert::page(
@@ -553,7 +553,7 @@ impl account_service_server::AccountService for AccountService {
         request: Request<pb::BatchCheckMembershipsRequest>,
     ) -> Reply<pb::BatchCheckMembershipsResponse> {
         let deadline = deadline::of(&request);
-        let caller = CallerOfRecords::of(request.extensions());
+        let caller = Requester::of(request.extensions());
         let request = request.into_inner();
         let freshness = convert::freshness(request.consistency)?;
         let checks = convert::checks(&request.checks)?;

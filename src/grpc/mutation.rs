@@ -20,7 +20,7 @@ use crate::{
     service::{Call, Error, Held},
 };
 
-/// Lines that say who changed what: see `docs/operations.md`.
+/// Target of the audit log's lines: see `docs/callers.md`.
 const AUDIT: &str = "audit";
 
 /// A request that changes something.

@@ -264,9 +264,7 @@ impl ObservedBody {
     /// Weighs a message, leaves of it what the transport is to have at once, and keeps
     /// the rest.
     fn take(&mut self, data: &mut Bytes) {
-        if data.len() > SMALL {
-            *data = self.call.weigh(std::mem::take(data));
-        }
+        *data = self.call.weigh(std::mem::take(data));
         self.cut(data);
     }
 

@@ -76,7 +76,7 @@ impl Room {
     pub(super) async fn take(
         &self,
         records: Records,
-        caller: &CallerOfRecords,
+        caller: &Requester,
         deadline: Deadline,
     ) -> Result<Taken, Status> {
         let now = Instant::now();
@@ -115,14 +115,14 @@ impl Room {
     }
 }
 
-/// Who calls, as far as room is concerned.
+/// The caller that takes room, and its connection.
 #[derive(Debug)]
-pub(super) struct CallerOfRecords {
+pub(super) struct Requester {
     flow: Flow,
     peer: Option<Peer>,
 }
 
-impl CallerOfRecords {
+impl Requester {
     /// Whose call it is that has these extensions.
     pub(super) fn of(extensions: &Extensions) -> Self {
         Self {

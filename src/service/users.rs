@@ -208,13 +208,6 @@ async fn claims<T>(
     let [old, new] = [before, after].map(|user| user?.email.as_ref());
     let is_same = old.zip(new).is_some_and(|(old, new)| old.is_same(new));
     let mut steps = Vec::new();
-    if let Some(Err(why)) = new
-        .filter(|_| !is_same)
-        .map(|it| Email::parse_new(it.as_str()))
-    {
-        let refusal = Refusal::InvalidUser("email", why.to_string());
-        return Ok(Err(Verdict::Deny(refusal)));
-    }
     if let (Some(user), Some(email)) = (after, new.filter(|_| !is_same)) {
         let found = table.email_claim(email).await?;
         if let Some(StoredClaim { claim: other, .. }) = &found {
@@ -256,6 +249,12 @@ fn may_replace(before: &User, after: &User) -> Result<(), Refusal> {
     ] {
         let may_replace = after.may_replace(Some(before.as_str()));
         may_replace.map_err(|why| Refusal::InvalidUser(field, why.to_string()))?;
+    }
+    if let Some(email) = &after.email
+        && !before.email.as_ref().is_some_and(|it| it.is_same(email))
+    {
+        let parsed = Email::parse_new(email.as_str());
+        parsed.map_err(|why| Refusal::InvalidUser("email", why.to_string()))?;
     }
     let may_replace = after.labels.may_replace(&before.labels);
     may_replace.map_err(|why| Refusal::InvalidUser("labels", why.to_string()))

@@ -519,11 +519,11 @@ mod tests {
         let labels = [("team", "accounts"), ("tier", "")];
         let record = Record::User(User {
             username: Username::parse_new("oliviaowner").unwrap(),
-            first_name: FreeText::parse("Olivia").unwrap(),
+            first_name: FreeText::parse_new("Olivia").unwrap(),
             last_name: FreeText::default(),
-            display_name: FreeText::parse("Olivia #1").unwrap(),
+            display_name: FreeText::parse_new("Olivia #1").unwrap(),
             email: Some(Email::parse_new("Olivia@example.com").unwrap()),
-            labels: Labels::parse(labels.into_iter()).unwrap(),
+            labels: Labels::parse(labels.into_iter(), FreeText::parse_new).unwrap(),
             state: State::Suspended,
             uid: Uid::from_text("u"),
             stamp: Stamp::created(Timestamp(1)),

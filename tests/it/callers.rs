@@ -630,6 +630,22 @@ pub fn tls_settings(files: &Files, server: &Authority, clients: &Authority) -> C
     }
 }
 
+/// The same, where callers may bring tokens as well.
+pub fn tls_and_token_settings(
+    files: &Files,
+    server: &Authority,
+    clients: &Authority,
+    keys: KeySource,
+) -> CallerSettings {
+    let tls = tls_settings(files, server, clients);
+    CallerSettings {
+        tls_cert: tls.tls_cert,
+        tls_key: tls.tls_key,
+        tls_client_ca: tls.tls_client_ca,
+        ..token_settings(files, keys)
+    }
+}
+
 /// A new connection.
 pub async fn connect(
     addr: SocketAddr,
@@ -746,13 +762,7 @@ async fn a_caller_with_a_certificate_acts_for_the_user_whose_token_it_brings() {
     found(&backends).await;
     let (server, clients) = (Authority::new(), Authority::new());
     let keys = KeySource::File(files.write("keys.json", &signer.key_set()));
-    let settings = CallerSettings {
-        jwks: Some(keys),
-        jwt_issuer: Some(ISSUER.to_owned()),
-        jwt_audience: Some(AUDIENCE.to_owned()),
-        jwt_algorithms: vec![Algorithm::ES256],
-        ..tls_settings(&files, &server, &clients)
-    };
+    let settings = tls_and_token_settings(&files, &server, &clients, keys);
     let service = serve(&backends, settings).await;
     let frontend = clients.of_client("spiffe://example.org/frontend");
     let mut frontend = connect(service.addr, &server, Some(frontend))

@@ -227,6 +227,16 @@ async fn changes_made_past_the_service_are_told_as_such() {
     assert_eq!(user(&told[2]).username, OLIVIA);
 }
 
+/// A stream from the oldest change that is kept, of an organization and of a user.
+async fn watch_from_the_oldest(client: &Client, organization: &str, user: &str) -> Watch {
+    let request = pb::WatchChangesRequest {
+        start: Some(Start::Oldest(true)),
+        organization_name: organization.to_owned(),
+        username: user.to_owned(),
+    };
+    Watch::open(client, request).await.unwrap()
+}
+
 #[tokio::test]
 async fn watchers_are_told_when_a_membership_stops_counting_for_its_user_or_its_organization() {
     let (_backends, service) = start().await;
@@ -260,12 +270,7 @@ async fn watchers_are_told_when_a_membership_stops_counting_for_its_user_or_its_
     service.create_user(MICHAEL).await.unwrap();
     service.delete_user(MICHAEL).await.unwrap();
     let told = async |organization: &str, user: &str, count: usize| {
-        let request = pb::WatchChangesRequest {
-            start: Some(Start::Oldest(true)),
-            organization_name: organization.to_owned(),
-            username: user.to_owned(),
-        };
-        let mut watch = Watch::open(&service.client, request).await.unwrap();
+        let mut watch = watch_from_the_oldest(&service.client, organization, user).await;
         let told = summaries(&watch.changes(count).await.unwrap());
         // Nothing else, either.
         let next = watch.response().await.unwrap();
@@ -298,12 +303,7 @@ async fn a_watcher_may_ask_for_an_organization_a_user_or_both() {
         .unwrap();
     service.create_user("last").await.unwrap();
     let told = async |organization: &str, user: &str, count: usize| {
-        let request = pb::WatchChangesRequest {
-            start: Some(Start::Oldest(true)),
-            organization_name: organization.to_owned(),
-            username: user.to_owned(),
-        };
-        let mut watch = Watch::open(&service.client, request).await.unwrap();
+        let mut watch = watch_from_the_oldest(&service.client, organization, user).await;
         sorted(summaries(&watch.changes(count).await.unwrap()))
     };
     let all = told("", "", 8).await;

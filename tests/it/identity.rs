@@ -30,7 +30,8 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use crate::{
     callers::{
         Authority, Files, MICHAEL, OLIVIA, ORG, Signer, add, at_a_url, check, checks, connect,
-        found, now, serve, service_claims, take_tokens, tls_settings, token_settings, with,
+        found, now, serve, service_claims, take_tokens, tls_and_token_settings, tls_settings,
+        token_settings, with,
     },
     harness::{
         Backends, PATIENCE, Replica, assert_refused,
@@ -89,17 +90,7 @@ async fn a_service_brings_its_own_token_or_a_user_s_and_no_other_service_s() {
     found(&backends).await;
     let (server, clients) = (Authority::new(), Authority::new());
     let keys = KeySource::File(files.write("keys.json", &signer.key_set()));
-    let settings = account_service::config::CallerSettings {
-        policy: Some(files.path("policy.json")),
-        ..token_settings(&files, keys)
-    };
-    let settings = account_service::config::CallerSettings {
-        jwks: settings.jwks,
-        jwt_issuer: settings.jwt_issuer,
-        jwt_audience: settings.jwt_audience,
-        jwt_algorithms: settings.jwt_algorithms,
-        ..tls_settings(&files, &server, &clients)
-    };
+    let settings = tls_and_token_settings(&files, &server, &clients, keys);
     let service = serve(&backends, settings).await;
     let frontend = connect(service.addr, &server, Some(clients.of_client(FRONTEND))).await;
     let frontend = frontend.unwrap();

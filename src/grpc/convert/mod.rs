@@ -60,11 +60,11 @@ macro_rules! actor {
 pub(super) fn new_user(request: &pb::CreateUserRequest) -> Result<NewUser, Status> {
     Ok(NewUser {
         username: named("username", Username::parse_new(&request.username))?,
-        first_name: named("first_name", FreeText::parse(&request.first_name))?,
-        last_name: named("last_name", FreeText::parse(&request.last_name))?,
-        display_name: named("display_name", FreeText::parse(&request.display_name))?,
+        first_name: named("first_name", FreeText::parse_new(&request.first_name))?,
+        last_name: named("last_name", FreeText::parse_new(&request.last_name))?,
+        display_name: named("display_name", FreeText::parse_new(&request.display_name))?,
         email: email("email", &request.email, Email::parse_new)?,
-        labels: labels("labels", &request.labels)?,
+        labels: labels("labels", &request.labels, FreeText::parse_new)?,
     })
 }
 
@@ -177,7 +177,7 @@ pub(super) fn user_to_update(request: &pb::UpdateUserRequest) -> Result<UserToEd
                 .then(|| email("user.email", &user.email, Email::parse_existing))
                 .transpose()?,
             labels: has_labels
-                .then(|| existing_labels("user.labels", &user.labels))
+                .then(|| labels("user.labels", &user.labels, FreeText::parse_existing))
                 .transpose()?,
         },
     })
@@ -221,7 +221,13 @@ pub(super) fn organization_to_update(
                 })
                 .transpose()?,
             labels: has_labels
-                .then(|| existing_labels("organization.labels", &organization.labels))
+                .then(|| {
+                    labels(
+                        "organization.labels",
+                        &organization.labels,
+                        FreeText::parse_existing,
+                    )
+                })
                 .transpose()?,
         },
     })
@@ -298,16 +304,14 @@ pub(super) fn wanted_email(text: &str) -> Result<Email, Status> {
     named("email", Email::parse_existing(text))
 }
 
-fn labels(field: &str, labels: &BTreeMap<String, String>) -> Result<Labels, Status> {
+fn labels(
+    field: &str,
+    labels: &BTreeMap<String, String>,
+    parse_value: fn(&str) -> Result<FreeText, NameError>,
+) -> Result<Labels, Status> {
     let labels = labels.iter();
-    Labels::parse(labels.map(|(key, value)| (key.as_str(), value.as_str())))
-        .map_err(|error| status::invalid_field(field, error.to_string()))
-}
-
-/// The same of a record that may have had them before.
-fn existing_labels(field: &str, labels: &BTreeMap<String, String>) -> Result<Labels, Status> {
-    let labels = labels.iter();
-    Labels::parse_existing(labels.map(|(key, value)| (key.as_str(), value.as_str())))
+    let labels = labels.map(|(key, value)| (key.as_str(), value.as_str()));
+    Labels::parse(labels, parse_value)
         .map_err(|error| status::invalid_field(field, error.to_string()))
 }
 
@@ -320,8 +324,8 @@ pub(super) fn new_organization(
             OrganizationName::parse_new(&request.organization_name),
         )?,
         founding_user: username("founding_user", &request.founding_user)?,
-        display_name: named("display_name", FreeText::parse(&request.display_name))?,
-        labels: labels("labels", &request.labels)?,
+        display_name: named("display_name", FreeText::parse_new(&request.display_name))?,
+        labels: labels("labels", &request.labels, FreeText::parse_new)?,
     })
 }
 
