@@ -83,7 +83,7 @@ struct Lease {
 }
 
 /// The tasks that this replica has met while it held the lease.
-type Tasks = HashMap<(Gone, Uid), Task>;
+type Tasks = HashMap<(Gone, Option<Uid>), Task>;
 
 /// A task, by this replica's own clock: other replicas' clocks may differ.
 struct Task {
@@ -119,12 +119,6 @@ impl Skipped {
     fn one(&mut self, error: store::Error) {
         self.count += 1;
         self.first.get_or_insert(error);
-    }
-
-    fn all(&mut self, errors: Vec<store::Error>) {
-        for error in errors {
-            self.one(error);
-        }
     }
 
     fn report(self) {
@@ -200,7 +194,7 @@ impl CleanUp {
     /// Goes once through all tasks. A task that fails is passed over until later.
     async fn take_turn(&self, candidate: &mut Candidate, tasks: &mut Tasks) -> Result<(), Stop> {
         let page = self.tasks.leftovers(None).await?;
-        if page.found.is_empty() && page.unreadable.is_empty() && page.next.is_none() {
+        if page.found.is_empty() && page.next.is_none() {
             candidate.forget();
             tasks.clear();
             return Ok(());
@@ -221,7 +215,7 @@ impl CleanUp {
     /// Works on all tasks that are due, from the first page on.
     async fn pass(
         &self,
-        first: Listed<Leftovers>,
+        first: Listed<Result<Leftovers, store::Error>>,
         tasks: &mut Tasks,
         lease: &mut Lease,
         skipped: &mut Skipped,
@@ -230,8 +224,14 @@ impl CleanUp {
         let mut page = first;
         let mut failures = 0;
         loop {
-            skipped.all(page.unreadable);
             for leftovers in page.found {
+                let leftovers = match leftovers {
+                    Ok(leftovers) => leftovers,
+                    Err(unreadable) => {
+                        skipped.one(unreadable);
+                        continue;
+                    }
+                };
                 match self.look_after(leftovers, tasks, lease, skipped).await {
                     Ok(()) => failures = 0,
                     // The table is in trouble; tasks that failed are not due for a
@@ -333,13 +333,13 @@ impl CleanUp {
         loop {
             self.keep_lease(lease).await?;
             let next = Instant::now() + self.pause(1);
-            let listed = self.list(leftovers, after.as_ref()).await?;
-            skipped.all(listed.unreadable);
+            let mut listed = self.list(leftovers, after.as_ref()).await?;
+            let condition = self.only_left(leftovers, &mut listed.found).await?;
             for some in listed.found.chunks(self.at_once()) {
                 is_any = true;
                 self.keep_lease(lease).await?;
                 let next = Instant::now() + self.pause(some.len());
-                self.remove_some(some, skipped).await?;
+                self.remove_some(some, condition.as_ref(), skipped).await?;
                 sleep_until(next).await;
             }
             sleep_until(next).await;
@@ -383,14 +383,14 @@ impl CleanUp {
         Duration::from_secs(1) * removed / self.timing.rate.max(1)
     }
 
-    /// Memberships of the very incarnation that is gone.
+    /// Memberships of the very incarnation that is gone, and memberships that name none.
     async fn list(
         &self,
         leftovers: &Leftovers,
         after: Option<&Place>,
     ) -> Result<Listed<Membership>, store::Error> {
         let slice = Slice { after, limit: PAGE };
-        let listed = match &leftovers.gone {
+        let mut listed = match &leftovers.gone {
             Gone::Organization(name) => self.lists.members(name, slice).await?,
             Gone::User(username) => {
                 let listed = self.lists.organizations_of(username, slice).await?;
@@ -398,48 +398,43 @@ impl CleanUp {
                 let keys: Vec<_> = keys
                     .map(|organization| Key::Membership(organization, username.clone()))
                     .collect();
-                let (found, unreadable) = self.read_memberships(&keys).await?;
+                let records = self.store.read_strong(&keys).await?.into_iter().flatten();
                 Listed {
-                    found,
-                    unreadable,
+                    found: records.filter_map(Record::into_membership).collect(),
                     next: listed.next,
                 }
             }
         };
-        let is_left = |membership: &Membership| {
-            let uid = match leftovers.gone {
-                Gone::User(_) => &membership.member_uid,
-                Gone::Organization(_) => &membership.organization_uid,
-            };
-            uid.as_ref() == Some(&leftovers.uid)
-        };
-        let found = listed.found.into_iter().filter(is_left).collect();
-        Ok(Listed { found, ..listed })
+        listed.found.retain(|membership| {
+            let uid = incarnation_of(membership, &leftovers.gone);
+            uid.is_none() || uid == leftovers.uid.as_ref()
+        });
+        Ok(listed)
     }
 
-    /// The memberships under these keys, and why others could not be read.
-    async fn read_memberships(
+    /// Keeps the memberships that are left for certain, and returns the condition under
+    /// which they are. A membership that names no incarnation is left unless the name is
+    /// taken again by a writer that names none either.
+    async fn only_left(
         &self,
-        keys: &[Key],
-    ) -> Result<(Vec<Membership>, Vec<store::Error>), store::Error> {
-        let into_memberships = |records: Vec<Option<Record>>| {
-            let records = records.into_iter().flatten();
-            records.filter_map(Record::into_membership)
+        leftovers: &Leftovers,
+        memberships: &mut Vec<Membership>,
+    ) -> Result<Option<Step>, store::Error> {
+        let names_one = |membership: &Membership| {
+            let uid = incarnation_of(membership, &leftovers.gone);
+            uid.is_some()
         };
-        match self.store.read_strong(keys).await {
-            Ok(records) => return Ok((into_memberships(records).collect(), Vec::new())),
-            Err(error) if error.kind != store::Kind::Malformed => return Err(error),
-            Err(_) => {}
+        if memberships.iter().all(names_one) {
+            return Ok(None);
         }
-        let (mut found, mut unreadable) = (Vec::new(), Vec::new());
-        for key in keys {
-            match self.store.read_strong(std::slice::from_ref(key)).await {
-                Ok(records) => found.extend(into_memberships(records)),
-                Err(error) if error.kind == store::Kind::Malformed => unreadable.push(error),
-                Err(error) => return Err(error),
-            }
+        let key = leftovers.gone.key();
+        let found = self.store.read_strong(std::slice::from_ref(&key)).await?;
+        let found = found.into_iter().flatten().next();
+        if found.as_ref().is_some_and(|record| record.uid().is_none()) {
+            memberships.retain(names_one);
+            return Ok(None);
         }
-        Ok((found, unreadable))
+        Ok(Some(Step::Require { key, found }))
     }
 
     /// Removes memberships, together or, where that fails for one of them, one by
@@ -447,6 +442,7 @@ impl CleanUp {
     async fn remove_some(
         &self,
         memberships: &[Membership],
+        condition: Option<&Step>,
         skipped: &mut Skipped,
     ) -> Result<(), Stop> {
         let steps = memberships.iter();
@@ -462,7 +458,8 @@ impl CleanUp {
                 caller: None,
                 request_id: None,
             };
-            match self.store.commit(group, &origin).await {
+            let steps = [group, condition.map_or(&[], std::slice::from_ref)].concat();
+            match self.store.commit(&steps, &origin).await {
                 Ok(()) => metrics::counter!(LEFTOVERS_REMOVED).increment(group.len() as u64),
                 Err(CommitError::NotApplied(error) | CommitError::OutcomeUnknown(error))
                     if error.kind.may_pass() =>
@@ -477,5 +474,13 @@ impl CleanUp {
             }
         }
         Ok(())
+    }
+}
+
+/// The incarnation of the user or the organization that a membership names.
+fn incarnation_of<'a>(membership: &'a Membership, gone: &Gone) -> Option<&'a Uid> {
+    match gone {
+        Gone::User(_) => membership.member_uid.as_ref(),
+        Gone::Organization(_) => membership.organization_uid.as_ref(),
     }
 }

@@ -13,7 +13,7 @@ use crate::{
         Command, FlushSettings, LogSettings, ServeSettings, SetupSettings, TraceSettings,
         momento_secret_from_env,
     },
-    health, setup, telemetry,
+    health, setup, store, telemetry,
 };
 #[cfg(feature = "local")]
 use crate::{
@@ -142,7 +142,40 @@ async fn set_up(settings: &SetupSettings) -> Result<(), boot::Error> {
         names.cache_name,
         report.cache
     ));
+    say(&describe_findings(&report.findings));
     Ok(())
+}
+
+/// A line for each kind of finding, and a line for each example.
+fn describe_findings(findings: &store::Findings) -> String {
+    let kinds = [
+        (
+            &findings.names,
+            "records are not served: their names are over 256 bytes or have control characters",
+        ),
+        (
+            &findings.roles,
+            "memberships grant nothing: their roles are none of Owner, Admin and Member",
+        ),
+        (
+            &findings.states,
+            "users and organizations count as suspended: their states are neither ACTIVE nor SUSPENDED",
+        ),
+    ];
+    let mut text = String::new();
+    for (finding, meaning) in kinds {
+        if finding.count > 0 {
+            text += &format!("warning: {} {meaning}\n", finding.count);
+        }
+        for (pk, sk) in &finding.examples {
+            text += &format!("  PK={pk:?} SK={sk:?}\n");
+        }
+        let shown = u64::try_from(finding.examples.len()).unwrap_or(u64::MAX);
+        if finding.count > shown {
+            text += &format!("  and {} more\n", finding.count - shown);
+        }
+    }
+    text
 }
 
 async fn flush(settings: &FlushSettings) -> Result<(), boot::Error> {

@@ -22,6 +22,8 @@ pub struct Report {
     pub secret: &'static str,
     /// The cache.
     pub cache: &'static str,
+    /// Items of a table that existed that are not served as their writers may expect.
+    pub findings: store::Findings,
 }
 
 /// Creates what is missing. `new_secret` is stored if there is no secret yet.
@@ -37,7 +39,7 @@ pub async fn run(
     let aws = boot::load_aws(settings).await?;
     let table = boot::table(&aws, settings);
     let table_failed = |source| boot::table_error(settings, source);
-    let created = table.create_table().await.map_err(table_failed)?;
+    let (created, findings) = table.create_table().await.map_err(table_failed)?;
     if created == store::Created::Whole {
         let begun = coherence::begin_generation(Arc::new(table)).await;
         begun.map_err(table_failed)?;
@@ -69,6 +71,7 @@ pub async fn run(
         },
         secret: secret_report,
         cache: if is_created { CREATED } else { EXISTS },
+        findings,
     })
 }
 

@@ -2,13 +2,18 @@
 
 use std::fmt;
 
+use base64::{
+    Engine as _,
+    prelude::{BASE64_URL_SAFE as URL_SAFE, BASE64_URL_SAFE_NO_PAD as URL_SAFE_NO_PAD},
+};
 use momento::CredentialProvider;
 use secrecy::{ExposeSecret as _, SecretString};
-use serde_json::{Map, Value};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
 
 use crate::loopback::is_loopback;
 
-/// Key of a v1 token in the secret's JSON object.
+/// Key of a v1 or legacy token in the secret's JSON object.
 const AUTH_TOKEN: &str = "MOMENTO_AUTH_TOKEN";
 /// Key of a v2 API key in the secret's JSON object.
 const API_KEY: &str = "MOMENTO_API_KEY";
@@ -40,7 +45,7 @@ pub enum CredentialError {
     /// There is an API key without endpoint.
     #[error("it has {API_KEY} but no string {ENDPOINT}")]
     NoEndpoint,
-    /// The v1 token does not decode.
+    /// The token is neither a v1 nor a legacy one.
     #[error("its {AUTH_TOKEN} is not a Momento token")]
     AuthToken,
     /// The v2 key does not decode.
@@ -54,7 +59,8 @@ pub enum CredentialError {
 impl Credential {
     /// Reads the secret's JSON: `MOMENTO_API_KEY` with `MOMENTO_ENDPOINT` (a
     /// host name, an `https://` URL, or an `http://` URL of a loopback
-    /// address), or else `MOMENTO_AUTH_TOKEN`.
+    /// address), or else `MOMENTO_AUTH_TOKEN`: a v1 token, or a legacy one, which is a
+    /// JWT with the endpoints `c` and `cp`.
     ///
     /// # Errors
     /// See [`CredentialError`].
@@ -64,9 +70,12 @@ impl Credential {
         let text = |name| fields.get(name).and_then(Value::as_str).map(str::trim);
         match (text(API_KEY), text(ENDPOINT), text(AUTH_TOKEN)) {
             (Some(key), Some(endpoint), _) => Self::from_api_key(key, endpoint),
-            (None, _, Some(token)) => CredentialProvider::from_disposable_token(token)
-                .map(Self)
-                .map_err(|_| CredentialError::AuthToken),
+            (None, _, Some(token)) => {
+                let v1 = legacy_to_v1(token);
+                CredentialProvider::from_disposable_token(v1.as_deref().unwrap_or(token))
+                    .map(Self)
+                    .map_err(|_| CredentialError::AuthToken)
+            }
             (Some(_), None, _) => Err(CredentialError::NoEndpoint),
             (None, _, None) => Err(CredentialError::Missing),
         }
@@ -97,6 +106,31 @@ impl Credential {
     }
 }
 
+/// The endpoints in the claims of a legacy token.
+#[derive(Deserialize)]
+struct LegacyClaims {
+    /// Host of the cache: `cache.` and the endpoint.
+    c: String,
+    /// Host of the control plane: `control.` and the endpoint.
+    cp: String,
+}
+
+/// The v1 token with the endpoint and the key of a legacy one, as the SDKs of the
+/// tutorial's time took it: a JWT that is the key and names its endpoints. `None` if the
+/// text is no such JWT.
+fn legacy_to_v1(token: &str) -> Option<String> {
+    let mut segments = token.split('.');
+    let [_, claims, _] = [segments.next()?, segments.next()?, segments.next()?];
+    let claims = URL_SAFE_NO_PAD.decode(claims).ok()?;
+    let LegacyClaims { c, cp } = serde_json::from_slice(&claims).ok()?;
+    let endpoint = c.strip_prefix("cache.")?;
+    if segments.next().is_some() || cp.strip_prefix("control.") != Some(endpoint) {
+        return None;
+    }
+    let v1 = json!({ "api_key": token, "endpoint": endpoint });
+    Some(URL_SAFE.encode(v1.to_string()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,6 +156,33 @@ mod tests {
             let secret =
                 format!(r#"{{"MOMENTO_API_KEY":"{V2_KEY}","MOMENTO_ENDPOINT":"{endpoint}"}}"#);
             assert_eq!(parse(&secret).unwrap().endpoint(), grpc);
+        }
+    }
+
+    fn legacy_token(claims: &Value) -> String {
+        let claims = URL_SAFE_NO_PAD.encode(claims.to_string());
+        format!("e30.{claims}.c2ln")
+    }
+
+    #[test]
+    fn a_legacy_token_is_a_key_that_names_its_endpoints() {
+        let token = legacy_token(&json!({
+            "sub": "olivia@example.com", "cp": "control.cell.example.com", "c": "cache.cell.example.com",
+        }));
+        let secret = json!({ "MOMENTO_AUTH_TOKEN": token }).to_string();
+        let Credential(provider) = parse(&secret).unwrap();
+        assert_eq!(provider.auth_token(), token);
+        let endpoint = Credential(provider).endpoint();
+        assert_eq!(endpoint, "https://cache.cell.example.com");
+        for claims in [
+            json!({ "cp": "control.a", "c": "cache.b" }),
+            json!({ "cp": "control.a", "c": "a" }),
+            json!({ "c": "cache.a" }),
+            json!({ "cp": 1, "c": "cache.a" }),
+        ] {
+            let secret = json!({ "MOMENTO_AUTH_TOKEN": legacy_token(&claims) }).to_string();
+            let refused = parse(&secret).unwrap_err();
+            assert_eq!(refused, CredentialError::AuthToken, "{claims}");
         }
     }
 

@@ -6,8 +6,8 @@ use uuid::Uuid;
 
 use crate::{
     domain::{
-        Email, FreeText, Key, Labels, Membership, Organization, Record, Stamp, State, Timestamp,
-        Uid, User,
+        Email, FreeText, Key, Labels, Membership, Organization, Record, Role, Stamp, State,
+        Timestamp, Uid, User,
     },
     proto::cache_v1 as wire,
 };
@@ -152,7 +152,7 @@ fn to_wire(record: &Record) -> wire::entry::Item {
         Record::Membership(membership) => wire::entry::Item::Membership(wire::Membership {
             organization_name: membership.organization_name.to_string(),
             member_username: membership.member_username.to_string(),
-            role: membership.role.as_str().to_owned(),
+            role: membership.role.map_or("", Role::as_str).to_owned(),
             adding_user: membership.adding_user.clone().unwrap_or_default(),
             organization_uid: uid_to_wire(membership.organization_uid.as_ref()),
             member_uid: uid_to_wire(membership.member_uid.as_ref()),
@@ -199,7 +199,10 @@ fn from_wire(item: wire::entry::Item, key: &Key) -> Option<Record> {
             Some(Record::Membership(Membership {
                 organization_name: organization.clone(),
                 member_username: member.clone(),
-                role: membership.role.parse().ok()?,
+                role: match membership.role.as_bytes() {
+                    b"" => None,
+                    role => Some(Role::from_bytes(role)?),
+                },
                 adding_user: Some(membership.adding_user).filter(|name| !name.is_empty()),
                 organization_uid: Uid::from_text(&membership.organization_uid),
                 member_uid: Uid::from_text(&membership.member_uid),
@@ -256,7 +259,7 @@ fn stamp_from_wire(stamp: Option<wire::Stamp>) -> Stamp {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{OrganizationName, Role, Username};
+    use crate::domain::{OrganizationName, Username};
 
     fn olivia() -> Record {
         Record::User(User {
@@ -276,7 +279,7 @@ mod tests {
         Record::Membership(Membership {
             organization_name: OrganizationName::parse_new("olivia-org").unwrap(),
             member_username: Username::parse_new("oliviaowner").unwrap(),
-            role: Role::Owner,
+            role: Some(Role::Owner),
             adding_user: None,
             organization_uid: None,
             member_uid: Uid::from_text("u-1"),
@@ -293,7 +296,14 @@ mod tests {
 
     #[test]
     fn what_is_encoded_is_decoded() {
-        for record in [olivia(), olivia_in_org()] {
+        let Record::Membership(with_role) = olivia_in_org() else {
+            panic!("a membership")
+        };
+        let without_role = Record::Membership(Membership {
+            role: None,
+            ..with_role
+        });
+        for record in [olivia(), olivia_in_org(), without_role] {
             let key = record.key();
             let read_time = Timestamp(7);
             for entry in [

@@ -105,7 +105,14 @@ impl Space {
             Key::User(username) => [space, "/u/", username.as_str(), "", ""],
             Key::Organization(name) => [space, "/o/", name.as_str(), "", ""],
             Key::Membership(organization, member) => {
-                [space, "/m/", organization.as_str(), "/", member.as_str()]
+                let organization = organization.as_str();
+                // No name has a control character: no two keys are alike.
+                let separator = if organization.contains('/') {
+                    "\n"
+                } else {
+                    "/"
+                };
+                [space, "/m/", organization, separator, member.as_str()]
             }
         }
     }

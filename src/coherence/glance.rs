@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use super::envelope::{Nonce, SCHEMA, state_from_wire};
 use crate::{
-    domain::{Bond, Gist, Incarnation, Key, Timestamp, Uid},
+    domain::{Bond, Gist, Incarnation, Key, Role, Timestamp, Uid},
     proto::cache_v1 as wire,
 };
 
@@ -96,9 +96,10 @@ fn incarnation(mut fields: Fields<'_>, [uid, suspended]: [u8; 2]) -> Result<Inca
 /// Of an `account.cache.v1.Membership`.
 fn membership(mut fields: Fields<'_>) -> Result<Bond, Other> {
     fields.skip(1..=2)?;
-    let role = fields.bytes(3)?.ok_or(Other)?;
-    let role = str::from_utf8(role).map_err(|_| Other)?;
-    let role = role.parse().map_err(|_| Other)?;
+    let role = match fields.bytes(3)? {
+        None => None,
+        Some(role) => Some(Role::from_bytes(role).ok_or(Other)?),
+    };
     fields.skip(4..=4)?;
     let organization_uid = fields.uid(5)?;
     let member_uid = fields.uid(6)?;
@@ -256,7 +257,7 @@ mod tests {
 
     const UID: &str = "0190b6f0-6e6e-7000-8000-000000000001";
 
-    fn records() -> [Record; 4] {
+    fn records() -> [Record; 5] {
         let (user, organization) = ("oliviaowner", "olivia-org");
         let user = Username::parse_new(user).unwrap();
         let organization = OrganizationName::parse_new(organization).unwrap();
@@ -286,13 +287,22 @@ mod tests {
                 stamp: Stamp::default(),
             }),
             Record::Membership(Membership {
-                organization_name: organization,
+                organization_name: organization.clone(),
                 member_username: user.clone(),
-                role: Role::Admin,
+                role: Some(Role::Admin),
                 adding_user: Some("somebody".to_owned()),
                 organization_uid: Uid::from_text(UID),
                 member_uid: None,
                 stamp: Stamp::created(Timestamp(1)),
+            }),
+            Record::Membership(Membership {
+                organization_name: organization,
+                member_username: user.clone(),
+                role: None,
+                adding_user: None,
+                organization_uid: None,
+                member_uid: Uid::from_text(UID),
+                stamp: Stamp::default(),
             }),
         ]
     }
@@ -363,7 +373,10 @@ mod tests {
                     state: state_from_wire(organization.suspended),
                 })),
                 Some(Item::Membership(membership)) => Some(Gist::Membership(Bond {
-                    role: membership.role.parse().unwrap(),
+                    role: match membership.role.as_bytes() {
+                        b"" => None,
+                        role => Some(Role::from_bytes(role).unwrap()),
+                    },
                     organization_uid: Uid::from_text(&membership.organization_uid),
                     member_uid: Uid::from_text(&membership.member_uid),
                 })),
@@ -387,7 +400,8 @@ mod tests {
         assert_eq!(member(&owner), Ok(None));
         assert_eq!(member(&[&owner, &[0x0a, 0x00][..]].concat()), Err(Other));
         assert_eq!(member(&[&owner, &owner[..]].concat()), Err(Other));
-        assert_eq!(member(&[]), Err(Other));
+        let unknown = [&[0x1a, 0x06][..], b"Viewer"].concat();
+        assert_eq!(member(&unknown), Err(Other));
         // Neither suspended nor not.
         let beyond = [&[0x40][..], &[0x80; 9], &[0x02]].concat();
         assert_eq!(state(&beyond), Err(Other));
@@ -397,7 +411,7 @@ mod tests {
 
     #[test]
     fn what_is_not_to_be_believed_is_not_seen() {
-        let [record, _, organization, _] = records();
+        let [record, _, organization, ..] = records();
         let (key, read_time) = (record.key(), Timestamp(1));
         let [space, other] = ["1", "2"].map(|generation| Space::new("accounts", generation));
         let name = space.key(&key);

@@ -14,8 +14,8 @@ pub struct Incarnation {
 /// Between whom a membership is, and what it lets the member do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bond {
-    /// What the member may do.
-    pub role: Role,
+    /// What the member may do. `None`: nothing, see [`super::Membership::role`].
+    pub role: Option<Role>,
     /// The organization's incarnation; `None` if the table does not say.
     pub organization_uid: Option<Uid>,
     /// The member's incarnation; `None` if the table does not say.

@@ -1,6 +1,6 @@
 //! What a deletion leaves to be removed.
 
-use super::{OrganizationName, Timestamp, Uid, Username};
+use super::{Key, OrganizationName, Timestamp, Uid, Username};
 
 /// What is gone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -11,14 +11,24 @@ pub enum Gone {
     Organization(OrganizationName),
 }
 
+impl Gone {
+    /// The key of the record that is gone.
+    #[must_use]
+    pub fn key(&self) -> Key {
+        match self {
+            Self::User(username) => Key::User(username.clone()),
+            Self::Organization(name) => Key::Organization(name.clone()),
+        }
+    }
+}
+
 /// Memberships of an incarnation that is gone. They count for nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leftovers {
-    /// Whose memberships.
+    /// The user or the organization of the memberships.
     pub gone: Gone,
-    /// The incarnation. Of one that the table gave no identity, nothing can be
-    /// told from what belongs to another one of the same name.
-    pub uid: Uid,
+    /// The incarnation; `None` if the table gave it no identity.
+    pub uid: Option<Uid>,
     /// When it was deleted.
     pub time: Timestamp,
 }

@@ -26,21 +26,12 @@ impl Role {
             Self::Owner => "Owner",
         }
     }
-}
 
-/// A stored role is none of the known ones.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the role is none of Owner, Admin and Member")]
-pub struct UnknownRole;
-
-impl std::str::FromStr for Role {
-    type Err = UnknownRole;
-
-    fn from_str(text: &str) -> Result<Self, UnknownRole> {
-        Self::ALL
-            .into_iter()
-            .find(|role| role.as_str() == text)
-            .ok_or(UnknownRole)
+    /// The role that is stored under this name; `None` if there is no such role.
+    #[must_use]
+    pub fn from_bytes(name: &[u8]) -> Option<Self> {
+        let mut roles = Self::ALL.into_iter();
+        roles.find(|role| role.as_str().as_bytes() == name)
     }
 }
 
@@ -51,8 +42,9 @@ pub struct Membership {
     pub organization_name: OrganizationName,
     /// The member.
     pub member_username: Username,
-    /// What the member may do.
-    pub role: Role,
+    /// What the member may do. `None`: nothing, as the stored role is none that this
+    /// service knows.
+    pub role: Option<Role>,
     /// On whose behalf the member was added, as recorded; history, not a
     /// reference.
     pub adding_user: Option<String>,

@@ -18,14 +18,14 @@ pub use email::{EMAIL_MAX_LEN, Email};
 pub use gist::{Bond, Gist, Incarnation};
 pub use labels::{LABEL_KEY_MAX_LEN, LabelError, Labels, MAX_LABELS};
 pub use leftovers::{Gone, Leftovers};
-pub use membership::{Membership, Role, Standing, UnknownRole};
+pub use membership::{Membership, Role, Standing};
 pub use names::{
-    EXISTING_NAME_MAX_LEN, FREE_TEXT_MAX_BYTES, FreeText, NEW_NAME_MAX_LEN, NameError,
+    EXISTING_NAME_MAX_BYTES, FREE_TEXT_MAX_BYTES, FreeText, NEW_NAME_MAX_LEN, NameError,
     OrganizationName, Username,
 };
 pub use organization::Organization;
 pub use origin::{Actor, Digest, Made, NoRequestId, Origin, Request, RequestId, ServiceName};
 pub use record::{ChangeKind, EmailClaim, Etag, Key, Record, RecordChange, Stamp, Timestamp, Uid};
 pub use rules::{effective_role, may_add, may_change_role, may_remove, standing_membership};
-pub use state::{State, UnknownState};
+pub use state::State;
 pub use user::User;

@@ -235,6 +235,17 @@ impl Record {
         }
     }
 
+    /// The incarnation of a user or an organization; `None` if the table does not say,
+    /// and for memberships.
+    #[must_use]
+    pub fn uid(&self) -> Option<&Uid> {
+        match self {
+            Self::User(user) => user.uid.as_ref(),
+            Self::Organization(organization) => organization.uid.as_ref(),
+            Self::Membership(_) => None,
+        }
+    }
+
     /// The user, if this is one.
     #[must_use]
     pub fn into_user(self) -> Option<User> {

@@ -13,23 +13,25 @@ pub fn may_add(acting: Role, granted: Role) -> bool {
     }
 }
 
-/// Whether somebody with the role `acting` may change a member's role.
+/// Whether somebody with the role `acting` may change a member's role. `from` is
+/// `None` where the stored role is unknown.
 #[must_use]
-pub fn may_change_role(acting: Role, from: Role, to: Role) -> bool {
+pub fn may_change_role(acting: Role, from: Option<Role>, to: Role) -> bool {
     match acting {
         Role::Owner => true,
-        Role::Admin => from != Role::Owner && to != Role::Owner,
+        Role::Admin => from != Some(Role::Owner) && to != Role::Owner,
         Role::Member => false,
     }
 }
 
 /// Whether somebody with the role `acting` may remove a member with the role
-/// `target`. Whoever leaves needs no such permission.
+/// `target`, `None` where the stored role is unknown. A member who leaves needs no such
+/// permission.
 #[must_use]
-pub fn may_remove(acting: Role, target: Role) -> bool {
+pub fn may_remove(acting: Role, target: Option<Role>) -> bool {
     match acting {
         Role::Owner => true,
-        Role::Admin => target != Role::Owner,
+        Role::Admin => target != Some(Role::Owner),
         Role::Member => false,
     }
 }
@@ -52,7 +54,11 @@ pub fn standing_membership(
 #[must_use]
 pub fn effective_role(user: &Incarnation, organization: &Incarnation, bond: &Bond) -> Option<Role> {
     let state = state_between(user, organization, bond)?;
-    (state == State::Active).then_some(bond.role)
+    if state == State::Active {
+        bond.role
+    } else {
+        None
+    }
 }
 
 /// Whether a membership counts; `None` if it is not one of these two.
@@ -69,16 +75,29 @@ mod tests {
     fn only_owners_grant_or_touch_the_owner_role() {
         for role in Role::ALL {
             assert!(may_add(Role::Owner, role));
-            assert!(may_remove(Role::Owner, role));
+            assert!(may_remove(Role::Owner, Some(role)));
             assert_eq!(may_add(Role::Admin, role), role != Role::Owner);
-            assert_eq!(may_remove(Role::Admin, role), role != Role::Owner);
+            assert_eq!(may_remove(Role::Admin, Some(role)), role != Role::Owner);
             assert!(!may_add(Role::Member, role));
-            assert!(!may_remove(Role::Member, role));
+            assert!(!may_remove(Role::Member, Some(role)));
             for other in Role::ALL {
                 let touches_owner = role == Role::Owner || other == Role::Owner;
+                let role = Some(role);
                 assert!(may_change_role(Role::Owner, role, other));
                 assert_eq!(may_change_role(Role::Admin, role, other), !touches_owner);
                 assert!(!may_change_role(Role::Member, role, other));
+            }
+        }
+    }
+
+    #[test]
+    fn a_member_with_an_unknown_role_is_managed_as_a_member_is() {
+        for acting in Role::ALL {
+            let member = Some(Role::Member);
+            assert_eq!(may_remove(acting, None), may_remove(acting, member));
+            for to in Role::ALL {
+                let repair = may_change_role(acting, None, to);
+                assert_eq!(repair, may_change_role(acting, member, to));
             }
         }
     }

@@ -11,9 +11,6 @@ pub enum State {
 }
 
 impl State {
-    /// All states.
-    pub const ALL: [Self; 2] = [Self::Active, Self::Suspended];
-
     /// The state of what takes part only while both others do.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
@@ -30,21 +27,5 @@ impl State {
             Self::Active => "ACTIVE",
             Self::Suspended => "SUSPENDED",
         }
-    }
-}
-
-/// A stored state is none of the known ones.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the state is neither ACTIVE nor SUSPENDED")]
-pub struct UnknownState;
-
-impl std::str::FromStr for State {
-    type Err = UnknownState;
-
-    fn from_str(text: &str) -> Result<Self, UnknownState> {
-        Self::ALL
-            .into_iter()
-            .find(|state| state.as_str() == text)
-            .ok_or(UnknownState)
     }
 }

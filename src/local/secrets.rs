@@ -92,6 +92,9 @@ async fn handle(State(secrets): State<Secrets>, headers: HeaderMap, body: Bytes)
 
 type Answer = Result<Value, (&'static str, &'static str)>;
 
+/// Begins the ARN of a secret, before its name.
+const ARN: &str = "arn:aws:secretsmanager:us-east-1:000000000000:secret:";
+
 /// There is no secret of that name.
 const MISSING: (&str, &str) = (
     "ResourceNotFoundException",
@@ -99,7 +102,7 @@ const MISSING: (&str, &str) = (
 );
 
 fn get(secrets: &Secrets, input: &Value) -> Answer {
-    let name = text(input, "SecretId")?;
+    let name = secret_name(input)?;
     let secrets = secrets.lock().unwrap_or_else(PoisonError::into_inner);
     let secret = secrets.get(name).ok_or(MISSING)?;
     Ok(json!({
@@ -113,7 +116,7 @@ fn get(secrets: &Secrets, input: &Value) -> Answer {
 }
 
 fn put(secrets: &Secrets, input: &Value) -> Answer {
-    let name = text(input, "SecretId")?;
+    let name = secret_name(input)?;
     let new = new_version(input)?;
     let mut secrets = secrets.lock().unwrap_or_else(PoisonError::into_inner);
     let secret = secrets.get_mut(name).ok_or(MISSING)?;
@@ -154,6 +157,12 @@ fn text<'a>(input: &'a Value, name: &'static str) -> Result<&'a str, (&'static s
     text.ok_or(("InvalidParameterException", "a parameter is missing"))
 }
 
+/// The name of the secret that a request names, by its name or by its ARN.
+fn secret_name(input: &Value) -> Result<&str, (&'static str, &'static str)> {
+    let id = text(input, "SecretId")?;
+    Ok(id.strip_prefix(ARN).unwrap_or(id))
+}
+
 fn arn(name: &str) -> String {
-    format!("arn:aws:secretsmanager:us-east-1:000000000000:secret:{name}")
+    format!("{ARN}{name}")
 }

@@ -430,12 +430,7 @@ impl Watcher {
     ) -> Result<bool, WatchError> {
         let key = [Key::Membership(organization, user)];
         let answer = self.coherence.read::<Gist>(&key, Freshness::Coherent).await;
-        let answer = match answer {
-            Ok(answer) => answer,
-            // Told, rather than never to get past it.
-            Err(error) if error.kind == store::Kind::Malformed => return Ok(true),
-            Err(error) => return Err(WatchError::Store(error)),
-        };
+        let answer = answer.map_err(WatchError::Store)?;
         let Some(Gist::Membership(bond)) = answer.records.into_iter().flatten().next() else {
             return Ok(false);
         };

@@ -169,11 +169,7 @@ impl Accounts {
         read: impl Future<Output = Result<Listed<T>, store::Error>>,
     ) -> Result<Listed<T>, Error> {
         let _permit = self.coherence.table_read().await.map_err(store_failed)?;
-        let mut listed = read.await.map_err(store_failed)?;
-        match listed.unreadable.pop() {
-            None => Ok(listed),
-            Some(error) => Err(store_failed(error)),
-        }
+        read.await.map_err(store_failed)
     }
 
     async fn coherent(&self, keys: &[Key]) -> Result<Vec<Option<Record>>, Error> {

@@ -14,8 +14,9 @@ use super::{
 use crate::{
     coherence::{Change, Plan, Verdict},
     domain::{
-        Actor, Etag, Key, Membership, OrganizationName, Record, Role, Stamp, Standing, Timestamp,
-        Username, may_add, may_change_role, may_remove, standing_membership,
+        Actor, Etag, Key, Membership, Organization, OrganizationName, Record, Role, Stamp,
+        Standing, Timestamp, User, Username, may_add, may_change_role, may_remove,
+        standing_membership,
     },
     store::{self, Step, StrongReads},
 };
@@ -263,6 +264,41 @@ impl OtherOwners<'_> {
     }
 }
 
+/// A user who becomes a member.
+pub(super) struct NewMember<'a> {
+    pub(super) organization: &'a Organization,
+    pub(super) user: &'a User,
+    pub(super) role: Role,
+    /// On whose behalf; `None` for the platform.
+    pub(super) adding_user: Option<&'a Username>,
+}
+
+impl NewMember<'_> {
+    /// The step that writes the membership over what an earlier incarnation of either
+    /// name left, and the membership.
+    pub(super) fn join(self, found: &Snapshot, stamp: Stamp) -> (Step, Standing) {
+        let membership = Membership {
+            organization_name: self.organization.organization_name.clone(),
+            member_username: self.user.username.clone(),
+            role: Some(self.role),
+            adding_user: self.adding_user.map(ToString::to_string),
+            organization_uid: self.organization.uid.clone(),
+            member_uid: self.user.uid.clone(),
+            stamp,
+        };
+        let record = Record::Membership(membership.clone());
+        let create = Step::Create {
+            found: found.record(&record.key()).cloned(),
+            record,
+        };
+        let standing = Standing {
+            membership,
+            state: self.user.state.and(self.organization.state),
+        };
+        (create, standing)
+    }
+}
+
 struct AddMember {
     member: MemberToAdd,
     now: Timestamp,
@@ -316,31 +352,20 @@ impl Change for AddMember {
             let because_of = keys_around(organization_name, member_username);
             return Ok(found.refuse(because_of, refusal));
         }
-        let membership = Membership {
-            organization_name: organization_name.clone(),
-            member_username: member_username.clone(),
+        let new = NewMember {
+            organization,
+            user,
             role: *role,
-            adding_user: Some(adding_user.to_string()),
-            organization_uid: organization.uid.clone(),
-            member_uid: user.uid.clone(),
-            stamp: Stamp::created(self.now),
+            adding_user: Some(adding_user),
         };
-        let record = Record::Membership(membership.clone());
-        // What is there was left by an earlier incarnation of either name.
-        let create = Step::Create {
-            found: found.record(&record.key()).cloned(),
-            record: record.clone(),
-        };
+        let (create, standing) = new.join(&found, Stamp::created(self.now));
         let mut conditions = found.still_counts(organization_name, adding_user);
         conditions.push(found.still(user_key));
         Ok(Verdict::Commit(Plan {
             steps: transaction(vec![create], conditions),
-            publish: vec![record],
+            publish: vec![Record::Membership(standing.membership.clone())],
             upholds: found.around(organization_name, member_username),
-            output: Standing {
-                membership,
-                state: user.state.and(organization.state),
-            },
+            output: standing,
         }))
     }
 }
@@ -402,7 +427,7 @@ impl Change for ChangeRole {
         if !is_version(etag.as_ref(), &target.membership.stamp) {
             return Ok(another_version(&found, organization_name, member_username));
         }
-        if target.membership.role == *role {
+        if target.membership.role == Some(*role) {
             return Ok(Verdict::Keep {
                 output: target,
                 upholds: found.around(organization_name, member_username),
@@ -415,7 +440,7 @@ impl Change for ChangeRole {
         let mut conditions = found.still_counts(organization_name, acting_user);
         conditions.extend(found.still_counts(organization_name, member_username));
         // Where an Owner acts on another, the acting one remains.
-        if target.role == Role::Owner
+        if target.role == Some(Role::Owner)
             && acting_user == member_username
             && let Err(refused) = OtherOwners::require_one(
                 table,
@@ -429,11 +454,11 @@ impl Change for ChangeRole {
             return Ok(refused);
         }
         let membership = Membership {
-            role: *role,
+            role: Some(*role),
             stamp: target.stamp.changed(self.now),
             ..target.clone()
         };
-        let is_grant = *role > target.role;
+        let is_grant = Some(*role) > target.role;
         let record = Record::Membership(membership.clone());
         let update = Step::Update {
             found: Record::Membership(target),
@@ -485,14 +510,21 @@ impl Change for RemoveMember {
         let found =
             read_actor_and_target(table, organization_name, acting_user, member_username).await?;
         let is_leaving = acting_user == member_username;
-        let actor = match found.role(organization_name, acting_user) {
-            Some(actor) if is_leaving || may_remove(actor, Role::Member) => actor,
-            _ => return Ok(Verdict::Deny(Refusal::NotPermitted)),
+        let acting = found.member(organization_name, acting_user);
+        let Some(acting) = acting.and_then(Standing::into_effective) else {
+            return Ok(Verdict::Deny(Refusal::NotPermitted));
         };
+        let is_permitted = |target| {
+            let may_remove = |role| may_remove(role, target);
+            is_leaving || acting.role.is_some_and(may_remove)
+        };
+        if !is_permitted(Some(Role::Member)) {
+            return Ok(Verdict::Deny(Refusal::NotPermitted));
+        }
         let Some(target) = found.member(organization_name, member_username) else {
             return Ok(not_a_member(&found, organization_name, member_username));
         };
-        if !is_leaving && !may_remove(actor, target.membership.role) {
+        if !is_permitted(target.membership.role) {
             return Ok(Verdict::Deny(Refusal::NotPermitted));
         }
         if !is_version(etag.as_ref(), &target.membership.stamp) {
@@ -500,7 +532,7 @@ impl Change for RemoveMember {
         }
         let mut conditions = found.still_counts(organization_name, acting_user);
         // Where an Owner removes another, the acting one remains.
-        if target.membership.role == Role::Owner
+        if target.membership.role == Some(Role::Owner)
             && is_leaving
             && let Err(refused) = OtherOwners::require_one(
                 table,

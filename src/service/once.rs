@@ -206,7 +206,7 @@ impl Outcome for Owners {
         let memberships = records.into_iter().filter_map(Record::into_membership);
         let standings = memberships.map(|membership| standing_now(membership, around));
         let (new, previous): (Vec<_>, Vec<_>) =
-            standings.partition(|standing| standing.membership.role == Role::Owner);
+            standings.partition(|standing| standing.membership.role == Some(Role::Owner));
         Some(Self {
             new: new.into_iter().next()?,
             previous: previous.into_iter().next(),

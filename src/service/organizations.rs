@@ -3,7 +3,9 @@
 use async_trait::async_trait;
 
 use super::{
-    Accounts, Call, Error, Freshness, Refusal, Source, is_version, new_uid,
+    Accounts, Call, Error, Freshness, Refusal, Source, is_version,
+    memberships::NewMember,
+    new_uid,
     once::Repeatable,
     snapshot::{Snapshot, deletion, keys_of_member, rewrite, transaction},
     store_failed,
@@ -11,8 +13,8 @@ use super::{
 use crate::{
     coherence::{Change, Plan, Verdict},
     domain::{
-        Actor, Etag, FreeText, Gone, Key, Labels, Membership, Organization, OrganizationName,
-        Record, Role, Stamp, State, Timestamp, Uid, Username,
+        Actor, Etag, FreeText, Gone, Key, Labels, Organization, OrganizationName, Record, Role,
+        Stamp, State, Timestamp, Uid, Username,
     },
     store::{self, Step, StrongReads},
 };
@@ -271,7 +273,7 @@ impl Change for CreateOrganization {
             display_name,
             labels,
         } = &self.new;
-        let [user_key, _, membership_key] = self.keys();
+        let [user_key, ..] = self.keys();
         let found = Snapshot::read(table, self.keys()).await?;
         let Some(founder) = found.user(founding_user) else {
             let refusal = Refusal::UserNotFound(founding_user.clone());
@@ -296,30 +298,24 @@ impl Change for CreateOrganization {
             uid: self.uid.clone(),
             stamp: self.stamp,
         };
-        let membership = Record::Membership(Membership {
-            organization_name: organization_name.clone(),
-            member_username: founding_user.clone(),
+        let owner = NewMember {
+            organization: &organization,
+            user: founder,
             role: Role::Owner,
-            adding_user: Some(founding_user.to_string()),
-            organization_uid: self.uid.clone(),
-            member_uid: founder.uid.clone(),
-            stamp: self.stamp,
-        });
+            adding_user: Some(founding_user),
+        };
+        let (join, owner) = owner.join(&found, self.stamp);
         let record = Record::Organization(organization.clone());
         let writes = vec![
             Step::Create {
                 record: record.clone(),
                 found: None,
             },
-            // What is there was left by an earlier incarnation of the name.
-            Step::Create {
-                record: membership.clone(),
-                found: found.record(&membership_key).cloned(),
-            },
+            join,
         ];
         Ok(Verdict::Commit(Plan {
             steps: transaction(writes, vec![found.still(user_key.clone())]),
-            publish: vec![record, membership],
+            publish: vec![record, Record::Membership(owner.membership)],
             upholds: found.record(&user_key).cloned().into_iter().collect(),
             output: organization,
         }))
@@ -427,7 +423,7 @@ impl Change for DeleteOrganization {
         };
         let record = Record::Organization(organization.clone());
         let gone = Gone::Organization(organization_name.clone());
-        let delete = deletion(record, gone, organization.uid.as_ref());
+        let delete = deletion(record, gone);
         Ok(Verdict::Commit(Plan {
             steps: transaction(delete, conditions),
             publish: Vec::new(),

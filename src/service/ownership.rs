@@ -4,14 +4,14 @@ use async_trait::async_trait;
 
 use super::{
     Accounts, Call, Error, Refusal,
-    memberships::not_a_member,
+    memberships::{NewMember, not_a_member},
     once::Repeatable,
-    snapshot::{Snapshot, keys_of_member, transaction},
+    snapshot::{Snapshot, keys_around, keys_of_member, transaction},
 };
 use crate::{
     coherence::{Change, Plan, Verdict},
     domain::{
-        Actor, Key, Membership, OrganizationName, Record, Role, Standing, State, Timestamp,
+        Actor, Key, Membership, OrganizationName, Record, Role, Stamp, Standing, State, Timestamp,
         Username,
     },
     store::{self, Step, StrongReads},
@@ -22,7 +22,7 @@ use crate::{
 pub struct OwnershipToTransfer {
     /// The organization.
     pub organization_name: OrganizationName,
-    /// The member who becomes an Owner.
+    /// The member who becomes an Owner; for the platform, any user.
     pub new_owner: Username,
     /// The Owner who hands over, or the platform.
     pub actor: Actor,
@@ -38,11 +38,13 @@ pub struct Owners {
 }
 
 impl Accounts {
-    /// Makes a member an Owner, and the acting Owner an Admin.
+    /// Makes a member an Owner, and the acting Owner an Admin. The platform makes any user
+    /// an Owner.
     ///
     /// # Errors
     /// [`Refusal::NotPermitted`], [`Refusal::MembershipNotFound`],
-    /// [`Refusal::LastOwner`].
+    /// [`Refusal::NewOwnerSuspended`]; to the platform [`Refusal::OrganizationNotFound`],
+    /// [`Refusal::UserNotFound`].
     pub async fn transfer_ownership(
         &self,
         ownership: OwnershipToTransfer,
@@ -63,6 +65,41 @@ struct TransferOwnership {
 }
 
 impl TransferOwnership {
+    /// Adds a user as an Owner: the platform's way to repair an organization that nobody
+    /// can act for.
+    fn add_owner(&self, found: &Snapshot) -> Verdict<Owners, Refusal> {
+        let OwnershipToTransfer {
+            organization_name,
+            new_owner,
+            ..
+        } = &self.ownership;
+        let keys = keys_around(organization_name, new_owner);
+        let Some(organization) = found.organization(organization_name) else {
+            let refusal = Refusal::OrganizationNotFound(organization_name.clone());
+            return found.refuse(keys, refusal);
+        };
+        let Some(user) = found.user(new_owner) else {
+            return found.refuse(keys, Refusal::UserNotFound(new_owner.clone()));
+        };
+        let new = NewMember {
+            organization,
+            user,
+            role: Role::Owner,
+            adding_user: None,
+        };
+        let (step, standing) = new.join(found, Stamp::created(self.now));
+        let conditions = keys.map(|key| found.still(key)).into();
+        Verdict::Commit(Plan {
+            steps: transaction(vec![step], conditions),
+            publish: vec![Record::Membership(standing.membership.clone())],
+            upholds: found.profiles(),
+            output: Owners {
+                new: standing,
+                previous: None,
+            },
+        })
+    }
+
     /// The one who hands over, unless to oneself.
     fn previous_owner(&self) -> Option<&Username> {
         match &self.ownership.actor {
@@ -73,11 +110,11 @@ impl TransferOwnership {
 
     /// The membership with this role.
     fn with_role(&self, membership: &Membership, role: Role) -> Membership {
-        if membership.role == role {
+        if membership.role == Some(role) {
             return membership.clone();
         }
         Membership {
-            role,
+            role: Some(role),
             stamp: membership.stamp.changed(self.now),
             ..membership.clone()
         }
@@ -124,7 +161,10 @@ impl Change for TransferOwnership {
             return Ok(Verdict::Deny(Refusal::NotPermitted));
         }
         let Some(new) = found.member(organization_name, new_owner) else {
-            return Ok(not_a_member(&found, organization_name, new_owner));
+            return Ok(match actor {
+                Actor::User(_) => not_a_member(&found, organization_name, new_owner),
+                Actor::Platform => self.add_owner(&found),
+            });
         };
         let previous = self
             .previous_owner()

@@ -7,7 +7,7 @@ use crate::{
     coherence::{Plan, Verdict},
     domain::{
         Gone, Key, Leftovers, Organization, OrganizationName, Record, Role, Standing, Timestamp,
-        Uid, User, Username, standing_membership,
+        User, Username, standing_membership,
     },
     store::{self, Step, StrongReads},
 };
@@ -117,7 +117,7 @@ impl Snapshot {
         username: &Username,
     ) -> Option<Role> {
         let member = self.member(organization, username)?;
-        member.into_effective().map(|member| member.role)
+        member.into_effective()?.role
     }
 
     /// The user and the organization of a membership, as far as they were found:
@@ -152,16 +152,13 @@ impl Snapshot {
 }
 
 /// The deletion of a user or an organization, and the removal of what it leaves.
-pub(super) fn deletion(record: Record, gone: Gone, uid: Option<&Uid>) -> Vec<Step> {
-    let leftovers = uid.map(|uid| {
-        Step::CleanUp(Leftovers {
-            gone,
-            uid: uid.clone(),
-            time: Timestamp::now(),
-        })
-    });
-    let delete = Step::Delete { found: record };
-    [Some(delete), leftovers].into_iter().flatten().collect()
+pub(super) fn deletion(found: Record, gone: Gone) -> Vec<Step> {
+    let leftovers = Leftovers {
+        gone,
+        uid: found.uid().cloned(),
+        time: Timestamp::now(),
+    };
+    vec![Step::Delete { found }, Step::CleanUp(leftovers)]
 }
 
 /// The user and the organization of a membership.

@@ -392,7 +392,7 @@ impl Change for DeleteUser {
             Err(refused) => return Ok(refused),
         };
         let gone = Gone::User(username.clone());
-        let delete = deletion(Record::User(user.clone()), gone, user.uid.as_ref());
+        let delete = deletion(Record::User(user.clone()), gone);
         Ok(Verdict::Commit(Plan {
             steps: [delete, claims].concat(),
             publish: Vec::new(),

@@ -33,7 +33,7 @@ pub const OWNER_INDEX: &str = "ownerOf-SK-index";
 /// where the record is not in the index.
 pub(super) fn index_attributes(record: &Record) -> [(&'static str, Option<String>); 2] {
     let owner_of = match record {
-        Record::Membership(membership) if membership.role == Role::Owner => {
+        Record::Membership(membership) if membership.role == Some(Role::Owner) => {
             Some(members_of(&membership.organization_name))
         }
         _ => None,
@@ -90,6 +90,13 @@ pub fn key_of_item(pk: &str, sk: &str) -> Option<Key> {
     (of(&key) == (pk.to_owned(), sk.to_owned())).then_some(key)
 }
 
+/// Whether an item with these keys is meant as a record, whatever its name is like.
+pub(super) fn is_of_record(pk: &str, sk: &str) -> bool {
+    let is_of_profile = pk.starts_with("USER#") || pk.starts_with("ORG#");
+    let is_of_member = pk.starts_with("ORGMEMBERS#") && member_of_sort(sk).is_some();
+    is_of_profile && pk == sk || is_of_member
+}
+
 /// Partition key and sort key of a register's item.
 pub(super) fn of_register(name: &str) -> (String, String) {
     same(format!("SERVICE#{name}"))
@@ -114,25 +121,20 @@ pub(super) const LEFTOVERS: &str = "LEFTOVERS";
 
 /// Partition key and sort key of the item that says what a deletion left.
 pub(super) fn of_leftovers(leftovers: &Leftovers) -> (String, String) {
-    let (pk, _) = of(&match &leftovers.gone {
-        Gone::User(username) => Key::User(username.clone()),
-        Gone::Organization(name) => Key::Organization(name.clone()),
-    });
-    (
-        LEFTOVERS.to_owned(),
-        format!("{pk}#{}", leftovers.uid.as_str()),
-    )
+    let (pk, _) = of(&leftovers.gone.key());
+    let uid = leftovers.uid.as_ref().map_or("", Uid::as_str);
+    (LEFTOVERS.to_owned(), format!("{pk}#{uid}"))
 }
 
 /// What is gone, from such a sort key.
-pub(super) fn gone(sk: &str) -> Option<(Gone, Uid)> {
+pub(super) fn gone(sk: &str) -> Option<(Gone, Option<Uid>)> {
     let (pk, uid) = sk.rsplit_once('#')?;
     let gone = match key_of_item(pk, pk)? {
         Key::User(username) => Gone::User(username),
         Key::Organization(name) => Gone::Organization(name),
         Key::Membership(..) => return None,
     };
-    Some((gone, Uid::from_text(uid)?))
+    Some((gone, Uid::from_text(uid)))
 }
 
 /// Partition key and sort key of a change in a log.
@@ -157,7 +159,12 @@ pub(super) fn number_of_logged(sk: &str) -> Option<u64> {
 /// a record.
 pub(super) fn of_deletion(key: &Key, version: &Etag) -> (String, String) {
     let (pk, sk) = of(key);
-    same(format!("DELETED#{pk}#{sk}#{}", version.as_str()))
+    let separator = match key {
+        // No name has a control character: no two keys are alike.
+        Key::Membership(organization, _) if organization.as_str().contains('#') => '\n',
+        _ => '#',
+    };
+    same(format!("DELETED#{pk}{separator}{sk}#{}", version.as_str()))
 }
 
 /// Partition key of all memberships of an organization.
@@ -210,6 +217,42 @@ mod tests {
         ] {
             assert_eq!(of(&key), (pk.to_owned(), sk.to_owned()));
             assert_eq!(key_of_item(pk, sk), Some(key));
+        }
+    }
+
+    #[test]
+    fn records_with_separators_in_their_names_have_keys_of_their_own() {
+        let membership = |organization: &str, user: &str| {
+            Key::Membership(
+                OrganizationName::parse_existing(organization).unwrap(),
+                Username::parse_existing(user).unwrap(),
+            )
+        };
+        let keys = [
+            membership("a", "b#MEMBER#c"),
+            membership("a#MEMBER#b", "c"),
+            membership("a#", "b"),
+            membership("a", "#b"),
+        ];
+        let version = Etag::from_text("1").unwrap();
+        let mut deletions = std::collections::HashSet::new();
+        for key in keys {
+            let (pk, sk) = of(&key);
+            assert_eq!(key_of_item(&pk, &sk), Some(key.clone()));
+            assert!(deletions.insert(of_deletion(&key, &version)), "{key:?}");
+        }
+        for gone in [
+            Gone::User(Username::parse_existing("a#b").unwrap()),
+            Gone::Organization(OrganizationName::parse_existing("a#b").unwrap()),
+        ] {
+            for uid in [None, Uid::from_text("u-1")] {
+                let time = crate::domain::Timestamp(0);
+                let (gone, uid) = (gone.clone(), uid.clone());
+                let leftovers = Leftovers { gone, uid, time };
+                let (_, sk) = of_leftovers(&leftovers);
+                let expected = (leftovers.gone, leftovers.uid);
+                assert_eq!(super::gone(&sk), Some(expected));
+            }
         }
     }
 

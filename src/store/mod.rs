@@ -10,7 +10,8 @@ use std::{collections::BTreeMap, error::Error as StdError, sync::Arc, time::Dura
 use async_trait::async_trait;
 
 pub use dynamodb::{
-    ATTEMPT_TIMEOUT, Created, DynamoDb, DynamoDbStream, OPERATION_TIMEOUT, Settings,
+    ATTEMPT_TIMEOUT, Created, DynamoDb, DynamoDbStream, Finding, Findings, OPERATION_TIMEOUT,
+    Settings,
 };
 pub use keys::{INVERTED_INDEX, LIST_INDEX, OWNER_INDEX, PARTITION_KEY, SORT_KEY, key_of_item};
 
@@ -152,18 +153,26 @@ pub struct Register {
 /// What deletions left, to be removed.
 #[async_trait]
 pub trait LeftoverTasks: Send + Sync {
-    /// A page of what is left.
+    /// A page of what is left; an error for an item that does not say what is.
     ///
     /// # Errors
     /// The table could not be read.
-    async fn leftovers(&self, after: Option<&Place>) -> Result<Listed<Leftovers>, Error>;
+    async fn leftovers(
+        &self,
+        after: Option<&Place>,
+    ) -> Result<Listed<Result<Leftovers, Error>>, Error>;
 
-    /// Nothing is left of these.
+    /// Nothing is left of these. The tombstone of their deletion expires after
+    /// [`TOMBSTONE_RETENTION`].
     ///
     /// # Errors
     /// The table could not be written.
     async fn finish(&self, leftovers: &Leftovers) -> Result<(), Error>;
 }
+
+/// How long a tombstone is kept once nothing is left: longer than the tutorial's code
+/// may add members from its cache, 30 minutes.
+pub const TOMBSTONE_RETENTION: Duration = Duration::from_secs(3600);
 
 /// Lists, page by page. A page may have fewer entries than the limit, also none;
 /// what comes and goes meanwhile may be on it or not, all else is on one page.
@@ -226,8 +235,6 @@ pub struct Place(pub String);
 pub struct Listed<T> {
     /// The entries.
     pub found: Vec<T>,
-    /// Items of the page that are no such entries.
-    pub unreadable: Vec<Error>,
     /// Where it ends; `None` at the end of the list.
     pub next: Option<Place>,
 }
@@ -397,7 +404,7 @@ pub enum Left {
     Record(Record),
     /// Nothing.
     Nothing,
-    /// The stream does not tell, or tells what is no record of this kind.
+    /// The stream does not tell.
     Unknown,
 }
 
@@ -443,7 +450,9 @@ pub enum Step {
         /// The record after.
         record: Record,
     },
-    /// Delete exactly what was found.
+    /// Delete exactly what was found. A user or an organization leaves a tombstone: the
+    /// name stays taken for writers that would give it no new identity, until
+    /// [`LeftoverTasks::finish`].
     Delete {
         /// What it was.
         found: Record,

@@ -13,7 +13,11 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use futures_util::{StreamExt as _, stream};
 
 use crate::{
-    harness::{Backends, Replica, Table, patient, script::Script, start},
+    harness::{
+        Backends, Replica, Table, patient,
+        script::{Script, error_body},
+        start,
+    },
     streams::eventually,
 };
 
@@ -198,8 +202,8 @@ async fn leftovers_are_removed_no_faster_than_the_rate() {
     assert!(began.elapsed() > Duration::from_millis(750));
 }
 
-/// A membership whose role is none that the service knows.
-async fn put_unreadable(table: &Table, organization: &str, member: &str, uids: [&str; 2]) {
+/// A membership that the service may not remove while `Script::answer_about` says so.
+async fn put_membership(table: &Table, organization: &str, member: &str, uids: [&str; 2]) {
     let (pk, sk) = (
         format!("ORGMEMBERS#{organization}"),
         format!("MEMBER#{member}"),
@@ -227,12 +231,12 @@ async fn put_task(table: &Table, gone: &str, uid: &str, millis: i64) {
 }
 
 #[tokio::test]
-async fn what_cannot_be_read_stops_neither_its_own_task_nor_others() {
+async fn memberships_that_cannot_be_removed_stop_neither_their_own_task_nor_others() {
     let (backends, service) = start().await;
     let table = backends.table();
     service.found_olivia_org_with_michael().await;
     let (organization, _) = service.get_organization(ORG).await.unwrap();
-    put_unreadable(&table, ORG, "mm-viewer", [&organization.uid, "any"]).await;
+    put_membership(&table, ORG, "mm-viewer", [&organization.uid, "any"]).await;
     add_members(&backends, &organization, 60).await;
     service.create_user("zoe").await.unwrap();
     for name in ["a-org", "b-org", "c-org"] {
@@ -243,16 +247,18 @@ async fn what_cannot_be_read_stops_neither_its_own_task_nor_others() {
             .unwrap();
     }
     let zoe = service.get_user("zoe").await.unwrap().0;
-    table
-        .set_text("ORGMEMBERS#b-org", "MEMBER#zoe", "role", "Viewer")
-        .await;
     delete_organization(&service).await;
     service.delete_user("zoe").await.unwrap();
     // An item that is no task at all, before all others.
     table.put(&[("PK", "LEFTOVERS"), ("SK", "!")]).await;
+    let denied = error_body("AccessDeniedException");
+    for about in ["MEMBER#mm-viewer", "ORGMEMBERS#b-org"] {
+        let script = &backends.dynamodb;
+        script.answer_about("TransactWriteItems", about, 400, &denied);
+    }
     let settings = backends.serve_settings();
     let cleaner = Replica::start_with(&settings, cleaning(&backends, 100_000)).await;
-    eventually("all that can be read is removed", async || {
+    eventually("all that can be removed is removed", async || {
         let mut left = members_left(&backends).await;
         for name in ["a-org", "b-org", "c-org"] {
             left += table
@@ -264,12 +270,8 @@ async fn what_cannot_be_read_stops_neither_its_own_task_nor_others() {
     .await;
     let left = table.partition("ORGMEMBERS#b-org").await;
     assert_eq!(left["MEMBER#zoe"]["memberUid"].as_s().unwrap(), &zoe.uid);
-    // Mended, they are removed, too.
-    table
-        .set_text("ORGMEMBERS#b-org", "MEMBER#zoe", "role", "Member")
-        .await;
-    let (pk, sk) = (format!("ORGMEMBERS#{ORG}"), "MEMBER#mm-viewer");
-    table.set_text(&pk, sk, "role", "Member").await;
+    // Permitted, they are removed, too.
+    backends.dynamodb.behave();
     eventually("all is removed", async || tasks_left(&backends).await == 0).await;
     drop(cleaner);
 }
@@ -283,10 +285,13 @@ async fn tasks_that_cannot_be_done_do_not_starve_those_behind_them() {
     service.found_olivia_org_with_michael().await;
     for number in 0..STUCK {
         let name = format!("aa-{number:03}");
-        put_unreadable(&table, &name, "viewer", ["gone", "any"]).await;
+        put_membership(&table, &name, "viewer", ["gone", "any"]).await;
         put_task(&table, &format!("ORG#{name}"), "gone", 0).await;
     }
     delete_organization(&service).await;
+    let denied = error_body("AccessDeniedException");
+    let script = &backends.dynamodb;
+    script.answer_about("TransactWriteItems", "MEMBER#viewer", 400, &denied);
     let settings = backends.serve_settings();
     let cleaner = Replica::start_with(&settings, cleaning(&backends, 100_000)).await;
     eventually("what can be done is done", async || {

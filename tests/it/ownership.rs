@@ -101,6 +101,44 @@ async fn an_owner_hands_over_and_becomes_an_admin_in_one_step() {
 }
 
 #[tokio::test]
+async fn the_platform_adds_an_owner_to_an_organization_that_has_none() {
+    let (backends, service) = start().await;
+    let other = backends.replica().await;
+    service.found_olivia_org().await;
+    let platform = || Transferring::AsPlatform(true);
+    let refused = transfer(&service, "nobody", platform()).await;
+    assert_refused(refused, Code::NotFound, "USER_NOT_FOUND");
+    service.delete_user(OLIVIA).await.unwrap();
+    for replica in [&service, &other] {
+        assert_eq!(replica.role_of(ORG, MICHAEL).await, None);
+    }
+    let owners = transfer(&service, MICHAEL, platform()).await.unwrap();
+    assert_eq!(owners.previous_owner, None);
+    let owner = owners.new_owner.unwrap();
+    assert_eq!(
+        (owner.role(), owner.adding_user.as_str()),
+        (Role::Owner, "")
+    );
+    for replica in [&service, &other] {
+        assert_eq!(replica.role_of(ORG, MICHAEL).await, Some(Role::Owner));
+    }
+    // One who has a name that left a membership: of another incarnation, it is replaced.
+    service.create_user(OLIVIA).await.unwrap();
+    assert_eq!(other.role_of(ORG, OLIVIA).await, None);
+    transfer(&service, OLIVIA, platform()).await.unwrap();
+    assert_eq!(other.role_of(ORG, OLIVIA).await, Some(Role::Owner));
+    let left = other.remove(ORG, MICHAEL, MICHAEL).await;
+    left.unwrap();
+    let again = transfer(&other, OLIVIA, platform()).await.unwrap();
+    assert_eq!(again.new_owner.unwrap().role(), Role::Owner);
+    delete_organization(&service, "", delete::Actor::AsPlatform(true))
+        .await
+        .unwrap();
+    let refused = transfer(&service, MICHAEL, platform()).await;
+    assert_refused(refused, Code::NotFound, "ORGANIZATION_NOT_FOUND");
+}
+
+#[tokio::test]
 async fn an_organization_is_handed_over_by_owners_to_members_who_can_act() {
     let (_backends, service) = start().await;
     service.found_olivia_org_with_michael().await;

@@ -60,7 +60,7 @@ pub(super) fn membership_alone(membership: &Membership) -> pb::Membership {
     pb::Membership {
         organization_name: membership.organization_name.to_string(),
         member_username: membership.member_username.to_string(),
-        role: wire_role(Some(membership.role)),
+        role: wire_role(membership.role),
         adding_user: membership.adding_user.clone().unwrap_or_default(),
         state: pb::State::Unspecified.into(),
         etag: membership.stamp.etag().as_str().to_owned(),

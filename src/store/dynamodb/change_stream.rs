@@ -13,7 +13,7 @@ use aws_sdk_dynamodbstreams::{
 
 use super::{DynamoDb, Kind, failed, primary_key_of, to_item};
 use crate::{
-    domain::{ChangeKind, Timestamp},
+    domain::{ChangeKind, Key, Timestamp},
     store::{
         ChangeStream, Changed, ChangedRecord, Cursor, Error, Left, Page, Position, Shard, ShardId,
         StreamError, StreamId,
@@ -121,24 +121,10 @@ fn changed(record: sdk::Record) -> Option<Changed> {
         Some(StreamViewType::NewAndOldImages | StreamViewType::NewImage)
     );
     let (pk, sk) = primary_key_of(&attributes(record.keys.unwrap_or_default()))?;
-    let record = keys::key_of_item(&pk, &sk).map(|key| {
-        let [old, new] = [record.old_image, record.new_image]
-            .map(|image| image.map(|image| to_item(attributes(image))));
-        let made_by = |image: &Option<Item>| image.as_ref().and_then(item::decode_made);
-        let change_before = made_by(&old).map(|made| made.change_id);
-        let made = made_by(&new).filter(|made| Some(&made.change_id) != change_before.as_ref());
-        let left = match new {
-            Some(image) => item::decode(&key, &image).map_or(Left::Unknown, Left::Record),
-            None if tells_left => Left::Nothing,
-            None => Left::Unknown,
-        };
-        ChangedRecord {
-            kind,
-            before: old.and_then(|image| item::decode(&key, &image).ok()),
-            made,
-            left,
-            key,
-        }
+    let record = keys::key_of_item(&pk, &sk).and_then(|key| {
+        let images = [record.old_image, record.new_image];
+        let images = images.map(|image| image.map(|image| to_item(attributes(image))));
+        of_images(key, kind, images, tells_left)
     });
     Some(Changed {
         sequence,
@@ -147,18 +133,54 @@ fn changed(record: sdk::Record) -> Option<Changed> {
     })
 }
 
-/// The attributes that records use, in the words of the other SDK.
+/// The change of a record; `None` where an item changed that is no record before and
+/// after. A tombstone is no record: it comes with a deletion, and goes with a creation
+/// or when it expires.
+fn of_images(
+    key: Key,
+    kind: ChangeKind,
+    images: [Option<Item>; 2],
+    tells_left: bool,
+) -> Option<ChangedRecord> {
+    let is_tombstone = |image: &Option<Item>| image.as_ref().is_some_and(item::is_tombstone);
+    let kind = match (images.each_ref().map(is_tombstone), kind) {
+        ([true, true], _) | ([true, _], ChangeKind::Deleted) => return None,
+        ([true, false], _) => ChangeKind::Created,
+        ([false, true], _) => ChangeKind::Deleted,
+        ([false, false], kind) => kind,
+    };
+    let [old, new] = images.map(|image| image.filter(|image| !item::is_tombstone(image)));
+    let made_by = |image: &Option<Item>| image.as_ref().and_then(item::decode_made);
+    let change_before = made_by(&old).map(|made| made.change_id);
+    let made = made_by(&new).filter(|made| Some(&made.change_id) != change_before.as_ref());
+    let decode = |image: Option<Item>| item::decode(&key, &image?);
+    let left = match decode(new) {
+        Some(record) => Left::Record(record),
+        None if tells_left => Left::Nothing,
+        None => Left::Unknown,
+    };
+    Some(ChangedRecord {
+        kind,
+        before: decode(old),
+        made,
+        left,
+        key,
+    })
+}
+
+/// The attributes of an image, in the words of the other SDK. Those of a type that no
+/// record uses are empty maps.
 fn attributes(image: HashMap<String, sdk::AttributeValue>) -> HashMap<String, AttributeValue> {
-    let known = image.into_iter().filter_map(|(name, value)| {
+    let image = image.into_iter().map(|(name, value)| {
         let value = match value {
             sdk::AttributeValue::S(text) => AttributeValue::S(text),
             sdk::AttributeValue::N(number) => AttributeValue::N(number),
             sdk::AttributeValue::M(map) => AttributeValue::M(attributes(map)),
-            _ => return None,
+            _ => AttributeValue::M(HashMap::new()),
         };
-        Some((name, value))
+        (name, value)
     });
-    known.collect()
+    image.collect()
 }
 
 fn stream_failed<E>(error: SdkError<E, HttpResponse>) -> StreamError

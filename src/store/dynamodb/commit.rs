@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     backoff,
-    domain::{Origin, Record, State, Timestamp, Uid},
+    domain::{Origin, Record, Role, State, Timestamp, Uid},
     error_chain::describe,
     store::{
         CommitError, Error, Kind, REQUEST_RETENTION, Step, Store, StoredClaim,
@@ -162,7 +162,13 @@ impl DynamoDb {
             Step::Update { found, record } => Ok(vec![self.transact_update(found, record, noted)?]),
             Step::Delete { found } => {
                 let condition = Condition::exactly(Some(found));
-                let delete = self.transact_delete(&keys::of(&found.key()), condition)?;
+                let key = keys::of(&found.key());
+                let delete = match item::encode_tombstone(found) {
+                    Some(tombstone) => {
+                        self.transact_put(&key, [tombstone, noted.clone()], condition)?
+                    }
+                    None => self.transact_delete(&key, condition)?,
+                };
                 let now = Timestamp::now();
                 let key = keys::of_deletion(&found.key(), &found.stamp().etag());
                 let deletion = item::encode_deletion(now, now.after(DELETION_RETENTION));
@@ -202,7 +208,7 @@ impl DynamoDb {
                 Ok(vec![self.transact_put(
                     &keys::of_request(request),
                     [remembered, noted.clone()],
-                    Condition::facts(None),
+                    Condition::no_item(),
                 )?])
             }
         }
@@ -286,11 +292,27 @@ struct Condition {
 }
 
 impl Condition {
+    /// There is no item under the key.
+    fn no_item() -> Self {
+        let mut condition = Self::default();
+        condition.and("attribute_not_exists(PK)");
+        condition
+    }
+
     /// The facts that decisions stand on: existence, incarnation, state and role.
     fn facts(found: Option<&Record>) -> Self {
         let mut condition = Self::default();
         match found {
-            None => condition.and("attribute_not_exists(PK)"),
+            None => {
+                let [state, tombstone] = condition.name_and_value(
+                    item::STATE,
+                    "tombstone",
+                    Value::Text(item::TOMBSTONE.to_owned()),
+                );
+                condition.and(&format!(
+                    "(attribute_not_exists(PK) OR {state} = {tombstone})"
+                ));
+            }
             Some(record) => {
                 condition.and("attribute_exists(PK)");
                 condition.and_facts(record);
@@ -308,8 +330,8 @@ impl Condition {
             let number = |number: &dyn fmt::Display| Value::Number(number.to_string());
             let version = (stamp.version > 0).then(|| number(&stamp.version));
             let create_time = stamp.create_time.map(|Timestamp(millis)| number(&millis));
-            condition.and_equal_or_default(item::VERSION, version, number(&0));
-            condition.and_equal(item::CREATE_TIME, create_time);
+            condition.and_equal_or_none(item::VERSION, version, number(&0));
+            condition.and_equal_or_none(item::CREATE_TIME, create_time, number(&i64::MIN));
         }
         condition
     }
@@ -317,7 +339,7 @@ impl Condition {
     /// The address is claimed by this very claim; without one, it is not claimed.
     fn claim(found: Option<&StoredClaim>) -> Self {
         let Some(StoredClaim { claim, change_id }) = found else {
-            return Self::facts(None);
+            return Self::no_item();
         };
         let mut condition = Self::default();
         let text = |text: &str| Value::Text(text.to_owned());
@@ -363,8 +385,7 @@ impl Condition {
                 self.and_state(organization.state);
             }
             Record::Membership(membership) => {
-                let role = Value::Text(membership.role.as_str().to_owned());
-                self.and_equal(item::ROLE, Some(role));
+                self.and_role(membership.role);
                 let organization_uid = membership.organization_uid.as_ref();
                 self.and_uid(item::ORGANIZATION_UID, organization_uid);
                 self.and_uid(item::MEMBER_UID, membership.member_uid.as_ref());
@@ -374,48 +395,74 @@ impl Condition {
 
     /// The attribute has this value; without one, it is not there.
     fn and_equal(&mut self, attribute: &str, value: Option<Value>) {
-        let name = format!("#{attribute}");
-        match value {
-            None => self.and(&format!("attribute_not_exists({name})")),
-            Some(value) => {
-                self.and(&format!("{name} = :{attribute}"));
-                self.values
-                    .get_or_insert_default()
-                    .insert(format!(":{attribute}"), to_attribute(value));
-            }
+        if let Some(value) = value {
+            let [name, value] = self.name_and_value(attribute, attribute, value);
+            self.and(&format!("{name} = {value}"));
+            return;
         }
-        self.names
-            .get_or_insert_default()
-            .insert(name, attribute.to_owned());
+        let name = format!("#{attribute}");
+        self.and(&format!("attribute_not_exists({name})"));
+        let names = self.names.get_or_insert_default();
+        names.insert(name, attribute.to_owned());
     }
 
-    /// The attribute has this value; without one, it is not there or has the one that
-    /// means the same, as others may write it.
-    fn and_equal_or_default(&mut self, attribute: &str, value: Option<Value>, default: Value) {
+    /// The attribute has this value; without one, it has none of the type of `least`
+    /// that is greater: it is missing, of another type, or not above the default.
+    fn and_equal_or_none(&mut self, attribute: &str, value: Option<Value>, least: Value) {
         if value.is_some() {
             self.and_equal(attribute, value);
             return;
         }
-        let (name, placeholder) = (format!("#{attribute}"), format!(":{attribute}"));
-        self.and(&format!(
-            "(attribute_not_exists({name}) OR {name} = {placeholder})"
-        ));
-        let (names, values) = (&mut self.names, &mut self.values);
-        let names = names.get_or_insert_default();
-        names.insert(name, attribute.to_owned());
-        let values = values.get_or_insert_default();
-        values.insert(placeholder, to_attribute(default));
+        let [name, least] = self.name_and_value(attribute, attribute, least);
+        self.and(&format!("NOT ({name} > {least})"));
     }
 
     fn and_uid(&mut self, attribute: &str, uid: Option<&Uid>) {
         let text = uid.map(|uid| Value::Text(uid.as_str().to_owned()));
-        self.and_equal_or_default(attribute, text, Value::Text(String::new()));
+        self.and_equal_or_none(attribute, text, Value::Text(String::new()));
     }
 
+    /// The state is this one; a suspension is any other than ACTIVE, as it was read.
     fn and_state(&mut self, state: State) {
-        let text = |state: State| Value::Text(state.as_str().to_owned());
-        let stored = (state != State::Active).then(|| text(state));
-        self.and_equal_or_default(item::STATE, stored, text(State::Active));
+        let active = Value::Text(State::Active.as_str().to_owned());
+        let [name, active] = self.name_and_value(item::STATE, "active", active);
+        match state {
+            State::Active => {
+                self.and(&format!(
+                    "(attribute_not_exists({name}) OR {name} = {active})"
+                ));
+            }
+            State::Suspended => {
+                let tombstone = Value::Text(item::TOMBSTONE.to_owned());
+                let [_, tombstone] = self.name_and_value(item::STATE, "tombstone", tombstone);
+                self.and(&format!(
+                    "attribute_exists({name}) AND NOT {name} IN ({active}, {tombstone})"
+                ));
+            }
+        }
+    }
+
+    /// The role is this one; `None` is any other than the known ones, as it was read.
+    fn and_role(&mut self, role: Option<Role>) {
+        let text = |role: Role| Value::Text(role.as_str().to_owned());
+        if let Some(role) = role {
+            self.and_equal(item::ROLE, Some(text(role)));
+            return;
+        }
+        for role in Role::ALL {
+            let [name, known] = self.name_and_value(item::ROLE, role.as_str(), text(role));
+            self.and(&format!("NOT {name} = {known}"));
+        }
+    }
+
+    /// The placeholders of an attribute's name and of a value.
+    fn name_and_value(&mut self, attribute: &str, value_name: &str, value: Value) -> [String; 2] {
+        let (name, placeholder) = (format!("#{attribute}"), format!(":{value_name}"));
+        let names = self.names.get_or_insert_default();
+        names.insert(name.clone(), attribute.to_owned());
+        let values = self.values.get_or_insert_default();
+        values.insert(placeholder.clone(), to_attribute(value));
+        [name, placeholder]
     }
 
     fn and(&mut self, clause: &str) {

@@ -2,13 +2,16 @@
 //! partition.
 
 use async_trait::async_trait;
-use aws_sdk_dynamodb::types::AttributeValue;
+use aws_sdk_dynamodb::{error::ProvideErrorMetadata as _, types::AttributeValue};
 
-use super::{DynamoDb, failed, lists::last_key, primary_key, primary_key_of, to_item};
+use super::{
+    DynamoDb, failed, lists::last_key, primary_key, primary_key_of, to_attribute, to_item,
+};
 use crate::{
-    domain::Leftovers,
+    domain::{Leftovers, Timestamp},
     store::{
-        Error, Kind, LeftoverTasks, Listed, Place, item,
+        Error, Kind, LeftoverTasks, Listed, Place, TOMBSTONE_RETENTION,
+        item::{self, Item},
         keys::{self, SORT_KEY},
     },
 };
@@ -18,7 +21,10 @@ const PAGE: i32 = 100;
 
 #[async_trait]
 impl LeftoverTasks for DynamoDb {
-    async fn leftovers(&self, after: Option<&Place>) -> Result<Listed<Leftovers>, Error> {
+    async fn leftovers(
+        &self,
+        after: Option<&Place>,
+    ) -> Result<Listed<Result<Leftovers, Error>>, Error> {
         let start = after.map(|Place(sk)| primary_key(&(keys::LEFTOVERS.to_owned(), sk.clone())));
         let output = self
             .client
@@ -32,28 +38,63 @@ impl LeftoverTasks for DynamoDb {
             .await
             .map_err(failed)?;
         let next = last_key(&output, SORT_KEY);
-        let (mut found, mut unreadable) = (Vec::new(), Vec::new());
-        for item in output.items.unwrap_or_default() {
+        let items = output.items.unwrap_or_default().into_iter();
+        let found = items.map(|item| {
             let leftovers = primary_key_of(&item)
                 .and_then(|(_, sk)| item::decode_leftovers(&sk, &to_item(item)));
-            match leftovers {
-                Some(leftovers) => found.push(leftovers),
-                None => unreadable.push(Error::new(
+            leftovers.ok_or_else(|| {
+                Error::new(
                     Kind::Malformed,
                     "an item that should say what a deletion left",
-                )),
-            }
-        }
-        Ok(Listed {
-            found,
-            unreadable,
-            next,
-        })
+                )
+            })
+        });
+        let found = found.collect();
+        Ok(Listed { found, next })
     }
 
     async fn finish(&self, leftovers: &Leftovers) -> Result<(), Error> {
+        self.let_tombstone_expire(leftovers).await?;
         let delete = self.client.delete_item().table_name(&self.table);
         let delete = delete.set_key(Some(primary_key(&keys::of_leftovers(leftovers))));
         delete.send().await.map(drop).map_err(failed)
+    }
+}
+
+impl DynamoDb {
+    /// Lets the tombstone of this very deletion expire, if it is there still.
+    async fn let_tombstone_expire(&self, leftovers: &Leftovers) -> Result<(), Error> {
+        let expires = Timestamp::now().after(TOMBSTONE_RETENTION);
+        let mut expiry = Item::new();
+        item::put_expiry(&mut expiry, expires);
+        let update = self.client.update_item().table_name(&self.table);
+        let mut update = update
+            .set_key(Some(primary_key(&keys::of(&leftovers.gone.key()))))
+            .update_expression("SET #expires = :expires")
+            .expression_attribute_names("#expires", item::EXPIRE_TIME)
+            .expression_attribute_names("#state", item::STATE)
+            .expression_attribute_names("#uid", item::UID)
+            .expression_attribute_values(
+                ":tombstone",
+                AttributeValue::S(item::TOMBSTONE.to_owned()),
+            );
+        for value in expiry.into_values() {
+            update = update.expression_attribute_values(":expires", to_attribute(value));
+        }
+        let update = match &leftovers.uid {
+            Some(uid) => update
+                .condition_expression("#state = :tombstone AND #uid = :uid")
+                .expression_attribute_values(":uid", AttributeValue::S(uid.as_str().to_owned())),
+            None => {
+                update.condition_expression("#state = :tombstone AND attribute_not_exists(#uid)")
+            }
+        };
+        match update.send().await {
+            Err(error) if error.code() != Some("ConditionalCheckFailedException") => {
+                Err(failed(error))
+            }
+            // The name is taken again, or the tombstone is of another deletion.
+            Ok(_) | Err(_) => Ok(()),
+        }
     }
 }

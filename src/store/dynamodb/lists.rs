@@ -42,21 +42,13 @@ impl Lists for DynamoDb {
             .expression_attribute_values(":pk", AttributeValue::S(pk));
         let output = self.page(query, start, Some(slice.limit)).await?;
         let next = last_key(&output, SORT_KEY);
-        let (mut found, mut unreadable) = (Vec::new(), Vec::new());
-        for item in output.items.unwrap_or_default() {
-            let key = primary_key_of(&item).and_then(|(pk, sk)| keys::key_of_item(&pk, &sk));
-            if let Some(key @ Key::Membership(..)) = key {
-                match decode(&key, item) {
-                    Ok(record) => found.extend(record.into_membership()),
-                    Err(error) => unreadable.push(error),
-                }
-            }
-        }
-        Ok(Listed {
-            found,
-            unreadable,
-            next,
-        })
+        let items = output.items.unwrap_or_default().into_iter();
+        let found = items.filter_map(|item| {
+            let (pk, sk) = primary_key_of(&item)?;
+            decode(&keys::key_of_item(&pk, &sk)?, item)?.into_membership()
+        });
+        let found = found.collect();
+        Ok(Listed { found, next })
     }
 
     async fn organizations_of(
@@ -84,7 +76,6 @@ impl Lists for DynamoDb {
         });
         Ok(Listed {
             found: found.collect(),
-            unreadable: Vec::new(),
             next,
         })
     }
@@ -131,18 +122,11 @@ impl Lists for DynamoDb {
                 Some(next) if is_full => {
                     return Ok(Listed {
                         found,
-                        unreadable: Vec::new(),
                         next: Some(Place(next)),
                     });
                 }
                 Some(next) => (shard, after) = parse_directory_place(&Place(next))?,
-                None => {
-                    return Ok(Listed {
-                        found,
-                        unreadable: Vec::new(),
-                        next: None,
-                    });
-                }
+                None => return Ok(Listed { found, next: None }),
             }
         }
     }
@@ -194,7 +178,6 @@ impl DynamoDb {
         let next = last_key(&output, SORT_KEY);
         Ok(Listed {
             found: members_in(output),
-            unreadable: Vec::new(),
             next,
         })
     }

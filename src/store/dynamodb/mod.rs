@@ -23,7 +23,7 @@ use aws_sdk_dynamodb::{
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 pub use change_stream::DynamoDbStream;
-pub use table::Created;
+pub use table::{Created, Finding, Findings};
 
 use self::budget::Budget;
 use super::{
@@ -116,7 +116,7 @@ impl DynamoDb {
 
     async fn get(&self, key: &Key) -> Result<Option<Record>, Error> {
         let item = self.get_item(&keys::of(key)).await?;
-        item.map(|item| decode(key, item)).transpose()
+        Ok(item.and_then(|item| decode(key, item)))
     }
 
     async fn get_item(&self, key: &(String, String)) -> Result<Option<Attributes>, Error> {
@@ -137,8 +137,10 @@ impl DynamoDb {
         let by_primary_key: HashMap<_, _> = keys.iter().map(|key| (keys::of(key), key)).collect();
         let mut records = HashMap::with_capacity(keys.len());
         for item in self.get_items(by_primary_key.keys()).await? {
-            if let Some(key) = primary_key_of(&item).and_then(|of| by_primary_key.get(&of)) {
-                records.insert((*key).clone(), decode(key, item)?);
+            if let Some(key) = primary_key_of(&item).and_then(|of| by_primary_key.get(&of))
+                && let Some(record) = decode(key, item)
+            {
+                records.insert((*key).clone(), record);
             }
         }
         Ok(records)
@@ -264,27 +266,25 @@ fn primary_key_of(item: &Attributes) -> Option<(String, String)> {
     Some((text(keys::PARTITION_KEY)?, text(keys::SORT_KEY)?))
 }
 
-fn decode(key: &Key, attributes: Attributes) -> Result<Record, Error> {
+fn decode(key: &Key, attributes: Attributes) -> Option<Record> {
     item::decode(key, &to_item(attributes))
-        .map_err(|malformed| Error::new(Kind::Malformed, malformed))
 }
 
 fn to_item(attributes: Attributes) -> Item {
-    let known = attributes.into_iter();
-    known
-        .filter_map(|(name, value)| Some((name, to_value(value)?)))
-        .collect()
+    let item = attributes.into_iter();
+    item.map(|(name, value)| (name, to_value(value))).collect()
 }
 
-/// `None` for types that records do not use.
-fn to_value(attribute: AttributeValue) -> Option<Value> {
-    Some(match attribute {
+/// An attribute of a type that records do not use is an empty map: it is there, and says
+/// nothing.
+fn to_value(attribute: AttributeValue) -> Value {
+    match attribute {
         AttributeValue::S(text) => Value::Text(text),
         AttributeValue::N(number) => Value::Number(number),
-        AttributeValue::L(list) => Value::List(list.into_iter().filter_map(to_value).collect()),
+        AttributeValue::L(list) => Value::List(list.into_iter().map(to_value).collect()),
         AttributeValue::M(map) => Value::Map(to_item(map)),
-        _ => return None,
-    })
+        _ => Value::Map(Item::new()),
+    }
 }
 
 fn to_attributes(item: Item) -> Attributes {

@@ -13,12 +13,12 @@ use aws_sdk_dynamodb::{
     },
 };
 
-use super::{DynamoDb, failed, primary_key, primary_key_of, unusable};
+use super::{DynamoDb, failed, primary_key, primary_key_of, to_item, unusable};
 use crate::{
-    domain::Role,
+    domain::{Key, Record, Role},
     store::{
         Error, Kind,
-        item::{EXPIRE_TIME, ROLE},
+        item::{self, EXPIRE_TIME, ROLE, STATE, TOMBSTONE},
         keys::{
             self, INVERTED_INDEX, LIST_INDEX, LIST_KEY, OWNER_INDEX, OWNER_OF, PARTITION_KEY,
             SORT_KEY,
@@ -43,6 +43,39 @@ pub enum Created {
     Nothing,
 }
 
+/// Items that are not served as their writers may expect.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Findings {
+    /// Records whose names are too long or have control characters: they are not served.
+    pub names: Finding,
+    /// Memberships with a role that is none of the known ones: they grant nothing.
+    pub roles: Finding,
+    /// Users and organizations in a state that is none of the known ones: they count as
+    /// suspended.
+    pub states: Finding,
+}
+
+/// Items of one kind.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Finding {
+    /// Number of items.
+    pub count: u64,
+    /// Partition key and sort key of the first ones, at most [`MAX_EXAMPLES`].
+    pub examples: Vec<(String, String)>,
+}
+
+/// Most examples of a [`Finding`].
+pub const MAX_EXAMPLES: usize = 5;
+
+impl Finding {
+    fn add(&mut self, primary: &(String, String)) {
+        self.count += 1;
+        if self.examples.len() < MAX_EXAMPLES {
+            self.examples.push(primary.clone());
+        }
+    }
+}
+
 impl DynamoDb {
     /// The table's id where the endpoint gives one, else its ARN and creation
     /// time.
@@ -59,19 +92,20 @@ impl DynamoDb {
 
     /// Creates the table with its indexes, its stream and its time to
     /// live, on-demand, and waits until it is active. A table that exists gets
-    /// what it lacks of these; DynamoDB fills the index in the background.
+    /// what it lacks of these; DynamoDB fills the index in the background. Returns, too,
+    /// the items of a table that existed that are not served as their writers may expect.
     ///
     /// # Errors
     /// The table may not be created, described or updated, or exists with other
     /// keys.
-    pub async fn create_table(&self) -> Result<Created, Error> {
+    pub async fn create_table(&self) -> Result<(Created, Findings), Error> {
         let table = match self.describe().await {
             Ok(table) => table,
             Err(error) if error.kind == Kind::Missing => {
                 self.send_create().await?;
                 self.wait_until_active().await?;
                 self.let_items_expire().await?;
-                return Ok(Created::Whole);
+                return Ok((Created::Whole, Findings::default()));
             }
             Err(error) => return Err(error),
         };
@@ -105,71 +139,100 @@ impl DynamoDb {
             self.wait_until_active().await?;
             created = Created::Parts;
         }
-        if self.index_all().await? > 0 {
+        let (indexed, findings) = self.survey().await?;
+        if indexed > 0 {
             created = Created::Parts;
         }
         if self.let_items_expire().await? {
             created = Created::Parts;
         }
-        Ok(created)
+        Ok((created, findings))
     }
 
-    /// Puts records that others wrote, or an earlier version, into the indexes that
-    /// have an attribute of their own: users and organizations into the one by which
-    /// all are listed, Owners into theirs. Returns how many there were. Reads the
-    /// whole table.
-    async fn index_all(&self) -> Result<usize, Error> {
-        let text = |text: &str| AttributeValue::S(text.to_owned());
+    /// Reads the whole table. Puts records that others wrote, or an earlier version, into
+    /// the indexes that have an attribute of their own: users and organizations into the
+    /// one by which all are listed, Owners into theirs. Returns how many there were, and
+    /// the items that are not served as their writers may expect.
+    async fn survey(&self) -> Result<(usize, Findings), Error> {
         let mut items = self
             .client
             .scan()
             .table_name(&self.table)
-            .filter_expression(
-                "(attribute_not_exists(#list) AND (begins_with(PK, :user) OR begins_with(PK, :org))) \
-                 OR (attribute_not_exists(#owner_of) AND begins_with(PK, :members) AND #role = :owner)",
-            )
-            .projection_expression("PK, SK")
+            .projection_expression("PK, SK, #list, #owner_of, #role, #state")
             .expression_attribute_names("#list", LIST_KEY)
             .expression_attribute_names("#owner_of", OWNER_OF)
             .expression_attribute_names("#role", ROLE)
-            .expression_attribute_values(":user", text("USER#"))
-            .expression_attribute_values(":org", text("ORG#"))
-            .expression_attribute_values(":members", text("ORGMEMBERS#"))
-            .expression_attribute_values(":owner", text(Role::Owner.as_str()))
+            .expression_attribute_names("#state", STATE)
             .into_paginator()
             .items()
             .send();
-        let mut indexed = 0;
+        let (mut indexed, mut findings) = (0, Findings::default());
         while let Some(item) = items.try_next().await.map_err(failed)? {
-            let key = primary_key_of(&item).and_then(|(pk, sk)| keys::key_of_item(&pk, &sk));
-            let Some(key) = key else { continue };
-            let primary = keys::of(&key);
-            let update = self
-                .client
-                .update_item()
-                .table_name(&self.table)
-                .set_key(Some(primary_key(&primary)))
-                .update_expression("SET #index = :index");
-            let update = match keys::list_key(&key) {
-                Some(list_key) => update
-                    .condition_expression("attribute_exists(PK) AND attribute_not_exists(#index)")
-                    .expression_attribute_names("#index", LIST_KEY)
-                    .expression_attribute_values(":index", AttributeValue::S(list_key)),
-                None => update
-                    .condition_expression("#role = :owner AND attribute_not_exists(#index)")
-                    .expression_attribute_names("#index", OWNER_OF)
-                    .expression_attribute_names("#role", ROLE)
-                    .expression_attribute_values(":index", AttributeValue::S(primary.0))
-                    .expression_attribute_values(":owner", text(Role::Owner.as_str())),
+            let Some(primary) = primary_key_of(&item) else {
+                continue;
             };
-            match update.send().await {
-                Ok(_) => indexed += 1,
-                // Another process has, or the record has changed.
-                Err(error) if error.code() == Some("ConditionalCheckFailedException") => {}
-                Err(error) => return Err(failed(error)),
+            let Some(key) = keys::key_of_item(&primary.0, &primary.1) else {
+                if keys::is_of_record(&primary.0, &primary.1) {
+                    findings.names.add(&primary);
+                }
+                continue;
+            };
+            let is_in_index = |index: &str| item.contains_key(index);
+            let (is_listed, is_in_owner_index) = (is_in_index(LIST_KEY), is_in_index(OWNER_OF));
+            let item = to_item(item);
+            if !item::has_known_state(&item) {
+                findings.states.add(&primary);
+            }
+            let is_indexed = match item::decode(&key, &item) {
+                None => true,
+                Some(Record::Membership(membership)) => {
+                    if membership.role.is_none() {
+                        findings.roles.add(&primary);
+                    }
+                    membership.role != Some(Role::Owner) || is_in_owner_index
+                }
+                Some(Record::User(_) | Record::Organization(_)) => is_listed,
+            };
+            if !is_indexed && self.index(&key).await? {
+                indexed += 1;
             }
         }
-        Ok(indexed)
+        Ok((indexed, findings))
+    }
+
+    /// Puts a record into the index that it is missing from; returns whether it was.
+    async fn index(&self, key: &Key) -> Result<bool, Error> {
+        let primary = keys::of(key);
+        let update = self
+            .client
+            .update_item()
+            .table_name(&self.table)
+            .set_key(Some(primary_key(&primary)))
+            .update_expression("SET #index = :index");
+        let text = |text: &str| AttributeValue::S(text.to_owned());
+        let update = match keys::list_key(key) {
+            Some(list_key) => update
+                .condition_expression(
+                    "attribute_exists(PK) AND attribute_not_exists(#index) \
+                     AND NOT #state = :tombstone",
+                )
+                .expression_attribute_names("#index", LIST_KEY)
+                .expression_attribute_names("#state", STATE)
+                .expression_attribute_values(":tombstone", text(TOMBSTONE))
+                .expression_attribute_values(":index", AttributeValue::S(list_key)),
+            None => update
+                .condition_expression("#role = :owner AND attribute_not_exists(#index)")
+                .expression_attribute_names("#index", OWNER_OF)
+                .expression_attribute_names("#role", ROLE)
+                .expression_attribute_values(":index", AttributeValue::S(primary.0))
+                .expression_attribute_values(":owner", text(Role::Owner.as_str())),
+        };
+        match update.send().await {
+            Ok(_) => Ok(true),
+            // Another process has, or the record has changed.
+            Err(error) if error.code() == Some("ConditionalCheckFailedException") => Ok(false),
+            Err(error) => Err(failed(error)),
+        }
     }
 
     /// Turns time to live on; returns whether it was off.

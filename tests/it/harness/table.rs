@@ -12,7 +12,8 @@ use super::credentials;
 /// The table, written and read past the service.
 pub struct Table {
     pub client: aws_sdk_dynamodb::Client,
-    name: String,
+    /// Its name.
+    pub name: String,
     url: String,
 }
 
