@@ -106,7 +106,7 @@ async fn a_thousand_names_are_answered_and_more_are_refused() {
     for (usernames, field) in [
         (many, "usernames"),
         (vec![], "usernames"),
-        (vec!["fine", "not fine"], "usernames[1]"),
+        (vec!["fine", "not\nfine"], "usernames[1]"),
     ] {
         let request = pb::BatchGetUsersRequest {
             usernames: usernames.into_iter().map(str::to_owned).collect(),

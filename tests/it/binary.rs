@@ -601,6 +601,62 @@ async fn invalidate_fences_what_a_stream_event_says_was_changed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn setup_reports_items_that_are_not_served_as_written() {
+    let backends = Backends::start().await;
+    let table = backends.table();
+    let output = run_over(&backends, "setup", "");
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(!said.contains("warning"), "{said}");
+    let long = "x".repeat(257);
+    for name in ["a\nb", "fine", &long] {
+        let key = format!("USER#{name}");
+        table.put(&[("PK", &key), ("SK", &key)]).await;
+    }
+    for number in 0..7 {
+        let member = format!("MEMBER#{number}");
+        let pk = "ORGMEMBERS#olivia-org";
+        table
+            .put(&[("PK", pk), ("SK", &member), ("role", "Viewer")])
+            .await;
+    }
+    let key = "ORG#olivia-org";
+    table
+        .put(&[("PK", key), ("SK", key), ("state", "Banned")])
+        .await;
+    // Of another application, and what the service itself leaves.
+    let other = ("USER#fine", "SESSION#1");
+    table.put(&[("PK", other.0), ("SK", other.1)]).await;
+    let gone = "USER#gone";
+    table
+        .put(&[("PK", gone), ("SK", gone), ("state", "DELETED")])
+        .await;
+    let output = run_over(&backends, "setup", "");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let said = String::from_utf8(output.stdout).unwrap();
+    let warnings: Vec<_> = said.lines().skip(3).collect();
+    let mut expected = vec![
+        "warning: 2 records are not served: their names are over 256 bytes or have control characters",
+        r#"  PK="USER#a\nb" SK="USER#a\nb""#,
+    ];
+    let too_long = format!(r#"  PK="USER#{long}" SK="USER#{long}""#);
+    assert!(warnings.contains(&too_long.as_str()), "{said}");
+    expected.extend([
+        "warning: 7 memberships grant nothing: their roles are none of Owner, Admin and Member",
+        "  and 2 more",
+        "warning: 1 users and organizations count as suspended: their states are neither ACTIVE nor SUSPENDED",
+        r#"  PK="ORG#olivia-org" SK="ORG#olivia-org""#,
+    ]);
+    for line in expected {
+        assert!(warnings.contains(&line), "{line}\n{said}");
+    }
+    let examples = warnings.iter().filter(|line| line.starts_with("  PK="));
+    assert_eq!(examples.count(), 2 + 5 + 1);
+    // Nothing is put into an index that is no record.
+    let attributes = table.attributes_of(gone, gone).await.unwrap();
+    assert_eq!(attributes, ["PK", "SK", "state"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn flush_says_when_nothing_from_before_is_used_any_more() {
     let (backends, service) = start().await;
     service.found_olivia_org().await;

@@ -470,8 +470,23 @@ async fn that_somebody_is_no_member_is_not_contradicted_by_later_reads() {
         let (backends, service) = with_michael_cached().await;
         // Another incarnation of the name: the cache does not know.
         backends.table().set_text(key, key, "uid", "another").await;
+        if *key == user {
+            let refused = service.transfer(ORG, MICHAEL, Some(OLIVIA)).await;
+            assert_refused(refused, Code::NotFound, "MEMBERSHIP_NOT_FOUND");
+            assert_eq!(service.role_of(ORG, MICHAEL).await, None, "{key}");
+        }
+        service.transfer(ORG, MICHAEL, None).await.unwrap();
+        let role = service.role_of(ORG, MICHAEL).await;
+        assert_eq!(role, Some(Role::Owner), "{key}");
+    }
+    for (key, reason) in [
+        (&user, "USER_NOT_FOUND"),
+        (&organization, "ORGANIZATION_NOT_FOUND"),
+    ] {
+        let (backends, service) = with_michael_cached().await;
+        backends.table().delete(key, key).await;
         let refused = service.transfer(ORG, MICHAEL, None).await;
-        assert_refused(refused, Code::NotFound, "MEMBERSHIP_NOT_FOUND");
+        assert_refused(refused, Code::NotFound, reason);
         assert_eq!(service.role_of(ORG, MICHAEL).await, None, "{key}");
     }
     for (change, reason) in [

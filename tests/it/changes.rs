@@ -222,8 +222,7 @@ async fn changes_made_past_the_service_are_told_as_such() {
         _ => panic!("{change:?}"),
     };
     assert_eq!(user(&told[0]).after.unwrap().first_name, "Changed");
-    // What is no user is not told.
-    assert_eq!(user(&told[1]).after, None);
+    assert_eq!(user(&told[1]).after.unwrap().state(), State::Suspended);
     assert_eq!(user(&told[2]).username, OLIVIA);
 }
 

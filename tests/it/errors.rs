@@ -68,10 +68,8 @@ const CHECK: &str = "/account.v1.AccountService/CheckMembership";
 #[tokio::test]
 async fn names_that_break_their_bounds_are_named_by_their_path() {
     let (_backends, service) = start().await;
-    let too_long = "x".repeat(129);
-    let bad = [
-        "", "日本", "a\u{0}b", "a\nb", "a#b", "a/b", "a b", &too_long,
-    ];
+    let too_long = "x".repeat(257);
+    let bad = ["", "a\u{0}b", "a\nb", "a\u{7f}", "\u{85}", &too_long];
     for name in bad {
         for (result, field) in [
             (service.create_user(name).await.map(drop), "username"),

@@ -169,6 +169,7 @@ type Expected = Result<(), (Code, &'static str)>;
 
 const NOT_PERMITTED: Expected = Err((Code::PermissionDenied, "NOT_PERMITTED"));
 const NO_USER: Expected = Err((Code::NotFound, "USER_NOT_FOUND"));
+const NO_ORGANIZATION: Expected = Err((Code::NotFound, "ORGANIZATION_NOT_FOUND"));
 const NO_MEMBER: Expected = Err((Code::NotFound, "MEMBERSHIP_NOT_FOUND"));
 const MEMBER_EXISTS: Expected = Err((Code::AlreadyExists, "MEMBERSHIP_ALREADY_EXISTS"));
 const USER_EXISTS: Expected = Err((Code::AlreadyExists, "USER_ALREADY_EXISTS"));
@@ -239,9 +240,28 @@ fn cases() -> Vec<(Write, Write, Expected)> {
     for write in [
         Write::ChangeRole(OWNER, MEMBER, Role::Admin),
         Write::Transfer(Some(OWNER), MEMBER),
-        Write::Transfer(None, MEMBER),
     ] {
         add(write, NO_MEMBER, &gone);
+    }
+    // On behalf of the platform, any user becomes an Owner.
+    for (new_owner, meanwhile) in [
+        (
+            MEMBER,
+            &[
+                Write::Remove(SECOND, MEMBER),
+                Write::Edit(MEMBER, "memberUid"),
+                Write::Edit(MEMBER, "organizationUid"),
+            ][..],
+        ),
+        (OUTSIDER, &[Write::Add(SECOND, OUTSIDER, Role::Admin)]),
+    ] {
+        let transferred = Write::Transfer(None, new_owner);
+        let deleted = [Write::DeleteOrganization(OWNER)];
+        add(transferred, Ok(()), meanwhile);
+        add(transferred, Ok(()), &[Write::RecreateUser(new_owner)]);
+        add(transferred, Ok(()), &[Write::RecreateOrganization]);
+        add(transferred, NO_USER, &[Write::DeleteUser(new_owner)]);
+        add(transferred, NO_ORGANIZATION, &deleted);
     }
     // An Admin may remove a Member, and not an Owner.
     let promoted = [Write::ChangeRole(OWNER, MEMBER, Role::Owner)];

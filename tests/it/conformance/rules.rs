@@ -160,7 +160,10 @@ pub fn answer(
             Some(_) => Answer::Done,
         },
         Operation::Transfer if owner || actor.is_none() => match member {
-            None => Answer::MembershipNotFound,
+            None if actor.is_some() => Answer::MembershipNotFound,
+            None if !exists(organization) => Answer::OrganizationNotFound,
+            None if person.bond == Bond::Nobody => Answer::UserNotFound,
+            None => Answer::Done,
             Some(_) if person.is_suspended && actor.is_some() => Answer::NewOwnerSuspended,
             Some(_) => Answer::Done,
         },

@@ -132,7 +132,7 @@ fn told(operation: &Operation) -> Vec<Vec<(Register, Fact)>> {
         (What::Add(at, user, _), Told::Exists) => {
             vec![vec![(Membership(at, user), IsNot(Value::Absent))]]
         }
-        (What::Add(at, user, _), Told::NoUser) => vec![vec![
+        (What::Add(at, user, _) | What::Transfer(at, user), Told::NoUser) => vec![vec![
             (User(user), Is(Value::Absent)),
             (Membership(at, user), Is(Value::Absent)),
         ]],
@@ -145,13 +145,14 @@ fn told(operation: &Operation) -> Vec<Vec<(Register, Fact)>> {
             Told::NoUser,
         ) => vec![vec![(User(user), Is(Value::Absent))]],
         (
-            What::DeleteOrganization(name) | What::SetOrganizationState(name, _),
+            What::DeleteOrganization(name)
+            | What::SetOrganizationState(name, _)
+            | What::Transfer(name, _),
             Told::NoOrganization,
         ) => vec![vec![(Organization(name), Is(Value::Absent))]],
-        (
-            What::ChangeRole(at, user, _) | What::Remove(at, user) | What::Transfer(at, user),
-            Told::NoMember,
-        ) => vec![vec![(Membership(at, user), Is(Value::Absent))]],
+        (What::ChangeRole(at, user, _) | What::Remove(at, user), Told::NoMember) => {
+            vec![vec![(Membership(at, user), Is(Value::Absent))]]
+        }
         (
             What::Add(at, ..) | What::ChangeRole(at, ..) | What::Remove(at, _),
             Told::NotPermitted,
@@ -344,9 +345,7 @@ impl State {
                 (is_active && self.membership.is_some()).then_some(self.with(Some(role)))
             }
             What::Remove(..) => (is_active && self.membership.is_some()).then_some(self.with(None)),
-            What::Transfer(..) => self
-                .membership
-                .is_some()
+            What::Transfer(..) => (self.organization.is_some() && self.user.is_some())
                 .then_some(self.with(Some(Role::Owner))),
             What::Check(..) | What::GetUser(_) => None,
         }
