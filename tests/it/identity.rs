@@ -35,7 +35,7 @@ use crate::{
     },
     harness::{
         Backends, PATIENCE, Replica, assert_refused,
-        binary::{Server, over},
+        binary::{Log, Server, over},
     },
     starts::health_of,
     streams::eventually,
@@ -430,10 +430,10 @@ async fn callers_have_request_ids_of_their_own() {
 async fn the_feed_and_the_audit_log_name_the_caller_of_a_change() {
     let (backends, files, signer) = (Backends::start().await, Files::new(), Signer::new("one"));
     found(&backends).await;
-    let log = files.path("log");
+    let log = Log::new();
     let mut command = over(&backends, &["serve"]);
     take_tokens(&mut command, &files, &signer);
-    command.stderr(std::fs::File::create(&log).unwrap());
+    command.stderr(log.file());
     let server = Server::start(command, "serving on", |_| true);
     let mut client = server.client().await;
     let mut watching = None;
@@ -478,7 +478,7 @@ async fn the_feed_and_the_audit_log_name_the_caller_of_a_change() {
         ("operator", pb::ChangeKind::Updated)
     );
     assert_eq!(server.terminate(), Some(0));
-    let said = std::fs::read_to_string(log).unwrap();
+    let said = log.read();
     let is_told = |parts: &[&str]| {
         let mut lines = said.lines().filter(|line| line.contains("audit"));
         lines.any(|line| parts.iter().all(|part| line.contains(part)))

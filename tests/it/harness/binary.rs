@@ -10,7 +10,7 @@ use std::{
 
 use temp_dir::TempDir;
 
-use super::{Backends, Client};
+use super::{Backends, Client, log_lines};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_account-service");
 
@@ -37,8 +37,18 @@ pub fn command(arguments: &[&str]) -> Command {
     command
 }
 
-/// A file for a process's standard error; removed when dropped.
+/// A file for a process's standard error, whose lines are inspected and which is removed
+/// when it is dropped.
 pub struct Log(TempDir);
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        let log = fs::read_to_string(self.path()).unwrap_or_default();
+        if !std::thread::panicking() {
+            log_lines::assert_clean(&log);
+        }
+    }
+}
 
 impl Log {
     pub fn new() -> Self {

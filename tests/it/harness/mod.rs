@@ -3,6 +3,7 @@
 pub mod binary;
 mod calls;
 mod dynamodb_proxy;
+mod log_lines;
 pub mod script;
 mod table;
 
@@ -81,6 +82,7 @@ async fn set_up(embedded: &Embedded) {
 
 impl Backends {
     pub async fn start() -> Self {
+        log_lines::inspect();
         let settings = dev_settings();
         let momento = Arc::new(Script::default());
         let batch_answers = Arc::new(AtomicUsize::new(usize::MAX));
