@@ -162,20 +162,19 @@ fn describe_findings(findings: &store::Findings) -> String {
             "users and organizations count as suspended: their states are neither ACTIVE nor SUSPENDED",
         ),
     ];
-    let mut text = String::new();
+    let mut lines = Vec::new();
     for (finding, meaning) in kinds {
         if finding.count > 0 {
-            text += &format!("warning: {} {meaning}\n", finding.count);
+            lines.push(format!("warning: {} {meaning}\n", finding.count));
         }
-        for (pk, sk) in &finding.examples {
-            text += &format!("  PK={pk:?} SK={sk:?}\n");
-        }
+        let examples = finding.examples.iter();
+        lines.extend(examples.map(|(pk, sk)| format!("  PK={pk:?} SK={sk:?}\n")));
         let shown = u64::try_from(finding.examples.len()).unwrap_or(u64::MAX);
         if finding.count > shown {
-            text += &format!("  and {} more\n", finding.count - shown);
+            lines.push(format!("  and {} more\n", finding.count - shown));
         }
     }
-    text
+    lines.concat()
 }
 
 async fn flush(settings: &FlushSettings) -> Result<(), boot::Error> {

@@ -60,12 +60,12 @@ pub struct Findings {
 pub struct Finding {
     /// Number of items.
     pub count: u64,
-    /// Partition key and sort key of the first ones, at most [`MAX_EXAMPLES`].
+    /// Partition key and sort key of the first ones, at most five.
     pub examples: Vec<(String, String)>,
 }
 
 /// Most examples of a [`Finding`].
-pub const MAX_EXAMPLES: usize = 5;
+const MAX_EXAMPLES: usize = 5;
 
 impl Finding {
     fn add(&mut self, primary: &(String, String)) {

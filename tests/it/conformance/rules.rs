@@ -163,9 +163,8 @@ pub fn answer(
             None if actor.is_some() => Answer::MembershipNotFound,
             None if !exists(organization) => Answer::OrganizationNotFound,
             None if person.bond == Bond::Nobody => Answer::UserNotFound,
-            None => Answer::Done,
             Some(_) if person.is_suspended && actor.is_some() => Answer::NewOwnerSuspended,
-            Some(_) => Answer::Done,
+            None | Some(_) => Answer::Done,
         },
         _ => Answer::NotPermitted,
     }

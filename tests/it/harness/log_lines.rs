@@ -87,7 +87,7 @@ impl io::Write for Inspector {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         static ONE: Mutex<()> = Mutex::new(());
         let text = String::from_utf8_lossy(line);
-        if let Some(fault) = text.lines().find_map(|line| fault(line)) {
+        if let Some(fault) = text.lines().find_map(fault) {
             let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
             eprintln!("a log line is not clean, {fault}\n{text}");
             std::process::exit(101);
