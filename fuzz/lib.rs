@@ -3,13 +3,7 @@
 
 use std::sync::{Arc, LazyLock};
 
-use account_service::{
-    boot::App,
-    callers::Gate,
-    config::{Cli, Command},
-    grpc::{AccountService, AdmissionLayer, WatchLimits, precise_status},
-    local::{Embedded, momento},
-};
+use account_service::{auth::Gate, boot::App, config::{Cli, Command}, grpc::{precise_status, AccountService, AdmissionLayer, WatchLimits}, local::{momento, Embedded}};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http_body_util::{BodyExt as _, Full};
 use tokio::runtime::Runtime;

@@ -11,7 +11,7 @@ use clap::{
 use jsonwebtoken::Algorithm;
 use secrecy::SecretString;
 
-use crate::callers::KeySource;
+use crate::auth::KeySource;
 
 /// Users, organizations and memberships over gRPC, stored in DynamoDB, cached in
 /// Momento.

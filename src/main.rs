@@ -3,7 +3,7 @@
 
 use std::{num::NonZero, process::ExitCode, thread};
 
-use account_service::{command, config::Cli};
+use account_service::{cli, config::Cli};
 use tokio::runtime;
 
 /// A check allocates and frees some hundred times, most of them in libraries.
@@ -44,7 +44,7 @@ async fn run() -> ExitCode {
             return ExitCode::from(if is_mistake { EXIT_BAD_SETTING } else { 0 });
         }
     };
-    match command::run(cli.command).await {
+    match cli::run(cli.command).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("error: {failure}");

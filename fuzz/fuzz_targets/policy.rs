@@ -3,10 +3,7 @@
 
 use std::sync::LazyLock;
 
-use account_service::{
-    callers::{Method, Policy},
-    grpc::methods,
-};
+use account_service::{auth::{Method, Policy}, grpc::methods};
 use libfuzzer_sys::fuzz_target;
 
 static METHODS: LazyLock<Vec<Method>> = LazyLock::new(methods);

@@ -2,11 +2,12 @@
 
 use std::{io, net::SocketAddr, path::PathBuf};
 
+use super::secrets_manager;
 use crate::{
+    auth::{KeySource, KeySourceError},
     cache::{self, CredentialError},
-    callers::{KeySource, KeySourceError},
-    secrets, store, telemetry,
-    tls::TlsError,
+    store, telemetry,
+    transport::tls::TlsError,
 };
 
 /// Why the service did not start. Each message says what is wrong and what to
@@ -22,7 +23,7 @@ pub enum Error {
         /// The secret.
         id: String,
         /// Why.
-        source: secrets::Error,
+        source: secrets_manager::Error,
     },
     /// There is no secret, and nothing to create it from.
     #[error(
@@ -127,12 +128,12 @@ pub enum Error {
     Serve(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-fn secret_advice(error: &secrets::Error) -> &'static str {
+fn secret_advice(error: &secrets_manager::Error) -> &'static str {
     match error {
-        secrets::Error::Missing => "create it with `account-service setup`",
-        secrets::Error::Denied(_) => "allow secretsmanager:GetSecretValue on it",
-        secrets::Error::NotText => "store it as text",
-        secrets::Error::Unavailable(_) => {
+        secrets_manager::Error::Missing => "create it with `account-service setup`",
+        secrets_manager::Error::Denied(_) => "allow secretsmanager:GetSecretValue on it",
+        secrets_manager::Error::NotText => "store it as text",
+        secrets_manager::Error::Unavailable(_) => {
             "check the region, the AWS credentials and --secrets-endpoint"
         }
     }

@@ -9,13 +9,13 @@ use tokio::net::TcpListener;
 use tokio_stream::StreamExt as _;
 
 use crate::{
-    connections::{self, Connection},
     telemetry::{self, Recorder, RecorderError},
+    transport::listener::{self, Connection},
 };
 
 /// Connections of scrapers.
-const SCRAPES: connections::Limits =
-    connections::Limits::never_authenticated(64, Duration::from_secs(30));
+const SCRAPES: listener::Limits =
+    listener::Limits::never_authenticated(64, Duration::from_secs(30));
 /// Longest that the head of a request for metrics may take.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Largest head of a request for metrics, in bytes.
@@ -63,7 +63,7 @@ async fn keep_up(recorder: Recorder) {
 }
 
 async fn serve(listener: TcpListener, recorder: Recorder) {
-    let mut connections = connections::accept(listener, None, SCRAPES);
+    let mut connections = listener::accept(listener, None, SCRAPES);
     while let Some(connection) = connections.next().await {
         let Ok(connection) = connection else { continue };
         tokio::spawn(answer(connection, recorder.clone()));

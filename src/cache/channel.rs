@@ -23,7 +23,7 @@ use tokio_util::{either::Either, sync::CancellationToken, task::AbortOnDropHandl
 use tower::Service as _;
 
 use super::momento::{CONNECT_TIMEOUT, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
-use crate::tls::HTTP2;
+use crate::transport::tls::HTTP2;
 
 /// How much may be on its way to here, in bytes: of one call, and of all. A look-up
 /// of the most keys is answered with less.

@@ -11,7 +11,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::loopback::is_loopback;
+use crate::transport::loopback::is_loopback;
 
 /// Key of a v1 or legacy token in the secret's JSON object.
 const AUTH_TOKEN: &str = "MOMENTO_AUTH_TOKEN";

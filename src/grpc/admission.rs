@@ -12,8 +12,8 @@ use tower::{Layer, Service};
 
 use super::{methods, status};
 use crate::{
-    callers::{Credentials, Gate, Refused},
-    connections::{Peer, TooMany},
+    auth::{Credentials, Gate, Refused},
+    transport::listener::{Peer, TooMany},
 };
 
 /// Largest metadata of a call, in bytes.

@@ -16,8 +16,8 @@ use tower::{Layer, Service};
 
 use super::{AccountService, MAX_REQUEST_BYTES, methods};
 use crate::{
-    connections::{Held, Peer},
     proto::account_v1::account_service_server::AccountServiceServer,
+    transport::listener::{Held, Peer},
 };
 
 /// The type of what is gRPC, but for how its messages are encoded.

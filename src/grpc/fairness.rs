@@ -23,9 +23,9 @@ use super::{
     status,
 };
 use crate::{
-    callers::Caller,
-    connections::Peer,
+    auth::Caller,
     telemetry::{CALLS_LIMIT, CALLS_QUEUED, CALLS_SHED},
+    transport::listener::Peer,
 };
 
 /// Longest that a call waits for its turn.

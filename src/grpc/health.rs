@@ -24,7 +24,9 @@ use super::{
     shares::{Permit, Shares},
     status,
 };
-use crate::{connections::Peer, proto::account_v1::account_service_server::AccountServiceServer};
+use crate::{
+    proto::account_v1::account_service_server::AccountServiceServer, transport::listener::Peer,
+};
 
 /// `Watch` streams open at once in the process.
 const MAX_WATCHES: usize = 1000;

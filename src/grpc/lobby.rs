@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use super::processors::{Turn, Turns};
-use crate::callers::Name;
+use crate::auth::Name;
 
 /// Calls of one caller that wait; those beyond are refused, but not at once: a
 /// refusal that costs nothing to wait for is asked for again.

@@ -8,7 +8,7 @@ use prost::Message as _;
 use prost_types::{DescriptorProto, FileDescriptorSet};
 
 use super::mutation;
-use crate::{callers::Method, proto::account_v1::DESCRIPTOR_SET};
+use crate::{auth::Method, proto::account_v1::DESCRIPTOR_SET};
 
 /// Begins the paths of the service's methods.
 const PATH: &str = "/account.v1.AccountService/";

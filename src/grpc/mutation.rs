@@ -14,7 +14,7 @@ use super::{
     status,
 };
 use crate::{
-    callers::{Caller, Name},
+    auth::{Caller, Name},
     domain::{self, Digest, OrganizationName, RequestId, ServiceName, Username},
     proto::account_v1 as pb,
     service::{Call, Error, Held},

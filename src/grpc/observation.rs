@@ -18,8 +18,8 @@ use tower::{Layer, Service};
 
 use super::{deadline, methods::ByMethod};
 use crate::{
-    connections::{Held, Peer},
     telemetry::{CallSpan, RPC_DURATION, RPCS_UNDER_WAY},
+    transport::listener::{Held, Peer},
 };
 
 /// Bytes of an answer that are given to the transport at once: what it has, it keeps

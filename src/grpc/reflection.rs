@@ -14,7 +14,7 @@ use tonic_reflection::{
 };
 
 use super::{shares::Shares, status};
-use crate::{connections::Peer, proto::account_v1::DESCRIPTOR_SET};
+use crate::{proto::account_v1::DESCRIPTOR_SET, transport::listener::Peer};
 
 /// Streams open at once in the process, and on one connection.
 const MAX_STREAMS: usize = 64;

@@ -17,7 +17,7 @@ use tokio::{
 use tonic::Status;
 
 use super::{deadline::Deadline, fairness::flow_of, lobby::Flow, status};
-use crate::connections::Peer;
+use crate::transport::listener::Peer;
 
 /// Room for each processor, and besides. `deploy/kubernetes.yaml` has the memory for
 /// one processor.

@@ -8,7 +8,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::deadline::Repetition;
 use crate::{
-    callers::{Caller, Refused},
+    auth::{Caller, Refused},
     service::{Error, NoPageToken, Refusal, WatchError},
     store::{self, Kind},
     telemetry::Throttle,

@@ -25,10 +25,10 @@ use super::{
     status::{self, Reason},
 };
 use crate::{
-    callers::Caller,
-    connections::{Held, Peer},
+    auth::Caller,
     proto::account_v1::WatchChangesResponse,
     service::Watcher,
+    transport::listener::{Held, Peer},
 };
 
 /// How long a stream lasts that begins when its connection is about to end.

@@ -8,9 +8,9 @@ pub mod secrets;
 use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use crate::{
-    boot,
+    boot::{self, provision},
     config::{BackendSettings, DevSettings, EmbeddedCredentials, ServeSettings},
-    setup, store,
+    store,
 };
 
 /// Loopback, any free port.
@@ -99,8 +99,8 @@ impl Embedded {
     ///
     /// # Errors
     /// [`Error::Setup`].
-    pub async fn set_up(&self) -> Result<setup::Report, Error> {
-        Ok(setup::run(&self.backend_settings(), Some(self.momento.secret())).await?)
+    pub async fn set_up(&self) -> Result<provision::Report, Error> {
+        Ok(provision::run(&self.backend_settings(), Some(self.momento.secret())).await?)
     }
 
     /// Settings with which `serve` and `setup` use these servers.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use account_service::{
-    callers::KeySource,
+    auth::KeySource,
     config::{CallerSettings, ServeSettings},
     proto::account_v1::{self as pb, Role, delete_organization_request::Actor},
 };

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use account_service::{callers::KeySource, proto::account_v1 as pb};
+use account_service::{auth::KeySource, proto::account_v1 as pb};
 use futures_util::future::join_all;
 use prost::Message as _;
 use tokio::time::timeout;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use account_service::{
-    callers::KeySource,
+    auth::KeySource,
     proto::account_v1::{self as pb, transfer_ownership_request::Actor},
 };
 use jsonwebtoken::{Algorithm, EncodingKey, Header, jwk::Jwk};

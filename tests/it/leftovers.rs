@@ -4,8 +4,8 @@
 use std::{sync::Arc, time::Duration};
 
 use account_service::{
+    background::orphan_cleanup::CleanUpTiming,
     boot::Tuning,
-    clean_up::CleanUpTiming,
     domain::Timestamp,
     proto::account_v1::{self as pb, Role},
 };

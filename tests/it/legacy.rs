@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use account_service::{
+    boot::provision,
     proto::account_v1::{self as pb, Role},
-    setup,
 };
 use aws_sdk_dynamodb::types::{
     AttributeDefinition, AttributeValue, BillingMode, KeySchemaElement, KeyType, Put,
@@ -593,12 +593,12 @@ mod indexes {
             .key_schema(key("SK", KeyType::Range));
         create.send().await.unwrap();
 
-        let added = setup::run(&settings, None).await.unwrap();
+        let added = provision::run(&settings, None).await.unwrap();
         assert_eq!(
             added.table,
             "exists; what it lacked of indexes, stream and time to live was added"
         );
-        let again = setup::run(&settings, None).await.unwrap();
+        let again = provision::run(&settings, None).await.unwrap();
         assert_eq!(again.table, "exists");
         let describe = table
             .client
@@ -623,7 +623,7 @@ mod indexes {
             let sk = format!("MEMBER#{name}");
             table.put(&[("PK", pk), ("SK", &sk), ("role", role)]).await;
         }
-        let added = setup::run(&settings, None).await.unwrap();
+        let added = provision::run(&settings, None).await.unwrap();
         assert_eq!(
             added.table,
             "exists; what it lacked of indexes, stream and time to live was added"
@@ -632,7 +632,7 @@ mod indexes {
         assert_eq!(attributes, ["PK", "SK", "ownerOf", "role"]);
         let attributes = table.attributes_of(pk, "MEMBER#michael").await.unwrap();
         assert_eq!(attributes, ["PK", "SK", "role"]);
-        let again = setup::run(&settings, None).await.unwrap();
+        let again = provision::run(&settings, None).await.unwrap();
         assert_eq!(again.table, "exists");
     }
 

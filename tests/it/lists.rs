@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use account_service::{
+    boot::provision,
     proto::account_v1::{self as pb, Role, State},
-    setup,
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
@@ -368,7 +368,7 @@ mod indexes {
         let refused = users(&service, 0, "").await;
         assert_refused(refused, Code::FailedPrecondition, "INDEX_MISSING");
         let backend_settings = backends.serve_settings().backends;
-        setup::run(&backend_settings, None).await.unwrap();
+        provision::run(&backend_settings, None).await.unwrap();
         let listed = sorted(users(&service, 0, "").await.unwrap().0);
         assert_eq!(
             listed,
@@ -376,7 +376,7 @@ mod indexes {
         );
         assert_eq!(organizations(&service, 0, "").await.unwrap().0, [ORG]);
         // Once more changes nothing.
-        let again = setup::run(&backend_settings, None).await.unwrap();
+        let again = provision::run(&backend_settings, None).await.unwrap();
         assert_eq!(again.table, "exists");
     }
 }

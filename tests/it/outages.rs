@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use account_service::{coherence, domain::Timestamp, proto::account_v1 as pb, setup};
+use account_service::{boot::provision, coherence, domain::Timestamp, proto::account_v1 as pb};
 use pb::{Role, Source};
 use tokio::time::Instant;
 use tonic::{Code, Request, Status};
@@ -322,7 +322,7 @@ async fn an_operator_flushes_everything() {
     wait_for_the_cache(&service).await;
     let [before] = generations(&backends).try_into().unwrap();
     let settings = backends.serve_settings().backends;
-    setup::flush(&settings).await.unwrap();
+    provision::flush(&settings).await.unwrap();
     backends.forget_calls();
     wait_for_the_cache(&service).await;
     assert!(!generations(&backends).contains(&before));
@@ -338,7 +338,7 @@ async fn what_is_written_during_a_flush_is_read_at_once() {
     let [service, other] = &replicas;
     service.found_olivia_org().await;
     let settings = backends.serve_settings().backends;
-    let flush = tokio::spawn(async move { setup::flush(&settings).await });
+    let flush = tokio::spawn(async move { provision::flush(&settings).await });
     while !flush.is_finished() {
         service
             .add(ORG, MICHAEL, Role::Member, OLIVIA)

@@ -10,31 +10,31 @@ use std::{
 const WORDS: [(&str, &[&str]); 12] = [
     (
         "aws_sdk_dynamodb",
-        &["store/dynamodb/", "boot.rs", "local/", "telemetry/aws.rs"],
+        &["store/dynamodb/", "boot/", "local/", "telemetry/aws.rs"],
     ),
-    ("aws_sdk_secretsmanager", &["secrets.rs", "local/"]),
+    ("aws_sdk_secretsmanager", &["boot/", "local/"]),
     ("opentelemetry", &["telemetry/"]),
     ("metrics_exporter_prometheus", &["telemetry/"]),
-    ("momento::", &["cache/", "boot.rs", "local/", "command.rs"]),
+    ("momento::", &["cache/", "boot/", "local/", "cli/"]),
     ("momento_protos", &["cache/", "local/"]),
     (
         "tonic",
         &[
             "grpc/",
-            "boot.rs",
+            "boot/",
             "cache/answers.rs",
-            "connections.rs",
+            "transport/",
             "proto.rs",
-            "health.rs",
+            "cli/",
             "local/",
             "telemetry/traces.rs",
         ],
     ),
-    ("jsonwebtoken", &["callers/", "config.rs"]),
-    ("x509_parser", &["callers/"]),
-    ("reqwest", &["callers/"]),
-    ("rustls", &["tls.rs", "connections.rs", "cache/channel.rs"]),
-    ("account_v1", &["grpc/", "boot.rs", "proto.rs"]),
+    ("jsonwebtoken", &["auth/", "config.rs"]),
+    ("x509_parser", &["auth/"]),
+    ("reqwest", &["auth/"]),
+    ("rustls", &["transport/", "cache/channel.rs"]),
+    ("account_v1", &["grpc/", "boot/", "proto.rs"]),
 ];
 
 /// Rooms and the rooms above them, which they must not know.

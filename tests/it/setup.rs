@@ -1,6 +1,6 @@
 //! Setup of tables that are not there, are being made, or may not be used.
 
-use account_service::{config::BackendSettings, setup};
+use account_service::{boot::provision, config::BackendSettings};
 
 use crate::harness::{Backends, script::error_body};
 
@@ -15,7 +15,10 @@ fn described(table_status: &str, index_status: &str) -> String {
 }
 
 async fn refusal(settings: &BackendSettings) -> String {
-    setup::run(settings, None).await.unwrap_err().to_string()
+    provision::run(settings, None)
+        .await
+        .unwrap_err()
+        .to_string()
 }
 
 #[tokio::test]
@@ -27,10 +30,13 @@ async fn both_of_two_setups_at_once_succeed() {
         .hold("CreateTable", &settings.table_name, 0);
     let first = tokio::spawn({
         let settings = settings.clone();
-        async move { setup::run(&settings, None).await }
+        async move { provision::run(&settings, None).await }
     });
     create.reached().await;
-    assert_eq!(setup::run(&settings, None).await.unwrap().table, "created");
+    assert_eq!(
+        provision::run(&settings, None).await.unwrap().table,
+        "created"
+    );
     create.release();
     assert_eq!(first.await.unwrap().unwrap().table, "created");
 }
@@ -46,7 +52,10 @@ async fn setup_waits_until_a_new_table_and_its_indexes_can_be_used() {
     script.answer("DescribeTable", 1, 200, &described("CREATING", "ACTIVE"));
     script.answer("DescribeTable", 1, 200, &described("ACTIVE", "CREATING"));
     script.forget_calls();
-    assert_eq!(setup::run(&settings, None).await.unwrap().table, "created");
+    assert_eq!(
+        provision::run(&settings, None).await.unwrap().table,
+        "created"
+    );
     assert_eq!(script.seen("DescribeTable").len(), 5);
 }
 
@@ -86,7 +95,7 @@ async fn a_record_that_is_deleted_while_setup_indexes_it_stays_deleted() {
     let (pk, sk) = ("USER#oliviaowner", "USER#oliviaowner");
     table.put(&[("PK", pk), ("SK", sk)]).await;
     let update = backends.dynamodb.hold("UpdateItem", pk, 0);
-    let setup = tokio::spawn(async move { setup::run(&settings, None).await });
+    let setup = tokio::spawn(async move { provision::run(&settings, None).await });
     update.reached().await;
     table.delete(pk, sk).await;
     update.release();

@@ -14,14 +14,7 @@ use std::{
     time::Duration,
 };
 
-use account_service::{
-    config::{Cli, Command, DevSettings},
-    local::{
-        ANY_PORT, Embedded,
-        momento::{Call, Fate, Gate},
-    },
-    setup,
-};
+use account_service::{boot::provision, config::{Cli, Command, DevSettings}, local::{momento::{Call, Fate, Gate}, ANY_PORT, Embedded}};
 use anyhow::{Context as _, Result, bail};
 use async_io::Timer;
 use clap::Parser;
@@ -193,7 +186,7 @@ async fn serve(arguments: Arguments) -> Result<()> {
         let text = secret.expose_secret();
         secret = text.replace(&cache.to_string(), &near.to_string()).into();
     }
-    setup::run(&settings, Some(secret.clone())).await?;
+    provision::run(&settings, Some(secret.clone())).await?;
     println!("TABLE_NAME={}", settings.table_name);
     println!("MOMENTO_SECRET_ID={}", settings.momento_secret_id);
     println!("AWS_ENDPOINT_URL_DYNAMODB=http://{table}");

@@ -12,22 +12,7 @@ use std::{
     time::Duration,
 };
 
-use account_service::{
-    cache::{Batching, Cache, Error, Found, Keys},
-    callers::{Credentials, Gate},
-    coherence::{Coherence, Settings},
-    config::{Cli, Command, DevSettings},
-    connections::Peer,
-    grpc::{
-        AccountService, AdmissionLayer, FairnessLayer, ObservationLayer, WatchLimits,
-        precise_status,
-    },
-    local::{Embedded, momento},
-    proto::account_v1::{self as pb, Role, account_service_server::AccountService as _},
-    service::{Accounts, Changes, Listings},
-    store::{self, DynamoDb, Register, Registers},
-    telemetry,
-};
+use account_service::{auth::{Credentials, Gate}, cache::{Batching, Cache, Error, Found, Keys}, coherence::{Coherence, Settings}, config::{Cli, Command, DevSettings}, grpc::{precise_status, AccountService, AdmissionLayer, FairnessLayer, ObservationLayer, WatchLimits}, local::{momento, Embedded}, proto::account_v1::{self as pb, account_service_server::AccountService as _, Role}, service::{Accounts, Changes, Listings}, store::{self, DynamoDb, Register, Registers}, telemetry, transport::listener::Peer};
 use account_service_bench::load::framed;
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;

@@ -16,8 +16,8 @@ pub use self::log::LogHead;
 use self::tail::{Progress, Tail};
 use super::{Coherence, fences::Cached};
 use crate::{
+    background::leader_lease::{self, Candidate},
     domain::{Key, Timestamp},
-    lease::{self, Candidate},
     store::{
         self, ChangeLog, ChangeStream, Changed, ChangedRecord, Left, Page, Position, Register,
         Registers, ShardId, StreamError, StreamId,
@@ -422,7 +422,7 @@ impl Invalidator {
     /// another one need not wait for it.
     pub async fn resign(&self) {
         self.resigned.cancel();
-        let given_up = lease::give_up(self.registers.as_ref(), REGISTER, &self.name).await;
+        let given_up = leader_lease::give_up(self.registers.as_ref(), REGISTER, &self.name).await;
         if let Err(error) = given_up {
             tracing::warn!(%error, "the invalidator's lease was not given up");
         }

@@ -7,8 +7,8 @@ use tokio::time::Instant;
 
 use super::log::LogHead;
 use crate::{
+    background::leader_lease,
     domain::Timestamp,
-    lease,
     store::{Cursor, Position, Shard, ShardId, StreamId},
 };
 
@@ -130,7 +130,7 @@ impl Tail {
             let name = format!("{UNLISTED}{}", id.0);
             (name, since.to_string())
         }));
-        lease::claim(&mut values, owner);
+        leader_lease::claim(&mut values, owner);
         values.insert(STREAM.to_owned(), self.stream.0.clone());
         values.extend(self.head.values());
         values

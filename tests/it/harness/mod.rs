@@ -16,7 +16,7 @@ use std::{
 };
 
 use account_service::{
-    boot::{self, App, Tuning},
+    boot::{self, App, Tuning, provision},
     coherence,
     config::{
         CacheSettings, CallerSettings, DevSettings, LogFormat, LogSettings, ServeSettings,
@@ -25,7 +25,6 @@ use account_service::{
     local::{ANY_PORT, Embedded, momento},
     proto::account_v1::account_service_client::AccountServiceClient,
     service::Accounts,
-    setup,
     store::OPERATION_TIMEOUT,
 };
 use tokio::sync::oneshot;
@@ -187,7 +186,7 @@ impl Backends {
     /// A replica that shares the cache, but serves another table.
     pub async fn replica_on_another_table(&self) -> Replica {
         let settings = self.settings_of_another_table();
-        setup::run(&settings.backends, None).await.unwrap();
+        provision::run(&settings.backends, None).await.unwrap();
         Replica::start(&settings).await
     }
 
@@ -195,7 +194,7 @@ impl Backends {
     /// it, without the item of these keys.
     pub async fn replica_on_a_copy_without(&self, pk: &str, sk: &str) -> Replica {
         let settings = self.settings_of_another_table();
-        setup::run(&settings.backends, None).await.unwrap();
+        provision::run(&settings.backends, None).await.unwrap();
         let url = self.embedded.dynamodb_url();
         let copy = Table::new(&url, &settings.backends.table_name);
         for item in self.table().items().await {

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     Keys, Policy, Refused,
-    keys::{Candidates, Edition},
+    jwks::{Candidates, Edition},
     policy::{Holder, SUBJECT},
 };
 

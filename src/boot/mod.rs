@@ -1,10 +1,12 @@
 //! From settings to a serving server: the one place that names the concrete
 //! backends.
 
+mod auth;
 mod error;
-mod gate;
 mod metrics;
-mod supply;
+mod momento_credentials;
+pub mod provision;
+pub mod secrets_manager;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -16,29 +18,29 @@ use tonic::{body::Body, transport::Server};
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tower::util::{MapRequestLayer, MapResponseLayer, option_layer};
 
+use self::secrets_manager::Secrets;
 use crate::{
+    background::orphan_cleanup::{CleanUp, CleanUpTiming},
     cache::{self, Batching, Credential, Momento},
-    clean_up::{CleanUp, CleanUpTiming},
     coherence::{self, Coherence, Invalidator},
     config::{BackendSettings, ServeSettings, ServerSettings},
-    connections,
     domain::Key,
     grpc::{
         AccountService, AdmissionLayer, DEFAULT_DEADLINE, DirectLayer, FairnessLayer, LongestCall,
         MUCH, ObservationLayer, Readiness, WatchLimits, precise_status, reflection_v1,
         reflection_v1alpha,
     },
-    secrets::{self, Secrets},
     service::{Accounts, Changes, Listings},
     store::{self, DynamoDb},
     telemetry,
+    transport::listener,
 };
 
+use self::{auth::Admittance, momento_credentials::Supply};
 pub use self::{
     error::Error,
     metrics::{MetricsError, start_metrics},
 };
-use self::{gate::Admittance, supply::Supply};
 
 /// Idle client connections are checked this often.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -68,8 +70,8 @@ const MAX_UNAUTHENTICATED: usize = 256;
 /// Time for the first admitted call of a connection.
 const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(30);
 /// Connections of probes.
-const HEALTH_CONNECTIONS: connections::Limits =
-    connections::Limits::never_authenticated(64, Duration::from_secs(60));
+const HEALTH_CONNECTIONS: listener::Limits =
+    listener::Limits::never_authenticated(64, Duration::from_secs(60));
 /// Calls of one connection of a probe that are under way at once.
 const MAX_STREAMS_OF_A_PROBE: u32 = 8;
 /// Pause between looks at a table that cannot be used yet.
@@ -108,9 +110,9 @@ fn usual_clean_up(settings: &ServerSettings) -> Option<CleanUpTiming> {
 }
 
 /// As many connections as the settings say, and as the process may have open files.
-fn limits_of_connections(settings: &ServerSettings) -> connections::Limits {
+fn limits_of_connections(settings: &ServerSettings) -> listener::Limits {
     let wanted = usize::try_from(settings.max_connections).unwrap_or(usize::MAX);
-    let most = connections::raise_open_files();
+    let most = listener::raise_open_files();
     let unauthenticated = MAX_UNAUTHENTICATED.min(most / 4);
     let authenticated = wanted.min(most - unauthenticated);
     if authenticated < wanted {
@@ -119,7 +121,7 @@ fn limits_of_connections(settings: &ServerSettings) -> connections::Limits {
             "fewer connections than MAX_CONNECTIONS: the process may not have more open files"
         );
     }
-    connections::Limits {
+    listener::Limits {
         authenticated,
         unauthenticated,
         authentication: AUTHENTICATION_TIMEOUT,
@@ -136,7 +138,7 @@ pub struct App {
     drain_timeout: Duration,
     watch_patience: Duration,
     calls_at_once: usize,
-    connections: connections::Limits,
+    connections: listener::Limits,
     max_connection_age: Duration,
     admittance: Admittance,
     health_listener: Option<TcpListener>,
@@ -308,7 +310,7 @@ impl App {
             .add_optional_service(reflection_v1)
             .add_optional_service(reflection_v1alpha)
             .serve_with_incoming_shutdown(
-                connections::accept(listener, self.admittance.tls(), self.connections),
+                listener::accept(listener, self.admittance.tls(), self.connections),
                 stop,
             );
         let serve_and_drain = async {
@@ -420,7 +422,7 @@ async fn serve_health<H: Health>(
     server_builder()
         .max_concurrent_streams(MAX_STREAMS_OF_A_PROBE)
         .add_service(health)
-        .serve_with_incoming(connections::accept(listener, None, HEALTH_CONNECTIONS))
+        .serve_with_incoming(listener::accept(listener, None, HEALTH_CONNECTIONS))
         .await
         .map_err(serve_failed)
 }
@@ -532,7 +534,7 @@ pub(crate) fn table_error(settings: &BackendSettings, source: store::Error) -> E
     }
 }
 
-pub(crate) fn secret_error(settings: &BackendSettings, source: secrets::Error) -> Error {
+pub(crate) fn secret_error(settings: &BackendSettings, source: secrets_manager::Error) -> Error {
     Error::Secret {
         id: settings.momento_secret_id.clone(),
         source,

@@ -12,9 +12,9 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::leader_lease::{self, Candidate};
 use crate::{
     domain::{Actor, Gone, Key, Leftovers, Membership, Origin, Record, Uid},
-    lease::{self, Candidate},
     store::{
         self, CommitError, LeftoverTasks, Listed, Lists, Place, Registers, Slice, Step, Store,
     },
@@ -171,7 +171,7 @@ impl CleanUp {
     /// Stops for ever, and gives the lease up.
     pub async fn resign(&self) {
         self.resigned.cancel();
-        let given_up = lease::give_up(self.registers.as_ref(), REGISTER, &self.name).await;
+        let given_up = leader_lease::give_up(self.registers.as_ref(), REGISTER, &self.name).await;
         if let Err(error) = given_up {
             tracing::warn!(%error, "the clean-up's lease was not given up");
         }
@@ -310,7 +310,7 @@ impl CleanUp {
 
     async fn write_lease(&self, found: Option<u64>) -> Result<Lease, Stop> {
         let mut values = BTreeMap::new();
-        lease::claim(&mut values, &self.name);
+        leader_lease::claim(&mut values, &self.name);
         let version = self
             .registers
             .swap_register(REGISTER, found, &values)

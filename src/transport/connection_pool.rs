@@ -15,7 +15,7 @@ use foldhash::fast::RandomState;
 use futures_util::task::AtomicWaker;
 
 use crate::{
-    callers::Name,
+    auth::Name,
     telemetry::{CONNECTIONS, CONNECTIONS_EVICTED, CONNECTIONS_REFUSED},
 };
 

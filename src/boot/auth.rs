@@ -4,10 +4,10 @@ use std::{net::SocketAddr, path::Path, sync::Arc};
 
 use super::Error;
 use crate::{
-    callers::{Expected, Gate, Keys, Policy, Tokens},
+    auth::{Expected, Gate, Keys, Policy, Tokens},
     config::{CallerSettings, ServerSettings},
     grpc,
-    tls::{Tls, TlsFiles},
+    transport::tls::{Tls, TlsFiles},
 };
 
 /// The gate, and what has to be followed for it.

@@ -2,21 +2,21 @@
 //! to grants. Knows no gRPC.
 
 mod certificate;
-mod keys;
+mod jwks;
+mod jwt;
 mod policy;
-mod token;
 
 use std::{fmt, sync::Arc};
 
 use jsonwebtoken::get_current_timestamp;
 use sha2::{Digest as _, Sha256};
 
-pub use certificate::Certificate;
-pub use keys::{KeySource, KeySourceError, Keys};
-pub use policy::{Grant, Method, Policy, PolicyError};
-pub use token::{Expected, Tokens};
+pub use self::certificate::Certificate;
+pub use self::jwks::{KeySource, KeySourceError, Keys};
+pub use self::jwt::{Expected, Tokens};
+pub use self::policy::{Grant, Method, Policy, PolicyError};
 
-use self::{policy::Holder, token::Identity};
+use self::{jwt::Identity, policy::Holder};
 
 /// The name of a caller. Shown, it is what a log may hold: a service's as it is, and
 /// of another one, which may be a user's, the beginning of its SHA-256.

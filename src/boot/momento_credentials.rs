@@ -10,12 +10,12 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
+use super::secrets_manager::{self as secrets_room, Secrets};
 use super::{Error, cache_error, connect_cache, secret_error, secrets};
 use crate::{
     cache::{self, Slot},
     config::BackendSettings,
     domain::Timestamp,
-    secrets::{self as secrets_room, Secrets},
     telemetry::{CREDENTIAL_TIME, CREDENTIALS_REFUSED},
 };
 

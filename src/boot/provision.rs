@@ -6,11 +6,12 @@ use std::{collections::BTreeSet, sync::Arc};
 use secrecy::SecretString;
 use serde::Deserialize;
 
+use super::{App, Error, secrets_manager};
+use crate::boot;
 use crate::{
-    boot::{self, App, Error},
     coherence,
     config::{BackendSettings, ServeSettings},
-    secrets, store,
+    store,
 };
 
 /// What was done, one line for each backend.
@@ -49,12 +50,14 @@ pub async fn run(
     let id = &settings.momento_secret_id;
     let (secret, secret_report) = match (secrets.read(id).await, new_secret) {
         (Ok(version), _) => (version.secret, EXISTS),
-        (Err(secrets::Error::Missing), Some(secret)) => {
+        (Err(secrets_manager::Error::Missing), Some(secret)) => {
             let created = secrets.create(id, &secret).await;
             created.map_err(|source| boot::secret_error(settings, source))?;
             (secret, CREATED)
         }
-        (Err(secrets::Error::Missing), None) => return Err(Error::NoSecret { id: id.clone() }),
+        (Err(secrets_manager::Error::Missing), None) => {
+            return Err(Error::NoSecret { id: id.clone() });
+        }
         (Err(source), _) => return Err(boot::secret_error(settings, source)),
     };
 

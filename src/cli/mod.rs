@@ -1,5 +1,7 @@
 //! What each subcommand does.
 
+pub mod healthcheck;
+
 #[cfg(feature = "local")]
 use std::sync::Arc;
 use std::{
@@ -8,12 +10,12 @@ use std::{
 };
 
 use crate::{
-    boot::{self, App},
+    boot::{self, App, provision},
     config::{
         Command, FlushSettings, LogSettings, ServeSettings, SetupSettings, TraceSettings,
         momento_secret_from_env,
     },
-    health, setup, store, telemetry,
+    store, telemetry,
 };
 #[cfg(feature = "local")]
 use crate::{
@@ -77,7 +79,7 @@ pub async fn run(command: Command) -> Result<(), Failure> {
         Command::Flush(settings) => flush(&settings).await?,
         Command::Invalidate(settings) => invalidate(&settings).await?,
         Command::Healthcheck(settings) => {
-            health::check(&settings)
+            healthcheck::check(&settings)
                 .await
                 .map_err(Failure::NotServing)?;
         }
@@ -132,7 +134,7 @@ async fn set_up(settings: &SetupSettings) -> Result<(), boot::Error> {
     log(&settings.log);
     let new_secret = momento_secret_from_env(|name| std::env::var(name).ok());
     let names = &settings.backends;
-    let report = setup::run(names, new_secret).await?;
+    let report = provision::run(names, new_secret).await?;
     say(&format!(
         "table {}: {}\nsecret {}: {}\ncache {}: {}\n",
         names.table_name,
@@ -180,7 +182,7 @@ fn describe_findings(findings: &store::Findings) -> String {
 async fn flush(settings: &FlushSettings) -> Result<(), boot::Error> {
     log(&settings.log);
     let names = &settings.backends;
-    setup::flush(names).await?;
+    provision::flush(names).await?;
     say(&format!(
         "cache {}: nothing from before is used any more\n",
         names.cache_name
@@ -192,7 +194,7 @@ async fn invalidate(settings: &ServeSettings) -> Result<(), boot::Error> {
     log(&settings.log);
     let event = std::io::read_to_string(std::io::stdin().take(MAX_EVENT_BYTES));
     let event = event.map_err(|error| boot::Error::Event(serde_json::Error::io(error)))?;
-    let count = setup::invalidate(settings, &event).await?;
+    let count = provision::invalidate(settings, &event).await?;
     say(&format!("{count} records fenced\n"));
     Ok(())
 }

@@ -1,9 +1,6 @@
 //! Connections of clients, accepted in the clear or with TLS. Each listener bounds how
 //! many are open, how long one takes to become of use, and how long it lasts.
 
-mod files;
-mod pool;
-
 use std::{
     future::poll_fn,
     io,
@@ -23,15 +20,15 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
-use self::pool::{Open, Pool, Registration};
-pub use self::{
-    files::raise_open_files,
-    pool::{Held, Limits, TooMany},
+use super::connection_pool::{Open, Pool, Registration};
+use super::tls::Tls;
+pub use super::{
+    connection_pool::{Held, Limits, TooMany},
+    open_files::raise_open_files,
 };
 use crate::{
-    callers::{Certificate, Name, Refused},
+    auth::{Certificate, Name, Refused},
     telemetry::Throttle,
-    tls::Tls,
 };
 
 /// Longest that a client may take to agree on TLS, if that is spoken, and to send
