@@ -1,25 +1,20 @@
 //! The cache: bytes under keys, with conditional writes only. Knows nothing of
 //! what the bytes mean.
 
-mod answers;
-mod batching;
-mod channel;
-mod credential;
-mod keys;
-mod lookups;
+mod key_batch;
 mod momento;
-mod slot;
+mod swappable;
 
 use std::{error::Error as StdError, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
-pub use batching::Batching;
-pub use credential::{Credential, CredentialError};
-pub use keys::Keys;
-pub use momento::{Momento, Settings};
-pub use slot::Slot;
+pub use self::{
+    key_batch::Keys,
+    momento::{Batching, Credential, CredentialError, Momento, Settings},
+    swappable::Slot,
+};
 
 /// Keys that are looked up at once, at most.
 pub const MAX_KEYS: usize = 300;

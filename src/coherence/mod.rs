@@ -1,38 +1,39 @@
 //! Keeps the cache honest: reads by lease, writes by fence and confirm. A read
 //! that starts after a write was acknowledged returns that write or a later one.
 
-mod breaker;
-mod envelope;
-mod fences;
-mod flights;
-mod generation;
-mod glance;
+mod circuit_breaker;
+mod entry;
+mod fault_injection;
+mod fencing;
+mod generation_switch;
 mod invalidator;
-mod reads;
-mod recent;
-mod sabotage;
-mod turns;
-mod turnstile;
-mod view;
-mod writes;
+mod local_cache;
+mod projection;
+mod read_path;
+mod single_flight;
+mod table_read_limiter;
+mod write_path;
+mod write_queues;
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::task::TaskTracker;
 
-pub use envelope::{Entry, Nonce, Tag};
-pub use generation::Space;
-pub use invalidator::{Invalidator, InvalidatorTiming, LogHead};
-pub use reads::{Answer, Freshness, Source};
-pub use recent::MAX_STALENESS;
-pub use sabotage::Sabotage;
-pub use view::View;
-pub use writes::{Change, Held, Plan, Verdict, WriteError};
+pub use self::{
+    entry::{Entry, Nonce, Tag},
+    fault_injection::Sabotage,
+    generation_switch::Space,
+    invalidator::{Invalidator, InvalidatorTiming, LogHead},
+    local_cache::MAX_STALENESS,
+    projection::View,
+    read_path::{Answer, Freshness, Source},
+    write_path::{Change, Held, Plan, Verdict, WriteError},
+};
 
 use self::{
-    breaker::Breakers, flights::Flights, generation::Generations, turns::Turns,
-    turnstile::Turnstile, view::RecentViews,
+    circuit_breaker::Breakers, generation_switch::Generations, projection::RecentViews,
+    single_flight::Flights, table_read_limiter::Turnstile, write_queues::Turns,
 };
 use crate::{
     cache::Cache,

@@ -2,22 +2,22 @@
 //! what. Depends on the standard library only.
 
 mod email;
-mod gist;
 mod labels;
-mod leftovers;
 mod membership;
+mod membership_check;
 mod names;
 mod organization;
 mod origin;
+mod orphans;
 mod record;
 mod rules;
 mod state;
 mod user;
 
+pub use self::membership_check::{Bond, Gist, Incarnation};
+pub use self::orphans::{Gone, Leftovers};
 pub use email::{EMAIL_MAX_LEN, Email};
-pub use gist::{Bond, Gist, Incarnation};
 pub use labels::{LABEL_KEY_MAX_LEN, LabelError, Labels, MAX_LABELS};
-pub use leftovers::{Gone, Leftovers};
 pub use membership::{Membership, Role, Standing};
 pub use names::{
     EXISTING_NAME_MAX_BYTES, FREE_TEXT_MAX_BYTES, FreeText, NEW_NAME_MAX_LEN, NameError,

@@ -7,7 +7,7 @@ use foldhash::fast::RandomState;
 use prost::Message as _;
 use prost_types::{DescriptorProto, FileDescriptorSet};
 
-use super::mutation;
+use super::write_request;
 use crate::{auth::Method, proto::account_v1::DESCRIPTOR_SET};
 
 /// Begins the paths of the service's methods.
@@ -43,7 +43,7 @@ pub fn methods() -> Vec<Method> {
     let methods = services.flat_map(|service| &service.method);
     let methods = methods.map(|method| {
         let request = method.input_type().rsplit('.').next();
-        let is_change = mutation::RPCS.contains(&method.name());
+        let is_change = write_request::RPCS.contains(&method.name());
         Method {
             name: method.name().to_owned(),
             is_of_platform: is_change && !request.is_some_and(|it| has_actor.contains(&it)),
@@ -67,7 +67,7 @@ impl<T> ByMethod<T> {
         let by_name = methods().into_iter().map(|Method { name, .. }| {
             let class = match name.as_str() {
                 WATCH => Class::Watch,
-                name if mutation::RPCS.contains(&name) => Class::Change,
+                name if write_request::RPCS.contains(&name) => Class::Change,
                 _ => Class::Read,
             };
             let of_method = Arc::new(make(&name, class));
@@ -110,7 +110,7 @@ mod tests {
     fn what_is_no_mutation_begins_like_a_read() {
         let reads = ["Get", "BatchGet", "Lookup", "List", "Check", "BatchCheck"];
         let classes = ByMethod::new(|name, class| (name.to_owned(), class));
-        assert!(classes.0.len() > mutation::RPCS.len());
+        assert!(classes.0.len() > write_request::RPCS.len());
         for (name, class) in classes.0.values().map(AsRef::as_ref) {
             let is_read = reads.iter().any(|read| name.starts_with(read));
             assert_eq!(is_read, *class == Class::Read, "{name}");

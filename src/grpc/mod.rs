@@ -1,36 +1,28 @@
 //! The edge: handlers that parse a request, call a use case and render its
 //! answer. Nothing below this room knows gRPC.
 
-mod admission;
 mod convert;
 mod deadline;
-mod direct;
-mod fairness;
 mod health;
-mod lobby;
+mod memory_budget;
 mod methods;
-mod mutation;
-mod observation;
-mod precise;
-mod processors;
+mod middleware;
 mod reflection;
-mod room;
 mod shares;
 mod status;
 mod watch;
+mod write_request;
 
 use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 
-pub use admission::AdmissionLayer;
 pub use deadline::{DEFAULT_DEADLINE, LongestCall};
-pub use direct::DirectLayer;
-pub use fairness::{FairnessLayer, MUCH};
 pub use health::Readiness;
 pub use methods::methods;
-pub use observation::ObservationLayer;
-pub use precise::precise_status;
+pub use middleware::{
+    AdmissionLayer, DirectLayer, FairnessLayer, MUCH, ObservationLayer, precise_status,
+};
 pub use reflection::{reflection_v1, reflection_v1alpha};
 pub use status::{DOMAIN, Reason};
 pub use watch::{ChangeStream, WatchLimits};
@@ -45,11 +37,11 @@ use crate::{
 };
 
 use self::{
-    lobby::Flow,
-    mutation::Change,
-    room::{Records, Requester, Room},
+    memory_budget::{Records, Requester, Room},
+    middleware::Flow,
     shares::Shares,
     watch::Begin,
+    write_request::Change,
 };
 
 /// Largest request of a batch that is read, in bytes. The largest sensible one, 1000
@@ -128,7 +120,7 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::CreateUserRequest>,
     ) -> Reply<pb::CreateUserResponse> {
-        let (request, change, call) = mutation::open(request)?;
+        let (request, change, call) = write_request::open(request)?;
         let new = convert::new_user(&request)?;
         let user = change.run(self.accounts.create_user(new, call)).await?;
         Ok(Response::new(pb::CreateUserResponse {
@@ -192,7 +184,7 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::UpdateUserRequest>,
     ) -> Reply<pb::UpdateUserResponse> {
-        let (request, change, call) = mutation::open(request)?;
+        let (request, change, call) = write_request::open(request)?;
         let user = convert::user_to_update(&request)?;
         let user = Some(self.edit_user(user, change, call).await?);
         Ok(Response::new(pb::UpdateUserResponse { user }))
@@ -202,7 +194,7 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::SuspendUserRequest>,
     ) -> Reply<pb::SuspendUserResponse> {
-        let (request, change, call) = mutation::open(request)?;
+        let (request, change, call) = write_request::open(request)?;
         let user = convert::user_in_state(&request.username, &request.etag, State::Suspended)?;
         let user = Some(self.edit_user(user, change, call).await?);
         Ok(Response::new(pb::SuspendUserResponse { user }))
@@ -212,7 +204,7 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::ResumeUserRequest>,
     ) -> Reply<pb::ResumeUserResponse> {
-        let (request, change, call) = mutation::open(request)?;
+        let (request, change, call) = write_request::open(request)?;
         let user = convert::user_in_state(&request.username, &request.etag, State::Active)?;
         let user = Some(self.edit_user(user, change, call).await?);
         Ok(Response::new(pb::ResumeUserResponse { user }))
@@ -222,7 +214,7 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::DeleteUserRequest>,
     ) -> Reply<pb::DeleteUserResponse> {
-        let (request, change, call) = mutation::open(request)?;
+        let (request, change, call) = write_request::open(request)?;
         let user = convert::user_to_delete(&request)?;
         let user = change.run(self.accounts.delete_user(user, call)).await?;
         Ok(Response::new(pb::DeleteUserResponse {
@@ -234,7 +226,7 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::CreateOrganizationRequest>,
     ) -> Reply<pb::CreateOrganizationResponse> {
-        let (request, change, call) = mutation::open(request)?;
+        let (request, change, call) = write_request::open(request)?;
         let new = convert::new_organization(&request)?;
         let organization = change
             .run(self.accounts.create_organization(new, call))
@@ -286,7 +278,7 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::UpdateOrganizationRequest>,
     ) -> Reply<pb::UpdateOrganizationResponse> {
-        let (request, change, call) = mutation::open(request)?;
+        let (request, change, call) = write_request::open(request)?;
         let organization = convert::organization_to_update(&request)?;
         let organization = Some(self.edit_organization(organization, change, call).await?);
         Ok(Response::new(pb::UpdateOrganizationResponse {
@@ -298,7 +290,7 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::SuspendOrganizationRequest>,
     ) -> Reply<pb::SuspendOrganizationResponse> {
-        let (request, change, call) = mutation::open(request)?;
+        let (request, change, call) = write_request::open(request)?;
         let organization = convert::organization_in_state(
             &request.organization_name,
             &request.etag,
@@ -314,7 +306,7 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::ResumeOrganizationRequest>,
     ) -> Reply<pb::ResumeOrganizationResponse> {
-        let (request, change, call) = mutation::open(request)?;
+        let (request, change, call) = write_request::open(request)?;
         let organization = convert::organization_in_state(
             &request.organization_name,
             &request.etag,
@@ -330,7 +322,7 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::TransferOwnershipRequest>,
     ) -> Reply<pb::TransferOwnershipResponse> {
-        let (request, change, call) = mutation::open(request)?;
+        let (request, change, call) = write_request::open(request)?;
         let ownership = convert::ownership_to_transfer(&request)?;
         let owners = change
             .run(self.accounts.transfer_ownership(ownership, call))
@@ -345,7 +337,7 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::DeleteOrganizationRequest>,
     ) -> Reply<pb::DeleteOrganizationResponse> {
-        let (request, change, call) = mutation::open(request)?;
+        let (request, change, call) = write_request::open(request)?;
         let organization = convert::organization_to_delete(&request)?;
         let organization = change
             .run(self.accounts.delete_organization(organization, call))
@@ -359,7 +351,7 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::AddUserToOrganizationRequest>,
     ) -> Reply<pb::AddUserToOrganizationResponse> {
-        let (request, change, call) = mutation::open(request)?;
+        let (request, change, call) = write_request::open(request)?;
         let member = convert::member_to_add(&request)?;
         let membership = change.run(self.accounts.add_member(member, call)).await?;
         Ok(Response::new(pb::AddUserToOrganizationResponse {
@@ -392,7 +384,7 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::ChangeMemberRoleRequest>,
     ) -> Reply<pb::ChangeMemberRoleResponse> {
-        let (request, change, call) = mutation::open(request)?;
+        let (request, change, call) = write_request::open(request)?;
         let role = convert::role_to_change(&request)?;
         let membership = change.run(self.accounts.change_role(role, call)).await?;
         Ok(Response::new(pb::ChangeMemberRoleResponse {
@@ -404,7 +396,7 @@ impl account_service_server::AccountService for AccountService {
         &self,
         request: Request<pb::RemoveUserFromOrganizationRequest>,
     ) -> Reply<pb::RemoveUserFromOrganizationResponse> {
-        let (request, change, call) = mutation::open(request)?;
+        let (request, change, call) = write_request::open(request)?;
         let member = convert::member_to_remove(&request)?;
         let membership = change
             .run(self.accounts.remove_member(member, call))
@@ -513,7 +505,7 @@ impl account_service_server::AccountService for AccountService {
         request: Request<pb::WatchChangesRequest>,
     ) -> Reply<ChangeStream> {
         let begin = Begin::of(request.extensions());
-        let flow = fairness::flow_of(request.extensions());
+        let flow = middleware::flow_of(request.extensions());
         let (start, filter) = convert::watch(&request.into_inner())?;
         let place = self.watchers.try_acquire(flow);
         let place = place.ok_or_else(status::too_many_watchers)?;

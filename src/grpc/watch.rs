@@ -20,7 +20,7 @@ use tonic::{Code, Status};
 
 use super::{
     convert,
-    lobby::Flow,
+    middleware::Flow,
     shares::Permit,
     status::{self, Reason},
 };

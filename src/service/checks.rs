@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use foldhash::fast::RandomState;
 use tokio::task::consume_budget;
 
-use super::{Accounts, Error, Freshness, Source, snapshot::keys_of_member, store_failed};
+use super::{Accounts, Error, Freshness, Source, read_set::keys_of_member, store_failed};
 use crate::domain::{Gist, Key, OrganizationName, Role, Username, effective_role};
 
 /// One question.

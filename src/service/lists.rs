@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::{
     Accounts, Error, Freshness, Refusal,
     memberships::standing,
-    pages::{ListName, PageTokens},
-    snapshot::keys_of_member,
+    page_token::{ListName, PageTokens},
+    read_set::keys_of_member,
     store_failed,
 };
 use crate::{

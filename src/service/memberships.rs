@@ -6,9 +6,10 @@ use async_trait::async_trait;
 use tokio::time::timeout;
 
 use super::{
-    Accounts, Call, Error, Freshness, Refusal, Source, is_version,
-    once::Repeatable,
-    snapshot::{Snapshot, keys_around, keys_of_member, transaction},
+    Accounts, Call, Error, Freshness, Refusal, Source,
+    idempotency::Repeatable,
+    is_version,
+    read_set::{Snapshot, keys_around, keys_of_member, transaction},
     store_failed,
 };
 use crate::{

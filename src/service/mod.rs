@@ -2,25 +2,26 @@
 //! guards a write is read strongly and repeated as a condition of the write's
 //! transaction.
 
-mod batches;
-mod changes;
+mod batch_get;
 mod checks;
+mod idempotency;
 mod lists;
 mod memberships;
-mod once;
 mod organizations;
 mod ownership;
-mod pages;
-mod snapshot;
+mod page_token;
+mod read_set;
 mod users;
+mod watch;
 
 use std::sync::Arc;
 
 use tokio::time::Instant;
 use uuid::Uuid;
 
-pub use batches::Batch;
-pub use changes::{
+pub use self::batch_get::Batch;
+pub use self::page_token::NoPageToken;
+pub use self::watch::{
     ChangeFilter, Changed, Changes, Cursor, MAX_CHANGES, NoCursor, Start, WatchError, Watcher,
 };
 pub use checks::{Check, CheckResult};
@@ -30,10 +31,9 @@ pub use organizations::{
     NewOrganization, OrganizationEdit, OrganizationToDelete, OrganizationToEdit,
 };
 pub use ownership::{Owners, OwnershipToTransfer};
-pub use pages::NoPageToken;
 pub use users::{NewUser, UserEdit, UserToDelete, UserToEdit};
 
-use self::once::{Once, Outcome, Repeatable};
+use self::idempotency::{Once, Outcome, Repeatable};
 use crate::{
     coherence::{Change, Coherence, WriteError},
     domain::{Actor, Etag, OrganizationName, Origin, Request, ServiceName, Stamp, Uid, Username},

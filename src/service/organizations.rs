@@ -3,11 +3,12 @@
 use async_trait::async_trait;
 
 use super::{
-    Accounts, Call, Error, Freshness, Refusal, Source, is_version,
+    Accounts, Call, Error, Freshness, Refusal, Source,
+    idempotency::Repeatable,
+    is_version,
     memberships::NewMember,
     new_uid,
-    once::Repeatable,
-    snapshot::{Snapshot, deletion, keys_of_member, rewrite, transaction},
+    read_set::{Snapshot, deletion, keys_of_member, rewrite, transaction},
     store_failed,
 };
 use crate::{

@@ -4,9 +4,9 @@ use async_trait::async_trait;
 
 use super::{
     Accounts, Call, Error, Refusal,
+    idempotency::Repeatable,
     memberships::{NewMember, not_a_member},
-    once::Repeatable,
-    snapshot::{Snapshot, keys_around, keys_of_member, transaction},
+    read_set::{Snapshot, keys_around, keys_of_member, transaction},
 };
 use crate::{
     coherence::{Change, Plan, Verdict},

@@ -3,9 +3,10 @@
 use async_trait::async_trait;
 
 use super::{
-    Accounts, Call, Error, Freshness, Refusal, Source, is_version, new_uid,
-    once::Repeatable,
-    snapshot::{Snapshot, deletion, rewrite},
+    Accounts, Call, Error, Freshness, Refusal, Source,
+    idempotency::Repeatable,
+    is_version, new_uid,
+    read_set::{Snapshot, deletion, rewrite},
     store_failed,
 };
 use crate::{

@@ -22,7 +22,7 @@ const WORDS: [(&str, &[&str]); 12] = [
         &[
             "grpc/",
             "boot/",
-            "cache/answers.rs",
+            "cache/momento/response_stream.rs",
             "transport/",
             "proto.rs",
             "cli/",
@@ -33,7 +33,7 @@ const WORDS: [(&str, &[&str]); 12] = [
     ("jsonwebtoken", &["auth/", "config.rs"]),
     ("x509_parser", &["auth/"]),
     ("reqwest", &["auth/"]),
-    ("rustls", &["transport/", "cache/channel.rs"]),
+    ("rustls", &["transport/", "cache/momento/connection.rs"]),
     ("account_v1", &["grpc/", "boot/", "proto.rs"]),
 ];
 

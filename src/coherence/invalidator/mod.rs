@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 pub use self::log::LogHead;
 use self::tail::{Progress, Tail};
-use super::{Coherence, fences::Cached};
+use super::{Coherence, fencing::Cached};
 use crate::{
     background::leader_lease::{self, Candidate},
     domain::{Key, Timestamp},

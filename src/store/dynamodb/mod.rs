@@ -1,13 +1,13 @@
 //! The table in DynamoDB: strongly consistent reads and the client's settings.
 //! This room alone knows the DynamoDB SDK.
 
-mod budget;
 mod change_log;
 mod change_stream;
 mod commit;
-mod leftovers;
 mod lists;
+mod orphans;
 mod register;
+mod retry_budget;
 mod table;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -25,7 +25,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 pub use change_stream::DynamoDbStream;
 pub use table::{Created, Finding, Findings};
 
-use self::budget::Budget;
+use self::retry_budget::Budget;
 use super::{
     Error, Kind, Listed, OWNER_HINTS, Place, READ_MAX_KEYS, READS_AT_ONCE, Remembered, StoredClaim,
     StrongReads,

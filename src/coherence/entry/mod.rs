@@ -1,6 +1,10 @@
 //! The wire format of cache entries: what is stored under a cache key. An entry
 //! that is not exactly as this module writes it is not believed.
 
+mod partial_decode;
+
+pub(super) use self::partial_decode::glance;
+
 use prost::Message as _;
 use uuid::Uuid;
 

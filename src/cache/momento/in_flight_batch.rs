@@ -12,7 +12,7 @@ use indexmap::IndexSet;
 use tokio::{runtime::Handle, sync::oneshot, task::yield_now, time::timeout};
 use tracing::{Instrument as _, Span};
 
-use super::{Cache, Error, Found, Keys, Kind, is_long};
+use crate::cache::{Cache, Error, Found, Keys, Kind, is_long};
 use crate::telemetry;
 
 /// Look-ups that are sent at once, each on its own; those that come meanwhile wait for

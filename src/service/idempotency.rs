@@ -7,7 +7,7 @@ use async_trait::async_trait;
 
 use super::{
     Owners, Refusal,
-    snapshot::{Snapshot, keys_of_member},
+    read_set::{Snapshot, keys_of_member},
 };
 use crate::{
     coherence::{Change, Plan, Verdict},

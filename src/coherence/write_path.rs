@@ -10,9 +10,9 @@ use tracing::Instrument as _;
 
 use super::{
     Coherence,
-    fences::{Cached, Cover, Fences, Uncovered},
-    sabotage::Sabotage,
-    turns::Turn,
+    fault_injection::Sabotage,
+    fencing::{Cached, Cover, Fences, Uncovered},
+    write_queues::Turn,
 };
 use crate::{
     backoff,

@@ -22,7 +22,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::{either::Either, sync::CancellationToken, task::AbortOnDropHandle};
 use tower::Service as _;
 
-use super::momento::{CONNECT_TIMEOUT, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
+use super::{CONNECT_TIMEOUT, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
 use crate::transport::tls::HTTP2;
 
 /// How much may be on its way to here, in bytes: of one call, and of all. A look-up

@@ -10,7 +10,7 @@ use http::{HeaderMap, Request, Response, header::AUTHORIZATION};
 use tonic::body::Body;
 use tower::{Layer, Service};
 
-use super::{methods, status};
+use crate::grpc::{methods, status};
 use crate::{
     auth::{Credentials, Gate, Refused},
     transport::listener::{Peer, TooMany},

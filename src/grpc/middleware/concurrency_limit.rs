@@ -16,14 +16,17 @@ use tonic::body::Body;
 use tower::{Layer, Service};
 
 use super::{
+    cpu_load::{self, Processors, Turn, Turns},
+    fair_queue::{Flow, Lobby, Pass},
+};
+use crate::grpc::{
     deadline::Arrival,
-    lobby::{Flow, Lobby, Pass},
     methods::{ByMethod, Class},
-    processors::{self, Processors, Turn, Turns},
     status,
 };
 use crate::{
     auth::Caller,
+    service,
     telemetry::{CALLS_LIMIT, CALLS_QUEUED, CALLS_SHED},
     transport::listener::Peer,
 };
@@ -54,10 +57,10 @@ impl FairnessLayer {
     /// than `much` of a processor, by the clock, run by turns.
     #[must_use]
     pub fn new(at_once: usize, much: Duration) -> Self {
-        let turns = Turns::new(processors::count(), much);
+        let turns = Turns::new(cpu_load::count(), much);
         let lobby = |class| {
             let told = metrics::gauge!(CALLS_LIMIT, "class" => class);
-            let least = LEAST_PER_PROCESSOR * processors::count();
+            let least = LEAST_PER_PROCESSOR * cpu_load::count();
             Arc::new(Lobby::new(least, at_once, told, turns.clone()))
         };
         Self(Arc::new(Lobbies {
@@ -154,7 +157,14 @@ where
 
 /// What a change that goes on though its caller has gone keeps.
 #[derive(Debug, Clone)]
-pub(super) struct Place(pub(super) Arc<Pass>);
+pub(in crate::grpc) struct Place(Arc<Pass>);
+
+impl Place {
+    /// Keeps the place until what is returned is dropped.
+    pub(in crate::grpc) fn hold(&self) -> service::Held {
+        self.0.clone()
+    }
+}
 
 /// The pass of a call.
 #[derive(Debug)]
@@ -188,7 +198,7 @@ impl Deref for Held {
 }
 
 /// Whose call it is that has these extensions.
-pub(super) fn flow_of(extensions: &Extensions) -> Flow {
+pub(in crate::grpc) fn flow_of(extensions: &Extensions) -> Flow {
     let caller = extensions
         .get::<Caller>()
         .and_then(|caller| caller.name.clone());

@@ -21,12 +21,11 @@ use tokio::task::consume_budget;
 use webpki_roots::TLS_SERVER_ROOTS;
 
 use super::{
-    Credential, Error, Found, Keys, Kind,
-    answers::{Answers, framed},
-    channel::{Channel, Endpoint},
-    is_long,
-    momento::{REQUEST_TIMEOUT, Settings},
+    REQUEST_TIMEOUT, Settings,
+    connection::{Channel, Endpoint},
+    response_stream::{Answers, framed},
 };
+use crate::cache::{Credential, Error, Found, Keys, Kind, is_long};
 
 /// What is called for one key, and for several.
 const GET: &str = "/cache_client.Scs/Get";

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::{
     Coherence, Entry, Tag,
-    generation::{Phase, Space, View},
+    generation_switch::{Phase, Space, View},
 };
 use crate::{
     backoff,

@@ -22,7 +22,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::processors::{Turn, Turns};
+use super::cpu_load::{Turn, Turns};
 use crate::auth::Name;
 
 /// Calls of one caller that wait; those beyond are refused, but not at once: a
@@ -53,7 +53,7 @@ const SET_ASIDE: u64 = 4;
 
 /// Who calls, as far as turns are concerned.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum Flow {
+pub(in crate::grpc) enum Flow {
     /// A caller with a name.
     Caller(Name),
     /// Where nobody has a name: a connection.

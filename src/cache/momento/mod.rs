@@ -1,5 +1,11 @@
 //! The cache in Momento, over one long-lived client.
 
+mod connection;
+mod consistent_get;
+mod credential;
+mod in_flight_batch;
+mod response_stream;
+
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::future::try_join;
@@ -13,7 +19,13 @@ use momento::{
     config::{grpc_configuration::GrpcConfiguration, transport_strategy::TransportStrategy},
 };
 
-use super::{Credential, Error, Found, Keys, Kind, lookups::Lookups};
+pub use self::{
+    credential::{Credential, CredentialError},
+    in_flight_batch::Batching,
+};
+
+use self::consistent_get::Lookups;
+use super::{Error, Found, Keys, Kind};
 use crate::telemetry::{Backend, BackendCall, Outcome};
 
 /// Longest to wait for the connection, and for the first answer.

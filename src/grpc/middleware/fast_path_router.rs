@@ -14,7 +14,7 @@ use http_body::Frame;
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
-use super::{AccountService, MAX_REQUEST_BYTES, methods};
+use crate::grpc::{AccountService, MAX_REQUEST_BYTES, methods};
 use crate::{
     proto::account_v1::account_service_server::AccountServiceServer,
     transport::listener::{Held, Peer},

@@ -3,7 +3,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::envelope::{Nonce, SCHEMA, state_from_wire};
+use super::{Nonce, SCHEMA, state_from_wire};
 use crate::{
     domain::{Bond, Gist, Incarnation, Key, Role, Timestamp, Uid},
     proto::cache_v1 as wire,
@@ -29,7 +29,7 @@ const OF_ORGANIZATION: [u8; 2] = [3, 7];
 /// What the table held when it was read, and when that was. `None` for leases,
 /// fences, and bytes that are no entry of this format for this very key. What is not
 /// needed is passed over: it may be what a whole reading would not take.
-pub(super) fn glance(
+pub(in crate::coherence) fn glance(
     bytes: &[u8],
     cache_key: &[u8],
     key: &Key,
@@ -248,7 +248,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        coherence::{Entry, Tag, generation::Space},
+        coherence::{Entry, Tag, generation_switch::Space},
         domain::{
             FreeText, Labels, Membership, Organization, OrganizationName, Record, Role, Stamp,
             State, User, Username,

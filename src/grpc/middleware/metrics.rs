@@ -16,7 +16,7 @@ use pin_project_lite::pin_project;
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 
-use super::{deadline, methods::ByMethod};
+use crate::grpc::{deadline, methods::ByMethod};
 use crate::{
     telemetry::{CallSpan, RPC_DURATION, RPCS_UNDER_WAY},
     transport::listener::{Held, Peer},

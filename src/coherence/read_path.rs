@@ -14,8 +14,8 @@ use tokio::{
 };
 
 use super::{
-    Coherence, Entry, Tag, View, breaker::Ask, flights::Flight, generation::Space, jittered,
-    sabotage::Sabotage, turnstile::PATIENCE,
+    Coherence, Entry, Tag, View, circuit_breaker::Ask, fault_injection::Sabotage,
+    generation_switch::Space, jittered, single_flight::Flight, table_read_limiter::PATIENCE,
 };
 use crate::{
     cache::{self, Found, Keys},

@@ -1,6 +1,10 @@
 //! What readers want to know of records: all, or the gist.
 
-use super::{Entry, Tag, envelope::encoded_len, glance::glance, recent::Recent};
+use super::{
+    Entry, Tag,
+    entry::{encoded_len, glance},
+    local_cache::Recent,
+};
 use crate::domain::{Gist, Key, Record, Timestamp};
 
 /// What a reader wants to know of a record.

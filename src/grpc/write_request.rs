@@ -10,14 +10,14 @@ use tonic::{Code, Request, Status};
 use super::{
     convert,
     deadline::{self, Deadline, Repetition},
-    fairness::Place,
+    middleware::Place,
     status,
 };
 use crate::{
     auth::{Caller, Name},
     domain::{self, Digest, OrganizationName, RequestId, ServiceName, Username},
     proto::account_v1 as pb,
-    service::{Call, Error, Held},
+    service::{Call, Error},
 };
 
 /// Target of the audit log's lines: see `docs/callers.md`.
@@ -195,7 +195,7 @@ pub(super) fn open<M: Mutation>(request: Request<M>) -> Result<(M, Change, Call)
         },
         request,
         deadline: deadline.instant(),
-        place: place.map(|Place(pass)| -> Held { pass.clone() }),
+        place: place.map(Place::hold),
     };
     Ok((message, Change { deadline, audit }, call))
 }

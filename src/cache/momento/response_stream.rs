@@ -8,7 +8,7 @@ use http::{HeaderMap, Response, StatusCode};
 use prost::Message;
 use tonic::{Code, Status};
 
-use super::{Error, Kind};
+use crate::cache::{Error, Kind};
 
 /// Longest message that is taken, in bytes: many times what this service stores under a
 /// key.

@@ -16,7 +16,11 @@ use tokio::{
 };
 use tonic::Status;
 
-use super::{deadline::Deadline, fairness::flow_of, lobby::Flow, status};
+use super::{
+    deadline::Deadline,
+    middleware::{Flow, flow_of},
+    status,
+};
 use crate::transport::listener::Peer;
 
 /// Room for each processor, and besides. `deploy/kubernetes.yaml` has the memory for

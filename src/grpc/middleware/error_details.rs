@@ -6,7 +6,7 @@ use http::{HeaderName, HeaderValue};
 use http_body::Body as _;
 use tonic::{Code, Status, body::Body};
 
-use super::{status, status::Reason};
+use crate::grpc::status::{self, Reason};
 
 static DETAILS_HEADER: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 /// Says which compression of requests is taken; the transport says so where it refuses
