@@ -47,6 +47,9 @@ pub struct CleanUpTiming {
     /// How long after a deletion indexes may not tell of all that it left. Also the
     /// first pause after which a task is tried again of which something was skipped.
     pub settle: Duration,
+    /// How long after a deletion other writers may add memberships to the deleted record,
+    /// from a cache. So long its name stays taken for them.
+    pub retention: Duration,
     /// Memberships removed in a second, at most.
     pub rate: u32,
 }
@@ -60,6 +63,8 @@ impl CleanUpTiming {
             beat: Duration::from_secs(2),
             takeover: Duration::from_secs(10),
             settle: Duration::from_secs(60),
+            // The tutorial's code caches a user for 30 minutes.
+            retention: Duration::from_secs(3600),
             rate,
         }
     }
@@ -95,6 +100,8 @@ struct Task {
     due: Instant,
     /// How often in a row it could not be worked on to its end.
     retries: u32,
+    /// Whether the tombstone of the deletion is removed.
+    is_name_free: bool,
 }
 
 impl Task {
@@ -104,6 +111,7 @@ impl Task {
             met: now,
             due: now,
             retries: 0,
+            is_name_free: false,
         }
     }
 }
@@ -279,6 +287,7 @@ impl CleanUp {
             return Ok(());
         }
         let settled = task.since + self.timing.settle;
+        let retained = settled.max(task.since + self.timing.retention);
         // Until it is said otherwise below: ever later, for it may stay so for long.
         let retry = self.timing.settle * 2_u32.pow(task.retries.min(MAX_DOUBLINGS));
         task.due = now + retry;
@@ -300,6 +309,13 @@ impl CleanUp {
             task.due = now;
         } else if settled > now {
             task.due = settled;
+        } else if retained > now {
+            task.due = retained;
+        } else if !task.is_name_free {
+            self.tasks.free_name(&leftovers).await?;
+            task.is_name_free = true;
+            // Once more: until now other writers could add a membership.
+            task.due = now;
         } else {
             self.tasks.finish(&leftovers).await?;
             tasks.remove(&key);
@@ -334,7 +350,7 @@ impl CleanUp {
             self.keep_lease(lease).await?;
             let next = Instant::now() + self.pause(1);
             let mut listed = self.list(leftovers, after.as_ref()).await?;
-            let condition = self.only_left(leftovers, &mut listed.found).await?;
+            let condition = self.keep_orphans(leftovers, &mut listed.found).await?;
             for some in listed.found.chunks(self.at_once()) {
                 is_any = true;
                 self.keep_lease(lease).await?;
@@ -412,10 +428,10 @@ impl CleanUp {
         Ok(listed)
     }
 
-    /// Keeps the memberships that are left for certain, and returns the condition under
-    /// which they are. A membership that names no incarnation is left unless the name is
-    /// taken again by a writer that names none either.
-    async fn only_left(
+    /// Drops the memberships that may belong to another incarnation of the name, and
+    /// returns the condition under which the others are orphans. A membership that names
+    /// no incarnation is an orphan unless a record without an identity has the name.
+    async fn keep_orphans(
         &self,
         leftovers: &Leftovers,
         memberships: &mut Vec<Membership>,
@@ -467,7 +483,10 @@ impl CleanUp {
                     return Err(error.into());
                 }
                 Err(_) if group.len() > 1 => groups.extend(group.chunks(1)),
-                Err(CommitError::Stale | CommitError::Conflict) => {}
+                Err(CommitError::Stale | CommitError::Conflict) => skipped.one(store::Error::new(
+                    store::Kind::Unavailable,
+                    "a membership changes while it is removed",
+                )),
                 Err(CommitError::NotApplied(error) | CommitError::OutcomeUnknown(error)) => {
                     skipped.one(error);
                 }

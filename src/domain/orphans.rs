@@ -22,7 +22,8 @@ impl Gone {
     }
 }
 
-/// Memberships of an incarnation that is gone. They count for nothing.
+/// Memberships of an incarnation that is gone, and memberships under its name that name
+/// no incarnation. They count for nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leftovers {
     /// The user or the organization of the memberships.

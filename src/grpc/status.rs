@@ -9,6 +9,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 use super::deadline::Repetition;
 use crate::{
     auth::{Caller, Refused},
+    domain::{OrganizationName, Username},
     service::{Error, NoPageToken, Refusal, WatchError},
     store::{self, Kind},
     telemetry::Throttle,
@@ -301,7 +302,7 @@ fn refused(refusal: Refusal) -> Status {
             Code::AlreadyExists,
             Reason::MembershipAlreadyExists,
             "Membership",
-            format!("{organization}/{member}"),
+            membership_name(&organization, &member),
         ),
         Refusal::UserNotFound(username) => resource(
             Code::NotFound,
@@ -319,7 +320,7 @@ fn refused(refusal: Refusal) -> Status {
             Code::NotFound,
             Reason::MembershipNotFound,
             "Membership",
-            format!("{organization}/{member}"),
+            membership_name(&organization, &member),
         ),
         Refusal::EmailExists => plain(
             Code::AlreadyExists,
@@ -512,6 +513,17 @@ fn store_failed(error: &store::Error) -> Status {
             "the table holds an item that is no record of its kind",
         ),
     }
+}
+
+/// The name of a membership as a resource: the names of the organization and of the
+/// member. `/` stands between them, and is `%2F` within the organization's.
+fn membership_name(organization: &OrganizationName, member: &Username) -> String {
+    let organization = organization.as_str();
+    if organization.contains('/') {
+        let organization = organization.replace('%', "%25").replace('/', "%2F");
+        return format!("{organization}/{member}");
+    }
+    format!("{organization}/{member}")
 }
 
 fn resource(code: Code, reason: Reason, kind: &str, name: String) -> Status {

@@ -47,8 +47,9 @@ const ADDING_USER: &str = "addingUser";
 const DISPLAY_NAME: &str = "displayName";
 const LABELS: &str = "labels";
 
-/// The state of a tombstone, see [`encode_tombstone`].
-pub(super) const TOMBSTONE: &str = "DELETED";
+/// The state of a tombstone, see [`encode_tombstone`]. No word that another writer would
+/// use for a state.
+pub(super) const TOMBSTONE: &str = "TOMBSTONE";
 
 /// An attribute's value: the types that records use.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -166,25 +167,17 @@ pub(super) fn decode(key: &Key, item: &Item) -> Option<Record> {
 }
 
 /// The item that a deleted user or organization leaves under its key; `None` for a
-/// membership, which leaves nothing. Other writers take a name only where no item is. The
-/// attributes that the tutorial's code reads are there, and empty.
-pub(super) fn encode_tombstone(record: &Record) -> Option<Item> {
-    let mut item = Item::new();
-    match record {
-        Record::User(user) => {
-            put_text(&mut item, USERNAME, user.username.as_str());
-            put_text(&mut item, FIRST_NAME, "");
-            put_text(&mut item, LAST_NAME, "");
-        }
-        Record::Organization(organization) => {
-            let name = organization.organization_name.as_str();
-            put_text(&mut item, ORGANIZATION_NAME, name);
-            put_text(&mut item, FOUNDING_USER, "");
-        }
-        Record::Membership(_) => return None,
+/// membership, which leaves nothing. Other writers create a record only where no item is.
+/// The attributes that the tutorial's code reads are missing: it fails, and does not take
+/// the record for one that exists.
+pub(super) fn encode_tombstone(record: &Record, now: Timestamp) -> Option<Item> {
+    if let Record::Membership(_) = record {
+        return None;
     }
+    let mut item = Item::new();
     put_uid(&mut item, UID, record.uid());
     put_text(&mut item, STATE, TOMBSTONE);
+    put_number(&mut item, UPDATE_TIME, now.0);
     Some(item)
 }
 
@@ -288,15 +281,22 @@ pub(super) fn encode_deletion(now: Timestamp, expires: Timestamp) -> Item {
 /// The item that says when something was deleted that left something.
 pub(super) fn encode_leftovers(leftovers: &Leftovers) -> Item {
     let mut item = Item::new();
+    put_uid(&mut item, UID, leftovers.uid.as_ref());
     put_number(&mut item, UPDATE_TIME, leftovers.time.0);
     item
 }
 
 /// What a deletion left, from such an item and its sort key.
 pub(super) fn decode_leftovers(sk: &str, item: &Item) -> Option<Leftovers> {
-    let (gone, uid) = keys::gone(sk)?;
+    let (gone, uid_in_key) = keys::gone(sk)?;
     let time = stamp(item).update_time?;
+    let uid = uid(item, UID).or(uid_in_key);
     Some(Leftovers { gone, uid, time })
+}
+
+/// When this service last wrote an item.
+pub(super) fn decode_update_time(item: &Item) -> Option<Timestamp> {
+    stamp(item).update_time
 }
 
 /// What a deletion's item says.
@@ -356,7 +356,7 @@ pub(super) fn encode_logged(change: &RecordChange, expires: Timestamp) -> Item {
 
 /// The change in a log's item, if it is one that is not to be forgotten yet.
 pub(super) fn decode_logged(item: &Item, now: Timestamp) -> Option<RecordChange> {
-    let expires: i64 = number(item, EXPIRE_TIME)?;
+    let expires = number(item, EXPIRE_TIME)?;
     let key = keys::key_of_item(text(item, RECORD_PK)?, text(item, RECORD_SK)?)?;
     let kind = match text(item, KIND)? {
         CREATED => ChangeKind::Created,
@@ -472,30 +472,41 @@ fn state(item: &Item) -> State {
     }
 }
 
-/// Whether the state of an item is one that this service writes.
+/// Whether the state of a user or an organization is one that this service writes.
 pub(super) fn has_known_state(item: &Item) -> bool {
-    let known = [State::Active, State::Suspended].map(State::as_str);
-    let is_known = |state: &str| known.contains(&state) || state == TOMBSTONE;
     match item.get(STATE) {
         None => true,
-        Some(Value::Text(state)) => is_known(state),
+        Some(Value::Text(state)) => [State::Active, State::Suspended]
+            .map(State::as_str)
+            .contains(&state.as_str()),
         Some(_) => false,
     }
 }
 
 fn stamp(item: &Item) -> Stamp {
+    let version = number(item, VERSION).unwrap_or_default();
     Stamp {
-        version: number(item, VERSION).unwrap_or_default(),
+        version: u64::try_from(version).unwrap_or_default(),
         create_time: number(item, CREATE_TIME).map(Timestamp),
         update_time: number(item, UPDATE_TIME).map(Timestamp),
     }
 }
 
-fn number<N: std::str::FromStr>(item: &Item, name: &str) -> Option<N> {
-    match item.get(name) {
-        Some(Value::Number(number)) => number.parse().ok(),
-        _ => None,
-    }
+/// The greatest whole number that is not above an attribute's, within `i64`. Other
+/// writers' numbers may have fractions.
+fn number(item: &Item, name: &str) -> Option<i64> {
+    let Some(Value::Number(number)) = item.get(name) else {
+        return None;
+    };
+    number.parse().ok().or_else(|| {
+        let number: f64 = number.parse().ok()?;
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "saturates, and the conditions of writes do, too"
+        )]
+        let whole = number.floor() as i64;
+        Some(whole)
+    })
 }
 
 #[cfg(test)]

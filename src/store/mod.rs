@@ -35,7 +35,7 @@ pub trait StrongReads: Send + Sync {
     /// records together are no snapshot.
     ///
     /// # Errors
-    /// The table could not be read, or holds an item that is no such record.
+    /// The table could not be read.
     async fn read_strong(&self, keys: &[Key]) -> Result<Vec<Option<Record>>, Error>;
 
     /// Returns at most [`OWNER_HINTS`] users who were Owners of the organization
@@ -61,13 +61,13 @@ pub trait StrongReads: Send + Sync {
     /// Returns the claim of an e-mail address.
     ///
     /// # Errors
-    /// As [`Self::read_strong`].
+    /// The table could not be read, or the item says nothing of the kind.
     async fn email_claim(&self, email: &Email) -> Result<Option<StoredClaim>, Error>;
 
     /// Returns what is remembered of a request, see [`Step::Remember`].
     ///
     /// # Errors
-    /// As [`Self::read_strong`].
+    /// The table could not be read, or the item says nothing of the kind.
     async fn remembered(&self, request: &Request) -> Result<Option<Remembered>, Error>;
 }
 
@@ -162,17 +162,19 @@ pub trait LeftoverTasks: Send + Sync {
         after: Option<&Place>,
     ) -> Result<Listed<Result<Leftovers, Error>>, Error>;
 
-    /// Nothing is left of these. The tombstone of their deletion expires after
-    /// [`TOMBSTONE_RETENTION`].
+    /// Removes the tombstone of this very deletion, if it is there still: other writers
+    /// may take the name from now on.
+    ///
+    /// # Errors
+    /// The table could not be written.
+    async fn free_name(&self, leftovers: &Leftovers) -> Result<(), Error>;
+
+    /// Nothing is left of these.
     ///
     /// # Errors
     /// The table could not be written.
     async fn finish(&self, leftovers: &Leftovers) -> Result<(), Error>;
 }
-
-/// How long a tombstone is kept once nothing is left: longer than the tutorial's code
-/// may add members from its cache, 30 minutes.
-pub const TOMBSTONE_RETENTION: Duration = Duration::from_secs(3600);
 
 /// Lists, page by page. A page may have fewer entries than the limit, also none;
 /// what comes and goes meanwhile may be on it or not, all else is on one page.
@@ -390,8 +392,8 @@ pub struct ChangedRecord {
     pub kind: ChangeKind,
     /// The record before, as far as the stream tells.
     pub before: Option<Record>,
-    /// How this service wrote what is left; `None` where it did not, and where
-    /// nothing is left.
+    /// How this service wrote what is left, a tombstone included; `None` where it did
+    /// not, and where nothing is left.
     pub made: Option<Made>,
     /// What the change left.
     pub left: Left,
@@ -452,7 +454,7 @@ pub enum Step {
     },
     /// Delete exactly what was found. A user or an organization leaves a tombstone: the
     /// name stays taken for writers that would give it no new identity, until
-    /// [`LeftoverTasks::finish`].
+    /// [`LeftoverTasks::free_name`].
     Delete {
         /// What it was.
         found: Record,

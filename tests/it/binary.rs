@@ -619,6 +619,14 @@ async fn setup_reports_items_that_are_not_served_as_written() {
             .put(&[("PK", pk), ("SK", &member), ("role", "Viewer")])
             .await;
     }
+    // Memberships have no state.
+    let invited = [
+        ("PK", "ORGMEMBERS#olivia-org"),
+        ("SK", "MEMBER#invited"),
+        ("role", "Member"),
+        ("state", "INVITED"),
+    ];
+    table.put(&invited).await;
     let key = "ORG#olivia-org";
     table
         .put(&[("PK", key), ("SK", key), ("state", "Banned")])
@@ -628,7 +636,7 @@ async fn setup_reports_items_that_are_not_served_as_written() {
     table.put(&[("PK", other.0), ("SK", other.1)]).await;
     let gone = "USER#gone";
     table
-        .put(&[("PK", gone), ("SK", gone), ("state", "DELETED")])
+        .put(&[("PK", gone), ("SK", gone), ("state", "TOMBSTONE")])
         .await;
     let output = run_over(&backends, "setup", "");
     assert_eq!(output.status.code(), Some(0), "{output:?}");

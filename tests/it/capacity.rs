@@ -183,8 +183,8 @@ async fn writes_have_the_transaction_items_that_the_documentation_says() {
         )),
         ..pb::DeleteOrganizationRequest::default()
     };
-    assert_eq!(meter.items(client.delete_organization(delete)).await, 5);
-    assert_eq!(meter.items(service.delete_user(OLIVIA)).await, 3);
+    assert_eq!(meter.items(client.delete_organization(delete)).await, 4);
+    assert_eq!(meter.items(service.delete_user(OLIVIA)).await, 2);
     // The address, too.
-    assert_eq!(meter.items(service.delete_user(MICHAEL)).await, 4);
+    assert_eq!(meter.items(service.delete_user(MICHAEL)).await, 3);
 }

@@ -361,6 +361,8 @@ async fn change_again_and_again(mut client: Client, username: String, changes: u
 async fn whoever_resumes_elsewhere_misses_nothing_and_is_told_nothing_twice() {
     const USERS: usize = 6;
     const CHANGES: usize = 35;
+    /// Changes after which another replica is asked.
+    const OF_A_REPLICA: usize = 30;
     let backends = Backends::start().await;
     let settings = backends.serve_settings();
     let writer = Replica::start_with(&settings, not_following()).await;
@@ -388,10 +390,9 @@ async fn whoever_resumes_elsewhere_misses_nothing_and_is_told_nothing_twice() {
             Some(cursor) => after(cursor),
         };
         let mut watch = Watch::open(&replica.client, request).await.unwrap();
-        let mut responses = 0;
-        while responses < 5 && count < USERS * CHANGES {
+        let until = (count + OF_A_REPLICA).min(USERS * CHANGES);
+        while count < until {
             let response = watch.response().await.unwrap();
-            responses += usize::from(!response.changes.is_empty());
             for change in response.changes {
                 // The cursor of a change is as good as that of a response.
                 cursor = Some(change.cursor);

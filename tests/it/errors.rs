@@ -535,7 +535,7 @@ async fn a_write_that_may_have_been_applied_is_to_be_retried_only_with_a_request
         // Applied, and then neither confirmed nor the cache left.
         let commit = backends.dynamodb.hold("TransactWriteItems", "olivia", 0);
         let mut request = tonic::Request::new(new_user(request_id));
-        request.set_timeout(Duration::from_millis(2000));
+        request.set_timeout(Duration::from_millis(4000));
         let (refused, ()) = tokio::join!(client.create_user(request), async {
             commit.reached().await;
             backends.momento.refuse("SetIf", "", 0, usize::MAX);

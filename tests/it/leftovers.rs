@@ -37,6 +37,7 @@ pub fn cleaning(backends: &Backends, rate: u32) -> Tuning {
             beat: Duration::from_millis(50),
             takeover: Duration::from_millis(200),
             settle: Duration::from_millis(100),
+            retention: Duration::from_millis(150),
             rate,
         }),
         ..patient(backends.serve_settings().cache.to_coherence())

@@ -1,6 +1,9 @@
 //! A table that the tutorial's service filled is served as it is.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::Duration,
+};
 
 use account_service::{
     boot::provision,
@@ -98,6 +101,11 @@ async fn all_that_the_tutorial_wrote_is_read_and_listed() {
                 let role = known(text("role"));
                 let (found, _) = service.get_membership(organization, member).await.unwrap();
                 assert_eq!(found.role(), role, "{member}");
+                let counts = match role {
+                    Role::Unspecified => pb::State::Suspended,
+                    _ => pb::State::Active,
+                };
+                assert_eq!(found.state(), counts, "{member}");
                 let effective = Some(role).filter(|role| *role != Role::Unspecified);
                 assert_eq!(service.role_of(organization, member).await, effective);
                 let of_organization = listed.entry(organization.to_owned()).or_default();
@@ -398,61 +406,189 @@ async fn names_that_the_tutorial_takes_again_inherit_nothing() {
         let refused = service.get_organization(organization).await;
         assert_refused(refused, Code::NotFound, "ORGANIZATION_NOT_FOUND");
     }
+    // A user in an organization that stays.
+    add_to_ab(&table, "Odd_Name@x").await;
+    assert_eq!(service.role_of("ab", "Odd_Name@x").await, Some(Role::Admin));
     service.delete_user("Odd_Name@x").await.unwrap();
     assert!(!tutorial_creates_user(&table, "Odd_Name@x").await);
 
     // What is left is removed; then the names are free again.
     let cleaner =
         Replica::start_with(&backends.serve_settings(), cleaning(&backends, 100_000)).await;
-    eventually("all is cleaned up", async || {
-        table.count("LEFTOVERS", "USER#").await + table.count("LEFTOVERS", "ORG#").await == 0
-    })
-    .await;
+    eventually("all is cleaned up", async || tasks_left(&table).await == 0).await;
     drop(cleaner);
-    for organization in [ORG, "own-org"] {
-        let members = format!("ORGMEMBERS#{organization}");
-        assert_eq!(table.count(&members, "MEMBER#").await, 0);
-    }
-    for key in ["ORG#olivia-org", "ORG#own-org", "USER#Odd_Name@x"] {
-        let expires = table.number(key, key, "expireTime").await.unwrap();
-        let now = u64::try_from(account_service::domain::Timestamp::now().0).unwrap();
-        assert!(expires > now / 1000 + 1800, "{key}");
-        // As DynamoDB does once the time has come.
-        table.delete(key, key).await;
-    }
     assert!(tutorial_creates_user(&table, "Odd_Name@x").await);
+    // An hour is longer than entries of the cache live.
+    backends.flush_cache().await;
+    assert_eq!(service.role_of("ab", "Odd_Name@x").await, None);
     for organization in [ORG, "own-org"] {
         assert!(tutorial_founds(&table, organization, "Jane Doe").await);
-        let strong = service.role_of(organization, OLIVIA).await;
-        assert_eq!(strong, None);
+        assert_eq!(service.role_of(organization, OLIVIA).await, None);
         let listed = members(&backends.replica().await, organization).await;
-        assert_eq!(
-            listed.into_keys().collect::<BTreeSet<_>>(),
-            ["Jane Doe".to_owned()].into()
-        );
+        let listed: BTreeSet<_> = listed.into_keys().collect();
+        assert_eq!(listed, ["Jane Doe".to_owned()].into());
+    }
+}
+
+async fn tasks_left(table: &Table) -> usize {
+    table.count("LEFTOVERS", "USER#").await + table.count("LEFTOVERS", "ORG#").await
+}
+
+/// Puts a membership as the tutorial's code does.
+async fn add_to_ab(table: &Table, username: &str) {
+    let membership = [
+        ("PK", "ORGMEMBERS#ab"),
+        ("SK", &format!("MEMBER#{username}")),
+        ("role", "Admin"),
+    ];
+    table.put(&membership).await;
+}
+
+#[tokio::test]
+async fn members_whom_the_tutorial_adds_from_its_cache_after_the_deletion_are_removed_too() {
+    let (backends, service) = start().await;
+    let table = backends.table();
+    fill(&table).await;
+    service.delete_user("Odd_Name@x").await.unwrap();
+    let mut tuning = cleaning(&backends, 100_000);
+    tuning.clean_up.as_mut().unwrap().retention = Duration::from_secs(2);
+    let cleaner = Replica::start_with(&backends.serve_settings(), tuning).await;
+    let members = "ORGMEMBERS#olivia-org";
+    eventually("what was left is removed", async || {
+        table.count(members, "MEMBER#Odd_Name@x").await == 0
+    })
+    .await;
+    add_to_ab(&table, "Odd_Name@x").await;
+    eventually("the task is done", async || tasks_left(&table).await == 0).await;
+    drop(cleaner);
+    assert_eq!(table.count("ORGMEMBERS#ab", "MEMBER#Odd_Name@x").await, 0);
+    let key = "USER#Odd_Name@x";
+    assert_eq!(table.attributes_of(key, key).await, None);
+}
+
+#[tokio::test]
+async fn a_tombstone_stands_until_the_clean_up_of_its_own_deletion() {
+    let (backends, service) = start().await;
+    let table = backends.table();
+    service.create_user(NORA).await.unwrap();
+    let (nora, _) = service.get_user(NORA).await.unwrap();
+    service.delete_user(NORA).await.unwrap();
+    // Only the task of an earlier incarnation is there.
+    let task = format!("USER#{NORA}#{}", nora.uid);
+    table.delete("LEFTOVERS", &task).await;
+    let text = |text: String| AttributeValue::S(text);
+    let earlier = [
+        ("PK", text("LEFTOVERS".to_owned())),
+        ("SK", text(format!("USER#{NORA}#earlier"))),
+        ("updateTime", AttributeValue::N("0".to_owned())),
+    ];
+    let earlier = earlier.map(|(name, value)| (name.to_owned(), value));
+    table.put_item(earlier.into()).await;
+    let cleaner =
+        Replica::start_with(&backends.serve_settings(), cleaning(&backends, 100_000)).await;
+    eventually("the task is done", async || tasks_left(&table).await == 0).await;
+    drop(cleaner);
+    assert!(!tutorial_creates_user(&table, NORA).await);
+}
+
+/// Deletes the organization, and puts it back as the tutorial's code would.
+async fn free_and_take(table: &Table) {
+    let key = "ORG#olivia-org";
+    table.delete(key, key).await;
+    table.put(&[("PK", key), ("SK", key)]).await;
+}
+
+#[tokio::test]
+async fn the_clean_up_spares_members_of_a_name_that_the_tutorial_took_again() {
+    for is_taken_late in [false, true] {
+        let (backends, service) = start().await;
+        let table = backends.table();
+        fill(&table).await;
+        delete_organization(&service, ORG).await;
+        let before = table.count("ORGMEMBERS#olivia-org", "MEMBER#").await;
+        let removal = is_taken_late.then(|| {
+            let script = &backends.dynamodb;
+            script.hold("TransactWriteItems", "ORGMEMBERS#olivia-org", 0)
+        });
+        // The name was freed past the service before anything was cleaned up.
+        if !is_taken_late {
+            free_and_take(&table).await;
+        }
+        let settings = backends.serve_settings();
+        let cleaner = Replica::start_with(&settings, cleaning(&backends, 100_000)).await;
+        if let Some(removal) = removal {
+            removal.reached().await;
+            free_and_take(&table).await;
+            removal.release();
+        }
+        eventually("the task is done", async || tasks_left(&table).await == 0).await;
+        drop(cleaner);
+        let after = table.count("ORGMEMBERS#olivia-org", "MEMBER#").await;
+        assert_eq!(after, before);
     }
 }
 
 #[tokio::test]
-async fn the_clean_up_spares_members_whom_the_tutorial_adds_to_a_name_that_it_took_again() {
+async fn records_with_attributes_of_other_types_are_changed_and_deleted() {
     let (backends, service) = start().await;
     let table = backends.table();
-    fill(&table).await;
-    delete_organization(&service, ORG).await;
-    // The name was freed past the service before anything was cleaned up.
-    table.delete("ORG#olivia-org", "ORG#olivia-org").await;
-    let key = "ORG#olivia-org";
-    table.put(&[("PK", key), ("SK", key)]).await;
-    let before = table.count("ORGMEMBERS#olivia-org", "MEMBER#").await;
-    let cleaner =
-        Replica::start_with(&backends.serve_settings(), cleaning(&backends, 100_000)).await;
-    eventually("the task is done", async || {
-        table.count("LEFTOVERS", "ORG#").await == 0
-    })
-    .await;
-    drop(cleaner);
-    let after = table.count("ORGMEMBERS#olivia-org", "MEMBER#").await;
-    assert_eq!(after, before);
+    let text = |text: &str| AttributeValue::S(text.to_owned());
+    let number = |number: &str| AttributeValue::N(number.to_owned());
+    let odd = [
+        ("ver", text("3")),
+        ("ver", number("1.5")),
+        ("ver", number("-7")),
+        ("ver", number("100000000000000000000")),
+        ("createTime", number("1690000000.123")),
+        ("createTime", AttributeValue::M(HashMap::new())),
+        ("createTime", number("-100000000000000000000")),
+        ("uid", number("5")),
+        ("uid", AttributeValue::Null(true)),
+        ("state", text("ACTIVE")),
+        ("state", AttributeValue::Bool(true)),
+        ("state", number("1")),
+        ("email", number("1")),
+        ("labels", text("none")),
+    ];
+    for (number, (name, value)) in odd.into_iter().enumerate() {
+        let (organization, member) = (format!("org-{number}"), format!("user-{number}"));
+        let what = format!("{name} {value:?}");
+        for key in [format!("ORG#{organization}"), format!("USER#{member}")] {
+            let item = [
+                ("PK", text(&key)),
+                ("SK", text(&key)),
+                (name, value.clone()),
+            ];
+            let item = item.map(|(name, value)| (name.to_owned(), value));
+            table.put_item(item.into()).await;
+        }
+        let mut client = service.client.clone();
+        let resume = pb::ResumeUserRequest {
+            username: member.clone(),
+            ..pb::ResumeUserRequest::default()
+        };
+        client.resume_user(resume).await.expect(&what);
+        let resume = pb::ResumeOrganizationRequest {
+            organization_name: organization.clone(),
+            ..pb::ResumeOrganizationRequest::default()
+        };
+        client.resume_organization(resume).await.expect(&what);
+        let update = pb::UpdateUserRequest {
+            user: Some(pb::User {
+                username: member.clone(),
+                first_name: "New".to_owned(),
+                ..pb::User::default()
+            }),
+            ..pb::UpdateUserRequest::default()
+        };
+        client.update_user(update).await.expect(&what);
+        let transferred = service.transfer(&organization, &member, None).await;
+        transferred.expect(&what);
+        let role = service.role_of(&organization, &member).await;
+        assert_eq!(role, Some(Role::Owner), "{what}");
+        delete_organization(&service, &organization).await;
+        service.delete_user(&member).await.expect(&what);
+    }
 }
 
 #[tokio::test]

@@ -115,9 +115,8 @@ struct LegacyClaims {
     cp: String,
 }
 
-/// The v1 token with the endpoint and the key of a legacy one, as the SDKs of the
-/// tutorial's time took it: a JWT that is the key and names its endpoints. `None` if the
-/// text is no such JWT.
+/// The v1 token that means the same as a legacy token. A legacy token is a JWT: it is the
+/// API key itself, and its claims name the endpoints. `None` if the text is no such JWT.
 fn legacy_to_v1(token: &str) -> Option<String> {
     let mut segments = token.split('.');
     let [_, claims, _] = [segments.next()?, segments.next()?, segments.next()?];

@@ -120,14 +120,17 @@ impl Invalidator {
     }
 }
 
-/// Says of deletions who made them: nothing is left that could.
+/// Says of deletions who made them, where no tombstone does: a membership leaves nothing
+/// that could.
 async fn attribute_deletions(
     log: &dyn ChangeLog,
     changes: &mut [RecordChange],
 ) -> Result<(), store::Error> {
     let (mut deletions, mut versions) = (Vec::new(), Vec::new());
     for change in changes {
-        if let (ChangeKind::Deleted, Some(before)) = (change.kind, &change.before) {
+        if let (ChangeKind::Deleted, Some(before), None) =
+            (change.kind, &change.before, &change.made)
+        {
             versions.push((change.key.clone(), before.stamp().etag()));
             deletions.push(change);
         }

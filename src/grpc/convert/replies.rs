@@ -48,8 +48,14 @@ pub(in crate::grpc) fn organization(organization: &Organization) -> pb::Organiza
 }
 
 pub(in crate::grpc) fn membership(standing: &Standing) -> pb::Membership {
+    let counts = standing.membership.role.is_some();
+    let state = if counts {
+        standing.state
+    } else {
+        State::Suspended
+    };
     pb::Membership {
-        state: wire_state(standing.state),
+        state: wire_state(state),
         ..membership_alone(&standing.membership)
     }
 }

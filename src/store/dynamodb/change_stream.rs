@@ -121,21 +121,21 @@ fn changed(record: sdk::Record) -> Option<Changed> {
         Some(StreamViewType::NewAndOldImages | StreamViewType::NewImage)
     );
     let (pk, sk) = primary_key_of(&attributes(record.keys.unwrap_or_default()))?;
-    let record = keys::key_of_item(&pk, &sk).and_then(|key| {
-        let images = [record.old_image, record.new_image];
-        let images = images.map(|image| image.map(|image| to_item(attributes(image))));
-        of_images(key, kind, images, tells_left)
-    });
+    let images = [record.old_image, record.new_image];
+    let images = images.map(|image| image.map(|image| to_item(attributes(image))));
+    let deleted_at = images[1].as_ref().filter(|image| item::is_tombstone(image));
+    let deleted_at = deleted_at.and_then(item::decode_update_time);
+    let record = keys::key_of_item(&pk, &sk);
+    let record = record.and_then(|key| of_images(key, kind, images, tells_left));
     Some(Changed {
         sequence,
-        time,
+        time: deleted_at.or(time),
         record,
     })
 }
 
-/// The change of a record; `None` where an item changed that is no record before and
-/// after. A tombstone is no record: it comes with a deletion, and goes with a creation
-/// or when it expires.
+/// The change of a record. A tombstone is no record: its creation is the record's
+/// deletion, and its replacement is a creation. Its own removal is no change: `None`.
 fn of_images(
     key: Key,
     kind: ChangeKind,
@@ -149,7 +149,7 @@ fn of_images(
         ([false, true], _) => ChangeKind::Deleted,
         ([false, false], kind) => kind,
     };
-    let [old, new] = images.map(|image| image.filter(|image| !item::is_tombstone(image)));
+    let [old, new] = images;
     let made_by = |image: &Option<Item>| image.as_ref().and_then(item::decode_made);
     let change_before = made_by(&old).map(|made| made.change_id);
     let made = made_by(&new).filter(|made| Some(&made.change_id) != change_before.as_ref());
@@ -240,6 +240,33 @@ mod tests {
             assert!(matches!(left(view.clone(), Remove), Left::Unknown));
             assert!(matches!(left(view, Modify), Left::Unknown));
         }
+    }
+
+    #[test]
+    fn tombstones_are_told_as_deletions_and_creations_and_their_removal_not_at_all() {
+        use ChangeKind::{Created, Deleted, Updated};
+        let key = || keys::key_of_item("USER#oliviaowner", "USER#oliviaowner").unwrap();
+        let text = |text: &str| item::Value::Text(text.to_owned());
+        let user = || Some(Item::from([("firstName".to_owned(), text("Olivia"))]));
+        let tombstone = || {
+            let state = ("state".to_owned(), text(item::TOMBSTONE));
+            Some(Item::from([state, ("writeId".to_owned(), text("w"))]))
+        };
+        let told = |kind, images| {
+            let change = of_images(key(), kind, images, true)?;
+            let after = matches!(change.left, Left::Record(_));
+            let made = change.made.map(|made| made.change_id);
+            Some((change.kind, change.before.is_some(), after, made))
+        };
+        let made = Some("w".to_owned());
+        let deletion = Some((Deleted, true, false, made));
+        assert_eq!(told(Updated, [user(), tombstone()]), deletion);
+        let creation = Some((Created, false, true, None));
+        assert_eq!(told(Updated, [tombstone(), user()]), creation);
+        assert_eq!(told(Deleted, [tombstone(), None]), None);
+        assert_eq!(told(Updated, [tombstone(), tombstone()]), None);
+        let update = Some((Updated, true, true, None));
+        assert_eq!(told(Updated, [user(), user()]), update);
     }
 
     #[test]

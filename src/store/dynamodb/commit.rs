@@ -1,6 +1,6 @@
 //! Conditional transactions, and what their failures mean.
 
-use std::{collections::HashMap, fmt, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
 use async_trait::async_trait;
 use aws_sdk_dynamodb::{
@@ -163,13 +163,12 @@ impl DynamoDb {
             Step::Delete { found } => {
                 let condition = Condition::exactly(Some(found));
                 let key = keys::of(&found.key());
-                let delete = match item::encode_tombstone(found) {
-                    Some(tombstone) => {
-                        self.transact_put(&key, [tombstone, noted.clone()], condition)?
-                    }
-                    None => self.transact_delete(&key, condition)?,
-                };
                 let now = Timestamp::now();
+                if let Some(tombstone) = item::encode_tombstone(found, now) {
+                    let parts = [tombstone, noted.clone()];
+                    return Ok(vec![self.transact_put(&key, parts, condition)?]);
+                }
+                let delete = self.transact_delete(&key, condition)?;
                 let key = keys::of_deletion(&found.key(), &found.stamp().etag());
                 let deletion = item::encode_deletion(now, now.after(DELETION_RETENTION));
                 Ok(vec![
@@ -327,11 +326,8 @@ impl Condition {
         let mut condition = Self::facts(found);
         if let Some(record) = found {
             let stamp = record.stamp();
-            let number = |number: &dyn fmt::Display| Value::Number(number.to_string());
-            let version = (stamp.version > 0).then(|| number(&stamp.version));
-            let create_time = stamp.create_time.map(|Timestamp(millis)| number(&millis));
-            condition.and_equal_or_none(item::VERSION, version, number(&0));
-            condition.and_equal_or_none(item::CREATE_TIME, create_time, number(&i64::MIN));
+            condition.and_version(stamp.version);
+            condition.and_create_time(stamp.create_time);
         }
         condition
     }
@@ -406,20 +402,52 @@ impl Condition {
         names.insert(name, attribute.to_owned());
     }
 
-    /// The attribute has this value; without one, it has none of the type of `least`
-    /// that is greater: it is missing, of another type, or not above the default.
-    fn and_equal_or_none(&mut self, attribute: &str, value: Option<Value>, least: Value) {
-        if value.is_some() {
-            self.and_equal(attribute, value);
+    /// The identity is this one. `None`: the attribute is missing, empty, or no text.
+    fn and_uid(&mut self, attribute: &str, uid: Option<&Uid>) {
+        if let Some(uid) = uid {
+            self.and_equal(attribute, Some(Value::Text(uid.as_str().to_owned())));
             return;
         }
-        let [name, least] = self.name_and_value(attribute, attribute, least);
-        self.and(&format!("NOT ({name} > {least})"));
+        let empty = Value::Text(String::new());
+        let [name, empty] = self.name_and_value(attribute, attribute, empty);
+        self.and(&format!("NOT ({name} > {empty})"));
     }
 
-    fn and_uid(&mut self, attribute: &str, uid: Option<&Uid>) {
-        let text = uid.map(|uid| Value::Text(uid.as_str().to_owned()));
-        self.and_equal_or_none(attribute, text, Value::Text(String::new()));
+    /// The version is this one. 0: the attribute is missing, no number, or below 1.
+    fn and_version(&mut self, version: u64) {
+        let version = i64::try_from(version).unwrap_or(i64::MAX);
+        if version > 0 {
+            self.and_whole(item::VERSION, version);
+            return;
+        }
+        let [name, one] = self.name_and_value(item::VERSION, "first", Value::Number("1".into()));
+        self.and(&format!("NOT ({name} >= {one})"));
+    }
+
+    /// The time is this one. `None`: the attribute is missing or no number.
+    fn and_create_time(&mut self, time: Option<Timestamp>) {
+        if let Some(Timestamp(millis)) = time {
+            self.and_whole(item::CREATE_TIME, millis);
+            return;
+        }
+        let number = Value::Text("N".to_owned());
+        let [name, number] = self.name_and_value(item::CREATE_TIME, "number", number);
+        self.and(&format!("NOT attribute_type({name}, {number})"));
+    }
+
+    /// `whole` is the greatest whole number that is not above the attribute's, within
+    /// `i64`: so numbers are read.
+    fn and_whole(&mut self, attribute: &str, whole: i64) {
+        let number = |number: i64| Value::Number(number.to_string());
+        if whole > i64::MIN {
+            let [name, least] = self.name_and_value(attribute, attribute, number(whole));
+            self.and(&format!("{name} >= {least}"));
+        }
+        if whole < i64::MAX {
+            let next = format!("{attribute}_next");
+            let [name, next] = self.name_and_value(attribute, &next, number(whole + 1));
+            self.and(&format!("{name} < {next}"));
+        }
     }
 
     /// The state is this one; a suspension is any other than ACTIVE, as it was read.

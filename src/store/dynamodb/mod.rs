@@ -326,9 +326,10 @@ fn kind_of_code(code: &str) -> Kind {
         | "ThrottlingException"
         | "ThrottlingError"
         | "ProvisionedThroughputExceeded" => Kind::Throttled,
-        "InternalServerError" | "ServiceUnavailable" | "TransactionInProgressException" => {
-            Kind::Unavailable
-        }
+        "InternalServerError"
+        | "ServiceUnavailable"
+        | "TransactionConflictException"
+        | "TransactionInProgressException" => Kind::Unavailable,
         "ResourceNotFoundException" => Kind::Missing,
         _ => Kind::Unusable,
     }

@@ -4,14 +4,11 @@
 use async_trait::async_trait;
 use aws_sdk_dynamodb::{error::ProvideErrorMetadata as _, types::AttributeValue};
 
-use super::{
-    DynamoDb, failed, lists::last_key, primary_key, primary_key_of, to_attribute, to_item,
-};
+use super::{DynamoDb, failed, lists::last_key, primary_key, primary_key_of, to_item};
 use crate::{
-    domain::{Leftovers, Timestamp},
+    domain::Leftovers,
     store::{
-        Error, Kind, LeftoverTasks, Listed, Place, TOMBSTONE_RETENTION,
-        item::{self, Item},
+        Error, Kind, LeftoverTasks, Listed, Place, item,
         keys::{self, SORT_KEY},
     },
 };
@@ -53,48 +50,36 @@ impl LeftoverTasks for DynamoDb {
         Ok(Listed { found, next })
     }
 
-    async fn finish(&self, leftovers: &Leftovers) -> Result<(), Error> {
-        self.let_tombstone_expire(leftovers).await?;
+    async fn free_name(&self, leftovers: &Leftovers) -> Result<(), Error> {
         let delete = self.client.delete_item().table_name(&self.table);
-        let delete = delete.set_key(Some(primary_key(&keys::of_leftovers(leftovers))));
-        delete.send().await.map(drop).map_err(failed)
-    }
-}
-
-impl DynamoDb {
-    /// Lets the tombstone of this very deletion expire, if it is there still.
-    async fn let_tombstone_expire(&self, leftovers: &Leftovers) -> Result<(), Error> {
-        let expires = Timestamp::now().after(TOMBSTONE_RETENTION);
-        let mut expiry = Item::new();
-        item::put_expiry(&mut expiry, expires);
-        let update = self.client.update_item().table_name(&self.table);
-        let mut update = update
+        let delete = delete
             .set_key(Some(primary_key(&keys::of(&leftovers.gone.key()))))
-            .update_expression("SET #expires = :expires")
-            .expression_attribute_names("#expires", item::EXPIRE_TIME)
             .expression_attribute_names("#state", item::STATE)
             .expression_attribute_names("#uid", item::UID)
             .expression_attribute_values(
                 ":tombstone",
                 AttributeValue::S(item::TOMBSTONE.to_owned()),
             );
-        for value in expiry.into_values() {
-            update = update.expression_attribute_values(":expires", to_attribute(value));
-        }
-        let update = match &leftovers.uid {
-            Some(uid) => update
+        let delete = match &leftovers.uid {
+            Some(uid) => delete
                 .condition_expression("#state = :tombstone AND #uid = :uid")
                 .expression_attribute_values(":uid", AttributeValue::S(uid.as_str().to_owned())),
             None => {
-                update.condition_expression("#state = :tombstone AND attribute_not_exists(#uid)")
+                delete.condition_expression("#state = :tombstone AND attribute_not_exists(#uid)")
             }
         };
-        match update.send().await {
+        match delete.send().await {
             Err(error) if error.code() != Some("ConditionalCheckFailedException") => {
                 Err(failed(error))
             }
             // The name is taken again, or the tombstone is of another deletion.
             Ok(_) | Err(_) => Ok(()),
         }
+    }
+
+    async fn finish(&self, leftovers: &Leftovers) -> Result<(), Error> {
+        let delete = self.client.delete_item().table_name(&self.table);
+        let delete = delete.set_key(Some(primary_key(&keys::of_leftovers(leftovers))));
+        delete.send().await.map(drop).map_err(failed)
     }
 }

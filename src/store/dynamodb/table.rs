@@ -64,6 +64,8 @@ pub struct Finding {
     pub examples: Vec<(String, String)>,
 }
 
+/// Items of the table that one request of a survey reads, at most.
+const SURVEY_PAGE: i32 = 1000;
 /// Most examples of a [`Finding`].
 const MAX_EXAMPLES: usize = 5;
 
@@ -158,11 +160,15 @@ impl DynamoDb {
             .client
             .scan()
             .table_name(&self.table)
+            .filter_expression("begins_with(PK, :user) OR begins_with(PK, :organization)")
+            .limit(SURVEY_PAGE)
             .projection_expression("PK, SK, #list, #owner_of, #role, #state")
             .expression_attribute_names("#list", LIST_KEY)
             .expression_attribute_names("#owner_of", OWNER_OF)
             .expression_attribute_names("#role", ROLE)
             .expression_attribute_names("#state", STATE)
+            .expression_attribute_values(":user", AttributeValue::S("USER#".to_owned()))
+            .expression_attribute_values(":organization", AttributeValue::S("ORG".to_owned()))
             .into_paginator()
             .items()
             .send();
@@ -180,9 +186,6 @@ impl DynamoDb {
             let is_in_index = |index: &str| item.contains_key(index);
             let (is_listed, is_in_owner_index) = (is_in_index(LIST_KEY), is_in_index(OWNER_OF));
             let item = to_item(item);
-            if !item::has_known_state(&item) {
-                findings.states.add(&primary);
-            }
             let is_indexed = match item::decode(&key, &item) {
                 None => true,
                 Some(Record::Membership(membership)) => {
@@ -191,7 +194,12 @@ impl DynamoDb {
                     }
                     membership.role != Some(Role::Owner) || is_in_owner_index
                 }
-                Some(Record::User(_) | Record::Organization(_)) => is_listed,
+                Some(Record::User(_) | Record::Organization(_)) => {
+                    if !item::has_known_state(&item) {
+                        findings.states.add(&primary);
+                    }
+                    is_listed
+                }
             };
             if !is_indexed && self.index(&key).await? {
                 indexed += 1;

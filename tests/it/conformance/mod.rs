@@ -155,7 +155,7 @@ fn assert_done(world: &World, case: Case, before: &Stored, after: &Stored) {
         }
         Operation::Delete => {
             let item = after.organization.values().next().unwrap();
-            assert_eq!(item["state"].as_s().unwrap(), "DELETED", "{what}");
+            assert_eq!(item["state"].as_s().unwrap(), "TOMBSTONE", "{what}");
             assert_eq!(after.members, before.members, "{what}");
         }
         Operation::Add(_) | Operation::ChangeRole(_) | Operation::Remove | Operation::Transfer => {

@@ -1,5 +1,5 @@
-//! Every line that a replica of any test logs at the usual level is inspected: a line
-//! names no user, and shows a reader what it means.
+//! Log lines of all replicas in the test process, and of processes with a `Log`, are
+//! inspected: a line names no user, and shows a reader what it means.
 
 use std::{
     io,
