@@ -14,7 +14,7 @@ use futures_util::{StreamExt as _, stream};
 
 use crate::{
     harness::{
-        Backends, Replica, Table, patient,
+        Backends, Replica, Table, pace, patient,
         script::{Script, error_body},
         start,
     },
@@ -33,9 +33,9 @@ const ORGANIZATIONS: &str = "LEFTOVER_ORGANIZATIONS";
 pub fn cleaning(backends: &Backends, rate: u32) -> Tuning {
     Tuning {
         clean_up: Some(CleanUpTiming {
-            poll: Duration::from_millis(20),
-            beat: Duration::from_millis(50),
-            takeover: Duration::from_millis(200),
+            poll: pace(Duration::from_millis(20)),
+            beat: pace(Duration::from_millis(50)),
+            takeover: pace(Duration::from_millis(200)),
             settle: Duration::from_millis(100),
             retention: Duration::from_millis(150),
             rate,

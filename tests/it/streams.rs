@@ -10,7 +10,7 @@ use account_service::{
 };
 
 use crate::harness::{
-    Backends, Isolated, PATIENCE, Replica, patient,
+    Backends, Isolated, PATIENCE, Replica, pace, patient,
     script::{Script, error_body},
 };
 
@@ -24,11 +24,11 @@ pub fn following() -> Tuning {
     patient(coherence::Settings {
         cache_read_timeout: PATIENCE,
         invalidator: Some(InvalidatorTiming {
-            poll: Duration::from_millis(10),
-            beat: Duration::from_millis(40),
-            takeover: Duration::from_millis(200),
-            discover: Duration::from_millis(100),
-            rediscover: Duration::from_millis(20),
+            poll: pace(Duration::from_millis(10)),
+            beat: pace(Duration::from_millis(40)),
+            takeover: pace(Duration::from_millis(200)),
+            discover: pace(Duration::from_millis(100)),
+            rediscover: pace(Duration::from_millis(20)),
             fence: Duration::from_secs(1),
         }),
         timing: coherence::Timing {

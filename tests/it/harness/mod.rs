@@ -49,6 +49,16 @@ pub const LONG_TIMEOUT: Duration = Duration::from_secs(20);
 /// Longest that anything in a test is waited for.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The interval of a loop beside calls: ten times longer against another DynamoDB server
+/// than the embedded one. DynamoDB Local serves one call at a time.
+pub fn pace(interval: Duration) -> Duration {
+    if std::env::var_os(DYNAMODB_ENDPOINT).is_some() {
+        interval * 10
+    } else {
+        interval
+    }
+}
+
 /// The backends: servers that any number of replicas share.
 pub struct Backends {
     pub embedded: Embedded,
