@@ -3,7 +3,13 @@
 
 use std::sync::{Arc, LazyLock};
 
-use account_service::{auth::Gate, boot::App, config::{Cli, Command}, grpc::{precise_status, AccountService, AdmissionLayer, WatchLimits}, local::{momento, Embedded}};
+use account_service::{
+    auth::Gate,
+    boot::App,
+    config::{Cli, Command},
+    grpc::{AccountService, AuthLayer, WatchLimits, with_error_details},
+    local::{Embedded, momento},
+};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http_body_util::{BodyExt as _, Full};
 use tokio::runtime::Runtime;
@@ -29,7 +35,10 @@ static SERVED: LazyLock<Served> = LazyLock::new(|| {
     let (service, embedded) = runtime.block_on(async {
         let embedded = Embedded::start(&settings, Arc::new(momento::Open));
         let embedded = embedded.await.expect("embedded servers");
-        embedded.set_up().await.expect("a table, a secret and a cache");
+        embedded
+            .set_up()
+            .await
+            .expect("a table, a secret and a cache");
         let app = App::boot(&embedded.serve_settings(&settings)).await;
         let app = app.expect("the service boots");
         let watch = WatchLimits {
@@ -56,8 +65,8 @@ pub fn call(method: &str, message: &[u8]) -> Status {
         return Status::new(Code::InvalidArgument, "no path");
     };
     let service = ServiceBuilder::new()
-        .layer(MapResponseLayer::new(precise_status))
-        .layer(AdmissionLayer(Gate::open()))
+        .layer(MapResponseLayer::new(with_error_details))
+        .layer(AuthLayer(Gate::open()))
         .service(SERVED.service.clone().into_server());
     let status = SERVED.runtime.block_on(async {
         let response = match service.oneshot(request).await {

@@ -1,5 +1,5 @@
-//! How long to wait before something is tried again: at random, so that those who
-//! failed together do not come back together.
+//! Random pauses before retries, so that calls that failed together are not retried
+//! together.
 
 use std::time::Duration;
 

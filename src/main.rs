@@ -1,5 +1,5 @@
-//! Arguments in, exit code out: 64 for a bad setting, 1 for anything that fails
-//! later.
+//! The process: arguments in, exit code out. 64 for a bad setting, 1 for any later
+//! failure.
 
 use std::{num::NonZero, process::ExitCode, thread};
 

@@ -3,8 +3,8 @@
 #![no_main]
 
 use account_service::{
-    coherence::{Entry, Space, Tag, View},
-    domain::{Gist, Key, OrganizationName, Username},
+    coherence::{Entry, Namespace, Projection, Tag},
+    domain::{CheckFacts, Key, OrganizationName, Username},
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -16,18 +16,18 @@ fuzz_target!(|bytes: &[u8]| {
         Key::Organization(organization.clone()),
         Key::Membership(organization, user),
     ];
-    let space = Space::new("deployment", "generation");
+    let namespace = Namespace::new("deployment", "generation");
     for key in keys {
-        let cache_key = space.key(&key);
+        let cache_key = namespace.key(&key);
         let Some(entry) = Entry::decode(bytes, cache_key.as_bytes(), &key) else {
             continue;
         };
-        let seen = Gist::told(bytes, cache_key.as_bytes(), &key).map(|(seen, _)| seen);
+        let seen = CheckFacts::told(bytes, cache_key.as_bytes(), &key).map(|(seen, _)| seen);
         match &entry.tag {
             Tag::Present { record, .. } => {
                 assert_eq!(record.key(), key);
-                let gist = Gist::from(record);
-                assert!(seen.is_none_or(|seen| seen == Some(gist)));
+                let facts = CheckFacts::from(record);
+                assert!(seen.is_none_or(|seen| seen == Some(facts)));
             }
             Tag::Absent { .. } => assert!(seen.is_none_or(|seen| seen.is_none())),
             Tag::Lease | Tag::Fence => assert_eq!(seen, None),

@@ -13,6 +13,10 @@ fuzz_target!(|token: String| {
         ..pb::ListUsersRequest::default()
     };
     let status = account_service_fuzz::call("ListUsers", &request.encode_to_vec());
-    let expected = if is_empty { Code::Ok } else { Code::InvalidArgument };
+    let expected = if is_empty {
+        Code::Ok
+    } else {
+        Code::InvalidArgument
+    };
     assert_eq!(status.code(), expected);
 });

@@ -3,7 +3,10 @@
 
 use std::sync::LazyLock;
 
-use account_service::{auth::{Method, Policy}, grpc::methods};
+use account_service::{
+    auth::{Method, Policy},
+    grpc::methods,
+};
 use libfuzzer_sys::fuzz_target;
 
 static METHODS: LazyLock<Vec<Method>> = LazyLock::new(methods);

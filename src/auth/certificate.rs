@@ -1,4 +1,4 @@
-//! What a client's certificate says of its owner.
+//! Client certificates: the name of a caller, and until when the certificate is valid.
 
 use std::sync::Arc;
 

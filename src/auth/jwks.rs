@@ -1,5 +1,5 @@
-//! The keys that sign tokens: a JSON Web Key Set in a file or at a URL, read
-//! again from time to time, and when a token names a key that is not known.
+//! JSON Web Key Sets: the keys that sign tokens, from a file or a URL. Read again at
+//! intervals, and when a token names an unknown key.
 
 use std::{
     fmt,
@@ -140,7 +140,7 @@ impl fmt::Debug for Keys {
 
 impl Keys {
     /// Reads the keys for the first time. A URL that cannot be reached is tried again by
-    /// [`Self::keep`].
+    /// [`Self::run_refresh`].
     ///
     /// # Errors
     /// See [`KeySourceError`].
@@ -217,7 +217,7 @@ impl Keys {
 
     /// Reads the keys again and again. Never ends; keeps what it has while they
     /// cannot be read.
-    pub async fn keep(&self) {
+    pub async fn run_refresh(&self) {
         loop {
             let began = Instant::now();
             let pause = if self.are_known() {

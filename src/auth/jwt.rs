@@ -1,5 +1,5 @@
-//! Bearer tokens: JSON Web Tokens, signed with a key of the key set. A token that
-//! was verified is known again, as verifying costs more than a check from the cache.
+//! JSON Web Tokens, verified by the key set. Verified tokens are cached, because
+//! verifying one costs more than a check from the cache.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! Who calls, and what they are granted: certificates and tokens to names, names
-//! to grants. Knows no gRPC.
+//! Authentication and authorization: certificates and tokens to names, names to granted
+//! methods. Knows no gRPC.
 
 mod certificate;
 mod jwks;
@@ -96,7 +96,7 @@ pub enum Refused {
 
 /// Decides who is admitted.
 #[derive(Debug, Clone)]
-pub struct Gate(Rules);
+pub struct Authorizer(Rules);
 
 #[derive(Debug, Clone)]
 enum Rules {
@@ -110,7 +110,7 @@ struct Checks {
     tokens: Option<Tokens>,
 }
 
-impl Gate {
+impl Authorizer {
     /// Admits everybody to everything, on whoever's behalf.
     #[must_use]
     pub fn open() -> Self {

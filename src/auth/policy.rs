@@ -1,5 +1,5 @@
-//! The policy: which callers there are, how each of them proves who it is, which
-//! methods it may call, and on whose behalf.
+//! The policy: the callers, how each authenticates, which methods it may call, and on
+//! whose behalf.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},

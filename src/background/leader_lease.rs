@@ -1,5 +1,5 @@
-//! One replica at a time: a register that its holder keeps writing, and that
-//! another replica takes once it stands still.
+//! The leader lease: a register by which one replica at a time runs a loop. The holder
+//! writes it at intervals. Another replica takes it when the writes stop.
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -1,6 +1,5 @@
-//! Removes what a deleted user or organization left: memberships that count for
-//! nothing any more. One replica at a time, at a bounded rate; whoever takes over
-//! goes on with what is left.
+//! Orphan clean-up: removes the memberships of deleted users and organizations. One
+//! replica at a time, at a bounded rate.
 
 use std::{
     collections::{BTreeMap, HashMap, hash_map::Entry},
@@ -14,9 +13,9 @@ use uuid::Uuid;
 
 use super::leader_lease::{self, Candidate};
 use crate::{
-    domain::{Actor, Gone, Key, Leftovers, Membership, Origin, Record, Uid},
+    domain::{Actor, DeletedName, Key, Membership, Origin, Orphans, Record, Uid},
     store::{
-        self, CommitError, LeftoverTasks, Listed, Lists, Place, Registers, Slice, Step, Store,
+        self, CommitError, ListPosition, Listed, Lists, OrphanTasks, Registers, Slice, Step, Store,
     },
     telemetry::{LEFTOVERS_REMOVED, LEFTOVERS_SKIPPED},
 };
@@ -35,10 +34,10 @@ const MAX_DOUBLINGS: u32 = 6;
 /// removed, and are done once there is room.
 const MAX_TASKS: usize = 10_000;
 
-/// How fast leftovers are removed.
+/// How fast orphans are removed.
 #[derive(Debug, Clone, Copy)]
 pub struct CleanUpTiming {
-    /// Pause between looks for leftovers.
+    /// Pause between looks for orphans.
     pub poll: Duration,
     /// Longest between two writes of the lease.
     pub beat: Duration,
@@ -70,11 +69,11 @@ impl CleanUpTiming {
     }
 }
 
-/// Removes leftovers, while it is this replica's turn.
+/// Removes orphans, while it is this replica's turn.
 pub struct CleanUp {
     store: Arc<dyn Store>,
     lists: Arc<dyn Lists>,
-    tasks: Arc<dyn LeftoverTasks>,
+    tasks: Arc<dyn OrphanTasks>,
     registers: Arc<dyn Registers>,
     name: String,
     timing: CleanUpTiming,
@@ -88,7 +87,7 @@ struct Lease {
 }
 
 /// The tasks that this replica has met while it held the lease.
-type Tasks = HashMap<(Gone, Option<Uid>), Task>;
+type Tasks = HashMap<(DeletedName, Option<Uid>), Task>;
 
 /// A task, by this replica's own clock: other replicas' clocks may differ.
 struct Task {
@@ -157,7 +156,7 @@ impl CleanUp {
     #[must_use]
     pub fn new<T>(table: &Arc<T>, timing: CleanUpTiming) -> Self
     where
-        T: Store + Lists + LeftoverTasks + Registers + 'static,
+        T: Store + Lists + OrphanTasks + Registers + 'static,
     {
         Self {
             store: table.clone(),
@@ -170,7 +169,7 @@ impl CleanUp {
         }
     }
 
-    /// Waits for its turn and removes leftovers. Never ends.
+    /// Waits for its turn and removes orphans. Never ends.
     pub async fn run(&self) {
         self.resigned.run_until_cancelled(self.take_turns()).await;
         std::future::pending::<()>().await;
@@ -201,7 +200,7 @@ impl CleanUp {
 
     /// Goes once through all tasks. A task that fails is passed over until later.
     async fn take_turn(&self, candidate: &mut Candidate, tasks: &mut Tasks) -> Result<(), Stop> {
-        let page = self.tasks.leftovers(None).await?;
+        let page = self.tasks.orphans(None).await?;
         if page.found.is_empty() && page.next.is_none() {
             candidate.forget();
             tasks.clear();
@@ -223,7 +222,7 @@ impl CleanUp {
     /// Works on all tasks that are due, from the first page on.
     async fn pass(
         &self,
-        first: Listed<Result<Leftovers, store::Error>>,
+        first: Listed<Result<Orphans, store::Error>>,
         tasks: &mut Tasks,
         lease: &mut Lease,
         skipped: &mut Skipped,
@@ -232,15 +231,15 @@ impl CleanUp {
         let mut page = first;
         let mut failures = 0;
         loop {
-            for leftovers in page.found {
-                let leftovers = match leftovers {
-                    Ok(leftovers) => leftovers,
+            for orphans in page.found {
+                let orphans = match orphans {
+                    Ok(orphans) => orphans,
                     Err(unreadable) => {
                         skipped.one(unreadable);
                         continue;
                     }
                 };
-                match self.look_after(leftovers, tasks, lease, skipped).await {
+                match self.look_after(orphans, tasks, lease, skipped).await {
                     Ok(()) => failures = 0,
                     // The table is in trouble; tasks that failed are not due for a
                     // while, so that the next pass gets further.
@@ -255,7 +254,7 @@ impl CleanUp {
                 }
             }
             let Some(next) = page.next else { break };
-            page = self.tasks.leftovers(Some(&next)).await?;
+            page = self.tasks.orphans(Some(&next)).await?;
         }
         // Another replica has done those that were not met.
         tasks.retain(|_, task| task.met >= begun);
@@ -268,14 +267,14 @@ impl CleanUp {
     /// The table fails for now, or the lease is lost.
     async fn look_after(
         &self,
-        leftovers: Leftovers,
+        orphans: Orphans,
         tasks: &mut Tasks,
         lease: &mut Lease,
         skipped: &mut Skipped,
     ) -> Result<(), Stop> {
         let now = Instant::now();
         let has_room = tasks.len() < MAX_TASKS;
-        let key = (leftovers.gone.clone(), leftovers.uid.clone());
+        let key = (orphans.gone.clone(), orphans.uid.clone());
         let mut untracked = Task::met_first(now);
         let task = match tasks.entry(key.clone()) {
             Entry::Vacant(vacant) if has_room => vacant.insert(untracked),
@@ -293,7 +292,7 @@ impl CleanUp {
         task.due = now + retry;
         task.retries += 1;
         let before = skipped.count;
-        let is_any = match self.remove(&leftovers, lease, skipped).await {
+        let is_any = match self.remove(&orphans, lease, skipped).await {
             Ok(is_any) => is_any,
             Err(Stop::Failed(error)) if !error.kind.may_pass() => {
                 skipped.one(error);
@@ -312,12 +311,12 @@ impl CleanUp {
         } else if retained > now {
             task.due = retained;
         } else if !task.is_name_free {
-            self.tasks.free_name(&leftovers).await?;
+            self.tasks.free_name(&orphans).await?;
             task.is_name_free = true;
             // Once more: until now other writers could add a membership.
             task.due = now;
         } else {
-            self.tasks.finish(&leftovers).await?;
+            self.tasks.finish(&orphans).await?;
             tasks.remove(&key);
             tracing::info!("a deletion is cleaned up");
         }
@@ -340,7 +339,7 @@ impl CleanUp {
     /// Goes once through all that may be left; returns whether there was any.
     async fn remove(
         &self,
-        leftovers: &Leftovers,
+        orphans: &Orphans,
         lease: &mut Lease,
         skipped: &mut Skipped,
     ) -> Result<bool, Stop> {
@@ -349,8 +348,8 @@ impl CleanUp {
         loop {
             self.keep_lease(lease).await?;
             let next = Instant::now() + self.pause(1);
-            let mut listed = self.list(leftovers, after.as_ref()).await?;
-            let condition = self.keep_orphans(leftovers, &mut listed.found).await?;
+            let mut listed = self.list(orphans, after.as_ref()).await?;
+            let condition = self.keep_orphans(orphans, &mut listed.found).await?;
             for some in listed.found.chunks(self.at_once()) {
                 is_any = true;
                 self.keep_lease(lease).await?;
@@ -402,13 +401,13 @@ impl CleanUp {
     /// Memberships of the very incarnation that is gone, and memberships that name none.
     async fn list(
         &self,
-        leftovers: &Leftovers,
-        after: Option<&Place>,
+        orphans: &Orphans,
+        after: Option<&ListPosition>,
     ) -> Result<Listed<Membership>, store::Error> {
         let slice = Slice { after, limit: PAGE };
-        let mut listed = match &leftovers.gone {
-            Gone::Organization(name) => self.lists.members(name, slice).await?,
-            Gone::User(username) => {
+        let mut listed = match &orphans.gone {
+            DeletedName::Organization(name) => self.lists.members(name, slice).await?,
+            DeletedName::User(username) => {
                 let listed = self.lists.organizations_of(username, slice).await?;
                 let keys = listed.found.into_iter();
                 let keys: Vec<_> = keys
@@ -422,8 +421,8 @@ impl CleanUp {
             }
         };
         listed.found.retain(|membership| {
-            let uid = incarnation_of(membership, &leftovers.gone);
-            uid.is_none() || uid == leftovers.uid.as_ref()
+            let uid = incarnation_of(membership, &orphans.gone);
+            uid.is_none() || uid == orphans.uid.as_ref()
         });
         Ok(listed)
     }
@@ -433,17 +432,17 @@ impl CleanUp {
     /// no incarnation is an orphan unless a record without an identity has the name.
     async fn keep_orphans(
         &self,
-        leftovers: &Leftovers,
+        orphans: &Orphans,
         memberships: &mut Vec<Membership>,
     ) -> Result<Option<Step>, store::Error> {
         let names_one = |membership: &Membership| {
-            let uid = incarnation_of(membership, &leftovers.gone);
+            let uid = incarnation_of(membership, &orphans.gone);
             uid.is_some()
         };
         if memberships.iter().all(names_one) {
             return Ok(None);
         }
-        let key = leftovers.gone.key();
+        let key = orphans.gone.key();
         let found = self.store.read_strong(std::slice::from_ref(&key)).await?;
         let found = found.into_iter().flatten().next();
         if found.as_ref().is_some_and(|record| record.uid().is_none()) {
@@ -497,9 +496,9 @@ impl CleanUp {
 }
 
 /// The incarnation of the user or the organization that a membership names.
-fn incarnation_of<'a>(membership: &'a Membership, gone: &Gone) -> Option<&'a Uid> {
+fn incarnation_of<'a>(membership: &'a Membership, gone: &DeletedName) -> Option<&'a Uid> {
     match gone {
-        Gone::User(_) => membership.member_uid.as_ref(),
-        Gone::Organization(_) => membership.organization_uid.as_ref(),
+        DeletedName::User(_) => membership.member_uid.as_ref(),
+        DeletedName::Organization(_) => membership.organization_uid.as_ref(),
     }
 }

@@ -1,23 +1,23 @@
-//! From settings to the gate that calls have to pass.
+//! Settings to the authorizer, and the refresh of its keys and certificates.
 
 use std::{net::SocketAddr, path::Path, sync::Arc};
 
 use super::Error;
 use crate::{
-    auth::{Expected, Gate, Keys, Policy, Tokens},
+    auth::{Authorizer, Expected, Keys, Policy, Tokens},
     config::{CallerSettings, ServerSettings},
     grpc,
     transport::tls::{Tls, TlsFiles},
 };
 
-/// The gate, and what has to be followed for it.
-pub struct Admittance {
-    gate: Gate,
+/// The authorizer, and what has to be followed for it.
+pub struct CallerAuth {
+    authorizer: Authorizer,
     tls: Option<Arc<Tls>>,
     keys: Option<Keys>,
 }
 
-impl Admittance {
+impl CallerAuth {
     /// Reads what the settings name.
     ///
     /// # Errors
@@ -40,7 +40,7 @@ impl Admittance {
         };
         let Some(path) = &callers.policy else {
             return Ok(Self {
-                gate: Gate::open(),
+                authorizer: Authorizer::open(),
                 tls,
                 keys: None,
             });
@@ -59,16 +59,16 @@ impl Admittance {
         let keys = tokens.as_ref().map(|(_, keys)| keys.clone());
         let tokens = tokens.map(|(expected, keys)| Tokens::new(expected, keys));
         Ok(Self {
-            gate: Gate::new(policy, tokens),
+            authorizer: Authorizer::new(policy, tokens),
             tls,
             keys,
         })
     }
 
-    /// The gate.
+    /// The authorizer.
     #[must_use]
-    pub fn gate(&self) -> Gate {
-        self.gate.clone()
+    pub fn authorizer(&self) -> Authorizer {
+        self.authorizer.clone()
     }
 
     /// Whether somebody can be admitted: not while all callers need tokens, and their keys
@@ -89,16 +89,16 @@ impl Admittance {
     }
 
     /// Follows certificates and keys. Never ends.
-    pub async fn keep(&self) {
+    pub async fn run_refresh(&self) {
         let follow_tls = async {
             match &self.tls {
-                Some(tls) => tls.keep().await,
+                Some(tls) => tls.run_reload().await,
                 None => std::future::pending().await,
             }
         };
         let follow_keys = async {
             match &self.keys {
-                Some(keys) => keys.keep().await,
+                Some(keys) => keys.run_refresh().await,
                 None => std::future::pending().await,
             }
         };

@@ -1,4 +1,4 @@
-//! Why the service did not start, and what to do about it.
+//! Errors of the start, with what to do about each.
 
 use std::{io, net::SocketAddr, path::PathBuf};
 

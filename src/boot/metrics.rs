@@ -1,4 +1,4 @@
-//! Serves metrics for Prometheus.
+//! The HTTP server of metrics, for Prometheus.
 
 use std::{convert::Infallible, io, net::SocketAddr, time::Duration};
 
@@ -49,13 +49,13 @@ pub async fn start_metrics(addr: SocketAddr) -> Result<(), MetricsError> {
     let listener = TcpListener::bind(addr).await;
     let listener = listener.map_err(|source| MetricsError::Listen { addr, source })?;
     let recorder = telemetry::record_metrics()?;
-    tokio::spawn(keep_up(recorder.clone()));
+    tokio::spawn(run_upkeep(recorder.clone()));
     tokio::spawn(serve(listener, recorder));
     Ok(())
 }
 
 /// Merges what was recorded. Never ends.
-async fn keep_up(recorder: Recorder) {
+async fn run_upkeep(recorder: Recorder) {
     loop {
         tokio::time::sleep(UPKEEP_PAUSE).await;
         recorder.run_upkeep();

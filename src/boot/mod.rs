@@ -1,5 +1,4 @@
-//! From settings to a serving server: the one place that names the concrete
-//! backends.
+//! Settings to a serving server. Only this room names the concrete backends.
 
 mod auth;
 mod error;
@@ -26,9 +25,9 @@ use crate::{
     config::{BackendSettings, ServeSettings, ServerSettings},
     domain::Key,
     grpc::{
-        AccountService, AdmissionLayer, DEFAULT_DEADLINE, DirectLayer, FairnessLayer, LongestCall,
-        MUCH, ObservationLayer, Readiness, WatchLimits, precise_status, reflection_v1,
-        reflection_v1alpha,
+        AccountService, AuthLayer, ConcurrencyLimitLayer, DEFAULT_DEADLINE, FastPathLayer,
+        HEAVY_CALL_CPU, LongestCall, MetricsLayer, Readiness, WatchLimits, reflection_v1,
+        reflection_v1alpha, with_error_details,
     },
     service::{Accounts, Changes, Listings},
     store::{self, DynamoDb},
@@ -36,7 +35,7 @@ use crate::{
     transport::listener,
 };
 
-use self::{auth::Admittance, momento_credentials::Supply};
+use self::{auth::CallerAuth, momento_credentials::MomentoCredentials};
 pub use self::{
     error::Error,
     metrics::{MetricsError, start_metrics},
@@ -140,9 +139,9 @@ pub struct App {
     calls_at_once: usize,
     connections: listener::Limits,
     max_connection_age: Duration,
-    admittance: Admittance,
+    auth: CallerAuth,
     health_listener: Option<TcpListener>,
-    supply: Supply,
+    momento_credentials: MomentoCredentials,
     is_ready: bool,
     describes_itself: bool,
     longest_call: Option<Duration>,
@@ -173,7 +172,7 @@ impl App {
             clean_up,
             longest_call,
         } = tuning.into();
-        let admittance = Admittance::prepare(&settings.server).await?;
+        let auth = CallerAuth::prepare(&settings.server).await?;
         let health_listener = match settings.server.health_addr {
             Some(addr) => Some(bind(addr).await?.0),
             None => None,
@@ -183,11 +182,11 @@ impl App {
         let table = Arc::new(table(&aws, backends));
         let stream = Arc::new(table.stream(&aws, backends.dynamodb_endpoint.clone()));
         let timing = cache.invalidator;
-        let supply = Supply::begin(&aws, backends).await?;
-        let lookups = Batching::new(supply.slot(), cache.cache_read_timeout);
+        let momento_credentials = MomentoCredentials::begin(&aws, backends).await?;
+        let lookups = Batching::new(momento_credentials.slot(), cache.cache_read_timeout);
         let coherence = Coherence::new(Arc::new(lookups), table.clone(), table.clone(), cache);
         let is_ready = match coherence.learn_generation().await {
-            Ok(()) => admittance.is_ready(),
+            Ok(()) => auth.is_ready(),
             Err(source) => {
                 let may_pass = source.kind.may_pass();
                 let error = table_error(backends, source);
@@ -214,9 +213,9 @@ impl App {
             calls_at_once: settings.server.calls_at_once.into(),
             max_connection_age: settings.server.max_connection_age_s,
             connections: limits_of_connections(&settings.server),
-            admittance,
+            auth,
             health_listener,
-            supply,
+            momento_credentials,
             is_ready,
             describes_itself: !settings.server.callers.no_reflection,
             longest_call,
@@ -260,7 +259,7 @@ impl App {
             let (readiness, stopping) = (readiness.clone(), stopping.clone());
             async {
                 if !self.is_ready {
-                    become_ready(&self.coherence, &self.admittance, readiness, stopping).await;
+                    become_ready(&self.coherence, &self.auth, readiness, stopping).await;
                 }
                 std::future::pending::<()>().await;
             }
@@ -290,7 +289,7 @@ impl App {
         } else {
             (None, None)
         };
-        let fairness = FairnessLayer::new(self.calls_at_once, MUCH);
+        let concurrency_limit = ConcurrencyLimitLayer::new(self.calls_at_once, HEAVY_CALL_CPU);
         let longest_call = self.longest_call.map(|longest| {
             MapRequestLayer::new(move |mut request: http::Request<Body>| {
                 request.extensions_mut().insert(LongestCall(longest));
@@ -300,17 +299,17 @@ impl App {
         let server = server_builder()
             .timeout(self.longest_call.unwrap_or(DEFAULT_DEADLINE) + BODY_GRACE)
             .max_connection_age(self.max_connection_age)
-            .layer(ObservationLayer::new())
-            .layer(MapResponseLayer::new(precise_status))
-            .layer(AdmissionLayer(self.admittance.gate()))
-            .layer(fairness.clone())
+            .layer(MetricsLayer::new())
+            .layer(MapResponseLayer::new(with_error_details))
+            .layer(AuthLayer(self.auth.authorizer()))
+            .layer(concurrency_limit.clone())
             .layer(option_layer(longest_call))
-            .layer(DirectLayer(service.into_server()))
+            .layer(FastPathLayer(service.into_server()))
             .add_service(health_server)
             .add_optional_service(reflection_v1)
             .add_optional_service(reflection_v1alpha)
             .serve_with_incoming_shutdown(
-                listener::accept(listener, self.admittance.tls(), self.connections),
+                listener::accept(listener, self.auth.tls(), self.connections),
                 stop,
             );
         let serve_and_drain = async {
@@ -333,7 +332,7 @@ impl App {
         tokio::select! {
             ended = serve_and_drain => ended,
             // Never ends: writes need it until they are drained.
-            () = self.keep(&fairness) => {
+            () = self.run_background(&concurrency_limit) => {
                 tracing::error!("what runs beside calls has ended");
                 Ok(())
             }
@@ -348,8 +347,8 @@ impl App {
 }
 
 impl App {
-    /// What runs beside calls. Never ends.
-    async fn keep(&self, fairness: &FairnessLayer) {
+    /// Runs the loops beside calls. Never ends.
+    async fn run_background(&self, concurrency_limit: &ConcurrencyLimitLayer) {
         let follow_stream = Box::pin(async {
             match &self.invalidator {
                 Some(invalidator) => invalidator.run().await,
@@ -363,13 +362,13 @@ impl App {
             }
         });
         tokio::select! {
-            () = self.coherence.keep() => {}
+            () = self.coherence.run_generation_switch() => {}
             () = follow_stream => {}
             () = clean_up => {}
-            () = self.admittance.keep() => {}
-            () = self.supply.keep() => {}
-            () = fairness.keep() => {}
-            () = telemetry::keep() => {}
+            () = self.auth.run_refresh() => {}
+            () = self.momento_credentials.run_refresh() => {}
+            () = concurrency_limit.run_limit_adjustment() => {}
+            () = telemetry::run_upkeep() => {}
         }
     }
 }
@@ -393,13 +392,13 @@ fn server_builder() -> Server {
 /// admitted.
 async fn become_ready(
     coherence: &Coherence,
-    admittance: &Admittance,
+    auth: &CallerAuth,
     readiness: Readiness,
     stopping: CancellationToken,
 ) {
     loop {
         match coherence.learn_generation().await {
-            Ok(()) if admittance.is_ready() => break,
+            Ok(()) if auth.is_ready() => break,
             Ok(()) => {}
             Err(error) => tracing::warn!(%error, "not serving yet: the table cannot be used"),
         }

@@ -1,5 +1,5 @@
-//! Keeps the cache supplied with a client that its credential opens: at the start
-//! as soon as the cache can be reached, and anew when the secret was rotated.
+//! The client of the cache: connected with the credential of the secret, and replaced
+//! when the secret is rotated.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,7 +24,7 @@ use crate::{
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// Supplies the cache with its client.
-pub struct Supply {
+pub struct MomentoCredentials {
     slot: Arc<Slot>,
     secrets: Secrets,
     settings: BackendSettings,
@@ -37,7 +37,7 @@ struct InUse {
     endpoint: String,
 }
 
-impl Supply {
+impl MomentoCredentials {
     /// Reads the secret and connects to the cache. If either cannot be reached,
     /// the slot stays empty until it can.
     ///
@@ -45,20 +45,20 @@ impl Supply {
     /// The secret or the cache is missing, malformed or refused: nothing that
     /// waiting could mend.
     pub async fn begin(aws: &SdkConfig, settings: &BackendSettings) -> Result<Self, Error> {
-        let supply = Self {
+        let momento_credentials = Self {
             slot: Arc::default(),
             secrets: secrets(aws, settings),
             settings: settings.clone(),
             in_use: Mutex::default(),
         };
-        match supply.renew().await {
+        match momento_credentials.renew().await {
             Ok(_) => {}
             Err(error) if may_pass(&error) => {
                 tracing::warn!(%error, "starting without the cache");
             }
             Err(error) => return Err(error),
         }
-        Ok(supply)
+        Ok(momento_credentials)
     }
 
     /// The cache.
@@ -69,7 +69,7 @@ impl Supply {
 
     /// Reads the secret again and again, and swaps the client where the secret
     /// has changed. Never ends; keeps what it has while that is no better.
-    pub async fn keep(&self) {
+    pub async fn run_refresh(&self) {
         loop {
             let looked = Instant::now();
             if self.slot.is_empty() {

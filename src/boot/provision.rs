@@ -1,5 +1,5 @@
-//! What operators do: create the table, the secret and the cache, as far as they
-//! are missing, and empty the cache, whole or in part.
+//! Provisioning for operators: creates the table, the secret and the cache if they are
+//! missing, and empties the cache.
 
 use std::{collections::BTreeSet, sync::Arc};
 

@@ -1,5 +1,5 @@
-//! Secrets Manager: the one place that knows its SDK. A secret leaves it only as
-//! a `SecretString`.
+//! Secrets Manager. Only this file knows its SDK. A secret leaves it only as a
+//! `SecretString`.
 
 use std::time::Duration;
 

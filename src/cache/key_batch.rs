@@ -1,4 +1,4 @@
-//! The keys of a look-up, one after the other in one text.
+//! The keys of a look-up, in one buffer.
 
 /// What tells how long a key is, before it.
 type Length = u32;

@@ -1,5 +1,5 @@
-//! The cache: bytes under keys, with conditional writes only. Knows nothing of
-//! what the bytes mean.
+//! The cache: bytes under keys, with conditional writes only. It does not interpret the
+//! bytes.
 
 mod key_batch;
 mod momento;

@@ -1,5 +1,4 @@
-//! A place for the cache that may be empty at first, and whose client is swapped
-//! when the credential is.
+//! A cache whose client can be replaced while it is used, and may be missing at first.
 
 use std::{
     sync::{Arc, PoisonError, RwLock},

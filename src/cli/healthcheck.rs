@@ -1,4 +1,4 @@
-//! Asks a running server whether it is serving.
+//! The health check of a running server.
 
 use tonic::transport::Endpoint;
 use tonic_health::pb::{

@@ -1,8 +1,8 @@
-//! Spares reads the wait for a cache that does not answer: after some failures in
-//! a row they go straight to the table, but for one now and then that tries.
+//! Circuit breakers of look-ups in the cache: after some failures in a row, reads skip the
+//! cache, except for a probe now and then.
 //!
-//! Reads only. A read that does not look into the cache costs a table read; a
-//! write that did not fence would leave what it changed in the cache.
+//! Reads only. A read that skips the cache costs a table read. A write that skipped its
+//! fences would leave old entries in the cache.
 
 use std::{
     fmt,
@@ -21,29 +21,29 @@ use crate::{
     telemetry::{BREAKER_OPEN, READS_PAST_CACHE},
 };
 
-/// Pause before the first try; doubled after each that fails.
+/// Pause before the first probe. Doubles after each failed probe.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// Greatest number of doublings: tries come at most 1.6 s apart.
+/// Most doublings: probes are at most 1.6 s apart.
 const MAX_DOUBLINGS: u32 = 4;
 
-/// One breaker for each kind of look-up: that long ones are not answered in time
-/// does not keep short ones from being.
-pub(super) struct Breakers {
-    short: Breaker,
-    long: Breaker,
+/// A circuit breaker for each kind of look-up: late responses to long ones do not stop short
+/// ones.
+pub(super) struct CircuitBreakers {
+    short: CircuitBreaker,
+    long: CircuitBreaker,
 }
 
-impl Breakers {
-    /// Each opens after so many failures in a row.
+impl CircuitBreakers {
+    /// Circuit breakers that open after `threshold` failures in a row.
     pub(super) fn new(threshold: u32) -> Self {
         Self {
-            short: Breaker::new("short", threshold),
-            long: Breaker::new("long", threshold),
+            short: CircuitBreaker::new("short", threshold),
+            long: CircuitBreaker::new("long", threshold),
         }
     }
 
-    /// The one for look-ups of so many keys.
-    pub(super) fn of(&self, keys: usize) -> &Breaker {
+    /// The circuit breaker of look-ups of `keys` keys.
+    pub(super) fn for_keys(&self, keys: usize) -> &CircuitBreaker {
         if cache::is_long(keys) {
             &self.long
         } else {
@@ -52,79 +52,79 @@ impl Breakers {
     }
 }
 
-/// Whether reads of one kind ask the cache.
-pub(super) struct Breaker {
-    /// As metrics and logs call them.
+/// Decides whether look-ups of one kind query the cache.
+pub(super) struct CircuitBreaker {
+    /// Name of the kind in metrics and logs.
     kind: &'static str,
-    /// Failures in a row after which they do not.
+    /// Failures in a row that open the circuit breaker.
     threshold: u32,
-    /// Changed only while `tries` is held.
+    /// Failures in a row. Changed only while `probes` is locked.
     failures: AtomicU32,
-    tries: Mutex<Tries>,
+    probes: Mutex<Probes>,
 }
 
-/// When a breaker that is open tries.
-struct Tries {
-    /// Those in a row that failed.
+/// Probes of an open circuit breaker.
+struct Probes {
+    /// Failed probes in a row.
     failed: u32,
     due: Instant,
 }
 
-/// What a read does about the cache.
+/// What a look-up does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ask {
-    /// It asks the cache.
-    Usual,
-    /// It asks the cache to see whether it answers again.
-    Try,
-    /// It goes to the table.
-    Not,
+pub(super) enum Decision {
+    /// Query the cache.
+    Query,
+    /// Query the cache to see whether it responds again.
+    Probe,
+    /// Skip the cache.
+    Skip,
 }
 
-impl Breaker {
+impl CircuitBreaker {
     fn new(kind: &'static str, threshold: u32) -> Self {
         Self {
             kind,
             threshold,
             failures: AtomicU32::new(0),
-            tries: Mutex::new(Tries {
+            probes: Mutex::new(Probes {
                 failed: 0,
                 due: Instant::now(),
             }),
         }
     }
 
-    /// What the next read is to do.
-    pub(super) fn ask(&self) -> Ask {
+    /// Decides what the next look-up does.
+    pub(super) fn decide(&self) -> Decision {
         if !self.is_open() {
-            return Ask::Usual;
+            return Decision::Query;
         }
         {
-            let mut tries = self.tries();
-            // It may have been closed meanwhile.
+            let mut probes = self.probes();
+            // Another look-up may have closed it meanwhile.
             if !self.is_open() {
-                return Ask::Usual;
+                return Decision::Query;
             }
-            if Instant::now() >= tries.due {
-                tries.postpone();
-                return Ask::Try;
+            if Instant::now() >= probes.due {
+                probes.postpone();
+                return Decision::Probe;
             }
         }
         metrics::counter!(READS_PAST_CACHE).increment(1);
-        Ask::Not
+        Decision::Skip
     }
 
-    /// The cache has answered.
+    /// A look-up succeeded.
     pub(super) fn succeeded(&self) {
         if self.failures.load(Ordering::Relaxed) == 0 {
             return;
         }
         let failures = {
-            let mut tries = self.tries();
-            tries.failed = 0;
+            let mut probes = self.probes();
+            probes.failed = 0;
             let failures = self.failures.swap(0, Ordering::Relaxed);
             if failures >= self.threshold {
-                self.show(false);
+                self.set_gauge(false);
             }
             failures
         };
@@ -133,22 +133,22 @@ impl Breaker {
         }
     }
 
-    /// The cache has not answered who asked like this. Logs when that begins and
-    /// what follows from it, not each failure.
-    pub(super) fn failed(&self, ask: Ask, error: &dyn fmt::Display) {
+    /// A look-up failed that this decision made. Logs the first failure and the opening, not
+    /// each failure.
+    pub(super) fn failed(&self, decision: Decision, error: &dyn fmt::Display) {
         let failures = {
-            let mut tries = self.tries();
-            if ask == Ask::Try {
+            let mut probes = self.probes();
+            if decision == Decision::Probe {
                 if self.is_open() {
-                    tries.failed = (tries.failed + 1).min(MAX_DOUBLINGS);
-                    tries.postpone();
+                    probes.failed = (probes.failed + 1).min(MAX_DOUBLINGS);
+                    probes.postpone();
                 }
                 return;
             }
             let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
             if failures == self.threshold {
-                tries.postpone();
-                self.show(true);
+                probes.postpone();
+                self.set_gauge(true);
             }
             failures
         };
@@ -157,10 +157,7 @@ impl Breaker {
             tracing::warn!(%error, look_ups, "the cache fails; reads go to the table");
         }
         if failures == self.threshold {
-            tracing::warn!(
-                look_ups,
-                "the cache still fails; reads do not ask it for a while"
-            );
+            tracing::warn!(look_ups, "the cache still fails; reads skip it for a while");
         }
     }
 
@@ -168,17 +165,17 @@ impl Breaker {
         self.failures.load(Ordering::Relaxed) >= self.threshold
     }
 
-    fn tries(&self) -> MutexGuard<'_, Tries> {
-        self.tries.lock().unwrap_or_else(PoisonError::into_inner)
+    fn probes(&self) -> MutexGuard<'_, Probes> {
+        self.probes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn show(&self, is_open: bool) {
+    fn set_gauge(&self, is_open: bool) {
         gauge!(BREAKER_OPEN, "look_ups" => self.kind).set(f64::from(u8::from(is_open)));
     }
 }
 
-impl Tries {
-    /// Moves the next one to a pause from now.
+impl Probes {
+    /// Schedules the next probe one pause from now.
     fn postpone(&mut self) {
         self.due = Instant::now() + FIRST_PAUSE * 2_u32.pow(self.failed);
     }
@@ -190,63 +187,63 @@ mod tests {
 
     use super::*;
 
-    fn open() -> Breaker {
-        let breaker = Breaker::new("short", 3);
+    fn open() -> CircuitBreaker {
+        let breaker = CircuitBreaker::new("short", 3);
         for _ in 0..3 {
-            assert_eq!(breaker.ask(), Ask::Usual);
-            breaker.failed(Ask::Usual, &"no answer");
+            assert_eq!(breaker.decide(), Decision::Query);
+            breaker.failed(Decision::Query, &"no answer");
         }
         breaker
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_success_between_failures_keeps_it_closed() {
-        let breaker = Breaker::new("short", 3);
+    async fn a_success_between_failures_keeps_the_circuit_breaker_closed() {
+        let breaker = CircuitBreaker::new("short", 3);
         for _ in 0..10 {
-            breaker.failed(Ask::Usual, &"no answer");
-            breaker.failed(Ask::Usual, &"no answer");
+            breaker.failed(Decision::Query, &"no answer");
+            breaker.failed(Decision::Query, &"no answer");
             breaker.succeeded();
         }
-        assert_eq!(breaker.ask(), Ask::Usual);
+        assert_eq!(breaker.decide(), Decision::Query);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_read_in_each_pause_tries_and_pauses_grow_to_their_bound() {
+    async fn one_look_up_in_each_pause_probes_and_pauses_grow_to_their_bound() {
         let breaker = open();
-        // Late failures of reads that were under way do not count.
-        breaker.failed(Ask::Usual, &"no answer");
+        // Late failures of look-ups from before do not count.
+        breaker.failed(Decision::Query, &"no answer");
         for pause in [100, 200, 400, 800, 1600, 1600] {
             advance(Duration::from_millis(pause - 1)).await;
-            assert_eq!(breaker.ask(), Ask::Not, "{pause}");
+            assert_eq!(breaker.decide(), Decision::Skip, "{pause}");
             advance(Duration::from_millis(1)).await;
-            assert_eq!(breaker.ask(), Ask::Try, "{pause}");
-            assert_eq!(breaker.ask(), Ask::Not, "{pause}");
-            breaker.failed(Ask::Try, &"no answer");
+            assert_eq!(breaker.decide(), Decision::Probe, "{pause}");
+            assert_eq!(breaker.decide(), Decision::Skip, "{pause}");
+            breaker.failed(Decision::Probe, &"no answer");
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_try_that_is_given_up_is_followed_by_another() {
+    async fn a_cancelled_probe_is_followed_by_another() {
         let breaker = open();
         for _ in 0..3 {
             advance(FIRST_PAUSE).await;
-            assert_eq!(breaker.ask(), Ask::Try);
+            assert_eq!(breaker.decide(), Decision::Probe);
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_try_that_succeeds_closes_it_and_forgets() {
+    async fn a_successful_probe_closes_the_circuit_breaker_and_resets_it() {
         let breaker = open();
         advance(FIRST_PAUSE).await;
-        breaker.failed(breaker.ask(), &"no answer");
+        breaker.failed(breaker.decide(), &"no answer");
         advance(FIRST_PAUSE * 2).await;
-        assert_eq!(breaker.ask(), Ask::Try);
+        assert_eq!(breaker.decide(), Decision::Probe);
         breaker.succeeded();
-        assert_eq!(breaker.ask(), Ask::Usual);
+        assert_eq!(breaker.decide(), Decision::Query);
         for _ in 0..3 {
-            breaker.failed(Ask::Usual, &"no answer");
+            breaker.failed(Decision::Query, &"no answer");
         }
         advance(FIRST_PAUSE).await;
-        assert_eq!(breaker.ask(), Ask::Try);
+        assert_eq!(breaker.decide(), Decision::Probe);
     }
 }

@@ -35,14 +35,14 @@ impl Coherence {
 
     /// Stores what was written, whatever is there.
     pub(super) async fn publish_instead_of_confirming(&self, keys: &[Key], written: &[Record]) {
-        let Some(space) = self.generations.in_use() else {
+        let Some(namespace) = self.generation_switch.in_use() else {
             return;
         };
         let read_time = self.now();
         join_all(keys.iter().map(|key| {
             let record = written.iter().find(|record| record.key() == *key).cloned();
             let ttl = self.ttl(key, record.is_some());
-            let cache_key = space.key(key);
+            let cache_key = namespace.key(key);
             let entry = Entry::new(match record {
                 Some(record) => Tag::Present { record, read_time },
                 None => Tag::Absent { read_time },

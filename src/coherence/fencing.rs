@@ -1,5 +1,6 @@
-//! Fences: in place on every key of a write before it commits, and again before
-//! it is acknowledged; or the certainty that nobody uses the cache.
+//! Fencing: raises the barrier of a write, before its commit and again before its
+//! acknowledgement. The barrier is a fence on each key, or the certainty that no replica uses
+//! the cache.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -9,7 +10,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::{
     Coherence, Entry, Tag,
-    generation_switch::{Phase, Space, View},
+    generation_switch::{Phase, SwitchView},
+    namespace::Namespace,
 };
 use crate::{
     backoff,
@@ -19,42 +21,41 @@ use crate::{
     telemetry::CACHE_FENCES,
 };
 
-/// Greatest pause between attempts, and pause between looks at a table that fails.
+/// Longest pause between attempts to place a fence, and between reads of a switch that fails.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
-/// A fence in place.
+/// A fence in the cache.
 #[derive(Debug)]
 struct Fence {
     key: Key,
-    /// What is stored.
+    /// The entry as stored.
     bytes: Vec<u8>,
-    /// Whether no other writer of the key can be between its fence and its
-    /// confirmation: this fence, and the ones it renewed, replaced no fence of
-    /// others.
+    /// Whether no other write of the key can be between its fence and its confirmation:
+    /// neither this fence nor the ones that it renewed replaced a fence of another write.
     is_alone: bool,
 }
 
-/// Fences in place on all keys of a write.
+/// The fences of a write, one on each key.
 #[derive(Debug)]
 pub(super) struct Fences {
-    /// What the switch was when they were sent.
-    view: View,
+    /// The state of the switch when they were sent.
+    view: SwitchView,
     placed: Vec<Fence>,
-    /// When the first of them was sent: none expires earlier than
-    /// [`super::Timing::fence_ttl`] after this.
+    /// When the first of them was sent. None expires earlier than
+    /// [`super::Timing::fence_ttl`] after that.
     pub(super) since: Instant,
 }
 
-/// What keeps readers from answering from before a write.
+/// The write barrier: no read returns a state from before the write while it stands.
 #[derive(Debug)]
-pub(super) enum Cover {
-    /// Fences.
+pub(super) enum Barrier {
+    /// A fence on each key.
     Fences(Fences),
-    /// Nobody uses the cache, at least since then.
+    /// No replica uses the cache, since then at the latest.
     Unused(Instant),
 }
 
-impl Cover {
+impl Barrier {
     /// The fences, if the cache is in use.
     pub(super) fn fences(&self) -> Option<&Fences> {
         match self {
@@ -63,7 +64,7 @@ impl Cover {
         }
     }
 
-    /// Since when it is in place, at least.
+    /// Since when it stands, at the latest.
     pub(super) fn since(&self) -> Instant {
         match self {
             Self::Fences(fences) => fences.since,
@@ -72,22 +73,22 @@ impl Cover {
     }
 }
 
-/// What the cache holds of a key, beside what the table is known to hold.
+/// The entry of a key, compared with the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cached {
-    /// The same, or nothing: whoever fills later reads the table later.
+    /// The same, or none: a later fill reads the table later.
     Agrees,
     /// Something else.
     Contradicts,
     /// A fence.
     Fenced,
-    /// A lease, under which something else may be filled; or it is not known.
+    /// A lease, under which something else may be filled; or no response.
     Unknown,
 }
 
-/// Why there is no cover.
+/// Reason why a barrier was not raised.
 #[derive(Debug)]
-pub(super) enum Uncovered {
+pub(super) enum BarrierError {
     /// The cache could not be fenced, and there was no time left to leave it.
     TooLate,
     /// The switch could not be read or moved.
@@ -95,26 +96,30 @@ pub(super) enum Uncovered {
 }
 
 impl Coherence {
-    /// Fences all keys, or waits until nobody uses the cache. If the write
-    /// `may_publish`, looks first at what the fences will replace; `own` are fences of
-    /// the write that are to be renewed.
-    pub(super) async fn cover(
+    /// Fences all keys, or waits until no replica uses the cache. If the write `may_publish`,
+    /// reads first the entries that the fences replace. `own` are fences of this write to
+    /// renew.
+    pub(super) async fn barrier(
         &self,
         keys: &[Key],
         may_publish: bool,
         own: Option<&Fences>,
         deadline: Instant,
-    ) -> Result<Cover, Uncovered> {
-        let covered = async {
+    ) -> Result<Barrier, BarrierError> {
+        let barrier = async {
             loop {
-                let view = self.generations.view().await.map_err(Uncovered::Store)?;
+                let view = self
+                    .generation_switch
+                    .view()
+                    .await
+                    .map_err(BarrierError::Store)?;
                 if view.phase == Phase::Warm {
-                    let settled_at = self.generations.settled_at(&view);
+                    let settled_at = self.generation_switch.settled_at(&view);
                     if settled_at > deadline {
-                        return Err(Uncovered::TooLate);
+                        return Err(BarrierError::TooLate);
                     }
                     sleep_until(settled_at).await;
-                    return Ok(Cover::Unused(Instant::now()));
+                    return Ok(Barrier::Unused(Instant::now()));
                 }
                 let own = own.filter(|own| own.view.is_same(&view));
                 let fenced = match own {
@@ -122,63 +127,61 @@ impl Coherence {
                     None => self.fence(&view, keys, may_publish).await,
                 };
                 if let Some(fences) = fenced {
-                    return Ok(Cover::Fences(fences));
+                    return Ok(Barrier::Fences(fences));
                 }
-                let left = self.generations.leave(&view).await;
-                left.map_err(Uncovered::Store)?;
+                let left = self.generation_switch.leave(&view).await;
+                left.map_err(BarrierError::Store)?;
             }
         };
-        let covered = timeout_at(deadline, covered).await;
-        covered.unwrap_or(Err(Uncovered::TooLate))
+        let barrier = timeout_at(deadline, barrier).await;
+        barrier.unwrap_or(Err(BarrierError::TooLate))
     }
 
-    /// Makes sure that nothing that was read before now can be filled or
-    /// answered from now on: fences all keys again, in the generation that is in
-    /// use by now, or waits until none is. Tries until the deadline; `before` is
-    /// the write's cover from before its commit.
+    /// Ensures that nothing which was read before now can be filled or served from now on.
+    /// Fences all keys again, in the generation that is in use now, or waits until none is.
+    /// Retries until the deadline. `before` are the fences from before the commit.
     pub(super) async fn confirm(
         &self,
         keys: &[Key],
         before: Option<&Fences>,
         deadline: Instant,
-    ) -> Option<Cover> {
+    ) -> Option<Barrier> {
         let confirmed = async {
             loop {
-                let Ok(view) = self.generations.view().await else {
+                let Ok(view) = self.generation_switch.view().await else {
                     sleep(RETRY_PAUSE).await;
                     continue;
                 };
                 if view.phase == Phase::Warm {
-                    sleep_until(self.generations.settled_at(&view)).await;
-                    return Cover::Unused(Instant::now());
+                    sleep_until(self.generation_switch.settled_at(&view)).await;
+                    return Barrier::Unused(Instant::now());
                 }
                 let own = before.filter(|before| before.view.is_same(&view));
                 let fenced = self.fence_again(&view, keys, own, "confirm").await;
                 if let Some(fences) = fenced {
-                    return Cover::Fences(fences);
+                    return Barrier::Fences(fences);
                 }
-                if let Err(error) = self.generations.leave(&view).await {
+                if let Err(error) = self.generation_switch.leave(&view).await {
                     tracing::warn!(%error, "the cache cannot be left");
                 }
             }
         };
         let confirmed = timeout_at(deadline, confirmed).await.ok();
-        // Not before: until then the cache may answer from before the write, and
-        // a reader keeps that.
-        self.recent.forget(keys);
+        // Not earlier: until then the cache may serve a state from before the write, which a
+        // reader would insert again.
+        self.local_caches.remove(keys);
         confirmed
     }
 
-    /// Compares what the cache holds of each key with what the table was left
-    /// with.
+    /// Compares the entry of each key with what the table holds.
     pub(super) async fn compare(&self, left: &HashMap<Key, Left>) -> Vec<(Key, Cached)> {
         let keys: Vec<_> = left.keys().cloned().collect();
-        let Some(space) = self.generations.in_use() else {
+        let Some(namespace) = self.generation_switch.in_use() else {
             return keys.into_iter().map(|key| (key, Cached::Unknown)).collect();
         };
         let mut compared = Vec::with_capacity(keys.len());
         for keys in keys.chunks(cache::MAX_KEYS) {
-            let cache_keys = space.keys(keys);
+            let cache_keys = namespace.keys(keys);
             let found = timeout(
                 self.settings.timing.fence_attempt,
                 self.cache.get(&cache_keys),
@@ -207,10 +210,9 @@ impl Coherence {
         keys.into_iter().zip(compared).collect()
     }
 
-    /// Replaces the confirming fences by what was written, so that the next
-    /// read is a hit. Only where no other writer can be at work on the key: its
-    /// fence must stand. And only in a generation that was in use all along:
-    /// before that, there are writes that do not fence.
+    /// Replaces the confirming fences by the written records, so that the next read is a hit.
+    /// Only if no other write of the key is running: its fence must stay. And only in a
+    /// generation that was in use all along: before that, some writes do not fence.
     pub(super) fn publish_in_background(
         &self,
         records: Vec<Record>,
@@ -223,7 +225,7 @@ impl Coherence {
         }
         let coherence = self.clone();
         self.background.spawn(async move {
-            let (coherence, space) = (&coherence, &view.space);
+            let (coherence, namespace) = (&coherence, &view.namespace);
             join_all(records.into_iter().map(|record| {
                 let key = record.key();
                 let fence = placed
@@ -232,7 +234,7 @@ impl Coherence {
                 async move {
                     if let Some(Fence { bytes, .. }) = fence {
                         coherence
-                            .replace(space, &key, bytes, Some(record), read_time)
+                            .replace(namespace, &key, bytes, Some(record), read_time)
                             .await;
                     }
                 }
@@ -241,47 +243,47 @@ impl Coherence {
         });
     }
 
-    /// Fences all keys; `None` if any fence could not be placed.
-    async fn fence(&self, view: &View, keys: &[Key], may_publish: bool) -> Option<Fences> {
-        let seen = if may_publish {
-            self.peek(&view.space, keys).await
+    /// Fences all keys. `None` if a fence could not be placed.
+    async fn fence(&self, view: &SwitchView, keys: &[Key], may_publish: bool) -> Option<Fences> {
+        let replaced = if may_publish {
+            self.peek(&view.namespace, keys).await
         } else {
-            vec![Seen::Unknown; keys.len()]
+            vec![Replaced::Unknown; keys.len()]
         };
-        self.fence_all(view, keys, seen, "fence").await
+        self.fence_all(view, keys, replaced, "fence").await
     }
 
-    /// Fences all keys again; `None` if any fence could not be placed.
+    /// Fences all keys again. `None` if a fence could not be placed.
     async fn fence_again(
         &self,
-        view: &View,
+        view: &SwitchView,
         keys: &[Key],
         own: Option<&Fences>,
         step: &'static str,
     ) -> Option<Fences> {
-        let seen = keys.iter().map(|key| {
+        let replaced = keys.iter().map(|key| {
             let mut own = own.into_iter().flat_map(|own| &own.placed);
             own.find(|fence| fence.key == *key)
-                .map_or(Seen::Unknown, |own| Seen::Own {
+                .map_or(Replaced::Unknown, |own| Replaced::Own {
                     bytes: own.bytes.clone(),
                     is_alone: own.is_alone,
                 })
         });
-        self.fence_all(view, keys, seen.collect(), step).await
+        self.fence_all(view, keys, replaced.collect(), step).await
     }
 
     async fn fence_all(
         &self,
-        view: &View,
+        view: &SwitchView,
         keys: &[Key],
-        seen: Vec<Seen>,
+        replaced: Vec<Replaced>,
         step: &'static str,
     ) -> Option<Fences> {
         let since = Instant::now();
-        let placed = join_all(keys.iter().zip(seen).map(|(key, seen)| async move {
-            let fence = match self.fence_over(&view.space, key, seen).await {
+        let placed = join_all(keys.iter().zip(replaced).map(|(key, replaced)| async move {
+            let fence = match self.fence_over(&view.namespace, key, replaced).await {
                 Some(fence) => Some(fence),
-                None => self.place_fence(&view.space, key).await,
+                None => self.place_fence(&view.namespace, key).await,
             };
             let result = if fence.is_some() { "placed" } else { "failed" };
             metrics::counter!(CACHE_FENCES, "step" => step, "result" => result).increment(1);
@@ -294,42 +296,47 @@ impl Coherence {
         })
     }
 
-    async fn peek(&self, space: &Space, keys: &[Key]) -> Vec<Seen> {
-        let cache_keys = space.keys(keys);
+    async fn peek(&self, namespace: &Namespace, keys: &[Key]) -> Vec<Replaced> {
+        let cache_keys = namespace.keys(keys);
         let found = timeout(
             self.settings.timing.fence_attempt,
             self.cache.get(&cache_keys),
         )
         .await;
         let mut found = found.into_iter().flatten().flatten();
-        let seen = keys
-            .iter()
-            .zip(cache_keys.iter())
-            .map(|(key, cache_key)| match found.next() {
-                Some(Found::Miss) => Seen::Nothing,
-                Some(Found::Hit(bytes)) => match Entry::decode(&bytes, cache_key, key) {
-                    None
-                    | Some(Entry {
-                        tag: Tag::Fence, ..
-                    }) => Seen::Unknown,
-                    Some(_) => Seen::Entry(bytes),
-                },
-                Some(Found::Unknown) | None => Seen::Unknown,
-            });
-        seen.collect()
+        let replaced =
+            keys.iter()
+                .zip(cache_keys.iter())
+                .map(|(key, cache_key)| match found.next() {
+                    Some(Found::Miss) => Replaced::Nothing,
+                    Some(Found::Hit(bytes)) => match Entry::decode(&bytes, cache_key, key) {
+                        None
+                        | Some(Entry {
+                            tag: Tag::Fence, ..
+                        }) => Replaced::Unknown,
+                        Some(_) => Replaced::Entry(bytes),
+                    },
+                    Some(Found::Unknown) | None => Replaced::Unknown,
+                });
+        replaced.collect()
     }
 
-    /// Replaces by a fence exactly what was seen, if it is still there and known
-    /// not to be another writer's fence.
-    async fn fence_over(&self, space: &Space, key: &Key, seen: Seen) -> Option<Fence> {
-        let cache_key = space.key(key);
+    /// Replaces exactly this entry by a fence, if it is still there and certainly no fence of
+    /// another write.
+    async fn fence_over(
+        &self,
+        namespace: &Namespace,
+        key: &Key,
+        replaced: Replaced,
+    ) -> Option<Fence> {
+        let cache_key = namespace.key(key);
         let bytes = Entry::new(Tag::Fence).encode(&cache_key);
         let ttl = self.settings.timing.fence_ttl;
-        let (expected, is_alone) = match seen {
-            Seen::Unknown => return None,
-            Seen::Nothing => (None, true),
-            Seen::Entry(bytes) => (Some(bytes), true),
-            Seen::Own { bytes, is_alone } => (Some(bytes.into()), is_alone),
+        let (expected, is_alone) = match replaced {
+            Replaced::Unknown => return None,
+            Replaced::Nothing => (None, true),
+            Replaced::Entry(bytes) => (Some(bytes), true),
+            Replaced::Own { bytes, is_alone } => (Some(bytes.into()), is_alone),
         };
         let is_stored = match expected {
             None => {
@@ -348,10 +355,10 @@ impl Coherence {
         })
     }
 
-    /// Places one fence, whatever is under the key. Each attempt has a nonce of
-    /// its own, so that one that is late cannot make the next a no-op.
-    async fn place_fence(&self, space: &Space, key: &Key) -> Option<Fence> {
-        let cache_key = space.key(key);
+    /// Places a fence over any entry. Each attempt has its own nonce, so that a late attempt
+    /// cannot turn the next one into a no-op.
+    async fn place_fence(&self, namespace: &Namespace, key: &Key) -> Option<Fence> {
+        let cache_key = namespace.key(key);
         let ttl = self.settings.timing.fence_ttl;
         let give_up = Instant::now() + self.settings.timing.fence_patience;
         loop {
@@ -384,27 +391,27 @@ impl Coherence {
                 false
             }
             Err(_) => {
-                tracing::debug!("fence not placed: too slow");
+                tracing::debug!("fence not placed: no response in time");
                 false
             }
         }
     }
 }
 
-/// What a fence is about to replace.
+/// The entry that a fence replaces.
 #[derive(Debug, Clone)]
-enum Seen {
-    /// Nothing.
+enum Replaced {
+    /// No entry.
     Nothing,
     /// An entry that is no fence.
     Entry(Bytes),
-    /// The write's own fence.
+    /// A fence of this write.
     Own {
         /// As stored.
         bytes: Vec<u8>,
         /// See [`Fence::is_alone`].
         is_alone: bool,
     },
-    /// Perhaps another writer's fence.
+    /// Possibly a fence of another write.
     Unknown,
 }

@@ -1,10 +1,10 @@
-//! The generation switch: which part of the cache is in use, if any. Lets writes
-//! go on without the cache, and empties the cache by moving on to another part.
+//! The generation switch: the generation of cache entries that is in use, if any. It lets
+//! writes continue without the cache, and empties the cache by moving on to a new generation.
 //!
-//! Its state is in one item of the table. A replica acts on what it last read
-//! there for no longer than [`Timing::view_ttl`] after it asked, by its own
-//! monotonic clock; whoever has waited for [`Timing::settle`] since it learnt of
-//! a state knows that nobody acts on an older one any more.
+//! The state of the switch is one item of the table. A replica acts on its view of the item
+//! for [`Timing::view_ttl`] from when it sent the read, by its own monotonic clock. A replica
+//! that has waited for [`Timing::settle`] since it received a view knows that no replica acts
+//! on an older one.
 
 use std::{
     collections::BTreeMap,
@@ -18,10 +18,9 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::{Entry, Tag, Timing};
+use super::{Entry, Tag, Timing, namespace::Namespace};
 use crate::{
-    cache::{Cache, Keys},
-    domain::Key,
+    cache::Cache,
     store::{self, Registers},
     telemetry::{CACHE_IN_USE, GENERATION_STEPS},
 };
@@ -31,22 +30,21 @@ const REGISTER: &str = "cache-generation";
 /// Names of its values.
 const PHASE: &str = "phase";
 const GENERATION: &str = "generation";
-/// Times that the register is read or created before somebody who deletes it
-/// again and again is given up on.
+/// Attempts to read or create the register, in case that it is deleted meanwhile.
 const MAX_LOADS: u32 = 3;
-/// Longest a probe of the cache may take.
+/// Longest that a probe of the cache may take.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(250);
-/// Probes in a row that the cache has to answer before it is used again.
+/// Successful probes in a row before the cache is used again.
 const PROBES: u32 = 3;
 
-/// What the cache is used for.
+/// Use of the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// Reads and writes use the generation.
     On,
-    /// Nobody uses the cache.
+    /// No replica uses the cache.
     Warm,
-    /// Writes fence in the generation; reads do not use it yet.
+    /// Writes fence in the generation. Reads do not use it yet.
     Ready,
 }
 
@@ -72,123 +70,73 @@ impl Phase {
     }
 }
 
-/// The part of the cache that belongs to one generation of one deployment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Space(Arc<str>);
-
-impl Space {
-    /// Of a deployment's generation.
-    #[must_use]
-    pub fn new(deployment: &str, generation: &str) -> Self {
-        Self(format!("v1/{deployment}/{generation}").into())
-    }
-
-    /// The cache key of a record.
-    #[must_use]
-    pub fn key(&self, key: &Key) -> String {
-        self.parts(key).concat()
-    }
-
-    /// The cache keys of records.
-    pub(super) fn keys(&self, keys: &[Key]) -> Keys {
-        let bytes = keys.iter().flat_map(|key| self.parts(key)).map(str::len);
-        let mut all = Keys::with_capacity(keys.len(), bytes.sum());
-        for key in keys {
-            all.push(&self.parts(key));
-        }
-        all
-    }
-
-    fn parts<'a>(&'a self, key: &'a Key) -> [&'a str; 5] {
-        let space = &*self.0;
-        match key {
-            Key::User(username) => [space, "/u/", username.as_str(), "", ""],
-            Key::Organization(name) => [space, "/o/", name.as_str(), "", ""],
-            Key::Membership(organization, member) => {
-                let organization = organization.as_str();
-                // No name has a control character: no two keys are alike.
-                let separator = if organization.contains('/') {
-                    "\n"
-                } else {
-                    "/"
-                };
-                [space, "/m/", organization, separator, member.as_str()]
-            }
-        }
-    }
-
-    fn probe_key(&self) -> String {
-        format!("{}/probe", self.0)
-    }
-}
-
-/// What a replica last read of the switch.
+/// A replica's view of the switch.
 #[derive(Debug, Clone)]
-pub(super) struct View {
+pub(super) struct SwitchView {
     pub(super) phase: Phase,
-    pub(super) space: Space,
+    pub(super) namespace: Namespace,
     generation: String,
     /// Version of the register: counts the steps of the switch.
     step: u64,
-    /// When the register was asked.
+    /// When the read of the register was sent.
     asked: Instant,
-    /// When this replica first learnt of this very state.
-    learnt: Instant,
+    /// When this replica first received this very state.
+    learned: Instant,
 }
 
-impl View {
-    /// Whether both are of the same state of the switch.
+impl SwitchView {
+    /// Whether both views are of the same state.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         (self.step, self.phase, &self.generation) == (other.step, other.phase, &other.generation)
     }
 }
 
-/// The switch, as this replica sees and moves it.
-pub(super) struct Generations {
+/// The generation switch of a deployment.
+pub(super) struct GenerationSwitch {
     registers: Arc<dyn Registers>,
-    /// What keeps the entries apart of tables that share a cache, also of a table
-    /// and its restored copy. Learnt with the first view.
+    /// Identity of the table. It keeps tables apart that share a cache, a table and its
+    /// restored copy included. Read with the first view.
     deployment: OnceCell<String>,
     timing: Timing,
-    view: RwLock<Option<View>>,
-    /// Held while the register is read or written, so that views are learnt in
-    /// the order in which they were asked for.
-    asking: Mutex<()>,
+    view: RwLock<Option<SwitchView>>,
+    /// Locked while the register is read or written, so that views are accepted in the
+    /// order of their requests.
+    register_access: Mutex<()>,
 }
 
-impl Generations {
+impl GenerationSwitch {
     pub(super) fn new(registers: Arc<dyn Registers>, timing: Timing) -> Self {
         Self {
             registers,
             deployment: OnceCell::new(),
             timing,
             view: RwLock::default(),
-            asking: Mutex::default(),
+            register_access: Mutex::default(),
         }
     }
 
-    /// The part of the cache that reads may use now.
-    pub(super) fn in_use(&self) -> Option<Space> {
+    /// The namespace that reads may use now.
+    pub(super) fn in_use(&self) -> Option<Namespace> {
         let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
         let view = view.as_ref().filter(|view| self.is_valid(view))?;
-        (view.phase == Phase::On).then(|| view.space.clone())
+        (view.phase == Phase::On).then(|| view.namespace.clone())
     }
 
-    /// What the switch is, as far as this replica may rely on it.
-    pub(super) async fn view(&self) -> Result<View, store::Error> {
-        match self.known() {
+    /// A valid view of the switch.
+    pub(super) async fn view(&self) -> Result<SwitchView, store::Error> {
+        match self.current() {
             Some(view) => Ok(view),
             None => self.refresh().await,
         }
     }
 
-    /// When nobody acts any more on what the switch was before this view.
-    pub(super) fn settled_at(&self, view: &View) -> Instant {
-        view.learnt + self.timing.settle()
+    /// When no replica acts on an older view than this one.
+    pub(super) fn settled_at(&self, view: &SwitchView) -> Instant {
+        view.learned + self.timing.settle()
     }
 
-    /// Leaves the cache: the next generation is an empty one.
-    pub(super) async fn leave(&self, from: &View) -> Result<View, store::Error> {
+    /// Takes the cache out of use. The next generation is empty.
+    pub(super) async fn leave(&self, from: &SwitchView) -> Result<SwitchView, store::Error> {
         let view = self.step(from, Phase::Warm, new_generation()).await?;
         if view.phase == Phase::Warm {
             tracing::warn!(generation = view.generation, "the cache is left");
@@ -197,18 +145,17 @@ impl Generations {
     }
 
     /// Reads the switch.
-    pub(super) async fn refresh(&self) -> Result<View, store::Error> {
+    pub(super) async fn refresh(&self) -> Result<SwitchView, store::Error> {
         let wanted = Instant::now();
-        let _asking = self.asking.lock().await;
-        match self.known() {
+        let _asking = self.register_access.lock().await;
+        match self.current() {
             Some(view) if view.asked >= wanted => Ok(view),
             _ => self.load().await,
         }
     }
 
-    /// Keeps the view fresh, and moves the switch towards use once the cache
-    /// answers. Never ends.
-    pub(super) async fn keep(&self, cache: &dyn Cache) {
+    /// Refreshes the view, and brings the cache back into use once it responds. Never ends.
+    pub(super) async fn run(&self, cache: &dyn Cache) {
         let mut answered = 0;
         loop {
             sleep(self.timing.view_refresh()).await;
@@ -216,11 +163,11 @@ impl Generations {
                 Ok(Ok(view)) => view,
                 Ok(Err(error)) => {
                     tracing::warn!(%error, "the generation switch cannot be read");
-                    self.tell_use();
+                    self.set_in_use_gauge();
                     continue;
                 }
                 Err(_) => {
-                    self.tell_use();
+                    self.set_in_use_gauge();
                     continue;
                 }
             };
@@ -228,7 +175,7 @@ impl Generations {
                 answered = 0;
                 continue;
             }
-            answered = if probe(cache, &view.space).await {
+            answered = if probe(cache, &view.namespace).await {
                 answered + 1
             } else {
                 0
@@ -239,8 +186,8 @@ impl Generations {
         }
     }
 
-    /// Leaves the cache and moves on until an empty generation is in use, as far
-    /// as other replicas do not do it before.
+    /// Takes the cache out of use, and brings an empty generation into use, unless other
+    /// replicas do so first.
     pub(super) async fn renew(&self) -> Result<(), store::Error> {
         let mut view = self.refresh().await?;
         // A generation that is not in use yet is empty.
@@ -258,14 +205,14 @@ impl Generations {
         }
     }
 
-    /// Puts the switch of a table that nobody uses yet straight into use.
+    /// Creates the switch of a new table, with the cache in use.
     pub(super) async fn begin(&self) -> Result<(), store::Error> {
         let values = values(Phase::On, &new_generation());
         let begun = self.registers.swap_register(REGISTER, None, &values).await;
         begun.map(drop)
     }
 
-    async fn advance(&self, view: &View) {
+    async fn advance(&self, view: &SwitchView) {
         let next = view.phase.next();
         match self.step(view, next, view.generation.clone()).await {
             Ok(view) => tracing::info!(
@@ -277,27 +224,28 @@ impl Generations {
         }
     }
 
-    fn is_valid(&self, view: &View) -> bool {
+    fn is_valid(&self, view: &SwitchView) -> bool {
         Instant::now() < view.asked + self.timing.view_ttl
     }
 
-    fn known(&self) -> Option<View> {
+    fn current(&self) -> Option<SwitchView> {
         let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
         view.as_ref().filter(|view| self.is_valid(view)).cloned()
     }
 
-    /// Moves the switch, unless it is no longer as it was; returns what it is.
+    /// Moves the switch from this view. Returns the current view, also if another replica
+    /// moved it.
     async fn step(
         &self,
-        from: &View,
+        from: &SwitchView,
         phase: Phase,
         generation: String,
-    ) -> Result<View, store::Error> {
-        let _asking = self.asking.lock().await;
-        if let Some(known) = self.known()
-            && !known.is_same(from)
+    ) -> Result<SwitchView, store::Error> {
+        let _asking = self.register_access.lock().await;
+        if let Some(current) = self.current()
+            && !current.is_same(from)
         {
-            return Ok(known);
+            return Ok(current);
         }
         let asked = Instant::now();
         let values = values(phase, &generation);
@@ -305,20 +253,22 @@ impl Generations {
             .registers
             .swap_register(REGISTER, Some(from.step), &values);
         if let Some(step) = swap.await? {
-            return self.learn(phase, generation, step, asked).await;
+            return self.accept(phase, generation, step, asked).await;
         }
         self.load().await
     }
 
-    async fn load(&self) -> Result<View, store::Error> {
+    async fn load(&self) -> Result<SwitchView, store::Error> {
         for _ in 0..MAX_LOADS {
             let asked = Instant::now();
             if let Some(register) = self.registers.read_register(REGISTER).await? {
                 let (phase, generation) = parse(&register.values).ok_or_else(malformed)?;
-                return self.learn(phase, generation, register.version, asked).await;
+                return self
+                    .accept(phase, generation, register.version, asked)
+                    .await;
             }
-            // Other replicas may still use a generation that a register, since
-            // deleted, had named: begin as after an outage.
+            // Other replicas may still use the generation of a register that was deleted:
+            // begin as after an outage.
             let values = values(Phase::Warm, &new_generation());
             let begin = self.registers.swap_register(REGISTER, None, &values);
             begin.await?;
@@ -326,44 +276,44 @@ impl Generations {
         Err(malformed())
     }
 
-    async fn learn(
+    async fn accept(
         &self,
         phase: Phase,
         generation: String,
         step: u64,
         asked: Instant,
-    ) -> Result<View, store::Error> {
+    ) -> Result<SwitchView, store::Error> {
         let deployment = self
             .deployment
             .get_or_try_init(|| self.registers.table_identity())
             .await?;
-        let mut new = View {
+        let mut new = SwitchView {
             phase,
-            space: Space::new(deployment, &generation),
+            namespace: Namespace::new(deployment, &generation),
             generation,
             step,
             asked,
-            learnt: Instant::now(),
+            learned: Instant::now(),
         };
         let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(old) = view.as_ref().filter(|old| old.is_same(&new)) {
-            new.learnt = old.learnt;
+            new.learned = old.learned;
         } else {
             metrics::counter!(GENERATION_STEPS, "phase" => phase.as_str()).increment(1);
         }
         *view = Some(new.clone());
         drop(view);
-        self.tell_use();
+        self.set_in_use_gauge();
         Ok(new)
     }
 
-    fn tell_use(&self) {
+    fn set_in_use_gauge(&self) {
         let is_in_use = u32::from(self.in_use().is_some());
         metrics::gauge!(CACHE_IN_USE).set(is_in_use);
     }
 }
 
-/// A name that no generation had before.
+/// The name of a new generation.
 fn new_generation() -> String {
     Uuid::new_v4().simple().to_string()
 }
@@ -389,9 +339,9 @@ fn malformed() -> store::Error {
     )
 }
 
-/// Whether the cache stores what writers would store.
-async fn probe(cache: &dyn Cache, space: &Space) -> bool {
-    let key = space.probe_key();
+/// Whether the cache stores a fence.
+async fn probe(cache: &dyn Cache, namespace: &Namespace) -> bool {
+    let key = namespace.probe_key();
     let fence = Entry::new(Tag::Fence).encode(&key);
     let stored = cache.set_if_not_equal(&key, &fence, PROBE_TIMEOUT);
     matches!(timeout(PROBE_TIMEOUT, stored).await, Ok(Ok(true)))
@@ -463,53 +413,53 @@ mod tests {
 
     const TAKES: Duration = Duration::from_millis(300);
 
-    fn slow() -> (Arc<SlowRegisters>, Generations) {
+    fn slow() -> (Arc<SlowRegisters>, GenerationSwitch) {
         let registers = Arc::new(SlowRegisters {
             reply_takes: TAKES,
             ..SlowRegisters::default()
         });
-        let generations = Generations::new(registers.clone(), Timing::default());
-        (registers, generations)
+        let generation_switch = GenerationSwitch::new(registers.clone(), Timing::default());
+        (registers, generation_switch)
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_view_is_good_for_its_time_counted_from_the_question() {
-        let (_, generations) = slow();
-        generations.begin().await.unwrap();
+        let (_, generation_switch) = slow();
+        generation_switch.begin().await.unwrap();
         let asked = Instant::now();
-        generations.refresh().await.unwrap();
+        generation_switch.refresh().await.unwrap();
         assert_eq!(asked.elapsed(), TAKES);
         let good_until = asked + Timing::default().view_ttl;
         sleep_until(good_until - Duration::from_millis(1)).await;
-        assert!(generations.in_use().is_some());
+        assert!(generation_switch.in_use().is_some());
         sleep_until(good_until).await;
-        assert!(generations.in_use().is_none());
+        assert!(generation_switch.in_use().is_none());
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_switch_goes_through_ready_and_waits_before_each_step() {
-        let (registers, generations) = slow();
-        generations.begin().await.unwrap();
-        let before = generations.refresh().await.unwrap();
-        generations.renew().await.unwrap();
+        let (registers, generation_switch) = slow();
+        generation_switch.begin().await.unwrap();
+        let before = generation_switch.refresh().await.unwrap();
+        generation_switch.renew().await.unwrap();
         let writes = registers.once_round();
         for steps in writes[1..].windows(2) {
-            // Since the reply to the write before: then it was learnt.
+            // Since the reply to the write before: then it was learned.
             let waited = steps[1].1 - steps[0].1;
             assert_eq!(waited, TAKES + Timing::default().settle());
         }
-        assert!(generations.in_use().is_some());
-        assert_ne!(generations.in_use(), Some(before.space));
+        assert!(generation_switch.in_use().is_some());
+        assert_ne!(generation_switch.in_use(), Some(before.namespace));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_flush_ends_also_where_the_cache_was_left_before() {
-        let (registers, generations) = slow();
-        generations.begin().await.unwrap();
-        let view = generations.refresh().await.unwrap();
-        generations.leave(&view).await.unwrap();
-        let another = Generations::new(registers.clone(), Timing::default());
-        let (first, second) = tokio::join!(generations.renew(), another.renew());
+        let (registers, generation_switch) = slow();
+        generation_switch.begin().await.unwrap();
+        let view = generation_switch.refresh().await.unwrap();
+        generation_switch.leave(&view).await.unwrap();
+        let another = GenerationSwitch::new(registers.clone(), Timing::default());
+        let (first, second) = tokio::join!(generation_switch.renew(), another.renew());
         first.unwrap();
         second.unwrap();
         registers.once_round();
@@ -520,7 +470,7 @@ mod tests {
 
     #[async_trait]
     impl Cache for Answering {
-        async fn get(&self, keys: &Keys) -> Result<Vec<cache::Found>, cache::Error> {
+        async fn get(&self, keys: &cache::Keys) -> Result<Vec<cache::Found>, cache::Error> {
             Ok(keys.iter().map(|_| cache::Found::Miss).collect())
         }
 
@@ -555,11 +505,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_cache_that_answers_again_is_used_only_after_both_waits() {
-        let (registers, generations) = slow();
-        generations.begin().await.unwrap();
-        let view = generations.refresh().await.unwrap();
-        generations.leave(&view).await.unwrap();
-        let keep = generations.keep(&Answering);
+        let (registers, generation_switch) = slow();
+        generation_switch.begin().await.unwrap();
+        let view = generation_switch.refresh().await.unwrap();
+        generation_switch.leave(&view).await.unwrap();
+        let keep = generation_switch.run(&Answering);
         let _ = timeout(Duration::from_secs(60), keep).await;
         let writes = registers.once_round();
         for steps in writes[1..].windows(2) {
@@ -572,48 +522,48 @@ mod tests {
     async fn views_outlive_no_wait_for_them() {
         let timing = Timing::default();
         assert!(timing.settle() > timing.view_ttl);
-        let (_, generations) = slow();
-        generations.begin().await.unwrap();
-        let view = generations.refresh().await.unwrap();
-        let left = generations.leave(&view).await.unwrap();
+        let (_, generation_switch) = slow();
+        generation_switch.begin().await.unwrap();
+        let view = generation_switch.refresh().await.unwrap();
+        let left = generation_switch.leave(&view).await.unwrap();
         assert_eq!(
-            generations.settled_at(&left),
+            generation_switch.settled_at(&left),
             Instant::now() + timing.settle()
         );
         sleep(Duration::from_millis(100)).await;
         // Seeing the same state again does not begin the wait anew.
-        let again = generations.refresh().await.unwrap();
+        let again = generation_switch.refresh().await.unwrap();
         assert_eq!(
-            generations.settled_at(&again),
-            generations.settled_at(&left)
+            generation_switch.settled_at(&again),
+            generation_switch.settled_at(&left)
         );
     }
 
     #[tokio::test(start_paused = true)]
     async fn in_warm_and_ready_reads_do_not_use_the_cache() {
-        let (_, generations) = slow();
+        let (_, generation_switch) = slow();
         // There is no switch yet: it begins as after an outage.
-        let mut view = generations.refresh().await.unwrap();
+        let mut view = generation_switch.refresh().await.unwrap();
         for phase in [Phase::Warm, Phase::Ready] {
             assert_eq!(view.phase, phase);
-            assert!(generations.in_use().is_none());
-            view = generations
+            assert!(generation_switch.in_use().is_none());
+            view = generation_switch
                 .step(&view, phase.next(), view.generation.clone())
                 .await
                 .unwrap();
         }
-        assert!(generations.in_use().is_some());
+        assert!(generation_switch.in_use().is_some());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_switch_that_another_replica_has_moved_is_not_moved_again() {
-        let (registers, generations) = slow();
-        generations.begin().await.unwrap();
-        let other = Generations::new(registers.clone(), Timing::default());
-        let view = generations.refresh().await.unwrap();
+        let (registers, generation_switch) = slow();
+        generation_switch.begin().await.unwrap();
+        let other = GenerationSwitch::new(registers.clone(), Timing::default());
+        let view = generation_switch.refresh().await.unwrap();
         let theirs = other.refresh().await.unwrap();
         let left = other.leave(&theirs).await.unwrap();
-        let seen = generations.leave(&view).await.unwrap();
+        let seen = generation_switch.leave(&view).await.unwrap();
         assert!(seen.is_same(&left));
         assert_eq!(registers.writes.lock().unwrap().len(), 2);
     }

@@ -1,5 +1,5 @@
-//! What this replica saw lately: answers reads whose callers accept answers from
-//! a while ago, and no others.
+//! The local cache: records in the memory of this replica. It serves only reads whose
+//! callers accept records of a bounded age.
 
 use std::{
     hash::{BuildHasher as _, RandomState},
@@ -10,49 +10,49 @@ use std::{
 use moka::sync::Cache;
 use tokio::time::Instant;
 
-use super::View;
+use super::Projection;
 use crate::domain::Key;
 
-/// What was seen is kept for so long, and never answers for longer.
+/// Greatest age of a record in the local cache.
 pub const MAX_STALENESS: Duration = Duration::from_secs(60);
-/// Room for each kind of view, in bytes; beyond it, what is used least goes first.
+/// Capacity for each projection, in bytes. Beyond it, the least used records are evicted.
 const MAX_BYTES: u64 = 32 * 1024 * 1024;
-/// What a record takes besides what it takes in the cache, in bytes: roughly.
+/// Bytes of a record besides its encoding, roughly.
 const OVERHEAD: usize = 512;
-/// Counters of writes. Keys that share one only keep each other out sometimes.
+/// Write counters. Keys that share one sometimes keep each other out.
 const COUNTERS: usize = 256;
 
-/// What was seen, by key.
+/// Records of one projection, by key.
 #[derive(Debug)]
 #[doc(hidden)]
-pub struct Recent<V: View> {
-    seen: Cache<Key, Seen<V>>,
-    /// How often keys were written, by a hash of theirs. Locked while something is
-    /// kept or forgotten, so that nothing is kept that was forgotten meanwhile.
+pub struct LocalCache<V: Projection> {
+    cached: Cache<Key, CachedRecord<V>>,
+    /// Numbers of writes, by a hash of the key. Locked while a record is inserted or removed,
+    /// so that a record which was read before a write is not inserted after it.
     writes: Box<[Mutex<u64>]>,
     hashes: RandomState,
 }
 
 #[derive(Debug, Clone)]
-struct Seen<V> {
+struct CachedRecord<V> {
     record: Arc<Option<V>>,
-    /// A time at which the record was this.
+    /// A time at which the table held this.
     as_of: Instant,
 }
 
-/// How often a key had been written before it was looked up.
+/// Number of writes of a key before it was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Writes(u64);
 
-impl<V: View> Default for Recent<V> {
+impl<V: Projection> Default for LocalCache<V> {
     fn default() -> Self {
-        let weigh = |_: &Key, seen: &Seen<V>| {
-            let record = seen.record.as_ref().as_ref();
-            let bytes = OVERHEAD + record.map_or(0, View::bytes);
+        let weigh = |_: &Key, cached: &CachedRecord<V>| {
+            let record = cached.record.as_ref().as_ref();
+            let bytes = OVERHEAD + record.map_or(0, Projection::bytes);
             u32::try_from(bytes).unwrap_or(u32::MAX)
         };
         Self {
-            seen: Cache::builder()
+            cached: Cache::builder()
                 .weigher(weigh)
                 .max_capacity(MAX_BYTES)
                 .time_to_live(MAX_STALENESS)
@@ -63,34 +63,35 @@ impl<V: View> Default for Recent<V> {
     }
 }
 
-impl<V: View> Recent<V> {
-    /// The record as it was at some time since `oldest`.
+impl<V: Projection> LocalCache<V> {
+    /// The record as of a time since `oldest`.
     pub(super) fn get(&self, key: &Key, oldest: Instant) -> Option<Arc<Option<V>>> {
-        let seen = self.seen.get(key)?;
-        (seen.as_of >= oldest).then_some(seen.record)
+        let cached = self.cached.get(key)?;
+        (cached.as_of >= oldest).then_some(cached.record)
     }
 
-    /// To be asked before a record is looked up that is to be kept.
+    /// To be called before a read whose record is to be inserted.
     pub(super) fn writes(&self, key: &Key) -> Writes {
         Writes(*self.counter(key))
     }
 
-    /// Keeps what a look-up that began at `as_of` found, unless the key was
-    /// written meanwhile.
-    pub(super) fn keep(&self, key: &Key, record: Option<V>, as_of: Instant, before: Writes) {
+    /// Inserts the result of a read that began at `as_of`, unless the key was written
+    /// since.
+    pub(super) fn insert(&self, key: &Key, record: Option<V>, as_of: Instant, before: Writes) {
         let record = Arc::new(record);
         let writes = self.counter(key);
         if Writes(*writes) == before {
-            self.seen.insert(key.clone(), Seen { record, as_of });
+            self.cached
+                .insert(key.clone(), CachedRecord { record, as_of });
         }
     }
 
-    /// The keys are written: what was looked up before is no answer any more.
-    pub(super) fn forget(&self, keys: &[Key]) {
+    /// Removes written keys.
+    pub(super) fn remove(&self, keys: &[Key]) {
         for key in keys {
             let mut writes = self.counter(key);
             *writes = writes.wrapping_add(1);
-            self.seen.invalidate(key);
+            self.cached.invalidate(key);
         }
     }
 
@@ -105,30 +106,30 @@ impl<V: View> Recent<V> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{Gist, Username};
+    use crate::domain::{CheckFacts, Username};
 
     fn key() -> Key {
         Key::User(Username::parse_new("olivia").unwrap())
     }
 
     #[test]
-    fn what_is_older_than_asked_is_no_answer() {
-        let (recent, key, now) = (Recent::<Gist>::default(), key(), Instant::now());
-        recent.keep(&key, None, now, recent.writes(&key));
-        assert_eq!(recent.get(&key, now).as_deref(), Some(&None));
-        assert_eq!(recent.get(&key, now + Duration::from_nanos(1)), None);
+    fn older_records_than_requested_are_not_returned() {
+        let (cache, key, now) = (LocalCache::<CheckFacts>::default(), key(), Instant::now());
+        cache.insert(&key, None, now, cache.writes(&key));
+        assert_eq!(cache.get(&key, now).as_deref(), Some(&None));
+        assert_eq!(cache.get(&key, now + Duration::from_nanos(1)), None);
     }
 
     #[test]
-    fn what_was_looked_up_before_a_write_is_not_kept_after_it() {
-        let (recent, key, now) = (Recent::<Gist>::default(), key(), Instant::now());
-        let before = recent.writes(&key);
-        recent.forget(std::slice::from_ref(&key));
-        recent.keep(&key, None, now, before);
-        assert_eq!(recent.get(&key, now), None);
-        recent.keep(&key, None, now, recent.writes(&key));
-        assert_eq!(recent.get(&key, now).as_deref(), Some(&None));
-        recent.forget(std::slice::from_ref(&key));
-        assert_eq!(recent.get(&key, now), None);
+    fn records_that_were_read_before_a_write_are_not_inserted_after_it() {
+        let (cache, key, now) = (LocalCache::<CheckFacts>::default(), key(), Instant::now());
+        let before = cache.writes(&key);
+        cache.remove(std::slice::from_ref(&key));
+        cache.insert(&key, None, now, before);
+        assert_eq!(cache.get(&key, now), None);
+        cache.insert(&key, None, now, cache.writes(&key));
+        assert_eq!(cache.get(&key, now).as_deref(), Some(&None));
+        cache.remove(std::slice::from_ref(&key));
+        assert_eq!(cache.get(&key, now), None);
     }
 }

@@ -1,5 +1,5 @@
-//! Keeps the cache honest: reads by lease, writes by fence and confirm. A read
-//! that starts after a write was acknowledged returns that write or a later one.
+//! The coherent cache: reads fill it under a lease, writes fence and confirm. A read that
+//! starts after a write was acknowledged returns that write or a later one.
 
 mod circuit_breaker;
 mod entry;
@@ -8,6 +8,7 @@ mod fencing;
 mod generation_switch;
 mod invalidator;
 mod local_cache;
+mod namespace;
 mod projection;
 mod read_path;
 mod single_flight;
@@ -23,17 +24,17 @@ use tokio_util::task::TaskTracker;
 pub use self::{
     entry::{Entry, Nonce, Tag},
     fault_injection::Sabotage,
-    generation_switch::Space,
     invalidator::{Invalidator, InvalidatorTiming, LogHead},
     local_cache::MAX_STALENESS,
-    projection::View,
+    namespace::Namespace,
+    projection::Projection,
     read_path::{Answer, Freshness, Source},
-    write_path::{Change, Held, Plan, Verdict, WriteError},
+    write_path::{Change, HeldPermit, Plan, Verdict, WriteError},
 };
 
 use self::{
-    circuit_breaker::Breakers, generation_switch::Generations, projection::RecentViews,
-    single_flight::Flights, table_read_limiter::Turnstile, write_queues::Turns,
+    circuit_breaker::CircuitBreakers, generation_switch::GenerationSwitch, projection::LocalCaches,
+    single_flight::SingleFlight, table_read_limiter::TableReadLimiter, write_queues::WriteQueues,
 };
 use crate::{
     cache::Cache,
@@ -59,8 +60,8 @@ pub async fn begin_generation(registers: Arc<dyn Registers>) -> Result<(), store
 }
 
 /// The switch, for whoever does not use the cache.
-fn switch(registers: Arc<dyn Registers>) -> Generations {
-    Generations::new(registers, Timing::default())
+fn switch(registers: Arc<dyn Registers>) -> GenerationSwitch {
+    GenerationSwitch::new(registers, Timing::default())
 }
 
 /// Added to an entry's time to live for its greatest believed age: covers the
@@ -73,8 +74,8 @@ const TTL_JITTER_PERCENT: u32 = 10;
 /// or refused (writes).
 const MAX_BACKGROUND_TASKS: usize = 10_000;
 
-/// Long look-ups that are under way at once.
-const LONG_LOOKS_AT_ONCE: usize = 4;
+/// Long look-ups at once.
+const MAX_LONG_LOOKUPS: usize = 4;
 
 /// How long the steps of the protocol may take. Not to be tuned one by one: the
 /// defaults fit each other and the store's timeouts.
@@ -174,18 +175,18 @@ impl Default for Settings {
     }
 }
 
-/// The table with the cache in front of it.
+/// The table, and the cache in front of it.
 #[derive(Clone)]
 pub struct Coherence {
     cache: Arc<dyn Cache>,
     store: Arc<dyn Store>,
-    generations: Arc<Generations>,
-    flights: Arc<Flights>,
-    recent: Arc<RecentViews>,
-    breakers: Arc<Breakers>,
-    long_looks: Arc<Semaphore>,
-    turnstile: Arc<Turnstile>,
-    turns: Arc<Turns>,
+    generation_switch: Arc<GenerationSwitch>,
+    single_flight: Arc<SingleFlight>,
+    local_caches: Arc<LocalCaches>,
+    circuit_breakers: Arc<CircuitBreakers>,
+    long_lookups: Arc<Semaphore>,
+    table_read_limiter: Arc<TableReadLimiter>,
+    write_queues: Arc<WriteQueues>,
     settings: Settings,
     background: TaskTracker,
 }
@@ -193,7 +194,7 @@ pub struct Coherence {
 impl Coherence {
     /// Puts `cache` in front of `store`. Entries are shared with every other
     /// process that uses the same cache and table, and with no other. Uses the
-    /// cache only while [`Self::keep`] runs. Does no I/O.
+    /// cache only while [`Self::run_generation_switch`] runs. Does no I/O.
     #[must_use]
     pub fn new(
         cache: Arc<dyn Cache>,
@@ -201,17 +202,17 @@ impl Coherence {
         registers: Arc<dyn Registers>,
         settings: Settings,
     ) -> Self {
-        let generations = Generations::new(registers, settings.timing);
+        let generation_switch = GenerationSwitch::new(registers, settings.timing);
         Self {
             cache,
             store,
-            generations: Arc::new(generations),
-            flights: Arc::default(),
-            recent: Arc::default(),
-            breakers: Arc::new(Breakers::new(settings.cache_failures)),
-            long_looks: Arc::new(Semaphore::new(LONG_LOOKS_AT_ONCE)),
-            turnstile: Arc::new(Turnstile::new(settings.table_reads_at_once)),
-            turns: Arc::default(),
+            generation_switch: Arc::new(generation_switch),
+            single_flight: Arc::default(),
+            local_caches: Arc::default(),
+            circuit_breakers: Arc::new(CircuitBreakers::new(settings.cache_failures)),
+            long_lookups: Arc::new(Semaphore::new(MAX_LONG_LOOKUPS)),
+            table_read_limiter: Arc::new(TableReadLimiter::new(settings.table_reads_at_once)),
+            write_queues: Arc::default(),
             settings,
             background: TaskTracker::new(),
         }
@@ -228,13 +229,13 @@ impl Coherence {
     /// # Errors
     /// The table does not say.
     pub async fn learn_generation(&self) -> Result<(), store::Error> {
-        self.generations.refresh().await.map(drop)
+        self.generation_switch.refresh().await.map(drop)
     }
 
     /// Keeps knowing which part of the cache is in use, and moves to an empty
     /// part once a cache that was left answers again. Never ends.
-    pub async fn keep(&self) {
-        self.generations.keep(self.cache.as_ref()).await;
+    pub async fn run_generation_switch(&self) {
+        self.generation_switch.run(self.cache.as_ref()).await;
     }
 
     /// Makes sure that nothing is answered from the cache that it holds of these
@@ -250,7 +251,7 @@ impl Coherence {
     /// # Errors
     /// [`store::Kind::Crowded`]: too many wait already, or it took too long.
     pub async fn table_read(&self) -> Result<impl Sized + use<'_>, store::Error> {
-        self.turnstile.pass(1).await
+        self.table_read_limiter.acquire(1).await
     }
 
     /// Waits until no write, fill or repair is under way.

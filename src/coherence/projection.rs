@@ -1,52 +1,52 @@
-//! What readers want to know of records: all, or the gist.
+//! Projections: the parts of a record that a reader needs, the whole or the facts of a check.
 
 use super::{
     Entry, Tag,
-    entry::{encoded_len, glance},
-    local_cache::Recent,
+    entry::{decode_facts, encoded_len},
+    local_cache::LocalCache,
 };
-use crate::domain::{Gist, Key, Record, Timestamp};
+use crate::domain::{CheckFacts, Key, Record, Timestamp};
 
-/// What a reader wants to know of a record.
-pub trait View: Clone + Send + Sync + 'static {
-    /// What there is to know of a record that was read.
-    fn of(record: &Record) -> Self;
+/// The part of a record that a reader needs.
+pub trait Projection: Clone + Send + Sync + 'static {
+    /// The projection of a record.
+    fn project(record: &Record) -> Self;
 
-    /// What a cache entry about `key` says that was found under `cache_key`, and when
-    /// that was read. `None` if it says nothing, or is not to be believed.
+    /// Decodes the entry of `key` that was stored under `cache_key`: the projection, and
+    /// when the table was read. `None` if the entry cannot be used.
     #[doc(hidden)]
-    fn told(bytes: &[u8], cache_key: &[u8], key: &Key) -> Option<(Option<Self>, Timestamp)>;
+    fn decode(bytes: &[u8], cache_key: &[u8], key: &Key) -> Option<(Option<Self>, Timestamp)>;
 
-    /// Where what was seen lately is kept.
+    /// The local cache of this projection.
     #[doc(hidden)]
-    fn recent(views: &RecentViews) -> &Recent<Self>;
+    fn local_cache(caches: &LocalCaches) -> &LocalCache<Self>;
 
-    /// Bytes that it takes in memory, roughly, besides itself.
+    /// Bytes that it takes on the heap, roughly.
     #[doc(hidden)]
     fn bytes(&self) -> usize;
 }
 
-/// What was seen lately, by what was wanted of it.
+/// The local caches of a replica, one for each projection.
 #[derive(Debug, Default)]
-pub struct RecentViews {
-    records: Recent<Record>,
-    gists: Recent<Gist>,
+pub struct LocalCaches {
+    records: LocalCache<Record>,
+    check_facts: LocalCache<CheckFacts>,
 }
 
-impl RecentViews {
-    /// The keys are written: what was looked up before is no answer any more.
-    pub(super) fn forget(&self, keys: &[Key]) {
-        self.records.forget(keys);
-        self.gists.forget(keys);
+impl LocalCaches {
+    /// Removes written keys.
+    pub(super) fn remove(&self, keys: &[Key]) {
+        self.records.remove(keys);
+        self.check_facts.remove(keys);
     }
 }
 
-impl View for Record {
-    fn of(record: &Record) -> Self {
+impl Projection for Record {
+    fn project(record: &Record) -> Self {
         record.clone()
     }
 
-    fn told(bytes: &[u8], cache_key: &[u8], key: &Key) -> Option<(Option<Self>, Timestamp)> {
+    fn decode(bytes: &[u8], cache_key: &[u8], key: &Key) -> Option<(Option<Self>, Timestamp)> {
         match Entry::decode(bytes, cache_key, key)?.tag {
             Tag::Present { record, read_time } => Some((Some(record), read_time)),
             Tag::Absent { read_time } => Some((None, read_time)),
@@ -54,8 +54,8 @@ impl View for Record {
         }
     }
 
-    fn recent(views: &RecentViews) -> &Recent<Self> {
-        &views.records
+    fn local_cache(caches: &LocalCaches) -> &LocalCache<Self> {
+        &caches.records
     }
 
     fn bytes(&self) -> usize {
@@ -63,17 +63,17 @@ impl View for Record {
     }
 }
 
-impl View for Gist {
-    fn of(record: &Record) -> Self {
+impl Projection for CheckFacts {
+    fn project(record: &Record) -> Self {
         record.into()
     }
 
-    fn told(bytes: &[u8], cache_key: &[u8], key: &Key) -> Option<(Option<Self>, Timestamp)> {
-        glance(bytes, cache_key, key)
+    fn decode(bytes: &[u8], cache_key: &[u8], key: &Key) -> Option<(Option<Self>, Timestamp)> {
+        decode_facts(bytes, cache_key, key)
     }
 
-    fn recent(views: &RecentViews) -> &Recent<Self> {
-        &views.gists
+    fn local_cache(caches: &LocalCaches) -> &LocalCache<Self> {
+        &caches.check_facts
     }
 
     fn bytes(&self) -> usize {

@@ -1,4 +1,5 @@
-//! Reads: from the cache where it may answer, else by lease from the table.
+//! The read path: from the cache if it has an entry, else from the table, which then fills
+//! the cache under a lease.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -14,8 +15,8 @@ use tokio::{
 };
 
 use super::{
-    Coherence, Entry, Tag, View, circuit_breaker::Ask, fault_injection::Sabotage,
-    generation_switch::Space, jittered, single_flight::Flight, table_read_limiter::PATIENCE,
+    Coherence, Entry, Projection, Tag, circuit_breaker::Decision, fault_injection::Sabotage,
+    jittered, namespace::Namespace, single_flight::Flight, table_read_limiter::MAX_WAIT,
 };
 use crate::{
     cache::{self, Found, Keys},
@@ -24,24 +25,23 @@ use crate::{
     telemetry::{CACHE_FILLS, CACHE_LEASES, CACHE_LOOKUPS, RECENT_LOOKUPS},
 };
 
-/// Leases that one read takes; what it misses beyond that is read without
-/// filling.
+/// Leases that one read takes. Further misses are read without filling the cache.
 const MAX_LEASES_PER_READ: usize = 300;
-/// Leases and fills of one read that are under way at once.
+/// Concurrent leases and fills of one read.
 const CACHE_CALLS_AT_ONCE: usize = 64;
-/// Longest a fill may take; the lease it needs does not live much longer.
+/// Longest that a fill may take: little less than its lease lives.
 const FILL_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Looked up once, as every read tells them.
+/// Registered once: every read increments them.
 static LOOKUPS: LazyLock<[Counter; 4]> = LazyLock::new(|| {
     ["hit", "miss", "unusable", "failed"]
         .map(|result| metrics::counter!(CACHE_LOOKUPS, "result" => result))
 });
-static RECENT: LazyLock<[Counter; 2]> = LazyLock::new(|| {
+static LOCAL_LOOKUPS: LazyLock<[Counter; 2]> = LazyLock::new(|| {
     ["hit", "miss"].map(|result| metrics::counter!(RECENT_LOOKUPS, "result" => result))
 });
 
-/// How fresh an answer has to be.
+/// Required freshness of a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Freshness {
     /// Never older than the last acknowledged write.
@@ -49,70 +49,70 @@ pub enum Freshness {
     Coherent,
     /// A strongly consistent read of the table.
     Strong,
-    /// Possibly as it was so long ago, and no longer: at most
-    /// [`super::MAX_STALENESS`]. This replica's own writes are always reflected.
+    /// At most this old, and at most [`super::MAX_STALENESS`]. This replica's own writes
+    /// are always reflected.
     Within(Duration),
 }
 
-/// Where an answer came from.
+/// Source of the records of a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    /// Entirely from what this replica saw a while ago.
+    /// All from the memory of this replica.
     Memory,
-    /// Entirely from the cache, or from it and what this replica saw.
+    /// All from the cache, or from the cache and from memory.
     Cache,
-    /// At least in part from the table.
+    /// Some from the table.
     Store,
 }
 
-/// The answer to a read.
+/// The result of a read.
 #[derive(Debug, Clone)]
 pub struct Answer<V> {
-    /// What is known of the record of each key, in the order of the keys.
+    /// The projection of each record, in the order of the keys. `None`: no such record.
     pub records: Vec<Option<V>>,
-    /// Where they came from.
+    /// Their source.
     pub source: Source,
 }
 
-/// What the cache said of the keys of a read.
-struct Sight<V> {
-    /// What is known, in the order of the keys.
+/// Results of the look-ups of one read in the cache.
+struct Lookup<V> {
+    /// Records that the cache had, in the order of the keys.
     records: Vec<Option<V>>,
-    /// Keys of which nothing is known, by their places.
+    /// Positions of the keys that the cache did not have.
     unknown: Vec<usize>,
-    /// Those under which the cache has nothing: whoever takes the lease may fill.
+    /// Keys without an entry: a read that takes the lease fills them.
     missed: HashSet<Key>,
-    /// When to stop waiting for the cache, if it was asked.
+    /// When to stop waiting for the cache. `None` if it was not queried.
     deadline: Option<Instant>,
     counts: Counts,
 }
 
-/// How often the cache said what.
+/// Numbers of keys by result.
 #[derive(Default)]
 struct Counts {
     hit: u64,
     miss: u64,
-    /// Nothing to be believed, and nothing to be filled.
+    /// The entry cannot be used, nor filled.
     unusable: u64,
-    /// The cache did not answer.
+    /// The cache failed.
     failed: u64,
 }
 
-/// An entry that is not to be believed, and not to be filled.
+/// The entry cannot be used, nor filled: a lease, a fence, another format, too old.
 struct Unusable;
 
-/// Why the cache has said nothing.
+/// Why a look-up has no result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Unanswered {
-    /// It was not asked: it is known not to answer, not in use any more, or too many
-    /// long look-ups were under way.
-    NotAsked,
-    /// It failed, or did not answer in time.
+enum LookupFailure {
+    /// The cache was not queried: its circuit breaker is open, it is no longer in use, or
+    /// too many long look-ups are running.
+    Skipped,
+    /// The cache failed, or did not respond in time.
     Failed,
 }
 
-impl<V: View> Sight<V> {
-    fn nothing(keys: &[Key]) -> Self {
+impl<V: Projection> Lookup<V> {
+    fn empty(keys: &[Key]) -> Self {
         Self {
             records: vec![None; keys.len()],
             unknown: Vec::new(),
@@ -122,33 +122,33 @@ impl<V: View> Sight<V> {
         }
     }
 
-    /// Counts what the cache said.
-    fn tell(&self) {
+    /// Counts the results in the metrics.
+    fn count(&self) {
         let Counts {
             hit,
             miss,
             unusable,
             failed,
         } = self.counts;
-        for (told, count) in LOOKUPS.iter().zip([hit, miss, unusable, failed]) {
+        for (counter, count) in LOOKUPS.iter().zip([hit, miss, unusable, failed]) {
             if count > 0 {
-                told.increment(count);
+                counter.increment(count);
             }
         }
     }
 }
 
-/// Counts what was seen lately enough, and what was not.
-fn tell_recent(known: usize, unknown: usize) {
-    for (told, count) in RECENT.iter().zip([known, unknown]) {
-        told.increment(count as u64);
+/// Counts hits and misses of the local cache.
+fn count_local(known: usize, unknown: usize) {
+    for (counter, count) in LOCAL_LOOKUPS.iter().zip([known, unknown]) {
+        counter.increment(count as u64);
     }
 }
 
-/// What a table read may fill.
+/// Entries that a table read may fill.
 struct Fill {
-    space: Space,
-    /// Keys under which the cache had nothing.
+    namespace: Namespace,
+    /// Keys without an entry.
     missed: HashSet<Key>,
     /// When to stop waiting for the cache.
     deadline: Instant,
@@ -158,83 +158,84 @@ impl Coherence {
     /// Reads records by distinct keys.
     ///
     /// # Errors
-    /// Only the table's: a cache that is down, slow or full of nonsense costs
-    /// at most [`super::Settings::cache_read_timeout`] for each look-up.
-    pub async fn read<V: View>(
+    /// Those of the table only. A cache that is down, slow or full of garbage costs at most
+    /// [`super::Settings::cache_read_timeout`] for each look-up.
+    pub async fn read<V: Projection>(
         &self,
         keys: &[Key],
         freshness: Freshness,
     ) -> Result<Answer<V>, store::Error> {
-        let space = match freshness {
-            Freshness::Coherent => self.generations.in_use(),
+        let namespace = match freshness {
+            Freshness::Coherent => self.generation_switch.in_use(),
             Freshness::Strong => None,
             Freshness::Within(staleness) => {
-                return Box::pin(self.read_recent(keys, staleness)).await;
+                return Box::pin(self.read_local(keys, staleness)).await;
             }
         };
-        self.read_shared(keys, space).await
+        self.read_shared(keys, namespace).await
     }
 
-    /// Reads what this replica has not seen within `staleness`, and keeps it.
-    async fn read_recent<V: View>(
+    /// Reads from the local cache what is fresh enough, and the rest from the cache or the
+    /// table into it.
+    async fn read_local<V: Projection>(
         &self,
         keys: &[Key],
         staleness: Duration,
     ) -> Result<Answer<V>, store::Error> {
-        let recent = V::recent(&self.recent);
+        let local_cache = V::local_cache(&self.local_caches);
         let now = Instant::now();
         let oldest = now.checked_sub(staleness).unwrap_or(now);
         let mut records = vec![None; keys.len()];
         let mut positions = Vec::new();
         for (position, key) in keys.iter().enumerate() {
-            match recent.get(key, oldest) {
+            match local_cache.get(key, oldest) {
                 Some(record) => records[position].clone_from(record.as_ref()),
                 None => positions.push(position),
             }
         }
         let known = keys.len() - positions.len();
-        tell_recent(known, positions.len());
+        count_local(known, positions.len());
         if positions.is_empty() {
             let source = Source::Memory;
             return Ok(Answer { records, source });
         }
         let unknown: Vec<_> = positions.iter().map(|it| keys[*it].clone()).collect();
-        let writes: Vec<_> = unknown.iter().map(|key| recent.writes(key)).collect();
-        let space = self.generations.in_use();
-        let answer = self.read_shared(&unknown, space).await?;
+        let writes: Vec<_> = unknown.iter().map(|key| local_cache.writes(key)).collect();
+        let namespace = self.generation_switch.in_use();
+        let answer = self.read_shared(&unknown, namespace).await?;
         let found = unknown.iter().zip(writes).zip(answer.records);
         for (position, ((key, writes), record)) in positions.into_iter().zip(found) {
-            recent.keep(key, record.clone(), now, writes);
+            local_cache.insert(key, record.clone(), now, writes);
             records[position] = record;
         }
         let source = answer.source;
         Ok(Answer { records, source })
     }
 
-    /// Reads from the cache, if part of it is in use, and from the table.
-    async fn read_shared<V: View>(
+    /// Reads from the cache, if it is in use, and from the table.
+    async fn read_shared<V: Projection>(
         &self,
         keys: &[Key],
-        space: Option<Space>,
+        namespace: Option<Namespace>,
     ) -> Result<Answer<V>, store::Error> {
-        let mut sight = Sight::nothing(keys);
-        let space = match space {
-            Some(space) if self.look(keys, &space, &mut sight).await => space,
+        let mut lookup = Lookup::empty(keys);
+        let namespace = match namespace {
+            Some(namespace) if self.look_up(keys, &namespace, &mut lookup).await => namespace,
             _ => {
                 let found = Box::pin(self.fetch(keys, None)).await?;
                 return Ok(Answer {
-                    records: found.iter().map(|it| it.as_ref().map(V::of)).collect(),
+                    records: found.iter().map(|it| it.as_ref().map(V::project)).collect(),
                     source: Source::Store,
                 });
             }
         };
-        let Sight {
+        let Lookup {
             mut records,
             unknown,
             missed,
             deadline,
             ..
-        } = sight;
+        } = lookup;
         if unknown.is_empty() {
             return Ok(Answer {
                 records,
@@ -242,15 +243,15 @@ impl Coherence {
             });
         }
         let fill = Fill {
-            space,
+            namespace,
             missed,
             deadline: deadline.unwrap_or_else(Instant::now),
         };
         let wanted: Vec<_> = unknown.iter().map(|it| keys[*it].clone()).collect();
-        // Rarely needed, and large: not where every hit would have to make room.
+        // Boxed: large and rare, so that a hit does not pay for its size.
         let found = Box::pin(self.fetch(&wanted, Some(fill))).await?;
         for (position, record) in unknown.into_iter().zip(found) {
-            records[position] = record.as_ref().map(V::of);
+            records[position] = record.as_ref().map(V::project);
         }
         Ok(Answer {
             records,
@@ -258,27 +259,27 @@ impl Coherence {
         })
     }
 
-    /// Reads records from the table, sharing reads that have not been sent yet.
+    /// Reads records from the table, by a single flight.
     async fn fetch(
         &self,
         keys: &[Key],
         fill: Option<Fill>,
     ) -> Result<Vec<Option<Record>>, store::Error> {
-        let (flight, seats) = self
-            .flights
-            .board(keys, self.lacks(Sabotage::JoinAnyFlight));
+        let (flight, joined) = self
+            .single_flight
+            .join(keys, self.lacks(Sabotage::JoinAnyFlight));
         let mut records = if flight.keys().is_empty() {
             HashMap::new()
         } else {
-            let found = self.fly(&flight, fill).await;
+            let found = self.read_table(&flight, fill).await;
             flight.land(&found);
             flight.keys().iter().cloned().zip(found?).collect()
         };
         drop(flight);
         let mut left = Vec::new();
-        for (key, seat) in keys.iter().zip(seats) {
-            let Some(seat) = seat else { continue };
-            match seat.arrive().await {
+        for (key, joined) in keys.iter().zip(joined) {
+            let Some(joined) = joined else { continue };
+            match joined.record().await {
                 Some(record) => {
                     records.insert(key.clone(), record?);
                 }
@@ -288,7 +289,7 @@ impl Coherence {
         let found = if left.is_empty() {
             Vec::new()
         } else {
-            let _turn = self.turnstile.pass(left.len()).await?;
+            let _permit = self.table_read_limiter.acquire(left.len()).await?;
             self.store.read_strong(&left).await?
         };
         records.extend(left.into_iter().zip(found));
@@ -296,15 +297,16 @@ impl Coherence {
         Ok(keys.iter().map(take).collect())
     }
 
-    /// Reads the table, once the leases are in place or known not to be:
-    /// overlapping the two would let a fill outlive a write.
-    async fn fly(
+    /// Takes the leases, and then reads the table. At the same time, a fill could outlive a
+    /// write.
+    async fn read_table(
         &self,
         flight: &Flight,
         fill: Option<Fill>,
     ) -> Result<Vec<Option<Record>>, store::Error> {
-        // Before departure: whoever comes while this waits may join.
-        let _turn = self.turnstile.pass(flight.keys().len()).await?;
+        // Before the flight closes: other readers can join it while it waits.
+        let keys = flight.keys().len();
+        let _permit = self.table_read_limiter.acquire(keys).await?;
         let lease = async {
             match &fill {
                 Some(fill) => self.lease(flight.keys(), fill).await,
@@ -312,7 +314,7 @@ impl Coherence {
             }
         };
         let read = async {
-            flight.depart().await;
+            flight.close().await;
             let read_time = self.now();
             let found = self.store.read_strong(flight.keys()).await;
             (read_time, found)
@@ -329,116 +331,127 @@ impl Coherence {
                 let lease = leases.get(key)?.clone();
                 Some((key.clone(), lease, record.clone()))
             });
-            self.fill_in_background(fill.space, fills.collect(), read_time);
+            self.fill_in_background(fill.namespace, fills.collect(), read_time);
         }
         Ok(found)
     }
 
-    /// What the cache says; `false` if it is not asked. A read of more keys than are
-    /// looked up at once takes several looks of about the same size, one after the
-    /// other; once the cache does not answer it is not asked for the rest, and
-    /// nothing is filled.
-    async fn look<V: View>(&self, keys: &[Key], space: &Space, sight: &mut Sight<V>) -> bool {
-        let looks = keys.len().div_ceil(cache::MAX_KEYS).max(1);
-        let keys_per_look = keys.len().div_ceil(looks).max(1);
-        for (look, keys) in keys.chunks(keys_per_look).enumerate() {
-            let first = look * keys_per_look;
-            let (cache_keys, found) = match self.ask(keys, space, &mut sight.deadline).await {
+    /// Looks the keys up in the cache. Returns `false` if the cache was not queried. More
+    /// keys than one look-up takes are several look-ups of about the same size, one after
+    /// the other. After a failure, the rest is not looked up, and nothing is filled.
+    async fn look_up<V: Projection>(
+        &self,
+        keys: &[Key],
+        namespace: &Namespace,
+        lookup: &mut Lookup<V>,
+    ) -> bool {
+        let lookups = keys.len().div_ceil(cache::MAX_KEYS).max(1);
+        let keys_per_lookup = keys.len().div_ceil(lookups).max(1);
+        for (look_up, keys) in keys.chunks(keys_per_lookup).enumerate() {
+            let first = look_up * keys_per_lookup;
+            let (cache_keys, found) = match self
+                .query_cache(keys, namespace, &mut lookup.deadline)
+                .await
+            {
                 Ok(answer) => answer,
-                Err(Unanswered::NotAsked) if look == 0 => return false,
-                Err(unanswered) => {
-                    if unanswered == Unanswered::Failed {
-                        sight.counts.failed += keys.len() as u64;
+                Err(LookupFailure::Skipped) if look_up == 0 => return false,
+                Err(failure) => {
+                    if failure == LookupFailure::Failed {
+                        lookup.counts.failed += keys.len() as u64;
                     }
-                    sight.unknown.extend(first..sight.records.len());
-                    sight.missed.clear();
+                    lookup.unknown.extend(first..lookup.records.len());
+                    lookup.missed.clear();
                     break;
                 }
             };
             let mut found = found.into_iter();
             let now = self.now();
-            for (place, (key, cache_key)) in (first..).zip(keys.iter().zip(cache_keys.iter())) {
+            for (position, (key, cache_key)) in (first..).zip(keys.iter().zip(cache_keys.iter())) {
                 consume_budget().await;
                 match found.next() {
-                    Some(Found::Hit(bytes)) => match self.judge(&bytes, cache_key, key, now) {
+                    Some(Found::Hit(bytes)) => match self.decode_entry(&bytes, cache_key, key, now)
+                    {
                         Ok(record) => {
-                            sight.counts.hit += 1;
-                            sight.records[place] = record;
+                            lookup.counts.hit += 1;
+                            lookup.records[position] = record;
                             continue;
                         }
-                        Err(Unusable) => sight.counts.unusable += 1,
+                        Err(Unusable) => lookup.counts.unusable += 1,
                     },
                     Some(Found::Miss) => {
-                        sight.counts.miss += 1;
-                        if sight.missed.len() < MAX_LEASES_PER_READ {
-                            sight.missed.insert(key.clone());
+                        lookup.counts.miss += 1;
+                        if lookup.missed.len() < MAX_LEASES_PER_READ {
+                            lookup.missed.insert(key.clone());
                         }
                     }
-                    Some(Found::Unknown) | None => sight.counts.failed += 1,
+                    Some(Found::Unknown) | None => lookup.counts.failed += 1,
                 }
-                sight.unknown.push(place);
+                lookup.unknown.push(position);
             }
         }
-        sight.tell();
+        lookup.count();
         true
     }
 
-    /// Asks the cache, unless it is known not to answer. Says until when what follows
-    /// may wait for it.
-    async fn ask(
+    /// Sends one look-up, unless the circuit breaker is open. Sets the deadline for the
+    /// leases that follow.
+    async fn query_cache(
         &self,
         keys: &[Key],
-        space: &Space,
+        namespace: &Namespace,
         wait_until: &mut Option<Instant>,
-    ) -> Result<(Keys, Vec<Found>), Unanswered> {
-        let turn = if cache::is_long(keys.len()) {
-            // Large, and rarely needed.
-            Some(Box::pin(self.turn(space)).await?)
+    ) -> Result<(Keys, Vec<Found>), LookupFailure> {
+        let permit = if cache::is_long(keys.len()) {
+            // Boxed: large and rare.
+            Some(Box::pin(self.acquire_long_lookup(namespace)).await?)
         } else {
             None
         };
-        let breaker = self.breakers.of(keys.len());
-        let ask = breaker.ask();
-        if ask == Ask::Not {
-            return Err(Unanswered::NotAsked);
+        let breaker = self.circuit_breakers.for_keys(keys.len());
+        let decision = breaker.decide();
+        if decision == Decision::Skip {
+            return Err(LookupFailure::Skipped);
         }
         let deadline = Instant::now() + self.settings.cache_read_timeout;
         *wait_until = Some(deadline);
-        let cache_keys = space.keys(keys);
+        let cache_keys = namespace.keys(keys);
         let found = timeout_at(deadline, self.cache.get(&cache_keys)).await;
-        drop(turn);
+        drop(permit);
         match found {
             Ok(Ok(found)) => {
                 breaker.succeeded();
                 return Ok((cache_keys, found));
             }
-            Ok(Err(error)) => breaker.failed(ask, &error),
-            Err(_) => breaker.failed(ask, &"no answer in time"),
+            Ok(Err(error)) => breaker.failed(decision, &error),
+            Err(_) => breaker.failed(decision, &"no response in time"),
         }
-        Err(Unanswered::Failed)
+        Err(LookupFailure::Failed)
     }
 
-    /// Waits for a long look-up's turn: few at once, so that neither the cache nor this
-    /// process is busy with them alone. Waiting for others says nothing of the cache.
-    async fn turn(&self, space: &Space) -> Result<impl Sized + use<'_>, Unanswered> {
-        let turn = timeout(PATIENCE, self.long_looks.acquire()).await;
-        let turn = turn.map_err(|_| Unanswered::NotAsked)?;
-        if self.generations.in_use().as_ref() == Some(space) {
-            Ok(turn)
+    /// Waits for the permit of a long look-up. Few run at once, so that neither the cache nor
+    /// this process is busy with them alone. A timeout here is no failure of the cache.
+    async fn acquire_long_lookup(
+        &self,
+        namespace: &Namespace,
+    ) -> Result<impl Sized + use<'_>, LookupFailure> {
+        let permit = timeout(MAX_WAIT, self.long_lookups.acquire()).await;
+        let permit = permit.map_err(|_| LookupFailure::Skipped)?;
+        if self.generation_switch.in_use().as_ref() == Some(namespace) {
+            Ok(permit)
         } else {
-            Err(Unanswered::NotAsked)
+            Err(LookupFailure::Skipped)
         }
     }
 
-    /// What an entry says, if it is to be believed.
-    fn judge<V: View>(
+    /// Decodes an entry, if it can be used.
+    fn decode_entry<V: Projection>(
         &self,
         bytes: &[u8],
         cache_key: &[u8],
         key: &Key,
         now: Timestamp,
     ) -> Result<Option<V>, Unusable> {
-        let (record, read_time) = V::told(bytes, cache_key, key).ok_or(Unusable)?;
+        let (record, read_time) = V::decode(bytes, cache_key, key).ok_or(Unusable)?;
         let age_ms = now.0.saturating_sub(read_time.0);
         let age = Duration::from_millis(u64::try_from(age_ms).unwrap_or(0));
         if age <= self.max_age(key, record.is_some()) {
@@ -448,11 +461,11 @@ impl Coherence {
         }
     }
 
-    /// Tries to take a lease for each missed key; returns those taken, as stored.
+    /// Tries to take a lease for each missed key. Returns the leases taken, as stored.
     async fn lease(&self, keys: &[Key], fill: &Fill) -> HashMap<Key, Vec<u8>> {
         let missed = keys.iter().filter(|key| fill.missed.contains(key));
         let leases = missed.map(|key| async move {
-            let cache_key = fill.space.key(key);
+            let cache_key = fill.namespace.key(key);
             if self.lacks(Sabotage::NoLease) {
                 return Some((key.clone(), Vec::new()));
             }
@@ -471,10 +484,10 @@ impl Coherence {
             .await
     }
 
-    /// Replaces each lease, if it is still there, by what the table said.
+    /// Replaces each lease, if it is still there, by the record that was read.
     fn fill_in_background(
         &self,
-        space: Space,
+        namespace: Namespace,
         fills: Vec<(Key, Vec<u8>, Option<Record>)>,
         read_time: Timestamp,
     ) {
@@ -485,10 +498,10 @@ impl Coherence {
         self.background.spawn(async move {
             stream::iter(fills)
                 .for_each_concurrent(CACHE_CALLS_AT_ONCE, |(key, lease, record)| {
-                    let (coherence, space) = (&coherence, &space);
+                    let (coherence, namespace) = (&coherence, &namespace);
                     async move {
                         coherence
-                            .replace(space, &key, &lease, record, read_time)
+                            .replace(namespace, &key, &lease, record, read_time)
                             .await;
                     }
                 })
@@ -496,17 +509,17 @@ impl Coherence {
         });
     }
 
-    /// Replaces `expected`, a lease or a fence of our own, by a record. Failing
-    /// is harmless: the entry expires, and the next reader fills.
+    /// Replaces `expected`, a lease or a fence of this replica, by a record. A failure is
+    /// harmless: the entry expires, and the next reader fills it.
     pub(super) async fn replace(
         &self,
-        space: &Space,
+        namespace: &Namespace,
         key: &Key,
         expected: &[u8],
         record: Option<Record>,
         read_time: Timestamp,
     ) {
-        let cache_key = space.key(key);
+        let cache_key = namespace.key(key);
         let ttl = self.ttl(key, record.is_some());
         let entry = Entry::new(match record {
             Some(record) => Tag::Present { record, read_time },

@@ -1,6 +1,6 @@
-//! Table reads that readers share. Only a read that has not been sent yet may be
-//! joined: one that is under way may have seen the table before a write that was
-//! acknowledged since.
+//! Single flight: concurrent reads of a key share one table read. Only a read that has not
+//! been sent can be joined: a read that has been sent may have seen the table before a
+//! write that was acknowledged since.
 
 use std::{
     collections::HashMap,
@@ -18,80 +18,84 @@ use crate::{
     store,
 };
 
-/// Longest a read waits for an earlier one of the same key to end, so that those
-/// who come meanwhile can join. A bound on the reads of one key: one under way,
-/// and one more in each such time.
+/// Longest that a read waits for an earlier read of the same key, so that later readers
+/// can join it meanwhile. Bounds the reads of one key: one that is sent, and one more in
+/// each such time.
 const SPACING: Duration = Duration::from_millis(20);
 
-/// What a flight brought; `None` while it is under way.
-type Landing = Option<Result<Arc<Found>, store::Error>>;
-type Found = HashMap<Key, Option<Record>>;
-/// A flight's announcement, and whether anybody has joined it.
-type Notice = (watch::Receiver<Landing>, Arc<AtomicBool>);
+/// The result of a flight; `None` until it has landed.
+type Landing = Option<Result<Arc<Records>, store::Error>>;
+type Records = HashMap<Key, Option<Record>>;
+/// The future result of a flight, and whether another reader has joined it.
+type FlightEntry = (watch::Receiver<Landing>, Arc<AtomicBool>);
 
-/// Flights that are under way, by the keys they bring.
+/// Table reads of this replica, by the keys that they read.
 #[derive(Default)]
-pub(super) struct Flights(Mutex<Board>);
+pub(super) struct SingleFlight(Mutex<Flights>);
 
 #[derive(Default)]
-struct Board {
-    /// Not yet sent: may be joined.
-    boarding: HashMap<Key, Notice>,
+struct Flights {
+    /// Not sent yet: can be joined.
+    open: HashMap<Key, FlightEntry>,
     /// Sent.
-    flying: HashMap<Key, Notice>,
+    sent: HashMap<Key, FlightEntry>,
 }
 
-/// A table read of our own, that others may join until it departs. If it is
-/// dropped without landing, whoever joined it has to read for himself.
+/// A table read that other readers can join until it is sent. If it is dropped without a
+/// result, the readers that joined it have to read for themselves.
 pub(super) struct Flight {
-    flights: Arc<Flights>,
+    flights: Arc<SingleFlight>,
     keys: Vec<Key>,
     landing: watch::Sender<Landing>,
     is_joined: Arc<AtomicBool>,
 }
 
-/// A place in somebody else's flight.
-pub(super) struct Seat {
+/// The result of another reader's flight for one key.
+pub(super) struct Joined {
     key: Key,
     landing: watch::Receiver<Landing>,
 }
 
-impl Flights {
-    /// Joins the flights that are boarding, and opens one for the other keys.
-    /// Returns a seat or, where the key is in the new flight, `None` for each
-    /// key. With `late`, joins also what has been sent.
-    pub(super) fn board(self: &Arc<Self>, keys: &[Key], late: bool) -> (Flight, Vec<Option<Seat>>) {
+impl SingleFlight {
+    /// Joins open flights, and opens a flight for the other keys. Returns for each key the
+    /// flight that was joined, or `None` if the key is in the new one. With `join_sent`,
+    /// joins flights that have been sent, too.
+    pub(super) fn join(
+        self: &Arc<Self>,
+        keys: &[Key],
+        join_sent: bool,
+    ) -> (Flight, Vec<Option<Joined>>) {
         let (landing, receiver) = watch::channel(None);
         let is_joined = Arc::new(AtomicBool::new(false));
         let mut own = Vec::new();
-        let mut board = self.lock();
-        let seats = keys.iter().map(|key| {
-            let open = board.boarding.get(key);
-            let open = open.or_else(|| late.then(|| board.flying.get(key)).flatten());
-            if let Some((landing, is_joined)) = open {
+        let mut flights = self.lock();
+        let joined = keys.iter().map(|key| {
+            let other = flights.open.get(key);
+            let other = other.or_else(|| join_sent.then(|| flights.sent.get(key)).flatten());
+            if let Some((landing, is_joined)) = other {
                 is_joined.store(true, Ordering::SeqCst);
-                return Some(Seat {
+                return Some(Joined {
                     key: key.clone(),
                     landing: landing.clone(),
                 });
             }
-            let notice = (receiver.clone(), is_joined.clone());
-            board.boarding.insert(key.clone(), notice);
+            let entry = (receiver.clone(), is_joined.clone());
+            flights.open.insert(key.clone(), entry);
             own.push(key.clone());
             None
         });
-        let seats = seats.collect();
-        drop(board);
+        let joined = joined.collect();
+        drop(flights);
         let flight = Flight {
             flights: self.clone(),
             keys: own,
             landing,
             is_joined,
         };
-        (flight, seats)
+        (flight, joined)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Board> {
+    fn lock(&self) -> MutexGuard<'_, Flights> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -102,32 +106,32 @@ impl Flight {
         &self.keys
     }
 
-    /// Waits a bounded time for earlier flights of the same keys to land; from
-    /// then on nobody can join. The table must be read after this.
-    pub(super) async fn depart(&self) {
+    /// Closes the flight: from then on no reader can join it. Waits up to [`SPACING`] for
+    /// earlier flights of the same keys. The table must be read after this.
+    pub(super) async fn close(&self) {
         let earlier: Vec<_> = {
-            let board = self.flights.lock();
-            let flying = self.keys.iter().filter_map(|key| board.flying.get(key));
-            flying.cloned().collect()
+            let flights = self.flights.lock();
+            let sent = self.keys.iter().filter_map(|key| flights.sent.get(key));
+            sent.cloned().collect()
         };
         let all_landed = async {
             for (mut landing, _) in earlier {
-                // A sender that is gone has landed, too.
+                // A flight whose sender is dropped has ended, too.
                 let _ = landing.wait_for(Option::is_some).await;
             }
         };
-        // Not waiting any longer costs a read, no more.
+        // A flight that is sent earlier costs a read, and nothing else.
         let _ = timeout(SPACING, all_landed).await;
-        let mut board = self.flights.lock();
+        let mut flights = self.flights.lock();
         for key in &self.keys {
-            if let Some(notice) = board.boarding.remove(key) {
-                board.flying.insert(key.clone(), notice);
+            if let Some(entry) = flights.open.remove(key) {
+                flights.sent.insert(key.clone(), entry);
             }
         }
     }
 
-    /// Shares what was read, in the order of [`Self::keys`]. An error is shared
-    /// only if it cannot be about another key than the one that was joined.
+    /// Shares the result, in the order of [`Self::keys`]. An error is shared only if it
+    /// cannot be about another key than the joined one.
     pub(super) fn land(&self, found: &Result<Vec<Option<Record>>, store::Error>) {
         if !self.is_joined.load(Ordering::SeqCst) || found.is_err() && self.keys.len() > 1 {
             return;
@@ -142,11 +146,12 @@ impl Flight {
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        let mut board = self.flights.lock();
-        let Board { boarding, flying } = &mut *board;
+        let mut flights = self.flights.lock();
+        let Flights { open, sent } = &mut *flights;
         for key in &self.keys {
-            for flights in [&mut *boarding, &mut *flying] {
-                let is_ours = |(_, is_joined): &Notice| Arc::ptr_eq(is_joined, &self.is_joined);
+            for flights in [&mut *open, &mut *sent] {
+                let is_ours =
+                    |(_, is_joined): &FlightEntry| Arc::ptr_eq(is_joined, &self.is_joined);
                 if flights.get(key).is_some_and(is_ours) {
                     flights.remove(key);
                 }
@@ -155,12 +160,12 @@ impl Drop for Flight {
     }
 }
 
-impl Seat {
-    /// Waits for the record. `None` if the flight was given up.
-    pub(super) async fn arrive(mut self) -> Option<Result<Option<Record>, store::Error>> {
+impl Joined {
+    /// Waits for the record. `None` if the flight was dropped without a result.
+    pub(super) async fn record(mut self) -> Option<Result<Option<Record>, store::Error>> {
         let landing = self.landing.wait_for(Option::is_some).await.ok()?;
         Some(match landing.as_ref()? {
-            Ok(found) => Ok(found.get(&self.key)?.clone()),
+            Ok(records) => Ok(records.get(&self.key)?.clone()),
             Err(error) => Err(error.clone()),
         })
     }

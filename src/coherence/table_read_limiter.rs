@@ -1,5 +1,5 @@
-//! Bounds the table reads of callers' reads, so that losing the cache cannot take
-//! the table down, nor writes and removals their room there.
+//! Limits the table reads of callers' reads, so that the loss of the cache can neither take
+//! the table down nor starve writes of it.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -16,66 +16,66 @@ use crate::{
     telemetry::{TABLE_READS, TABLE_READS_SHED},
 };
 
-/// Reads that wait their turn, for each one under way.
-const WAITING_PER_TURN: usize = 16;
-/// Longest that a read waits its turn.
-pub(super) const PATIENCE: Duration = Duration::from_millis(250);
-/// Keys for each turn that a read takes.
-const KEYS_PER_TURN: usize = store::READ_MAX_KEYS;
-/// Turns of one read, at most.
-const MAX_TURNS: usize = store::READS_AT_ONCE;
+/// Waiting reads for each permit.
+const MAX_WAITING_PER_PERMIT: usize = 16;
+/// Longest that a read waits for permits.
+pub(super) const MAX_WAIT: Duration = Duration::from_millis(250);
+/// Keys for each permit that a read takes: those of one request to the table.
+const KEYS_PER_PERMIT: usize = store::READ_MAX_KEYS;
+/// Most permits that a read takes: the requests that it sends at once.
+const MAX_PERMITS_PER_READ: usize = store::READS_AT_ONCE;
 
-/// Lets a bounded number of table reads pass at once, in the order of their
-/// arrival.
-pub(super) struct Turnstile {
-    turns: Semaphore,
-    at_once: usize,
+/// Limits concurrent requests to the table. Reads wait in the order of their arrival.
+pub(super) struct TableReadLimiter {
+    permits: Semaphore,
+    max_requests: usize,
     waiting: AtomicUsize,
 }
 
-impl Turnstile {
-    /// Lets `at_once` requests to the table pass, at least as many as one read may
-    /// have.
-    pub(super) fn new(at_once: usize) -> Self {
-        let at_once = at_once.clamp(MAX_TURNS, Semaphore::MAX_PERMITS);
+impl TableReadLimiter {
+    /// Admits `max_requests` requests at once, at least as many as one read may send.
+    pub(super) fn new(max_requests: usize) -> Self {
+        let max_requests = max_requests.clamp(MAX_PERMITS_PER_READ, Semaphore::MAX_PERMITS);
         Self {
-            turns: Semaphore::new(at_once),
-            at_once,
+            permits: Semaphore::new(max_requests),
+            max_requests,
             waiting: AtomicUsize::new(0),
         }
     }
 
-    /// Waits for a turn to read so many keys; the turn ends when it is dropped.
+    /// Waits for the permits to read `keys` keys. Dropping them ends the read.
     ///
     /// # Errors
-    /// [`store::Kind::Crowded`]: too many wait already, or it took too long.
-    pub(super) async fn pass(&self, keys: usize) -> Result<SemaphorePermit<'_>, store::Error> {
-        let turns = keys.div_ceil(KEYS_PER_TURN).clamp(1, MAX_TURNS);
-        let count = u32::try_from(turns).unwrap_or(1);
+    /// [`store::Kind::Crowded`]: too many reads wait already, or this one waited too long.
+    pub(super) async fn acquire(&self, keys: usize) -> Result<SemaphorePermit<'_>, store::Error> {
+        let permits = keys
+            .div_ceil(KEYS_PER_PERMIT)
+            .clamp(1, MAX_PERMITS_PER_READ);
+        let permits = u32::try_from(permits).unwrap_or(1);
         metrics::counter!(TABLE_READS).increment(1);
-        if let Ok(turn) = self.turns.try_acquire_many(count) {
-            return Ok(turn);
+        if let Ok(acquired) = self.permits.try_acquire_many(permits) {
+            return Ok(acquired);
         }
-        let Some(_waiting) = self.wait() else {
+        let Some(_waiting) = self.start_waiting() else {
             return Err(shed("too many table reads wait already"));
         };
-        match timeout(PATIENCE, self.turns.acquire_many(count)).await {
-            Ok(Ok(turn)) => Ok(turn),
-            Ok(Err(_)) | Err(_) => Err(shed("a table read waited too long for its turn")),
+        match timeout(MAX_WAIT, self.permits.acquire_many(permits)).await {
+            Ok(Ok(acquired)) => Ok(acquired),
+            Ok(Err(_)) | Err(_) => Err(shed("a table read waited too long")),
         }
     }
 
-    fn wait(&self) -> Option<Waiting<'_>> {
+    fn start_waiting(&self) -> Option<WaitingRead<'_>> {
         let before = self.waiting.fetch_add(1, Ordering::Relaxed);
-        let waiting = Waiting(&self.waiting);
-        (before < self.at_once * WAITING_PER_TURN).then_some(waiting)
+        let waiting = WaitingRead(&self.waiting);
+        (before < self.max_requests * MAX_WAITING_PER_PERMIT).then_some(waiting)
     }
 }
 
 /// Counts as waiting until it is dropped.
-struct Waiting<'a>(&'a AtomicUsize);
+struct WaitingRead<'a>(&'a AtomicUsize);
 
-impl Drop for Waiting<'_> {
+impl Drop for WaitingRead<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -91,24 +91,24 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn who_waits_too_long_or_behind_too_many_is_sent_away() {
-        let turnstile = Turnstile::new(MAX_TURNS);
-        let all = turnstile.pass(usize::MAX).await.unwrap();
-        let crowd: Vec<_> = (0..MAX_TURNS * WAITING_PER_TURN)
-            .map(|_| turnstile.pass(1))
+    async fn a_read_that_waits_too_long_or_behind_too_many_is_rejected() {
+        let limiter = TableReadLimiter::new(MAX_PERMITS_PER_READ);
+        let all = limiter.acquire(usize::MAX).await.unwrap();
+        let crowd: Vec<_> = (0..MAX_PERMITS_PER_READ * MAX_WAITING_PER_PERMIT)
+            .map(|_| limiter.acquire(1))
             .collect();
         let crowd = futures_util::future::join_all(crowd);
         let one_more = async {
             tokio::task::yield_now().await;
-            let sent_away = tokio::time::Instant::now();
-            assert!(turnstile.pass(1).await.is_err());
-            sent_away.elapsed()
+            let began = tokio::time::Instant::now();
+            assert!(limiter.acquire(1).await.is_err());
+            began.elapsed()
         };
-        let (crowd, at_once) = tokio::join!(crowd, one_more);
-        assert_eq!(at_once, Duration::ZERO);
+        let (crowd, waited) = tokio::join!(crowd, one_more);
+        assert_eq!(waited, Duration::ZERO);
         assert!(crowd.iter().all(Result::is_err));
-        assert_eq!(turnstile.waiting.load(Ordering::Relaxed), 0);
+        assert_eq!(limiter.waiting.load(Ordering::Relaxed), 0);
         drop(all);
-        assert!(turnstile.pass(1).await.is_ok());
+        assert!(limiter.acquire(1).await.is_ok());
     }
 }

@@ -1,5 +1,5 @@
-//! Writes: fence what the write can affect, commit, confirm by fencing again,
-//! and only then acknowledge.
+//! The write path: fence the entries that the write can affect, commit, confirm by fencing
+//! again, and only then acknowledge.
 
 use std::{any::Any, collections::HashMap, sync::Arc, time::Duration};
 
@@ -11,8 +11,8 @@ use tracing::Instrument as _;
 use super::{
     Coherence,
     fault_injection::Sabotage,
-    fencing::{Cached, Cover, Fences, Uncovered},
-    write_queues::Turn,
+    fencing::{Barrier, BarrierError, Cached, Fences},
+    write_queues::QueueHead,
 };
 use crate::{
     backoff,
@@ -21,98 +21,96 @@ use crate::{
     telemetry::{CONTENTION, WRITES},
 };
 
-/// A commit does not start with less time than this left to confirm it.
+/// Time that must be left to confirm a write when its commit starts.
 const CONFIRM_RESERVE: Duration = Duration::from_millis(250);
-/// Confirming ends this long before the deadline, so that its failure is told.
-const ANSWER_RESERVE: Duration = Duration::from_millis(50);
-/// Times a change is decided because the table changed under it.
+/// Confirmation ends this long before the deadline, so that its failure is returned.
+const RESPONSE_RESERVE: Duration = Duration::from_millis(50);
+/// Decisions of one change, which is decided again if the table changed meanwhile.
 const MAX_DECISIONS: u32 = 16;
-/// Greatest pause before the second decision; doubled each time, up to a bound.
+/// Longest pause before the second decision. Doubles each time, up to
+/// [`MAX_CONTENTION_PAUSE`].
 const CONTENTION_PAUSE: Duration = Duration::from_millis(10);
 const MAX_CONTENTION_PAUSE: Duration = Duration::from_millis(160);
 
-/// Something to keep for as long as work is under way.
-pub type Held = Arc<dyn Any + Send + Sync>;
+/// A permit that a write holds until it has ended.
+pub type HeldPermit = Arc<dyn Any + Send + Sync>;
 
-/// A change to the table. [`Coherence::apply`] may ask it to decide more than
-/// once, each time on what the table holds then.
+/// A change of the table. [`Coherence::apply`] may call [`Self::decide`] more than once,
+/// each time on what the table holds then.
 #[async_trait]
 pub trait Change: Send + Sync + 'static {
-    /// What the change returns.
+    /// Result of the change.
     type Output: Send + 'static;
-    /// Why it may refuse.
+    /// Reason of a refusal.
     type Refusal: Send + 'static;
 
-    /// Every key that the change can affect, also if there is nothing under it
-    /// yet.
+    /// All keys that the change can affect, whether there is a record or not.
     fn touches(&self) -> Vec<Key>;
 
-    /// Whether the change may have something to publish, see [`Plan::publish`].
+    /// Whether the plan may publish records, see [`Plan::publish`].
     fn may_publish(&self) -> bool {
         false
     }
 
-    /// Decides, on strong reads only, what to do.
+    /// Decides, on strong reads only.
     async fn decide(
         &self,
         table: &dyn StrongReads,
     ) -> Result<Verdict<Self::Output, Self::Refusal>, store::Error>;
 }
 
-/// What a change decided.
+/// Decision of a change.
 #[derive(Debug)]
 pub enum Verdict<T, R> {
-    /// Commit this.
+    /// Commit this plan.
     Commit(Plan<T>),
-    /// The table is as the change wants it.
+    /// The table holds already what the change asks for.
     Keep {
-        /// What the change returns.
+        /// Result of the change.
         output: T,
-        /// See [`Plan::upholds`].
-        upholds: Vec<Record>,
+        /// See [`Plan::premises`].
+        premises: Vec<Record>,
     },
-    /// Refuse, revealing what the table holds: cached answers must not
-    /// contradict it.
+    /// Refuse, and reveal what the table holds. Later reads must not contradict it.
     Refuse {
-        /// Why.
+        /// The reason.
         refusal: R,
-        /// Keys, besides those touched, under which nothing was found, as the
-        /// refusal reveals.
+        /// Keys without a record that the refusal reveals, besides the touched ones.
         absent: Vec<Key>,
-        /// See [`Plan::upholds`].
-        upholds: Vec<Record>,
+        /// See [`Plan::premises`].
+        premises: Vec<Record>,
     },
-    /// Refuse, revealing nothing.
+    /// Refuse, and reveal nothing.
     Deny(R),
 }
 
 impl<T, R> Verdict<T, R> {
-    /// Refuses for what the change touches, and nothing else.
+    /// Refuses because of the touched keys alone.
     pub fn refuse(refusal: R) -> Self {
         Self::Refuse {
             refusal,
             absent: Vec::new(),
-            upholds: Vec::new(),
+            premises: Vec::new(),
         }
     }
 }
 
-/// What to commit.
+/// A transaction, and its effect on the cache.
 #[derive(Debug)]
 pub struct Plan<T> {
     /// The transaction.
     pub steps: Vec<Step>,
-    /// Records to put into the cache once the write is confirmed. Only what
-    /// grants: a write that takes something away leaves its fences standing.
+    /// Records to put into the cache once the write is confirmed. Only records that grant:
+    /// after a write that revokes, the fences stay.
     pub publish: Vec<Record>,
-    /// Records, as they were found, that the answer says are there, and that
-    /// others wrote.
-    pub upholds: Vec<Record>,
-    /// What the change returns.
+    /// Records of other writes, as they were read, that the result reveals. Later reads
+    /// must not contradict them.
+    pub premises: Vec<Record>,
+    /// Result of the change.
     pub output: T,
 }
 
-/// Why a change was not acknowledged.
+/// Reason why a change was not acknowledged.
 #[derive(Debug)]
 pub enum WriteError<R> {
     /// The change refused.
@@ -133,21 +131,21 @@ pub enum WriteError<R> {
     TooLate,
     /// Nothing was changed: the table failed.
     Store(store::Error),
-    /// The write's task ended without an answer.
+    /// The task of the write ended without a result.
     Interrupted,
 }
 
-/// What one decision came to.
+/// Result of one decision.
 enum Attempt<T, R> {
     Done(Result<T, WriteError<R>>),
-    /// The table changed under the decision, or others are at work on this record.
+    /// The table changed meanwhile, or another change of this record is being committed.
     Again(Option<Key>),
 }
 
 impl Coherence {
-    /// Applies a change and returns once no replica answers from before it.
-    /// Once begun it runs to its end, also if the caller stops waiting, and keeps
-    /// `place` until then.
+    /// Applies a change. Returns once no replica serves a state from before it. A change that
+    /// has begun runs to its end, also if the caller stops waiting, and holds `permit` until
+    /// then.
     ///
     /// # Errors
     /// See [`WriteError`].
@@ -156,7 +154,7 @@ impl Coherence {
         change: C,
         origin: Origin,
         deadline: Instant,
-        place: Option<Held>,
+        permit: Option<HeldPermit>,
     ) -> Result<C::Output, WriteError<C::Refusal>> {
         if !self.has_room_in_background() {
             return Err(WriteError::Overloaded);
@@ -164,7 +162,7 @@ impl Coherence {
         let coherence = self.clone();
         let run = async move {
             let result = coherence.run(&change, &origin, deadline).await;
-            drop(place);
+            drop(permit);
             result
         };
         self.background
@@ -181,18 +179,18 @@ impl Coherence {
     ) -> Result<C::Output, WriteError<C::Refusal>> {
         let keys = change.touches();
         let latest_commit = deadline - CONFIRM_RESERVE;
-        let mut turn = None;
+        let mut queue_head = None;
         for decision in 1..=MAX_DECISIONS {
-            let attempt = self.attempt(change, origin, &keys, deadline, &mut turn);
+            let attempt = self.attempt(change, origin, &keys, deadline, &mut queue_head);
             match attempt.await {
                 Attempt::Done(result) => return result,
                 Attempt::Again(key) => {
                     metrics::counter!(CONTENTION).increment(1);
-                    if turn.is_none() {
-                        turn = self.turns.wait(key.as_ref(), latest_commit).await;
+                    if queue_head.is_none() {
+                        queue_head = self.write_queues.wait(key.as_ref(), latest_commit).await;
                     }
                     let resume = Instant::now() + pause_after(decision);
-                    if turn.is_none() || resume > latest_commit {
+                    if queue_head.is_none() || resume > latest_commit {
                         return Err(WriteError::Contention);
                     }
                     sleep_until(resume).await;
@@ -208,7 +206,7 @@ impl Coherence {
         origin: &Origin,
         keys: &[Key],
         deadline: Instant,
-        turn: &mut Turn<'_>,
+        queue_head: &mut QueueHead<'_>,
     ) -> Attempt<C::Output, C::Refusal> {
         let latest_commit = deadline - CONFIRM_RESERVE;
         if Instant::now() > latest_commit {
@@ -223,7 +221,7 @@ impl Coherence {
                 _ => {}
             }
         }
-        // A write that is denied does not wait for its cover.
+        // A denied write does not wait for its barrier.
         let decide = async {
             let decided = change.decide(self.store.as_ref());
             match timeout_at(latest_commit, decided).await {
@@ -233,48 +231,50 @@ impl Coherence {
                 Err(_) => Err(WriteError::TooLate),
             }
         };
-        let cover = async {
-            let cover = self.cover(keys, change.may_publish(), None, latest_commit);
-            cover.await.map_err(uncovered)
+        let barrier = async {
+            let barrier = self.barrier(keys, change.may_publish(), None, latest_commit);
+            barrier.await.map_err(no_barrier)
         };
-        let (verdict, cover) = match try_join(decide, cover).await {
+        let (verdict, barrier) = match try_join(decide, barrier).await {
             Ok(both) => both,
             Err(error) => return Attempt::Done(Err(error)),
         };
         Attempt::Done(match verdict {
             Verdict::Commit(plan) => {
-                let commit = self.commit(plan, origin, keys, cover, deadline, turn);
+                let commit = self.commit(plan, origin, keys, barrier, deadline, queue_head);
                 return commit.await;
             }
-            Verdict::Keep { output, upholds } => {
-                turn.take();
-                let revealed = self.reveal(keys, grounds(upholds), deadline).await;
+            Verdict::Keep { output, premises } => {
+                queue_head.take();
+                let revealed = self
+                    .confirm_revealed(keys, by_key(premises), deadline)
+                    .await;
                 revealed.map(|()| output)
             }
             Verdict::Refuse {
                 refusal,
                 absent,
-                upholds,
+                premises,
             } => {
-                turn.take();
-                let mut grounds = grounds(upholds);
-                grounds.extend(absent.into_iter().map(|key| (key, Left::Nothing)));
-                let revealed = self.reveal(keys, grounds, deadline).await;
+                queue_head.take();
+                let mut premises = by_key(premises);
+                premises.extend(absent.into_iter().map(|key| (key, Left::Nothing)));
+                let revealed = self.confirm_revealed(keys, premises, deadline).await;
                 revealed.and(Err(WriteError::Refused(refusal)))
             }
             Verdict::Deny(refusal) => Err(WriteError::Refused(refusal)),
         })
     }
 
-    /// Makes sure that no cached answer contradicts what the table holds now.
-    async fn reveal<R>(
+    /// Ensures that no later read contradicts what the table holds now.
+    async fn confirm_revealed<R>(
         &self,
         keys: &[Key],
-        grounds: HashMap<Key, Left>,
+        premises: HashMap<Key, Left>,
         deadline: Instant,
     ) -> Result<(), WriteError<R>> {
-        let by = deadline - ANSWER_RESERVE;
-        let confirmed = self.confirm_and_uphold(keys, None, &grounds, by).await;
+        let by = deadline - RESPONSE_RESERVE;
+        let confirmed = self.confirm_with_premises(keys, None, &premises, by).await;
         confirmed.map(drop).ok_or(WriteError::CacheUnavailable)
     }
 
@@ -283,30 +283,30 @@ impl Coherence {
         plan: Plan<T>,
         origin: &Origin,
         keys: &[Key],
-        cover: Cover,
+        barrier: Barrier,
         deadline: Instant,
-        turn: &mut Turn<'_>,
+        queue_head: &mut QueueHead<'_>,
     ) -> Attempt<T, R> {
         let latest_commit = deadline - CONFIRM_RESERVE;
-        let cover = match self.renew(cover, keys, latest_commit).await {
-            Ok(cover) if Instant::now() <= latest_commit => cover,
+        let barrier = match self.renew_barrier(barrier, keys, latest_commit).await {
+            Ok(barrier) if Instant::now() <= latest_commit => barrier,
             Ok(_) => return Attempt::Done(Err(WriteError::TooLate)),
-            Err(error) => return Attempt::Done(Err(uncovered(error))),
+            Err(error) => return Attempt::Done(Err(no_barrier(error))),
         };
-        let before = cover.fences();
+        let before = barrier.fences();
         let outcome_unknown = match self.store.commit(&plan.steps, origin).await {
             Ok(()) => None,
             Err(CommitError::Stale | CommitError::Conflict) => {
-                return Attempt::Again(crowded(&plan.steps, keys));
+                return Attempt::Again(contended_key(&plan.steps, keys));
             }
             Err(CommitError::NotApplied(error)) => {
                 return Attempt::Done(Err(WriteError::Store(error)));
             }
             Err(CommitError::OutcomeUnknown(error)) => Some(error),
         };
-        // The table is what it was taken for; others need not wait for the cache.
-        turn.take();
-        let grounds = grounds(plan.upholds);
+        // The commit has an outcome: the next change need not wait for the cache.
+        queue_head.take();
+        let premises = by_key(plan.premises);
         let required = required(&plan.steps);
         if self.lacks(Sabotage::PublishAfterCommit) {
             self.publish_instead_of_confirming(keys, &plan.publish)
@@ -318,27 +318,29 @@ impl Coherence {
             return Attempt::Done(Ok(plan.output));
         }
         let read_time = self.now();
-        let by = deadline - ANSWER_RESERVE;
-        let confirmed = self.confirm_and_uphold(keys, before, &grounds, by).await;
-        // What the decision stands on was so when it was committed.
-        self.recent.forget(&required);
+        let by = deadline - RESPONSE_RESERVE;
+        let confirmed = self
+            .confirm_with_premises(keys, before, &premises, by)
+            .await;
+        // The conditions of the transaction held when it was committed.
+        self.local_caches.remove(&required);
         if confirmed.is_none() {
             tracing::warn!("write not confirmed; repairing in the background");
-            let grounds = grounds.into_keys();
-            self.repair_in_background(keys.iter().cloned().chain(grounds).collect());
+            let premises = premises.into_keys();
+            self.repair_in_background(keys.iter().cloned().chain(premises).collect());
         }
         let outcome = match (&outcome_unknown, &confirmed) {
             (Some(_), _) => "unknown",
             (None, None) => "not_confirmed",
-            (None, Some(Cover::Fences(_))) => "fenced",
-            (None, Some(Cover::Unused(_))) => "without_cache",
+            (None, Some(Barrier::Fences(_))) => "fenced",
+            (None, Some(Barrier::Unused(_))) => "without_cache",
         };
         metrics::counter!(WRITES, "outcome" => outcome).increment(1);
         Attempt::Done(match (outcome_unknown, confirmed) {
             (Some(error), _) => Err(WriteError::OutcomeUnknown(error)),
             (None, None) => Err(WriteError::NotConfirmed),
             (None, Some(confirmed)) => {
-                if let Cover::Fences(fences) = confirmed {
+                if let Barrier::Fences(fences) = confirmed {
                     self.publish_in_background(plan.publish, fences, read_time);
                 }
                 Ok(plan.output)
@@ -346,52 +348,53 @@ impl Coherence {
         })
     }
 
-    /// The cover, made anew if it may be gone before the commit has ended: reading
-    /// what decides may take long. The decision need not be made anew, for the
-    /// conditions of the commit say whether it still stands.
-    async fn renew(
+    /// Raises the barrier anew if its fences could expire before the commit has ended, as
+    /// after slow reads. The decision stands: the conditions of the transaction check it.
+    async fn renew_barrier(
         &self,
-        mut cover: Cover,
+        mut barrier: Barrier,
         keys: &[Key],
         deadline: Instant,
-    ) -> Result<Cover, Uncovered> {
-        while cover.since().elapsed() > self.settings.timing.fence_max_age {
-            cover = self.cover(keys, false, cover.fences(), deadline).await?;
+    ) -> Result<Barrier, BarrierError> {
+        while barrier.since().elapsed() > self.settings.timing.fence_max_age {
+            barrier = self
+                .barrier(keys, false, barrier.fences(), deadline)
+                .await?;
         }
-        Ok(cover)
+        Ok(barrier)
     }
 
-    async fn confirm_and_uphold(
+    async fn confirm_with_premises(
         &self,
         keys: &[Key],
         before: Option<&Fences>,
-        grounds: &HashMap<Key, Left>,
+        premises: &HashMap<Key, Left>,
         by: Instant,
-    ) -> Option<Cover> {
+    ) -> Option<Barrier> {
         let confirm = self.confirm(keys, before, by);
-        let (confirmed, is_upheld) = join(confirm, self.uphold(grounds, by)).await;
-        confirmed.filter(|_| is_upheld)
+        let (confirmed, are_confirmed) = join(confirm, self.confirm_premises(premises, by)).await;
+        confirmed.filter(|_| are_confirmed)
     }
 
-    /// Makes sure that what an answer stands on is not contradicted by cached
-    /// answers. They could only if whoever wrote it did not confirm it.
-    async fn uphold(&self, grounds: &HashMap<Key, Left>, deadline: Instant) -> bool {
-        if grounds.is_empty() {
+    /// Ensures that no later read contradicts the premises. One could, if the write that made
+    /// them was not confirmed.
+    async fn confirm_premises(&self, premises: &HashMap<Key, Left>, deadline: Instant) -> bool {
+        if premises.is_empty() {
             return true;
         }
-        let compared = self.compare(grounds).await.into_iter();
+        let compared = self.compare(premises).await.into_iter();
         let outdated: Vec<_> = compared
             .filter(|(_, cached)| matches!(cached, Cached::Contradicts | Cached::Unknown))
             .map(|(key, _)| key)
             .collect();
-        let is_upheld =
+        let are_confirmed =
             outdated.is_empty() || self.confirm(&outdated, None, deadline).await.is_some();
-        let keys: Vec<_> = grounds.keys().cloned().collect();
-        self.recent.forget(&keys);
-        is_upheld
+        let keys: Vec<_> = premises.keys().cloned().collect();
+        self.local_caches.remove(&keys);
+        are_confirmed
     }
 
-    /// Confirms until it works, or until every entry from before has expired.
+    /// Confirms until it succeeds, or until all older entries have expired.
     fn repair_in_background(&self, keys: Vec<Key>) {
         let coherence = self.clone();
         self.background.spawn(async move {
@@ -406,17 +409,17 @@ impl Coherence {
     }
 }
 
-fn uncovered<R>(uncovered: Uncovered) -> WriteError<R> {
-    match uncovered {
-        Uncovered::TooLate => {
+fn no_barrier<R>(no_barrier: BarrierError) -> WriteError<R> {
+    match no_barrier {
+        BarrierError::TooLate => {
             tracing::warn!("write refused: the cache can be neither fenced nor left in time");
             WriteError::CacheUnavailable
         }
-        Uncovered::Store(error) => WriteError::Store(error),
+        BarrierError::Store(error) => WriteError::Store(error),
     }
 }
 
-/// The records on which a transaction's decision stands.
+/// The records that a transaction requires.
 fn required(steps: &[Step]) -> Vec<Key> {
     let required = steps.iter().filter_map(|step| match step {
         Step::Require { key, .. } => Some(key.clone()),
@@ -425,9 +428,9 @@ fn required(steps: &[Step]) -> Vec<Key> {
     required.collect()
 }
 
-/// The record at which changes meet that fail with this one: an organization, if
-/// there is one, for all who change its members stand on it.
-fn crowded(steps: &[Step], keys: &[Key]) -> Option<Key> {
+/// The record that concurrent changes contend for: an organization, if there is one,
+/// because all changes of its members require it.
+fn contended_key(steps: &[Step], keys: &[Key]) -> Option<Key> {
     let mut organizations = required(steps).into_iter().chain(keys.iter().cloned());
     let organization = organizations.find(|key| matches!(key, Key::Organization(_)));
     organization.or_else(|| keys.first().cloned())
@@ -439,9 +442,9 @@ fn pause_after(decision: u32) -> Duration {
     backoff::up_to(pause)
 }
 
-fn grounds(upholds: Vec<Record>) -> HashMap<Key, Left> {
-    let grounds = upholds.into_iter();
-    grounds
+fn by_key(premises: Vec<Record>) -> HashMap<Key, Left> {
+    let premises = premises.into_iter();
+    premises
         .map(|record| (record.key(), Left::Record(record)))
         .collect()
 }

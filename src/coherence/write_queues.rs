@@ -1,5 +1,5 @@
-//! Changes that met others at a record take turns: within a replica, tries that
-//! can only fail are not made.
+//! Queues for changes of contended records: within a replica, such changes are committed
+//! one after the other, because concurrent commits can only fail.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
@@ -10,26 +10,26 @@ use tokio::{
 
 use crate::domain::Key;
 
-/// Queues. Records that share one wait for each other, which costs time and
+/// Number of queues. Records that share a queue wait for each other, which costs time and
 /// nothing else.
 const QUEUES: usize = 64;
 
-/// A turn, if there is one; over when it is dropped.
-pub(super) type Turn<'a> = Option<MutexGuard<'a, ()>>;
+/// The head of a queue, if it was reached; left when this is dropped.
+pub(super) type QueueHead<'a> = Option<MutexGuard<'a, ()>>;
 
 /// The queues of a replica.
-pub(super) struct Turns([Mutex<()>; QUEUES]);
+pub(super) struct WriteQueues([Mutex<()>; QUEUES]);
 
-impl Default for Turns {
+impl Default for WriteQueues {
     fn default() -> Self {
         Self(std::array::from_fn(|_| Mutex::default()))
     }
 }
 
-impl Turns {
-    /// Waits for a turn at this record, in the order of arrival; the turn ends
-    /// when it is dropped. `None` if it did not come by the deadline.
-    pub(super) async fn wait(&self, key: Option<&Key>, deadline: Instant) -> Turn<'_> {
+impl WriteQueues {
+    /// Waits for the head of a record's queue, in the order of arrival. `None` if the
+    /// deadline passes first.
+    pub(super) async fn wait(&self, key: Option<&Key>, deadline: Instant) -> QueueHead<'_> {
         let mut hasher = DefaultHasher::new();
         key.hash(&mut hasher);
         let queue = usize::try_from(hasher.finish() % QUEUES as u64).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! E-mail addresses, as far as it takes to tell them apart.
+//! E-mail addresses, and their normal form.
 
 use std::{fmt, sync::Arc};
 

@@ -1,6 +1,6 @@
 //! Memberships and roles.
 
-use super::{Bond, OrganizationName, Stamp, State, Uid, Username};
+use super::{MembershipFacts, OrganizationName, Stamp, State, Uid, Username};
 
 /// What a member may do. Ordered: a greater role includes the smaller ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -59,8 +59,8 @@ pub struct Membership {
 impl Membership {
     /// Between whom it is, and the role.
     #[must_use]
-    pub fn bond(&self) -> Bond {
-        Bond {
+    pub fn facts(&self) -> MembershipFacts {
+        MembershipFacts {
             role: self.role,
             organization_uid: self.organization_uid.clone(),
             member_uid: self.member_uid.clone(),

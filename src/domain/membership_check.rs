@@ -1,44 +1,44 @@
-//! What a check needs to know of records, and nothing more.
+//! The facts of a membership check: the parts of three records that decide it.
 
 use super::{Record, Role, State, Uid};
 
-/// Which user or organization it is that has a name now, and whether it takes part.
+/// The present incarnation of a user's or an organization's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Incarnation {
-    /// This incarnation of the name; `None` if the table does not say.
+    /// Its identity. `None` if the table does not say.
     pub uid: Option<Uid>,
     /// Whether its memberships count.
     pub state: State,
 }
 
-/// Between whom a membership is, and what it lets the member do.
+/// The parts of a membership that decide a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Bond {
-    /// What the member may do. `None`: nothing, see [`super::Membership::role`].
+pub struct MembershipFacts {
+    /// The member's role. `None` grants nothing, see [`super::Membership::role`].
     pub role: Option<Role>,
-    /// The organization's incarnation; `None` if the table does not say.
+    /// The organization's incarnation. `None` if the table does not say.
     pub organization_uid: Option<Uid>,
-    /// The member's incarnation; `None` if the table does not say.
+    /// The member's incarnation. `None` if the table does not say.
     pub member_uid: Option<Uid>,
 }
 
-/// The gist of a record.
+/// The parts of a record that decide a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Gist {
+pub enum CheckFacts {
     /// Of a user.
     User(Incarnation),
     /// Of an organization.
     Organization(Incarnation),
     /// Of a membership.
-    Membership(Bond),
+    Membership(MembershipFacts),
 }
 
-impl From<&Record> for Gist {
+impl From<&Record> for CheckFacts {
     fn from(record: &Record) -> Self {
         match record {
             Record::User(user) => Self::User(user.incarnation()),
             Record::Organization(organization) => Self::Organization(organization.incarnation()),
-            Record::Membership(membership) => Self::Membership(membership.bond()),
+            Record::Membership(membership) => Self::Membership(membership.facts()),
         }
     }
 }

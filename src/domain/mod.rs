@@ -1,5 +1,5 @@
-//! The account model: names, users, organizations, memberships, and who may do
-//! what. Depends on the standard library only.
+//! The account model: names, users, organizations, memberships and rules. Depends on the
+//! standard library only.
 
 mod email;
 mod labels;
@@ -14,8 +14,8 @@ mod rules;
 mod state;
 mod user;
 
-pub use self::membership_check::{Bond, Gist, Incarnation};
-pub use self::orphans::{Gone, Leftovers};
+pub use self::membership_check::{CheckFacts, Incarnation, MembershipFacts};
+pub use self::orphans::{DeletedName, Orphans};
 pub use email::{EMAIL_MAX_LEN, Email};
 pub use labels::{LABEL_KEY_MAX_LEN, LabelError, Labels, MAX_LABELS};
 pub use membership::{Membership, Role, Standing};

@@ -1,5 +1,5 @@
-//! Names that are safe to build keys from: `parse_new` and `parse_existing` are
-//! the only doors.
+//! Names of users and organizations, and free text. `parse_new` and `parse_existing` are
+//! the only constructors.
 
 use std::{fmt, sync::Arc};
 

@@ -1,4 +1,4 @@
-//! On whose behalf a change is made, and under which request.
+//! The origin of a change: its actor, its caller and its request.
 
 use std::sync::Arc;
 

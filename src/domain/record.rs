@@ -1,4 +1,4 @@
-//! What the table holds, without saying how: keys, records, versions and times.
+//! Records as the table holds them: keys, versions and times, without their encoding.
 
 use std::{
     fmt,

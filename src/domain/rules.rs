@@ -1,6 +1,6 @@
-//! Who may do what, and when a membership counts.
+//! The rules: which role may do what, and when a membership counts.
 
-use super::{Bond, Incarnation, Membership, Organization, Role, Standing, State, User};
+use super::{Incarnation, Membership, MembershipFacts, Organization, Role, Standing, State, User};
 
 /// Whether somebody with the role `acting` may add a member with the role
 /// `granted`.
@@ -46,24 +46,32 @@ pub fn standing_membership(
 ) -> Option<Standing> {
     let (user, organization, membership) = (user?, organization?, membership?);
     let (user, organization) = (user.incarnation(), organization.incarnation());
-    let state = state_between(&user, &organization, &membership.bond())?;
+    let state = state_between(&user, &organization, &membership.facts())?;
     Some(Standing { membership, state })
 }
 
 /// The role of a membership that counts.
 #[must_use]
-pub fn effective_role(user: &Incarnation, organization: &Incarnation, bond: &Bond) -> Option<Role> {
-    let state = state_between(user, organization, bond)?;
+pub fn effective_role(
+    user: &Incarnation,
+    organization: &Incarnation,
+    facts: &MembershipFacts,
+) -> Option<Role> {
+    let state = state_between(user, organization, facts)?;
     if state == State::Active {
-        bond.role
+        facts.role
     } else {
         None
     }
 }
 
 /// Whether a membership counts; `None` if it is not one of these two.
-fn state_between(user: &Incarnation, organization: &Incarnation, bond: &Bond) -> Option<State> {
-    let is_theirs = bond.member_uid == user.uid && bond.organization_uid == organization.uid;
+fn state_between(
+    user: &Incarnation,
+    organization: &Incarnation,
+    facts: &MembershipFacts,
+) -> Option<State> {
+    let is_theirs = facts.member_uid == user.uid && facts.organization_uid == organization.uid;
     is_theirs.then(|| user.state.and(organization.state))
 }
 

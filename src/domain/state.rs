@@ -1,4 +1,4 @@
-//! Whether a user or an organization takes part.
+//! The state of a user or an organization: active or suspended.
 
 /// What becomes of the memberships of a user or an organization.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]

@@ -1,4 +1,4 @@
-//! How long a call may take: the caller's deadline, else a default.
+//! Deadlines of calls: the caller's, else a default.
 
 use std::time::Duration;
 

@@ -21,7 +21,7 @@ use tonic_health::{
 
 use super::{
     AccountService,
-    shares::{Permit, Shares},
+    share_limit::{ShareLimit, SharePermit},
     status,
 };
 use crate::{
@@ -73,23 +73,23 @@ impl Readiness {
     pub fn server(&self) -> HealthServer<impl Health + use<>> {
         HealthServer::new(BoundedHealth {
             service: HealthService::from_health_reporter(self.0.clone()),
-            watches: Shares::new(MAX_WATCHES, MAX_WATCHES_PER_CONNECTION),
-            early: Shares::new(usize::MAX, MAX_EARLY_WATCHES_PER_CONNECTION),
+            watches: ShareLimit::new(MAX_WATCHES, MAX_WATCHES_PER_CONNECTION),
+            early: ShareLimit::new(usize::MAX, MAX_EARLY_WATCHES_PER_CONNECTION),
         })
     }
 }
 
 struct BoundedHealth {
     service: HealthService,
-    watches: Arc<Shares<u64>>,
+    watches: Arc<ShareLimit<u64>>,
     /// On connections on which no call was admitted yet, which are few.
-    early: Arc<Shares<u64>>,
+    early: Arc<ShareLimit<u64>>,
 }
 
 /// A `Watch` stream.
 struct Watch {
     statuses: Statuses,
-    _permit: Permit<u64>,
+    _permit: SharePermit<u64>,
 }
 
 type Unknown = stream::Chain<
@@ -120,11 +120,11 @@ impl Health for BoundedHealth {
     async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Watch>, Status> {
         let peer = request.extensions().get::<Peer>();
         let connection = peer.map_or(0, |peer| peer.connection);
-        let shares = match peer {
+        let share_limit = match peer {
             Some(peer) if !peer.is_authenticated() => &self.early,
             _ => &self.watches,
         };
-        let permit = shares.try_acquire(connection);
+        let permit = share_limit.try_acquire(connection);
         let permit = permit.ok_or_else(status::too_many_health_watches)?;
         let statuses = match self.service.watch(request).await {
             Ok(statuses) => Either::Left(statuses.into_inner()),

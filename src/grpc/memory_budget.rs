@@ -1,5 +1,5 @@
-//! Room in memory for calls that may need much of it: batches and lists. Each takes
-//! room for the most that it may need before it begins.
+//! The memory budget of large calls: batches and lists. Each reserves the most that it may
+//! need before it starts.
 
 use std::{
     collections::HashMap,
@@ -18,116 +18,120 @@ use tonic::Status;
 
 use super::{
     deadline::Deadline,
-    middleware::{Flow, flow_of},
+    middleware::{FlowKey, flow_of},
     status,
 };
 use crate::transport::listener::Peer;
 
-/// Room for each processor, and besides. `deploy/kubernetes.yaml` has the memory for
-/// one processor.
-const KIB_PER_PROCESSOR: usize = 16 * 1024;
-const KIB_BESIDES: usize = 32 * 1024;
-/// Most room of one call: reads of many records keep few of them whole, and answers are
-/// bounded.
-const MOST_KIB: u32 = 24 * 1024;
-/// Room for a user or an organization, as it is read and answered: up to 11 KiB, twice.
+/// Budget for each processor, and the rest. `deploy/kubernetes.yaml` has the memory for one
+/// processor.
+const KIB_PER_CPU: usize = 16 * 1024;
+const BASE_KIB: usize = 32 * 1024;
+/// Largest reservation of one call: large reads keep few records whole at a time, and
+/// responses are bounded.
+const MAX_CALL_KIB: u32 = 24 * 1024;
+/// Memory of a user or an organization, read and encoded: up to 11 KiB, twice.
 const PROFILE_KIB: usize = 24;
-/// Room for a membership, likewise.
+/// Memory of a membership, read and encoded.
 const MEMBERSHIP_KIB: usize = 2;
-/// Users or organizations of memberships that are whole in memory at once.
-const PROFILES_BESIDE_MEMBERSHIPS: usize = 300;
-/// Pause between looks whether a client has taken its answers.
-const PAUSE: Duration = Duration::from_millis(5);
+/// Users or organizations of memberships that are in memory at a time.
+const PROFILES_WITH_MEMBERSHIPS: usize = 300;
+/// Pause between checks whether a client has received its responses.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Records that a call reads.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Records {
-    /// Users or organizations, answered whole.
+    /// Users or organizations, returned whole.
     Profiles(usize),
     /// Memberships, with their users and organizations.
     Memberships(usize),
 }
 
-/// Room for calls: one caller has half of it at most.
+/// A memory budget. One caller has at most half of it.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(super) struct MemoryBudget {
     all: Arc<Semaphore>,
     half: usize,
-    of_caller: Mutex<HashMap<Flow, Arc<Semaphore>, RandomState>>,
+    per_caller: Mutex<HashMap<FlowKey, Arc<Semaphore>, RandomState>>,
 }
 
-/// Room that a call has; given back when it is dropped.
+/// The reservation of a call, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Taken(#[expect(dead_code, reason = "held")] [OwnedSemaphorePermit; 2]);
+pub(super) struct Reservation(#[expect(dead_code, reason = "held")] [OwnedSemaphorePermit; 2]);
 
-impl Room {
+impl MemoryBudget {
     pub(super) fn new() -> Self {
         let processors = thread::available_parallelism().map_or(1, Into::into);
-        let kib = KIB_BESIDES + KIB_PER_PROCESSOR * processors;
+        let kib = BASE_KIB + KIB_PER_CPU * processors;
         let kib = kib.min(Semaphore::MAX_PERMITS);
         Self {
             all: Arc::new(Semaphore::new(kib)),
             half: kib / 2,
-            of_caller: Mutex::default(),
+            per_caller: Mutex::default(),
         }
     }
 
-    /// Waits for room for a call, at most for half of the time that the call has left. A
-    /// connection that has not taken much of its answers waits until it has.
+    /// Waits for the memory of a call, for at most half of the time that the call has left. A
+    /// connection with large responses in flight waits until they are received.
     ///
     /// # Errors
-    /// OVERLOADED: there is none.
-    pub(super) async fn take(
+    /// OVERLOADED: the budget is used up.
+    pub(super) async fn reserve(
         &self,
         records: Records,
         caller: &Requester,
         deadline: Deadline,
-    ) -> Result<Taken, Status> {
+    ) -> Result<Reservation, Status> {
         let now = Instant::now();
         let until = now + deadline.instant().saturating_duration_since(now) / 2;
-        while caller.peer.as_ref().is_some_and(Peer::holds_much) {
+        while caller.peer.as_ref().is_some_and(Peer::has_large_charge) {
             if Instant::now() >= until {
                 return Err(status::crowded());
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
         let kib = records.kib();
-        let room = async {
-            // First the caller's own: those who wait for all room are few of each caller.
-            let own = self.of_caller(&caller.flow).acquire_many_owned(kib).await?;
+        let reservation = async {
+            // First the caller's own half, so that few calls of one caller wait for the rest.
+            let own = self
+                .per_caller(&caller.flow)
+                .acquire_many_owned(kib)
+                .await?;
             let all = self.all.clone().acquire_many_owned(kib).await?;
-            Ok::<_, AcquireError>(Taken([own, all]))
+            Ok::<_, AcquireError>(Reservation([own, all]))
         };
-        match timeout_at(until, room).await {
-            Ok(Ok(room)) => Ok(room),
+        match timeout_at(until, reservation).await {
+            Ok(Ok(reservation)) => Ok(reservation),
             Ok(Err(_)) | Err(_) => Err(status::crowded()),
         }
     }
 
-    fn of_caller(&self, flow: &Flow) -> Arc<Semaphore> {
-        let mut of_caller = self
-            .of_caller
+    fn per_caller(&self, flow: &FlowKey) -> Arc<Semaphore> {
+        let mut per_caller = self
+            .per_caller
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if !of_caller.contains_key(flow) {
-            // Of those who have no call now.
-            of_caller.retain(|_, room| Arc::strong_count(room) > 1);
+        if !per_caller.contains_key(flow) {
+            // Callers without a running call.
+            per_caller.retain(|_, budget| Arc::strong_count(budget) > 1);
         }
-        let room = of_caller.entry(flow.clone());
-        room.or_insert_with(|| Arc::new(Semaphore::new(self.half)))
+        let budget = per_caller.entry(flow.clone());
+        budget
+            .or_insert_with(|| Arc::new(Semaphore::new(self.half)))
             .clone()
     }
 }
 
-/// The caller that takes room, and its connection.
+/// The caller of a call, and its connection.
 #[derive(Debug)]
 pub(super) struct Requester {
-    flow: Flow,
+    flow: FlowKey,
     peer: Option<Peer>,
 }
 
 impl Requester {
-    /// Whose call it is that has these extensions.
+    /// The caller of a call with these extensions.
     pub(super) fn of(extensions: &Extensions) -> Self {
         Self {
             flow: flow_of(extensions),
@@ -141,10 +145,10 @@ impl Records {
         let kib = match self {
             Self::Profiles(count) => count * PROFILE_KIB,
             Self::Memberships(count) => {
-                let profiles = count.min(PROFILES_BESIDE_MEMBERSHIPS);
+                let profiles = count.min(PROFILES_WITH_MEMBERSHIPS);
                 count * MEMBERSHIP_KIB + profiles * PROFILE_KIB
             }
         };
-        u32::try_from(kib).unwrap_or(MOST_KIB).min(MOST_KIB)
+        u32::try_from(kib).unwrap_or(MAX_CALL_KIB).min(MAX_CALL_KIB)
     }
 }

@@ -1,5 +1,4 @@
-//! The service's methods: what calls of them are counted as, and how they are
-//! found by the path of a call.
+//! The methods of the service: their classes, and how a call's path finds them.
 
 use std::{collections::HashMap, sync::Arc};
 

@@ -1,5 +1,5 @@
-//! The edge: handlers that parse a request, call a use case and render its
-//! answer. Nothing below this room knows gRPC.
+//! The gRPC handlers: each parses a request, calls a use case and renders the result. No
+//! room below knows gRPC.
 
 mod convert;
 mod deadline;
@@ -8,7 +8,7 @@ mod memory_budget;
 mod methods;
 mod middleware;
 mod reflection;
-mod shares;
+mod share_limit;
 mod status;
 mod watch;
 mod write_request;
@@ -21,7 +21,8 @@ pub use deadline::{DEFAULT_DEADLINE, LongestCall};
 pub use health::Readiness;
 pub use methods::methods;
 pub use middleware::{
-    AdmissionLayer, DirectLayer, FairnessLayer, MUCH, ObservationLayer, precise_status,
+    AuthLayer, ConcurrencyLimitLayer, FastPathLayer, HEAVY_CALL_CPU, MetricsLayer,
+    with_error_details,
 };
 pub use reflection::{reflection_v1, reflection_v1alpha};
 pub use status::{DOMAIN, Reason};
@@ -37,9 +38,9 @@ use crate::{
 };
 
 use self::{
-    memory_budget::{Records, Requester, Room},
-    middleware::Flow,
-    shares::Shares,
+    memory_budget::{MemoryBudget, Records, Requester},
+    middleware::FlowKey,
+    share_limit::ShareLimit,
     watch::Begin,
     write_request::Change,
 };
@@ -66,8 +67,8 @@ const MAX_WATCHERS_PER_CALLER: usize = 25;
 pub struct AccountService {
     accounts: Accounts,
     watch: WatchLimits,
-    watchers: Arc<Shares<Flow>>,
-    room: Arc<Room>,
+    watchers: Arc<ShareLimit<FlowKey>>,
+    memory_budget: Arc<MemoryBudget>,
 }
 
 impl AccountService {
@@ -77,8 +78,8 @@ impl AccountService {
         Self {
             accounts,
             watch,
-            watchers: Shares::new(MAX_WATCHERS, MAX_WATCHERS_PER_CALLER),
-            room: Arc::new(Room::new()),
+            watchers: ShareLimit::new(MAX_WATCHERS, MAX_WATCHERS_PER_CALLER),
+            memory_budget: Arc::new(MemoryBudget::new()),
         }
     }
 
@@ -169,7 +170,10 @@ impl account_service_server::AccountService for AccountService {
         let names = convert::usernames(&request.usernames)?;
         let freshness = convert::freshness(request.consistency)?;
         let records = Records::Profiles(names.len());
-        let _room = self.room.take(records, &caller, deadline).await?;
+        let _reservation = self
+            .memory_budget
+            .reserve(records, &caller, deadline)
+            .await?;
         let batch = deadline
             .bound(self.accounts.get_users(names, freshness))
             .await?;
@@ -263,7 +267,10 @@ impl account_service_server::AccountService for AccountService {
         let names = convert::organization_names(&request.organization_names)?;
         let freshness = convert::freshness(request.consistency)?;
         let records = Records::Profiles(names.len());
-        let _room = self.room.take(records, &caller, deadline).await?;
+        let _reservation = self
+            .memory_budget
+            .reserve(records, &caller, deadline)
+            .await?;
         let batch = deadline
             .bound(self.accounts.get_organizations(names, freshness))
             .await?;
@@ -419,7 +426,10 @@ impl account_service_server::AccountService for AccountService {
             convert::MAX_PROFILES_PAGE,
         )?;
         let records = Records::Profiles(page.size.into());
-        let _room = self.room.take(records, &caller, deadline).await?;
+        let _reservation = self
+            .memory_budget
+            .reserve(records, &caller, deadline)
+            .await?;
         let page = deadline.bound(self.accounts.list_users(page)).await?;
         Ok(Response::new(pb::ListUsersResponse {
             users: page.entries.iter().map(convert::user).collect(),
@@ -440,7 +450,10 @@ impl account_service_server::AccountService for AccountService {
             convert::MAX_PROFILES_PAGE,
         )?;
         let records = Records::Profiles(page.size.into());
-        let _room = self.room.take(records, &caller, deadline).await?;
+        let _reservation = self
+            .memory_budget
+            .reserve(records, &caller, deadline)
+            .await?;
         let page = deadline
             .bound(self.accounts.list_organizations(page))
             .await?;
@@ -464,7 +477,10 @@ impl account_service_server::AccountService for AccountService {
             convert::MAX_MEMBERSHIPS_PAGE,
         )?;
         let records = Records::Memberships(page.size.into());
-        let _room = self.room.take(records, &caller, deadline).await?;
+        let _reservation = self
+            .memory_budget
+            .reserve(records, &caller, deadline)
+            .await?;
         let page = deadline
             .bound(self.accounts.list_members(name, page))
             .await?;
@@ -488,7 +504,10 @@ impl account_service_server::AccountService for AccountService {
             convert::MAX_MEMBERSHIPS_PAGE,
         )?;
         let records = Records::Memberships(page.size.into());
-        let _room = self.room.take(records, &caller, deadline).await?;
+        let _reservation = self
+            .memory_budget
+            .reserve(records, &caller, deadline)
+            .await?;
         let page = deadline
             .bound(self.accounts.list_memberships(user, page))
             .await?;
@@ -550,7 +569,10 @@ impl account_service_server::AccountService for AccountService {
         let freshness = convert::freshness(request.consistency)?;
         let checks = convert::checks(&request.checks)?;
         let records = Records::Memberships(checks.len());
-        let _room = self.room.take(records, &caller, deadline).await?;
+        let _reservation = self
+            .memory_budget
+            .reserve(records, &caller, deadline)
+            .await?;
         let (results, source) = deadline
             .bound(self.accounts.check_batch(&checks, freshness))
             .await?;

@@ -13,7 +13,7 @@ use tonic_reflection::{
     server::{Builder, Error},
 };
 
-use super::{shares::Shares, status};
+use super::{share_limit::ShareLimit, status};
 use crate::{proto::account_v1::DESCRIPTOR_SET, transport::listener::Peer};
 
 /// Streams open at once in the process, and on one connection.
@@ -23,7 +23,7 @@ const MAX_STREAMS_PER_CONNECTION: usize = 4;
 /// What the implementations of both versions have in common.
 #[derive(Debug)]
 struct Shared {
-    streams: Arc<Shares<u64>>,
+    streams: Arc<ShareLimit<u64>>,
     /// The full names of enums by those of their values, which stand beside the enum.
     enums: HashMap<String, String>,
 }
@@ -52,7 +52,7 @@ impl Shared {
             }
         }
         Self {
-            streams: Shares::new(MAX_STREAMS, MAX_STREAMS_PER_CONNECTION),
+            streams: ShareLimit::new(MAX_STREAMS, MAX_STREAMS_PER_CONNECTION),
             enums,
         }
     }
@@ -113,7 +113,7 @@ macro_rules! reflection {
                     let client = ServerReflectionClient::new(self.inner.clone());
                     let shared = self.shared.clone();
                     let responses = request.into_inner().then(move |request| {
-                        // Held as long as the stream.
+                        // MemoryCharge as long as the stream.
                         let _ = &permit;
                         let (client, shared) = (client.clone(), shared.clone());
                         async move { Ok(respond(client, &shared, request?).await) }

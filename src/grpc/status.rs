@@ -1,5 +1,5 @@
-//! The one table from errors to gRPC statuses. What operators need goes to the
-//! log, what callers need into the status.
+//! The table of errors and their gRPC statuses. Details for operators go to the log,
+//! details for callers into the status.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -159,13 +159,13 @@ pub(super) fn not_admitted(refused: &Refused, path: &str) -> Status {
     plain(code, reason, &refused.to_string())
 }
 
-/// The status of a call that did not pass the gate: the server is put together
+/// The status of a call that did not pass the authorizer: the server is put together
 /// wrongly.
 pub(super) fn no_caller() -> Status {
     plain(
         Code::Internal,
         Reason::Internal,
-        "the call did not pass the gate",
+        "the call did not pass the authorizer",
     )
 }
 

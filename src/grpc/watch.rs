@@ -1,5 +1,5 @@
-//! The stream of changes to one watcher. Holds one response at a time; whoever
-//! does not take it in time is cut off.
+//! The response stream of one watcher. It holds one response at a time, and ends if the
+//! client does not receive it in time.
 
 use std::{
     pin::Pin,
@@ -20,15 +20,15 @@ use tonic::{Code, Status};
 
 use super::{
     convert,
-    middleware::Flow,
-    shares::Permit,
+    middleware::FlowKey,
+    share_limit::SharePermit,
     status::{self, Reason},
 };
 use crate::{
     auth::Caller,
     proto::account_v1::WatchChangesResponse,
     service::Watcher,
-    transport::listener::{Held, Peer},
+    transport::listener::{MemoryCharge, Peer},
 };
 
 /// How long a stream lasts that begins when its connection is about to end.
@@ -53,7 +53,7 @@ pub(super) struct Begin {
     /// How long its caller's credentials are valid.
     pub(super) credentials: Option<Duration>,
     /// For the bytes of responses that are not taken.
-    holding: Held,
+    charge: MemoryCharge,
 }
 
 impl Begin {
@@ -61,7 +61,7 @@ impl Begin {
         let peer = extensions.get::<Peer>();
         let expires = extensions.get::<Caller>().and_then(|caller| caller.expires);
         Self {
-            holding: peer.map_or_else(|| Peer::in_process().holding(), Peer::holding),
+            charge: peer.map_or_else(|| Peer::in_process().charge_memory(), Peer::charge_memory),
             age: peer.map_or(Duration::ZERO, |peer| peer.since.elapsed()),
             credentials: expires.map(|expires| {
                 let expires = UNIX_EPOCH.checked_add(Duration::from_secs(expires));
@@ -74,7 +74,7 @@ impl Begin {
 
 /// What a watcher is sent.
 pub struct ChangeStream {
-    responses: Receiver<(WatchChangesResponse, Held)>,
+    responses: Receiver<(WatchChangesResponse, MemoryCharge)>,
     end: Arc<Mutex<Option<Status>>>,
 }
 
@@ -83,7 +83,7 @@ impl ChangeStream {
     /// caller's credentials expire.
     pub(super) fn start(
         watcher: Watcher,
-        permit: Permit<Flow>,
+        permit: SharePermit<FlowKey>,
         limits: WatchLimits,
         begin: Begin,
     ) -> Self {
@@ -99,7 +99,7 @@ impl ChangeStream {
         let end = Arc::new(Mutex::new(None));
         let told = end.clone();
         tokio::spawn(async move {
-            let tell = tell(watcher, &sender, &begin.holding, limits.patience);
+            let tell = tell(watcher, &sender, &begin.charge, limits.patience);
             let told_in_time = timeout(left, tell);
             let stopped = limits.stopping.run_until_cancelled(told_in_time).await;
             let status = match stopped {
@@ -117,8 +117,8 @@ impl ChangeStream {
 /// Sends what the watcher sees; returns why not any more.
 async fn tell(
     mut watcher: Watcher,
-    sender: &Sender<(WatchChangesResponse, Held)>,
-    holding: &Held,
+    sender: &Sender<(WatchChangesResponse, MemoryCharge)>,
+    charge: &MemoryCharge,
     patience: Duration,
 ) -> Status {
     loop {
@@ -130,7 +130,7 @@ async fn tell(
             Ok(changed) => convert::changes(&changed),
             Err(error) => return status::watch_failed(error),
         };
-        let mut held = holding.another();
+        let mut held = charge.another();
         held.add(response.encoded_len());
         let sent = sender.send_timeout((response, held), patience);
         if sent.await.is_err() {

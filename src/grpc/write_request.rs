@@ -10,7 +10,7 @@ use tonic::{Code, Request, Status};
 use super::{
     convert,
     deadline::{self, Deadline, Repetition},
-    middleware::Place,
+    middleware::SharedPermit,
     status,
 };
 use crate::{
@@ -182,7 +182,7 @@ pub(super) fn open<M: Mutation>(request: Request<M>) -> Result<(M, Change, Call)
     if !may_act {
         return Err(status::may_not_act(caller, M::RPC));
     }
-    let place = extensions.get::<Place>();
+    let permit = extensions.get::<SharedPermit>();
     let request = named_request(&message, caller)?;
     let deadline = deadline.with(match request {
         Some(_) => Repetition::Safe,
@@ -195,7 +195,7 @@ pub(super) fn open<M: Mutation>(request: Request<M>) -> Result<(M, Change, Call)
         },
         request,
         deadline: deadline.instant(),
-        place: place.map(Place::hold),
+        permit: permit.map(SharedPermit::hold),
     };
     Ok((message, Change { deadline, audit }, call))
 }

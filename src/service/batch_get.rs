@@ -1,5 +1,4 @@
-//! Many records in one read: each looked up once, and answered in the order in
-//! which they were asked for.
+//! Batch reads: each record is looked up once, and returned in the order of the request.
 
 use std::collections::HashSet;
 

@@ -1,5 +1,4 @@
-//! The hot question: is this user a member of that organization, with which
-//! role?
+//! Membership checks: is a user a member of an organization, and with which role?
 
 use std::collections::HashMap;
 
@@ -7,7 +6,7 @@ use foldhash::fast::RandomState;
 use tokio::task::consume_budget;
 
 use super::{Accounts, Error, Freshness, Source, read_set::keys_of_member, store_failed};
-use crate::domain::{Gist, Key, OrganizationName, Role, Username, effective_role};
+use crate::domain::{CheckFacts, Key, OrganizationName, Role, Username, effective_role};
 
 /// One question.
 #[derive(Debug, Clone)]
@@ -49,8 +48,8 @@ impl Accounts {
         let keys = keys_of_member(&check.organization_name, &check.username);
         let answer = self.coherence.read(&keys, freshness).await;
         let answer = answer.map_err(store_failed)?;
-        let gist = |place: usize| answer.records.get(place)?.as_ref();
-        let role = role_of([0, 1, 2].map(gist));
+        let facts = |place: usize| answer.records.get(place)?.as_ref();
+        let role = role_of([0, 1, 2].map(facts));
         Ok((CheckResult::new(role, check.minimum_role), answer.source))
     }
 
@@ -80,8 +79,8 @@ impl Accounts {
         let answer = answer.map_err(store_failed)?;
         let mut results = Vec::with_capacity(checks.len());
         for check in checks {
-            let gist = |key| answer.records.get(*positions.get(&key)?)?.as_ref();
-            let role = role_of(keys_of_check(check).map(gist));
+            let facts = |key| answer.records.get(*positions.get(&key)?)?.as_ref();
+            let role = role_of(keys_of_check(check).map(facts));
             results.push(CheckResult::new(role, check.minimum_role));
             consume_budget().await;
         }
@@ -89,14 +88,14 @@ impl Accounts {
     }
 }
 
-/// The role with which a member counts, from the gists of [`keys_of_member`].
-fn role_of(gists: [Option<&Gist>; 3]) -> Option<Role> {
-    match gists {
+/// The role with which a member counts, from the check_facts of [`keys_of_member`].
+fn role_of(check_facts: [Option<&CheckFacts>; 3]) -> Option<Role> {
+    match check_facts {
         [
-            Some(Gist::User(user)),
-            Some(Gist::Organization(organization)),
-            Some(Gist::Membership(bond)),
-        ] => effective_role(user, organization, bond),
+            Some(CheckFacts::User(user)),
+            Some(CheckFacts::Organization(organization)),
+            Some(CheckFacts::Membership(facts)),
+        ] => effective_role(user, organization, facts),
         _ => None,
     }
 }

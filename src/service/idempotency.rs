@@ -1,5 +1,5 @@
-//! Requests that have their effect once, however often they are sent: what a
-//! request came to is remembered in the transaction that has its effect.
+//! Idempotency: a request with an id has its effect once. Its outcome is stored in the
+//! transaction that has the effect.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -7,7 +7,7 @@ use async_trait::async_trait;
 
 use super::{
     Owners, Refusal,
-    read_set::{Snapshot, keys_of_member},
+    read_set::{ReadSet, keys_of_member},
 };
 use crate::{
     coherence::{Change, Plan, Verdict},
@@ -24,7 +24,7 @@ pub(super) trait Outcome: Sized {
 
     /// The same from records that are remembered; `around` has the users and the
     /// organizations of the memberships among them, as they are now.
-    fn recall(records: Vec<Record>, around: &Snapshot) -> Option<Self>;
+    fn recall(records: Vec<Record>, around: &ReadSet) -> Option<Self>;
 }
 
 /// A change that may be asked for again.
@@ -71,7 +71,7 @@ where
         let Some(user) = self.change.gives_up_permission() else {
             return Ok(false);
         };
-        let found = Snapshot::read(table, [Key::User(user.clone())]).await?;
+        let found = ReadSet::read(table, [Key::User(user.clone())]).await?;
         let user = found.user(user);
         Ok(user.is_some_and(|user| user.state == State::Active))
     }
@@ -92,10 +92,10 @@ where
             return Ok(Some(Verdict::Deny(Refusal::RequestIdReused)));
         }
         let around: Vec<_> = outcome.iter().flat_map(keys_around).collect();
-        let around = Snapshot::read(table, around).await?;
-        let upholds = around.records();
+        let around = ReadSet::read(table, around).await?;
+        let premises = around.records();
         let verdict = match C::Output::recall(outcome, &around) {
-            Some(output) => Verdict::Keep { output, upholds },
+            Some(output) => Verdict::Keep { output, premises },
             None => Verdict::Deny(Refusal::RequestIdReused),
         };
         Ok(Some(verdict))
@@ -141,10 +141,10 @@ where
             }
             // Remembered too: sent again later, it must not change anything
             // either.
-            Verdict::Keep { output, upholds } => Verdict::Commit(Plan {
+            Verdict::Keep { output, premises } => Verdict::Commit(Plan {
                 steps: vec![self.remember(&output)],
                 publish: Vec::new(),
-                upholds,
+                premises,
                 output,
             }),
             refused => refused,
@@ -169,7 +169,7 @@ impl Outcome for User {
         vec![Record::User(self.clone())]
     }
 
-    fn recall(records: Vec<Record>, _: &Snapshot) -> Option<Self> {
+    fn recall(records: Vec<Record>, _: &ReadSet) -> Option<Self> {
         records.into_iter().find_map(Record::into_user)
     }
 }
@@ -179,7 +179,7 @@ impl Outcome for Organization {
         vec![Record::Organization(self.clone())]
     }
 
-    fn recall(records: Vec<Record>, _: &Snapshot) -> Option<Self> {
+    fn recall(records: Vec<Record>, _: &ReadSet) -> Option<Self> {
         records.into_iter().find_map(Record::into_organization)
     }
 }
@@ -189,7 +189,7 @@ impl Outcome for Standing {
         vec![Record::Membership(self.membership.clone())]
     }
 
-    fn recall(records: Vec<Record>, around: &Snapshot) -> Option<Self> {
+    fn recall(records: Vec<Record>, around: &ReadSet) -> Option<Self> {
         let membership = records.into_iter().find_map(Record::into_membership)?;
         Some(standing_now(membership, around))
     }
@@ -202,7 +202,7 @@ impl Outcome for Owners {
         standings.flat_map(Outcome::records).collect()
     }
 
-    fn recall(records: Vec<Record>, around: &Snapshot) -> Option<Self> {
+    fn recall(records: Vec<Record>, around: &ReadSet) -> Option<Self> {
         let memberships = records.into_iter().filter_map(Record::into_membership);
         let standings = memberships.map(|membership| standing_now(membership, around));
         let (new, previous): (Vec<_>, Vec<_>) =
@@ -216,7 +216,7 @@ impl Outcome for Owners {
 
 /// A membership as it was, and whether one of its user in its organization
 /// would count now.
-fn standing_now(membership: Membership, around: &Snapshot) -> Standing {
+fn standing_now(membership: Membership, around: &ReadSet) -> Standing {
     let user = around.user(&membership.member_username);
     let organization = around.organization(&membership.organization_name);
     let state = user.zip(organization).map_or(State::Suspended, |both| {

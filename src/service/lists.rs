@@ -1,5 +1,5 @@
-//! Lists, page by page. An index says what there may be; each entry is then read
-//! as any other read would, so that no list tells of what is gone.
+//! Lists, page by page. An index names the candidates. Each is then read like any other
+//! record, so that no list returns a deleted one.
 
 use std::sync::Arc;
 
@@ -179,7 +179,7 @@ impl Accounts {
 }
 
 impl PageRequest {
-    fn slice<'a>(&self, after: Option<&'a crate::store::Place>) -> Slice<'a> {
+    fn slice<'a>(&self, after: Option<&'a crate::store::ListPosition>) -> Slice<'a> {
         Slice {
             after,
             limit: self.size,

@@ -9,7 +9,7 @@ use super::{
     Accounts, Call, Error, Freshness, Refusal, Source,
     idempotency::Repeatable,
     is_version,
-    read_set::{Snapshot, keys_around, keys_of_member, transaction},
+    read_set::{ReadSet, keys_around, keys_of_member, transaction},
     store_failed,
 };
 use crate::{
@@ -147,10 +147,10 @@ async fn read_actor_and_target(
     organization: &OrganizationName,
     actor: &Username,
     target: &Username,
-) -> Result<Snapshot, store::Error> {
+) -> Result<ReadSet, store::Error> {
     let actor = keys_of_member(organization, actor);
     let target = keys_of_member(organization, target);
-    Snapshot::read(table, actor.into_iter().chain(target)).await
+    ReadSet::read(table, actor.into_iter().chain(target)).await
 }
 
 fn membership_key(organization: &OrganizationName, username: &Username) -> Key {
@@ -160,7 +160,7 @@ fn membership_key(organization: &OrganizationName, username: &Username) -> Key {
 /// Refuses because the target is no member; only an actor who may manage members
 /// is told so.
 pub(super) fn not_a_member<T>(
-    found: &Snapshot,
+    found: &ReadSet,
     organization: &OrganizationName,
     username: &Username,
 ) -> Verdict<T, Refusal> {
@@ -170,7 +170,7 @@ pub(super) fn not_a_member<T>(
 
 /// The membership is of another version than the one that was to be changed.
 fn another_version<T>(
-    found: &Snapshot,
+    found: &ReadSet,
     organization: &OrganizationName,
     username: &Username,
 ) -> Verdict<T, Refusal> {
@@ -183,7 +183,7 @@ struct OtherOwners<'a> {
     organization: &'a OrganizationName,
     leaving: &'a Username,
     /// What was found of those who do not remain.
-    others: Snapshot,
+    others: ReadSet,
 }
 
 impl OtherOwners<'_> {
@@ -194,14 +194,14 @@ impl OtherOwners<'_> {
         table: &dyn StrongReads,
         organization: &OrganizationName,
         leaving: &Username,
-        found: &Snapshot,
+        found: &ReadSet,
         conditions: &mut Vec<Step>,
     ) -> Result<Result<(), Verdict<T, Refusal>>, store::Error> {
         let mut search = OtherOwners {
             table,
             organization,
             leaving,
-            others: Snapshot::empty(),
+            others: ReadSet::empty(),
         };
         if let Some(remains) = search.find().await? {
             conditions.extend(remains);
@@ -252,7 +252,7 @@ impl OtherOwners<'_> {
             let keys = some
                 .iter()
                 .flat_map(|owner| keys_of_member(organization, owner));
-            let found = Snapshot::read(self.table, keys).await?;
+            let found = ReadSet::read(self.table, keys).await?;
             let remaining = some
                 .iter()
                 .find(|owner| found.role(organization, owner) == Some(Role::Owner));
@@ -277,7 +277,7 @@ pub(super) struct NewMember<'a> {
 impl NewMember<'_> {
     /// The step that writes the membership over what an earlier incarnation of either
     /// name left, and the membership.
-    pub(super) fn join(self, found: &Snapshot, stamp: Stamp) -> (Step, Standing) {
+    pub(super) fn join(self, found: &ReadSet, stamp: Stamp) -> (Step, Standing) {
         let membership = Membership {
             organization_name: self.organization.organization_name.clone(),
             member_username: self.user.username.clone(),
@@ -365,7 +365,7 @@ impl Change for AddMember {
         Ok(Verdict::Commit(Plan {
             steps: transaction(vec![create], conditions),
             publish: vec![Record::Membership(standing.membership.clone())],
-            upholds: found.around(organization_name, member_username),
+            premises: found.around(organization_name, member_username),
             output: standing,
         }))
     }
@@ -431,7 +431,7 @@ impl Change for ChangeRole {
         if target.membership.role == Some(*role) {
             return Ok(Verdict::Keep {
                 output: target,
-                upholds: found.around(organization_name, member_username),
+                premises: found.around(organization_name, member_username),
             });
         }
         let Standing {
@@ -468,7 +468,7 @@ impl Change for ChangeRole {
         Ok(Verdict::Commit(Plan {
             steps: transaction(vec![update], conditions),
             publish: if is_grant { vec![record] } else { Vec::new() },
-            upholds: found.around(organization_name, member_username),
+            premises: found.around(organization_name, member_username),
             output: Standing { membership, state },
         }))
     }
@@ -552,7 +552,7 @@ impl Change for RemoveMember {
         Ok(Verdict::Commit(Plan {
             steps: transaction(vec![delete], conditions),
             publish: Vec::new(),
-            upholds: Vec::new(),
+            premises: Vec::new(),
             output: target,
         }))
     }

@@ -57,8 +57,8 @@ pub struct Call {
     pub request: Option<Request>,
     /// When it has to be answered.
     pub deadline: Instant,
-    /// What is kept until the work is done, also if the caller has gone before.
-    pub place: Option<Held>,
+    /// The permit of the call, which the change holds until it has ended.
+    pub permit: Option<HeldPermit>,
 }
 
 /// A rule of the account model stands against what was asked.
@@ -102,7 +102,7 @@ pub enum Refusal {
 pub type Error = WriteError<Refusal>;
 
 /// An answer to a read, with where it came from.
-pub use crate::coherence::{Freshness, Held, Source};
+pub use crate::coherence::{Freshness, HeldPermit, Source};
 
 impl Accounts {
     /// Serves the accounts of a table.
@@ -128,7 +128,7 @@ impl Accounts {
             caller,
             request,
             deadline,
-            place,
+            permit,
         } = call;
         let origin = Origin {
             actor,
@@ -136,10 +136,10 @@ impl Accounts {
             request_id: request.as_ref().map(|request| request.id.clone()),
         };
         match request {
-            None => self.coherence.apply(change, origin, deadline, place).await,
+            None => self.coherence.apply(change, origin, deadline, permit).await,
             Some(request) => {
                 let once = Once::new(change, request);
-                self.coherence.apply(once, origin, deadline, place).await
+                self.coherence.apply(once, origin, deadline, permit).await
             }
         }
     }

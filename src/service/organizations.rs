@@ -8,14 +8,14 @@ use super::{
     is_version,
     memberships::NewMember,
     new_uid,
-    read_set::{Snapshot, deletion, keys_of_member, rewrite, transaction},
+    read_set::{ReadSet, deletion, keys_of_member, rewrite, transaction},
     store_failed,
 };
 use crate::{
     coherence::{Change, Plan, Verdict},
     domain::{
-        Actor, Etag, FreeText, Gone, Key, Labels, Organization, OrganizationName, Record, Role,
-        Stamp, State, Timestamp, Uid, Username,
+        Actor, DeletedName, Etag, FreeText, Key, Labels, Organization, OrganizationName, Record,
+        Role, Stamp, State, Timestamp, Uid, Username,
     },
     store::{self, Step, StrongReads},
 };
@@ -51,7 +51,7 @@ impl Actor {
     pub(super) fn has(
         &self,
         least: Role,
-        found: &Snapshot,
+        found: &ReadSet,
         organization: &OrganizationName,
     ) -> bool {
         match self {
@@ -71,11 +71,7 @@ impl Actor {
     }
 
     /// The conditions under which it stays so.
-    pub(super) fn conditions(
-        &self,
-        found: &Snapshot,
-        organization: &OrganizationName,
-    ) -> Vec<Step> {
+    pub(super) fn conditions(&self, found: &ReadSet, organization: &OrganizationName) -> Vec<Step> {
         match self {
             Self::User(username) => found.still_counts(organization, username),
             Self::Platform => Vec::new(),
@@ -99,7 +95,7 @@ impl Actor {
     ) -> Result<Permitted<T>, store::Error> {
         let mut keys = self.keys(name);
         keys.push(Key::Organization(name.clone()));
-        let found = Snapshot::read(table, keys).await?;
+        let found = ReadSet::read(table, keys).await?;
         if !self.has(least, &found, name) {
             return Ok(Err(Verdict::Deny(Refusal::NotPermitted)));
         }
@@ -275,7 +271,7 @@ impl Change for CreateOrganization {
             labels,
         } = &self.new;
         let [user_key, ..] = self.keys();
-        let found = Snapshot::read(table, self.keys()).await?;
+        let found = ReadSet::read(table, self.keys()).await?;
         let Some(founder) = found.user(founding_user) else {
             let refusal = Refusal::UserNotFound(founding_user.clone());
             return Ok(found.refuse([user_key], refusal));
@@ -317,7 +313,7 @@ impl Change for CreateOrganization {
         Ok(Verdict::Commit(Plan {
             steps: transaction(writes, vec![found.still(user_key.clone())]),
             publish: vec![record, Record::Membership(owner.membership)],
-            upholds: found.record(&user_key).cloned().into_iter().collect(),
+            premises: found.record(&user_key).cloned().into_iter().collect(),
             output: organization,
         }))
     }
@@ -376,7 +372,7 @@ impl Change for EditOrganization {
         if edited == organization {
             return Ok(Verdict::Keep {
                 output: edited,
-                upholds: Vec::new(),
+                premises: Vec::new(),
             });
         }
         if let Err(refusal) = may_replace(&organization, &edited) {
@@ -423,12 +419,12 @@ impl Change for DeleteOrganization {
             Err(refused) => return Ok(refused),
         };
         let record = Record::Organization(organization.clone());
-        let gone = Gone::Organization(organization_name.clone());
+        let gone = DeletedName::Organization(organization_name.clone());
         let delete = deletion(record, gone);
         Ok(Verdict::Commit(Plan {
             steps: transaction(delete, conditions),
             publish: Vec::new(),
-            upholds: Vec::new(),
+            premises: Vec::new(),
             output: organization,
         }))
     }

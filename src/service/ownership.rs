@@ -1,4 +1,4 @@
-//! Handing an organization over, in one transaction.
+//! Transfers of ownership, each in one transaction.
 
 use async_trait::async_trait;
 
@@ -6,7 +6,7 @@ use super::{
     Accounts, Call, Error, Refusal,
     idempotency::Repeatable,
     memberships::{NewMember, not_a_member},
-    read_set::{Snapshot, keys_around, keys_of_member, transaction},
+    read_set::{ReadSet, keys_around, keys_of_member, transaction},
 };
 use crate::{
     coherence::{Change, Plan, Verdict},
@@ -67,7 +67,7 @@ struct TransferOwnership {
 impl TransferOwnership {
     /// Adds a user as an Owner: the platform's way to repair an organization that nobody
     /// can act for.
-    fn add_owner(&self, found: &Snapshot) -> Verdict<Owners, Refusal> {
+    fn add_owner(&self, found: &ReadSet) -> Verdict<Owners, Refusal> {
         let OwnershipToTransfer {
             organization_name,
             new_owner,
@@ -92,7 +92,7 @@ impl TransferOwnership {
         Verdict::Commit(Plan {
             steps: transaction(vec![step], conditions),
             publish: vec![Record::Membership(standing.membership.clone())],
-            upholds: found.profiles(),
+            premises: found.profiles(),
             output: Owners {
                 new: standing,
                 previous: None,
@@ -156,7 +156,7 @@ impl Change for TransferOwnership {
         } = &self.ownership;
         let of_new_owner = keys_of_member(organization_name, new_owner);
         let keys = [actor.keys(organization_name), of_new_owner.into()].concat();
-        let found = Snapshot::read(table, keys).await?;
+        let found = ReadSet::read(table, keys).await?;
         if !actor.has(Role::Owner, &found, organization_name) {
             return Ok(Verdict::Deny(Refusal::NotPermitted));
         }
@@ -170,13 +170,13 @@ impl Change for TransferOwnership {
             .previous_owner()
             .and_then(|owner| found.member(organization_name, owner));
         // All users, and the organization: the answer tells of both memberships.
-        let upholds = found.profiles();
+        let premises = found.profiles();
         // Who gives up the role must leave an Owner who can act.
         if new.state == State::Suspended && previous.is_some() {
             return Ok(Verdict::Refuse {
                 refusal: Refusal::NewOwnerSuspended(new_owner.clone()),
                 absent: Vec::new(),
-                upholds,
+                premises,
             });
         }
         let changes = [
@@ -208,14 +208,14 @@ impl Change for TransferOwnership {
             previous: standings.next(),
         };
         if updates.is_empty() {
-            return Ok(Verdict::Keep { output, upholds });
+            return Ok(Verdict::Keep { output, premises });
         }
         let mut conditions = actor.conditions(&found, organization_name);
         conditions.extend(found.still_counts(organization_name, new_owner));
         Ok(Verdict::Commit(Plan {
             steps: transaction(updates, conditions),
             publish,
-            upholds,
+            premises,
             output,
         }))
     }

@@ -1,5 +1,4 @@
-//! Tokens of pages: where a page ended, in a form that callers can neither read
-//! a promise into nor make themselves, bound to the list that it is a page of.
+//! Page tokens: the end of a page, opaque to callers, and signed for one list.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -10,7 +9,7 @@ use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 use super::Error;
-use crate::store::{self, Place, Registers};
+use crate::store::{self, ListPosition, Registers};
 
 /// Name of the register that holds the key that tokens are signed with.
 const REGISTER: &str = "page-tokens";
@@ -50,7 +49,11 @@ impl PageTokens {
     }
 
     /// The place that a token names; the beginning, if the token is empty.
-    pub(super) async fn open(&self, list: &ListName, token: &str) -> Result<Option<Place>, Error> {
+    pub(super) async fn open(
+        &self,
+        list: &ListName,
+        token: &str,
+    ) -> Result<Option<ListPosition>, Error> {
         if token.is_empty() {
             return Ok(None);
         }
@@ -65,9 +68,9 @@ impl PageTokens {
     pub(super) async fn seal(
         &self,
         list: &ListName,
-        place: Option<Place>,
+        place: Option<ListPosition>,
     ) -> Result<String, Error> {
-        let Some(Place(place)) = place else {
+        let Some(ListPosition(place)) = place else {
             return Ok(String::new());
         };
         let signing = self.signing(list).await?;
@@ -107,7 +110,7 @@ impl PageTokens {
     }
 }
 
-fn opened(signing: Hmac<Sha256>, token: &str) -> Option<Place> {
+fn opened(signing: Hmac<Sha256>, token: &str) -> Option<ListPosition> {
     let bytes = (token.len() <= MAX_LEN).then(|| BASE64_URL_SAFE_NO_PAD.decode(token))?;
     let bytes = bytes.ok()?;
     let (mac, place) = bytes.split_at_checked(MAC_LEN)?;
@@ -115,5 +118,5 @@ fn opened(signing: Hmac<Sha256>, token: &str) -> Option<Place> {
         .chain_update(place)
         .verify_truncated_left(mac)
         .ok()?;
-    String::from_utf8(place.to_vec()).ok().map(Place)
+    String::from_utf8(place.to_vec()).ok().map(ListPosition)
 }

@@ -1,4 +1,5 @@
-//! What a write looked at before it decided, and the conditions that keep it so.
+//! The read set of a write: the records that it has read, and the conditions under which
+//! they are unchanged.
 
 use std::collections::HashMap;
 
@@ -6,17 +7,17 @@ use super::Refusal;
 use crate::{
     coherence::{Plan, Verdict},
     domain::{
-        Gone, Key, Leftovers, Organization, OrganizationName, Record, Role, Standing, Timestamp,
-        User, Username, standing_membership,
+        DeletedName, Key, Organization, OrganizationName, Orphans, Record, Role, Standing,
+        Timestamp, User, Username, standing_membership,
     },
     store::{self, Step, StrongReads},
 };
 
 /// Records as strong reads returned them.
 #[derive(Clone)]
-pub(super) struct Snapshot(HashMap<Key, Option<Record>>);
+pub(super) struct ReadSet(HashMap<Key, Option<Record>>);
 
-impl Snapshot {
+impl ReadSet {
     /// Reads records; the keys may repeat.
     pub(super) async fn read(
         table: &dyn StrongReads,
@@ -56,7 +57,7 @@ impl Snapshot {
         profiles
     }
 
-    /// Adds what another snapshot has, over what this one has.
+    /// Adds what another read_set has, over what this one has.
     pub(super) fn extend(&mut self, other: Self) {
         self.0.extend(other.0);
     }
@@ -67,17 +68,17 @@ impl Snapshot {
         because_of: impl IntoIterator<Item = Key>,
         refusal: Refusal,
     ) -> Verdict<T, Refusal> {
-        let (mut absent, mut upholds) = (Vec::new(), Vec::new());
+        let (mut absent, mut premises) = (Vec::new(), Vec::new());
         for key in because_of {
             match self.record(&key) {
-                Some(record) => upholds.push(record.clone()),
+                Some(record) => premises.push(record.clone()),
                 None => absent.push(key),
             }
         }
         Verdict::Refuse {
             refusal,
             absent,
-            upholds,
+            premises,
         }
     }
 
@@ -152,13 +153,13 @@ impl Snapshot {
 }
 
 /// The deletion of a user or an organization, and the removal of what it leaves.
-pub(super) fn deletion(found: Record, gone: Gone) -> Vec<Step> {
-    let leftovers = Leftovers {
+pub(super) fn deletion(found: Record, gone: DeletedName) -> Vec<Step> {
+    let orphans = Orphans {
         gone,
         uid: found.uid().cloned(),
         time: Timestamp::now(),
     };
-    vec![Step::Delete { found }, Step::CleanUp(leftovers)]
+    vec![Step::Delete { found }, Step::CleanUp(orphans)]
 }
 
 /// The user and the organization of a membership.
@@ -193,7 +194,7 @@ pub(super) fn rewrite<T>(
     Plan {
         steps: transaction(vec![update], conditions),
         publish: may_publish.then_some(record).into_iter().collect(),
-        upholds: Vec::new(),
+        premises: Vec::new(),
         output,
     }
 }

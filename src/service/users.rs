@@ -6,13 +6,13 @@ use super::{
     Accounts, Call, Error, Freshness, Refusal, Source,
     idempotency::Repeatable,
     is_version, new_uid,
-    read_set::{Snapshot, deletion, rewrite},
+    read_set::{ReadSet, deletion, rewrite},
     store_failed,
 };
 use crate::{
     coherence::{Change, Plan, Verdict},
     domain::{
-        Actor, Email, EmailClaim, Etag, FreeText, Gone, Key, Labels, Record, Stamp, State,
+        Actor, DeletedName, Email, EmailClaim, Etag, FreeText, Key, Labels, Record, Stamp, State,
         Timestamp, User, Username,
     },
     store::{self, Step, StoredClaim, StrongReads},
@@ -213,7 +213,7 @@ async fn claims<T>(
         let found = table.email_claim(email).await?;
         if let Some(StoredClaim { claim: other, .. }) = &found {
             let key = Key::User(other.username.clone());
-            let read = Snapshot::read(table, [key.clone()]).await?;
+            let read = ReadSet::read(table, [key.clone()]).await?;
             let holder = read.user(&other.username);
             // What is there may be left by a user who was deleted in the console.
             if holder.is_some_and(|holder| has_claimed(holder, other, email)) {
@@ -283,7 +283,7 @@ impl Change for CreateUser {
         table: &dyn StrongReads,
     ) -> Result<Verdict<User, Refusal>, store::Error> {
         let user = &self.0;
-        let found = Snapshot::read(table, self.touches()).await?;
+        let found = ReadSet::read(table, self.touches()).await?;
         if found.user(&user.username).is_some() {
             return Ok(Verdict::refuse(Refusal::UserExists(user.username.clone())));
         }
@@ -299,7 +299,7 @@ impl Change for CreateUser {
         Ok(Verdict::Commit(Plan {
             steps: [vec![create], claims].concat(),
             publish: vec![record],
-            upholds: Vec::new(),
+            premises: Vec::new(),
             output: user.clone(),
         }))
     }
@@ -334,7 +334,7 @@ impl Change for EditUser {
             etag,
             edit,
         } = &self.user;
-        let found = Snapshot::read(table, self.touches()).await?;
+        let found = ReadSet::read(table, self.touches()).await?;
         let Some(user) = found.user(username) else {
             return Ok(Verdict::refuse(Refusal::UserNotFound(username.clone())));
         };
@@ -345,7 +345,7 @@ impl Change for EditUser {
         if edited == *user {
             return Ok(Verdict::Keep {
                 output: edited,
-                upholds: Vec::new(),
+                premises: Vec::new(),
             });
         }
         if let Err(refusal) = may_replace(user, &edited) {
@@ -381,7 +381,7 @@ impl Change for DeleteUser {
         table: &dyn StrongReads,
     ) -> Result<Verdict<User, Refusal>, store::Error> {
         let UserToDelete { username, etag } = &self.0;
-        let found = Snapshot::read(table, self.touches()).await?;
+        let found = ReadSet::read(table, self.touches()).await?;
         let Some(user) = found.user(username) else {
             return Ok(Verdict::refuse(Refusal::UserNotFound(username.clone())));
         };
@@ -392,12 +392,12 @@ impl Change for DeleteUser {
             Ok(claims) => claims,
             Err(refused) => return Ok(refused),
         };
-        let gone = Gone::User(username.clone());
+        let gone = DeletedName::User(username.clone());
         let delete = deletion(Record::User(user.clone()), gone);
         Ok(Verdict::Commit(Plan {
             steps: [delete, claims].concat(),
             publish: Vec::new(),
-            upholds: Vec::new(),
+            premises: Vec::new(),
             output: user.clone(),
         }))
     }

@@ -1,5 +1,4 @@
-//! What has changed, in order, for whoever watches: the log of changes, followed
-//! from any place in it.
+//! Watching changes: the change log in order, from any position.
 
 use std::{
     fmt,
@@ -15,7 +14,9 @@ use tokio::{
 use super::{Accounts, Freshness};
 use crate::{
     coherence::{Coherence, LogHead},
-    domain::{ChangeKind, Gist, Key, OrganizationName, Record, RecordChange, Timestamp, Username},
+    domain::{
+        ChangeKind, CheckFacts, Key, OrganizationName, Record, RecordChange, Timestamp, Username,
+    },
     store::{self, ChangeLog, LogId, Registers},
     telemetry::WATCHERS,
 };
@@ -429,15 +430,19 @@ impl Watcher {
         user: Username,
     ) -> Result<bool, WatchError> {
         let key = [Key::Membership(organization, user)];
-        let answer = self.coherence.read::<Gist>(&key, Freshness::Coherent).await;
+        let answer = self
+            .coherence
+            .read::<CheckFacts>(&key, Freshness::Coherent)
+            .await;
         let answer = answer.map_err(WatchError::Store)?;
-        let Some(Gist::Membership(bond)) = answer.records.into_iter().flatten().next() else {
+        let Some(CheckFacts::Membership(facts)) = answer.records.into_iter().flatten().next()
+        else {
             return Ok(false);
         };
         let record = change.before.as_ref().or(change.after.as_ref());
         Ok(match record {
-            Some(Record::User(user)) => user.uid == bond.member_uid,
-            Some(Record::Organization(organization)) => organization.uid == bond.organization_uid,
+            Some(Record::User(user)) => user.uid == facts.member_uid,
+            Some(Record::Organization(organization)) => organization.uid == facts.organization_uid,
             Some(Record::Membership(_)) | None => true,
         })
     }

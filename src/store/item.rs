@@ -1,12 +1,12 @@
-//! Records as items: attribute names and types, free of any SDK. Items without
-//! version, identity and times are valid: the tutorial wrote them so.
+//! Records as items: attribute names and types, free of any SDK. Items of other writers
+//! are valid, too.
 
 use std::{collections::HashMap, fmt};
 
 use super::{Deletion, Remembered, StoredClaim, keys};
 use crate::domain::{
-    Actor, ChangeKind, Digest, Email, EmailClaim, FreeText, Key, Labels, Leftovers, Made,
-    Membership, Organization, Origin, Record, RecordChange, Request, RequestId, Role, ServiceName,
+    Actor, ChangeKind, Digest, Email, EmailClaim, FreeText, Key, Labels, Made, Membership,
+    Organization, Origin, Orphans, Record, RecordChange, Request, RequestId, Role, ServiceName,
     Stamp, State, Timestamp, Uid, User, Username,
 };
 
@@ -279,19 +279,19 @@ pub(super) fn encode_deletion(now: Timestamp, expires: Timestamp) -> Item {
 }
 
 /// The item that says when something was deleted that left something.
-pub(super) fn encode_leftovers(leftovers: &Leftovers) -> Item {
+pub(super) fn encode_orphans(orphans: &Orphans) -> Item {
     let mut item = Item::new();
-    put_uid(&mut item, UID, leftovers.uid.as_ref());
-    put_number(&mut item, UPDATE_TIME, leftovers.time.0);
+    put_uid(&mut item, UID, orphans.uid.as_ref());
+    put_number(&mut item, UPDATE_TIME, orphans.time.0);
     item
 }
 
 /// What a deletion left, from such an item and its sort key.
-pub(super) fn decode_leftovers(sk: &str, item: &Item) -> Option<Leftovers> {
+pub(super) fn decode_orphans(sk: &str, item: &Item) -> Option<Orphans> {
     let (gone, uid_in_key) = keys::gone(sk)?;
     let time = stamp(item).update_time?;
     let uid = uid(item, UID).or(uid_in_key);
-    Some(Leftovers { gone, uid, time })
+    Some(Orphans { gone, uid, time })
 }
 
 /// When this service last wrote an item.

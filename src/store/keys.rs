@@ -1,8 +1,8 @@
-//! The key schema, as pure functions. Frozen: tables are filled with it.
+//! The key schema, as pure functions. Frozen: existing tables use it.
 
 use super::{Directory, LogId};
 use crate::domain::{
-    Email, Etag, Gone, Key, Leftovers, OrganizationName, Record, Request, Role, Uid, Username,
+    DeletedName, Email, Etag, Key, OrganizationName, Orphans, Record, Request, Role, Uid, Username,
 };
 
 /// Changes of a log that share a partition key.
@@ -120,9 +120,9 @@ pub(super) fn of_email(email: &Email) -> (String, String) {
 pub(super) const LEFTOVERS: &str = "LEFTOVERS";
 
 /// Partition key and sort key of the item that says what a deletion left.
-pub(super) fn of_leftovers(leftovers: &Leftovers) -> (String, String) {
-    let (pk, _) = of(&leftovers.gone.key());
-    let uid = leftovers.uid.as_ref().map_or("", Uid::as_str);
+pub(super) fn of_orphans(orphans: &Orphans) -> (String, String) {
+    let (pk, _) = of(&orphans.gone.key());
+    let uid = orphans.uid.as_ref().map_or("", Uid::as_str);
     let is_plain = |found: char| found != '#' && !found.is_control();
     let sk = if uid.len() <= MAX_PLAIN_UID && uid.chars().all(is_plain) {
         format!("{pk}#{uid}")
@@ -138,11 +138,11 @@ pub(super) fn of_leftovers(leftovers: &Leftovers) -> (String, String) {
 const MAX_PLAIN_UID: usize = 64;
 
 /// What is gone, from such a sort key; the identity may be the beginning of one.
-pub(super) fn gone(sk: &str) -> Option<(Gone, Option<Uid>)> {
+pub(super) fn gone(sk: &str) -> Option<(DeletedName, Option<Uid>)> {
     let (pk, uid) = sk.split_once('\n').or_else(|| sk.rsplit_once('#'))?;
     let gone = match key_of_item(pk, pk)? {
-        Key::User(username) => Gone::User(username),
-        Key::Organization(name) => Gone::Organization(name),
+        Key::User(username) => DeletedName::User(username),
+        Key::Organization(name) => DeletedName::Organization(name),
         Key::Membership(..) => return None,
     };
     Some((gone, Uid::from_text(uid)))
@@ -253,19 +253,19 @@ mod tests {
             assert!(deletions.insert(of_deletion(&key, &version)), "{key:?}");
         }
         for gone in [
-            Gone::User(Username::parse_existing("a#b").unwrap()),
-            Gone::Organization(OrganizationName::parse_existing("a#b").unwrap()),
+            DeletedName::User(Username::parse_existing("a#b").unwrap()),
+            DeletedName::Organization(OrganizationName::parse_existing("a#b").unwrap()),
         ] {
             let foreign = "é#".repeat(500);
             for uid in ["", "u-1", "v#w", "a\nb", &foreign].map(Uid::from_text) {
                 let time = crate::domain::Timestamp(0);
                 let (gone, uid) = (gone.clone(), uid.clone());
-                let leftovers = Leftovers { gone, uid, time };
-                let (_, sk) = of_leftovers(&leftovers);
+                let orphans = Orphans { gone, uid, time };
+                let (_, sk) = of_orphans(&orphans);
                 assert!(sk.len() <= 1024);
-                let item = crate::store::item::encode_leftovers(&leftovers);
-                let decoded = crate::store::item::decode_leftovers(&sk, &item);
-                assert_eq!(decoded, Some(leftovers));
+                let item = crate::store::item::encode_orphans(&orphans);
+                let decoded = crate::store::item::decode_orphans(&sk, &item);
+                assert_eq!(decoded, Some(orphans));
             }
         }
     }

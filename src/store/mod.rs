@@ -1,5 +1,5 @@
-//! The source of truth: strongly consistent reads and conditional transactions
-//! over one table. Knows records, not who may change them.
+//! The store: strongly consistent reads and conditional transactions over one table. It
+//! knows records, not who may change them.
 
 mod dynamodb;
 mod item;
@@ -16,8 +16,8 @@ pub use dynamodb::{
 pub use keys::{INVERTED_INDEX, LIST_INDEX, OWNER_INDEX, PARTITION_KEY, SORT_KEY, key_of_item};
 
 use crate::domain::{
-    ChangeKind, Digest, Email, EmailClaim, Etag, Key, Leftovers, Made, Membership,
-    OrganizationName, Origin, Record, RecordChange, Request, Timestamp, Username,
+    ChangeKind, Digest, Email, EmailClaim, Etag, Key, Made, Membership, OrganizationName, Origin,
+    Orphans, Record, RecordChange, Request, Timestamp, Username,
 };
 
 /// Most keys that one request to the table reads: those of a BatchGetItem, a limit
@@ -55,7 +55,7 @@ pub trait StrongReads: Send + Sync {
     async fn owners(
         &self,
         organization: &OrganizationName,
-        after: Option<&Place>,
+        after: Option<&ListPosition>,
     ) -> Result<Listed<Username>, Error>;
 
     /// Returns the claim of an e-mail address.
@@ -152,28 +152,28 @@ pub struct Register {
 
 /// What deletions left, to be removed.
 #[async_trait]
-pub trait LeftoverTasks: Send + Sync {
+pub trait OrphanTasks: Send + Sync {
     /// A page of what is left; an error for an item that does not say what is.
     ///
     /// # Errors
     /// The table could not be read.
-    async fn leftovers(
+    async fn orphans(
         &self,
-        after: Option<&Place>,
-    ) -> Result<Listed<Result<Leftovers, Error>>, Error>;
+        after: Option<&ListPosition>,
+    ) -> Result<Listed<Result<Orphans, Error>>, Error>;
 
     /// Removes the tombstone of this very deletion, if it is there still: other writers
     /// may take the name from now on.
     ///
     /// # Errors
     /// The table could not be written.
-    async fn free_name(&self, leftovers: &Leftovers) -> Result<(), Error>;
+    async fn free_name(&self, orphans: &Orphans) -> Result<(), Error>;
 
     /// Nothing is left of these.
     ///
     /// # Errors
     /// The table could not be written.
-    async fn finish(&self, leftovers: &Leftovers) -> Result<(), Error>;
+    async fn finish(&self, orphans: &Orphans) -> Result<(), Error>;
 }
 
 /// Lists, page by page. A page may have fewer entries than the limit, also none;
@@ -223,14 +223,14 @@ pub enum Directory {
 #[derive(Debug, Clone, Copy)]
 pub struct Slice<'a> {
     /// Where the page before ended; at the beginning, if `None`.
-    pub after: Option<&'a Place>,
+    pub after: Option<&'a ListPosition>,
     /// Most entries.
     pub limit: u16,
 }
 
 /// A place in a list, as only the store understands it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place(pub String);
+pub struct ListPosition(pub String);
 
 /// A page of a list.
 #[derive(Debug)]
@@ -238,7 +238,7 @@ pub struct Listed<T> {
     /// The entries.
     pub found: Vec<T>,
     /// Where it ends; `None` at the end of the list.
-    pub next: Option<Place>,
+    pub next: Option<ListPosition>,
 }
 
 /// The log of changes: what the table's stream told, numbered from 1 without
@@ -324,13 +324,13 @@ pub trait ChangeStream: Send + Sync {
         stream: &StreamId,
         shard: &ShardId,
         position: &Position,
-    ) -> Result<Cursor, StreamError>;
+    ) -> Result<ShardIterator, StreamError>;
 
     /// The changes from a cursor on, at most 1000.
     ///
     /// # Errors
     /// See [`StreamError`].
-    async fn changes(&self, cursor: &Cursor) -> Result<Page, StreamError>;
+    async fn changes(&self, cursor: &ShardIterator) -> Result<Page, StreamError>;
 }
 
 /// Identity of a stream. A stream that is turned off and on is another one.
@@ -343,7 +343,7 @@ pub struct ShardId(pub String);
 
 /// A place to go on from in a shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cursor(pub String);
+pub struct ShardIterator(pub String);
 
 /// A shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -369,7 +369,7 @@ pub struct Page {
     /// The changes, in order.
     pub changes: Vec<Changed>,
     /// Where to go on; `None` at the end of a closed shard.
-    pub next: Option<Cursor>,
+    pub next: Option<ShardIterator>,
 }
 
 /// A change.
@@ -454,7 +454,7 @@ pub enum Step {
     },
     /// Delete exactly what was found. A user or an organization leaves a tombstone: the
     /// name stays taken for writers that would give it no new identity, until
-    /// [`LeftoverTasks::free_name`].
+    /// [`OrphanTasks::free_name`].
     Delete {
         /// What it was.
         found: Record,
@@ -469,7 +469,7 @@ pub enum Step {
         found: Option<StoredClaim>,
     },
     /// Have removed what a deletion leaves.
-    CleanUp(Leftovers),
+    CleanUp(Orphans),
     /// Remember a request, of which nothing was remembered yet.
     Remember {
         /// The request.

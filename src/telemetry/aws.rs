@@ -1,4 +1,4 @@
-//! Watches the calls that an AWS SDK makes.
+//! Metrics and traces of AWS SDK calls.
 
 use std::sync::Mutex;
 

@@ -1,4 +1,4 @@
-//! Calls to backends, timed and traced.
+//! Metrics and traces of calls to backends.
 
 use std::{collections::HashMap, time::Instant};
 

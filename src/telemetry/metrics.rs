@@ -1,4 +1,4 @@
-//! The metrics: their names, and what they say.
+//! The metrics: names, labels and descriptions.
 
 use std::time::Duration;
 
@@ -114,7 +114,7 @@ metrics! {
 const LOOK_PAUSE: Duration = Duration::from_secs(5);
 
 /// Keeps looking at what nobody tells of by itself. Never ends.
-pub async fn keep() {
+pub async fn run_upkeep() {
     let runtime = tokio::runtime::Handle::current().metrics();
     loop {
         #[expect(clippy::cast_precision_loss, reason = "tasks are few")]

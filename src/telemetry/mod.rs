@@ -1,4 +1,4 @@
-//! Logs, metrics and traces: what is told of the service while it runs.
+//! Logs, metrics and traces.
 
 mod aws;
 mod backend;

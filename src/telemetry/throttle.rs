@@ -1,4 +1,4 @@
-//! Bounds how many lines a kind of event leaves in the log.
+//! Throttles log lines of one kind.
 
 use std::{
     sync::{Mutex, PoisonError},

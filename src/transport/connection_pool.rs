@@ -1,5 +1,5 @@
-//! The connections that are open on one listener. Decides which of them is closed
-//! when a new one needs room, or when too much memory is held for all of them.
+//! The connection pool of a listener. It decides which connection is closed when a new
+//! one needs room, or when too much memory is held.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -103,7 +103,7 @@ pub struct TooMany;
 /// Bytes that are held in memory for a connection, such as an answer that its client
 /// has not taken; until this is dropped.
 #[derive(Debug)]
-pub struct Held {
+pub struct MemoryCharge {
     connection: Option<Arc<Registration>>,
     bytes: usize,
 }
@@ -302,7 +302,7 @@ impl Registration {
     }
 
     /// Whether so much is held for the connection that it is to begin no large call.
-    pub(super) fn holds_much(&self) -> bool {
+    pub(super) fn has_large_charge(&self) -> bool {
         self.held() > MUCH_HELD
     }
 
@@ -323,7 +323,7 @@ impl Registration {
     }
 }
 
-impl Held {
+impl MemoryCharge {
     /// Nothing yet.
     pub(super) fn new(connection: Option<Arc<Registration>>) -> Self {
         Self {
@@ -348,7 +348,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for MemoryCharge {
     fn drop(&mut self) {
         if let Some(connection) = &self.connection {
             connection.held.fetch_sub(self.bytes, Ordering::Relaxed);
@@ -389,8 +389,8 @@ mod tests {
         Name::Service(name.into())
     }
 
-    fn hold(open: &Open, bytes: usize) -> Held {
-        let mut held = Held::new(Some(open.0.clone()));
+    fn hold(open: &Open, bytes: usize) -> MemoryCharge {
+        let mut held = MemoryCharge::new(Some(open.0.clone()));
         held.add(bytes);
         held
     }
@@ -470,7 +470,7 @@ mod tests {
         drop(first);
         let more_of_large = hold(&large, QUARTER);
         assert_eq!(evicted(), [true, false, true, false]);
-        assert!(large.0.holds_much() && !small.0.holds_much());
+        assert!(large.0.has_large_charge() && !small.0.has_large_charge());
         drop((second, of_large, of_small, more_of_small, more_of_large));
         assert_eq!(pool.held.load(Ordering::Relaxed), 0);
     }

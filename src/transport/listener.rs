@@ -1,5 +1,5 @@
-//! Connections of clients, accepted in the clear or with TLS. Each listener bounds how
-//! many are open, how long one takes to become of use, and how long it lasts.
+//! Listeners: accept connections in the clear or with TLS, and bound their number, the
+//! time to their first admitted call, and their age.
 
 use std::{
     future::poll_fn,
@@ -23,7 +23,7 @@ use tonic::transport::server::Connected;
 use super::connection_pool::{Open, Pool, Registration};
 use super::tls::Tls;
 pub use super::{
-    connection_pool::{Held, Limits, TooMany},
+    connection_pool::{Limits, MemoryCharge, TooMany},
     open_files::raise_open_files,
 };
 use crate::{
@@ -107,8 +107,8 @@ impl Peer {
 
     /// For bytes that are held in memory for the connection; none yet.
     #[must_use]
-    pub fn holding(&self) -> Held {
-        Held::new(self.registration.clone())
+    pub fn charge_memory(&self) -> MemoryCharge {
+        MemoryCharge::new(self.registration.clone())
     }
 
     /// Whether a call on the connection was admitted. True of calls in the process.
@@ -120,9 +120,9 @@ impl Peer {
 
     /// Whether so much is held for the connection that it is to begin no large call.
     #[must_use]
-    pub fn holds_much(&self) -> bool {
+    pub fn has_large_charge(&self) -> bool {
         let registration = self.registration.as_ref();
-        registration.is_some_and(|registration| registration.holds_much())
+        registration.is_some_and(|registration| registration.has_large_charge())
     }
 
     /// Says that a call of this caller was admitted.

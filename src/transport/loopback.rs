@@ -1,4 +1,4 @@
-//! Which hosts are this machine, where nothing on the way needs to be encrypted.
+//! Loopback hosts, to which nothing needs to be encrypted.
 
 use std::net::IpAddr;
 

@@ -1,4 +1,4 @@
-//! Connections of clients: accepting, bounding and encrypting them.
+//! Transport: accepts, bounds and encrypts the connections of clients.
 
 mod connection_pool;
 pub mod listener;

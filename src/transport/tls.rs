@@ -1,5 +1,4 @@
-//! TLS of the server: certificates from files, which are read again when they
-//! change, so that they can be renewed without a restart.
+//! TLS of the server. Certificates are read again when their files change.
 
 use std::{
     io,
@@ -106,7 +105,7 @@ impl Tls {
     }
 
     /// Follows the files. Never ends; keeps what it has while they cannot be used.
-    pub async fn keep(&self) {
+    pub async fn run_reload(&self) {
         loop {
             tokio::time::sleep(POLL).await;
             match self.reload() {

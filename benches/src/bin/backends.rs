@@ -14,7 +14,14 @@ use std::{
     time::Duration,
 };
 
-use account_service::{boot::provision, config::{Cli, Command, DevSettings}, local::{momento::{Call, Fate, Gate}, ANY_PORT, Embedded}};
+use account_service::{
+    boot::provision,
+    config::{Cli, Command, DevSettings},
+    local::{
+        ANY_PORT, Embedded,
+        momento::{Call, Fate, Gate},
+    },
+};
 use anyhow::{Context as _, Result, bail};
 use async_io::Timer;
 use clap::Parser;

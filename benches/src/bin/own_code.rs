@@ -12,7 +12,22 @@ use std::{
     time::Duration,
 };
 
-use account_service::{auth::{Credentials, Gate}, cache::{Batching, Cache, Error, Found, Keys}, coherence::{Coherence, Settings}, config::{Cli, Command, DevSettings}, grpc::{precise_status, AccountService, AdmissionLayer, FairnessLayer, ObservationLayer, WatchLimits}, local::{momento, Embedded}, proto::account_v1::{self as pb, account_service_server::AccountService as _, Role}, service::{Accounts, Changes, Listings}, store::{self, DynamoDb, Register, Registers}, telemetry, transport::listener::Peer};
+use account_service::{
+    auth::{Authorizer, Credentials},
+    cache::{Batching, Cache, Error, Found, Keys},
+    coherence::{Coherence, Settings},
+    config::{Cli, Command, DevSettings},
+    grpc::{
+        AccountService, AuthLayer, ConcurrencyLimitLayer, MetricsLayer, WatchLimits,
+        with_error_details,
+    },
+    local::{Embedded, momento},
+    proto::account_v1::{self as pb, Role, account_service_server::AccountService as _},
+    service::{Accounts, Changes, Listings},
+    store::{self, DynamoDb, Register, Registers},
+    telemetry,
+    transport::listener::Peer,
+};
 use account_service_bench::load::framed;
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
@@ -156,14 +171,14 @@ fn check() -> pb::CheckMembershipRequest {
     }
 }
 
-/// A request that has passed the gate.
+/// A request that has passed the authorizer.
 fn admitted<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     let nothing = Credentials {
         certificate: None,
         token: None,
     };
-    if let Ok(caller) = Gate::open().admit(None, nothing) {
+    if let Ok(caller) = Authorizer::open().admit(None, nothing) {
         request.extensions_mut().insert(caller);
     }
     request
@@ -242,7 +257,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
         .ok()
         .context("no generation")?;
     let kept = coherence.clone();
-    tokio::spawn(async move { kept.keep().await });
+    tokio::spawn(async move { kept.run_generation_switch().await });
     let accounts = Accounts::new(
         coherence.clone(),
         Changes::new(table.clone(), table.clone()),
@@ -287,12 +302,12 @@ async fn run(arguments: &Arguments) -> Result<()> {
     match arguments.what {
         What::Stack => {
             let server = ServiceBuilder::new()
-                .layer(ObservationLayer::new())
-                .layer(MapResponseLayer::new(precise_status))
-                .layer(AdmissionLayer(Gate::open()))
+                .layer(MetricsLayer::new())
+                .layer(MapResponseLayer::new(with_error_details))
+                .layer(AuthLayer(Authorizer::open()))
                 // Whether a call runs by turns is a matter of time, of which callgrind
                 // takes fifty times as much.
-                .layer(FairnessLayer::new(256, Duration::MAX))
+                .layer(ConcurrencyLimitLayer::new(256, Duration::MAX))
                 .service(service.into_server());
             through(server, "/account.v1.AccountService/CheckMembership", times).await?;
         }

@@ -1,9 +1,8 @@
-//! The wire format of cache entries: what is stored under a cache key. An entry
-//! that is not exactly as this module writes it is not believed.
+//! The wire format of cache entries. An entry in any other form is ignored.
 
 mod partial_decode;
 
-pub(super) use self::partial_decode::glance;
+pub(super) use self::partial_decode::decode_facts;
 
 use prost::Message as _;
 use uuid::Uuid;

@@ -1,11 +1,11 @@
-//! What a check needs of a cache entry, read without allocating: the hottest code
-//! there is. [`super::Entry::decode`] says what entries are.
+//! Decodes the check facts of a cache entry without allocating: the hottest code of the
+//! service. [`super::Entry::decode`] defines the format.
 
 use std::ops::RangeInclusive;
 
 use super::{Nonce, SCHEMA, state_from_wire};
 use crate::{
-    domain::{Bond, Gist, Incarnation, Key, Role, Timestamp, Uid},
+    domain::{CheckFacts, Incarnation, Key, MembershipFacts, Role, Timestamp, Uid},
     proto::cache_v1 as wire,
 };
 
@@ -29,11 +29,11 @@ const OF_ORGANIZATION: [u8; 2] = [3, 7];
 /// What the table held when it was read, and when that was. `None` for leases,
 /// fences, and bytes that are no entry of this format for this very key. What is not
 /// needed is passed over: it may be what a whole reading would not take.
-pub(in crate::coherence) fn glance(
+pub(in crate::coherence) fn decode_facts(
     bytes: &[u8],
     cache_key: &[u8],
     key: &Key,
-) -> Option<(Option<Gist>, Timestamp)> {
+) -> Option<(Option<CheckFacts>, Timestamp)> {
     read(Fields(bytes), cache_key, key).ok()
 }
 
@@ -45,7 +45,7 @@ fn read(
     mut fields: Fields<'_>,
     cache_key: &[u8],
     key: &Key,
-) -> Result<(Option<Gist>, Timestamp), Other> {
+) -> Result<(Option<CheckFacts>, Timestamp), Other> {
     if fields.number(entry::SCHEMA)? != u64::from(SCHEMA) {
         return Err(Other);
     }
@@ -66,16 +66,16 @@ fn read(
     let item = fields.bytes(kind)?.map(Fields);
     fields.end(entry::MEMBERSHIP)?;
     let tag = i32::try_from(tag).map_err(|_| Other)?;
-    let gist = match (wire::Tag::try_from(tag), item) {
+    let facts = match (wire::Tag::try_from(tag), item) {
         (Ok(wire::Tag::Present), Some(item)) => Some(match key {
-            Key::User(_) => Gist::User(incarnation(item, OF_USER)?),
-            Key::Organization(_) => Gist::Organization(incarnation(item, OF_ORGANIZATION)?),
-            Key::Membership(..) => Gist::Membership(membership(item)?),
+            Key::User(_) => CheckFacts::User(incarnation(item, OF_USER)?),
+            Key::Organization(_) => CheckFacts::Organization(incarnation(item, OF_ORGANIZATION)?),
+            Key::Membership(..) => CheckFacts::Membership(membership(item)?),
         }),
         (Ok(wire::Tag::Absent), None) => None,
         _ => return Err(Other),
     };
-    Ok((gist, Timestamp(read_time.cast_signed())))
+    Ok((facts, Timestamp(read_time.cast_signed())))
 }
 
 /// Of an `account.cache.v1.User` or an `Organization`, by their fields of the uid and of
@@ -94,7 +94,7 @@ fn incarnation(mut fields: Fields<'_>, [uid, suspended]: [u8; 2]) -> Result<Inca
 }
 
 /// Of an `account.cache.v1.Membership`.
-fn membership(mut fields: Fields<'_>) -> Result<Bond, Other> {
+fn membership(mut fields: Fields<'_>) -> Result<MembershipFacts, Other> {
     fields.skip(1..=2)?;
     let role = match fields.bytes(3)? {
         None => None,
@@ -104,7 +104,7 @@ fn membership(mut fields: Fields<'_>) -> Result<Bond, Other> {
     let organization_uid = fields.uid(5)?;
     let member_uid = fields.uid(6)?;
     fields.end(6)?;
-    Ok(Bond {
+    Ok(MembershipFacts {
         role,
         organization_uid,
         member_uid,
@@ -248,7 +248,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        coherence::{Entry, Tag, generation_switch::Space},
+        coherence::{Entry, Tag, namespace::Namespace},
         domain::{
             FreeText, Labels, Membership, Organization, OrganizationName, Record, Role, Stamp,
             State, User, Username,
@@ -310,15 +310,15 @@ mod tests {
     #[test]
     fn a_glance_sees_what_a_whole_reading_would() {
         let read_time = Timestamp(1_800_000_000_000);
-        let space = Space::new("accounts", "1");
+        let namespace = Namespace::new("accounts", "1");
         for record in records() {
-            let (key, gist) = (record.key(), Gist::from(&record));
-            let name = space.key(&key);
-            let glance = |bytes: &[u8]| glance(bytes, name.as_bytes(), &key);
+            let (key, facts) = (record.key(), CheckFacts::from(&record));
+            let name = namespace.key(&key);
+            let decode_facts = |bytes: &[u8]| decode_facts(bytes, name.as_bytes(), &key);
             let present = Entry::new(Tag::Present { record, read_time }).encode(&name);
-            assert_eq!(glance(&present), Some((Some(gist), read_time)));
+            assert_eq!(decode_facts(&present), Some((Some(facts), read_time)));
             let absent = Entry::new(Tag::Absent { read_time }).encode(&name);
-            assert_eq!(glance(&absent), Some((None, read_time)));
+            assert_eq!(decode_facts(&absent), Some((None, read_time)));
         }
     }
 
@@ -346,15 +346,15 @@ mod tests {
     fn a_glance_never_sees_what_a_whole_reading_would_not() {
         use wire::entry::Item;
         let mut random = fastrand::Rng::with_seed(1);
-        let space = Space::new("accounts", "1");
+        let namespace = Namespace::new("accounts", "1");
         let mut seen = 0;
         for record in records().iter().cycle().take(200_000) {
             let (key, read_time) = (record.key(), Timestamp(1_800_000_000_000));
-            let name = space.key(&key);
+            let name = namespace.key(&key);
             let record = record.clone();
             let bytes = Entry::new(Tag::Present { record, read_time }).encode(&name);
             let bytes = disturbed(&bytes, &mut random);
-            let Some((gist, read_time)) = glance(&bytes, name.as_bytes(), &key) else {
+            let Some((facts, read_time)) = decode_facts(&bytes, name.as_bytes(), &key) else {
                 continue;
             };
             let Ok(entry) = wire::Entry::decode(&*bytes) else {
@@ -364,24 +364,28 @@ mod tests {
             assert_eq!(entry.read_time_ms, read_time.0, "{bytes:?}");
             let whole = match entry.item {
                 None => None,
-                Some(Item::User(user)) => Some(Gist::User(Incarnation {
+                Some(Item::User(user)) => Some(CheckFacts::User(Incarnation {
                     uid: Uid::from_text(&user.uid),
                     state: state_from_wire(user.suspended),
                 })),
-                Some(Item::Organization(organization)) => Some(Gist::Organization(Incarnation {
-                    uid: Uid::from_text(&organization.uid),
-                    state: state_from_wire(organization.suspended),
-                })),
-                Some(Item::Membership(membership)) => Some(Gist::Membership(Bond {
-                    role: match membership.role.as_bytes() {
-                        b"" => None,
-                        role => Some(Role::from_bytes(role).unwrap()),
-                    },
-                    organization_uid: Uid::from_text(&membership.organization_uid),
-                    member_uid: Uid::from_text(&membership.member_uid),
-                })),
+                Some(Item::Organization(organization)) => {
+                    Some(CheckFacts::Organization(Incarnation {
+                        uid: Uid::from_text(&organization.uid),
+                        state: state_from_wire(organization.suspended),
+                    }))
+                }
+                Some(Item::Membership(membership)) => {
+                    Some(CheckFacts::Membership(MembershipFacts {
+                        role: match membership.role.as_bytes() {
+                            b"" => None,
+                            role => Some(Role::from_bytes(role).unwrap()),
+                        },
+                        organization_uid: Uid::from_text(&membership.organization_uid),
+                        member_uid: Uid::from_text(&membership.member_uid),
+                    }))
+                }
             };
-            assert_eq!(gist, whole, "{bytes:?}");
+            assert_eq!(facts, whole, "{bytes:?}");
         }
         assert!(seen > 10_000, "{seen}");
     }
@@ -413,16 +417,23 @@ mod tests {
     fn what_is_not_to_be_believed_is_not_seen() {
         let [record, _, organization, ..] = records();
         let (key, read_time) = (record.key(), Timestamp(1));
-        let [space, other] = ["1", "2"].map(|generation| Space::new("accounts", generation));
-        let name = space.key(&key);
-        let seen = |bytes: &[u8]| glance(bytes, name.as_bytes(), &key);
+        let [namespace, other] =
+            ["1", "2"].map(|generation| Namespace::new("accounts", generation));
+        let name = namespace.key(&key);
+        let seen = |bytes: &[u8]| decode_facts(bytes, name.as_bytes(), &key);
         for tag in [Tag::Lease, Tag::Fence] {
             assert_eq!(seen(&Entry::new(tag).encode(&name)), None);
         }
         let present = Entry::new(Tag::Present { record, read_time }).encode(&name);
         assert!(seen(&present).is_some());
-        assert_eq!(glance(&present, other.key(&key).as_bytes(), &key), None);
-        assert_eq!(glance(&present, name.as_bytes(), &organization.key()), None);
+        assert_eq!(
+            decode_facts(&present, other.key(&key).as_bytes(), &key),
+            None
+        );
+        assert_eq!(
+            decode_facts(&present, name.as_bytes(), &organization.key()),
+            None
+        );
         for end in 0..present.len() {
             assert_eq!(seen(&present[..end]), None, "{end}");
         }

@@ -1,6 +1,5 @@
-//! Writes down what the stream tells, in the order in which it is read: for one
-//! record, that in which it changed. A page's changes and the checkpoint after
-//! them are written together, so that none is written down twice or left out.
+//! Writes the change log, in the order of the stream: for one record, the order of its
+//! changes. A page's changes and its checkpoint are one transaction.
 
 use std::{collections::BTreeMap, time::Duration};
 

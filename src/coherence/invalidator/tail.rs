@@ -1,5 +1,4 @@
-//! How far the stream was followed: shards, checkpoints, and which shard may be
-//! read when.
+//! Progress along the stream: shards, their checkpoints, and which shard may be read.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -9,7 +8,7 @@ use super::log::LogHead;
 use crate::{
     background::leader_lease,
     domain::Timestamp,
-    store::{Cursor, Position, Shard, ShardId, StreamId},
+    store::{Position, Shard, ShardId, ShardIterator, StreamId},
 };
 
 /// Names of its values: which stream it is, and how far it was read in each shard.
@@ -44,7 +43,7 @@ pub(super) enum Progress {
     /// On from here.
     Open {
         position: Position,
-        cursor: Option<Cursor>,
+        cursor: Option<ShardIterator>,
     },
     /// To its end.
     Ended,

@@ -1,4 +1,4 @@
-//! What a watcher asks for, and the changes that it is told of.
+//! WatchChanges requests to domain types, and changes to messages.
 
 use tonic::Status;
 

@@ -1,5 +1,5 @@
-//! Messages to domain types and back. Every request is parsed here, once; a
-//! field that breaks its bounds is named by its path.
+//! Messages to domain types and back. Each request is parsed here, once. A field out of
+//! its bounds is named by its path.
 
 mod changes;
 mod replies;

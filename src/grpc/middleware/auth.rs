@@ -1,4 +1,4 @@
-//! Lets calls in: finds out who calls, and whether they may call this method.
+//! Authenticates the caller of each call, and authorizes the method.
 
 use std::{
     future::{Ready, ready},
@@ -12,7 +12,7 @@ use tower::{Layer, Service};
 
 use crate::grpc::{methods, status};
 use crate::{
-    auth::{Credentials, Gate, Refused},
+    auth::{Authorizer, Credentials, Refused},
     transport::listener::{Peer, TooMany},
 };
 
@@ -23,25 +23,25 @@ const HEALTH: &str = "/grpc.health.v1.Health/";
 /// The scheme of tokens in the header `authorization`; its case does not matter.
 const BEARER: &str = "bearer";
 
-/// Puts the gate before a service.
+/// Puts the authorizer before a service.
 #[derive(Debug, Clone)]
-pub struct AdmissionLayer(pub Gate);
+pub struct AuthLayer(pub Authorizer);
 
-impl<S> Layer<S> for AdmissionLayer {
+impl<S> Layer<S> for AuthLayer {
     type Service = Admission<S>;
 
     fn layer(&self, inner: S) -> Admission<S> {
         Admission {
-            gate: self.0.clone(),
+            authorizer: self.0.clone(),
             inner,
         }
     }
 }
 
-/// A service behind the gate.
+/// A service behind the authorizer.
 #[derive(Debug, Clone)]
 pub struct Admission<S> {
-    gate: Gate,
+    authorizer: Authorizer,
     inner: S,
 }
 
@@ -80,7 +80,7 @@ where
         };
         // Reflection is for every caller who is known.
         let method = methods::name_of(path);
-        let refused = match self.gate.admit(method, credentials) {
+        let refused = match self.authorizer.admit(method, credentials) {
             Ok(caller) => {
                 let name = caller.name.as_ref();
                 match peer.map_or(Ok(()), |peer| peer.authenticate(name)) {

@@ -1,5 +1,5 @@
-//! Puts calls into the lobby, where those of one caller do not crowd out those of
-//! others. Changes have a lobby of their own: a removal does not wait for reads.
+//! Limits concurrent calls, fairly between callers: each call takes a permit of a fair
+//! queue. Changes have a queue of their own, so that a removal does not wait for reads.
 
 use std::{
     ops::Deref,
@@ -16,8 +16,8 @@ use tonic::body::Body;
 use tower::{Layer, Service};
 
 use super::{
-    cpu_load::{self, Processors, Turn, Turns},
-    fair_queue::{Flow, Lobby, Pass},
+    cpu_load::{self, CallSteps, CpuLoad, StepLimiter},
+    fair_queue::{FairQueue, FlowKey, Permit},
 };
 use crate::grpc::{
     deadline::Arrival,
@@ -31,52 +31,58 @@ use crate::{
     transport::listener::Peer,
 };
 
-/// Longest that a call waits for its turn.
-const PATIENCE: Duration = Duration::from_millis(250);
+/// Longest that a call waits for a permit.
+const MAX_QUEUE_TIME: Duration = Duration::from_millis(250);
 
-/// What calls use of a processor before they run by turns. A check uses two thirds of
-/// it.
-pub const MUCH: Duration = Duration::from_micros(75);
+/// CPU time after which a call is heavy, and its steps are limited. A check uses two
+/// thirds of it.
+pub const HEAVY_CALL_CPU: Duration = Duration::from_micros(75);
 
-/// Calls at once that keep a processor busy, if they wait for nothing else.
-const LEAST_PER_PROCESSOR: usize = 4;
+/// Concurrent calls that keep one processor busy, if they wait for nothing else.
+const MIN_CALLS_PER_CPU: usize = 4;
 
-/// Lets callers take turns.
+/// Limits concurrent calls, fairly between callers.
 #[derive(Debug, Clone)]
-pub struct FairnessLayer(Arc<Lobbies>);
+pub struct ConcurrencyLimitLayer(Arc<Queues>);
 
 #[derive(Debug)]
-struct Lobbies {
-    reads: Arc<Lobby>,
-    changes: Arc<Lobby>,
+struct Queues {
+    reads: Arc<FairQueue>,
+    changes: Arc<FairQueue>,
     classes: ByMethod<Class>,
 }
 
-impl FairnessLayer {
-    /// At most `at_once` reads and as many changes are under way; those that use more
-    /// than `much` of a processor, by the clock, run by turns.
+impl ConcurrencyLimitLayer {
+    /// Admits at most `max_calls` reads and as many changes. Calls that use more CPU time
+    /// than `heavy`, by the clock, have their steps limited.
     #[must_use]
-    pub fn new(at_once: usize, much: Duration) -> Self {
-        let turns = Turns::new(cpu_load::count(), much);
-        let lobby = |class| {
-            let told = metrics::gauge!(CALLS_LIMIT, "class" => class);
-            let least = LEAST_PER_PROCESSOR * cpu_load::count();
-            Arc::new(Lobby::new(least, at_once, told, turns.clone()))
+    pub fn new(max_calls: usize, heavy: Duration) -> Self {
+        let step_limiter = StepLimiter::new(cpu_load::count(), heavy);
+        let queue = |class| {
+            let limit_gauge = metrics::gauge!(CALLS_LIMIT, "class" => class);
+            let min_limit = MIN_CALLS_PER_CPU * cpu_load::count();
+            let step_limiter = step_limiter.clone();
+            Arc::new(FairQueue::new(
+                min_limit,
+                max_calls,
+                limit_gauge,
+                step_limiter,
+            ))
         };
-        Self(Arc::new(Lobbies {
-            reads: lobby(READ),
-            changes: lobby(CHANGE),
+        Self(Arc::new(Queues {
+            reads: queue(READ),
+            changes: queue(CHANGE),
             classes: ByMethod::new(|_, class| class),
         }))
     }
 
-    /// Follows the load of the processors. Never ends.
-    pub async fn keep(&self) {
-        let mut processors = Processors::default();
+    /// Adjusts the limits to the CPU load. Never ends.
+    pub async fn run_limit_adjustment(&self) {
+        let mut cpu_load = CpuLoad::default();
         loop {
-            let keep_up = processors.keep_up().await;
-            for lobby in [&self.0.reads, &self.0.changes] {
-                lobby.follow(keep_up);
+            let processors_keep_up = cpu_load.measure().await;
+            for queue in [&self.0.reads, &self.0.changes] {
+                queue.adjust_limit(processors_keep_up);
             }
         }
     }
@@ -85,25 +91,25 @@ impl FairnessLayer {
 const READ: &str = "read";
 const CHANGE: &str = "change";
 
-impl<S> Layer<S> for FairnessLayer {
-    type Service = Fairness<S>;
+impl<S> Layer<S> for ConcurrencyLimitLayer {
+    type Service = ConcurrencyLimit<S>;
 
-    fn layer(&self, inner: S) -> Fairness<S> {
-        Fairness {
-            lobbies: self.0.clone(),
+    fn layer(&self, inner: S) -> ConcurrencyLimit<S> {
+        ConcurrencyLimit {
+            queues: self.0.clone(),
             inner,
         }
     }
 }
 
-/// A service whose callers take turns.
+/// A service with a limit of concurrent calls.
 #[derive(Debug, Clone)]
-pub struct Fairness<S> {
-    lobbies: Arc<Lobbies>,
+pub struct ConcurrencyLimit<S> {
+    queues: Arc<Queues>,
     inner: S,
 }
 
-impl<S, B> Service<Request<B>> for Fairness<S>
+impl<S, B> Service<Request<B>> for ConcurrencyLimit<S>
 where
     S: Service<Request<B>, Response = Response<Body>> + Clone + Send + 'static,
     S::Future: Send,
@@ -113,7 +119,7 @@ where
     type Response = Response<Body>;
     type Error = S::Error;
     type Future = Either<
-        Either<S::Future, Charged<S::Future>>,
+        Either<S::Future, Metered<S::Future>>,
         BoxFuture<'static, Result<Response<Body>, S::Error>>,
     >;
 
@@ -122,128 +128,130 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let class = self.lobbies.classes.get(request.uri().path());
-        let (lobby, class) = match class.map(AsRef::as_ref) {
-            Some(Class::Read) => (&self.lobbies.reads, READ),
-            Some(Class::Change) => (&self.lobbies.changes, CHANGE),
+        let class = self.queues.classes.get(request.uri().path());
+        let (queue, class) = match class.map(AsRef::as_ref) {
+            Some(Class::Read) => (&self.queues.reads, READ),
+            Some(Class::Change) => (&self.queues.changes, CHANGE),
             Some(Class::Watch) | None => {
                 return Either::Left(Either::Left(self.inner.call(request)));
             }
         };
         let flow = flow_of(request.extensions());
-        if let Some(pass) = lobby.try_enter(&flow) {
-            let pass = Held::new(pass, class, &mut request);
-            let answer = Charged::new(self.inner.call(request), pass);
-            return Either::Left(Either::Right(answer));
+        if let Some(permit) = queue.try_acquire(&flow) {
+            let permit = CallPermit::new(permit, class, &mut request);
+            let response = Metered::new(self.inner.call(request), permit);
+            return Either::Left(Either::Right(response));
         }
         metrics::counter!(CALLS_QUEUED, "class" => class).increment(1);
         let arrival = Arrival::now();
-        let patience = arrival.patience(request.headers(), PATIENCE);
+        let max_wait = arrival.patience(request.headers(), MAX_QUEUE_TIME);
         request.extensions_mut().insert(arrival);
-        let lobby = lobby.clone();
-        // The one that is ready stays with the call, as tower asks for.
+        let queue = queue.clone();
+        // tower: the service that is ready takes the call, its clone becomes ready anew.
         let fresh = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, fresh);
         Either::Right(Box::pin(async move {
-            let Ok(pass) = lobby.enter(&flow, patience).await else {
+            let Ok(permit) = queue.acquire(&flow, max_wait).await else {
                 metrics::counter!(CALLS_SHED, "class" => class).increment(1);
                 return Ok(status::crowded().into_http());
             };
-            let pass = Held::new(pass, class, &mut request);
-            Charged::new(inner.call(request), pass).await
+            let permit = CallPermit::new(permit, class, &mut request);
+            Metered::new(inner.call(request), permit).await
         }))
     }
 }
 
-/// What a change that goes on though its caller has gone keeps.
+/// The permit of a change, which holds it until it has ended, also after its caller has
+/// left.
 #[derive(Debug, Clone)]
-pub(in crate::grpc) struct Place(Arc<Pass>);
+pub(in crate::grpc) struct SharedPermit(Arc<Permit>);
 
-impl Place {
-    /// Keeps the place until what is returned is dropped.
-    pub(in crate::grpc) fn hold(&self) -> service::Held {
+impl SharedPermit {
+    /// Holds the permit until the returned value is dropped.
+    pub(in crate::grpc) fn hold(&self) -> service::HeldPermit {
         self.0.clone()
     }
 }
 
-/// The pass of a call.
+/// The permit of a call.
 #[derive(Debug)]
-enum Held {
-    Alone(Pass),
-    /// With a change that goes on though its caller has gone.
-    Shared(Arc<Pass>),
+enum CallPermit {
+    Owned(Permit),
+    /// Shared with a change, see [`SharedPermit`].
+    Shared(Arc<Permit>),
 }
 
-impl Held {
-    fn new<B>(pass: Pass, class: &str, request: &mut Request<B>) -> Self {
+impl CallPermit {
+    fn new<B>(permit: Permit, class: &str, request: &mut Request<B>) -> Self {
         if class == CHANGE {
-            let pass = Arc::new(pass);
-            request.extensions_mut().insert(Place(pass.clone()));
-            Self::Shared(pass)
+            let permit = Arc::new(permit);
+            let shared = SharedPermit(permit.clone());
+            request.extensions_mut().insert(shared);
+            Self::Shared(permit)
         } else {
-            Self::Alone(pass)
+            Self::Owned(permit)
         }
     }
 }
 
-impl Deref for Held {
-    type Target = Pass;
+impl Deref for CallPermit {
+    type Target = Permit;
 
-    fn deref(&self) -> &Pass {
+    fn deref(&self) -> &Permit {
         match self {
-            Self::Alone(pass) => pass,
-            Self::Shared(pass) => pass,
+            Self::Owned(permit) => permit,
+            Self::Shared(permit) => permit,
         }
     }
 }
 
-/// Whose call it is that has these extensions.
-pub(in crate::grpc) fn flow_of(extensions: &Extensions) -> Flow {
+/// The caller of a call with these extensions.
+pub(in crate::grpc) fn flow_of(extensions: &Extensions) -> FlowKey {
     let caller = extensions
         .get::<Caller>()
         .and_then(|caller| caller.name.clone());
     match caller {
-        Some(name) => Flow::Caller(name),
-        None => Flow::Connection(extensions.get::<Peer>().map_or(0, |peer| peer.connection)),
+        Some(name) => FlowKey::Caller(name),
+        None => FlowKey::Connection(extensions.get::<Peer>().map_or(0, |peer| peer.connection)),
     }
 }
 
 pin_project! {
-    /// An answer whose processor time is charged to whoever called, and that runs by
-    /// turns if it needs much of it.
+    /// A call whose CPU time is charged to its permit. The steps of a heavy call are
+    /// limited.
     #[derive(Debug)]
-    pub struct Charged<F> {
+    pub struct Metered<F> {
         #[pin]
-        answer: F,
-        pass: Held,
-        turn: Option<Turn>,
+        call: F,
+        permit: CallPermit,
+        steps: Option<CallSteps>,
     }
 }
 
-impl<F> Charged<F> {
-    fn new(answer: F, pass: Held) -> Self {
+impl<F> Metered<F> {
+    fn new(call: F, permit: CallPermit) -> Self {
         Self {
-            answer,
-            pass,
-            turn: None,
+            call,
+            permit,
+            steps: None,
         }
     }
 }
 
-impl<F: Future> Future for Charged<F> {
+impl<F: Future> Future for Metered<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        let _turn = if this.pass.uses_much() {
-            let turn = this.turn.get_or_insert_with(|| this.pass.turns());
-            Some(ready!(turn.poll(context)))
+        let _step = if this.permit.is_heavy() {
+            let steps = this.steps.get_or_insert_with(|| this.permit.steps());
+            Some(ready!(steps.poll(context)))
         } else {
             None
         };
         let began = Instant::now();
-        let polled = this.answer.poll(context);
-        this.pass.charge(began.elapsed());
+        let polled = this.call.poll(context);
+        this.permit.charge_cpu(began.elapsed());
         polled
     }
 }

@@ -1,4 +1,5 @@
-//! Whether the processors keep up with the calls, and turns at them.
+//! CPU load: measures whether the processors keep up with the calls, and limits the steps
+//! of heavy calls.
 
 use std::{
     future::poll_fn,
@@ -18,135 +19,133 @@ use tokio::{
 };
 use tokio_util::sync::PollSemaphore;
 
-/// How often it is asked anew.
+/// Duration of one measurement.
 const WINDOW: Duration = Duration::from_millis(50);
-/// How often the way through the runtime is measured in a window in which there
-/// may be a queue.
+/// Probes of the scheduling delay in a window after a busy one.
 const PROBES: u32 = 5;
-/// How long what has become ready may wait, in the mean, until it runs. A call does
-/// so some five times.
-const LATE: Duration = Duration::from_micros(400);
-/// The part of the time that the runtime's workers have something to do when they
-/// are late because of it, and not because what little they do was held up.
-const BUSY: f64 = 0.7;
+/// Longest mean scheduling delay of processors that keep up. A call is scheduled some
+/// five times.
+const MAX_DELAY: Duration = Duration::from_micros(400);
+/// Part of the time that the runtime's workers are busy when a delay is their own. Below
+/// it, something else on the machine held them up.
+const BUSY_FRACTION: f64 = 0.7;
 
-/// How many there are for this process.
+/// Number of processors of this process.
 pub(super) fn count() -> usize {
     thread::available_parallelism().map_or(1, NonZero::get)
 }
 
-/// What was seen of the processors of the runtime.
+/// The load of the runtime's workers, from window to window.
 #[derive(Debug, Default)]
-pub(super) struct Processors {
-    /// For how long they had been busy.
+pub(super) struct CpuLoad {
+    /// Busy time of all workers, since their start.
     busy: Duration,
-    were_busy: bool,
+    was_busy: bool,
 }
 
-impl Processors {
-    /// Watches them for a while: `false` if they had something to do all the time, and
-    /// what became ready had to wait.
-    pub(super) async fn keep_up(&mut self) -> bool {
+impl CpuLoad {
+    /// Measures a window. Returns whether the processors keep up: `false` if they were busy
+    /// all the time and ready tasks had to wait.
+    pub(super) async fn measure(&mut self) -> bool {
         let began = Instant::now();
-        let probes = if self.were_busy { PROBES } else { 1 };
-        // A task, to be where calls are: with the runtime's workers.
-        let late = tokio::spawn(lateness(probes)).await;
+        let probes = if self.was_busy { PROBES } else { 1 };
+        // In a task, which the runtime's workers run as they run calls.
+        let delay = tokio::spawn(scheduling_delay(probes)).await;
         let metrics = Handle::current().metrics();
         let workers = metrics.num_workers();
         let busy = (0..workers).map(|worker| metrics.worker_total_busy_duration(worker));
         let busy: Duration = busy.sum();
         let watched = began.elapsed() * u32::try_from(workers).unwrap_or(u32::MAX);
-        self.judge(watched, busy, late.ok())
+        self.judge(watched, busy, delay.ok())
     }
 
-    /// Judges a window: how long it was, for all workers together; for how long they have
-    /// been busy, since their start; and the mean lateness, if it was measured.
-    fn judge(&mut self, watched: Duration, busy: Duration, late: Option<Duration>) -> bool {
-        let are_busy = busy.saturating_sub(self.busy) > watched.mul_f64(BUSY);
+    /// Judges a window. `watched` is its duration times the number of workers, `busy` their
+    /// busy time since their start, `delay` the mean scheduling delay, if measured.
+    fn judge(&mut self, watched: Duration, busy: Duration, delay: Option<Duration>) -> bool {
+        let is_busy = busy.saturating_sub(self.busy) > watched.mul_f64(BUSY_FRACTION);
         self.busy = busy;
-        let were_busy = std::mem::replace(&mut self.were_busy, are_busy);
-        // One window alone may be an accident.
-        !(were_busy && are_busy) || late.is_some_and(|late| late <= LATE)
+        let was_busy = std::mem::replace(&mut self.was_busy, is_busy);
+        // One busy window may be an accident.
+        !(was_busy && is_busy) || delay.is_some_and(|delay| delay <= MAX_DELAY)
     }
 }
 
-/// Turns at the processors for calls that use much: one for each of them, so that
-/// whatever else becomes ready waits for one step of such a call, and not for one of
-/// each.
+/// Limits the steps of heavy calls: one at a time on each processor, so that other ready
+/// tasks wait for one step of one heavy call, and not for a step of each.
 #[derive(Debug, Clone)]
-pub(super) struct Turns {
-    at_once: Arc<Semaphore>,
-    /// What a call uses of a processor before it takes turns.
-    much: Duration,
+pub(super) struct StepLimiter {
+    permits: Arc<Semaphore>,
+    threshold: Duration,
 }
 
-impl Turns {
-    /// So many at once, for calls that use more than `much`.
-    pub(super) fn new(at_once: usize, much: Duration) -> Self {
-        let at_once = Arc::new(Semaphore::new(at_once));
-        Self { at_once, much }
+impl StepLimiter {
+    /// Admits `max_steps` at once, of calls that use more CPU time than `threshold`.
+    pub(super) fn new(max_steps: usize, threshold: Duration) -> Self {
+        let permits = Arc::new(Semaphore::new(max_steps));
+        Self { permits, threshold }
     }
 
-    /// What a call uses of a processor before it takes turns.
-    pub(super) fn much(&self) -> Duration {
-        self.much
+    /// CPU time after which a call is heavy.
+    pub(super) fn threshold(&self) -> Duration {
+        self.threshold
     }
 
-    /// The turns of one call.
-    pub(super) fn of_a_call(&self) -> Turn {
-        Turn {
-            turns: PollSemaphore::new(self.at_once.clone()),
-            stage: Stage::Waiting,
+    /// The steps of one call.
+    pub(super) fn for_call(&self) -> CallSteps {
+        CallSteps {
+            permits: PollSemaphore::new(self.permits.clone()),
+            stage: Stage::Queued,
         }
     }
 }
 
-/// The turns of one call.
+/// The steps of one heavy call.
 #[derive(Debug)]
-pub(super) struct Turn {
-    turns: PollSemaphore,
+pub(super) struct CallSteps {
+    permits: PollSemaphore,
     stage: Stage,
 }
 
-/// How near a turn is.
+/// Progress towards the next step.
 #[derive(Debug)]
 enum Stage {
-    /// Others have theirs.
-    Waiting,
-    /// The runtime is to look for events before.
-    Next(Option<OwnedSemaphorePermit>),
-    /// What is ready is to run before.
-    Last(Option<OwnedSemaphorePermit>),
+    /// The step has no permit yet.
+    Queued,
+    /// The step has a permit. The runtime polls for events first.
+    AfterEvents(Option<OwnedSemaphorePermit>),
+    /// The runtime has polled for events. Ready tasks run first.
+    AfterReady(Option<OwnedSemaphorePermit>),
 }
 
-impl Turn {
-    /// Waits for a turn, behind all that is ready. It lasts until what is returned is
-    /// dropped.
+impl CallSteps {
+    /// Waits for the next step, behind all ready tasks. The step ends when the returned
+    /// value is dropped.
     pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<impl Sized + use<>> {
-        match std::mem::replace(&mut self.stage, Stage::Waiting) {
-            Stage::Waiting => {
-                self.stage = Stage::Next(ready!(self.turns.poll_acquire(context)));
-                // Polled once, it has the task woken after the events.
+        match std::mem::replace(&mut self.stage, Stage::Queued) {
+            Stage::Queued => {
+                let permit = ready!(self.permits.poll_acquire(context));
+                self.stage = Stage::AfterEvents(permit);
+                // One poll of it schedules the task behind the events.
                 let _ = pin!(yield_now()).poll(context);
                 Poll::Pending
             }
-            Stage::Next(permit) => {
-                self.stage = Stage::Last(permit);
-                // Whoever is woken by others goes first; who wakes itself, last.
+            Stage::AfterEvents(permit) => {
+                self.stage = Stage::AfterReady(permit);
+                // A task that wakes itself runs behind tasks that others wake.
                 context.waker().wake_by_ref();
                 Poll::Pending
             }
-            Stage::Last(permit) => Poll::Ready(permit),
+            Stage::AfterReady(permit) => Poll::Ready(permit),
         }
     }
 }
 
-/// Lets run what is ready. Unlike `yield_now`, which puts off until the runtime has
-/// looked for events, and then goes first.
-async fn go_to_the_back() {
-    let mut is_there = false;
+/// Lets all ready tasks run. `yield_now` differs: it defers the task until the runtime has
+/// polled for events, and then runs it first.
+async fn yield_to_ready_tasks() {
+    let mut has_yielded = false;
     poll_fn(|context| {
-        if std::mem::replace(&mut is_there, true) {
+        if std::mem::replace(&mut has_yielded, true) {
             return Poll::Ready(());
         }
         context.waker().wake_by_ref();
@@ -155,19 +154,19 @@ async fn go_to_the_back() {
     .await;
 }
 
-/// How long what became ready had to wait within a window, in the mean.
-async fn lateness(probes: u32) -> Duration {
-    let mut late = Duration::ZERO;
+/// Mean time that a ready task waits until it runs, over one window.
+async fn scheduling_delay(probes: u32) -> Duration {
+    let mut delay = Duration::ZERO;
     for _ in 0..probes {
         sleep(WINDOW / probes).await;
         let ready = Instant::now();
-        // As what a connection brings: once the runtime has looked for events, and
-        // then behind all that is ready.
+        // As a message on a connection: behind the poll for events, and then behind all
+        // ready tasks.
         yield_now().await;
-        go_to_the_back().await;
-        late += ready.elapsed();
+        yield_to_ready_tasks().await;
+        delay += ready.elapsed();
     }
-    late / probes
+    delay / probes
 }
 
 #[cfg(test)]
@@ -182,40 +181,43 @@ mod tests {
     const STEPS: usize = 20;
 
     #[test]
-    fn processors_do_not_keep_up_if_they_are_busy_for_two_windows_and_late_in_the_second() {
+    fn processors_do_not_keep_up_if_busy_for_two_windows_and_delayed_in_the_second() {
         let watched = Duration::from_millis(100);
-        let too_late = Some(LATE + Duration::from_micros(1));
+        let too_long = Some(MAX_DELAY + Duration::from_micros(1));
         let judged = |windows: &[(u64, Option<Duration>)]| {
-            let mut processors = Processors::default();
+            let mut cpu_load = CpuLoad::default();
             let mut busy = Duration::ZERO;
-            let windows = windows.iter().map(|&(busy_ms, late)| {
+            let windows = windows.iter().map(|&(busy_ms, delay)| {
                 busy += Duration::from_millis(busy_ms);
-                processors.judge(watched, busy, late)
+                cpu_load.judge(watched, busy, delay)
             });
             windows.collect::<Vec<_>>()
         };
-        assert_eq!(judged(&[(71, too_late), (71, too_late)]), [true, false]);
+        assert_eq!(judged(&[(71, too_long), (71, too_long)]), [true, false]);
         assert_eq!(judged(&[(71, None), (71, None)]), [true, false]);
-        assert_eq!(judged(&[(100, too_late), (100, Some(LATE))]), [true, true]);
-        assert_eq!(judged(&[(70, too_late), (71, too_late)]), [true, true]);
-        assert_eq!(judged(&[(71, too_late), (70, too_late)]), [true, true]);
+        assert_eq!(
+            judged(&[(100, too_long), (100, Some(MAX_DELAY))]),
+            [true, true]
+        );
+        assert_eq!(judged(&[(70, too_long), (71, too_long)]), [true, true]);
+        assert_eq!(judged(&[(71, too_long), (70, too_long)]), [true, true]);
     }
 
-    /// The greatest number of steps that calls take while a guest waits like this.
+    /// The greatest number of steps of heavy calls during one `wait` of another task.
     async fn steps_within<W: Future<Output = ()> + Send>(
         wait: impl Fn() -> W + Send + 'static,
     ) -> usize {
-        let turns = Turns::new(1, Duration::ZERO);
+        let step_limiter = StepLimiter::new(1, Duration::ZERO);
         let steps = Arc::new(AtomicUsize::default());
         let calls = (0..CALLS).map(|_| {
-            let (turns, steps) = (turns.clone(), steps.clone());
+            let (step_limiter, steps) = (step_limiter.clone(), steps.clone());
             tokio::spawn(async move {
-                let mut turn = turns.of_a_call();
+                let mut call = step_limiter.for_call();
                 for _ in 0..STEPS {
-                    let taken = poll_fn(|context| turn.poll(context)).await;
+                    let step = poll_fn(|context| call.poll(context)).await;
                     steps.fetch_add(1, Ordering::Relaxed);
-                    drop(taken);
-                    go_to_the_back().await;
+                    drop(step);
+                    yield_to_ready_tasks().await;
                 }
             })
         });
@@ -238,22 +240,21 @@ mod tests {
         most
     }
 
-    // As where the service has several processors: a task that another one wakes goes
-    // first.
+    // As on several processors: a task that another task wakes runs first.
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-    async fn who_is_ready_waits_for_one_step_of_all_calls_that_use_much() {
-        assert_eq!(steps_within(go_to_the_back).await, 1);
+    async fn a_ready_task_waits_for_one_step_of_all_heavy_calls() {
+        assert_eq!(steps_within(yield_to_ready_tasks).await, 1);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-    async fn whom_an_event_wakes_waits_for_one_step_of_all_calls_that_use_much() {
+    async fn a_task_that_an_event_wakes_waits_for_one_step_of_all_heavy_calls() {
         assert_eq!(steps_within(yield_now).await, 1);
     }
 
-    // As where it has one.
+    // As on one processor.
     #[tokio::test]
-    async fn on_one_thread_others_wait_for_one_step_of_all_calls_that_use_much() {
-        assert_eq!(steps_within(go_to_the_back).await, 1);
+    async fn on_one_thread_other_tasks_wait_for_one_step_of_all_heavy_calls() {
+        assert_eq!(steps_within(yield_to_ready_tasks).await, 1);
         assert_eq!(steps_within(yield_now).await, 1);
     }
 }

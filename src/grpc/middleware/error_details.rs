@@ -1,6 +1,6 @@
-//! Precise statuses for calls that fail before a handler sees them. The
-//! transport reports them as INTERNAL, OUT_OF_RANGE and the like, without
-//! details; the caller is to learn what was wrong with the call.
+//! Error details of calls that fail before their handler runs. The transport reports them as
+//! INTERNAL, OUT_OF_RANGE and the like, without details. Here they get the code and the
+//! details from which a caller learns what to change.
 
 use http::{HeaderName, HeaderValue};
 use http_body::Body as _;
@@ -9,18 +9,17 @@ use tonic::{Code, Status, body::Body};
 use crate::grpc::status::{self, Reason};
 
 static DETAILS_HEADER: HeaderName = HeaderName::from_static("grpc-status-details-bin");
-/// Says which compression of requests is taken; the transport says so where it refuses
-/// another one.
+/// Header with the accepted compressions of requests. The transport sends it with a
+/// rejection.
 static ENCODINGS_HEADER: HeaderName = HeaderName::from_static("grpc-accept-encoding");
-/// The only one that is taken.
+/// The only accepted one.
 const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
-/// Most characters of what the transport says that are told.
+/// Longest part of the transport's message that is returned, in characters.
 const MAX_CHARACTERS: usize = 256;
 
-/// Replaces a response that is nothing but a status without details. Statuses
-/// of handlers all have details.
+/// Adds error details to a response that is a bare status. Handlers add their own.
 #[must_use]
-pub fn precise_status(response: http::Response<Body>) -> http::Response<Body> {
+pub fn with_error_details(response: http::Response<Body>) -> http::Response<Body> {
     if !response.body().is_end_stream() || response.headers().contains_key(&DETAILS_HEADER) {
         return response;
     }
@@ -39,17 +38,17 @@ pub fn precise_status(response: http::Response<Body>) -> http::Response<Body> {
 }
 
 fn meaning(bare: &Status, is_compressed: bool) -> Option<Status> {
-    let said = status::shortened(bare.message().to_owned(), MAX_CHARACTERS);
+    let text = status::shortened(bare.message().to_owned(), MAX_CHARACTERS);
     let (code, reason, message) = match bare.code() {
         Code::OutOfRange => (
             Code::ResourceExhausted,
             Reason::MessageTooLarge,
-            format!("the request is too large: {said}"),
+            format!("the request is too large: {text}"),
         ),
         Code::Internal => (
             Code::InvalidArgument,
             Reason::MalformedMessage,
-            format!("the request is malformed: {said}"),
+            format!("the request is malformed: {text}"),
         ),
         Code::Unimplemented if is_compressed => (
             Code::Unimplemented,

@@ -1,10 +1,10 @@
-//! Where calls wait for their turn when too many are under way: in one line for
-//! each caller, and whoever has used the processors least goes first.
+//! A fair queue: a bounded number of calls run, and the caller that has used the least
+//! CPU goes next. Each caller has a queue of its own, so that the flood of one does not
+//! delay the calls of others.
 //!
-//! How many may be under way follows from the processors: while they keep up, as
-//! many as the settings say, so that slow backends fill no lines; while they do
-//! not, fewer and fewer, so that the flood of one caller waits here and not before
-//! the calls of others.
+//! The limit follows the CPU load. While the processors keep up, the limit is what the
+//! settings say, so that slow backends fill no queues. While they do not, the limit
+//! falls, so that a flood waits here and not in front of the calls of others.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -22,230 +22,233 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::cpu_load::{Turn, Turns};
+use super::cpu_load::{CallSteps, StepLimiter};
 use crate::auth::Name;
 
-/// Calls of one caller that wait; those beyond are refused, but not at once: a
-/// refusal that costs nothing to wait for is asked for again.
+/// Waiting calls of one caller. Further calls are rejected, but not at once: a
+/// rejection that costs no waiting invites an immediate retry.
 const MAX_WAITING: usize = 4096;
-/// The processor time for which a call is given a place, in microseconds: one that
-/// is expected to use more, a large batch, takes more places.
-const PLACE_US: u64 = 100;
-/// Calls for which there are places, however much they use, while the processors
-/// keep up: a call that waits for a slow backend holds up no processor.
-const FEWEST_CALLS: u64 = 16;
-/// What a call is expected to use whose caller is not known, in microseconds.
-const FIRST_US: u64 = 50;
-/// By how much a caller's last call changes what its next one is expected to use:
-/// 1/8 of the difference.
-const MEMORY: u64 = 8;
-/// The part of what a caller has used and is expected to use that is forgotten in
-/// each window in which it is away: half of it in two seconds.
-const FADING: u64 = 64;
-/// Windows after which a caller who is alone again is taken to be: ten seconds.
-const COMPANY: u32 = 200;
-/// What a caller who has used less than others may use before it has to wait for
-/// them, in microseconds. Who was away, or asked for little, saves up no more.
+/// CPU time that one slot stands for, in microseconds. A call that is expected to use
+/// more, such as a large batch, takes more slots.
+const SLOT_US: u64 = 100;
+/// Calls that always find slots while the processors keep up, however many slots each
+/// takes: a call that waits for a slow backend uses no CPU.
+const MIN_CALLS: u64 = 16;
+/// Expected CPU time of a call of an unknown caller, in microseconds.
+const INITIAL_MEAN_US: u64 = 50;
+/// Weight of a caller's last call in its mean CPU time: 1/8.
+const MEAN_WEIGHT: u64 = 8;
+/// Part of an absent caller's usage and mean that is forgotten in each window: half of
+/// them are gone after two seconds.
+const DECAY: u64 = 64;
+/// Windows after which a sole caller is treated as uncontended: ten seconds.
+const CONTENTION_WINDOWS: u32 = 200;
+/// Most CPU time that a caller may use before callers with more usage, in microseconds.
+/// A caller that was absent, or called rarely, saves up no more.
 const CREDIT_US: u64 = 10_000;
-/// The part of the places that is set aside for callers who have few: 1/4, at
-/// least one.
-const SET_ASIDE: u64 = 4;
+/// Part of the slots that is reserved for callers that hold few: 1/4, at least one.
+const RESERVED_PART: u64 = 4;
 
-/// Who calls, as far as turns are concerned.
+/// Identity of a caller in the queue.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(in crate::grpc) enum Flow {
+pub(in crate::grpc) enum FlowKey {
     /// A caller with a name.
     Caller(Name),
-    /// Where nobody has a name: a connection.
+    /// A connection, where callers have no names.
     Connection(u64),
 }
 
-/// Why a call does not get its turn.
+/// A call was not granted a permit in time.
 #[derive(Debug)]
-pub(super) struct Crowded;
+pub(super) struct QueueTimeout;
 
-/// Lets a bounded number of calls be under way.
+/// Lets a bounded number of calls run.
 #[derive(Debug)]
-pub(super) struct Lobby {
+pub(super) struct FairQueue {
     state: Mutex<State>,
-    least: u64,
-    greatest: u64,
-    told: Gauge,
-    /// For calls that use much.
-    turns: Turns,
+    min_limit: u64,
+    max_limit: u64,
+    limit_gauge: Gauge,
+    /// Limits the steps of heavy calls.
+    step_limiter: StepLimiter,
 }
 
 #[derive(Debug)]
 struct State {
-    taken: Taken,
+    in_use: Slots,
     waiting: usize,
-    /// Places there are.
+    /// Number of slots.
     limit: u64,
-    most_for_a_call: u64,
-    /// Calls had to wait since this was last looked at.
+    max_slots_per_call: u64,
+    /// Whether a call had to wait since the limit was last adjusted.
     is_contended: bool,
-    /// For how many windows there is taken to be more than one caller.
-    company: u32,
-    /// What whoever went last had used.
+    /// Windows for which there still counts as more than one caller.
+    contention_windows: u32,
+    /// Usage of the caller that was granted the last permit: the virtual time of the
+    /// queue.
     clock_us: u64,
-    lines: HashMap<Flow, Line, RandomState>,
+    callers: HashMap<FlowKey, CallerQueue, RandomState>,
 }
 
 #[derive(Debug)]
-struct Line {
-    /// What the caller has used, in microseconds: of the processors or, if that is
-    /// more, its share of the places for the time that it held them.
+struct CallerQueue {
+    /// Usage of the caller, in microseconds: CPU time or, if that is larger, its share of
+    /// the slots over the time that it held them.
     used_us: u64,
-    /// What its calls use of the processors, in the mean, in microseconds.
+    /// Mean CPU time of the caller's calls, in microseconds.
     mean_us: u64,
-    taken: u64,
-    waiting: VecDeque<oneshot::Sender<Pass>>,
+    slots_in_use: u64,
+    waiting: VecDeque<oneshot::Sender<Permit>>,
 }
 
-/// Places that are taken.
+/// Numbers of slots.
 #[derive(Debug, Clone, Copy, Default)]
-struct Taken {
-    /// Of those for everyone.
-    common: u64,
-    /// Of those that are set aside.
-    set_aside: u64,
+struct Slots {
+    /// Of those that every caller may take.
+    shared: u64,
+    /// Of those that are reserved for callers that hold few.
+    reserved: u64,
 }
 
-/// What a call takes when it begins.
+/// Cost of a call, as estimated when it starts.
 #[derive(Debug, Clone, Copy)]
-struct Claim {
-    places: Taken,
-    /// What its caller was charged in advance, in microseconds.
+struct Cost {
+    slots: Slots,
+    /// CPU time that its caller is charged in advance, in microseconds.
     expected_us: u64,
 }
 
-/// What a call used, in microseconds.
+/// Resources that a call used, in microseconds.
 #[derive(Debug, Clone, Copy, Default)]
-struct Used {
-    /// Of the processors.
+struct Usage {
+    /// CPU time.
     busy_us: u64,
-    /// Its places' part of all places, for the time that it held them.
+    /// Share of its slots in all slots, over the time that it held them.
     share_us: u64,
 }
 
-/// A call that is under way, until this is dropped.
+/// The permission of a call to run, until this is dropped.
 #[derive(Debug)]
-pub(super) struct Pass {
-    lobby: Arc<Lobby>,
-    flow: Flow,
+pub(super) struct Permit {
+    queue: Arc<FairQueue>,
+    flow: FlowKey,
     since: Instant,
-    claim: Claim,
+    cost: Cost,
     busy_us: AtomicU64,
-    is_used: bool,
+    is_started: bool,
 }
 
-impl Lobby {
-    /// At most `greatest` calls at once; never fewer than `least`, which is to
-    /// keep the processors busy with calls that wait for nothing else. For those
-    /// that do, the limit rises again, as the processors keep up. `told` tells it;
-    /// calls that use much of the processors take `turns`.
-    pub(super) fn new(least: usize, greatest: usize, told: Gauge, turns: Turns) -> Self {
-        let [least, greatest] = [least.min(greatest), greatest].map(|it| it as u64);
+impl FairQueue {
+    /// A queue with at most `max_limit` slots, and never fewer than `min_limit`: so many
+    /// keep the processors busy with calls that wait for nothing else. `limit_gauge`
+    /// shows the limit. Heavy calls run by `step_limiter`.
+    pub(super) fn new(
+        min_limit: usize,
+        max_limit: usize,
+        limit_gauge: Gauge,
+        step_limiter: StepLimiter,
+    ) -> Self {
+        let [min_limit, max_limit] = [min_limit.min(max_limit), max_limit].map(|it| it as u64);
         #[expect(clippy::cast_precision_loss, reason = "limits are small")]
-        told.set(greatest as f64);
+        limit_gauge.set(max_limit as f64);
         Self {
             state: Mutex::new(State {
-                taken: Taken::default(),
+                in_use: Slots::default(),
                 waiting: 0,
-                limit: greatest,
-                most_for_a_call: (greatest / FEWEST_CALLS).max(1),
+                limit: max_limit,
+                max_slots_per_call: (max_limit / MIN_CALLS).max(1),
                 is_contended: false,
-                company: 0,
+                contention_windows: 0,
                 clock_us: 0,
-                lines: HashMap::default(),
+                callers: HashMap::default(),
             }),
-            least,
-            greatest,
-            told,
-            turns,
+            min_limit,
+            max_limit,
+            limit_gauge,
+            step_limiter,
         }
     }
 
-    /// A turn, if there is one at once.
-    pub(super) fn try_enter(self: &Arc<Self>, flow: &Flow) -> Option<Pass> {
+    /// Returns a permit if there is room for the caller now.
+    pub(super) fn try_acquire(self: &Arc<Self>, flow: &FlowKey) -> Option<Permit> {
         let mut state = self.lock();
-        state.line(flow);
-        let claim = state.start(flow)?;
-        Some(self.pass(flow, claim))
+        state.caller(flow);
+        let cost = state.start(flow)?;
+        Some(self.permit(flow, cost))
     }
 
-    /// Waits for a turn.
+    /// Waits for a permit.
     ///
     /// # Errors
-    /// [`Crowded`], after `patience` and not before: its turn did not come.
-    pub(super) async fn enter(
+    /// [`QueueTimeout`] after `max_wait`, and not before.
+    pub(super) async fn acquire(
         self: &Arc<Self>,
-        flow: &Flow,
-        patience: Duration,
-    ) -> Result<Pass, Crowded> {
-        let (turn, admitted) = oneshot::channel();
-        // Kept where it gets no place in the line: then nobody calls it.
-        let _unplaced = {
+        flow: &FlowKey,
+        max_wait: Duration,
+    ) -> Result<Permit, QueueTimeout> {
+        let (sender, granted) = oneshot::channel();
+        // Kept open while the caller's queue is full: the call waits, and is rejected.
+        let _rejected = {
             let mut state = self.lock();
             state.is_contended = true;
-            state.forget_gone(flow);
-            let line = state.line(flow);
-            if line.waiting.len() < MAX_WAITING {
-                line.waiting.push_back(turn);
+            state.remove_cancelled(flow);
+            let caller = state.caller(flow);
+            if caller.waiting.len() < MAX_WAITING {
+                caller.waiting.push_back(sender);
                 state.waiting += 1;
-                // There may have been room since this caller looked.
-                self.admit(&mut state);
+                // A permit may have been released since `try_acquire`.
+                self.grant(&mut state);
                 None
             } else {
-                Some(turn)
+                Some(sender)
             }
         };
-        match timeout(patience, admitted).await {
-            Ok(Ok(pass)) => Ok(pass),
-            Ok(Err(_)) | Err(_) => Err(Crowded),
+        match timeout(max_wait, granted).await {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(_)) | Err(_) => Err(QueueTimeout),
         }
     }
 
-    /// Lets in whose turn it is, as long as there is room.
-    fn admit(self: &Arc<Self>, state: &mut State) {
-        while let Some((flow, turn)) = state.next() {
-            let Some(claim) = state.start(&flow) else {
+    /// Grants permits to waiting calls while there is room.
+    fn grant(self: &Arc<Self>, state: &mut State) {
+        while let Some((flow, sender)) = state.next() {
+            let Some(cost) = state.start(&flow) else {
                 return;
             };
-            if let Err(mut pass) = turn.send(self.pass(&flow, claim)) {
-                // Whoever waited has gone, and has used nothing.
-                pass.is_used = false;
-                state.end(&flow, claim, None);
+            if let Err(mut permit) = sender.send(self.permit(&flow, cost)) {
+                // The call was cancelled, and has used nothing.
+                permit.is_started = false;
+                state.end(&flow, cost, None);
             }
         }
     }
 
-    fn pass(self: &Arc<Self>, flow: &Flow, claim: Claim) -> Pass {
-        Pass {
-            lobby: self.clone(),
+    fn permit(self: &Arc<Self>, flow: &FlowKey, cost: Cost) -> Permit {
+        Permit {
+            queue: self.clone(),
             flow: flow.clone(),
             since: Instant::now(),
-            claim,
+            cost,
             busy_us: AtomicU64::new(0),
-            is_used: true,
+            is_started: true,
         }
     }
 
-    /// Lowers the limit while the processors do not keep up, and raises it again.
-    /// To be called from time to time.
-    pub(super) fn follow(self: &Arc<Self>, processors_keep_up: bool) {
+    /// Lowers the limit while the processors do not keep up, and raises it again. Call it
+    /// once in a window.
+    pub(super) fn adjust_limit(self: &Arc<Self>, processors_keep_up: bool) {
         let mut state = self.lock();
-        state.forget_idle();
+        state.decay_idle();
         let is_contended = std::mem::take(&mut state.is_contended) || state.waiting > 0;
-        let limit = match (state.has_company(), is_contended) {
+        let limit = match (state.has_several_callers(), is_contended) {
             (true, _) if !processors_keep_up => state.limit / 2,
             (true, true) => state.limit + state.limit / 8 + 1,
             (true, false) | (false, _) => state.limit * 2,
         };
-        state.limit = limit.clamp(self.least, self.greatest);
+        state.limit = limit.clamp(self.min_limit, self.max_limit);
         #[expect(clippy::cast_precision_loss, reason = "limits are small")]
-        self.told.set(state.limit as f64);
-        self.admit(&mut state);
+        self.limit_gauge.set(state.limit as f64);
+        self.grant(&mut state);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -254,202 +257,204 @@ impl Lobby {
 }
 
 impl State {
-    /// The line of whoever just came: with no more credit than others leave it.
-    fn line(&mut self, flow: &Flow) -> &mut Line {
+    /// The queue of a caller. A new one has no more credit than the others leave it.
+    fn caller(&mut self, flow: &FlowKey) -> &mut CallerQueue {
         let least = self.clock_us.saturating_sub(CREDIT_US);
-        let line = self.lines.entry(flow.clone()).or_default();
-        line.used_us = line.used_us.max(least);
-        line
+        let caller = self.callers.entry(flow.clone()).or_default();
+        caller.used_us = caller.used_us.max(least);
+        caller
     }
 
-    /// Places that are set aside for callers who have few, also while others have
-    /// more than there are, as the limit has fallen since.
-    fn set_aside(&self) -> u64 {
-        (self.limit / SET_ASIDE).max(1)
+    /// Slots that are reserved for callers that hold few. They stay reserved while others
+    /// hold more than there are, because the limit fell.
+    fn reserved(&self) -> u64 {
+        (self.limit / RESERVED_PART).max(1)
     }
 
-    /// Whether there are places for everyone.
-    fn has_common_room(&self) -> bool {
-        self.taken.common < self.limit - self.set_aside()
+    /// Whether shared slots are free.
+    fn has_shared_slots(&self) -> bool {
+        self.in_use.shared < self.limit - self.reserved()
     }
 
-    /// How many places that are set aside one caller may have.
-    fn set_aside_for_one(&self) -> u64 {
-        if self.taken.set_aside < self.set_aside() {
-            (self.set_aside() / (self.lines.len() as u64).max(1)).max(1)
+    /// Reserved slots that one caller may hold.
+    fn reserved_per_caller(&self) -> u64 {
+        if self.in_use.reserved < self.reserved() {
+            (self.reserved() / (self.callers.len() as u64).max(1)).max(1)
         } else {
             0
         }
     }
 
-    /// Which places a caller who has taken so many may take for what it expects to
-    /// use. The last one to come may take more than are left, as many as there are.
-    fn room(&self, taken: u64, expected_us: u64) -> Option<Taken> {
-        let places = (expected_us / PLACE_US).clamp(1, self.most_for_a_call);
-        if self.has_common_room() {
-            return Some(Taken {
-                common: places.min(self.limit - self.set_aside()),
-                set_aside: 0,
+    /// The slots that a caller with `slots_in_use` may take for a call of `expected_us`.
+    /// The last call to find room may take more slots than are left, up to all there are.
+    fn available(&self, slots_in_use: u64, expected_us: u64) -> Option<Slots> {
+        let slots = (expected_us / SLOT_US).clamp(1, self.max_slots_per_call);
+        if self.has_shared_slots() {
+            return Some(Slots {
+                shared: slots.min(self.limit - self.reserved()),
+                reserved: 0,
             });
         }
-        let left = self.set_aside_for_one().saturating_sub(taken);
-        (left > 0).then(|| Taken {
-            common: 0,
-            set_aside: places.min(left),
+        let left = self.reserved_per_caller().saturating_sub(slots_in_use);
+        (left > 0).then(|| Slots {
+            shared: 0,
+            reserved: slots.min(left),
         })
     }
 
-    /// A call begins, if there is room.
-    fn start(&mut self, flow: &Flow) -> Option<Claim> {
-        let line = self.lines.get(flow)?;
-        let (used_us, expected_us) = (line.used_us, line.mean_us);
-        let places = self.room(line.taken, expected_us)?;
-        let line = self.lines.get_mut(flow)?;
-        line.taken += places.sum();
-        line.used_us += expected_us;
-        self.taken.common += places.common;
-        self.taken.set_aside += places.set_aside;
+    /// Starts a call, if there is room.
+    fn start(&mut self, flow: &FlowKey) -> Option<Cost> {
+        let caller = self.callers.get(flow)?;
+        let (used_us, expected_us) = (caller.used_us, caller.mean_us);
+        let slots = self.available(caller.slots_in_use, expected_us)?;
+        let caller = self.callers.get_mut(flow)?;
+        caller.slots_in_use += slots.sum();
+        caller.used_us += expected_us;
+        self.in_use.shared += slots.shared;
+        self.in_use.reserved += slots.reserved;
         self.clock_us = self.clock_us.max(used_us);
-        Some(Claim {
-            places,
-            expected_us,
-        })
+        Some(Cost { slots, expected_us })
     }
 
-    /// A call ends; what it used, if it began.
-    fn end(&mut self, flow: &Flow, claim: Claim, used: Option<Used>) {
-        self.taken.common -= claim.places.common;
-        self.taken.set_aside -= claim.places.set_aside;
-        let Some(line) = self.lines.get_mut(flow) else {
+    /// Ends a call. `usage` is `None` if it never ran.
+    fn end(&mut self, flow: &FlowKey, cost: Cost, usage: Option<Usage>) {
+        self.in_use.shared -= cost.slots.shared;
+        self.in_use.reserved -= cost.slots.reserved;
+        let Some(caller) = self.callers.get_mut(flow) else {
             return;
         };
-        line.taken -= claim.places.sum();
-        let Used { busy_us, share_us } = used.unwrap_or_default();
-        line.used_us = (line.used_us + busy_us.max(share_us)).saturating_sub(claim.expected_us);
-        if used.is_some() {
-            let forgotten = line.mean_us / MEMORY;
-            line.mean_us = (line.mean_us - forgotten + busy_us / MEMORY).max(FIRST_US);
+        caller.slots_in_use -= cost.slots.sum();
+        let Usage { busy_us, share_us } = usage.unwrap_or_default();
+        caller.used_us = (caller.used_us + busy_us.max(share_us)).saturating_sub(cost.expected_us);
+        if usage.is_some() {
+            let forgotten = caller.mean_us / MEAN_WEIGHT;
+            let mean_us = caller.mean_us - forgotten + busy_us / MEAN_WEIGHT;
+            caller.mean_us = mean_us.max(INITIAL_MEAN_US);
         }
     }
 
-    /// The first in the line of whoever has used least, of those for whom there is
-    /// room.
-    fn next(&mut self) -> Option<(Flow, oneshot::Sender<Pass>)> {
+    /// The next waiting call: the first of the caller with the lowest usage, among the
+    /// callers that there is room for.
+    fn next(&mut self) -> Option<(FlowKey, oneshot::Sender<Permit>)> {
         while self.waiting > 0 {
-            // Those who wait may be many, and most often there is no room.
-            let for_one = if self.has_common_room() {
+            // Checked first: many callers may wait, and most often there is no room.
+            let max_in_use = if self.has_shared_slots() {
                 u64::MAX
             } else {
-                self.set_aside_for_one()
+                self.reserved_per_caller()
             };
-            if for_one == 0 {
+            if max_in_use == 0 {
                 return None;
             }
-            let lines = self.lines.iter();
-            let lines = lines.filter(|(_, line)| !line.waiting.is_empty() && line.taken < for_one);
-            let (flow, _) = lines.min_by_key(|(_, line)| line.used_us)?;
+            let callers = self.callers.iter();
+            let callers = callers.filter(|(_, caller)| {
+                !caller.waiting.is_empty() && caller.slots_in_use < max_in_use
+            });
+            let (flow, _) = callers.min_by_key(|(_, caller)| caller.used_us)?;
             let flow = flow.clone();
-            let line = self.lines.get_mut(&flow)?;
-            while let Some(turn) = line.waiting.pop_front() {
+            let caller = self.callers.get_mut(&flow)?;
+            while let Some(sender) = caller.waiting.pop_front() {
                 self.waiting -= 1;
-                if !turn.is_closed() {
-                    return Some((flow, turn));
+                if !sender.is_closed() {
+                    return Some((flow, sender));
                 }
             }
         }
         None
     }
 
-    /// Takes those out of a line who have given up. Patience is much the same for
-    /// all: who came first gives up first.
-    fn forget_gone(&mut self, flow: &Flow) {
-        let Some(line) = self.lines.get_mut(flow) else {
+    /// Removes cancelled calls from the front of a caller's queue. All calls wait about
+    /// equally long, so the first ones are cancelled first.
+    fn remove_cancelled(&mut self, flow: &FlowKey) {
+        let Some(caller) = self.callers.get_mut(flow) else {
             return;
         };
-        while line.waiting.front().is_some_and(oneshot::Sender::is_closed) {
-            line.waiting.pop_front();
+        while caller
+            .waiting
+            .front()
+            .is_some_and(oneshot::Sender::is_closed)
+        {
+            caller.waiting.pop_front();
             self.waiting -= 1;
         }
     }
 
-    /// Whether there have been several callers of late: one alone takes nothing away
-    /// from anybody.
-    fn has_company(&self) -> bool {
-        self.company > 0
+    /// Whether there were several callers lately. A sole caller delays nobody else.
+    fn has_several_callers(&self) -> bool {
+        self.contention_windows > 0
     }
 
-    /// Forgets little by little what callers who are away have used, and that their
-    /// calls use much; then them.
-    fn forget_idle(&mut self) {
+    /// Decays the usage and the mean of absent callers, and removes callers without any.
+    fn decay_idle(&mut self) {
         let clock_us = self.clock_us;
-        self.company = if self.lines.len() > 1 {
-            COMPANY
+        self.contention_windows = if self.callers.len() > 1 {
+            CONTENTION_WINDOWS
         } else {
-            self.company.saturating_sub(1)
+            self.contention_windows.saturating_sub(1)
         };
-        self.lines.retain(|_, line| {
-            let is_away = line.taken == 0 && line.waiting.is_empty();
-            if is_away {
-                let debit_us = line.used_us.saturating_sub(clock_us);
-                line.used_us -= debit_us.div_ceil(FADING);
-                line.mean_us -= line.mean_us.div_ceil(FADING);
+        self.callers.retain(|_, caller| {
+            let is_absent = caller.slots_in_use == 0 && caller.waiting.is_empty();
+            if is_absent {
+                let debit_us = caller.used_us.saturating_sub(clock_us);
+                caller.used_us -= debit_us.div_ceil(DECAY);
+                caller.mean_us -= caller.mean_us.div_ceil(DECAY);
             }
-            !is_away || line.used_us > clock_us || line.mean_us >= FIRST_US
+            !is_absent || caller.used_us > clock_us || caller.mean_us >= INITIAL_MEAN_US
         });
     }
 }
 
-impl Taken {
+impl Slots {
     fn sum(self) -> u64 {
-        self.common + self.set_aside
+        self.shared + self.reserved
     }
 }
 
-impl Default for Line {
+impl Default for CallerQueue {
     fn default() -> Self {
         Self {
             used_us: 0,
-            mean_us: FIRST_US,
-            taken: 0,
+            mean_us: INITIAL_MEAN_US,
+            slots_in_use: 0,
             waiting: VecDeque::new(),
         }
     }
 }
 
-impl Pass {
-    /// Whether the call uses much of the processors, as far as can be told: what it has
-    /// used, or what its caller's calls use.
-    pub(super) fn uses_much(&self) -> bool {
+impl Permit {
+    /// Whether the call is heavy, by the CPU time that it has used or by the mean of its
+    /// caller.
+    pub(super) fn is_heavy(&self) -> bool {
         let busy_us = self.busy_us.load(Ordering::Relaxed);
-        let busy = Duration::from_micros(busy_us.max(self.claim.expected_us));
-        busy > self.lobby.turns.much()
+        let busy = Duration::from_micros(busy_us.max(self.cost.expected_us));
+        busy > self.queue.step_limiter.threshold()
     }
 
-    /// The turns of the call.
-    pub(super) fn turns(&self) -> Turn {
-        self.lobby.turns.of_a_call()
+    /// The steps of the call, if it is heavy.
+    pub(super) fn steps(&self) -> CallSteps {
+        self.queue.step_limiter.for_call()
     }
 
-    /// The call has kept a processor busy for so long.
-    pub(super) fn charge(&self, busy: Duration) {
+    /// Charges CPU time to the call.
+    pub(super) fn charge_cpu(&self, busy: Duration) {
         self.busy_us.fetch_add(micros(busy), Ordering::Relaxed);
     }
 }
 
-impl Drop for Pass {
+impl Drop for Permit {
     fn drop(&mut self) {
-        if !self.is_used {
+        if !self.is_started {
             return;
         }
-        let lobby = self.lobby.clone();
-        let mut state = lobby.lock();
-        let held_us = micros(self.since.elapsed()) * self.claim.places.sum();
-        let used = Used {
+        let queue = self.queue.clone();
+        let mut state = queue.lock();
+        let held_us = micros(self.since.elapsed()) * self.cost.slots.sum();
+        let usage = Usage {
             busy_us: self.busy_us.load(Ordering::Relaxed),
             share_us: held_us / state.limit.max(1),
         };
-        state.end(&self.flow, self.claim, Some(used));
-        lobby.admit(&mut state);
+        state.end(&self.flow, self.cost, Some(usage));
+        queue.grant(&mut state);
     }
 }
 
@@ -462,286 +467,286 @@ mod tests {
     use super::*;
     use futures_util::{StreamExt as _, future::join_all, stream::FuturesUnordered};
 
-    const PATIENCE: Duration = Duration::from_millis(100);
-    const LEAST: usize = 8;
+    const MAX_WAIT: Duration = Duration::from_millis(100);
+    const MIN_LIMIT: usize = 8;
 
-    fn lobby(greatest: usize) -> Arc<Lobby> {
-        Arc::new(Lobby::new(
-            LEAST,
-            greatest,
+    fn fair_queue(max_limit: usize) -> Arc<FairQueue> {
+        Arc::new(FairQueue::new(
+            MIN_LIMIT,
+            max_limit,
             Gauge::noop(),
-            Turns::new(1, Duration::MAX),
+            StepLimiter::new(1, Duration::MAX),
         ))
     }
 
-    /// Who is under way, and who waits.
-    fn counts(lobby: &Lobby) -> (u64, usize) {
-        let state = lobby.lock();
-        (state.taken.sum(), state.waiting)
+    /// Slots in use, and waiting calls.
+    fn counts(queue: &FairQueue) -> (u64, usize) {
+        let state = queue.lock();
+        (state.in_use.sum(), state.waiting)
     }
 
-    /// Takes all places, for as many callers as it needs.
-    fn fill(lobby: &Arc<Lobby>) -> Vec<Pass> {
-        let flows = (1000..).map(Flow::Connection);
-        let passes = flows.map_while(|flow| lobby.try_enter(&flow));
-        passes.collect()
+    /// Takes all slots, for as many callers as it needs.
+    fn fill(queue: &Arc<FairQueue>) -> Vec<Permit> {
+        let flows = (1000..).map(FlowKey::Connection);
+        let permits = flows.map_while(|flow| queue.try_acquire(&flow));
+        permits.collect()
     }
 
-    /// Takes all places that this caller may have.
-    fn take_all(lobby: &Arc<Lobby>, flow: &Flow) -> Vec<Pass> {
-        std::iter::from_fn(|| lobby.try_enter(flow)).collect()
+    /// Takes all slots that this caller may have.
+    fn take_all(queue: &Arc<FairQueue>, flow: &FlowKey) -> Vec<Permit> {
+        std::iter::from_fn(|| queue.try_acquire(flow)).collect()
     }
 
-    /// One call of this caller that uses so much of the processors.
-    fn spend(lobby: &Arc<Lobby>, flow: &Flow, busy: Duration) {
-        lobby.try_enter(flow).unwrap().charge(busy);
+    /// One call of this caller that uses so much CPU time.
+    fn spend(queue: &Arc<FairQueue>, flow: &FlowKey, busy: Duration) {
+        queue.try_acquire(flow).unwrap().charge_cpu(busy);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_has_used_least_goes_first() {
-        let lobby = lobby(2);
-        let (hog, guest) = (Flow::Connection(1), Flow::Connection(2));
-        spend(&lobby, &hog, Duration::from_millis(20));
-        let mut filled = fill(&lobby);
+    async fn the_caller_with_the_lowest_usage_goes_first() {
+        let queue = fair_queue(2);
+        let (hog, guest) = (FlowKey::Connection(1), FlowKey::Connection(2));
+        spend(&queue, &hog, Duration::from_millis(20));
+        let mut filled = fill(&queue);
         let calls = [&hog, &hog, &hog, &guest, &guest].map(|flow| {
-            let lobby = lobby.clone();
+            let queue = queue.clone();
             async move {
-                let pass = lobby.enter(flow, PATIENCE).await.unwrap();
-                (flow.clone(), pass)
+                let permit = queue.acquire(flow, MAX_WAIT).await.unwrap();
+                (flow.clone(), permit)
             }
         });
         let mut waiting: FuturesUnordered<_> = calls.map(Box::pin).into_iter().collect();
         assert!(futures_util::poll!(waiting.next()).is_pending());
         filled.pop();
         let mut order = Vec::new();
-        while let Some((flow, pass)) = waiting.next().await {
-            pass.charge(Duration::from_micros(if flow == hog { 1000 } else { 100 }));
+        while let Some((flow, permit)) = waiting.next().await {
+            permit.charge_cpu(Duration::from_micros(if flow == hog { 1000 } else { 100 }));
             order.push(flow == guest);
-            drop(pass);
+            drop(permit);
         }
         assert_eq!(order, [true, true, false, false, false]);
-        assert_eq!(counts(&lobby), (1, 0));
+        assert_eq!(counts(&queue), (1, 0));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_caller_does_not_get_all_places_however_little_it_uses() {
-        let lobby = lobby(16);
-        let (hog, guest) = (Flow::Connection(1), Flow::Connection(2));
-        let passes = take_all(&lobby, &hog);
-        assert_eq!(passes.len(), 12);
-        let (more, other) = tokio::join!(lobby.enter(&hog, PATIENCE), async {
-            lobby.enter(&guest, PATIENCE).await
+    async fn one_caller_does_not_get_all_slots_however_little_it_uses() {
+        let queue = fair_queue(16);
+        let (hog, guest) = (FlowKey::Connection(1), FlowKey::Connection(2));
+        let permits = take_all(&queue, &hog);
+        assert_eq!(permits.len(), 12);
+        let (more, other) = tokio::join!(queue.acquire(&hog, MAX_WAIT), async {
+            queue.acquire(&guest, MAX_WAIT).await
         });
         assert!(more.is_err());
         assert!(other.is_ok());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn calls_that_are_expected_to_use_much_take_more_places() {
-        let lobby = lobby(640);
-        let flow = Flow::Connection(1);
-        spend(&lobby, &flow, Duration::from_millis(16));
-        // 20 places each, an eighth of what the first one used, as long as there is
-        // one of 480.
-        let passes = take_all(&lobby, &flow);
-        assert_eq!((passes.len(), counts(&lobby)), (24, (480, 0)));
-        let other = Flow::Connection(2);
-        assert!(lobby.try_enter(&other).is_some());
-        drop(passes);
-        assert_eq!(counts(&lobby), (0, 0));
+    async fn calls_that_are_expected_to_use_more_cpu_take_more_slots() {
+        let queue = fair_queue(640);
+        let flow = FlowKey::Connection(1);
+        spend(&queue, &flow, Duration::from_millis(16));
+        // 20 slots each: an eighth of the usage of the first call. The last call needs one
+        // free slot of 480.
+        let permits = take_all(&queue, &flow);
+        assert_eq!((permits.len(), counts(&queue)), (24, (480, 0)));
+        let other = FlowKey::Connection(2);
+        assert!(queue.try_acquire(&other).is_some());
+        drop(permits);
+        assert_eq!(counts(&queue), (0, 0));
         for _ in 0..2000 {
-            lobby.follow(true);
+            queue.adjust_limit(true);
         }
-        assert!(lobby.lock().lines.is_empty());
-        assert_eq!(take_all(&lobby, &flow).len(), 480);
+        assert!(queue.lock().callers.is_empty());
+        assert_eq!(take_all(&queue, &flow).len(), 480);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn places_that_are_held_are_charged_and_credit_is_bounded() {
-        let lobby = lobby(4);
-        let (holder, trickle) = (Flow::Connection(1), Flow::Connection(2));
-        let always = lobby.try_enter(&trickle).unwrap();
-        let held = lobby.try_enter(&holder).unwrap();
+    async fn held_slots_are_charged_and_credit_is_bounded() {
+        let queue = fair_queue(4);
+        let (holder, trickle) = (FlowKey::Connection(1), FlowKey::Connection(2));
+        let always = queue.try_acquire(&trickle).unwrap();
+        let held = queue.try_acquire(&holder).unwrap();
         tokio::time::advance(Duration::from_secs(4)).await;
         drop(held);
-        let used = |flow: &Flow| lobby.lock().line(flow).used_us;
+        let used = |flow: &FlowKey| queue.lock().caller(flow).used_us;
         assert_eq!(used(&holder), 1_000_000);
-        drop(lobby.try_enter(&holder));
-        // Who always has a call under way saves nothing up either.
+        drop(queue.try_acquire(&holder));
+        // A caller that always has a call running saves up no credit either.
         assert_eq!(used(&trickle), 1_000_000 - CREDIT_US);
         drop(always);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_call_is_charged_for_each_place_that_it_holds() {
-        let lobby = lobby(640);
-        let flow = Flow::Connection(1);
-        spend(&lobby, &flow, Duration::from_millis(16));
-        let large = lobby.try_enter(&flow).unwrap();
-        assert_eq!(large.claim.places.sum(), 20);
+    async fn a_call_is_charged_for_each_slot_that_it_holds() {
+        let queue = fair_queue(640);
+        let flow = FlowKey::Connection(1);
+        spend(&queue, &flow, Duration::from_millis(16));
+        let large = queue.try_acquire(&flow).unwrap();
+        assert_eq!(large.cost.slots.sum(), 20);
         tokio::time::advance(Duration::from_secs(4)).await;
         drop(large);
-        // 20 of 640 places for four seconds, after 16 ms.
-        assert_eq!(lobby.lock().line(&flow).used_us, 125_000 + 16_000);
+        // 20 of 640 slots for four seconds, after 16 ms.
+        assert_eq!(queue.lock().caller(&flow).used_us, 125_000 + 16_000);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_expected_use_follows_the_calls_by_an_eighth() {
-        let lobby = lobby(640);
-        let flow = Flow::Connection(1);
-        let mean = || lobby.lock().line(&flow).mean_us;
+    async fn the_mean_follows_the_calls_by_an_eighth() {
+        let queue = fair_queue(640);
+        let flow = FlowKey::Connection(1);
+        let mean = || queue.lock().caller(&flow).mean_us;
         assert_eq!(mean(), 50);
-        spend(&lobby, &flow, Duration::from_millis(16));
+        spend(&queue, &flow, Duration::from_millis(16));
         assert_eq!(mean(), 50 - 6 + 2000);
-        spend(&lobby, &flow, Duration::ZERO);
+        spend(&queue, &flow, Duration::ZERO);
         assert_eq!(mean(), 2044 - 255);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_large_call_takes_no_more_places_than_there_are() {
-        let lobby = lobby(640);
-        let (flow, other) = (Flow::Connection(1), Flow::Connection(2));
-        spend(&lobby, &flow, Duration::from_millis(16));
-        let _other = lobby.try_enter(&other).unwrap();
+    async fn a_large_call_takes_no_more_slots_than_there_are() {
+        let queue = fair_queue(640);
+        let (flow, other) = (FlowKey::Connection(1), FlowKey::Connection(2));
+        spend(&queue, &flow, Duration::from_millis(16));
+        let _other = queue.try_acquire(&other).unwrap();
         for _ in 0..10 {
-            lobby.follow(false);
+            queue.adjust_limit(false);
         }
-        assert_eq!(lobby.lock().limit, LEAST as u64);
-        let large = lobby.try_enter(&flow).unwrap();
-        assert_eq!(
-            (large.claim.places.common, large.claim.places.set_aside),
-            (6, 0)
-        );
+        assert_eq!(queue.lock().limit, MIN_LIMIT as u64);
+        let large = queue.try_acquire(&flow).unwrap();
+        assert_eq!((large.cost.slots.shared, large.cost.slots.reserved), (6, 0));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn callers_share_the_places_that_are_set_aside() {
-        let lobby = lobby(64);
-        let [hog, second, third] = [1, 2, 3].map(Flow::Connection);
-        let all = take_all(&lobby, &hog);
-        drop(lobby.try_enter(&second));
-        drop(lobby.try_enter(&third));
-        let (second, third) = (take_all(&lobby, &second), take_all(&lobby, &third));
+    async fn callers_share_the_reserved_slots() {
+        let queue = fair_queue(64);
+        let [hog, second, third] = [1, 2, 3].map(FlowKey::Connection);
+        let all = take_all(&queue, &hog);
+        drop(queue.try_acquire(&second));
+        drop(queue.try_acquire(&third));
+        let (second, third) = (take_all(&queue, &second), take_all(&queue, &third));
         // A third of 16.
         assert_eq!((all.len(), second.len(), third.len()), (48, 5, 5));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_place_that_is_set_aside_goes_to_a_caller_who_has_not_had_its_share() {
-        let lobby = lobby(8);
-        let [many, one, none] = [1, 2, 3].map(Flow::Connection);
-        let _common = take_all(&lobby, &many);
-        let _set_aside = lobby.try_enter(&one).unwrap();
-        lobby.lock().line(&none).used_us = 5000;
-        let mut waiting = Box::pin(lobby.enter(&one, PATIENCE));
+    async fn a_reserved_slot_goes_to_a_caller_below_its_share() {
+        let queue = fair_queue(8);
+        let [many, one, none] = [1, 2, 3].map(FlowKey::Connection);
+        let _shared = take_all(&queue, &many);
+        let _reserved = queue.try_acquire(&one).unwrap();
+        queue.lock().caller(&none).used_us = 5000;
+        let mut waiting = Box::pin(queue.acquire(&one, MAX_WAIT));
         assert!(futures_util::poll!(&mut waiting).is_pending());
-        let mut admitted = Box::pin(lobby.enter(&none, PATIENCE));
-        assert!(futures_util::poll!(&mut admitted).is_ready());
+        let mut admitted_call = Box::pin(queue.acquire(&none, MAX_WAIT));
+        assert!(futures_util::poll!(&mut admitted_call).is_ready());
         assert!(futures_util::poll!(&mut waiting).is_pending());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_caller_is_forgotten_once_it_is_away_and_all_that_it_used_has_faded() {
-        let lobby = lobby(640);
-        let (away, busy) = (Flow::Connection(1), Flow::Connection(2));
-        spend(&lobby, &away, Duration::from_millis(16));
-        spend(&lobby, &busy, Duration::from_millis(16));
-        let call = lobby.try_enter(&busy).unwrap();
-        let clock_us = lobby.lock().clock_us;
-        lobby.lock().line(&away).used_us = clock_us + 16_000;
+    async fn an_absent_caller_is_removed_once_its_usage_has_decayed() {
+        let queue = fair_queue(640);
+        let (away, busy) = (FlowKey::Connection(1), FlowKey::Connection(2));
+        spend(&queue, &away, Duration::from_millis(16));
+        spend(&queue, &busy, Duration::from_millis(16));
+        let call = queue.try_acquire(&busy).unwrap();
+        let clock_us = queue.lock().clock_us;
+        queue.lock().caller(&away).used_us = clock_us + 16_000;
         let after = |windows| {
             for _ in 0..windows {
-                lobby.follow(true);
+                queue.adjust_limit(true);
             }
-            let state = lobby.lock();
-            let line = state.lines.get(&away);
-            (state.lines.len(), line.map(|line| line.mean_us >= FIRST_US))
+            let state = queue.lock();
+            let caller = state.callers.get(&away);
+            (
+                state.callers.len(),
+                caller.map(|caller| caller.mean_us >= INITIAL_MEAN_US),
+            )
         };
         assert_eq!(after(1), (2, Some(true)));
-        // The expected use fades first.
+        // The mean decays first.
         assert_eq!(after(299), (2, Some(false)));
         assert_eq!(after(300), (1, None));
-        assert_eq!(lobby.lock().line(&busy).mean_us, 2044);
+        assert_eq!(queue.lock().caller(&busy).mean_us, 2044);
         drop(call);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_call_uses_much_by_its_own_use_or_by_that_of_its_caller() {
-        let turns = Turns::new(1, Duration::from_millis(1));
-        let lobby = Arc::new(Lobby::new(LEAST, 640, Gauge::noop(), turns));
-        let flow = Flow::Connection(1);
-        let call = lobby.try_enter(&flow).unwrap();
-        call.charge(Duration::from_millis(1));
-        assert!(!call.uses_much());
-        call.charge(Duration::from_micros(1));
-        assert!(call.uses_much());
+    async fn a_call_is_heavy_by_its_own_usage_or_by_its_callers_mean() {
+        let step_limiter = StepLimiter::new(1, Duration::from_millis(1));
+        let queue = Arc::new(FairQueue::new(MIN_LIMIT, 640, Gauge::noop(), step_limiter));
+        let flow = FlowKey::Connection(1);
+        let call = queue.try_acquire(&flow).unwrap();
+        call.charge_cpu(Duration::from_millis(1));
+        assert!(!call.is_heavy());
+        call.charge_cpu(Duration::from_micros(1));
+        assert!(call.is_heavy());
         drop(call);
-        spend(&lobby, &flow, Duration::from_millis(16));
-        assert!(lobby.try_enter(&flow).unwrap().uses_much());
+        spend(&queue, &flow, Duration::from_millis(16));
+        assert!(queue.try_acquire(&flow).unwrap().is_heavy());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_gives_up_leaves_no_trace() {
-        let lobby = lobby(2);
-        let flow = Flow::Connection(1);
-        let passes = fill(&lobby);
-        let enter = |calls| join_all((0..calls).map(|_| lobby.enter(&flow, PATIENCE)));
-        let mut refused = Box::pin(enter(MAX_WAITING + 8));
+    async fn a_cancelled_call_leaves_no_trace() {
+        let queue = fair_queue(2);
+        let flow = FlowKey::Connection(1);
+        let permits = fill(&queue);
+        let acquire = |calls| join_all((0..calls).map(|_| queue.acquire(&flow, MAX_WAIT)));
+        let mut refused = Box::pin(acquire(MAX_WAITING + 8));
         let began = Instant::now();
         assert!(futures_util::poll!(&mut refused).is_pending());
-        assert_eq!(counts(&lobby), (2, MAX_WAITING));
+        assert_eq!(counts(&queue), (2, MAX_WAITING));
         assert!(refused.await.iter().all(Result::is_err));
-        // A call that finds the line full is not sent away sooner.
-        assert_eq!(began.elapsed(), PATIENCE);
-        let mut last = Box::pin(enter(1));
+        // A call that finds its queue full is not rejected sooner.
+        assert_eq!(began.elapsed(), MAX_WAIT);
+        let mut last = Box::pin(acquire(1));
         assert!(futures_util::poll!(&mut last).is_pending());
-        assert_eq!(counts(&lobby), (2, 1));
+        assert_eq!(counts(&queue), (2, 1));
         drop(last);
-        drop(passes);
-        assert_eq!(counts(&lobby), (0, 0));
-        let passes = fill(&lobby);
-        assert_eq!(passes.len(), 2);
-        assert!(lobby.try_enter(&flow).is_none());
+        drop(permits);
+        assert_eq!(counts(&queue), (0, 0));
+        let permits = fill(&queue);
+        assert_eq!(permits.len(), 2);
+        assert!(queue.try_acquire(&flow).is_none());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_set_aside_is_there_also_while_others_have_more_than_there_is() {
-        let lobby = lobby(64);
-        let (hog, guest) = (Flow::Connection(1), Flow::Connection(2));
-        let passes = take_all(&lobby, &hog);
-        drop(lobby.try_enter(&guest));
+    async fn reserved_slots_stay_reserved_while_others_hold_more_than_the_limit() {
+        let queue = fair_queue(64);
+        let (hog, guest) = (FlowKey::Connection(1), FlowKey::Connection(2));
+        let permits = take_all(&queue, &hog);
+        drop(queue.try_acquire(&guest));
         for _ in 0..8 {
-            lobby.follow(false);
+            queue.adjust_limit(false);
         }
-        assert_eq!((passes.len(), lobby.lock().limit), (48, LEAST as u64));
-        let call = lobby.try_enter(&guest);
+        assert_eq!((permits.len(), queue.lock().limit), (48, MIN_LIMIT as u64));
+        let call = queue.try_acquire(&guest);
         assert!(call.is_some());
-        assert!(lobby.try_enter(&guest).is_none());
-        assert!(lobby.try_enter(&hog).is_none());
+        assert!(queue.try_acquire(&guest).is_none());
+        assert!(queue.try_acquire(&hog).is_none());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn processors_that_do_not_keep_up_lower_the_limit_to_its_least_and_not_below() {
-        let lobby = lobby(64);
-        let passes = fill(&lobby);
-        assert_eq!(passes.len(), 64);
-        lobby.follow(false);
-        assert_eq!(lobby.lock().limit, 32);
+    async fn the_limit_falls_to_its_minimum_while_the_processors_do_not_keep_up() {
+        let queue = fair_queue(64);
+        let permits = fill(&queue);
+        assert_eq!(permits.len(), 64);
+        queue.adjust_limit(false);
+        assert_eq!(queue.lock().limit, 32);
         for _ in 0..50 {
-            lobby.follow(false);
+            queue.adjust_limit(false);
         }
-        assert_eq!(lobby.lock().limit, LEAST as u64);
-        drop(passes);
-        lobby.lock().is_contended = true;
-        lobby.follow(true);
-        assert_eq!(lobby.lock().limit, LEAST as u64 + 2);
+        assert_eq!(queue.lock().limit, MIN_LIMIT as u64);
+        drop(permits);
+        queue.lock().is_contended = true;
+        queue.adjust_limit(true);
+        assert_eq!(queue.lock().limit, MIN_LIMIT as u64 + 2);
         for _ in 0..3 {
-            lobby.follow(true);
+            queue.adjust_limit(true);
         }
-        assert_eq!(lobby.lock().limit, 64);
-        let alone = self::lobby(64);
-        let pass = alone.try_enter(&Flow::Connection(1));
-        alone.follow(false);
-        assert_eq!((pass.is_some(), alone.lock().limit), (true, 64));
+        assert_eq!(queue.lock().limit, 64);
+        let alone = fair_queue(64);
+        let permit = alone.try_acquire(&FlowKey::Connection(1));
+        alone.adjust_limit(false);
+        assert_eq!((permit.is_some(), alone.lock().limit), (true, 64));
     }
 }

@@ -1,5 +1,5 @@
-//! Takes the account service's calls straight to it. The router behind would look at
-//! each call's path and copy and wrap it; it has those of all other services.
+//! The fast path router: passes calls of the account service straight to it. All other calls
+//! go through tonic's router, which copies and wraps each call.
 
 use std::{
     convert::Infallible,
@@ -17,25 +17,25 @@ use tower::{Layer, Service};
 use crate::grpc::{AccountService, MAX_REQUEST_BYTES, methods};
 use crate::{
     proto::account_v1::account_service_server::AccountServiceServer,
-    transport::listener::{Held, Peer},
+    transport::listener::{MemoryCharge, Peer},
 };
 
-/// The type of what is gRPC, but for how its messages are encoded.
+/// Content type of gRPC, without the encoding of its messages.
 const GRPC: &[u8] = b"application/grpc";
-/// Begins the names of methods whose requests may be large.
+/// Prefix of the methods with large requests.
 const BATCH: &str = "Batch";
 
-/// Puts the account service before a router.
+/// Puts the account service in front of a router.
 #[derive(Clone)]
-pub struct DirectLayer(pub AccountServiceServer<AccountService>);
+pub struct FastPathLayer(pub AccountServiceServer<AccountService>);
 
-impl<S> Layer<S> for DirectLayer {
-    type Service = Direct<S>;
+impl<S> Layer<S> for FastPathLayer {
+    type Service = FastPath<S>;
 
-    fn layer(&self, router: S) -> Direct<S> {
+    fn layer(&self, router: S) -> FastPath<S> {
         let Self(batches) = self.clone();
         let single = batches.clone().max_decoding_message_size(MAX_REQUEST_BYTES);
-        Direct {
+        FastPath {
             single,
             batches,
             router,
@@ -45,14 +45,14 @@ impl<S> Layer<S> for DirectLayer {
 
 /// The account service, and a router for all other calls.
 #[derive(Clone)]
-pub struct Direct<S> {
+pub struct FastPath<S> {
     single: AccountServiceServer<AccountService>,
-    /// Reads larger requests.
+    /// Accepts larger requests.
     batches: AccountServiceServer<AccountService>,
     router: S,
 }
 
-impl<S> Service<Request<Body>> for Direct<S>
+impl<S> Service<Request<Body>> for FastPath<S>
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
 {
@@ -61,7 +61,7 @@ where
     type Future = Either<BoxFuture<'static, Result<Response<Body>, Infallible>>, S::Future>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        // The account service always is.
+        // The account service is always ready.
         self.router.poll_ready(context)
     }
 
@@ -71,7 +71,7 @@ where
         }
         match methods::name_of(request.uri().path()) {
             Some(name) if name.starts_with(BATCH) => {
-                Either::Left(self.batches.call(weighed(request)))
+                Either::Left(self.batches.call(charge_body(request)))
             }
             Some(_) => Either::Left(self.single.call(request)),
             None => Either::Right(self.router.call(request)),
@@ -79,36 +79,36 @@ where
     }
 }
 
-/// Whether a request says that it is gRPC.
+/// Whether a request has the content type of gRPC.
 fn is_grpc(headers: &HeaderMap) -> bool {
     let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
     let rest = kind.and_then(|kind| kind.strip_prefix(GRPC));
     rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
-/// The answer to what is not gRPC, by its specification.
+/// The response to other content types, by the gRPC specification.
 fn not_grpc() -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
     response
 }
 
-/// The request, with its bytes held for its connection until they are decoded.
-fn weighed(request: Request<Body>) -> Request<Body> {
+/// The request, with its bytes charged to the connection until they are decoded.
+fn charge_body(request: Request<Body>) -> Request<Body> {
     let Some(peer) = request.extensions().get::<Peer>() else {
         return request;
     };
-    let held = peer.holding();
-    request.map(|body| Body::new(Weighed { body, held }))
+    let charge = peer.charge_memory();
+    request.map(|body| Body::new(ChargedBody { body, charge }))
 }
 
 /// The body of a request.
-struct Weighed {
+struct ChargedBody {
     body: Body,
-    held: Held,
+    charge: MemoryCharge,
 }
 
-impl http_body::Body for Weighed {
+impl http_body::Body for ChargedBody {
     type Data = Bytes;
     type Error = Status;
 
@@ -116,12 +116,12 @@ impl http_body::Body for Weighed {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let Self { body, held } = &mut *self;
+        let Self { body, charge } = &mut *self;
         let frame = task::ready!(Pin::new(body).poll_frame(context));
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {
-            held.add(data.len());
+            charge.add(data.len());
         }
         Poll::Ready(frame)
     }

@@ -1,5 +1,5 @@
-//! Watches calls: counts and times them, puts them into the trace that their caller
-//! began, and weighs their answers until these are taken.
+//! Metrics and traces of calls: counts and times each call, continues its caller's trace, and
+//! charges its response to the connection until the client has received it.
 
 use std::{
     pin::Pin,
@@ -19,32 +19,32 @@ use tower::{Layer, Service};
 use crate::grpc::{deadline, methods::ByMethod};
 use crate::{
     telemetry::{CallSpan, RPC_DURATION, RPCS_UNDER_WAY},
-    transport::listener::{Held, Peer},
+    transport::listener::{MemoryCharge, Peer},
 };
 
-/// Bytes of an answer that are given to the transport at once: what it has, it keeps
-/// until the client takes it.
+/// Bytes of a response that the transport gets at a time: it keeps them until the client
+/// receives them.
 const CHUNK: usize = 16 * 1024;
-/// Bytes that an answer which is not taken costs besides a larger message.
-const ANSWER_OVERHEAD: usize = 2048;
-/// Messages of more bytes are weighed until the transport has sent them to the end: it
-/// keeps all of a message for the sake of its last byte.
-const SMALL: usize = 1024;
+/// Bytes that an unreceived response costs besides its messages.
+const RESPONSE_OVERHEAD: usize = 2048;
+/// Largest message that is not charged, in bytes. The transport keeps a whole larger one
+/// until its last byte is sent.
+const MAX_SMALL_MESSAGE: usize = 1024;
 /// Codes of gRPC: 0 to 16.
 const CODES: usize = 17;
 /// Name of the service in traces.
 const SERVICE: &str = "account.v1.AccountService";
 static STATUS_HEADER: HeaderName = HeaderName::from_static("grpc-status");
 
-/// Watches every call of the account service that passes.
+/// Records metrics and traces of the account service's calls.
 #[derive(Debug, Clone)]
-pub struct ObservationLayer(Arc<ByMethod<Watched>>);
+pub struct MetricsLayer(Arc<ByMethod<MethodMetrics>>);
 
-impl ObservationLayer {
-    /// To be made once metrics are recorded, if they are to be.
+impl MetricsLayer {
+    /// To be created after the metrics recorder.
     #[must_use]
     pub fn new() -> Self {
-        Self(Arc::new(ByMethod::new(|name, _| Watched {
+        Self(Arc::new(ByMethod::new(|name, _| MethodMetrics {
             name: name.to_owned(),
             under_way: metrics::gauge!(RPCS_UNDER_WAY, "rpc" => name.to_owned()),
             durations: std::array::from_fn(|_| OnceLock::new()),
@@ -52,95 +52,102 @@ impl ObservationLayer {
     }
 }
 
-impl Default for ObservationLayer {
+impl Default for MetricsLayer {
     fn default() -> Self {
         Self::new()
     }
 }
 
-/// What is told of a method's calls.
+/// Metrics of a method's calls.
 #[derive(Debug)]
-struct Watched {
+struct MethodMetrics {
     name: String,
     under_way: Gauge,
-    /// By code; a code that was never answered is not told of.
+    /// By code. A code that was never returned has no histogram.
     durations: [OnceLock<Histogram>; CODES],
 }
 
-impl Watched {
+impl MethodMetrics {
     fn duration(&self, code: Code) -> Option<&Histogram> {
         let duration = self.durations.get(code as usize)?;
         Some(duration.get_or_init(|| {
-            let (rpc, code) = (self.name.clone(), name_of(code));
+            let (rpc, code) = (self.name.clone(), code_name(code));
             metrics::histogram!(RPC_DURATION, "rpc" => rpc, "code" => code)
         }))
     }
 }
 
-/// A call that is under way; ends when it is dropped.
+/// A running call, which ends when this is dropped.
 #[derive(Debug)]
-struct Call {
-    watched: Arc<Watched>,
-    /// What the answer costs besides its message, until the call ends.
-    held: Option<Held>,
+struct CallMetrics {
+    method: Arc<MethodMetrics>,
+    /// The charge of the response besides its messages, until the call ends.
+    charge: Option<MemoryCharge>,
     began: Instant,
-    /// How much time it had.
+    /// The time that the call had.
     granted: Duration,
-    /// How it ended; `None` for a call that nobody waits for any more.
+    /// The status code. `None` if the client left before.
     code: Option<Code>,
     span: CallSpan,
 }
 
-impl Call {
-    fn begin(watched: Arc<Watched>, held: Option<Held>, headers: &HeaderMap) -> Self {
-        watched.under_way.increment(1);
+impl CallMetrics {
+    fn begin(
+        method: Arc<MethodMetrics>,
+        charge: Option<MemoryCharge>,
+        headers: &HeaderMap,
+    ) -> Self {
+        method.under_way.increment(1);
         Self {
-            span: CallSpan::begin(SERVICE, &watched.name, headers),
-            watched,
-            held,
+            span: CallSpan::begin(SERVICE, &method.name, headers),
+            method,
+            charge,
             began: Instant::now(),
             granted: deadline::granted(headers, deadline::DEFAULT_DEADLINE),
             code: None,
         }
     }
 
-    /// The same bytes, held for the connection until the last part of them is dropped.
-    fn weigh(&self, data: Bytes) -> Bytes {
-        match &self.held {
-            Some(held) if data.len() > SMALL => {
-                let mut held = held.another();
-                held.add(data.len());
-                Bytes::from_owner(Weighed { data, _held: held })
+    /// The same bytes, charged to the connection until their last part is dropped.
+    fn charge_until_sent(&self, data: Bytes) -> Bytes {
+        match &self.charge {
+            Some(charge) if data.len() > MAX_SMALL_MESSAGE => {
+                let mut charge = charge.another();
+                charge.add(data.len());
+                Bytes::from_owner(ChargedBytes {
+                    data,
+                    _held: charge,
+                })
             }
             _ => data,
         }
     }
 
-    fn note(&mut self, headers: &HeaderMap) {
+    fn record_status(&mut self, headers: &HeaderMap) {
         if let Some(code) = headers.get(&STATUS_HEADER) {
             self.code = Some(Code::from_bytes(code.as_bytes()));
         }
     }
 }
 
-impl Drop for Call {
+impl Drop for CallMetrics {
     fn drop(&mut self) {
-        self.watched.under_way.decrement(1);
+        self.method.under_way.decrement(1);
         let took = self.began.elapsed();
-        // What the transport gives up at the deadline ends without a code here.
+        // The transport drops a call at its deadline, without a code.
         let code = self.code.unwrap_or(if took >= self.granted {
             Code::DeadlineExceeded
         } else {
             Code::Cancelled
         });
-        if let Some(duration) = self.watched.duration(code) {
+        if let Some(duration) = self.method.duration(code) {
             duration.record(took);
         }
         self.span.end(code as u16);
     }
 }
 
-impl<S> Layer<S> for ObservationLayer {
+impl<S> Layer<S> for MetricsLayer {
     type Service = Observation<S>;
 
     fn layer(&self, inner: S) -> Observation<S> {
@@ -151,10 +158,10 @@ impl<S> Layer<S> for ObservationLayer {
     }
 }
 
-/// A service whose calls are watched.
+/// A service whose calls are method.
 #[derive(Debug, Clone)]
 pub struct Observation<S> {
-    methods: Arc<ByMethod<Watched>>,
+    methods: Arc<ByMethod<MethodMetrics>>,
     inner: S,
 }
 
@@ -171,9 +178,9 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let watched = self.methods.get(request.uri().path()).cloned();
-        let held = request.extensions().get::<Peer>().map(Peer::holding);
-        let call = watched.map(|watched| Call::begin(watched, held, request.headers()));
+        let method = self.methods.get(request.uri().path()).cloned();
+        let charge = request.extensions().get::<Peer>().map(Peer::charge_memory);
+        let call = method.map(|method| CallMetrics::begin(method, charge, request.headers()));
         let inner = match &call {
             Some(call) => call.span.span().in_scope(|| self.inner.call(request)),
             None => self.inner.call(request),
@@ -183,12 +190,12 @@ where
 }
 
 pin_project! {
-    /// The answer of a call that is watched.
+    /// The answer of a call that is method.
     #[derive(Debug)]
     pub struct Observed<F> {
         #[pin]
         inner: F,
-        call: Option<Call>,
+        call: Option<CallMetrics>,
     }
 }
 
@@ -208,7 +215,7 @@ where
         if let Some(mut call) = this.call.take() {
             // Others say in their trailers how they end.
             if response.body().is_end_stream() {
-                call.note(response.headers());
+                call.record_status(response.headers());
             }
             response = response.map(|body| Body::new(ObservedBody::new(body, call, context)));
         }
@@ -220,16 +227,16 @@ where
 struct ObservedBody {
     body: Body,
     next: Next,
-    call: Call,
+    call: CallMetrics,
 }
 
-/// A message that is held for its connection.
-struct Weighed {
+/// A message that is charge for its connection.
+struct ChargedBytes {
     data: Bytes,
-    _held: Held,
+    _held: MemoryCharge,
 }
 
-impl AsRef<[u8]> for Weighed {
+impl AsRef<[u8]> for ChargedBytes {
     fn as_ref(&self) -> &[u8] {
         &self.data
     }
@@ -246,13 +253,13 @@ enum Next {
 impl ObservedBody {
     /// Encodes the message, where there is one already: it needs less memory then, and
     /// is known to need how much.
-    fn new(mut body: Body, mut call: Call, context: &mut Context<'_>) -> Self {
-        if let Some(held) = &mut call.held {
-            held.add(ANSWER_OVERHEAD);
+    fn new(mut body: Body, mut call: CallMetrics, context: &mut Context<'_>) -> Self {
+        if let Some(charge) = &mut call.charge {
+            charge.add(RESPONSE_OVERHEAD);
         }
         let next = match Pin::new(&mut body).poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                Ok(data) => Next::Data(call.weigh(data)),
+                Ok(data) => Next::Data(call.charge_until_sent(data)),
                 Err(frame) => Next::Other(Box::new(Ok(frame))),
             },
             Poll::Ready(Some(Err(status))) => Next::Other(Box::new(Err(status))),
@@ -264,7 +271,7 @@ impl ObservedBody {
     /// Weighs a message, leaves of it what the transport is to have at once, and keeps
     /// the rest.
     fn take(&mut self, data: &mut Bytes) {
-        *data = self.call.weigh(std::mem::take(data));
+        *data = self.call.charge_until_sent(std::mem::take(data));
         self.cut(data);
     }
 
@@ -297,7 +304,7 @@ impl http_body::Body for ObservedBody {
             if let Some(data) = frame.data_mut() {
                 this.take(data);
             } else if let Some(trailers) = frame.trailers_ref() {
-                this.call.note(trailers);
+                this.call.record_status(trailers);
             }
         }
         Poll::Ready(frame)
@@ -308,7 +315,7 @@ impl http_body::Body for ObservedBody {
     }
 }
 
-fn name_of(code: Code) -> &'static str {
+fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
         Code::Cancelled => "CANCELLED",

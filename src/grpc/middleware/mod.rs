@@ -1,4 +1,4 @@
-//! What every call passes before its handler, from the outermost layer to the innermost.
+//! Layers that every call passes before its handler, from the outermost to the innermost.
 
 mod auth;
 mod concurrency_limit;
@@ -9,13 +9,13 @@ mod fast_path_router;
 mod metrics;
 
 pub use self::{
-    auth::AdmissionLayer,
-    concurrency_limit::{FairnessLayer, MUCH},
-    error_details::precise_status,
-    fast_path_router::DirectLayer,
-    metrics::ObservationLayer,
+    auth::AuthLayer,
+    concurrency_limit::{ConcurrencyLimitLayer, HEAVY_CALL_CPU},
+    error_details::with_error_details,
+    fast_path_router::FastPathLayer,
+    metrics::MetricsLayer,
 };
 pub(super) use self::{
-    concurrency_limit::{Place, flow_of},
-    fair_queue::Flow,
+    concurrency_limit::{SharedPermit, flow_of},
+    fair_queue::FlowKey,
 };

@@ -1,5 +1,5 @@
-//! The log of changes: an item for each change, in blocks, written together with
-//! the register that says how far the log has come.
+//! The change log: an item for each change, in blocks, written in one transaction with
+//! the register of its end.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -15,8 +15,8 @@ use super::{DynamoDb, Kind, failed, primary_key_of, to_item};
 use crate::{
     domain::{ChangeKind, Key, Timestamp},
     store::{
-        ChangeStream, Changed, ChangedRecord, Cursor, Error, Left, Page, Position, Shard, ShardId,
-        StreamError, StreamId,
+        ChangeStream, Changed, ChangedRecord, Error, Left, Page, Position, Shard, ShardId,
+        ShardIterator, StreamError, StreamId,
         item::{self, Item},
         keys,
     },
@@ -79,7 +79,7 @@ impl ChangeStream for DynamoDbStream {
         stream: &StreamId,
         shard: &ShardId,
         position: &Position,
-    ) -> Result<Cursor, StreamError> {
+    ) -> Result<ShardIterator, StreamError> {
         let request = self
             .client
             .get_shard_iterator()
@@ -92,16 +92,19 @@ impl ChangeStream for DynamoDbStream {
                 .sequence_number(sequence),
         };
         let output = request.send().await.map_err(stream_failed)?;
-        output.shard_iterator.map(Cursor).ok_or(StreamError::Gone)
+        output
+            .shard_iterator
+            .map(ShardIterator)
+            .ok_or(StreamError::Gone)
     }
 
-    async fn changes(&self, cursor: &Cursor) -> Result<Page, StreamError> {
+    async fn changes(&self, cursor: &ShardIterator) -> Result<Page, StreamError> {
         let request = self.client.get_records().shard_iterator(&cursor.0);
         let output = request.send().await.map_err(stream_failed)?;
         let records = output.records.unwrap_or_default().into_iter();
         Ok(Page {
             changes: records.filter_map(changed).collect(),
-            next: output.next_shard_iterator.map(Cursor),
+            next: output.next_shard_iterator.map(ShardIterator),
         })
     }
 }

@@ -1,4 +1,4 @@
-//! Conditional transactions, and what their failures mean.
+//! Conditional transactions, and the classification of their errors.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -193,10 +193,10 @@ impl DynamoDb {
                 };
                 Ok(vec![item])
             }
-            Step::CleanUp(leftovers) => {
-                let item = item::encode_leftovers(leftovers);
+            Step::CleanUp(orphans) => {
+                let item = item::encode_orphans(orphans);
                 Ok(vec![self.transact_put(
-                    &keys::of_leftovers(leftovers),
+                    &keys::of_orphans(orphans),
                     [item, noted.clone()],
                     Condition::default(),
                 )?])

@@ -13,7 +13,7 @@ use super::{Attributes, DynamoDb, decode, failed, primary_key, primary_key_of};
 use crate::{
     domain::{Key, Membership, OrganizationName, Role, Username},
     store::{
-        Directory, Error, Kind, Listed, Lists, Place, Slice,
+        Directory, Error, Kind, ListPosition, Listed, Lists, Slice,
         item::ROLE,
         keys::{
             self, INVERTED_INDEX, LIST_INDEX, LIST_KEY, OWNER_INDEX, OWNER_OF, PARTITION_KEY,
@@ -32,7 +32,7 @@ impl Lists for DynamoDb {
         let pk = keys::members_of(organization);
         let start = slice
             .after
-            .map(|Place(sk)| primary_key(&(pk.clone(), sk.clone())));
+            .map(|ListPosition(sk)| primary_key(&(pk.clone(), sk.clone())));
         let query = self
             .client
             .query()
@@ -59,7 +59,7 @@ impl Lists for DynamoDb {
         let sk = keys::member_sort(user);
         let start = slice
             .after
-            .map(|Place(pk)| primary_key(&(pk.clone(), sk.clone())));
+            .map(|ListPosition(pk)| primary_key(&(pk.clone(), sk.clone())));
         let query = self
             .client
             .query()
@@ -110,7 +110,7 @@ impl Lists for DynamoDb {
             let last = last_key(&output, PARTITION_KEY);
             found.extend(keys_in(output));
             let next = match last {
-                Some(Place(pk)) => Some(format!("{shard}|{pk}")),
+                Some(ListPosition(pk)) => Some(format!("{shard}|{pk}")),
                 None if shard + 1 < keys::LIST_SHARDS => {
                     shard += 1;
                     Some(format!("{shard}|"))
@@ -122,10 +122,10 @@ impl Lists for DynamoDb {
                 Some(next) if is_full => {
                     return Ok(Listed {
                         found,
-                        next: Some(Place(next)),
+                        next: Some(ListPosition(next)),
                     });
                 }
-                Some(next) => (shard, after) = parse_directory_place(&Place(next))?,
+                Some(next) => (shard, after) = parse_directory_place(&ListPosition(next))?,
                 None => return Ok(Listed { found, next: None }),
             }
         }
@@ -158,10 +158,10 @@ impl DynamoDb {
     pub(super) async fn query_owners(
         &self,
         organization: &OrganizationName,
-        after: Option<&Place>,
+        after: Option<&ListPosition>,
     ) -> Result<Listed<Username>, Error> {
         let pk = keys::members_of(organization);
-        let start = after.map(|Place(sk)| primary_key(&(pk.clone(), sk.clone())));
+        let start = after.map(|ListPosition(sk)| primary_key(&(pk.clone(), sk.clone())));
         let query = self
             .client
             .query()
@@ -205,7 +205,9 @@ impl DynamoDb {
 }
 
 /// Where a directory's page ends: the shard, and the partition key within.
-fn parse_directory_place(Place(place): &Place) -> Result<(u8, Option<String>), Error> {
+fn parse_directory_place(
+    ListPosition(place): &ListPosition,
+) -> Result<(u8, Option<String>), Error> {
     let parsed = place.split_once('|').and_then(|(shard, pk)| {
         let shard = shard
             .parse()
@@ -216,9 +218,9 @@ fn parse_directory_place(Place(place): &Place) -> Result<(u8, Option<String>), E
     parsed.ok_or_else(|| Error::new(Kind::Unusable, "a place that no page ended at"))
 }
 
-pub(super) fn last_key(output: &QueryOutput, name: &str) -> Option<Place> {
+pub(super) fn last_key(output: &QueryOutput, name: &str) -> Option<ListPosition> {
     let last: &HashMap<_, _> = output.last_evaluated_key.as_ref()?;
-    last.get(name)?.as_s().ok().cloned().map(Place)
+    last.get(name)?.as_s().ok().cloned().map(ListPosition)
 }
 
 fn members_in(output: QueryOutput) -> Vec<Username> {

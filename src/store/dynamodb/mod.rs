@@ -1,5 +1,5 @@
-//! The table in DynamoDB: strongly consistent reads and the client's settings.
-//! This room alone knows the DynamoDB SDK.
+//! The table in DynamoDB: strongly consistent reads, and the client's settings. Only this
+//! room knows the DynamoDB SDK.
 
 mod change_log;
 mod change_stream;
@@ -27,8 +27,8 @@ pub use table::{Created, Finding, Findings};
 
 use self::retry_budget::Budget;
 use super::{
-    Error, Kind, Listed, OWNER_HINTS, Place, READ_MAX_KEYS, READS_AT_ONCE, Remembered, StoredClaim,
-    StrongReads,
+    Error, Kind, ListPosition, Listed, OWNER_HINTS, READ_MAX_KEYS, READS_AT_ONCE, Remembered,
+    StoredClaim, StrongReads,
     item::{self, Item, Value},
     keys,
 };
@@ -210,7 +210,7 @@ impl StrongReads for DynamoDb {
     async fn owners(
         &self,
         organization: &OrganizationName,
-        after: Option<&Place>,
+        after: Option<&ListPosition>,
     ) -> Result<Listed<Username>, Error> {
         self.query_owners(organization, after).await
     }

@@ -1,14 +1,13 @@
-//! What deletions left to be removed: an item for each deletion, all in one
-//! partition.
+//! Tasks of the orphan clean-up: an item for each deletion, all in one partition.
 
 use async_trait::async_trait;
 use aws_sdk_dynamodb::{error::ProvideErrorMetadata as _, types::AttributeValue};
 
 use super::{DynamoDb, failed, lists::last_key, primary_key, primary_key_of, to_item};
 use crate::{
-    domain::Leftovers,
+    domain::Orphans,
     store::{
-        Error, Kind, LeftoverTasks, Listed, Place, item,
+        Error, Kind, ListPosition, Listed, OrphanTasks, item,
         keys::{self, SORT_KEY},
     },
 };
@@ -17,12 +16,13 @@ use crate::{
 const PAGE: i32 = 100;
 
 #[async_trait]
-impl LeftoverTasks for DynamoDb {
-    async fn leftovers(
+impl OrphanTasks for DynamoDb {
+    async fn orphans(
         &self,
-        after: Option<&Place>,
-    ) -> Result<Listed<Result<Leftovers, Error>>, Error> {
-        let start = after.map(|Place(sk)| primary_key(&(keys::LEFTOVERS.to_owned(), sk.clone())));
+        after: Option<&ListPosition>,
+    ) -> Result<Listed<Result<Orphans, Error>>, Error> {
+        let start =
+            after.map(|ListPosition(sk)| primary_key(&(keys::LEFTOVERS.to_owned(), sk.clone())));
         let output = self
             .client
             .query()
@@ -37,9 +37,9 @@ impl LeftoverTasks for DynamoDb {
         let next = last_key(&output, SORT_KEY);
         let items = output.items.unwrap_or_default().into_iter();
         let found = items.map(|item| {
-            let leftovers = primary_key_of(&item)
-                .and_then(|(_, sk)| item::decode_leftovers(&sk, &to_item(item)));
-            leftovers.ok_or_else(|| {
+            let orphans =
+                primary_key_of(&item).and_then(|(_, sk)| item::decode_orphans(&sk, &to_item(item)));
+            orphans.ok_or_else(|| {
                 Error::new(
                     Kind::Malformed,
                     "an item that should say what a deletion left",
@@ -50,17 +50,17 @@ impl LeftoverTasks for DynamoDb {
         Ok(Listed { found, next })
     }
 
-    async fn free_name(&self, leftovers: &Leftovers) -> Result<(), Error> {
+    async fn free_name(&self, orphans: &Orphans) -> Result<(), Error> {
         let delete = self.client.delete_item().table_name(&self.table);
         let delete = delete
-            .set_key(Some(primary_key(&keys::of(&leftovers.gone.key()))))
+            .set_key(Some(primary_key(&keys::of(&orphans.gone.key()))))
             .expression_attribute_names("#state", item::STATE)
             .expression_attribute_names("#uid", item::UID)
             .expression_attribute_values(
                 ":tombstone",
                 AttributeValue::S(item::TOMBSTONE.to_owned()),
             );
-        let delete = match &leftovers.uid {
+        let delete = match &orphans.uid {
             Some(uid) => delete
                 .condition_expression("#state = :tombstone AND #uid = :uid")
                 .expression_attribute_values(":uid", AttributeValue::S(uid.as_str().to_owned())),
@@ -77,9 +77,9 @@ impl LeftoverTasks for DynamoDb {
         }
     }
 
-    async fn finish(&self, leftovers: &Leftovers) -> Result<(), Error> {
+    async fn finish(&self, orphans: &Orphans) -> Result<(), Error> {
         let delete = self.client.delete_item().table_name(&self.table);
-        let delete = delete.set_key(Some(primary_key(&keys::of_leftovers(leftovers))));
+        let delete = delete.set_key(Some(primary_key(&keys::of_orphans(orphans))));
         delete.send().await.map(drop).map_err(failed)
     }
 }

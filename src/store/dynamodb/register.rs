@@ -1,4 +1,4 @@
-//! Registers: items that are written whole, if they are at the expected version.
+//! Registers: items that are replaced by compare-and-swap.
 
 use std::collections::BTreeMap;
 

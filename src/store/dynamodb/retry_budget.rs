@@ -1,5 +1,4 @@
-//! How much a client may retry: where most calls fail, retries of each would be a
-//! multiple of the load on a table that fails under it.
+//! The retry budget: while most calls fail, retries are bounded to a part of the calls.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 

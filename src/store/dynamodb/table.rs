@@ -1,4 +1,4 @@
-//! The table itself: its identity, and its creation.
+//! The table: its identity, its creation, and the survey of its items.
 
 use std::time::Duration;
 

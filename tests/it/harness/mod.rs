@@ -283,7 +283,7 @@ impl Isolated {
     }
 }
 
-/// A way to the backends. Gone when dropped.
+/// A way to the backends. DeletedName when dropped.
 pub struct Way {
     _proxy: DynamoDbProxy,
     _momento: momento::Running,

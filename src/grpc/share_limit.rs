@@ -1,4 +1,5 @@
-//! A bounded number of permits of which each holder may have only a share.
+//! A limit with a share for each holder: a bounded number of permits, of which each holder
+//! gets at most its share.
 
 use std::{
     collections::HashMap,
@@ -8,42 +9,42 @@ use std::{
 
 use foldhash::fast::RandomState;
 
-/// Permits, and who holds them.
+/// A limit with a share for each holder.
 #[derive(Debug)]
-pub(super) struct Shares<K> {
+pub(super) struct ShareLimit<K> {
     total: usize,
     share: usize,
-    held: Mutex<Held<K>>,
+    held: Mutex<Holders<K>>,
 }
 
 #[derive(Debug)]
-struct Held<K> {
+struct Holders<K> {
     count: usize,
     by_holder: HashMap<K, usize, RandomState>,
 }
 
-/// A permit; given back when it is dropped.
+/// A permit, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Permit<K: Eq + Hash> {
-    shares: Arc<Shares<K>>,
+pub(super) struct SharePermit<K: Eq + Hash> {
+    share_limit: Arc<ShareLimit<K>>,
     holder: K,
 }
 
-impl<K: Eq + Hash + Clone> Shares<K> {
+impl<K: Eq + Hash + Clone> ShareLimit<K> {
     /// At most `total` permits, and at most `share` of them for one holder.
     pub(super) fn new(total: usize, share: usize) -> Arc<Self> {
         Arc::new(Self {
             total,
             share,
-            held: Mutex::new(Held {
+            held: Mutex::new(Holders {
                 count: 0,
                 by_holder: HashMap::default(),
             }),
         })
     }
 
-    /// A permit, if there is one for this holder now.
-    pub(super) fn try_acquire(self: &Arc<Self>, holder: K) -> Option<Permit<K>> {
+    /// Returns a permit if the limit and the holder's share allow it now.
+    pub(super) fn try_acquire(self: &Arc<Self>, holder: K) -> Option<SharePermit<K>> {
         let mut held = self.lock();
         let own = held.by_holder.get(&holder).copied().unwrap_or(0);
         if held.count >= self.total || own >= self.share {
@@ -51,22 +52,22 @@ impl<K: Eq + Hash + Clone> Shares<K> {
         }
         held.count += 1;
         held.by_holder.insert(holder.clone(), own + 1);
-        Some(Permit {
-            shares: self.clone(),
+        Some(SharePermit {
+            share_limit: self.clone(),
             holder,
         })
     }
 }
 
-impl<K> Shares<K> {
-    fn lock(&self) -> MutexGuard<'_, Held<K>> {
+impl<K> ShareLimit<K> {
+    fn lock(&self) -> MutexGuard<'_, Holders<K>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<K: Eq + Hash> Drop for Permit<K> {
+impl<K: Eq + Hash> Drop for SharePermit<K> {
     fn drop(&mut self) {
-        let mut held = self.shares.lock();
+        let mut held = self.share_limit.lock();
         held.count -= 1;
         if let Some(own) = held.by_holder.get_mut(&self.holder) {
             *own -= 1;
@@ -83,17 +84,19 @@ mod tests {
 
     #[test]
     fn a_holder_gets_its_share_and_all_holders_the_total() {
-        let shares = Shares::new(3, 2);
-        let mut first: Vec<_> = (0..2).map(|_| shares.try_acquire("a").unwrap()).collect();
-        assert!(shares.try_acquire("a").is_none());
-        let _second = shares.try_acquire("b").unwrap();
-        assert!(shares.try_acquire("b").is_none());
-        assert!(shares.try_acquire("c").is_none());
+        let share_limit = ShareLimit::new(3, 2);
+        let mut first: Vec<_> = (0..2)
+            .map(|_| share_limit.try_acquire("a").unwrap())
+            .collect();
+        assert!(share_limit.try_acquire("a").is_none());
+        let _second = share_limit.try_acquire("b").unwrap();
+        assert!(share_limit.try_acquire("b").is_none());
+        assert!(share_limit.try_acquire("c").is_none());
         first.pop();
-        let third = shares.try_acquire("c");
+        let third = share_limit.try_acquire("c");
         assert!(third.is_some());
         drop((first, third));
-        assert_eq!(shares.lock().by_holder.len(), 1);
-        assert_eq!(shares.lock().count, 1);
+        assert_eq!(share_limit.lock().by_holder.len(), 1);
+        assert_eq!(share_limit.lock().count, 1);
     }
 }
