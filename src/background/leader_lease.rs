@@ -7,23 +7,23 @@ use tokio::time::Instant;
 
 use crate::store::{self, Register, Registers};
 
-/// Name of the value that says who holds a lease; empty if it was given up.
+/// Name of the value with the holder of a lease. Empty if the lease was released.
 const OWNER: &str = "owner";
-/// Times that a lease is tried to be given up.
+/// Attempts to release a lease.
 const GIVE_UP_ATTEMPTS: usize = 3;
 
-/// A replica that would take a lease.
+/// A replica that waits for a lease.
 pub struct Candidate {
-    /// This replica, among all that ever were.
+    /// Unique name of this replica.
     pub name: String,
-    /// How long a lease has to stand still before another replica takes it.
+    /// Time without a write after which another replica takes the lease.
     pub takeover: Duration,
-    /// The version that was seen last, and since when.
+    /// The version that was last read, and since when it is unchanged.
     seen: Option<(u64, Instant)>,
 }
 
 impl Candidate {
-    /// A replica that has seen nothing yet.
+    /// A replica that has not read the lease yet.
     #[must_use]
     pub fn new(name: String, takeover: Duration) -> Self {
         Self {
@@ -33,8 +33,8 @@ impl Candidate {
         }
     }
 
-    /// Whether nobody else holds the lease: it was never taken, was given up, is
-    /// this replica's, or has stood still for long enough.
+    /// Whether the lease is free: never taken, released, held by this replica, or not written
+    /// for [`Self::takeover`].
     pub fn may_take(&mut self, register: Option<&Register>) -> bool {
         let Some(register) = register else {
             return true;
@@ -54,19 +54,18 @@ impl Candidate {
         }
     }
 
-    /// Forgets what was seen.
+    /// Forgets the version that was read.
     pub fn forget(&mut self) {
         self.seen = None;
     }
 }
 
-/// Says in a register's values who holds the lease.
+/// Names the holder of a lease in a register's values.
 pub fn claim(values: &mut BTreeMap<String, String>, name: &str) {
     values.insert(OWNER.to_owned(), name.to_owned());
 }
 
-/// Gives a lease up, if it is held under this name, so that nobody need wait for
-/// it.
+/// Releases a lease that is held under this name, so that no replica has to wait for it.
 ///
 /// # Errors
 /// The table could not be read or written.
@@ -75,7 +74,7 @@ pub async fn give_up(
     register: &str,
     name: &str,
 ) -> Result<(), store::Error> {
-    // What the holder wrote last may still be under way, and come first.
+    // The holder's last write may still be on its way, and be applied first.
     for _ in 0..GIVE_UP_ATTEMPTS {
         let Some(Register {
             version,

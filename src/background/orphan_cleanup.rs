@@ -20,41 +20,41 @@ use crate::{
     telemetry::{LEFTOVERS_REMOVED, LEFTOVERS_SKIPPED},
 };
 
-/// Name of the register that holds the lease.
+/// The register of the leader lease.
 const REGISTER: &str = "clean-up-lease";
-/// Entries of a list that are looked at together.
+/// Entries of a list that are read together.
 const PAGE: u16 = 100;
 /// Memberships that are removed together.
 const AT_ONCE: usize = 25;
-/// Tasks in a row that the table fails before a pass ends.
+/// Failed tasks in a row that end a pass.
 const MAX_FAILURES: u32 = 3;
-/// Times that the pause is doubled after which a task is tried again.
+/// Most doublings of the pause before a task is retried.
 const MAX_DOUBLINGS: u32 = 6;
-/// Most tasks that are remembered from pass to pass. Others have their memberships
-/// removed, and are done once there is room.
+/// Most tasks that are tracked from pass to pass. The orphans of other tasks are removed,
+/// too. Those tasks are finished later, when they are tracked.
 const MAX_TASKS: usize = 10_000;
 
-/// How fast orphans are removed.
+/// Intervals and rate of the clean-up.
 #[derive(Debug, Clone, Copy)]
 pub struct CleanUpTiming {
-    /// Pause between looks for orphans.
+    /// Pause between passes.
     pub poll: Duration,
-    /// Longest between two writes of the lease.
+    /// Longest time between two writes of the lease.
     pub beat: Duration,
-    /// How long a lease has to stand still before another replica takes it.
+    /// Time without a write after which another replica takes the lease.
     pub takeover: Duration,
-    /// How long after a deletion indexes may not tell of all that it left. Also the
-    /// first pause after which a task is tried again of which something was skipped.
+    /// Time after a deletion within which indexes may miss orphans. Also the first pause
+    /// before a task with skipped orphans is retried.
     pub settle: Duration,
-    /// How long after a deletion other writers may add memberships to the deleted record,
-    /// from a cache. So long its name stays taken for them.
+    /// Time after a deletion within which other writers may add memberships of the deleted
+    /// record, because they cached it. The tombstone stays for as long.
     pub retention: Duration,
-    /// Memberships removed in a second, at most.
+    /// Most memberships removed in a second.
     pub rate: u32,
 }
 
 impl CleanUpTiming {
-    /// The usual times with this rate.
+    /// The default intervals, with this rate.
     #[must_use]
     pub fn with_rate(rate: u32) -> Self {
         Self {
@@ -69,7 +69,7 @@ impl CleanUpTiming {
     }
 }
 
-/// Removes orphans, while it is this replica's turn.
+/// Removes orphans while this replica holds the lease.
 pub struct CleanUp {
     store: Arc<dyn Store>,
     lists: Arc<dyn Lists>,
@@ -80,26 +80,26 @@ pub struct CleanUp {
     resigned: CancellationToken,
 }
 
-/// The lease, held.
+/// The lease, while this replica holds it.
 struct Lease {
     version: u64,
     written: Instant,
 }
 
-/// The tasks that this replica has met while it held the lease.
+/// The tasks that this replica has read while it held the lease.
 type Tasks = HashMap<(DeletedName, Option<Uid>), Task>;
 
-/// A task, by this replica's own clock: other replicas' clocks may differ.
+/// A task. Times are of this replica's own clock, because clocks of replicas may differ.
 struct Task {
-    /// When it was met first.
+    /// When the task was first read.
     since: Instant,
-    /// When it was met last.
+    /// When the task was last read.
     met: Instant,
-    /// When it is worked on next.
+    /// When the task is processed next.
     due: Instant,
-    /// How often in a row it could not be worked on to its end.
+    /// Failures in a row.
     retries: u32,
-    /// Whether the tombstone of the deletion is removed.
+    /// Whether the tombstone was removed.
     is_name_free: bool,
 }
 
@@ -115,7 +115,7 @@ impl Task {
     }
 }
 
-/// What could not be removed in one pass.
+/// Orphans that could not be removed in one pass.
 #[derive(Default)]
 struct Skipped {
     count: u64,
@@ -137,11 +137,11 @@ impl Skipped {
     }
 }
 
-/// Why this replica stops for now.
+/// Reason why this replica stops for now.
 enum Stop {
     /// Another replica has the lease.
     Deposed,
-    /// The table failed; try again.
+    /// The table failed. A retry may succeed.
     Failed(store::Error),
 }
 
@@ -152,7 +152,7 @@ impl From<store::Error> for Stop {
 }
 
 impl CleanUp {
-    /// Cleans up in a table that is all of these.
+    /// A clean-up of this table.
     #[must_use]
     pub fn new<T>(table: &Arc<T>, timing: CleanUpTiming) -> Self
     where
@@ -169,13 +169,13 @@ impl CleanUp {
         }
     }
 
-    /// Waits for its turn and removes orphans. Never ends.
+    /// Waits for the lease and removes orphans. Never ends.
     pub async fn run(&self) {
         self.resigned.run_until_cancelled(self.take_turns()).await;
         std::future::pending::<()>().await;
     }
 
-    /// Stops for ever, and gives the lease up.
+    /// Stops, and releases the lease.
     pub async fn resign(&self) {
         self.resigned.cancel();
         let given_up = leader_lease::give_up(self.registers.as_ref(), REGISTER, &self.name).await;
@@ -198,7 +198,7 @@ impl CleanUp {
         }
     }
 
-    /// Goes once through all tasks. A task that fails is passed over until later.
+    /// Processes all tasks once. A failed task is retried later.
     async fn take_turn(&self, candidate: &mut Candidate, tasks: &mut Tasks) -> Result<(), Stop> {
         let page = self.tasks.orphans(None).await?;
         if page.found.is_empty() && page.next.is_none() {
@@ -219,7 +219,7 @@ impl CleanUp {
         passed
     }
 
-    /// Works on all tasks that are due, from the first page on.
+    /// Processes all tasks that are due, from the first page on.
     async fn pass(
         &self,
         first: Listed<Result<Orphans, store::Error>>,
@@ -241,8 +241,8 @@ impl CleanUp {
                 };
                 match self.look_after(orphans, tasks, lease, skipped).await {
                     Ok(()) => failures = 0,
-                    // The table is in trouble; tasks that failed are not due for a
-                    // while, so that the next pass gets further.
+                    // The table fails. Failed tasks are not due for a while, so that the next
+                    // pass reaches later tasks.
                     Err(Stop::Failed(error)) => {
                         failures += 1;
                         if failures == MAX_FAILURES {
@@ -256,12 +256,12 @@ impl CleanUp {
             let Some(next) = page.next else { break };
             page = self.tasks.orphans(Some(&next)).await?;
         }
-        // Another replica has done those that were not met.
+        // Another replica has finished the tasks that were not read.
         tasks.retain(|_, task| task.met >= begun);
         Ok(())
     }
 
-    /// Works on a task, if it is due.
+    /// Processes a task, if it is due.
     ///
     /// # Errors
     /// The table fails for now, or the lease is lost.
@@ -287,7 +287,7 @@ impl CleanUp {
         }
         let settled = task.since + self.timing.settle;
         let retained = settled.max(task.since + self.timing.retention);
-        // Until it is said otherwise below: ever later, for it may stay so for long.
+        // The default: ever later, because the cause may stay for long.
         let retry = self.timing.settle * 2_u32.pow(task.retries.min(MAX_DOUBLINGS));
         task.due = now + retry;
         task.retries += 1;
@@ -313,7 +313,7 @@ impl CleanUp {
         } else if !task.is_name_free {
             self.tasks.free_name(&orphans).await?;
             task.is_name_free = true;
-            // Once more: until now other writers could add a membership.
+            // One more pass: until now other writers could add memberships.
             task.due = now;
         } else {
             self.tasks.finish(&orphans).await?;
@@ -336,7 +336,7 @@ impl CleanUp {
         })
     }
 
-    /// Goes once through all that may be left; returns whether there was any.
+    /// Removes all orphans of a task once. Returns whether there were any.
     async fn remove(
         &self,
         orphans: &Orphans,
@@ -365,8 +365,8 @@ impl CleanUp {
         }
     }
 
-    /// Writes the lease, if it is time. Fails as the loss of the lease does, so that
-    /// a table that cannot be written is not asked for every task.
+    /// Writes the lease, if it is due. A failure counts as the loss of the lease, so that a
+    /// table that cannot be written is not queried for every task.
     async fn keep_lease(&self, lease: &mut Lease) -> Result<(), Stop> {
         if lease.written.elapsed() >= self.timing.beat {
             let written = self.write_lease(Some(lease.version)).await;
@@ -380,8 +380,8 @@ impl CleanUp {
         Ok(())
     }
 
-    /// Memberships that are removed together: no more than the lease's beat has time
-    /// for at this rate.
+    /// Memberships that are removed together: at most as many as the rate allows between two
+    /// writes of the lease.
     fn at_once(&self) -> usize {
         let in_a_beat = self.timing.beat.as_secs_f64() * f64::from(self.timing.rate);
         #[expect(
@@ -398,7 +398,7 @@ impl CleanUp {
         Duration::from_secs(1) * removed / self.timing.rate.max(1)
     }
 
-    /// Memberships of the very incarnation that is gone, and memberships that name none.
+    /// The memberships of the deleted incarnation, and memberships that name none.
     async fn list(
         &self,
         orphans: &Orphans,
@@ -452,8 +452,8 @@ impl CleanUp {
         Ok(Some(Step::Require { key, found }))
     }
 
-    /// Removes memberships, together or, where that fails for one of them, one by
-    /// one. One that has changed is met again later.
+    /// Removes memberships in one transaction or, if one of them fails, one by one. A
+    /// membership that has changed is retried later.
     async fn remove_some(
         &self,
         memberships: &[Membership],

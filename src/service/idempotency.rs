@@ -17,31 +17,31 @@ use crate::{
     store::{self, Remembered, Step, StrongReads},
 };
 
-/// What a change returns, as it can be remembered: its records.
+/// A result that can be stored: its records.
 pub(super) trait Outcome: Sized {
     /// The records.
     fn records(&self) -> Vec<Record>;
 
-    /// The same from records that are remembered; `around` has the users and the
-    /// organizations of the memberships among them, as they are now.
+    /// The result from stored records. `around` has the present users and organizations of
+    /// the memberships among them.
     fn recall(records: Vec<Record>, around: &ReadSet) -> Option<Self>;
 }
 
-/// A change that may be asked for again.
+/// A change that may be repeated with the same request id.
 pub(super) trait Repeatable {
-    /// The acting user, if the change may take from them what permits it: who has done
-    /// so may still ask what came of it.
+    /// The acting user, if the change may revoke the acting user's own permission. The
+    /// repetition is then permitted all the same.
     fn gives_up_permission(&self) -> Option<&Username> {
         None
     }
 }
 
-/// A change that has its effect once.
+/// A change with a request id, which has its effect once.
 pub(super) struct Once<C> {
     change: C,
     request: Request,
-    /// Whether it was decided before. The first decision trusts that the request
-    /// is new: its transaction fails if it is not.
+    /// Whether it was decided before. The first decision assumes a new request: its
+    /// transaction fails otherwise.
     is_again: AtomicBool,
 }
 

@@ -13,12 +13,12 @@ use crate::{
     store::{self, Step, StrongReads},
 };
 
-/// Records as strong reads returned them.
+/// Records as strong reads returned them. `None`: no such record.
 #[derive(Clone)]
 pub(super) struct ReadSet(HashMap<Key, Option<Record>>);
 
 impl ReadSet {
-    /// Reads records; the keys may repeat.
+    /// Reads records. Keys may repeat.
     pub(super) async fn read(
         table: &dyn StrongReads,
         keys: impl IntoIterator<Item = Key>,
@@ -31,12 +31,12 @@ impl ReadSet {
         Ok(Self(records))
     }
 
-    /// Nothing was read yet.
+    /// A read set without records.
     pub(super) fn empty() -> Self {
         Self(HashMap::new())
     }
 
-    /// What was read.
+    /// The keys that were read.
     pub(super) fn keys(&self) -> impl Iterator<Item = &Key> {
         self.0.keys()
     }
@@ -45,7 +45,7 @@ impl ReadSet {
         self.0.get(key)?.as_ref()
     }
 
-    /// All that were found.
+    /// All records that were found.
     pub(super) fn records(&self) -> Vec<Record> {
         self.0.values().flatten().cloned().collect()
     }
@@ -57,12 +57,12 @@ impl ReadSet {
         profiles
     }
 
-    /// Adds what another read_set has, over what this one has.
+    /// Adds another read set. Its records replace those of this one.
     pub(super) fn extend(&mut self, other: Self) {
         self.0.extend(other.0);
     }
 
-    /// Refuses because of these records, as they were found or not found.
+    /// Refuses because of these keys, and reveals their records or that there are none.
     pub(super) fn refuse<T>(
         &self,
         because_of: impl IntoIterator<Item = Key>,
@@ -96,7 +96,7 @@ impl ReadSet {
         }
     }
 
-    /// The membership, if there is one, also if it does not count for now.
+    /// The membership between the present incarnations, also while it is suspended.
     pub(super) fn member(
         &self,
         organization: &OrganizationName,
@@ -111,7 +111,7 @@ impl ReadSet {
         )
     }
 
-    /// The role with which a user may act in an organization.
+    /// The effective role of a user in an organization.
     pub(super) fn role(
         &self,
         organization: &OrganizationName,
@@ -121,8 +121,8 @@ impl ReadSet {
         member.into_effective()?.role
     }
 
-    /// The user and the organization of a membership, as far as they were found:
-    /// that somebody is a member says that they are there.
+    /// The user and the organization of a membership, if they were found. A result that
+    /// shows a member reveals both.
     pub(super) fn around(
         &self,
         organization: &OrganizationName,
@@ -133,13 +133,13 @@ impl ReadSet {
         found.cloned().collect()
     }
 
-    /// The condition that a record is still as it was found.
+    /// The condition that a record is unchanged.
     pub(super) fn still(&self, key: Key) -> Step {
         let found = self.record(&key).cloned();
         Step::Require { key, found }
     }
 
-    /// The conditions under which a membership still counts as it did.
+    /// The conditions that a membership counts as it did.
     pub(super) fn still_counts(
         &self,
         organization: &OrganizationName,
@@ -152,7 +152,7 @@ impl ReadSet {
     }
 }
 
-/// The deletion of a user or an organization, and the removal of what it leaves.
+/// The deletion of a user or an organization, and the task to remove its orphans.
 pub(super) fn deletion(found: Record, gone: DeletedName) -> Vec<Step> {
     let orphans = Orphans {
         gone,
@@ -170,7 +170,7 @@ pub(super) fn keys_around(organization: &OrganizationName, username: &Username) 
     ]
 }
 
-/// The three records that make a membership count.
+/// The three records that decide whether a membership counts.
 pub(super) fn keys_of_member(organization: &OrganizationName, username: &Username) -> [Key; 3] {
     [
         Key::User(username.clone()),
@@ -179,7 +179,7 @@ pub(super) fn keys_of_member(organization: &OrganizationName, username: &Usernam
     ]
 }
 
-/// The plan to change a record that was found, and to publish it if that may be.
+/// The plan to change a record, and to publish it if `may_publish`.
 pub(super) fn rewrite<T>(
     found: Record,
     record: Record,
@@ -199,8 +199,8 @@ pub(super) fn rewrite<T>(
     }
 }
 
-/// A transaction of `write` and the conditions, each record named once: the
-/// write's own condition covers its record.
+/// A transaction of `write` and conditions. Each record occurs once: a write has its own
+/// condition.
 pub(super) fn transaction(write: Vec<Step>, conditions: Vec<Step>) -> Vec<Step> {
     let mut steps = write;
     for condition in conditions {

@@ -26,29 +26,25 @@ pub const READ_MAX_KEYS: usize = 100;
 /// Requests to the table of one read that are under way at once.
 pub const READS_AT_ONCE: usize = 4;
 
-/// Reads that may guard a write: they see every committed change and never a
-/// cache.
+/// Reads that may guard a write: they reflect every committed change, and use no cache.
 #[async_trait]
 pub trait StrongReads: Send + Sync {
-    /// Returns the record of each key, in the order of the keys; `None` where
-    /// there is none. Each record is as of some instant during the call; the
-    /// records together are no snapshot.
+    /// Returns the record of each key, in the order of the keys. `None`: no such record. Each
+    /// record is as of an instant during the call. Together they are no snapshot.
     ///
     /// # Errors
     /// The table could not be read.
     async fn read_strong(&self, keys: &[Key]) -> Result<Vec<Option<Record>>, Error>;
 
-    /// Returns at most [`OWNER_HINTS`] users who were Owners of the organization
-    /// some moments ago, by an index: a hint where to look first. Empty where the
-    /// table lacks the index.
+    /// Returns at most [`OWNER_HINTS`] users who were Owners of the organization moments ago,
+    /// by an index: candidates to read first. Empty if the table lacks the index.
     ///
     /// # Errors
     /// As [`Self::read_strong`].
     async fn owner_hints(&self, organization: &OrganizationName) -> Result<Vec<Username>, Error>;
 
-    /// Returns a page of the users whose memberships have the role Owner, also of
-    /// users that no longer exist. The pages together read the whole partition of
-    /// the organization, up to 1 MB each.
+    /// Returns a page of the users whose memberships have the role Owner, deleted users
+    /// included. The pages read the whole partition of the organization, up to 1 MB each.
     ///
     /// # Errors
     /// As [`Self::read_strong`].
@@ -74,46 +70,42 @@ pub trait StrongReads: Send + Sync {
 /// Most users that [`StrongReads::owner_hints`] returns.
 pub const OWNER_HINTS: usize = 25;
 
-/// The claim of an e-mail address as the table holds it.
+/// The claim of an e-mail address, as stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredClaim {
-    /// The user who has the address.
+    /// The holder of the address.
     pub claim: EmailClaim,
-    /// The change that wrote the claim: every change has another one. `None` for
-    /// a claim that this service did not write.
+    /// Identity of the change that wrote the claim. `None` if another writer did.
     pub change_id: Option<String>,
 }
 
-/// What is remembered of a request that had its effect, for at least
-/// [`REQUEST_RETENTION`].
+/// The stored outcome of a request, kept for at least [`REQUEST_RETENTION`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remembered {
-    /// Which request it was.
+    /// Digest of the request.
     pub fingerprint: Digest,
-    /// The records that its answer showed.
+    /// The records of its response.
     pub outcome: Vec<Record>,
 }
 
-/// How long a request is remembered at least.
+/// Least time that the outcome of a request is kept.
 pub const REQUEST_RETENTION: Duration = Duration::from_secs(24 * 3600);
 
 /// The table.
 #[async_trait]
 pub trait Store: StrongReads {
-    /// Applies all steps or none, and notes on whose behalf. At most 50 steps,
-    /// each of another record.
+    /// Applies all steps or none, and stores their origin. At most 50 steps, each of another
+    /// record.
     ///
     /// # Errors
     /// See [`CommitError`].
     async fn commit(&self, steps: &[Step], origin: &Origin) -> Result<(), CommitError>;
 }
 
-/// Small pieces of state that replicas share: each in an item of its own, changed
-/// by compare-and-swap.
+/// Registers: small items that replicas share, changed by compare-and-swap.
 #[async_trait]
 pub trait Registers: Send + Sync {
-    /// An identity that no other table has, nor this one if it is deleted and
-    /// created again.
+    /// A unique identity of the table. A table that is deleted and created again has another.
     ///
     /// # Errors
     /// The table does not exist, is not keyed as it has to be, or may not be
@@ -126,12 +118,12 @@ pub trait Registers: Send + Sync {
     /// The table could not be read, or the item is no register.
     async fn read_register(&self, name: &str) -> Result<Option<Register>, Error>;
 
-    /// Writes a register if it is still at the version `found`, or still absent;
-    /// returns its new version if it did. `None` may also mean that this very
-    /// write was done and its reply lost: read again to know.
+    /// Writes a register if it is still at the version `found`, or still absent. Returns its
+    /// new version. `None`: it was not, or this write was applied and its response lost. A
+    /// read decides.
     ///
     /// # Errors
-    /// The table did not say: the register may be written, now or later.
+    /// No response: the register may be written, now or later.
     async fn swap_register(
         &self,
         name: &str,
@@ -140,20 +132,20 @@ pub trait Registers: Send + Sync {
     ) -> Result<Option<u64>, Error>;
 }
 
-/// What a register holds.
+/// The content of a register.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Register {
-    /// Grows with every write. A register that is deleted and created again does
-    /// not come back to a version that it had.
+    /// Grows with every write. A register that is deleted and created again starts beyond its
+    /// earlier versions.
     pub version: u64,
     /// The values by name.
     pub values: BTreeMap<String, String>,
 }
 
-/// What deletions left, to be removed.
+/// The tasks of the orphan clean-up.
 #[async_trait]
 pub trait OrphanTasks: Send + Sync {
-    /// A page of what is left; an error for an item that does not say what is.
+    /// A page of tasks. An item that is no task is an error.
     ///
     /// # Errors
     /// The table could not be read.
@@ -169,19 +161,19 @@ pub trait OrphanTasks: Send + Sync {
     /// The table could not be written.
     async fn free_name(&self, orphans: &Orphans) -> Result<(), Error>;
 
-    /// Nothing is left of these.
+    /// Removes the task.
     ///
     /// # Errors
     /// The table could not be written.
     async fn finish(&self, orphans: &Orphans) -> Result<(), Error>;
 }
 
-/// Lists, page by page. A page may have fewer entries than the limit, also none;
-/// what comes and goes meanwhile may be on it or not, all else is on one page.
+/// Lists, page by page. A page may have fewer entries than the limit, or none. A record that
+/// is created or deleted meanwhile may be missing. Every other record is on exactly one page.
 #[async_trait]
 pub trait Lists: Send + Sync {
-    /// The members of an organization by name, strongly consistently; also those
-    /// whose memberships do not count.
+    /// The memberships of an organization by the member's name, strongly consistent,
+    /// ineffective ones included.
     ///
     /// # Errors
     /// The table could not be read.
@@ -191,7 +183,7 @@ pub trait Lists: Send + Sync {
         slice: Slice<'_>,
     ) -> Result<Listed<Membership>, Error>;
 
-    /// The organizations of which a user was a member some moments ago, by name.
+    /// The organizations of which a user was a member moments ago, by name.
     ///
     /// # Errors
     /// The index could not be read.
@@ -201,8 +193,7 @@ pub trait Lists: Send + Sync {
         slice: Slice<'_>,
     ) -> Result<Listed<OrganizationName>, Error>;
 
-    /// All users, or all organizations, of some moments ago, in no particular
-    /// order.
+    /// All users, or all organizations, as of moments ago, in no particular order.
     ///
     /// # Errors
     /// The index could not be read.
@@ -210,7 +201,7 @@ pub trait Lists: Send + Sync {
     -> Result<Listed<Key>, Error>;
 }
 
-/// What is listed as a whole.
+/// A list of all records of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Directory {
     /// All users.
@@ -222,13 +213,13 @@ pub enum Directory {
 /// A part of a list.
 #[derive(Debug, Clone, Copy)]
 pub struct Slice<'a> {
-    /// Where the page before ended; at the beginning, if `None`.
+    /// The end of the page before. `None`: the first page.
     pub after: Option<&'a ListPosition>,
     /// Most entries.
     pub limit: u16,
 }
 
-/// A place in a list, as only the store understands it.
+/// A position in a list, opaque to other rooms.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListPosition(pub String);
 
@@ -237,7 +228,7 @@ pub struct ListPosition(pub String);
 pub struct Listed<T> {
     /// The entries.
     pub found: Vec<T>,
-    /// Where it ends; `None` at the end of the list.
+    /// The end of the page. `None` at the end of the list.
     pub next: Option<ListPosition>,
 }
 

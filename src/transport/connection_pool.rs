@@ -19,31 +19,28 @@ use crate::{
     telemetry::{CONNECTIONS, CONNECTIONS_EVICTED, CONNECTIONS_REFUSED},
 };
 
-/// Bytes that are held in memory for all connections of a listener, after which the
-/// connection for which the most are held is evicted.
+/// Bytes charged to all connections of a listener, above which the connection with the
+/// largest charge is evicted.
 const MAX_HELD: usize = 48 * 1024 * 1024;
-/// Bytes that are held for one connection, after which it begins no large calls.
+/// Bytes charged to one connection, above which it starts no large calls.
 const MUCH_HELD: usize = 12 * 1024 * 1024;
 
 /// Bounds of the connections of one listener.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Authenticated connections open at once. When they are all open, the caller
-    /// with the most connections loses its oldest one to a caller with fewer.
+    /// Most authenticated connections. When they are all open, the caller with the most
+    /// connections loses its oldest one to a caller with fewer.
     pub authenticated: usize,
-    /// Unauthenticated connections open at once, besides. A new one evicts the
-    /// oldest.
+    /// Most unauthenticated connections, besides. A new one evicts the oldest.
     pub unauthenticated: usize,
-    /// Time from accept within which a connection has to be authenticated, by a
-    /// first call that is admitted.
+    /// Time from accept to the first admitted call, which authenticates the connection.
     pub authentication: Duration,
-    /// Time from accept after which a connection is closed, with the calls that are
-    /// under way on it.
+    /// Time from accept after which a connection is closed, with its running calls.
     pub lifetime: Duration,
 }
 
 impl Limits {
-    /// Of a listener whose connections are never authenticated.
+    /// The limits of a listener whose connections are never authenticated.
     #[must_use]
     pub const fn never_authenticated(open: usize, lifetime: Duration) -> Self {
         Self {
@@ -55,39 +52,39 @@ impl Limits {
     }
 }
 
-/// The connections that are open on one listener.
+/// The open connections of one listener.
 #[derive(Debug)]
 pub(super) struct Pool {
     limits: Limits,
     state: Mutex<State>,
-    /// Bytes that are held for all connections.
+    /// Bytes charged to all connections.
     held: AtomicUsize,
 }
 
-/// By number; a greater number is a younger connection.
+/// Connections by number. A greater number is a younger connection.
 type Connections = BTreeMap<u64, Arc<Registration>>;
 
 #[derive(Debug, Default)]
 struct State {
     unauthenticated: Connections,
-    /// By the caller who authenticated the connection; `None`: callers have no names.
+    /// Connections by the caller that authenticated them. `None`: callers have no names.
     authenticated: HashMap<Option<Name>, Connections, RandomState>,
     /// Sum of the sizes in `authenticated`.
     count: usize,
-    /// Evicted connections for which bytes are still held.
+    /// Evicted connections with a charge.
     leaving: Vec<Arc<Registration>>,
 }
 
-/// A connection, as its pool knows it.
+/// The entry of a connection in its pool.
 #[derive(Debug)]
 pub(super) struct Registration {
     pool: Arc<Pool>,
     number: u64,
-    /// One of the constants below. Changes only while the pool is locked.
+    /// One of the constants below. Written only while the pool is locked.
     status: AtomicU8,
     /// Set once the connection is authenticated.
     caller: OnceLock<Option<Name>>,
-    /// Bytes that are held for the connection.
+    /// Bytes charged to the connection.
     held: AtomicUsize,
     evicted: AtomicWaker,
 }
@@ -96,19 +93,19 @@ const UNAUTHENTICATED: u8 = 0;
 const AUTHENTICATED: u8 = 1;
 const EVICTED: u8 = 2;
 
-/// There are too many connections of this caller for another one.
+/// The caller has too many connections for another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooMany;
 
-/// Bytes that are held in memory for a connection, such as an answer that its client
-/// has not taken; until this is dropped.
+/// Bytes charged to a connection until this is dropped, such as a response that its client
+/// has not received.
 #[derive(Debug)]
 pub struct MemoryCharge {
     connection: Option<Arc<Registration>>,
     bytes: usize,
 }
 
-/// Leaves the pool when it is dropped.
+/// A place in the pool, until this is dropped.
 #[derive(Debug)]
 pub(super) struct Open(pub(super) Arc<Registration>);
 
@@ -121,11 +118,10 @@ impl Pool {
         })
     }
 
-    /// Takes in a new connection.
+    /// Registers a new connection.
     ///
     /// # Errors
-    /// [`TooMany`]: all authenticated connections are open, and none of them would
-    /// give way.
+    /// [`TooMany`]: all authenticated connections are open, and none can be evicted.
     pub(super) fn join(self: &Arc<Self>) -> Result<Open, TooMany> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let mut state = self.lock();
@@ -150,13 +146,12 @@ impl Pool {
         Ok(Open(registration))
     }
 
-    /// Evicts the oldest unauthenticated connection, so that the process has a file
-    /// descriptor more.
+    /// Evicts the oldest unauthenticated connection, to free a file descriptor.
     pub(super) fn evict_one(&self) {
         self.lock().evict_unauthenticated();
     }
 
-    /// Evicts connections until no more is held for the others than may be.
+    /// Evicts connections until the charge of the others is within the limit.
     fn relieve(&self) {
         let mut state = self.lock();
         state.leaving.retain(|it| it.held() > 0);
@@ -176,7 +171,7 @@ impl Pool {
 }
 
 impl State {
-    /// Whether there is a caller with a name who has several connections.
+    /// Whether a caller with a name has several connections.
     fn has_unequal_callers(&self) -> bool {
         let mut callers = self.authenticated.iter();
         callers.any(|(name, connections)| name.is_some() && connections.len() > 1)
@@ -202,7 +197,7 @@ impl State {
         caller: Option<&Name>,
     ) -> Result<(), TooMany> {
         if !self.unauthenticated.contains_key(&connection.number) {
-            // Evicted or authenticated meanwhile.
+            // The connection was evicted or authenticated meanwhile.
             return Ok(());
         }
         if self.count >= limits.authenticated && !self.make_room(caller) {
@@ -218,8 +213,8 @@ impl State {
         Ok(())
     }
 
-    /// Evicts the oldest connection of the caller with the most, unless `caller`
-    /// would then have as many.
+    /// Evicts the oldest connection of the caller with the most, unless `caller` would then
+    /// have as many.
     fn make_room(&mut self, caller: Option<&Name>) -> bool {
         let caller = caller.cloned();
         let own = self.authenticated.get(&caller).map_or(0, BTreeMap::len);
@@ -234,8 +229,8 @@ impl State {
         true
     }
 
-    /// Of the caller for whose connections the most is held, the one for which the most
-    /// is held. It counts no longer. Unauthenticated ones are taken as one caller's.
+    /// Removes and returns the connection with the largest charge, of the caller with the
+    /// largest charge. Unauthenticated connections count as one caller's.
     fn take_heaviest(&mut self) -> Option<Arc<Registration>> {
         let callers = self.authenticated.values_mut();
         let callers = callers.chain([&mut self.unauthenticated]);
@@ -268,7 +263,7 @@ impl State {
 }
 
 impl Registration {
-    /// The connection's number; no other one of this process has it.
+    /// The number of the connection, unique in this process.
     pub(super) fn number(&self) -> u64 {
         self.number
     }
@@ -277,7 +272,7 @@ impl Registration {
         self.status.load(Ordering::Acquire) == AUTHENTICATED
     }
 
-    /// Counts the connection as one of this caller from now on.
+    /// Authenticates the connection: from now on it counts as one of this caller.
     ///
     /// # Errors
     /// [`TooMany`]: the connection stays unauthenticated.
@@ -301,12 +296,12 @@ impl Registration {
         self.held.load(Ordering::Relaxed)
     }
 
-    /// Whether so much is held for the connection that it is to begin no large call.
+    /// Whether the connection has too large a charge to start a large call.
     pub(super) fn has_large_charge(&self) -> bool {
         self.held() > MUCH_HELD
     }
 
-    /// Ready once the connection is evicted.
+    /// Waits until the connection is evicted.
     pub(super) fn poll_evicted(&self, context: &mut Context<'_>) -> Poll<()> {
         self.evicted.register(context.waker());
         if self.status.load(Ordering::Acquire) == EVICTED {
@@ -324,7 +319,7 @@ impl Registration {
 }
 
 impl MemoryCharge {
-    /// Nothing yet.
+    /// No bytes yet.
     pub(super) fn new(connection: Option<Arc<Registration>>) -> Self {
         Self {
             connection,
@@ -332,14 +327,14 @@ impl MemoryCharge {
         }
     }
 
-    /// For more bytes of the same connection; none yet.
+    /// Another charge to the same connection, without bytes yet.
     #[must_use]
     pub fn another(&self) -> Self {
         Self::new(self.connection.clone())
     }
 
-    /// Holds more. Where too much is held for all connections of the listener, those
-    /// for which the most is held are closed.
+    /// Charges more bytes. If the charge of all connections is too large, those with the
+    /// largest charges are evicted.
     pub fn add(&mut self, bytes: usize) {
         self.bytes += bytes;
         if let Some(connection) = &self.connection {

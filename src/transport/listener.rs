@@ -31,20 +31,18 @@ use crate::{
     telemetry::Throttle,
 };
 
-/// Longest that a client may take to agree on TLS, if that is spoken, and to send
-/// its first bytes.
+/// Longest time for the TLS handshake, if any, and the first bytes of a client.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
-/// First bytes of a client: the preface of HTTP/2, and the head of a first frame.
-/// From then on, keepalive finds out who is silent.
+/// First bytes of a client: the preface of HTTP/2 and the head of a frame. After them,
+/// keepalive detects a silent client.
 const GREETING_BYTES: usize = 24 + 9;
 /// Longest that a TLS handshake may take once it has begun.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
-/// TLS handshakes at once: a handshake keeps a processor busy.
+/// Concurrent TLS handshakes: each keeps a processor busy.
 const MAX_HANDSHAKES: usize = 256;
-/// Longest that a client may take nothing of what is sent to it.
+/// Longest time in which a client receives nothing of a response.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Pause after a connection could not be accepted, because the process or the
-/// machine has too many.
+/// Pause after a failed accept: the process or the machine has too many connections.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// A connection.
@@ -55,7 +53,7 @@ pub struct Connection {
     transport: Transport,
     greeting: Option<Greeting>,
     end: End,
-    /// While the client takes nothing: until when it may.
+    /// While the client receives nothing: the deadline.
     stall: Option<Pin<Box<Sleep>>>,
 }
 
@@ -65,7 +63,7 @@ enum Transport {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// Bytes that the client has yet to send, and by when.
+/// Bytes that the client has to send, and the deadline.
 #[derive(Debug)]
 struct Greeting {
     missing: usize,
@@ -76,25 +74,25 @@ struct Greeting {
 #[derive(Debug)]
 struct End {
     sleep: Pin<Box<Sleep>>,
-    /// When an authenticated connection is closed; `None` once `sleep` ends then.
+    /// When an authenticated connection is closed. `None` once `sleep` has that deadline.
     authenticated: Option<Instant>,
 }
 
-/// The other end of a connection.
+/// The client of a connection.
 #[derive(Debug, Clone)]
 pub struct Peer {
-    /// The connection, by a number that no other one of this process has.
+    /// The number of the connection, unique in this process.
     pub connection: u64,
     /// When the connection was accepted.
     pub since: Instant,
     /// The client's certificate, if it has one.
     pub certificate: Option<Result<Certificate, Refused>>,
-    /// `None`: of a call that came over no connection.
+    /// `None`: calls within the process.
     registration: Option<Arc<Registration>>,
 }
 
 impl Peer {
-    /// The other end of calls that come over no connection.
+    /// The client of calls within the process.
     #[must_use]
     pub fn in_process() -> Self {
         Self {
@@ -105,27 +103,27 @@ impl Peer {
         }
     }
 
-    /// For bytes that are held in memory for the connection; none yet.
+    /// A charge to the connection, without bytes yet.
     #[must_use]
     pub fn charge_memory(&self) -> MemoryCharge {
         MemoryCharge::new(self.registration.clone())
     }
 
-    /// Whether a call on the connection was admitted. True of calls in the process.
+    /// Whether a call on the connection was admitted. `true` for calls within the process.
     #[must_use]
     pub fn is_authenticated(&self) -> bool {
         let registration = self.registration.as_ref();
         registration.is_none_or(|registration| registration.is_authenticated())
     }
 
-    /// Whether so much is held for the connection that it is to begin no large call.
+    /// Whether the connection has too large a charge to start a large call.
     #[must_use]
     pub fn has_large_charge(&self) -> bool {
         let registration = self.registration.as_ref();
         registration.is_some_and(|registration| registration.has_large_charge())
     }
 
-    /// Says that a call of this caller was admitted.
+    /// Authenticates the connection: a call of this caller was admitted.
     ///
     /// # Errors
     /// [`TooMany`]: the caller has more connections than its share.
@@ -167,10 +165,10 @@ pub fn accept(
                 }
             };
             is_failing = false;
-            // Closed if there are too many, so that the client tries another replica.
+            // With too many connections it is closed, and the client tries another replica.
             let Ok(open) = pool.join() else { continue };
             if let Err(error) = tcp.set_nodelay(true) {
-                // The client is gone already.
+                // The client has left already.
                 tracing::debug!(%error, "a connection was lost at once");
                 continue;
             }
@@ -219,8 +217,8 @@ async fn handshake(
     acceptor: &TlsAcceptor,
     handshakes: &Semaphore,
 ) -> io::Result<TlsStream<TcpStream>> {
-    // A silent client keeps no handshake from beginning. `readable` would not do: it
-    // may return at once for a socket that was just accepted.
+    // A silent client delays no other handshake. `readable` does not suffice: it may return
+    // at once for a socket that was just accepted.
     if tcp.peek(&mut [0; 1]).await? == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
@@ -248,8 +246,8 @@ impl Connection {
         }
     }
 
-    /// The outcome, but an error instead of no progress on a connection whose time is
-    /// over. So a client that neither reads nor writes holds up neither direction.
+    /// The result of an operation, or an error if it makes no progress and the connection is
+    /// past its deadline. So a client that neither reads nor writes blocks neither direction.
     fn unless_over<T>(
         &mut self,
         outcome: Poll<io::Result<T>>,
@@ -261,7 +259,7 @@ impl Connection {
         outcome
     }
 
-    /// The same for what is written, which the client has to take in time.
+    /// The same for a write, which the client has to receive in time.
     fn unless_stalled<T>(
         &mut self,
         outcome: Poll<io::Result<T>>,
