@@ -12,8 +12,7 @@ use super::Refused;
 /// A client's certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Certificate {
-    /// The first URI among its alternative names (a SPIFFE id is one), else the first
-    /// DNS name.
+    /// The first URI of its alternative names (such as a SPIFFE id), else the first DNS name.
     pub name: Arc<str>,
     /// When it expires, in seconds since 1970.
     pub expires: u64,
@@ -23,7 +22,7 @@ impl Certificate {
     /// Reads a certificate that was verified, in DER.
     ///
     /// # Errors
-    /// [`Refused::InvalidCredentials`]: it names nobody, or in a way that no name has.
+    /// [`Refused::InvalidCredentials`]: it has no name, or one that is not valid.
     pub fn parse(der: &[u8]) -> Result<Self, Refused> {
         let invalid = |why: String| Refused::InvalidCredentials { why };
         let (_, certificate) = X509Certificate::from_der(der)

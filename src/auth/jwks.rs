@@ -21,24 +21,24 @@ use tokio::{sync::Notify, time::Instant};
 
 use crate::transport::loopback::is_loopback;
 
-/// How often keys are read again.
+/// Interval of reading the keys.
 const REFRESH: Duration = Duration::from_secs(300);
-/// Least time between two looks for keys that tokens named.
+/// Least time between two reads because of unknown keys.
 const LEAST_PAUSE: Duration = Duration::from_secs(5);
-/// Longest that a URL may take.
+/// Longest time of a request to a URL.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
-/// Keys that are tried for one token.
+/// Most keys that are tried for one token.
 const MAX_TRIED: usize = 8;
 /// Largest key set, in bytes.
 const MAX_KEY_SET_BYTES: usize = 1024 * 1024;
 
-/// Where keys are read.
+/// Source of a key set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KeySource {
     /// A file.
     File(PathBuf),
-    /// An `https://` URL; `http://` on loopback only: whoever can change keys on
-    /// their way can sign tokens.
+    /// An `https://` URL. `http://` on loopback only: an attacker who changes keys in transit
+    /// can sign tokens.
     Url(Url),
 }
 
@@ -70,19 +70,19 @@ impl fmt::Display for KeySource {
     }
 }
 
-/// Why there are no keys.
+/// Reason why a key set was not read.
 #[derive(Debug, thiserror::Error)]
 pub enum KeySourceError {
     /// The file cannot be read.
     #[error("the file cannot be read: {0}")]
     File(#[from] std::io::Error),
-    /// The URL does not answer with success.
+    /// The URL does not respond with success.
     #[error("the URL does not answer as it should: {0}")]
     Url(#[from] reqwest::Error),
-    /// It is larger than any key set.
+    /// The key set is too large.
     #[error("it has more than {MAX_KEY_SET_BYTES} bytes")]
     TooLarge,
-    /// It is no key set.
+    /// The content is not a key set.
     #[error("it is no JSON Web Key Set: {0}")]
     Form(#[from] serde_json::Error),
     /// None of its keys can verify a signature.
@@ -90,7 +90,7 @@ pub enum KeySourceError {
     NoKey,
 }
 
-/// A JSON Web Key Set, of which some entries may be of kinds that are not known here.
+/// A JSON Web Key Set. Entries of unknown kinds are ignored.
 #[derive(Deserialize)]
 struct KeySetForm {
     keys: Vec<Value>,
@@ -99,12 +99,12 @@ struct KeySetForm {
 /// A key that verifies signatures.
 struct Key {
     name: Option<String>,
-    /// The algorithms that it may be used with.
+    /// The algorithms of the key.
     algorithms: Vec<Algorithm>,
     decoding: Arc<DecodingKey>,
 }
 
-/// Which keys something was verified with: the digest of the key set.
+/// The version of a key set: its digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Edition([u8; 32]);
 
@@ -113,22 +113,22 @@ struct KeySet {
     keys: Vec<Key>,
 }
 
-/// Keys that may have signed a token.
+/// Candidate keys of a token.
 pub(super) struct Candidates {
     pub(super) keys: Vec<Arc<DecodingKey>>,
     pub(super) edition: Edition,
 }
 
-/// Keys as they were last read.
+/// The key set as last read.
 #[derive(Clone)]
 pub struct Keys(Arc<Shared>);
 
 struct Shared {
     source: KeySource,
     http: reqwest::Client,
-    /// `None` until they could be read for the first time.
+    /// `None` until the first successful read.
     known: RwLock<Option<KeySet>>,
-    /// A token named a key that is not known.
+    /// Notified when a token names an unknown key.
     missed: Notify,
 }
 
@@ -139,7 +139,7 @@ impl fmt::Debug for Keys {
 }
 
 impl Keys {
-    /// Reads the keys for the first time. A URL that cannot be reached is tried again by
+    /// Reads the keys for the first time. A URL that cannot be reached is retried by
     /// [`Self::run_refresh`].
     ///
     /// # Errors
@@ -148,7 +148,7 @@ impl Keys {
         let is_far = matches!(&source, KeySource::Url(url) if url.scheme() == "https");
         let http = reqwest::Client::builder()
             .timeout(FETCH_TIMEOUT)
-            // Wherever it is led to.
+            // Also after a redirect.
             .https_only(is_far)
             .build()?;
         let known = match load(&source, &http).await {
@@ -167,15 +167,15 @@ impl Keys {
         })))
     }
 
-    /// Whether there are keys.
+    /// Whether keys are available.
     #[must_use]
     pub fn are_known(&self) -> bool {
         self.known().is_some()
     }
 
-    /// The keys that may have signed a token by this algorithm: those of the name that
-    /// the token gives or, where there is none of that name, those without a name; all,
-    /// if the token gives none. `None`: there are no keys yet.
+    /// The candidate keys of a token with this algorithm: those with the token's key id or, if
+    /// none has it, those without an id. All keys if the token has no key id. `None`: no keys
+    /// are available yet.
     pub(super) fn find(&self, algorithm: Algorithm, name: Option<&str>) -> Option<Candidates> {
         let known = self.known();
         let Some(KeySet { edition, keys }) = &*known else {
@@ -202,7 +202,7 @@ impl Keys {
         })
     }
 
-    /// Of the keys as they are now: what was verified with others is not any more.
+    /// The present version. A token that was verified by another version is verified again.
     pub(super) fn edition(&self) -> Edition {
         let known = self.known();
         known
@@ -215,8 +215,7 @@ impl Keys {
         self.0.known.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads the keys again and again. Never ends; keeps what it has while they
-    /// cannot be read.
+    /// Reads the keys at intervals, and keeps the last ones if a read fails. Never ends.
     pub async fn run_refresh(&self) {
         loop {
             let began = Instant::now();
@@ -243,7 +242,7 @@ impl Keys {
 }
 
 impl KeySourceError {
-    /// Whether the keys may be there later, without anybody's doing.
+    /// Whether a retry may succeed without a change by an operator.
     fn may_pass(&self) -> bool {
         match self {
             Self::Url(error) => error.status().is_none_or(|status| status.is_server_error()),
@@ -253,7 +252,7 @@ impl KeySourceError {
 }
 
 impl Key {
-    /// `None`: the key does not verify signatures, or is not understood.
+    /// `None`: the key does not verify signatures, or is of an unknown kind.
     fn new(key: Value) -> Option<Self> {
         let key: Jwk = serde_json::from_value(key).ok()?;
         let is_for_signatures = match (&key.common.public_key_use, &key.common.key_operations) {
@@ -277,7 +276,7 @@ impl Key {
     }
 }
 
-/// The algorithms for which keys of this kind are. None with a shared secret.
+/// The algorithms of this kind of key. None with a shared secret.
 fn algorithms_of(kind: &AlgorithmParameters) -> Vec<Algorithm> {
     match kind {
         AlgorithmParameters::RSA(_) => vec![

@@ -16,22 +16,22 @@ use super::{
     policy::{Holder, SUBJECT},
 };
 
-/// By how much clocks may differ, in seconds.
+/// Tolerated difference of clocks, in seconds.
 const LEEWAY_S: u64 = 30;
-/// Tokens that are known again. A service has one at a time, a user who calls too.
+/// Most verified tokens in the cache. A service or a user has one at a time.
 const MAX_VERIFIED: u64 = 10_000;
 
-/// Says in a token's header that its payload is signed as it is (RFC 7797).
+/// Header parameter of an unencoded payload (RFC 7797).
 const UNENCODED: &str = "b64";
 
-/// What a token has to say.
+/// Required contents of a token.
 #[derive(Debug, Clone)]
 pub struct Expected {
-    /// Who made it: `iss`.
+    /// The issuer: `iss`.
     pub issuer: String,
-    /// For whom: among `aud`.
+    /// The audience: one of `aud`.
     pub audience: String,
-    /// How it may be signed. Never with a shared secret.
+    /// Accepted algorithms. Never with a shared secret.
     pub algorithms: Vec<Algorithm>,
 }
 
@@ -40,16 +40,16 @@ pub struct Expected {
 pub struct Tokens {
     expected: Expected,
     keys: Keys,
-    /// By digest, so that no token is kept.
+    /// By digest, so that no token is stored.
     verified: Cache<[u8; 32], Verified>,
 }
 
-/// Whom a token names.
+/// The owner of a token, and its expiry.
 #[derive(Debug, Clone)]
 pub(super) struct Identity {
     pub holder: Holder,
     pub subject: Arc<str>,
-    /// When the token is not taken any more, in seconds since 1970.
+    /// When the token expires, in seconds since 1970.
     pub expires: u64,
 }
 
@@ -74,8 +74,7 @@ impl Tokens {
         }
     }
 
-    /// Whom a token names, if it is signed, meant for this service, and neither
-    /// too old nor too new.
+    /// Verifies a token: its signature, its audience and its validity.
     pub(super) fn verify(&self, token: &str, policy: &Policy) -> Result<Identity, Refused> {
         let digest = Sha256::digest(token).into();
         if let Some(known) = self.verified.get(&digest) {
@@ -99,7 +98,7 @@ impl Tokens {
                 header.alg
             )));
         }
-        // Extensions that have to be understood: none is.
+        // Critical extensions: none is supported.
         if header.crit.is_some()
             || header
                 .extras
@@ -158,7 +157,7 @@ fn invalid(why: String) -> Refused {
     Refused::InvalidCredentials { why }
 }
 
-/// The claim `exp`, which was found to be a number.
+/// The claim `exp`.
 fn expiry(claims: &Map<String, Value>) -> u64 {
     let expires = claims.get("exp").and_then(Value::as_f64);
     #[expect(

@@ -18,13 +18,13 @@ pub use self::policy::{Grant, Method, Policy, PolicyError};
 
 use self::{jwt::Identity, policy::Holder};
 
-/// The name of a caller. Shown, it is what a log may hold: a service's as it is, and
-/// of another one, which may be a user's, the beginning of its SHA-256.
+/// The name of a caller. It is displayed as a log may hold it: a service's name as it is,
+/// and any other name, which may be a user's, as the beginning of its SHA-256.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub enum Name {
-    /// Of a caller in the policy, or in a certificate of one that is not there.
+    /// A caller of the policy, or the name in an unknown certificate.
     Service(Arc<str>),
-    /// The subject of a token that is no service's.
+    /// The subject of a token that is no service's token.
     Subject(Arc<str>),
 }
 
@@ -50,51 +50,51 @@ impl fmt::Debug for Name {
     }
 }
 
-/// Whoever called, and what they are granted.
+/// The caller of a call, and its grants.
 #[derive(Debug, Clone)]
 pub struct Caller {
-    /// Their name; `None` where nobody is asked for one.
+    /// Its name. `None` without a policy.
     pub name: Option<Name>,
-    /// The user whose own token came with the call.
+    /// The user whose own token the call has.
     pub user: Option<Arc<str>>,
     /// Earlier expiry of the call's certificate and token, in seconds since 1970.
     pub expires: Option<u64>,
     grant: Arc<Grant>,
 }
 
-/// What a call brings to show who calls.
+/// The credentials of a call.
 #[derive(Debug, Clone, Copy)]
 pub struct Credentials<'a> {
-    /// The client's certificate, which was verified.
+    /// The client's certificate, verified.
     pub certificate: Option<&'a Result<Certificate, Refused>>,
     /// The bearer token.
     pub token: Option<&'a str>,
 }
 
-/// Why a call is not admitted.
+/// Reason why a call is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// It does not show who calls.
+    /// The call has no credentials.
     #[error("the call brings no credentials")]
     NoCredentials,
-    /// What it shows is not valid.
+    /// The credentials are not valid.
     #[error("the call's credentials are not valid")]
     InvalidCredentials {
-        /// Why, for the log only.
+        /// The reason, for the log only.
         why: String,
     },
-    /// The keys that tokens are signed with are not known yet.
+    /// The keys that verify tokens are not available yet.
     #[error("tokens cannot be verified for the time being")]
     NoKeysYet,
-    /// Whoever calls is granted nothing like this.
+    /// The policy does not grant this to the caller.
     #[error("the caller may not call this method")]
     NotGranted {
-        /// Whoever called, for the log only.
+        /// The caller, for the log only.
         name: Name,
     },
 }
 
-/// Decides who is admitted.
+/// Authenticates and authorizes calls.
 #[derive(Debug, Clone)]
 pub struct Authorizer(Rules);
 
@@ -111,20 +111,20 @@ struct Checks {
 }
 
 impl Authorizer {
-    /// Admits everybody to everything, on whoever's behalf.
+    /// Admits every call, on behalf of any user.
     #[must_use]
     pub fn open() -> Self {
         Self(Rules::Open(Arc::new(Grant::everything())))
     }
 
-    /// Admits whom the policy names.
+    /// Admits the calls that the policy grants.
     #[must_use]
     pub fn new(policy: Policy, tokens: Option<Tokens>) -> Self {
         Self(Rules::Closed(Arc::new(Checks { policy, tokens })))
     }
 
-    /// Whether a call is admitted, and who made it. `None`: of what every caller
-    /// may call.
+    /// Admits or rejects a call, and returns its caller. `method` is `None` for methods that
+    /// every caller may call.
     ///
     /// # Errors
     /// See [`Refused`].
@@ -172,7 +172,7 @@ impl Checks {
         }
     }
 
-    /// A service with a certificate, and perhaps with the token of a user.
+    /// A service with a certificate, and possibly with the token of a user.
     fn certified(
         &self,
         certificate: &Certificate,
@@ -233,7 +233,7 @@ fn identified(identity: Identity) -> Result<Caller, Refused> {
     })
 }
 
-/// The certificate, if it is valid still: the connection may have been open for long.
+/// The certificate, if it has not expired: the connection may be older than its validity.
 fn current(certificate: &Result<Certificate, Refused>) -> Result<&Certificate, Refused> {
     let certificate = certificate.as_ref().map_err(Clone::clone)?;
     if get_current_timestamp() > certificate.expires {
@@ -243,7 +243,7 @@ fn current(certificate: &Result<Certificate, Refused>) -> Result<&Certificate, R
     Ok(certificate)
 }
 
-/// Says whose certificate a token that is refused came with.
+/// Adds the name of the certificate to the rejection of a token.
 fn brought_by(certificate: Option<&Certificate>, refused: Refused) -> Refused {
     match (refused, certificate) {
         (Refused::InvalidCredentials { why }, Some(certificate)) => Refused::InvalidCredentials {
@@ -260,8 +260,7 @@ impl Caller {
         self.grant.acts_for_users || self.user.as_deref() == Some(username)
     }
 
-    /// Whether the caller may act on behalf of the platform where a request says
-    /// so.
+    /// Whether the caller may act on behalf of the platform, if a request says so.
     #[must_use]
     pub fn may_act_as_platform(&self) -> bool {
         self.grant.acts_as_platform

@@ -14,14 +14,14 @@ use serde::{
 };
 use serde_json::{Map, Value};
 
-/// Stands for every method.
+/// Wildcard for every method.
 const EVERY_METHOD: &str = "*";
-/// Begins a text file of some editors.
+/// Byte order mark, with which some editors begin a text file.
 const BYTE_ORDER_MARK: char = '\u{feff}';
 /// The claim that names the subject of a token.
 pub(super) const SUBJECT: &str = "sub";
 
-/// What each caller is granted, and how it proves who it is.
+/// The grants of each caller, and how it authenticates.
 #[derive(Debug, Clone)]
 pub struct Policy {
     by_certificate: HashMap<String, Service>,
@@ -37,24 +37,24 @@ pub(super) struct Service {
     pub(super) grant: Arc<Grant>,
 }
 
-/// Of whom a token is.
+/// The owner of a token.
 #[derive(Debug, Clone)]
 pub(super) enum Holder {
     /// A caller that is no user.
     Service(Service),
     /// The user whose name is the token's subject.
     User(Arc<Grant>),
-    /// Nobody whom the policy knows.
+    /// An owner that the policy does not name.
     Unknown,
 }
 
-/// What one caller is granted.
+/// The grants of one caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
     methods: Methods,
     /// May act on behalf of every user, without the user's own token.
     pub acts_for_users: bool,
-    /// May say `as_platform`.
+    /// May act on behalf of the platform.
     pub acts_as_platform: bool,
 }
 
@@ -64,26 +64,26 @@ enum Methods {
     These(HashSet<String>),
 }
 
-/// A method of the service, as far as grants are concerned.
+/// A method of the service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Method {
     /// Its name.
     pub name: String,
-    /// Whether it changes something on nobody's behalf.
+    /// Whether it is a platform operation: a change without an acting user.
     pub is_of_platform: bool,
 }
 
-/// Claims that a token has to have.
+/// Required claims of a token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Claims(BTreeMap<String, Value>);
 
-/// Why a policy cannot be used.
+/// Reason why a policy is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
-    /// It is no JSON of this form.
+    /// The file is not JSON of this form.
     #[error("it is no policy: {0}")]
     Form(#[from] serde_json::Error),
-    /// A name that none can have.
+    /// A caller's name is not valid.
     #[error("{name:?} cannot be the name of a caller: {why}")]
     Name {
         /// The name.
@@ -91,7 +91,7 @@ pub enum PolicyError {
         /// Why not.
         why: &'static str,
     },
-    /// A caller could be anybody.
+    /// A caller has no way to authenticate.
     #[error(
         "caller {caller:?} does not say how it proves who it is: add \"certificate\": {caller:?} if \
          that is the name in its certificate, or \"token\": {{\"client_id\": …}} with claims that \
@@ -101,7 +101,7 @@ pub enum PolicyError {
         /// Who.
         caller: String,
     },
-    /// Tokens of users could be those of the caller.
+    /// Users' tokens could pass for the caller's.
     #[error(
         "caller {caller:?} is known by no claim of its tokens but {SUBJECT:?}, which a user's token \
          has as well: add a claim that only its tokens have"
@@ -110,7 +110,7 @@ pub enum PolicyError {
         /// Who.
         caller: String,
     },
-    /// A claim is compared with what no claim can be equal to.
+    /// A required claim has a value that no claim can have.
     #[error("the claim {claim:?} of {caller:?} must be a text, a number or a boolean")]
     Claim {
         /// Of whom.
@@ -118,7 +118,7 @@ pub enum PolicyError {
         /// Which.
         claim: String,
     },
-    /// Two callers prove who they are by the same.
+    /// Two callers authenticate by the same credential.
     #[error("callers {first:?} and {second:?} have the same proof of who they are")]
     SameProof {
         /// One of them.
@@ -132,7 +132,7 @@ pub enum PolicyError {
          no caller's, or the claims that users' tokens have"
     )]
     NoUserToken,
-    /// There is no such method.
+    /// A granted method does not exist.
     #[error("{caller:?} is granted {method:?}, which is no method of the service")]
     NoSuchMethod {
         /// Who.
@@ -140,7 +140,7 @@ pub enum PolicyError {
         /// What.
         method: String,
     },
-    /// Every user could do to everybody what the platform may.
+    /// A platform operation is granted to all users.
     #[error(
         "users are granted {method:?}, with which each of them could change everybody: list methods \
          with an acting user, and methods that read"
@@ -149,7 +149,7 @@ pub enum PolicyError {
         /// What.
         method: String,
     },
-    /// Nobody is granted anything.
+    /// The policy grants nothing.
     #[error("it grants nobody anything")]
     Empty,
 }
@@ -221,7 +221,7 @@ struct UserGrantForm {
 }
 
 impl Policy {
-    /// Parses a policy. `methods` are the methods that there are.
+    /// Parses a policy. `methods` are all methods of the service.
     ///
     /// # Errors
     /// See [`PolicyError`].
@@ -283,13 +283,13 @@ impl Policy {
         Ok(())
     }
 
-    /// Whether some caller proves who it is by a certificate.
+    /// Whether a caller authenticates by certificate.
     #[must_use]
     pub fn knows_certificates(&self) -> bool {
         !self.by_certificate.is_empty()
     }
 
-    /// Whether some caller, or users, prove who they are by a token.
+    /// Whether a caller, or users, authenticate by token.
     #[must_use]
     pub fn knows_tokens(&self) -> bool {
         !self.by_token.is_empty() || self.users.is_some()
@@ -299,7 +299,7 @@ impl Policy {
         self.by_certificate.get(name)
     }
 
-    /// Of whom a token with these claims is; `None`, if it is of several callers.
+    /// The owner of a token with these claims. `None` if several callers match.
     pub(super) fn of_token(&self, claims: &Map<String, Value>) -> Option<Holder> {
         let mut services = self.by_token.iter().filter(|(rule, _)| rule.admit(claims));
         match (services.next(), services.next()) {
@@ -349,7 +349,7 @@ impl Claims {
         }
     }
 
-    /// Whether a token has them all: the same value, or a list with it.
+    /// Whether a token has all required claims: each with the value, or a list with it.
     fn admit(&self, claims: &Map<String, Value>) -> bool {
         self.0.iter().all(|(name, wanted)| match claims.get(name) {
             Some(Value::Array(values)) => values.contains(wanted),
@@ -396,7 +396,7 @@ fn granted(caller: &str, names: Vec<String>, methods: &[Method]) -> Result<Metho
 }
 
 impl Grant {
-    /// Every method, on whoever's behalf.
+    /// Every method, on behalf of any user.
     #[must_use]
     pub fn everything() -> Self {
         Self {

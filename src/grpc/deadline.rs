@@ -10,22 +10,22 @@ use tonic::{Request, Status};
 use super::status;
 use crate::service::Error;
 
-/// Deadline of calls that bring none, and the longest that is granted, unless a call
-/// has a [`LongestCall`].
+/// Deadline of calls without one, and the longest deadline, unless a call has a
+/// [`LongestCall`].
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(3);
 
-/// Extension of a request: how long it may take instead of [`DEFAULT_DEADLINE`].
+/// Extension of a request: its longest deadline instead of [`DEFAULT_DEADLINE`].
 #[derive(Debug, Clone, Copy)]
 pub struct LongestCall(pub Duration);
-/// The transport gives up at the caller's deadline with a status that says
-/// nothing; answer this part of the time earlier, and no more than that.
+/// Part of the time that a response comes before the caller's deadline, at which the
+/// transport would send a status without details.
 const HEADROOM_SHARE: u32 = 10;
 const MAX_HEADROOM: Duration = Duration::from_millis(50);
 static TIMEOUT_HEADER: HeaderName = HeaderName::from_static("grpc-timeout");
 /// Digits of a `grpc-timeout`, by the gRPC specification.
 const MAX_DIGITS: usize = 8;
 
-/// When a call arrived, where that is not now.
+/// Arrival of a call that has waited in a queue.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Arrival(Instant);
 
@@ -38,31 +38,32 @@ impl Arrival {
         self.0.elapsed()
     }
 
-    /// How much of its time a call has left, as its headers say.
+    /// Time that a call has left, by its headers.
     pub(super) fn time_left(self, headers: &HeaderMap) -> Duration {
         granted(headers, DEFAULT_DEADLINE).saturating_sub(self.elapsed())
     }
 
-    /// How long a call may wait for its turn: half of the time that it has left, so that
-    /// it can still be served, and no longer than `longest`.
+    /// Longest that a call may wait for a permit: half of the time that it has left, so that
+    /// it can still be served, and at most `longest`.
     pub(super) fn patience(self, headers: &HeaderMap, longest: Duration) -> Duration {
         longest.min(self.time_left(headers) / 2)
     }
 }
 
-/// When a call has to be answered, and what its caller may do if it fails.
+/// The deadline of a call, and whether its caller may repeat it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Deadline {
     instant: Instant,
     repetition: Repetition,
 }
 
-/// Whether a call whose outcome is unknown may be sent again.
+/// Whether a call with an unknown outcome may be repeated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Repetition {
-    /// A read, or a write with a `request_id`: has its effect once.
+    /// It may: a read, or a write with a `request_id`, has its effect once.
     Safe,
-    /// A write without a `request_id`: may have its effect twice, or meet its own.
+    /// It may not: a write without a `request_id` could have its effect twice, or fail because
+    /// of its first effect.
     Unsafe,
 }
 
@@ -78,7 +79,7 @@ pub(super) fn of<T>(request: &Request<T>) -> Deadline {
     }
 }
 
-/// How long a call may take, at most as long as this.
+/// Time of a call, at most `longest`.
 pub(super) fn granted(headers: &HeaderMap, longest: Duration) -> Duration {
     let asked = headers
         .get(&TIMEOUT_HEADER)
@@ -98,13 +99,13 @@ impl Deadline {
         self.instant
     }
 
-    /// The same for a call that may be sent again as this says.
+    /// The deadline, with this repetition.
     pub(super) fn with(self, repetition: Repetition) -> Self {
         Self { repetition, ..self }
     }
 
-    /// Waits for a use case no longer than the deadline. No `async fn`, which would have
-    /// room for the use case twice.
+    /// Waits for a use case until the deadline. Not an `async fn`: that would store the use
+    /// case twice.
     pub(super) fn bound<T>(
         self,
         use_case: impl Future<Output = Result<T, Error>>,

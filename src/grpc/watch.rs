@@ -31,28 +31,28 @@ use crate::{
     transport::listener::{MemoryCharge, Peer},
 };
 
-/// How long a stream lasts that begins when its connection is about to end.
+/// Least lifetime of a stream that begins when its connection is about to end.
 const LEAST_LIFETIME: Duration = Duration::from_secs(1);
 
-/// When a stream of changes ends by itself.
+/// The end of a stream of changes.
 #[derive(Debug, Clone)]
 pub struct WatchLimits {
-    /// Longest that a client may take to make room for a response.
+    /// Longest time until a client receives a response.
     pub patience: Duration,
     /// The service stops.
     pub stopping: CancellationToken,
-    /// How long a connection is used, and its streams last.
+    /// Lifetime of a connection, and of its streams.
     pub lifetime: Duration,
 }
 
-/// What a stream of changes begins with.
+/// The start of a stream of changes.
 #[derive(Debug)]
 pub(super) struct Begin {
-    /// How old its connection is.
+    /// Age of its connection.
     pub(super) age: Duration,
-    /// How long its caller's credentials are valid.
+    /// Remaining validity of its caller's credentials.
     pub(super) credentials: Option<Duration>,
-    /// For the bytes of responses that are not taken.
+    /// The charge of unreceived responses.
     charge: MemoryCharge,
 }
 
@@ -72,15 +72,15 @@ impl Begin {
     }
 }
 
-/// What a watcher is sent.
+/// The responses of a watcher.
 pub struct ChangeStream {
     responses: Receiver<(WatchChangesResponse, MemoryCharge)>,
     end: Arc<Mutex<Option<Status>>>,
 }
 
 impl ChangeStream {
-    /// Tells what the watcher sees, until the service stops, its connection is to, or its
-    /// caller's credentials expire.
+    /// Sends changes until the service stops, the connection ends, or the caller's
+    /// credentials expire.
     pub(super) fn start(
         watcher: Watcher,
         permit: SharePermit<FlowKey>,
@@ -114,7 +114,7 @@ impl ChangeStream {
     }
 }
 
-/// Sends what the watcher sees; returns why not any more.
+/// Sends changes, and returns the reason of the end.
 async fn tell(
     mut watcher: Watcher,
     sender: &Sender<(WatchChangesResponse, MemoryCharge)>,

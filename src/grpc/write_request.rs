@@ -23,32 +23,31 @@ use crate::{
 /// Target of the audit log's lines: see `docs/callers.md`.
 const AUDIT: &str = "audit";
 
-/// A request that changes something.
+/// The request of a change.
 pub(super) trait Mutation: Message + Clone {
     /// The RPC's name.
     const RPC: &'static str;
 
-    /// The caller's name for the request; empty, if there is none.
+    /// The `request_id`. Empty: none.
     fn request_id(&self) -> &str;
 
-    /// On whose behalf.
+    /// The actor.
     fn acting(&self) -> Acting<'_>;
 
-    /// What it changes: the names of an organization and of a user, empty where there
-    /// is none.
+    /// The changed organization and user, by name. Empty: none.
     fn resource(&self) -> [&str; 2];
 
-    /// Brings what can be said in several ways into one form.
+    /// Brings equivalent requests into one form.
     fn normalize(&mut self);
 }
 
-/// On whose behalf a request asks for something.
+/// The actor of a request.
 pub(super) enum Acting<'a> {
     /// A user.
     User(&'a str),
-    /// The platform, where the request may also name a user.
+    /// The platform, in a request that could name a user.
     Platform,
-    /// Nobody: who may call the method may do this.
+    /// No actor: a platform operation.
     Nobody,
 }
 
@@ -167,8 +166,7 @@ mutations! {
     }
 }
 
-/// The message of a request that changes something, and what comes with it. The
-/// caller may act for whom it names.
+/// Authorizes a change for its actor. Returns its message, and the call for the use case.
 pub(super) fn open<M: Mutation>(request: Request<M>) -> Result<(M, Change, Call), Status> {
     let deadline = deadline::of(&request);
     let (_, extensions, message) = request.into_parts();
@@ -200,7 +198,7 @@ pub(super) fn open<M: Mutation>(request: Request<M>) -> Result<(M, Change, Call)
     Ok((message, Change { deadline, audit }, call))
 }
 
-/// A change that is under way.
+/// A running change.
 #[derive(Debug)]
 pub(super) struct Change {
     deadline: Deadline,
@@ -208,8 +206,7 @@ pub(super) struct Change {
 }
 
 impl Change {
-    /// Waits for a use case no longer than the deadline, and writes the line in the audit
-    /// log that says what came of it.
+    /// Waits for a use case until the deadline, and writes the line of the audit log.
     pub(super) fn run<T>(
         self,
         use_case: impl Future<Output = Result<T, Error>>,
@@ -226,7 +223,7 @@ impl Change {
     }
 }
 
-/// What the audit log says of a change. Users are named by the beginning of a digest.
+/// The audit log's fields of a change. Users are named by the beginning of a digest.
 #[derive(Debug)]
 struct Audit {
     rpc: &'static str,
@@ -256,7 +253,7 @@ impl Audit {
     }
 }
 
-/// A line of the audit log; written when it is dropped.
+/// A line of the audit log, written when this is dropped.
 struct Line {
     audit: Audit,
     code: Code,
@@ -284,7 +281,7 @@ impl Drop for Line {
     }
 }
 
-/// The request, with a digest of what it means rather than of how it was sent.
+/// The request with its fingerprint: the digest of its normal form.
 fn named_request<M: Mutation>(
     message: &M,
     caller: &Caller,
