@@ -5,14 +5,14 @@ use std::collections::HashSet;
 use super::{Accounts, Error, Freshness, Source, store_failed};
 use crate::domain::{Key, Organization, OrganizationName, Record, User, Username};
 
-/// What became of many names.
+/// The result of a batch read.
 #[derive(Debug)]
 pub struct Batch<T, N> {
-    /// What there is.
+    /// The records that exist.
     pub found: Vec<T>,
-    /// The names of which there is nothing.
+    /// The names without a record.
     pub not_found: Vec<N>,
-    /// Where the answers came from.
+    /// The source of the records.
     pub source: Source,
 }
 

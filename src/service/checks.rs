@@ -8,18 +8,18 @@ use tokio::task::consume_budget;
 use super::{Accounts, Error, Freshness, Source, read_set::keys_of_member, store_failed};
 use crate::domain::{CheckFacts, Key, OrganizationName, Role, Username, effective_role};
 
-/// One question.
+/// A membership check.
 #[derive(Debug, Clone)]
 pub struct Check {
     /// The organization.
     pub organization_name: OrganizationName,
     /// The user.
     pub username: Username,
-    /// The least role that satisfies; any, if `None`.
+    /// The least role that satisfies the check. `None`: any.
     pub minimum_role: Option<Role>,
 }
 
-/// One answer.
+/// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CheckResult {
     /// The member's role; `None` if the user is not a member.
@@ -36,7 +36,7 @@ impl CheckResult {
 }
 
 impl Accounts {
-    /// Answers one check.
+    /// Runs one check.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -53,7 +53,7 @@ impl Accounts {
         Ok((CheckResult::new(role, check.minimum_role), answer.source))
     }
 
-    /// Answers many checks; each record is looked up once.
+    /// Runs many checks. Each record is looked up once.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -88,7 +88,7 @@ impl Accounts {
     }
 }
 
-/// The role with which a member counts, from the check_facts of [`keys_of_member`].
+/// The effective role, from the facts of [`keys_of_member`].
 fn role_of(check_facts: [Option<&CheckFacts>; 3]) -> Option<Role> {
     match check_facts {
         [

@@ -17,14 +17,14 @@ use crate::{
     store::{self, Directory, Listed, Lists, Registers, Slice},
 };
 
-/// Lists of a table, and the tokens of their pages.
+/// The lists of a table, and their page tokens.
 pub struct Listings {
     lists: Arc<dyn Lists>,
     tokens: PageTokens,
 }
 
 impl Listings {
-    /// Lists what the table holds; the key of page tokens is in its registers.
+    /// The lists of a table. The key of page tokens is in its registers.
     #[must_use]
     pub fn new(lists: Arc<dyn Lists>, registers: Arc<dyn Registers>) -> Self {
         Self {
@@ -34,21 +34,21 @@ impl Listings {
     }
 }
 
-/// A page that is asked for.
+/// A request for a page.
 #[derive(Debug, Clone)]
 pub struct PageRequest {
     /// Most entries.
     pub size: u16,
-    /// The token of the page before; empty for the first one.
+    /// The token of the page before. Empty: the first page.
     pub token: String,
 }
 
 /// A page of a list.
 #[derive(Debug)]
 pub struct Page<T> {
-    /// The entries; may be fewer than asked for, also none.
+    /// The entries: at most the requested number, possibly none.
     pub entries: Vec<T>,
-    /// The token of the next page; empty, if this is the last one.
+    /// The token of the next page. Empty: this is the last page.
     pub next_token: String,
 }
 
@@ -163,7 +163,7 @@ impl Accounts {
         })
     }
 
-    /// Reads a page of a list, as one of the table reads that are bounded.
+    /// Reads a page of a list under the table read limiter.
     async fn listed<T>(
         &self,
         read: impl Future<Output = Result<Listed<T>, store::Error>>,

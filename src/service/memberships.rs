@@ -22,9 +22,9 @@ use crate::{
     store::{self, Step, StrongReads},
 };
 
-/// Longest to wait for the index of Owners.
+/// Longest read of the index of Owners.
 const HINT_PATIENCE: Duration = Duration::from_secs(1);
-/// Owners read together, of those who may remain when one leaves.
+/// Owners that are read together to find a remaining one.
 const OWNERS_AT_ONCE: usize = 25;
 
 /// A member to add.
@@ -69,7 +69,7 @@ pub struct MemberToRemove {
 }
 
 impl Accounts {
-    /// Returns a membership, also if it does not count for now.
+    /// Returns a membership, also while it is suspended.
     ///
     /// # Errors
     /// [`Refusal::MembershipNotFound`].
@@ -118,7 +118,7 @@ impl Accounts {
         self.apply(change, actor, call).await
     }
 
-    /// Removes a member; returns the membership as it was.
+    /// Removes a member. Returns the membership as it was.
     ///
     /// # Errors
     /// [`Refusal::NotPermitted`], [`Refusal::MembershipNotFound`],
@@ -157,8 +157,8 @@ fn membership_key(organization: &OrganizationName, username: &Username) -> Key {
     Key::Membership(organization.clone(), username.clone())
 }
 
-/// Refuses because the target is no member; only an actor who may manage members
-/// is told so.
+/// Refuses because the target is no member. Only an actor who may manage members gets this
+/// refusal.
 pub(super) fn not_a_member<T>(
     found: &ReadSet,
     organization: &OrganizationName,
@@ -168,7 +168,7 @@ pub(super) fn not_a_member<T>(
     found.refuse(keys_around(organization, username), refusal)
 }
 
-/// The membership is of another version than the one that was to be changed.
+/// Refuses because the membership has another version than the etag.
 fn another_version<T>(
     found: &ReadSet,
     organization: &OrganizationName,
@@ -177,19 +177,18 @@ fn another_version<T>(
     found.refuse(keys_around(organization, username), Refusal::EtagMismatch)
 }
 
-/// The search for an Owner who remains when another one leaves.
+/// The search for a remaining Owner when another one leaves.
 struct OtherOwners<'a> {
     table: &'a dyn StrongReads,
     organization: &'a OrganizationName,
     leaving: &'a Username,
-    /// What was found of those who do not remain.
+    /// Records of Owners who do not remain.
     others: ReadSet,
 }
 
 impl OtherOwners<'_> {
-    /// Adds to the conditions that an Owner other than the leaving one remains.
-    /// Refuses where there is no other. `found` is what the leaving Owner's
-    /// membership stands on.
+    /// Adds the condition that another Owner remains. Refuses if there is none. `found` has
+    /// the records of the leaving Owner's membership.
     async fn require_one<T>(
         table: &dyn StrongReads,
         organization: &OrganizationName,
@@ -215,7 +214,7 @@ impl OtherOwners<'_> {
         Ok(Err(others.refuse(because_of, refusal)))
     }
 
-    /// The conditions under which another Owner remains; `None` if there is none.
+    /// The conditions that another Owner remains. `None` if there is none.
     async fn find(&mut self) -> Result<Option<Vec<Step>>, store::Error> {
         let hints = timeout(HINT_PATIENCE, self.table.owner_hints(self.organization));
         let hints = match hints.await {
@@ -229,8 +228,8 @@ impl OtherOwners<'_> {
         if let Some(remains) = self.find_among(&hints).await? {
             return Ok(Some(remains));
         }
-        // The index may lack an Owner: only the members themselves tell that
-        // there is no other.
+        // The index may miss an Owner: only the members themselves prove that there is
+        // none.
         let mut after = None;
         loop {
             let page = self.table.owners(self.organization, after.as_ref()).await?;
@@ -440,7 +439,7 @@ impl Change for ChangeRole {
         } = target;
         let mut conditions = found.still_counts(organization_name, acting_user);
         conditions.extend(found.still_counts(organization_name, member_username));
-        // Where an Owner acts on another, the acting one remains.
+        // An Owner who acts on another one remains.
         if target.role == Some(Role::Owner)
             && acting_user == member_username
             && let Err(refused) = OtherOwners::require_one(
@@ -532,7 +531,7 @@ impl Change for RemoveMember {
             return Ok(another_version(&found, organization_name, member_username));
         }
         let mut conditions = found.still_counts(organization_name, acting_user);
-        // Where an Owner removes another, the acting one remains.
+        // An Owner who removes another one remains.
         if target.membership.role == Some(Role::Owner)
             && is_leaving
             && let Err(refused) = OtherOwners::require_one(

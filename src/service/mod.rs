@@ -40,7 +40,7 @@ use crate::{
     store,
 };
 
-/// The account service, whatever the protocol it is served over.
+/// The use cases of the account service, independent of the protocol.
 #[derive(Clone)]
 pub struct Accounts {
     coherence: Coherence,
@@ -48,23 +48,23 @@ pub struct Accounts {
     listings: Arc<Listings>,
 }
 
-/// What comes with every change.
+/// The call of a change.
 #[derive(Debug, Clone)]
 pub struct Call {
-    /// The service that called; `None`: callers have no names, or a user called.
+    /// The calling service. `None`: callers have no names, or a user called.
     pub caller: Option<ServiceName>,
-    /// The request, if it is to have its effect once, however often it is sent.
+    /// The request, if it has a `request_id`.
     pub request: Option<Request>,
-    /// When it has to be answered.
+    /// The deadline.
     pub deadline: Instant,
     /// The permit of the call, which the change holds until it has ended.
     pub permit: Option<HeldPermit>,
 }
 
-/// A rule of the account model stands against what was asked.
+/// A refusal by a rule of the account model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
-    /// The user's name is taken.
+    /// The user name is taken.
     UserExists(Username),
     /// The organization's name is taken.
     OrganizationExists(OrganizationName),
@@ -74,7 +74,7 @@ pub enum Refusal {
     EmailExists,
     /// No user has the e-mail address.
     EmailNotFound,
-    /// The field of a user cannot be changed like this, and why not.
+    /// A field of a user cannot have this value, and the reason.
     InvalidUser(&'static str, String),
     /// The same for an organization.
     InvalidOrganization(&'static str, String),
@@ -84,24 +84,24 @@ pub enum Refusal {
     OrganizationNotFound(OrganizationName),
     /// The user is not a member.
     MembershipNotFound(OrganizationName, Username),
-    /// The acting user may not do this. Says nothing of what exists.
+    /// The acting user is not permitted. It reveals nothing.
     NotPermitted,
     /// The organization would be left without an Owner.
     LastOwner(OrganizationName),
-    /// The user who was to become Owner is suspended.
+    /// The new Owner is suspended.
     NewOwnerSuspended(Username),
-    /// The record is of another version than the one that was to be changed.
+    /// The record has another version than the etag.
     EtagMismatch,
-    /// Another request has the same name.
+    /// Another request has the same id.
     RequestIdReused,
-    /// The page token is none of this list.
+    /// The page token is not of this list.
     NoPageToken,
 }
 
-/// Why a use case did not succeed.
+/// Reason why a use case failed.
 pub type Error = WriteError<Refusal>;
 
-/// An answer to a read, with where it came from.
+/// The result of a read, with its source.
 pub use crate::coherence::{Freshness, HeldPermit, Source};
 
 impl Accounts {
@@ -115,7 +115,7 @@ impl Accounts {
         }
     }
 
-    /// Waits until no write, fill or repair is under way.
+    /// Waits until no write, fill or repair is running.
     pub async fn drain(&self) {
         self.coherence.drain().await;
     }
@@ -149,7 +149,7 @@ fn store_failed(error: store::Error) -> Error {
     Error::Store(error)
 }
 
-/// Whether a record is of the version that is to be changed.
+/// Whether a record has the version of the etag.
 fn is_version(etag: Option<&Etag>, stamp: &Stamp) -> bool {
     etag.is_none_or(|etag| *etag == stamp.etag())
 }

@@ -25,11 +25,11 @@ use crate::{
 pub struct NewOrganization {
     /// The name.
     pub organization_name: OrganizationName,
-    /// The user who founds it and becomes its Owner.
+    /// The founding user, who becomes its Owner.
     pub founding_user: Username,
     /// Name to show.
     pub display_name: FreeText,
-    /// What the caller attaches.
+    /// Labels.
     pub labels: Labels,
 }
 
@@ -38,16 +38,16 @@ pub struct NewOrganization {
 pub struct OrganizationToEdit {
     /// The name.
     pub organization_name: OrganizationName,
-    /// On whose behalf.
+    /// The actor.
     pub actor: Actor,
-    /// The version to change; any, if `None`.
+    /// The version to change. `None`: any.
     pub etag: Option<Etag>,
     /// What to change.
     pub edit: OrganizationEdit,
 }
 
 impl Actor {
-    /// Whether the actor may do what needs this role.
+    /// Whether the actor has at least this role.
     pub(super) fn has(
         &self,
         least: Role,
@@ -62,7 +62,7 @@ impl Actor {
         }
     }
 
-    /// The records that decide that.
+    /// The records that decide it.
     pub(super) fn keys(&self, organization: &OrganizationName) -> Vec<Key> {
         match self {
             Self::User(username) => keys_of_member(organization, username).into(),
@@ -70,7 +70,7 @@ impl Actor {
         }
     }
 
-    /// The conditions under which it stays so.
+    /// The conditions that it stays so.
     pub(super) fn conditions(&self, found: &ReadSet, organization: &OrganizationName) -> Vec<Step> {
         match self {
             Self::User(username) => found.still_counts(organization, username),
@@ -79,13 +79,11 @@ impl Actor {
     }
 }
 
-/// What may be changed, and the conditions under which it stays so; or what
-/// stands against it.
+/// The organization and the conditions of a change, or the refusal.
 type Permitted<T> = Result<(Organization, Vec<Step>), Verdict<T, Refusal>>;
 
 impl Actor {
-    /// Whether the actor may change this version of the organization with what
-    /// needs the role `least`.
+    /// Whether the actor has the role `least`, and the organization the version.
     async fn may_change<T>(
         &self,
         least: Role,
@@ -116,16 +114,16 @@ impl Actor {
 pub struct OrganizationToDelete {
     /// The name.
     pub organization_name: OrganizationName,
-    /// On whose behalf: an Owner.
+    /// The actor: an Owner, or the platform.
     pub actor: Actor,
-    /// The version to delete; any, if `None`.
+    /// The version to delete. `None`: any.
     pub etag: Option<Etag>,
 }
 
-/// What to change of an organization.
+/// A change of an organization.
 #[derive(Debug, Clone)]
 pub enum OrganizationEdit {
-    /// What describes the organization; `None` leaves a part as it is.
+    /// Descriptive fields. `None` leaves a field unchanged.
     Profile {
         /// Name to show.
         display_name: Option<FreeText>,
@@ -137,7 +135,7 @@ pub enum OrganizationEdit {
 }
 
 impl OrganizationEdit {
-    /// The organization after the change, its stamp left as it is.
+    /// The organization after the change, with its old stamp.
     fn apply(&self, organization: &Organization) -> Organization {
         let mut edited = organization.clone();
         match self {
@@ -179,7 +177,7 @@ impl Accounts {
         self.apply(change, actor, call).await
     }
 
-    /// Changes an organization; returns it as it is then.
+    /// Changes an organization. Returns it after the change.
     ///
     /// # Errors
     /// [`Refusal::NotPermitted`], [`Refusal::OrganizationNotFound`] for the
@@ -197,7 +195,7 @@ impl Accounts {
         self.apply(change, actor, call).await
     }
 
-    /// Deletes an organization; returns it as it was.
+    /// Deletes an organization. Returns it as it was.
     ///
     /// # Errors
     /// [`Refusal::NotPermitted`], [`Refusal::OrganizationNotFound`] for the
@@ -276,7 +274,7 @@ impl Change for CreateOrganization {
             let refusal = Refusal::UserNotFound(founding_user.clone());
             return Ok(found.refuse([user_key], refusal));
         };
-        // Says that the founder is suspended: nothing else is denied here.
+        // Reveals that the founder is suspended: nothing else is denied here.
         if founder.state == State::Suspended {
             let refusal = Refusal::NotPermitted;
             return Ok(found.refuse([user_key], refusal));
@@ -319,7 +317,7 @@ impl Change for CreateOrganization {
     }
 }
 
-/// Whether the texts of an organization may be changed like this.
+/// Whether the changed texts of an organization are valid.
 fn may_replace(before: &Organization, after: &Organization) -> Result<(), Refusal> {
     let shown = &after.display_name;
     let may_replace = shown.may_replace(Some(before.display_name.as_str()));

@@ -17,23 +17,23 @@ use crate::{
     store::{self, Step, StrongReads},
 };
 
-/// An organization to hand over.
+/// A transfer of ownership.
 #[derive(Debug, Clone)]
 pub struct OwnershipToTransfer {
     /// The organization.
     pub organization_name: OrganizationName,
     /// The member who becomes an Owner; for the platform, any user.
     pub new_owner: Username,
-    /// The Owner who hands over, or the platform.
+    /// The acting Owner, or the platform.
     pub actor: Actor,
 }
 
-/// Who owned an organization, and who owns it.
+/// The new and the previous owner.
 #[derive(Debug)]
 pub struct Owners {
     /// The membership of the new owner.
     pub new: Standing,
-    /// The membership of the one who handed over.
+    /// The membership of the acting Owner.
     pub previous: Option<Standing>,
 }
 
@@ -65,8 +65,8 @@ struct TransferOwnership {
 }
 
 impl TransferOwnership {
-    /// Adds a user as an Owner: the platform's way to repair an organization that nobody
-    /// can act for.
+    /// Adds a user as an Owner, with which the platform repairs an organization without
+    /// one.
     fn add_owner(&self, found: &ReadSet) -> Verdict<Owners, Refusal> {
         let OwnershipToTransfer {
             organization_name,
@@ -100,7 +100,7 @@ impl TransferOwnership {
         })
     }
 
-    /// The one who hands over, unless to oneself.
+    /// The acting Owner, unless it is the new owner.
     fn previous_owner(&self) -> Option<&Username> {
         match &self.ownership.actor {
             Actor::User(username) if *username != self.ownership.new_owner => Some(username),
@@ -169,9 +169,9 @@ impl Change for TransferOwnership {
         let previous = self
             .previous_owner()
             .and_then(|owner| found.member(organization_name, owner));
-        // All users, and the organization: the answer tells of both memberships.
+        // All users, and the organization: the result shows both memberships.
         let premises = found.profiles();
-        // Who gives up the role must leave an Owner who can act.
+        // An Owner who gives up the role must leave an Owner who can act.
         if new.state == State::Suspended && previous.is_some() {
             return Ok(Verdict::Refuse {
                 refusal: Refusal::NewOwnerSuspended(new_owner.clone()),
@@ -194,7 +194,7 @@ impl Change for TransferOwnership {
                     found: Record::Membership(standing.membership.clone()),
                     record: record.clone(),
                 });
-                // Only what grants.
+                // Only grants are published.
                 publish.extend((role == Role::Owner).then_some(record));
             }
             standings.push(Standing {

@@ -11,15 +11,15 @@ use uuid::Uuid;
 use super::Error;
 use crate::store::{self, ListPosition, Registers};
 
-/// Name of the register that holds the key that tokens are signed with.
+/// The register with the key that signs tokens.
 const REGISTER: &str = "page-tokens";
 const KEY: &str = "key";
 /// Bytes of a token's signature.
 const MAC_LEN: usize = 16;
-/// Longest token that is looked at, in characters.
+/// Longest accepted token, in characters.
 const MAX_LEN: usize = 1024;
 
-/// What a token is for: the list with all that selects its entries.
+/// The name of a list, with its parameters.
 #[derive(Debug, Clone)]
 pub(super) struct ListName(String);
 
@@ -29,12 +29,12 @@ impl ListName {
     }
 }
 
-/// A text is no token of a page of this list.
+/// The text is no page token of this list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("is no token of an earlier page of this very list")]
 pub struct NoPageToken;
 
-/// Makes tokens, and reads them.
+/// Signs and verifies page tokens.
 pub(super) struct PageTokens {
     registers: Arc<dyn Registers>,
     key: OnceCell<String>,
@@ -48,7 +48,7 @@ impl PageTokens {
         }
     }
 
-    /// The place that a token names; the beginning, if the token is empty.
+    /// The position in a token. An empty token is the beginning.
     pub(super) async fn open(
         &self,
         list: &ListName,
@@ -64,7 +64,7 @@ impl PageTokens {
             .ok_or(Error::Refused(super::Refusal::NoPageToken))
     }
 
-    /// The token of a place; empty at the end of the list.
+    /// The token of a position. Empty at the end of the list.
     pub(super) async fn seal(
         &self,
         list: &ListName,
@@ -94,7 +94,7 @@ impl PageTokens {
             .chain_update(&list.0))
     }
 
-    /// Reads the key that all replicas share, or makes it.
+    /// Reads the key that all replicas share, or creates it.
     async fn learn_key(&self) -> Result<String, store::Error> {
         loop {
             let register = self.registers.read_register(REGISTER).await?;

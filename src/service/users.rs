@@ -31,7 +31,7 @@ pub struct NewUser {
     pub display_name: FreeText,
     /// The e-mail address.
     pub email: Option<Email>,
-    /// What the caller attaches.
+    /// Labels.
     pub labels: Labels,
 }
 
@@ -40,16 +40,16 @@ pub struct NewUser {
 pub struct UserToEdit {
     /// The name.
     pub username: Username,
-    /// The version to change; any, if `None`.
+    /// The version to change. `None`: any.
     pub etag: Option<Etag>,
     /// What to change.
     pub edit: UserEdit,
 }
 
-/// What to change of a user.
+/// A change of a user.
 #[derive(Debug, Clone)]
 pub enum UserEdit {
-    /// What describes the user; `None` leaves a part as it is.
+    /// Descriptive fields. `None` leaves a field unchanged.
     Profile {
         /// Given name.
         first_name: Option<FreeText>,
@@ -57,7 +57,7 @@ pub enum UserEdit {
         last_name: Option<FreeText>,
         /// Name to show.
         display_name: Option<FreeText>,
-        /// The e-mail address; within, `None` for none.
+        /// The e-mail address. The inner `None` removes it.
         email: Option<Option<Email>>,
         /// All labels.
         labels: Option<Labels>,
@@ -71,12 +71,12 @@ pub enum UserEdit {
 pub struct UserToDelete {
     /// The name.
     pub username: Username,
-    /// The version to delete; any, if `None`.
+    /// The version to delete. `None`: any.
     pub etag: Option<Etag>,
 }
 
 impl UserEdit {
-    /// The user after the change, its stamp left as it is.
+    /// The user after the change, with its old stamp.
     fn apply(&self, user: &User) -> User {
         let mut edited = user.clone();
         match self {
@@ -148,7 +148,7 @@ impl Accounts {
             .ok_or(Error::Refused(Refusal::UserNotFound(username)))
     }
 
-    /// Returns the user who has an e-mail address.
+    /// Returns the user with an e-mail address.
     ///
     /// # Errors
     /// [`Refusal::EmailNotFound`].
@@ -170,7 +170,7 @@ impl Accounts {
         }
     }
 
-    /// Changes a user; returns it as it is then.
+    /// Changes a user. Returns it after the change.
     ///
     /// # Errors
     /// [`Refusal::UserNotFound`], [`Refusal::EtagMismatch`].
@@ -182,7 +182,7 @@ impl Accounts {
         self.apply(change, Actor::Platform, call).await
     }
 
-    /// Deletes a user; returns it as it was.
+    /// Deletes a user. Returns it as it was.
     ///
     /// # Errors
     /// [`Refusal::UserNotFound`], [`Refusal::EtagMismatch`].
@@ -191,7 +191,7 @@ impl Accounts {
     }
 }
 
-/// Whether it is this user, still with this address, who claimed it.
+/// Whether the claim is of this user, who still has the address.
 fn has_claimed(user: &User, claim: &EmailClaim, email: &Email) -> bool {
     let mine = user.email.as_ref();
     user.uid == claim.uid
@@ -199,8 +199,8 @@ fn has_claimed(user: &User, claim: &EmailClaim, email: &Email) -> bool {
         && mine.is_some_and(|mine| mine.is_same(email))
 }
 
-/// What a change of a user does to who has which e-mail address; or the address
-/// is another user's.
+/// The steps that a change of a user needs for its e-mail claims, or the refusal because
+/// another user has the address.
 async fn claims<T>(
     table: &dyn StrongReads,
     before: Option<&User>,
@@ -215,7 +215,7 @@ async fn claims<T>(
             let key = Key::User(other.username.clone());
             let read = ReadSet::read(table, [key.clone()]).await?;
             let holder = read.user(&other.username);
-            // What is there may be left by a user who was deleted in the console.
+            // The claim may be of a user who was deleted in the console.
             if holder.is_some_and(|holder| has_claimed(holder, other, email)) {
                 return Ok(Err(read.refuse([key], Refusal::EmailExists)));
             }
@@ -241,7 +241,7 @@ async fn claims<T>(
     Ok(Ok(steps))
 }
 
-/// Whether the texts of a user may be changed like this.
+/// Whether the changed texts of a user are valid.
 fn may_replace(before: &User, after: &User) -> Result<(), Refusal> {
     for (field, before, after) in [
         ("first_name", &before.first_name, &after.first_name),

@@ -21,23 +21,23 @@ use crate::{
     telemetry::WATCHERS,
 };
 
-/// Most changes that a watcher gets at once.
+/// Most changes of one response.
 pub const MAX_CHANGES: usize = 25;
-/// Reads of the log that are under way at once, for all watchers: apart from the reads
-/// of callers, so that neither keeps the other waiting.
+/// Concurrent reads of the log for all watchers, apart from the reads of callers, so that
+/// neither delays the other.
 const READS_AT_ONCE: usize = 8;
-/// Pause between looks for changes.
+/// Interval of reading the log.
 const POLL: Duration = Duration::from_millis(250);
-/// Longest until a watcher hears how far it has come, though nothing changed.
+/// Longest interval of responses without changes.
 const PROGRESS: Duration = Duration::from_secs(10);
-/// A table whose stream nobody has followed for so long is not followed.
+/// Time without a beat after which the stream counts as not followed.
 const LONGEST_SILENCE: Duration = Duration::from_secs(60);
 /// Longest to wait for a sign that the stream is followed, where the time of the
 /// last one is far from this replica's clock. A follower gives one every 2 s; the
 /// server waits 5 s for a response to begin.
 const BEAT_PATIENCE: Duration = Duration::from_secs(4);
 
-/// The log of changes, and who watches it.
+/// The change log and its watchers.
 pub struct Changes {
     log: Arc<dyn ChangeLog>,
     registers: Arc<dyn Registers>,
@@ -45,17 +45,16 @@ pub struct Changes {
     beats: Mutex<Option<Beats>>,
 }
 
-/// The beats of the follower of the stream, as this replica has seen them by its own
-/// monotonic clock.
+/// The beats of the stream's follower, timed by this replica's monotonic clock.
 #[derive(Debug, Clone, Copy)]
 struct Beats {
-    /// The version of the register at the last look.
+    /// The version of the register at the last read.
     version: u64,
-    /// When that version was seen first.
+    /// When that version was first read.
     since: Instant,
-    /// When the register was looked at last.
+    /// When the register was last read.
     looked: Instant,
-    /// Whether the register was seen to move on to that version.
+    /// Whether this replica saw the register change to that version.
     is_moving: bool,
 }
 
@@ -102,7 +101,7 @@ impl Beats {
 }
 
 impl Changes {
-    /// Reads the log of a table, and in its registers how far it has come.
+    /// Reads the log of a table, and its end in the registers.
     #[must_use]
     pub fn new(log: Arc<dyn ChangeLog>, registers: Arc<dyn Registers>) -> Self {
         Self {
@@ -114,14 +113,14 @@ impl Changes {
     }
 }
 
-/// A place in the log: after one change, before the next.
+/// A position in the log, between two changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor {
     log: LogId,
     after: u64,
 }
 
-/// A text is no cursor.
+/// The text is no cursor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("is no cursor of an earlier response")]
 pub struct NoCursor;
@@ -147,18 +146,18 @@ impl std::str::FromStr for Cursor {
     }
 }
 
-/// Where to begin.
+/// The start of a watch.
 #[derive(Debug, Clone)]
 pub enum Start {
-    /// With what changes from now on.
+    /// With changes from now on.
     Now,
     /// With the oldest change that is kept.
     Oldest,
-    /// Where an earlier watcher has come to.
+    /// After the cursor of an earlier watch.
     After(Cursor),
 }
 
-/// Which changes to tell; all, by default.
+/// The filter of a watch. Default: all changes.
 #[derive(Debug, Clone, Default)]
 pub struct ChangeFilter {
     /// Of this organization and of its memberships; and of its members, where it
@@ -169,11 +168,11 @@ pub struct ChangeFilter {
     pub user: Option<Username>,
 }
 
-/// Whether a watcher is told of a change.
+/// Whether a change matches the filter.
 enum Interest {
     Told,
     NotTold,
-    /// Told, if there is this membership.
+    /// It matches if this membership exists.
     IfMember(OrganizationName, Username),
 }
 
@@ -208,8 +207,7 @@ impl Interest {
     }
 }
 
-/// Whether a change of a user or an organization may change whether its memberships
-/// count.
+/// Whether a change of a user or an organization may affect its memberships.
 fn changes_standing(change: &RecordChange) -> bool {
     let state = |record: &Option<Record>| match record {
         Some(Record::User(user)) => Some(user.state),
@@ -224,39 +222,39 @@ fn changes_standing(change: &RecordChange) -> bool {
     }
 }
 
-/// Why changes cannot be told.
+/// Reason why a watch ends.
 #[derive(Debug)]
 pub enum WatchError {
-    /// Changes after the cursor are not kept any more, or may have been missed.
+    /// Changes after the cursor are no longer kept, or may be missing.
     Expired,
-    /// Nobody follows the table's stream.
+    /// No replica follows the table's stream.
     NotFollowed,
     /// The table failed.
     Store(store::Error),
 }
 
-/// What a watcher sees at once.
+/// One response of a watch.
 #[derive(Debug)]
 pub struct Changed {
-    /// Changes in order, each with the place after it.
+    /// Changes in order, each with the cursor after it.
     pub changes: Vec<(RecordChange, Cursor)>,
-    /// The place after all that was looked at.
+    /// The cursor after all changes that were read.
     pub cursor: Cursor,
 }
 
-/// Follows the log.
+/// A watcher of the log.
 pub struct Watcher {
     changes: Arc<Changes>,
     coherence: Coherence,
     filter: ChangeFilter,
     cursor: Cursor,
-    /// The numbers of all that was read and not told yet, and what is to be told.
+    /// The numbers of changes that were read and not returned yet, with those that match.
     pending: std::vec::IntoIter<(u64, Option<RecordChange>)>,
     last_told: Option<Instant>,
     _counted: Counted,
 }
 
-/// Counted as long as it is held.
+/// Counts as a watcher until it is dropped.
 struct Counted(());
 
 impl Counted {
@@ -273,7 +271,7 @@ impl Drop for Counted {
 }
 
 impl Accounts {
-    /// Begins to watch what changes.
+    /// Starts a watch.
     ///
     /// # Errors
     /// See [`WatchError`].
@@ -310,7 +308,7 @@ impl Accounts {
 }
 
 impl Changes {
-    /// How far the log has come, if the stream is followed.
+    /// The end of the log, if the stream is followed.
     async fn head(&self) -> Result<LogHead, WatchError> {
         let give_up = Instant::now() + BEAT_PATIENCE;
         loop {
@@ -374,7 +372,7 @@ impl Watcher {
         }
     }
 
-    /// Moves on over what was read, until there is enough to tell.
+    /// Takes changes that were read, up to the size of a response.
     fn take_pending(&mut self) -> Vec<(RecordChange, Cursor)> {
         let mut changes = Vec::new();
         while changes.len() < MAX_CHANGES
@@ -421,8 +419,7 @@ impl Watcher {
         Ok(is_any)
     }
 
-    /// Whether the user or the organization that was changed is, in this very
-    /// incarnation, that of a membership. One that a deletion left counts.
+    /// Whether the changed incarnation is that of a membership. An orphan counts, too.
     async fn is_of_member(
         &self,
         change: &RecordChange,
