@@ -124,10 +124,9 @@ pub(super) fn encode(record: &Record) -> Item {
     item
 }
 
-/// The record of an item found under `key`; `None` for the tombstone of a record. The
-/// key, not the attributes, names the record. An attribute of another type than this
-/// service writes counts as missing, an unknown role grants nothing, and an unknown state
-/// is a suspension: other writers' items are served, and give no more than they say.
+/// The record of an item under `key`. `None` for a tombstone. The key, not the attributes,
+/// names the record. Items of other writers are served: an attribute of another type counts
+/// as missing, an unknown role grants nothing, and an unknown state is a suspension.
 pub(super) fn decode(key: &Key, item: &Item) -> Option<Record> {
     if is_tombstone(item) {
         return None;
@@ -186,7 +185,7 @@ pub(super) fn is_tombstone(item: &Item) -> bool {
     text(item, STATE) == Some(TOMBSTONE)
 }
 
-/// The item that says who has an e-mail address.
+/// The item of an e-mail claim.
 pub(super) fn encode_claim(claim: &EmailClaim) -> Item {
     let mut item = Item::new();
     put_text(&mut item, USERNAME, claim.username.as_str());
@@ -194,7 +193,7 @@ pub(super) fn encode_claim(claim: &EmailClaim) -> Item {
     item
 }
 
-/// Who has an e-mail address; `None` where it is no such item.
+/// The e-mail claim of an item. `None` if it is none.
 pub(super) fn decode_claim(item: &Item) -> Option<StoredClaim> {
     Some(StoredClaim {
         claim: EmailClaim {
@@ -205,8 +204,8 @@ pub(super) fn decode_claim(item: &Item) -> Option<StoredClaim> {
     })
 }
 
-/// What turns the item of one record into that of another: the attributes to set,
-/// and those to remove.
+/// The attributes to set and to remove, to turn the item of one record into that of
+/// another.
 pub(super) fn difference(before: &Record, after: &Record) -> (Item, Vec<String>) {
     let (before, mut set) = (encode(before), encode(after));
     let gone = before.keys().filter(|name| !set.contains_key(*name));
@@ -215,10 +214,10 @@ pub(super) fn difference(before: &Record, after: &Record) -> (Item, Vec<String>)
     (set, gone)
 }
 
-/// The attributes of [`encode_origin`] that it may leave out.
+/// The optional attributes of [`encode_origin`].
 pub(super) const OPTIONAL_ORIGIN: [&str; 3] = [CHANGED_BY, CALLED_BY, REQUEST_ID];
 
-/// What an item says of the change that wrote it. The platform is not named.
+/// The attributes of the change that wrote an item. The platform has no attribute.
 pub(super) fn encode_origin(origin: &Origin, write_id: &str) -> Item {
     let mut item = Item::new();
     put_text(&mut item, WRITE_ID, write_id);
@@ -226,7 +225,8 @@ pub(super) fn encode_origin(origin: &Origin, write_id: &str) -> Item {
         put_text(&mut item, CHANGED_BY, username.as_str());
     }
     if let Some(caller) = &origin.caller {
-        // With the id: a writer that does not know the attribute leaves it as it is.
+        // With the id, because a writer that does not know the attribute leaves it
+        // unchanged.
         let called_by = format!("{write_id} {}", caller.as_str());
         put_text(&mut item, CALLED_BY, &called_by);
     }
@@ -236,7 +236,7 @@ pub(super) fn encode_origin(origin: &Origin, write_id: &str) -> Item {
     item
 }
 
-/// The item that remembers a request.
+/// The item of a request's outcome.
 pub(super) fn encode_request(request: &Request, outcome: &[Record], expires: Timestamp) -> Item {
     let mut item = Item::new();
     put_text(&mut item, FINGERPRINT, request.fingerprint.as_str());
@@ -252,7 +252,7 @@ pub(super) fn encode_request(request: &Request, outcome: &[Record], expires: Tim
     item
 }
 
-/// What the item of a request remembers; `None` where it is no such item.
+/// The outcome in the item of a request. `None` if it is none.
 pub(super) fn decode_request(item: &Item) -> Option<Remembered> {
     let Some(Value::List(outcome)) = item.get(OUTCOME) else {
         return None;
@@ -270,7 +270,7 @@ pub(super) fn decode_request(item: &Item) -> Option<Remembered> {
     })
 }
 
-/// The item that says when a version of a record was deleted.
+/// The item of the deletion of a version of a record.
 pub(super) fn encode_deletion(now: Timestamp, expires: Timestamp) -> Item {
     let mut item = Item::new();
     put_number(&mut item, UPDATE_TIME, now.0);
@@ -278,7 +278,7 @@ pub(super) fn encode_deletion(now: Timestamp, expires: Timestamp) -> Item {
     item
 }
 
-/// The item that says when something was deleted that left something.
+/// The item of a clean-up task.
 pub(super) fn encode_orphans(orphans: &Orphans) -> Item {
     let mut item = Item::new();
     put_uid(&mut item, UID, orphans.uid.as_ref());
@@ -286,7 +286,7 @@ pub(super) fn encode_orphans(orphans: &Orphans) -> Item {
     item
 }
 
-/// What a deletion left, from such an item and its sort key.
+/// The clean-up task of an item and its sort key.
 pub(super) fn decode_orphans(sk: &str, item: &Item) -> Option<Orphans> {
     let (gone, uid_in_key) = keys::gone(sk)?;
     let time = stamp(item).update_time?;
@@ -299,7 +299,7 @@ pub(super) fn decode_update_time(item: &Item) -> Option<Timestamp> {
     stamp(item).update_time
 }
 
-/// What a deletion's item says.
+/// The deletion in such an item.
 pub(super) fn decode_deletion(item: &Item) -> Option<Deletion> {
     Some(Deletion {
         time: stamp(item).update_time,
@@ -307,7 +307,7 @@ pub(super) fn decode_deletion(item: &Item) -> Option<Deletion> {
     })
 }
 
-/// How this service made the change that wrote an item; `None` if it did not.
+/// The change of this service that wrote an item. `None` if another writer did.
 pub(super) fn decode_made(item: &Item) -> Option<Made> {
     let actor = text(item, CHANGED_BY).map_or(Some(Actor::Platform), |name| {
         Username::parse_existing(name).ok().map(Actor::User)
@@ -325,8 +325,7 @@ pub(super) fn decode_made(item: &Item) -> Option<Made> {
     })
 }
 
-/// The item of a change in a log. Images that are out of all proportion are
-/// left out.
+/// The item of a change in the log. Images over [`MAX_LOGGED_IMAGE`] are omitted.
 pub(super) fn encode_logged(change: &RecordChange, expires: Timestamp) -> Item {
     let mut item = Item::new();
     if let Some(made) = &change.made {
@@ -354,7 +353,7 @@ pub(super) fn encode_logged(change: &RecordChange, expires: Timestamp) -> Item {
     item
 }
 
-/// The change in a log's item, if it is one that is not to be forgotten yet.
+/// The change in an item of the log, if it has not expired.
 pub(super) fn decode_logged(item: &Item, now: Timestamp) -> Option<RecordChange> {
     let expires = number(item, EXPIRE_TIME)?;
     let key = keys::key_of_item(text(item, RECORD_PK)?, text(item, RECORD_SK)?)?;
@@ -379,7 +378,7 @@ pub(super) fn decode_logged(item: &Item, now: Timestamp) -> Option<RecordChange>
     (expires > now.0.div_euclid(1000)).then_some(change)
 }
 
-/// Bytes of all texts, about what the item takes.
+/// Bytes of all texts: about the size of the item.
 fn size(item: &Item) -> usize {
     fn of(value: &Value) -> usize {
         match value {
@@ -397,8 +396,7 @@ pub(super) fn put_expiry(item: &mut Item, expires: Timestamp) {
     put_number(item, EXPIRE_TIME, expires.0.div_euclid(1000));
 }
 
-/// What is empty, or as it is by default, is left out, as in the tutorial's
-/// items.
+/// Empty and default values have no attributes, as in the tutorial's items.
 fn put_profile(item: &mut Item, display_name: &FreeText, labels: &Labels, state: State) {
     if !display_name.as_str().is_empty() {
         put_text(item, DISPLAY_NAME, display_name.as_str());
@@ -452,7 +450,7 @@ fn display_name(item: &Item) -> FreeText {
     FreeText::from_stored(text(item, DISPLAY_NAME).unwrap_or_default())
 }
 
-/// Labels that are no texts are passed over.
+/// Labels of other types than text are ignored.
 fn labels(item: &Item) -> Labels {
     let Some(Value::Map(labels)) = item.get(LABELS) else {
         return Labels::default();

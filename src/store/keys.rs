@@ -15,7 +15,7 @@ pub const SORT_KEY: &str = "SK";
 /// Name of the global index keyed sort key, then partition key.
 pub const INVERTED_INDEX: &str = "SK-PK-index";
 
-/// Name of the attribute of users and organizations by which all are listed.
+/// The attribute of users and organizations by which all of them are listed.
 pub const LIST_KEY: &str = "listKey";
 /// Name of the global index keyed by that attribute, then the partition key.
 pub const LIST_INDEX: &str = "listKey-PK-index";
@@ -23,14 +23,13 @@ pub const LIST_INDEX: &str = "listKey-PK-index";
 /// thousand new ones a second.
 pub(super) const LIST_SHARDS: u8 = 4;
 
-/// Name of the attribute of Owners' memberships by which the Owners of an
-/// organization are found. Its value is the partition key.
+/// The attribute of Owners' memberships by which the Owners of an organization are found.
+/// Its value is the partition key.
 pub const OWNER_OF: &str = "ownerOf";
 /// Name of the global index keyed by that attribute, then the sort key.
 pub const OWNER_INDEX: &str = "ownerOf-SK-index";
 
-/// The attributes of a record's item that only indexes read; without a value
-/// where the record is not in the index.
+/// The index attributes of a record's item. No value: the record is not in that index.
 pub(super) fn index_attributes(record: &Record) -> [(&'static str, Option<String>); 2] {
     let owner_of = match record {
         Record::Membership(membership) if membership.role == Some(Role::Owner) => {
@@ -90,7 +89,7 @@ pub fn key_of_item(pk: &str, sk: &str) -> Option<Key> {
     (of(&key) == (pk.to_owned(), sk.to_owned())).then_some(key)
 }
 
-/// Whether an item with these keys is meant as a record, whatever its name is like.
+/// Whether an item with these keys is meant as a record, with a valid name or not.
 pub(super) fn is_of_record(pk: &str, sk: &str) -> bool {
     let is_of_profile = pk.starts_with("USER#") || pk.starts_with("ORG#");
     let is_of_member = pk.starts_with("ORGMEMBERS#") && member_of_sort(sk).is_some();
@@ -102,7 +101,7 @@ pub(super) fn of_register(name: &str) -> (String, String) {
     same(format!("SERVICE#{name}"))
 }
 
-/// Partition key and sort key of the item that remembers a request.
+/// Partition key and sort key of a request's outcome.
 pub(super) fn of_request(request: &Request) -> (String, String) {
     let id = request.id.as_str();
     same(match &request.scope {
@@ -111,15 +110,15 @@ pub(super) fn of_request(request: &Request) -> (String, String) {
     })
 }
 
-/// Partition key and sort key of the item that says who has an e-mail address.
+/// Partition key and sort key of an e-mail claim.
 pub(super) fn of_email(email: &Email) -> (String, String) {
     same(format!("EMAIL#{}", email.canonical()))
 }
 
-/// Partition key of all that deletions left to be removed.
+/// Partition key of all clean-up tasks.
 pub(super) const LEFTOVERS: &str = "LEFTOVERS";
 
-/// Partition key and sort key of the item that says what a deletion left.
+/// Partition key and sort key of a clean-up task.
 pub(super) fn of_orphans(orphans: &Orphans) -> (String, String) {
     let (pk, _) = of(&orphans.gone.key());
     let uid = orphans.uid.as_ref().map_or("", Uid::as_str);
@@ -137,7 +136,7 @@ pub(super) fn of_orphans(orphans: &Orphans) -> (String, String) {
 /// Longest identity, in bytes, that such a sort key has in full. This service's have 36.
 const MAX_PLAIN_UID: usize = 64;
 
-/// What is gone, from such a sort key; the identity may be the beginning of one.
+/// The deleted record of such a sort key. The identity may be cut off.
 pub(super) fn gone(sk: &str) -> Option<(DeletedName, Option<Uid>)> {
     let (pk, uid) = sk.split_once('\n').or_else(|| sk.rsplit_once('#'))?;
     let gone = match key_of_item(pk, pk)? {
@@ -166,8 +165,7 @@ pub(super) fn number_of_logged(sk: &str) -> Option<u64> {
     sk.parse().ok()
 }
 
-/// Partition key and sort key of the item that says who deleted this version of
-/// a record.
+/// Partition key and sort key of the deletion of this version of a record.
 pub(super) fn of_deletion(key: &Key, version: &Etag) -> (String, String) {
     let (pk, sk) = of(key);
     let separator = match key {

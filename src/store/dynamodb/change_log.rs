@@ -151,7 +151,7 @@ fn logged(attributes: Attributes, now: Timestamp) -> Option<(u64, RecordChange)>
     ))
 }
 
-/// Whether somebody else wrote the register first, or is about to.
+/// Whether another replica wrote the register first, or is writing it.
 fn is_condition_failed(error: Option<&TransactWriteItemsError>) -> bool {
     let Some(TransactWriteItemsError::TransactionCanceledException(cancelled)) = error else {
         return false;

@@ -30,15 +30,14 @@ use crate::{
     },
 };
 
-/// How long it is remembered who deleted a record: longer than the table's
-/// stream tells of the deletion.
+/// Retention of deletions: longer than the table's stream.
 const DELETION_RETENTION: Duration = Duration::from_secs(48 * 3600);
 
 #[async_trait]
 impl Store for DynamoDb {
     async fn commit(&self, steps: &[Step], origin: &Origin) -> Result<(), CommitError> {
-        // The same id is DynamoDB's idempotency token and an attribute of every
-        // item written: either tells a retry that it has succeeded already.
+        // The id is DynamoDB's idempotency token and an attribute of every written item. By
+        // either, a retry learns that an earlier attempt succeeded.
         let write_id = Uuid::new_v4().to_string();
         let noted = item::encode_origin(origin, &write_id);
         let mut items = Vec::with_capacity(steps.len());
@@ -72,8 +71,8 @@ impl Store for DynamoDb {
     }
 }
 
-/// An attempt that may have been applied is repeated whatever it looks like: its
-/// repetition tells. One that was not is repeated if the table may recover.
+/// An attempt that may have been applied is always repeated: the repetition learns its
+/// outcome. Any other is repeated if the table may recover.
 fn is_worth_retrying(error: &CommitError, may_be_applied: bool) -> bool {
     match error {
         CommitError::OutcomeUnknown(_) => true,
@@ -85,10 +84,9 @@ fn is_worth_retrying(error: &CommitError, may_be_applied: bool) -> bool {
     }
 }
 
-/// What the last attempt's error says of all attempts. After one that may have
-/// been applied, nothing is certain, not even where a condition failed since: an
-/// attempt that was given up may be on its way to the table still, and be applied
-/// once the condition holds again.
+/// The error of all attempts. After one attempt that may have been applied, the outcome is
+/// unknown, also if a condition has failed since: that attempt may still be on its way, and
+/// be applied once the condition holds again.
 fn of_all_attempts(last: CommitError, may_be_applied: bool) -> CommitError {
     if !may_be_applied {
         return last;
@@ -103,8 +101,8 @@ fn of_all_attempts(last: CommitError, may_be_applied: bool) -> CommitError {
 }
 
 impl DynamoDb {
-    /// One attempt, which takes `left` at most. The SDK would retry, too, but tell of
-    /// the last attempt only.
+    /// One attempt, of at most `left`. The SDK's own retries are off: they report the last
+    /// attempt only.
     async fn transact(
         &self,
         items: Vec<TransactWriteItem>,
@@ -126,7 +124,7 @@ impl DynamoDb {
             .or_else(|error| classify(error, write_id))
     }
 
-    /// What a step does to items; `noted` is what written items say of the change.
+    /// The operations of a step. `noted` are the attributes of the change.
     fn transact_items(
         &self,
         step: &Step,
@@ -298,7 +296,7 @@ impl Condition {
         condition
     }
 
-    /// The facts that decisions stand on: existence, incarnation, state and role.
+    /// The facts of decisions: existence, incarnation, state and role.
     fn facts(found: Option<&Record>) -> Self {
         let mut condition = Self::default();
         match found {
@@ -320,8 +318,8 @@ impl Condition {
         condition
     }
 
-    /// The facts, the version, and the creation time: a record that was deleted
-    /// and created again begins anew with its versions.
+    /// The facts, the version and the creation time. The versions of a record that was
+    /// deleted and created again start anew.
     fn exactly(found: Option<&Record>) -> Self {
         let mut condition = Self::facts(found);
         if let Some(record) = found {
@@ -332,14 +330,15 @@ impl Condition {
         condition
     }
 
-    /// The address is claimed by this very claim; without one, it is not claimed.
+    /// The address has this very claim. `None`: it has none.
     fn claim(found: Option<&StoredClaim>) -> Self {
         let Some(StoredClaim { claim, change_id }) = found else {
             return Self::no_item();
         };
         let mut condition = Self::default();
         let text = |text: &str| Value::Text(text.to_owned());
-        // Not the user alone, who may have given the address up and claimed it again.
+        // The user does not suffice: the user may have released the address and claimed it
+        // again.
         condition.and_equal(item::WRITE_ID, change_id.as_deref().map(text));
         if change_id.is_none() {
             let uid = claim.uid.as_ref().map(|uid| text(uid.as_str()));
@@ -349,8 +348,7 @@ impl Condition {
         condition
     }
 
-    /// The expression that sets and removes attributes. Its placeholders stand
-    /// beside those of the condition.
+    /// The update expression. It shares the placeholders of the condition.
     fn update(&mut self, set: Item, gone: Vec<String>) -> String {
         let names = self.names.get_or_insert_default();
         let values = self.values.get_or_insert_default();
@@ -389,7 +387,7 @@ impl Condition {
         }
     }
 
-    /// The attribute has this value; without one, it is not there.
+    /// The attribute has this value. `None`: it is missing.
     fn and_equal(&mut self, attribute: &str, value: Option<Value>) {
         if let Some(value) = value {
             let [name, value] = self.name_and_value(attribute, attribute, value);
@@ -511,7 +509,7 @@ fn classify(
         let reasons = cancelled.cancellation_reasons();
         return classify_cancellation(reasons, &describe(&error), write_id);
     }
-    // Only an answer that blames the request says that nothing was done.
+    // Only a response that rejects the request proves that nothing was applied.
     let is_refused = error
         .raw_response()
         .is_some_and(|response| response.status().is_client_error());
@@ -548,8 +546,8 @@ fn classify_cancellation(
     )))
 }
 
-/// Whether the item that failed a condition was put by this very write: an
-/// earlier attempt had succeeded, only its reply was lost.
+/// Whether this very write put the item that failed a condition: an earlier attempt
+/// succeeded, and its response was lost.
 fn written_by(reason: &CancellationReason, write_id: &str) -> bool {
     reason
         .item()

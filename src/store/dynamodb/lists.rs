@@ -204,7 +204,7 @@ impl DynamoDb {
     }
 }
 
-/// Where a directory's page ends: the shard, and the partition key within.
+/// The end of a directory's page: the shard, and the partition key in it.
 fn parse_directory_place(
     ListPosition(place): &ListPosition,
 ) -> Result<(u8, Option<String>), Error> {

@@ -39,29 +39,28 @@ use crate::{
     telemetry::{AwsCalls, Backend},
 };
 
-/// Longest a TCP and TLS handshake may take.
+/// Longest TCP and TLS handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
-/// Longest one attempt may take, if the settings do not say.
+/// Default of the longest attempt.
 pub const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(500);
-/// Longest an operation may take, all attempts together. With the fences' age
-/// at the start of a commit (1 s) it stays within their life (5 s).
+/// Longest operation, with all attempts. Together with the fences' age at the start of a
+/// commit (1 s) it is shorter than their life (5 s).
 pub const OPERATION_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest one attempt to read a page of the stream may take, and all together:
-/// pages are up to 1 MB large.
+/// Longest attempt to read a page of the stream, and all attempts: pages have up to 1 MB.
 const PAGE_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Attempts per operation.
 const MAX_ATTEMPTS: u32 = 3;
-/// Greatest pause before the second attempt; doubled for the third.
+/// Longest pause before the second attempt. Doubles for the third.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
-/// Times that keys which DynamoDB left unprocessed are asked for again.
+/// Retries of keys that DynamoDB left unprocessed.
 const MAX_UNPROCESSED_ROUNDS: u32 = 4;
-/// Greatest pause before the first of those times; doubled each time.
+/// Longest pause before the first of these retries. Doubles each time.
 const UNPROCESSED_PAUSE: Duration = Duration::from_millis(20);
 
 type Attributes = HashMap<String, AttributeValue>;
 
-/// Where the table is.
+/// Settings of the table.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Name of the table.
@@ -78,7 +77,7 @@ pub struct DynamoDb {
     client: Client,
     table: String,
     attempt_timeout: Duration,
-    /// Of commits, whose retries are not the SDK's.
+    /// The retry budget of commits, which the SDK does not retry.
     budget: Arc<Budget>,
 }
 
@@ -146,8 +145,8 @@ impl DynamoDb {
         Ok(records)
     }
 
-    /// Reads at most [`READ_MAX_KEYS`] items, each named once. What DynamoDB
-    /// leaves unprocessed is asked for again, never taken for absent.
+    /// Reads at most [`READ_MAX_KEYS`] items, without duplicates. Unprocessed keys are
+    /// retried, and never treated as absent.
     async fn get_items(
         &self,
         keys: impl IntoIterator<Item = &(String, String)>,
@@ -158,8 +157,8 @@ impl DynamoDb {
             return Ok(items);
         }
         for round in 0..=MAX_UNPROCESSED_ROUNDS {
-            // Made anew each time: nothing that comes back decides how
-            // consistent the next read is.
+            // Built anew each time, so that no response decides the consistency of the next
+            // read.
             let consistent = KeysAndAttributes::builder()
                 .consistent_read(true)
                 .set_keys(Some(wanted))
@@ -275,8 +274,8 @@ fn to_item(attributes: Attributes) -> Item {
     item.map(|(name, value)| (name, to_value(value))).collect()
 }
 
-/// An attribute of a type that records do not use is an empty map: it is there, and says
-/// nothing.
+/// An attribute of a type that records do not use becomes an empty map: present, without
+/// content.
 fn to_value(attribute: AttributeValue) -> Value {
     match attribute {
         AttributeValue::S(text) => Value::Text(text),
@@ -302,7 +301,7 @@ fn to_attribute(value: Value) -> AttributeValue {
     }
 }
 
-/// The error of an operation that changes nothing.
+/// The error of a read.
 #[expect(clippy::needless_pass_by_value, reason = "made for map_err")]
 fn failed<E, R>(error: SdkError<E, R>) -> Error
 where

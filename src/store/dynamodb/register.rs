@@ -60,7 +60,7 @@ impl Registers for DynamoDb {
     }
 }
 
-/// A register's next version, to be written over the one that was found.
+/// A register's next version, which replaces the one that was read.
 pub(super) struct Swap {
     pub(super) version: u64,
     attributes: Attributes,
@@ -91,8 +91,8 @@ impl Swap {
     }
 }
 
-/// Where a register that did not exist begins: beyond the versions of one that
-/// was deleted, as registers are written less than a thousand times a second.
+/// The first version of a register: beyond the versions of a deleted one, because registers
+/// are written less than a thousand times a second.
 fn first_version() -> u64 {
     u64::try_from(Timestamp::now().0).unwrap_or(1)
 }

@@ -2,12 +2,12 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Tokens of a budget that is full: enough for a hundred retries in a row.
+/// Tokens of a full budget: enough for a hundred retries in a row.
 const FULL: u32 = 500;
-/// What a retry costs, as in the AWS SDK's own budgets.
+/// Cost of a retry, as in the AWS SDK's own budgets.
 const COST: u32 = 5;
 
-/// Tokens that retries cost and successes earn.
+/// A token bucket: retries cost tokens, successes earn them.
 #[derive(Debug)]
 pub(super) struct Budget(AtomicU32);
 
@@ -18,7 +18,7 @@ impl Default for Budget {
 }
 
 impl Budget {
-    /// Pays for a retry; `false` if there is too little left.
+    /// Pays for a retry. `false` if too few tokens are left.
     pub(super) fn pay(&self) -> bool {
         let spend = |tokens: u32| tokens.checked_sub(COST);
         let paid = self

@@ -26,24 +26,23 @@ use crate::{
     },
 };
 
-/// Longest to wait for a table to become active: indexes are filled meanwhile.
+/// Longest wait for an active table: its indexes are filled meanwhile.
 const ACTIVE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
-/// Pauses between looks at a new table: short at first, for local servers.
+/// Intervals of checking a new table: short at first, for local servers.
 const ACTIVE_POLL: [Duration; 2] = [Duration::from_millis(5), Duration::from_secs(1)];
 
-/// What [`DynamoDb::create_table`] did.
+/// The result of [`DynamoDb::create_table`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Created {
     /// The table was created.
     Whole,
-    /// The table existed; what it lacked of indexes, stream and time to live was
-    /// added.
+    /// The table existed. Missing indexes, stream or time to live were added.
     Parts,
     /// The table existed, with index and stream.
     Nothing,
 }
 
-/// Items that are not served as their writers may expect.
+/// Items that are served otherwise than their writers may expect.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Findings {
     /// Records whose names are too long or have control characters: they are not served.
@@ -79,8 +78,7 @@ impl Finding {
 }
 
 impl DynamoDb {
-    /// The table's id where the endpoint gives one, else its ARN and creation
-    /// time.
+    /// The table's id or, if the endpoint has none, its ARN and creation time.
     pub(super) async fn identity(&self) -> Result<String, Error> {
         let table = self.describe().await?;
         self.check_keys(&table)?;
@@ -92,10 +90,9 @@ impl DynamoDb {
         Ok(format!("{}@{created}", arn.replace('/', "|")))
     }
 
-    /// Creates the table with its indexes, its stream and its time to
-    /// live, on-demand, and waits until it is active. A table that exists gets
-    /// what it lacks of these; DynamoDB fills the index in the background. Returns, too,
-    /// the items of a table that existed that are not served as their writers may expect.
+    /// Creates the table with its indexes, its stream and its time to live, on demand, and
+    /// waits until it is active. An existing table gets the missing ones. Returns the
+    /// findings of the survey of an existing table, too.
     ///
     /// # Errors
     /// The table may not be created, described or updated, or exists with other
@@ -151,10 +148,8 @@ impl DynamoDb {
         Ok((created, findings))
     }
 
-    /// Reads the whole table. Puts records that others wrote, or an earlier version, into
-    /// the indexes that have an attribute of their own: users and organizations into the
-    /// one by which all are listed, Owners into theirs. Returns how many there were, and
-    /// the items that are not served as their writers may expect.
+    /// Reads the whole table. Adds the index attributes to records of other writers and of
+    /// earlier versions. Returns the number of these records, and the findings.
     async fn survey(&self) -> Result<(usize, Findings), Error> {
         let mut items = self
             .client
@@ -208,7 +203,7 @@ impl DynamoDb {
         Ok((indexed, findings))
     }
 
-    /// Puts a record into the index that it is missing from; returns whether it was.
+    /// Adds the index attribute to a record. Returns whether it was missing.
     async fn index(&self, key: &Key) -> Result<bool, Error> {
         let primary = keys::of(key);
         let update = self
@@ -237,13 +232,13 @@ impl DynamoDb {
         };
         match update.send().await {
             Ok(_) => Ok(true),
-            // Another process has, or the record has changed.
+            // Another process added it, or the record has changed.
             Err(error) if error.code() == Some("ConditionalCheckFailedException") => Ok(false),
             Err(error) => Err(failed(error)),
         }
     }
 
-    /// Turns time to live on; returns whether it was off.
+    /// Enables time to live. Returns whether it was disabled.
     async fn let_items_expire(&self) -> Result<bool, Error> {
         let describe = self.client.describe_time_to_live().table_name(&self.table);
         let described = describe.send().await.map_err(failed)?;
@@ -313,7 +308,7 @@ impl DynamoDb {
             .await;
         match sent {
             Ok(_) => Ok(()),
-            // Somebody else creates it at the same time.
+            // Another process creates it at the same time.
             Err(error) if error.code() == Some("ResourceInUseException") => Ok(()),
             Err(error) => Err(failed(error)),
         }
@@ -328,7 +323,7 @@ impl DynamoDb {
                     Ok(table) if is_active(&table) => {
                         return Ok(());
                     }
-                    // A table just created may not be found for a moment.
+                    // A new table may not be found for a moment.
                     Ok(_) => {}
                     Err(error) if error.kind == Kind::Missing => {}
                     Err(error) => return Err(error),
@@ -349,7 +344,7 @@ impl DynamoDb {
     }
 }
 
-/// Whether the table and its indexes can be used, and others be added.
+/// Whether the table and its indexes can be used and changed.
 fn is_active(table: &TableDescription) -> bool {
     let mut indexes = table.global_secondary_indexes().iter();
     table.table_status() == Some(&TableStatus::Active)
@@ -359,8 +354,7 @@ fn is_active(table: &TableDescription) -> bool {
         })
 }
 
-/// Whether the table tells both images of every change; a stream that tells
-/// less is left to whoever made it.
+/// Whether the table has a stream. An existing stream is not changed.
 fn has_stream(table: &TableDescription) -> bool {
     let stream = table.stream_specification();
     stream.is_some_and(StreamSpecification::stream_enabled)
@@ -371,8 +365,8 @@ fn has_index(table: &TableDescription, keys: &[KeySchemaElement]) -> bool {
     indexes.any(|index| index.key_schema() == keys)
 }
 
-/// The indexes: organizations of a user; all users and all organizations; Owners
-/// of an organization.
+/// The indexes: the organizations of a user, all users and organizations, the Owners of an
+/// organization.
 fn indexes() -> Result<[GlobalSecondaryIndex; 3], Error> {
     let index = |name, keys: [&str; 2], projection| {
         let [hash, range] = keys;
