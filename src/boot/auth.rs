@@ -10,7 +10,7 @@ use crate::{
     transport::tls::{Tls, TlsFiles},
 };
 
-/// The authorizer, and what has to be followed for it.
+/// The authorizer, with the keys and certificates that are refreshed for it.
 pub struct CallerAuth {
     authorizer: Authorizer,
     tls: Option<Arc<Tls>>,
@@ -18,10 +18,10 @@ pub struct CallerAuth {
 }
 
 impl CallerAuth {
-    /// Reads what the settings name.
+    /// Reads the files and URLs of the settings.
     ///
     /// # Errors
-    /// Something of it cannot be used, or the settings would let everybody in.
+    /// One of them cannot be used, or the settings would admit everybody.
     pub async fn prepare(settings: &ServerSettings) -> Result<Self, Error> {
         let callers = &settings.callers;
         assert_secure(settings.listen_addr, callers)?;
@@ -71,8 +71,8 @@ impl CallerAuth {
         self.authorizer.clone()
     }
 
-    /// Whether somebody can be admitted: not while all callers need tokens, and their keys
-    /// are not known yet.
+    /// Whether a caller can be admitted: `false` while all callers need tokens and the keys
+    /// are not available.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         let takes_certificates = self
@@ -82,13 +82,13 @@ impl CallerAuth {
         takes_certificates || self.keys.as_ref().is_none_or(Keys::are_known)
     }
 
-    /// What to speak TLS with; `None`: it is not spoken.
+    /// The TLS configuration. `None`: no TLS.
     #[must_use]
     pub fn tls(&self) -> Option<Arc<Tls>> {
         self.tls.clone()
     }
 
-    /// Follows certificates and keys. Never ends.
+    /// Refreshes certificates and keys. Never ends.
     pub async fn run_refresh(&self) {
         let follow_tls = async {
             match &self.tls {

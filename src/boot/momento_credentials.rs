@@ -19,11 +19,11 @@ use crate::{
     telemetry::{CREDENTIAL_TIME, CREDENTIALS_REFUSED},
 };
 
-/// How long after one look at the secret the next one comes, where a look is due
-/// because there is no client yet or the cache refuses the credential.
+/// Interval of reading the secret while there is no client or the cache rejects the
+/// credential.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// Supplies the cache with its client.
+/// The cache's client, and the secret that it was connected with.
 pub struct MomentoCredentials {
     slot: Arc<Slot>,
     secrets: Secrets,
@@ -31,19 +31,18 @@ pub struct MomentoCredentials {
     in_use: Mutex<Option<InUse>>,
 }
 
-/// What the client was made with.
+/// The version of the secret.
 struct InUse {
     secret: SecretString,
     endpoint: String,
 }
 
 impl MomentoCredentials {
-    /// Reads the secret and connects to the cache. If either cannot be reached,
-    /// the slot stays empty until it can.
+    /// Reads the secret and connects to the cache. While either cannot be reached, there is
+    /// no client.
     ///
     /// # Errors
-    /// The secret or the cache is missing, malformed or refused: nothing that
-    /// waiting could mend.
+    /// The secret or the cache is missing, malformed or rejected. Waiting would not help.
     pub async fn begin(aws: &SdkConfig, settings: &BackendSettings) -> Result<Self, Error> {
         let momento_credentials = Self {
             slot: Arc::default(),
@@ -67,8 +66,8 @@ impl MomentoCredentials {
         self.slot.clone()
     }
 
-    /// Reads the secret again and again, and swaps the client where the secret
-    /// has changed. Never ends; keeps what it has while that is no better.
+    /// Reads the secret at intervals, and replaces the client if it has changed. Keeps the
+    /// client if that fails. Never ends.
     pub async fn run_refresh(&self) {
         loop {
             let looked = Instant::now();
@@ -92,7 +91,7 @@ impl MomentoCredentials {
         }
     }
 
-    /// Looks at the secret; returns whether it was new.
+    /// Reads the secret. Returns whether it has changed.
     async fn renew(&self) -> Result<bool, Error> {
         let mut in_use = self.in_use.lock().await;
         let id = &self.settings.momento_secret_id;
@@ -106,8 +105,7 @@ impl MomentoCredentials {
         }
         let client = connect_cache(&secret, &self.settings).await?;
         let endpoint = client.endpoint().to_owned();
-        // Replicas would come to use different caches, and not see each other's
-        // fences.
+        // Replicas would use different caches, and not see each other's fences.
         if in_use.as_ref().is_some_and(|it| it.endpoint != endpoint) {
             return Err(Error::AnotherCache { id: id.clone() });
         }
@@ -122,7 +120,7 @@ impl MomentoCredentials {
     }
 }
 
-/// Whether waiting may mend it.
+/// Whether a retry may succeed.
 fn may_pass(error: &Error) -> bool {
     match error {
         Error::Secret { source, .. } => matches!(source, secrets_room::Error::Unavailable(_)),

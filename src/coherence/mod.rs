@@ -59,55 +59,51 @@ pub async fn begin_generation(registers: Arc<dyn Registers>) -> Result<(), store
     switch(registers).begin().await
 }
 
-/// The switch, for whoever does not use the cache.
+/// The switch, for commands that do not use the cache.
 fn switch(registers: Arc<dyn Registers>) -> GenerationSwitch {
     GenerationSwitch::new(registers, Timing::default())
 }
 
-/// Added to an entry's time to live for its greatest believed age: covers the
-/// time between reading the table and storing the entry.
+/// Added to an entry's time to live for its greatest accepted age. It covers the time
+/// between the table read and the fill.
 const AGE_SLACK: Duration = Duration::from_secs(1);
-/// Times to live vary by up to this share either way, so that entries filled
+/// Variation of times to live, in percent either way, so that entries that were filled
 /// together do not expire together.
 const TTL_JITTER_PERCENT: u32 = 10;
-/// Background work of all requests together; what exceeds it is left out (fills)
-/// or refused (writes).
+/// Most background tasks. Beyond them, fills are skipped and writes are rejected.
 const MAX_BACKGROUND_TASKS: usize = 10_000;
 
 /// Long look-ups at once.
 const MAX_LONG_LOOKUPS: usize = 4;
 
-/// How long the steps of the protocol may take. Not to be tuned one by one: the
-/// defaults fit each other and the store's timeouts.
+/// Durations of the protocol's steps. They depend on each other and on the store's
+/// timeouts.
 #[derive(Debug, Clone, Copy)]
 pub struct Timing {
-    /// How long a fence keeps readers from filling. Commits start within
-    /// [`Self::fence_max_age`] of their fences and end within the store's
-    /// operation timeout, together well before a fence expires.
+    /// Time to live of a fence. A commit starts within [`Self::fence_max_age`] of its
+    /// fences and ends within the store's operation timeout, well before a fence expires.
     pub fence_ttl: Duration,
-    /// How old a fence may be when the commit starts.
+    /// Greatest age of a fence when the commit starts.
     pub fence_max_age: Duration,
-    /// How long a reader has to read the table and fill.
+    /// Time to live of a lease.
     pub lease_ttl: Duration,
-    /// How long a replica acts on what it read of the generation switch.
+    /// Validity of a view of the generation switch.
     pub view_ttl: Duration,
-    /// Longest one attempt to place a fence may take.
+    /// Longest attempt to place a fence.
     pub fence_attempt: Duration,
-    /// How long fences are tried before the cache is left. Rides out a lost
-    /// connection.
+    /// Time of retries before the cache is taken out of use. It outlasts a lost connection.
     pub fence_patience: Duration,
 }
 
 impl Timing {
-    /// How long to wait until no replica acts on an older view of the switch: as
-    /// long as views live, and a part more for clocks that run at different
-    /// speeds.
+    /// Time after which no replica acts on an older view of the switch: the validity of
+    /// views, and a part more because clocks run at different speeds.
     #[must_use]
     pub fn settle(&self) -> Duration {
         self.view_ttl * 9 / 8
     }
 
-    /// How often a replica reads the switch.
+    /// Interval of reading the switch.
     #[must_use]
     pub fn view_refresh(&self) -> Duration {
         self.view_ttl / 4
@@ -127,34 +123,31 @@ impl Default for Timing {
     }
 }
 
-/// The numbers to tune.
+/// The settings of the coherent cache.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Longest a look-up in the cache, of up to [`crate::cache::MAX_KEYS`] keys, may
-    /// take before the read goes to the table.
+    /// Longest look-up of up to [`crate::cache::MAX_KEYS`] keys. After it, the read goes to
+    /// the table.
     pub cache_read_timeout: Duration,
-    /// Look-ups of one kind, short or long, in a row that the cache has to fail before
-    /// those of that kind are left out for a while.
+    /// Failed look-ups in a row that open a circuit breaker.
     pub cache_failures: u32,
-    /// Requests to the table that are under way at once for callers' reads.
-    /// Writes are not counted.
+    /// Concurrent requests to the table for callers' reads. Writes do not count.
     pub table_reads_at_once: usize,
-    /// How long the cache keeps a membership.
+    /// Time to live of a membership in the cache.
     pub membership_ttl: Duration,
-    /// How long the cache keeps a user or an organization.
+    /// Time to live of a user or an organization in the cache.
     pub profile_ttl: Duration,
-    /// How long the cache keeps the knowledge that there is no such record.
+    /// Time to live of the absence of a record in the cache.
     pub absent_ttl: Duration,
-    /// How long the steps of the protocol may take.
+    /// Durations of the protocol's steps.
     pub timing: Timing,
-    /// The wall clock. Replicas' clocks may differ: what depends on it is only
-    /// how long entries are believed that the cache keeps longer than it was
-    /// told.
+    /// The wall clock. It decides only how long an entry is accepted that the cache keeps
+    /// beyond its time to live, because clocks of replicas may differ.
     pub wall_clock: fn() -> Timestamp,
-    /// How often the stream invalidator does what; without it, there is none.
+    /// Intervals of the stream invalidator. `None`: this replica runs none.
     pub invalidator: Option<InvalidatorTiming>,
-    /// The step of the protocol to leave out. Without the feature `sabotage` it
-    /// is not left out.
+    /// The step of the protocol that a test leaves out. It has no effect without the
+    /// feature `sabotage`.
     pub sabotage: Option<Sabotage>,
 }
 
@@ -218,13 +211,13 @@ impl Coherence {
         }
     }
 
-    /// Strong reads of the table, past the cache.
+    /// Strong reads of the table, without the cache.
     #[must_use]
     pub fn table(&self) -> &dyn StrongReads {
         self.store.as_ref()
     }
 
-    /// Learns which part of the cache is in use.
+    /// Reads the generation switch.
     ///
     /// # Errors
     /// The table does not say.
@@ -232,21 +225,20 @@ impl Coherence {
         self.generation_switch.refresh().await.map(drop)
     }
 
-    /// Keeps knowing which part of the cache is in use, and moves to an empty
-    /// part once a cache that was left answers again. Never ends.
+    /// Runs the generation switch: refreshes its view, and brings an empty generation into
+    /// use once a cache that was taken out of use responds again. Never ends.
     pub async fn run_generation_switch(&self) {
         self.generation_switch.run(self.cache.as_ref()).await;
     }
 
-    /// Makes sure that nothing is answered from the cache that it holds of these
-    /// records now; `false` if it did not succeed by the deadline.
+    /// Ensures that no read returns these records from entries that the cache holds now.
+    /// `false` if that was not possible by the deadline.
     pub async fn invalidate(&self, keys: &[Key], deadline: Instant) -> bool {
         self.confirm(keys, None, deadline).await.is_some()
     }
 
-    /// Waits until one more request of a caller's read may be sent to the table, of
-    /// those that [`Settings::table_reads_at_once`] bounds. It counts as under way
-    /// until what is returned is dropped.
+    /// Waits for the permit of one request to the table, see
+    /// [`Settings::table_reads_at_once`]. The request ends when the permit is dropped.
     ///
     /// # Errors
     /// [`store::Kind::Crowded`]: too many wait already, or it took too long.
@@ -254,7 +246,7 @@ impl Coherence {
         self.table_read_limiter.acquire(1).await
     }
 
-    /// Waits until no write, fill or repair is under way.
+    /// Waits until no write, fill or repair is running.
     pub async fn drain(&self) {
         self.background.close();
         self.background.wait().await;
@@ -269,7 +261,7 @@ impl Coherence {
         (self.settings.wall_clock)()
     }
 
-    /// How long the cache keeps what the table says of `key`.
+    /// Time to live of the entry of `key`.
     fn ttl(&self, key: &Key, is_present: bool) -> Duration {
         match (key, is_present) {
             (_, false) => self.settings.absent_ttl,

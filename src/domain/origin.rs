@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Username;
 
-/// On whose behalf something is changed.
+/// The actor of a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Actor {
     /// A user, who needs a role where an organization is changed.
@@ -24,18 +24,18 @@ impl Actor {
     }
 }
 
-/// Who makes a change, and why.
+/// The origin of a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
-    /// On whose behalf.
+    /// The actor.
     pub actor: Actor,
-    /// The service that called; `None`: callers have no names, or a user called.
+    /// The calling service. `None`: callers have no names, or a user called.
     pub caller: Option<ServiceName>,
-    /// The request, if its caller named it.
+    /// The id of the request, if it had one.
     pub request_id: Option<RequestId>,
 }
 
-/// The name of a service that calls, as the policy has it.
+/// The name of a calling service in the policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceName(Arc<str>);
 
@@ -56,17 +56,17 @@ impl ServiceName {
 /// A change that this service made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Made {
-    /// Names the change; the same for all records that changed together.
+    /// Identity of the change, shared by all records that changed together.
     pub change_id: String,
-    /// Who made it, and why.
+    /// Its origin.
     pub origin: Origin,
 }
 
-/// A caller's name for a request: a UUID in lower-case text form.
+/// The id of a request: a UUID in lower-case text form.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RequestId(Arc<str>);
 
-/// A text is no name of a request.
+/// The text is no id of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("must be a UUID such as 9b2f1d0c-5a7e-4c58-8d0e-6f1a2b3c4d5e, and not nil")]
 pub struct NoRequestId;
@@ -99,15 +99,15 @@ impl RequestId {
     }
 }
 
-/// A request that is to have its effect once, however often it is sent.
+/// A request with an id, which has its effect once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
-    /// Its name.
+    /// Its id.
     pub id: RequestId,
     /// The caller, as a digest: each has names of its own. `None`: callers have no
     /// names, and share those of requests.
     pub scope: Option<Digest>,
-    /// What it says: tells it from others of the same name.
+    /// The fingerprint, which distinguishes requests with the same id.
     pub fingerprint: Digest,
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Key, OrganizationName, Timestamp, Uid, Username};
 
-/// What is gone.
+/// The name of a deleted record.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum DeletedName {
     /// A user.
@@ -12,7 +12,7 @@ pub enum DeletedName {
 }
 
 impl DeletedName {
-    /// The key of the record that is gone.
+    /// The key of the deleted record.
     #[must_use]
     pub fn key(&self) -> Key {
         match self {
@@ -22,13 +22,13 @@ impl DeletedName {
     }
 }
 
-/// Memberships of an incarnation that is gone, and memberships under its name that name
+/// Orphans: memberships of a deleted incarnation, and memberships under its name that name
 /// no incarnation. They count for nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Orphans {
     /// The user or the organization of the memberships.
     pub gone: DeletedName,
-    /// The incarnation; `None` if the table gave it no identity.
+    /// The incarnation. `None` if it had no identity.
     pub uid: Option<Uid>,
     /// When it was deleted.
     pub time: Timestamp,

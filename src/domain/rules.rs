@@ -2,8 +2,7 @@
 
 use super::{Incarnation, Membership, MembershipFacts, Organization, Role, Standing, State, User};
 
-/// Whether somebody with the role `acting` may add a member with the role
-/// `granted`.
+/// Whether an actor with the role `acting` may add a member with the role `granted`.
 #[must_use]
 pub fn may_add(acting: Role, granted: Role) -> bool {
     match acting {
@@ -13,8 +12,8 @@ pub fn may_add(acting: Role, granted: Role) -> bool {
     }
 }
 
-/// Whether somebody with the role `acting` may change a member's role. `from` is
-/// `None` where the stored role is unknown.
+/// Whether an actor with the role `acting` may change a member's role. `from` is `None` if
+/// the stored role is unknown.
 #[must_use]
 pub fn may_change_role(acting: Role, from: Option<Role>, to: Role) -> bool {
     match acting {
@@ -24,9 +23,8 @@ pub fn may_change_role(acting: Role, from: Option<Role>, to: Role) -> bool {
     }
 }
 
-/// Whether somebody with the role `acting` may remove a member with the role
-/// `target`, `None` where the stored role is unknown. A member who leaves needs no such
-/// permission.
+/// Whether an actor with the role `acting` may remove a member with the role `target`,
+/// `None` if the stored role is unknown. A member who leaves needs no such permission.
 #[must_use]
 pub fn may_remove(acting: Role, target: Option<Role>) -> bool {
     match acting {
@@ -36,8 +34,8 @@ pub fn may_remove(acting: Role, target: Option<Role>) -> bool {
     }
 }
 
-/// The membership, if there is one: the user and the organization exist and are
-/// the very incarnations that the membership was made for.
+/// The membership, if it is between the present incarnations of the user and the
+/// organization.
 #[must_use]
 pub fn standing_membership(
     user: Option<&User>,
@@ -50,7 +48,7 @@ pub fn standing_membership(
     Some(Standing { membership, state })
 }
 
-/// The role of a membership that counts.
+/// The role of an effective membership.
 #[must_use]
 pub fn effective_role(
     user: &Incarnation,
@@ -65,7 +63,7 @@ pub fn effective_role(
     }
 }
 
-/// Whether a membership counts; `None` if it is not one of these two.
+/// Whether a membership counts. `None` if it is of other incarnations.
 fn state_between(
     user: &Incarnation,
     organization: &Incarnation,

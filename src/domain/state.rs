@@ -1,6 +1,6 @@
 //! The state of a user or an organization: active or suspended.
 
-/// What becomes of the memberships of a user or an organization.
+/// Whether the memberships of a user or an organization count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum State {
     /// They count.
@@ -11,7 +11,7 @@ pub enum State {
 }
 
 impl State {
-    /// The state of what takes part only while both others do.
+    /// Active only if both are active.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         match (self, other) {

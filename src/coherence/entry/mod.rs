@@ -15,10 +15,10 @@ use crate::{
     proto::cache_v1 as wire,
 };
 
-/// Version of the format. A field that decides who is let in makes another one.
+/// Version of the format. A new field that affects a check needs a new version.
 pub(super) const SCHEMA: u32 = 3;
 
-/// 16 bytes, 122 bits of them random, that make an entry unlike any other.
+/// 16 bytes, 122 bits of them random, that make every entry unique.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Nonce([u8; 16]);
 
@@ -36,7 +36,7 @@ impl Nonce {
     }
 }
 
-/// What an entry says.
+/// The content of an entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Tag {
     /// The table held this record when it was read.
@@ -60,9 +60,9 @@ pub enum Tag {
 /// One cache entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// What makes it unlike any other.
+    /// Its nonce.
     pub nonce: Nonce,
-    /// What it says.
+    /// Its content.
     pub tag: Tag,
 }
 
@@ -98,8 +98,8 @@ impl Entry {
         entry.encode_to_vec()
     }
 
-    /// The entry in `bytes`, found under `cache_key`, about `key`. `None` if the
-    /// bytes are not an entry of this format for this very key.
+    /// Decodes the entry of `key` that was stored under `cache_key`. `None` if the bytes
+    /// are no entry of this format for this key.
     #[must_use]
     pub fn decode(bytes: &[u8], cache_key: &[u8], key: &Key) -> Option<Self> {
         let entry = wire::Entry::decode(bytes).ok()?;

@@ -26,9 +26,9 @@ const OF_USER: [u8; 2] = [4, 8];
 /// The same of `account.cache.v1.Organization`.
 const OF_ORGANIZATION: [u8; 2] = [3, 7];
 
-/// What the table held when it was read, and when that was. `None` for leases,
-/// fences, and bytes that are no entry of this format for this very key. What is not
-/// needed is passed over: it may be what a whole reading would not take.
+/// Decodes the check facts of an entry, and when the table was read. `None` for leases,
+/// fences, and bytes that are no entry of this format for this key. Other fields are
+/// skipped, and may be invalid.
 pub(in crate::coherence) fn decode_facts(
     bytes: &[u8],
     cache_key: &[u8],
@@ -37,7 +37,7 @@ pub(in crate::coherence) fn decode_facts(
     read(Fields(bytes), cache_key, key).ok()
 }
 
-/// The bytes are not what is looked for.
+/// The bytes are not the expected field or entry.
 #[derive(Debug, PartialEq, Eq)]
 struct Other;
 
@@ -111,19 +111,19 @@ fn membership(mut fields: Fields<'_>) -> Result<MembershipFacts, Other> {
     })
 }
 
-/// The fields of a message in the protobuf encoding, in the order of their numbers: so
-/// they are written, and so they are looked for. What is next and not looked for is left
-/// to the end, which refuses what comes too late.
+/// The fields of a protobuf message in the order of their numbers, as they are written and
+/// as they are read. Fields that are not read are checked at the end, which rejects a field
+/// that comes too late.
 struct Fields<'a>(&'a [u8]);
 
-/// How a field is encoded, as the lowest bits of what it begins with.
+/// Wire types: the lowest bits of a field's tag.
 const VARINT: u8 = 0;
 const FIXED64: u8 = 1;
 const BYTES: u8 = 2;
 const FIXED32: u8 = 5;
 
 impl<'a> Fields<'a> {
-    /// A number; if it is not there, it is zero.
+    /// Reads a number. A missing field is zero.
     #[inline]
     fn number(&mut self, field: u8) -> Result<u64, Other> {
         if self.is_next(field, VARINT) {
@@ -137,7 +137,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A text or a message, if it is there.
+    /// Reads a text or a message, if the field is present.
     #[inline]
     fn bytes(&mut self, field: u8) -> Result<Option<&'a [u8]>, Other> {
         if self.is_next(field, BYTES) {
@@ -155,7 +155,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Passes over texts and messages, however many there are of each.
+    /// Skips texts and messages, repeated ones included.
     #[inline]
     fn skip(&mut self, fields: RangeInclusive<u8>) -> Result<(), Other> {
         while let [head, rest @ ..] = self.0
@@ -168,8 +168,8 @@ impl<'a> Fields<'a> {
         Ok(())
     }
 
-    /// Sees that there are only fields of greater numbers than this, which is what
-    /// later versions may add.
+    /// Checks that the remaining fields have greater numbers than `last`, as later versions
+    /// may add.
     #[inline]
     fn end(mut self, last: u8) -> Result<(), Other> {
         let mut next = u64::from(last) + 1;
@@ -190,7 +190,7 @@ impl<'a> Fields<'a> {
         Ok(())
     }
 
-    /// Whether this field is next; if so, its value is.
+    /// Consumes the tag of this field, if it is next.
     #[inline]
     fn is_next(&mut self, field: u8, encoding: u8) -> bool {
         match self.0.split_first() {
@@ -204,7 +204,7 @@ impl<'a> Fields<'a> {
 
     #[inline]
     fn delimited(&mut self) -> Result<&'a [u8], Other> {
-        // As nearly all are: short.
+        // Nearly all are short.
         if let [length @ ..0x80, rest @ ..] = self.0
             && let Some((bytes, rest)) = rest.split_at_checked(usize::from(*length))
         {
@@ -228,7 +228,7 @@ impl<'a> Fields<'a> {
             && shift < u64::BITS
         {
             self.0 = rest;
-            // The tenth has room for one bit.
+            // The tenth byte has room for one bit.
             if shift == 63 && *byte > 1 {
                 return Err(Other);
             }

@@ -25,31 +25,31 @@ use crate::{
     telemetry::{INVALIDATOR_ACTIVE, INVALIDATOR_FENCES, INVALIDATOR_LAG},
 };
 
-/// Name of the register that holds the lease and the checkpoints.
+/// The register of the leader lease and of the checkpoints.
 const REGISTER: &str = "stream-invalidator";
-/// Shards read at once.
+/// Shards that are read at once.
 const SHARDS_AT_ONCE: usize = 16;
-/// Changed records that are compared with the cache, and fenced, together.
+/// Changed records that are compared with the cache and fenced together.
 const RECORDS_AT_ONCE: usize = 100;
-/// Changes that are older than every entry, and by so much more, are passed
-/// over: clocks differ, and the stream's times are rough.
+/// Added to the age beyond which a change is skipped, because no entry is older: clocks
+/// differ, and the stream's times are rough.
 const CLOCK_SLACK: Duration = Duration::from_secs(600);
 
-/// How often the invalidator does what.
+/// Intervals of the invalidator.
 #[derive(Debug, Clone, Copy)]
 pub struct InvalidatorTiming {
-    /// Time between reads of a shard. DynamoDB allows five reads a second for
-    /// all readers together; a read brings more than is written in this time.
+    /// Interval of reading a shard. DynamoDB allows five reads a second for all readers
+    /// together. A read returns more than is written in this time.
     pub poll: Duration,
-    /// Longest between two writes of the lease; checkpoints go with them.
+    /// Longest time between two writes of the lease, with the checkpoints.
     pub beat: Duration,
-    /// How long a lease has to stand still before another replica takes it.
+    /// Time without a write after which another replica takes the lease.
     pub takeover: Duration,
-    /// Pause between full listings of the shards.
+    /// Interval of listing the shards.
     pub discover: Duration,
-    /// The same, while the children of a shard that has ended are not listed.
+    /// The same, while the children of an ended shard are not listed.
     pub rediscover: Duration,
-    /// Longest a change may take to be fenced before it is tried anew.
+    /// Longest attempt to fence a change.
     pub fence: Duration,
 }
 
@@ -66,19 +66,19 @@ impl Default for InvalidatorTiming {
     }
 }
 
-/// Follows the stream, while it is this replica's turn.
+/// Follows the stream while this replica holds the lease.
 pub struct Invalidator {
     coherence: Coherence,
     registers: Arc<dyn Registers>,
     changes: Arc<dyn ChangeStream>,
     log: Arc<dyn ChangeLog>,
-    /// This replica, among all that ever were.
+    /// Unique name of this replica.
     name: String,
     timing: InvalidatorTiming,
     resigned: CancellationToken,
 }
 
-/// The lease, held: nobody else has written the register since.
+/// The lease, while this replica holds it: no other replica has written the register since.
 struct Lease {
     version: u64,
     written: Instant,
@@ -93,18 +93,18 @@ impl Lease {
     }
 }
 
-/// Why the tail could not be followed further.
+/// Reason why this replica stops following.
 enum Stop {
     /// Another replica has the lease.
     Deposed,
-    /// The stream is gone: there may be another one.
+    /// The stream has ended. There may be another one.
     StreamGone,
-    /// Something failed; try again.
+    /// A failure. A retry may succeed.
     Failed(store::Error),
 }
 
 impl Invalidator {
-    /// Puts an invalidator beside a replica.
+    /// An invalidator of this coherent cache.
     #[must_use]
     pub fn new(
         coherence: Coherence,
@@ -124,7 +124,7 @@ impl Invalidator {
         }
     }
 
-    /// Waits for its turn and follows the stream. Never ends.
+    /// Waits for the lease and follows the stream. Never ends.
     pub async fn run(&self) {
         self.resigned.run_until_cancelled(self.take_turns()).await;
         std::future::pending::<()>().await;
@@ -197,8 +197,8 @@ impl Invalidator {
         }
     }
 
-    /// Lists the shards, now and then and whenever one has ended. A stream that
-    /// was turned off ends all its shards; the table may have another one.
+    /// Lists the shards at intervals, and when one has ended. A stream that was turned off
+    /// ends all its shards. The table may have another one.
     async fn discover(&self, tail: &mut Tail) -> Result<(), Stop> {
         let pause = if tail.lacks_children {
             self.timing.rediscover
@@ -224,8 +224,8 @@ impl Invalidator {
         Ok(())
     }
 
-    /// Reads a page of every open shard, and logs what it tells. One that fails is read again later, and
-    /// does not hold the others up; fails if all do.
+    /// Reads a page of every open shard, and logs its changes. A failed shard is retried
+    /// later, without delay for the others. Fails if all shards fail.
     async fn read_shards(&self, tail: &mut Tail, lease: &mut Lease) -> Result<(), Stop> {
         let open: Vec<_> = tail
             .shards
@@ -297,7 +297,7 @@ impl Invalidator {
         };
         match page.await {
             Ok(page) => self.process(page, position).await,
-            // Missed changes are older than everything that is cached.
+            // Missed changes are older than all entries.
             Err(StreamError::Trimmed) => Ok(Read {
                 is_interrupted: matches!(position, Position::After(_)),
                 ..Read::just(Progress::Open {
@@ -317,8 +317,7 @@ impl Invalidator {
         }
     }
 
-    /// Fences what a page says was changed. What comes back remembers the page
-    /// only after that.
+    /// Fences the changed records of a page. The page counts as read only after that.
     async fn process(&self, page: Page, position: Position) -> Result<Read, store::Error> {
         let Page { changes, next } = page;
         let lag = self.age_of(changes.last());
@@ -348,7 +347,7 @@ impl Invalidator {
         })
     }
 
-    /// Whether an entry from before the change may still be believed.
+    /// Whether an entry from before the change may still be accepted.
     fn may_be_cached(&self, changed: &Changed) -> bool {
         let Some((time, record)) = changed.time.zip(changed.record.as_ref()) else {
             return true;
@@ -359,9 +358,9 @@ impl Invalidator {
         u128::try_from(age).map_or(true, |age| age <= limit.as_millis())
     }
 
-    /// Fences the records whose entries may be older than the changes.
+    /// Fences the records with entries that may be older than the changes.
     async fn invalidate(&self, records: Vec<ChangedRecord>) -> Result<(), store::Error> {
-        // Of several changes of a record, the last one tells.
+        // Of several changes of a record, the last one decides.
         let last: HashMap<_, _> = records
             .into_iter()
             .map(|record| (record.key, record.left))
@@ -376,8 +375,7 @@ impl Invalidator {
 
     async fn invalidate_some(&self, left: &HashMap<Key, Left>) -> Result<(), store::Error> {
         let compared = self.coherence.compare(left).await.into_iter();
-        // Also a fence: whoever placed it may be about to publish what it wrote
-        // before this change.
+        // A fence, too: its write may be about to publish a record from before this change.
         let outdated: Vec<_> = compared
             .filter(|(_, cached)| *cached != Cached::Agrees)
             .collect();
@@ -399,14 +397,14 @@ impl Invalidator {
         ))
     }
 
-    /// The age of a change, as far as clocks and the stream tell.
+    /// The age of a change, by clocks and the stream's times.
     fn age_of(&self, changed: Option<&Changed>) -> Duration {
         let time = changed.and_then(|changed| changed.time);
         let millis = time.map_or(0, |time| self.coherence.now().0.saturating_sub(time.0));
         Duration::from_millis(u64::try_from(millis).unwrap_or(0))
     }
 
-    /// Writes lease and checkpoints.
+    /// Writes the lease and the checkpoints.
     async fn beat(&self, tail: &mut Tail, lease: &mut Lease) -> Result<(), Stop> {
         let values = tail.values(&self.name);
         let swap = self
@@ -418,8 +416,7 @@ impl Invalidator {
         Ok(())
     }
 
-    /// Stops for ever, and gives the lease up, if this replica has it, so that
-    /// another one need not wait for it.
+    /// Stops, and releases the lease, so that no replica has to wait for it.
     pub async fn resign(&self) {
         self.resigned.cancel();
         let given_up = leader_lease::give_up(self.registers.as_ref(), REGISTER, &self.name).await;
@@ -429,10 +426,10 @@ impl Invalidator {
     }
 }
 
-/// What reading a shard came to.
+/// The result of reading a shard.
 struct Read {
     progress: Progress,
-    /// What the page told.
+    /// The changes of the page.
     told: Vec<Changed>,
     /// Whether there were changes of records.
     is_ahead: bool,
