@@ -4,14 +4,17 @@
 use std::{ffi::OsStr, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{
-    Arg, ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum,
+    Arg, ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand,
     builder::{BoolishValueParser, Resettable},
     error::{ContextKind, ContextValue, ErrorKind},
 };
 use jsonwebtoken::Algorithm;
 use secrecy::SecretString;
 
-use crate::auth::KeySource;
+use crate::{
+    auth::KeySource,
+    telemetry::{LogFormat, TraceExport},
+};
 
 /// Users, organizations and memberships over gRPC, stored in DynamoDB, cached in
 /// Momento.
@@ -265,6 +268,16 @@ pub struct TraceSettings {
     pub trace_ratio: f64,
 }
 
+impl TraceSettings {
+    /// Where and how many traces are exported. `None` without a collector.
+    #[must_use]
+    pub fn export(&self) -> Option<TraceExport> {
+        let endpoint = self.otlp_endpoint.clone()?;
+        let ratio = self.trace_ratio;
+        Some(TraceExport { endpoint, ratio })
+    }
+}
+
 /// Who may call, and how they show who they are.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Callers")]
@@ -430,15 +443,6 @@ pub struct LogSettings {
     pub log_format: LogFormat,
 }
 
-/// How it is logged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
 impl CacheSettings {
     /// The settings in the words of the coherence protocol.
     #[must_use]
@@ -495,7 +499,7 @@ fn share(text: &str) -> Result<f64, String> {
         .ok_or_else(|| "must be a number from 0 to 1".to_owned())
 }
 
-/// An algorithm of a key pair: whoever can verify with a shared secret can sign,
+/// An algorithm of a key pair: a verifier that has a shared secret can also sign,
 /// too.
 fn algorithm(text: &str) -> Result<Algorithm, String> {
     use Algorithm::{HS256, HS384, HS512};

@@ -32,6 +32,7 @@ mod error_chain;
 pub mod grpc;
 #[cfg(feature = "local")]
 pub mod local;
+mod loopback;
 pub mod proto;
 pub mod service;
 pub mod store;

@@ -73,7 +73,7 @@ pub struct Programs {
     /// The folder of the peer in Node.js; left out if it is not installed.
     #[arg(long, default_value = "benches/node")]
     pub node: PathBuf,
-    /// Where callgrind tells of the service and the echo, if they run under it.
+    /// Folder for the output of callgrind, if the service and the echo run under it.
     #[arg(skip)]
     pub callgrind: Option<PathBuf>,
 }

@@ -95,8 +95,8 @@ impl Process {
         Ok(kib.trim().parse()?)
     }
 
-    /// The instructions since this was last asked, of a process under callgrind, which
-    /// tells of them in files of this name and a number.
+    /// The instructions of a process under callgrind since the last call. Callgrind writes
+    /// them into files of this name and a number.
     pub fn instructions(&self, file: &Path) -> Result<u64> {
         let pid = self.pid().to_string();
         let dumped = Command::new("callgrind_control")
@@ -104,7 +104,7 @@ impl Process {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .status()?;
-        ensure!(dumped.success(), "callgrind tells nothing");
+        ensure!(dumped.success(), "callgrind writes nothing");
         let mut number = 1;
         let named = |number: u32| file.with_extension(number.to_string());
         while named(number + 1).exists() {

@@ -1,4 +1,4 @@
-//! The keys of items, whoever wrote them: a partition key and a sort key.
+//! The keys of items, written by any writer: a partition key and a sort key.
 #![no_main]
 
 use account_service::store::key_of_item;

@@ -19,7 +19,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tokio::{sync::Notify, time::Instant};
 
-use crate::transport::loopback::is_loopback;
+use crate::loopback::is_loopback;
 
 /// Interval of reading the keys.
 const REFRESH: Duration = Duration::from_secs(300);

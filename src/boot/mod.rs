@@ -45,7 +45,7 @@ pub use self::{
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 /// How long the check may take.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Calls of one connection that are under way at once. Whoever wants more opens
+/// Calls of one connection that are under way at once. A client that wants more opens
 /// more connections.
 const MAX_STREAMS_PER_CONNECTION: u32 = 256;
 /// Streams of one connection that the service had to reset before it closes the

@@ -1,6 +1,6 @@
 //! The keys of a look-up, in one buffer.
 
-/// What tells how long a key is, before it.
+/// Field header before each key, with its length.
 type Length = u32;
 
 /// Keys of a look-up.

@@ -108,7 +108,9 @@ async fn told<T>(
     traces: &TraceSettings,
     server: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
-    let traces = telemetry::start(log, Some(traces)).map_err(boot::Error::Traces)?;
+    let export = traces.export();
+    let traces =
+        telemetry::start(&log.log, log.log_format, export.as_ref()).map_err(boot::Error::Traces)?;
     let ended = server.await;
     if let Some(traces) = traces {
         traces.end().await;
@@ -119,7 +121,7 @@ async fn told<T>(
 /// Logs only.
 fn log(settings: &LogSettings) {
     // Without traces nothing can fail.
-    let _ = telemetry::start(settings, None);
+    let _ = telemetry::start(&settings.log, settings.log_format, None);
 }
 
 #[cfg(feature = "local")]
@@ -200,6 +202,6 @@ async fn invalidate(settings: &ServeSettings) -> Result<(), boot::Error> {
 }
 
 fn say(text: &str) {
-    // Whoever closed the output does not want to read it.
+    // The output was closed by its reader: nothing is lost.
     let _ = std::io::stdout().write_all(text.as_bytes());
 }

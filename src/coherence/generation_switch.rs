@@ -18,7 +18,11 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::{Entry, Tag, Timing, namespace::Namespace};
+use super::{
+    entry::{Entry, Tag},
+    namespace::Namespace,
+    settings::Timing,
+};
 use crate::{
     cache::Cache,
     store::{self, Registers},

@@ -68,7 +68,7 @@ impl Username {
         parse_new(name, b"._-", ALLOWED).map(Self)
     }
 
-    /// Accepts a name that may be in the table, whoever filled it: 1 to
+    /// Accepts a name that may be in the table, written by any writer: 1 to
     /// [`EXISTING_NAME_MAX_BYTES`] bytes without control characters. Keys of the table
     /// and of the cache have room for it, and may use control characters as separators.
     ///

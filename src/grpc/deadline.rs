@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderName};
 use tokio::time::{Instant, timeout_at};
 use tonic::{Request, Status};
 
-use super::status;
+use super::status::{self, Repetition};
 use crate::service::Error;
 
 /// Deadline of calls without one, and the longest deadline, unless a call has a
@@ -55,16 +55,6 @@ impl Arrival {
 pub(super) struct Deadline {
     instant: Instant,
     repetition: Repetition,
-}
-
-/// Whether a call with an unknown outcome may be repeated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Repetition {
-    /// It may: a read, or a write with a `request_id`, has its effect once.
-    Safe,
-    /// It may not: a write without a `request_id` could have its effect twice, or fail because
-    /// of its first effect.
-    Unsafe,
 }
 
 /// The deadline of a read.

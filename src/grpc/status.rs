@@ -6,7 +6,6 @@ use std::{collections::HashMap, time::Duration};
 use tonic::{Code, Status, metadata::MetadataValue};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use super::deadline::Repetition;
 use crate::{
     auth::{Caller, Refused},
     domain::{OrganizationName, Username},
@@ -187,6 +186,16 @@ pub(super) fn may_not_act(caller: &Caller, rpc: &str) -> Status {
     )
 }
 
+/// Whether a call with an unknown outcome may be repeated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Repetition {
+    /// It may: a read, or a write with a `request_id`, has its effect once.
+    Safe,
+    /// It may not: a write without a `request_id` could have its effect twice, or fail because
+    /// of its first effect.
+    Unsafe,
+}
+
 /// The status of a failed use case of a call that may be sent again as
 /// `repetition` says.
 pub(super) fn of(error: Error, repetition: Repetition) -> Status {
@@ -237,7 +246,7 @@ pub(super) fn of(error: Error, repetition: Repetition) -> Status {
     }
 }
 
-/// The call's turn did not come.
+/// The call got no permit in time.
 pub(super) fn crowded() -> Status {
     retry(
         Reason::Overloaded,

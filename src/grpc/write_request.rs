@@ -9,9 +9,9 @@ use tonic::{Code, Request, Status};
 
 use super::{
     convert,
-    deadline::{self, Deadline, Repetition},
+    deadline::{self, Deadline},
     middleware::SharedPermit,
-    status,
+    status::{self, Repetition},
 };
 use crate::{
     auth::{Caller, Name},

@@ -290,7 +290,7 @@ pub const LOG_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Most changes that are appended together.
 pub const MAX_APPENDED: usize = 50;
 
-/// The table's stream: what was changed, by whomever, in shards. Changes of one
+/// The table's stream: changes by all writers, in shards. Changes of one
 /// record are in order along a shard and its descendants; shards come and go.
 #[async_trait]
 pub trait ChangeStream: Send + Sync {
@@ -381,7 +381,7 @@ pub struct ChangedRecord {
     pub key: Key,
     /// What became of it.
     pub kind: ChangeKind,
-    /// The record before, as far as the stream tells.
+    /// The record before, if the stream includes it.
     pub before: Option<Record>,
     /// How this service wrote what is left, a tombstone included; `None` where it did
     /// not, and where nothing is left.

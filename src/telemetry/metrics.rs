@@ -110,10 +110,10 @@ metrics! {
     gauge TASKS = "account_tasks", "tasks of the runtime that are alive";
 }
 
-/// How often what nobody tells of by itself is looked at.
+/// Interval of measuring the gauges of the process.
 const LOOK_PAUSE: Duration = Duration::from_secs(5);
 
-/// Keeps looking at what nobody tells of by itself. Never ends.
+/// Measures the gauges of the process at an interval. Never ends.
 pub async fn run_upkeep() {
     let runtime = tokio::runtime::Handle::current().metrics();
     loop {

@@ -8,6 +8,7 @@ mod traces;
 
 use std::io::IsTerminal as _;
 
+use clap::ValueEnum;
 use tracing_subscriber::{
     EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
@@ -17,35 +18,44 @@ pub use self::{
     backend::{Backend, BackendCall, Outcome},
     metrics::*,
     throttle::Throttle,
-    traces::{CallSpan, Traces, TracesError, shared_look_up},
+    traces::{CallSpan, TraceExport, Traces, TracesError, shared_look_up},
 };
-use crate::config::{LogFormat, LogSettings, TraceSettings};
+
+/// Format of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
 
 /// Whether an environment variable is there and not empty.
 fn has_variable(name: &str) -> bool {
     std::env::var_os(name).is_some_and(|value| !value.is_empty())
 }
 
-/// Starts logging to standard error and, where the settings name a collector,
-/// exporting traces. What it returns is to be ended before the process is. Does
-/// nothing if it was started before.
+/// Starts logging to standard error and, with `traces`, exporting traces. The returned
+/// [`Traces`] must be ended before the process ends. Does nothing if it was started before.
+/// `log_filter` is a level, or directives such as `info,account_service=debug`.
 ///
 /// # Errors
 /// The collector's address cannot be used.
 pub fn start(
-    log: &LogSettings,
-    traces: Option<&TraceSettings>,
+    log_filter: &str,
+    log_format: LogFormat,
+    traces: Option<&TraceExport>,
 ) -> Result<Option<Traces>, TracesError> {
-    let traces = traces.map(Traces::new).transpose()?.flatten();
+    let traces = traces.map(Traces::new).transpose()?;
     let exported = traces.as_ref().map(|traces| traces.layer().boxed());
     // The embedded DynamoDB warns of every answer that is an error, also of
     // those that are asked for: a missing table, a failed condition. The AWS
     // SDK warns of every place where it finds no region or credentials; what
-    // comes of that is told once, by whoever needs them. Spans are for traces;
+    // comes of that is reported once, by the code that needs them. Spans are for traces;
     // only that of the call, with its trace id, is for the log, too.
     let filter = EnvFilter::new(format!(
         "dynoxide=error,aws_config=error,{},{}=off,{}=info",
-        log.log,
+        log_filter,
         traces::TARGETS,
         traces::CALL,
     ));
@@ -53,7 +63,7 @@ pub fn start(
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(is_colored);
-    let lines = match log.log_format {
+    let lines = match log_format {
         LogFormat::Text => lines.with_filter(filter).boxed(),
         LogFormat::Json => {
             let lines = lines.json().flatten_event(true).with_span_list(false);

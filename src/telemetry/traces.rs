@@ -22,8 +22,6 @@ use tracing::{Level, Span, Subscriber, field};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::{Layer, filter::Targets, registry::LookupSpan};
 
-use crate::config::TraceSettings;
-
 /// Begins the targets of all spans. Filters compare beginnings: no module's name
 /// may begin like this.
 pub(super) const TARGETS: &str = "traces";
@@ -31,7 +29,7 @@ pub(super) const TARGETS: &str = "traces";
 pub(super) const CALL: &str = "traces::call";
 /// Target of the spans of calls to backends.
 const CLIENT: &str = "traces::client";
-/// Names the trace and the span of whoever calls, as W3C defines it.
+/// Header with the caller's trace and span, defined by W3C Trace Context.
 static CONTEXT_HEADER: HeaderName = HeaderName::from_static("traceparent");
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -62,19 +60,25 @@ pub enum TracesError {
     Exporter(#[from] ExporterBuildError),
 }
 
+/// Where and how many traces are exported.
+#[derive(Debug, Clone)]
+pub struct TraceExport {
+    /// Address of the collector, which takes OTLP over gRPC.
+    pub endpoint: String,
+    /// Share of calls, from 0 to 1, that are traced where their caller has not decided.
+    pub ratio: f64,
+}
+
 /// Exports traces until it is ended.
 #[derive(Debug)]
 pub struct Traces(SdkTracerProvider);
 
 impl Traces {
-    /// `None` if the settings name no collector. To be called within a runtime.
-    pub(super) fn new(settings: &TraceSettings) -> Result<Option<Self>, TracesError> {
-        let Some(endpoint) = &settings.otlp_endpoint else {
-            return Ok(None);
-        };
+    /// Must be called within a runtime.
+    pub(super) fn new(export: &TraceExport) -> Result<Self, TracesError> {
         let exporter = SpanExporter::builder()
             .with_tonic()
-            .with_channel(channel(endpoint)?)
+            .with_channel(channel(&export.endpoint)?)
             .with_timeout(EXPORT_TIMEOUT)
             .with_retry_policy(RetryPolicy::default().with_max_retries(1))
             .build()?;
@@ -88,13 +92,13 @@ impl Traces {
             .with_service_name(env!("CARGO_PKG_NAME"))
             .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
             .build();
-        let sampler = Sampler::TraceIdRatioBased(settings.trace_ratio);
+        let sampler = Sampler::TraceIdRatioBased(export.ratio);
         let provider = SdkTracerProvider::builder()
             .with_span_processor(processor.build())
             .with_sampler(Sampler::parent_based(sampler))
             .with_resource(resource)
             .build();
-        Ok(Some(Self(provider)))
+        Ok(Self(provider))
     }
 
     pub(super) fn layer<S: Subscriber + for<'span> LookupSpan<'span>>(
@@ -170,7 +174,7 @@ impl CallSpan {
         let caller =
             TraceContextPropagator::new().extract_with_context(&Context::new(), &Headers(headers));
         let of_caller = caller.span().span_context().trace_id();
-        // Fails where nothing is exported; the log tells the trace all the same.
+        // Fails where nothing is exported; the log still has the trace id.
         let _ = span.set_parent(caller);
         let trace_id = trace_id(&span).unwrap_or(of_caller);
         if trace_id != TraceId::INVALID {
@@ -215,7 +219,7 @@ pub fn shared_look_up() -> Span {
     seen(|| tracing::info_span!(target: CLIENT, "shared look-up"))
 }
 
-/// The span, if it is part of a call and exported. Its own context tells: between it
+/// The span, if it is part of a call and exported. Its own context decides: between it
 /// and the call's there may be spans of libraries, for the log.
 fn seen(span: impl FnOnce() -> Span) -> Span {
     if Span::current().is_none() {

@@ -422,7 +422,7 @@ mod tests {
         let one = open_as(&pool, "one").unwrap();
         let other = open_as(&pool, "other").unwrap();
         assert_eq!(many.each_ref().map(is_evicted), [true, false, false]);
-        // Two, one and one: whoever comes with a second one gets none.
+        // Two, one and one: a caller that opens a second one gets none.
         assert_eq!(open_as(&pool, "one").unwrap_err(), TooMany);
         assert_eq!(open_as(&pool, "many").unwrap_err(), TooMany);
         let fourth = open_as(&pool, "fourth").unwrap();

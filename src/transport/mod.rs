@@ -2,6 +2,5 @@
 
 mod connection_pool;
 pub mod listener;
-pub(crate) mod loopback;
 mod open_files;
 pub mod tls;

@@ -814,7 +814,7 @@ async fn certificates_are_renewed_without_a_restart() {
     })
     .await;
     assert!(connect(service.addr, &old, frontend()).await.is_err());
-    // Whoever is connected stays so.
+    // Open connections stay open.
     before.check_membership(check()).await.unwrap();
 }
 

@@ -1,4 +1,4 @@
-//! What each RPC costs the table: read units as the table tells them, and the
+//! What each RPC costs the table: read units as the table reports them, and the
 //! items of transactions.
 
 use account_service::proto::account_v1::{self as pb, Role};

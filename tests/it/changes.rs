@@ -1,4 +1,4 @@
-//! What changes is told to whoever watches: everything, in order, once.
+//! WatchChanges delivers every change to every watcher: in order, once.
 
 use std::{collections::HashMap, time::Duration};
 

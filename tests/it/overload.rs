@@ -360,7 +360,7 @@ fn head() -> Vec<u8> {
     head
 }
 
-/// A client and whoever is attacking: it is served meanwhile and afterwards.
+/// A client beside an attacker: it is served meanwhile and afterwards.
 async fn is_harmless(attack: impl AsyncFnOnce(&mut Attacker)) {
     let (_backends, service) = start().await;
     service.found_olivia_org().await;

@@ -1,4 +1,4 @@
-//! What a refusal tells, and the last Owner, also in a race.
+//! Refusals and their details; the last Owner, also in a race.
 
 use std::time::Duration;
 

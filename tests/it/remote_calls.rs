@@ -299,7 +299,7 @@ async fn writes_that_change_nothing_confirm_before_they_reveal_what_is_there() {
     assert_calls(&backends, &service, write, expected)
         .await
         .unwrap_err();
-    // Whoever is not permitted learns nothing, so there is nothing to confirm.
+    // An actor without permission learns nothing, so there is nothing to confirm.
     let write = service.remove(ORG, OLIVIA, MICHAEL);
     let denied = &["1 x SetIf", "1 x BatchGetItem"];
     assert_calls(&backends, &service, write, denied)

@@ -1,6 +1,7 @@
 //! The rooms of the source keep to themselves.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -82,6 +83,59 @@ fn no_room_knows_the_rooms_above_it() {
             }
         }
     }
+}
+
+#[test]
+fn no_room_depends_on_itself_through_others() {
+    let mut dependencies: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (path, code) in sources() {
+        let (room, _) = path.split_once('/').unwrap_or((&path, ""));
+        let room = room.trim_end_matches(".rs").to_owned();
+        dependencies
+            .entry(room)
+            .or_default()
+            .extend(rooms_in(&code));
+    }
+    assert!(dependencies["grpc"].contains("service") && dependencies["boot"].contains("grpc"));
+    for (room, direct) in &dependencies {
+        let others = direct.iter().filter(|other| *other != room);
+        let mut reached: BTreeSet<_> = others.clone().collect();
+        let mut waiting: Vec<_> = others.collect();
+        while let Some(next) = waiting.pop() {
+            let further = dependencies.get(next).into_iter().flatten();
+            waiting.extend(further.filter(|further| reached.insert(*further)));
+        }
+        assert!(
+            !reached.contains(room),
+            "{room} depends on itself through {direct:?}"
+        );
+    }
+}
+
+/// Rooms that code names after `crate::`, alone or in a group of imports.
+fn rooms_in(code: &str) -> BTreeSet<String> {
+    let mut rooms = BTreeSet::new();
+    for (at, named) in code.match_indices("crate::") {
+        let rest = &code[at + named.len()..];
+        let Some(group) = rest.strip_prefix('{') else {
+            rooms.insert(first_word(rest));
+            continue;
+        };
+        let (group, _) = group.split_once(';').unwrap();
+        let mut depth = 0;
+        let members = group.split(|c| {
+            depth += i32::from(c == '{') - i32::from(c == '}');
+            c == ',' && depth == 0
+        });
+        rooms.extend(members.map(first_word));
+    }
+    rooms.remove("");
+    rooms
+}
+
+fn first_word(text: &str) -> String {
+    let is_of_word = |c: &char| c.is_alphanumeric() || *c == '_';
+    text.trim_start().chars().take_while(is_of_word).collect()
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What the process tells of itself: metrics that dashboard and alerts rely on,
+//! Telemetry of the process: metrics that dashboard and alerts rely on,
 //! traces, and logs that name nobody.
 
 use std::{
@@ -70,7 +70,7 @@ async fn found_olivia_org(client: &mut Client) {
     client.create_organization(request).await.unwrap();
 }
 
-/// A server that tells its metrics at this address.
+/// A server that exports its metrics at this address.
 fn with_metrics(backends: &Backends) -> (Server, SocketAddr) {
     let addr = free_address();
     let mut command = serve_over(backends);
@@ -280,7 +280,7 @@ async fn a_call_is_traced_from_its_caller_to_the_backends() {
     let mut client = server.client().await;
     let mut watch = Watch::begin(&client).await;
     found_olivia_org(&mut client).await;
-    // What the stream tells is fenced before: a fence would leave nothing to lease.
+    // Changes of the stream are fenced before: a fence would leave nothing to lease.
     watch.changes(3).await.unwrap();
     drop(watch);
     let request = pb::RemoveUserFromOrganizationRequest {
@@ -327,7 +327,7 @@ async fn a_call_is_traced_from_its_caller_to_the_backends() {
     let spans = collector.0.lock().unwrap();
     let calls = spans.iter().filter(|span| span.kind() == SpanKind::Server);
     assert_eq!(calls.count(), 3, "calls were traced that nobody asked for");
-    // The log tells in which trace the table failed.
+    // The log has the trace in which the table failed.
     let said = log.read();
     let line = said
         .lines()

@@ -1,7 +1,7 @@
 //! DynamoDB, Momento and Secrets Manager in a process of their own, as far away
 //! as they are told to be. Prints the environment that `serve` needs, line by
 //! line and then an empty one, and obeys what it reads, line by line:
-//! `cache ok`, `cache refuse`, `cache hang`, `cache flush`, `calls`. Tells after each
+//! `cache ok`, `cache refuse`, `cache hang`, `cache flush`, `calls`. Prints after each
 //! what was asked since, as JSON.
 
 use std::{

@@ -152,7 +152,7 @@ impl Bench {
         Ok(Run { seen, cpu_us, busy })
     }
 
-    /// Runs at an open pace as often as a comparison does, and tells the medians.
+    /// Runs at an open pace as often as a comparison does, and prints the medians.
     async fn at_a_rate(&mut self, measured: &Measured, calls_a_second: u32) -> Result<()> {
         let mut runs = Vec::new();
         for _ in 0..self.pairs {
@@ -227,7 +227,7 @@ async fn warm(subject: Subject) -> Result<Measured> {
             let answer = measured.caller.call().await.context(measured.name)?;
             is_warm &= measured.subject.target.accepts(&answer);
         }
-        // What the stream tells of the filling takes its time.
+        // The stream reports the filling with a delay.
         if is_warm && began.elapsed() > WARM {
             return Ok(measured);
         }
@@ -266,7 +266,7 @@ async fn cpu(bench: &mut Bench, programs: &Programs, is_quick: bool) -> Result<(
 /// under callgrind than they may.
 const AT_ONCE: [usize; 2] = [1, 8];
 
-/// What callgrind tells stays in this folder, for `callgrind_annotate`.
+/// Callgrind writes its output into this folder, for `callgrind_annotate`.
 async fn instructions(bench: &Bench, mut programs: Programs, folder: &Path) -> Result<()> {
     println!("\n| | calls at once | instructions a call |\n|---|---|---|");
     if folder.exists() {
@@ -373,7 +373,7 @@ async fn latency(bench: &mut Bench, programs: &Programs) -> Result<()> {
     Ok(())
 }
 
-/// Durations that the service tells of: how many, and their sum in seconds.
+/// Durations that the service reports: how many, and their sum in seconds.
 #[derive(Default)]
 struct Times {
     calls: [f64; 2],

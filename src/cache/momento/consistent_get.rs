@@ -35,7 +35,7 @@ const CACHE: HeaderName = HeaderName::from_static("cache");
 /// Asks for what was written last.
 const READ_CONCERN: HeaderName = HeaderName::from_static("read-concern");
 const CONSISTENT: HeaderValue = HeaderValue::from_static("consistent");
-/// Tells the server when an answer is of no more use.
+/// Header with the time after which the client does not wait any more.
 const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");

@@ -11,7 +11,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::transport::loopback::is_loopback;
+use crate::loopback::is_loopback;
 
 /// Key of a v1 or legacy token in the secret's JSON object.
 const AUTH_TOKEN: &str = "MOMENTO_AUTH_TOKEN";
@@ -81,7 +81,7 @@ impl Credential {
         }
     }
 
-    /// Where the cache answers gRPC calls, as a URL. The SDK tells where it answers
+    /// Where the cache answers gRPC calls, as a URL. The SDK knows where it answers
     /// plain HTTP.
     pub(super) fn endpoint(&self) -> String {
         let http = self.0.cache_http_endpoint();

@@ -198,7 +198,7 @@ impl Lane {
                 }
                 Err(error) => Err(error.told_again()),
             };
-            // Whoever does not wait any more needs no answer.
+            // A caller that does not wait any more needs no answer.
             let _ = answer.send(found);
         }
     }
@@ -355,7 +355,7 @@ mod tests {
             let wanted = keys.map(|key| Found::Hit(key.into_bytes().into()));
             assert_eq!(found.unwrap(), wanted);
         });
-        // Whoever leaves is not looked up for, and nobody waits for them.
+        // A caller that leaves is not looked up for, and nobody waits for it.
         let leaving = (0..50).map(async |_: usize| {
             let key = ["left"].into_iter().collect();
             let _ = timeout(Duration::ZERO, batching.get(&key)).await;

@@ -30,7 +30,7 @@ use crate::telemetry::{Backend, BackendCall, Outcome};
 
 /// Longest to wait for the connection, and for the first answer.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Tells the server when an answer is of no more use. Callers set tighter bounds of
+/// Header with the time after which the client does not wait any more. Callers set tighter bounds of
 /// their own.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 /// Idle connections are checked this often, so that the first request after a

@@ -3,6 +3,7 @@
 //! replica at a time does so, by a lease in the table.
 
 mod log;
+mod log_head;
 mod tail;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -12,9 +13,9 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-pub use self::log::LogHead;
+pub use self::log_head::LogHead;
 use self::tail::{Progress, Tail};
-use super::{Coherence, fencing::Cached};
+use super::{Coherence, fencing::Cached, settings::InvalidatorTiming};
 use crate::{
     background::leader_lease::{self, Candidate},
     domain::{Key, Timestamp},
@@ -34,37 +35,6 @@ const RECORDS_AT_ONCE: usize = 100;
 /// Added to the age beyond which a change is skipped, because no entry is older: clocks
 /// differ, and the stream's times are rough.
 const CLOCK_SLACK: Duration = Duration::from_secs(600);
-
-/// Intervals of the invalidator.
-#[derive(Debug, Clone, Copy)]
-pub struct InvalidatorTiming {
-    /// Interval of reading a shard. DynamoDB allows five reads a second for all readers
-    /// together. A read returns more than is written in this time.
-    pub poll: Duration,
-    /// Longest time between two writes of the lease, with the checkpoints.
-    pub beat: Duration,
-    /// Time without a write after which another replica takes the lease.
-    pub takeover: Duration,
-    /// Interval of listing the shards.
-    pub discover: Duration,
-    /// The same, while the children of an ended shard are not listed.
-    pub rediscover: Duration,
-    /// Longest attempt to fence a change.
-    pub fence: Duration,
-}
-
-impl Default for InvalidatorTiming {
-    fn default() -> Self {
-        Self {
-            poll: Duration::from_millis(250),
-            beat: Duration::from_secs(2),
-            takeover: Duration::from_secs(6),
-            discover: Duration::from_secs(30),
-            rediscover: Duration::from_secs(1),
-            fence: Duration::from_secs(10),
-        }
-    }
-}
 
 /// Follows the stream while this replica holds the lease.
 pub struct Invalidator {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use tokio::time::Instant;
 
-use super::log::LogHead;
+use super::log_head::LogHead;
 use crate::{
     background::leader_lease,
     domain::Timestamp,

@@ -266,7 +266,7 @@ fn borrowed(keys: &[Vec<u8>]) -> Vec<&[u8]> {
     keys.iter().map(Vec::as_slice).collect()
 }
 
-/// Whoever gets the answers of a GetBatch.
+/// Receiver of the responses of a GetBatch.
 struct Listener(Option<Arc<dyn Gate>>);
 
 impl Listener {

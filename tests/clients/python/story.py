@@ -167,7 +167,7 @@ def err(accounts):
 
 
 def main():
-    """Tells the story, then errs."""
+    """Runs the story, then the errors."""
     with open(sys.argv[2], encoding="utf-8") as file:
         options = [
             ("grpc.service_config", file.read()),

@@ -58,7 +58,7 @@ impl Drop for DynamoDbProxy {
     }
 }
 
-/// The capacity units that a response tells of.
+/// The capacity units that a response reports.
 fn consumed(response: &[u8]) -> f64 {
     let response: Value = serde_json::from_slice(response).unwrap();
     let consumed = &response["ConsumedCapacity"];

@@ -19,13 +19,14 @@ use account_service::{
     boot::{self, App, Tuning, provision},
     coherence,
     config::{
-        CacheSettings, CallerSettings, DevSettings, LogFormat, LogSettings, ServeSettings,
-        ServerSettings, TraceSettings,
+        CacheSettings, CallerSettings, DevSettings, LogSettings, ServeSettings, ServerSettings,
+        TraceSettings,
     },
     local::{ANY_PORT, Embedded, momento},
     proto::account_v1::account_service_client::AccountServiceClient,
     service::Accounts,
     store::OPERATION_TIMEOUT,
+    telemetry::LogFormat,
 };
 use tokio::sync::oneshot;
 use tonic::{Status, transport::Channel};
@@ -339,7 +340,7 @@ impl Replica {
         })
     }
 
-    /// Tells the server to stop, as SIGTERM does.
+    /// Asks the server to stop, as SIGTERM does.
     pub fn stop(&mut self) {
         if let Some(stop) = self.stop.take() {
             let _ = stop.send(());

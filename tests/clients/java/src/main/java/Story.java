@@ -161,7 +161,7 @@ public final class Story {
     throw new AssertionError("not refused as documented");
   }
 
-  /** Tells the story, then errs. */
+  /** Runs the story, then the errors. */
   public static void main(String[] arguments) throws Exception {
     Map<?, ?> config = new Gson().fromJson(Files.readString(Path.of(arguments[1])), Map.class);
     @SuppressWarnings("unchecked")

@@ -1,0 +1,130 @@
+//! Settings of the coherent cache: times to live, limits, and the durations of the protocol's
+//! steps.
+
+use std::time::Duration;
+
+use super::fault_injection::Sabotage;
+use crate::domain::Timestamp;
+
+/// Durations of the protocol's steps. They depend on each other and on the store's
+/// timeouts.
+#[derive(Debug, Clone, Copy)]
+pub struct Timing {
+    /// Time to live of a fence. A commit starts within [`Self::fence_max_age`] of its
+    /// fences and ends within the store's operation timeout, well before a fence expires.
+    pub fence_ttl: Duration,
+    /// Greatest age of a fence when the commit starts.
+    pub fence_max_age: Duration,
+    /// Time to live of a lease.
+    pub lease_ttl: Duration,
+    /// Validity of a view of the generation switch.
+    pub view_ttl: Duration,
+    /// Longest attempt to place a fence.
+    pub fence_attempt: Duration,
+    /// Time of retries before the cache is taken out of use. It outlasts a lost connection.
+    pub fence_patience: Duration,
+}
+
+impl Timing {
+    /// Time after which no replica acts on an older view of the switch: the validity of
+    /// views, and a part more because clocks run at different speeds.
+    #[must_use]
+    pub fn settle(&self) -> Duration {
+        self.view_ttl * 9 / 8
+    }
+
+    /// Interval of reading the switch.
+    #[must_use]
+    pub fn view_refresh(&self) -> Duration {
+        self.view_ttl / 4
+    }
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            fence_ttl: Duration::from_secs(5),
+            fence_max_age: Duration::from_secs(1),
+            lease_ttl: Duration::from_secs(2),
+            view_ttl: Duration::from_millis(1600),
+            fence_attempt: Duration::from_millis(250),
+            fence_patience: Duration::from_millis(500),
+        }
+    }
+}
+
+/// The settings of the coherent cache.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Longest look-up of up to [`crate::cache::MAX_KEYS`] keys. After it, the read goes to
+    /// the table.
+    pub cache_read_timeout: Duration,
+    /// Failed look-ups in a row that open a circuit breaker.
+    pub cache_failures: u32,
+    /// Concurrent requests to the table for callers' reads. Writes do not count.
+    pub table_reads_at_once: usize,
+    /// Time to live of a membership in the cache.
+    pub membership_ttl: Duration,
+    /// Time to live of a user or an organization in the cache.
+    pub profile_ttl: Duration,
+    /// Time to live of the absence of a record in the cache.
+    pub absent_ttl: Duration,
+    /// Durations of the protocol's steps.
+    pub timing: Timing,
+    /// The wall clock. It decides only how long an entry is accepted that the cache keeps
+    /// beyond its time to live, because clocks of replicas may differ.
+    pub wall_clock: fn() -> Timestamp,
+    /// Intervals of the stream invalidator. `None`: this replica runs none.
+    pub invalidator: Option<InvalidatorTiming>,
+    /// The step of the protocol that a test leaves out. It has no effect without the
+    /// feature `sabotage`.
+    pub sabotage: Option<Sabotage>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            cache_read_timeout: Duration::from_millis(50),
+            cache_failures: 5,
+            table_reads_at_once: 64,
+            membership_ttl: Duration::from_secs(60),
+            profile_ttl: Duration::from_secs(300),
+            absent_ttl: Duration::from_secs(10),
+            timing: Timing::default(),
+            wall_clock: Timestamp::now,
+            invalidator: Some(InvalidatorTiming::default()),
+            sabotage: None,
+        }
+    }
+}
+
+/// Intervals of the invalidator.
+#[derive(Debug, Clone, Copy)]
+pub struct InvalidatorTiming {
+    /// Interval of reading a shard. DynamoDB allows five reads a second for all readers
+    /// together. A read returns more than is written in this time.
+    pub poll: Duration,
+    /// Longest time between two writes of the lease, with the checkpoints.
+    pub beat: Duration,
+    /// Time without a write after which another replica takes the lease.
+    pub takeover: Duration,
+    /// Interval of listing the shards.
+    pub discover: Duration,
+    /// The same, while the children of an ended shard are not listed.
+    pub rediscover: Duration,
+    /// Longest attempt to fence a change.
+    pub fence: Duration,
+}
+
+impl Default for InvalidatorTiming {
+    fn default() -> Self {
+        Self {
+            poll: Duration::from_millis(250),
+            beat: Duration::from_secs(2),
+            takeover: Duration::from_secs(6),
+            discover: Duration::from_secs(30),
+            rediscover: Duration::from_secs(1),
+            fence: Duration::from_secs(10),
+        }
+    }
+}
