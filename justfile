@@ -12,8 +12,9 @@ dev *arguments:
 test:
     cargo test
 
-# Formatting, lints and documentation of the code.
+# Spelling and words; formatting, lints and documentation of the code.
 lint:
+    typos
     cargo fmt --all --check
     cargo fmt --manifest-path benches/Cargo.toml --check
     cargo fmt --manifest-path benches/echo/Cargo.toml --check

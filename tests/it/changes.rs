@@ -358,7 +358,7 @@ async fn change_again_and_again(mut client: Client, username: String, changes: u
 }
 
 #[tokio::test]
-async fn whoever_resumes_elsewhere_misses_nothing_and_is_told_nothing_twice() {
+async fn a_watcher_that_resumes_on_another_replica_gets_each_change_once() {
     const USERS: usize = 6;
     const CHANGES: usize = 35;
     /// Changes after which another replica is asked.

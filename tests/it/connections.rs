@@ -70,7 +70,7 @@ fn unfinished_head(addr: SocketAddr) -> TcpStream {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn probes_and_scrapes_are_answered_whoever_else_is_connected_there() {
+async fn probes_and_scrapes_are_answered_beside_a_flood_of_connections() {
     const ATTACKERS: usize = 600;
     let backends = Backends::start().await;
     let (metrics, health) = (free_address(), free_address());

@@ -248,7 +248,7 @@ async fn a_user_s_organizations_are_listed_and_none_that_was_left() {
 }
 
 #[tokio::test]
-async fn a_list_of_members_tells_who_is_suspended_and_leaves_out_whose_user_is_gone() {
+async fn a_list_of_members_shows_the_suspended_ones_and_leaves_out_members_without_a_user() {
     let (_backends, service) = start().await;
     service.found_olivia_org_with_michael().await;
     let suspension = pb::SuspendUserRequest {

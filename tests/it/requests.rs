@@ -99,7 +99,7 @@ fn every_mutation() -> Vec<(&'static str, Sending)> {
 }
 
 #[tokio::test]
-async fn a_change_whose_reply_was_lost_is_returned_to_whoever_sends_it_again() {
+async fn a_repeated_request_id_returns_the_change_whose_reply_was_lost() {
     let (backends, service) = start().await;
     let other = backends.replica().await;
     for (rpc, send) in every_mutation() {

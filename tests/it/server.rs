@@ -12,7 +12,7 @@ use crate::harness::{Client, start};
 const SERVICE: &str = "account.v1.AccountService";
 
 #[tokio::test]
-async fn health_tells_of_the_server_and_of_the_service_until_it_stops() {
+async fn health_covers_the_server_and_the_service_until_it_stops() {
     let (_backends, mut replica) = start().await;
     let mut health = HealthClient::new(replica.channel.clone());
     let mut watches = Vec::new();

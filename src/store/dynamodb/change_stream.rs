@@ -119,7 +119,7 @@ fn changed(record: sdk::Record) -> Option<Changed> {
     let sequence = record.sequence_number?;
     let time = record.approximate_creation_date_time;
     let time = time.and_then(|time| time.to_millis().ok()).map(Timestamp);
-    let tells_left = matches!(
+    let view_has_new_image = matches!(
         record.stream_view_type,
         Some(StreamViewType::NewAndOldImages | StreamViewType::NewImage)
     );
@@ -129,7 +129,7 @@ fn changed(record: sdk::Record) -> Option<Changed> {
     let deleted_at = images[1].as_ref().filter(|image| item::is_tombstone(image));
     let deleted_at = deleted_at.and_then(item::decode_update_time);
     let record = keys::key_of_item(&pk, &sk);
-    let record = record.and_then(|key| of_images(key, kind, images, tells_left));
+    let record = record.and_then(|key| of_images(key, kind, images, view_has_new_image));
     Some(Changed {
         sequence,
         time: deleted_at.or(time),
@@ -143,7 +143,7 @@ fn of_images(
     key: Key,
     kind: ChangeKind,
     images: [Option<Item>; 2],
-    tells_left: bool,
+    view_has_new_image: bool,
 ) -> Option<ChangedRecord> {
     let is_tombstone = |image: &Option<Item>| image.as_ref().is_some_and(item::is_tombstone);
     let kind = match (images.each_ref().map(is_tombstone), kind) {
@@ -159,7 +159,7 @@ fn of_images(
     let decode = |image: Option<Item>| item::decode(&key, &image?);
     let left = match decode(new) {
         Some(record) => Left::Record(record),
-        None if tells_left => Left::Nothing,
+        None if view_has_new_image => Left::Nothing,
         None => Left::Unknown,
     };
     Some(ChangedRecord {
