@@ -1,31 +1,147 @@
 //! The leader lease: a register by which one replica at a time runs a loop. The holder
 //! writes it at intervals. Another replica takes it when the writes stop.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::store::{self, Register, Registers};
 
 /// Name of the value with the holder of a lease. Empty if the lease was released.
 const OWNER: &str = "owner";
 /// Attempts to release a lease.
-const GIVE_UP_ATTEMPTS: usize = 3;
+const RELEASE_ATTEMPTS: usize = 3;
+
+/// A leader lease, as one replica takes part in it.
+pub struct LeaderLease {
+    registers: Arc<dyn Registers>,
+    /// Name of the register.
+    register: &'static str,
+    /// Unique name of this replica.
+    name: String,
+    /// Time without a write after which another replica takes the lease.
+    takeover: Duration,
+    resigned: CancellationToken,
+}
+
+/// A held lease: no other replica has written the register since.
+pub struct HeldLease {
+    /// The version of the register.
+    pub version: u64,
+    /// Time of the last write.
+    pub written: Instant,
+}
+
+impl HeldLease {
+    /// The lease that was just written as this version.
+    #[must_use]
+    pub fn written_now(version: u64) -> Self {
+        Self {
+            version,
+            written: Instant::now(),
+        }
+    }
+}
+
+impl LeaderLease {
+    /// The lease in this register. Does no I/O.
+    #[must_use]
+    pub fn new(registers: Arc<dyn Registers>, register: &'static str, takeover: Duration) -> Self {
+        Self {
+            registers,
+            register,
+            name: Uuid::new_v4().to_string(),
+            takeover,
+            resigned: CancellationToken::new(),
+        }
+    }
+
+    /// Runs a loop that takes the lease when it is free, until [`Self::resign`]. Never ends.
+    pub async fn run(&self, lead: impl Future<Output = ()>) {
+        self.resigned.run_until_cancelled(lead).await;
+        std::future::pending::<()>().await;
+    }
+
+    /// This replica, which has not read the lease yet.
+    #[must_use]
+    pub fn candidate(&self) -> Candidate {
+        Candidate::new(self.name.clone(), self.takeover)
+    }
+
+    /// The register of the lease. `None`: it was never taken.
+    ///
+    /// # Errors
+    /// The table could not be read.
+    pub async fn read(&self) -> Result<Option<Register>, store::Error> {
+        self.registers.read_register(self.register).await
+    }
+
+    /// Names this replica as the holder in a register's values.
+    pub fn claim(&self, values: &mut BTreeMap<String, String>) {
+        values.insert(OWNER.to_owned(), self.name.clone());
+    }
+
+    /// Takes or renews the lease over the version that was found, and writes these values
+    /// with it. `None`: another replica has written the register.
+    ///
+    /// # Errors
+    /// The table could not be written.
+    pub async fn write(
+        &self,
+        found: Option<u64>,
+        mut values: BTreeMap<String, String>,
+    ) -> Result<Option<HeldLease>, store::Error> {
+        self.claim(&mut values);
+        let swap = self.registers.swap_register(self.register, found, &values);
+        Ok(swap.await?.map(HeldLease::written_now))
+    }
+
+    /// Stops the loop, and releases the lease if this replica holds it, so that no other
+    /// replica has to wait for the takeover time.
+    pub async fn resign(&self) {
+        self.resigned.cancel();
+        if let Err(error) = self.release().await {
+            tracing::warn!(%error, lease = self.register, "the lease was not released");
+        }
+    }
+
+    async fn release(&self) -> Result<(), store::Error> {
+        // The holder's last write may still be on its way, and be applied first.
+        for _ in 0..RELEASE_ATTEMPTS {
+            let Some(Register {
+                version,
+                mut values,
+            }) = self.read().await?
+            else {
+                return Ok(());
+            };
+            if values.get(OWNER).is_none_or(|owner| *owner != self.name) {
+                return Ok(());
+            }
+            values.insert(OWNER.to_owned(), String::new());
+            let swap = self
+                .registers
+                .swap_register(self.register, Some(version), &values);
+            if swap.await?.is_some() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}
 
 /// A replica that waits for a lease.
 pub struct Candidate {
-    /// Unique name of this replica.
-    pub name: String,
-    /// Time without a write after which another replica takes the lease.
-    pub takeover: Duration,
+    name: String,
+    takeover: Duration,
     /// The version that was last read, and since when it is unchanged.
     seen: Option<(u64, Instant)>,
 }
 
 impl Candidate {
-    /// A replica that has not read the lease yet.
-    #[must_use]
-    pub fn new(name: String, takeover: Duration) -> Self {
+    fn new(name: String, takeover: Duration) -> Self {
         Self {
             name,
             takeover,
@@ -34,7 +150,7 @@ impl Candidate {
     }
 
     /// Whether the lease is free: never taken, released, held by this replica, or not written
-    /// for [`Self::takeover`].
+    /// for the takeover time.
     pub fn may_take(&mut self, register: Option<&Register>) -> bool {
         let Some(register) = register else {
             return true;
@@ -58,39 +174,4 @@ impl Candidate {
     pub fn forget(&mut self) {
         self.seen = None;
     }
-}
-
-/// Names the holder of a lease in a register's values.
-pub fn claim(values: &mut BTreeMap<String, String>, name: &str) {
-    values.insert(OWNER.to_owned(), name.to_owned());
-}
-
-/// Releases a lease that is held under this name, so that no replica has to wait for it.
-///
-/// # Errors
-/// The table could not be read or written.
-pub async fn give_up(
-    registers: &dyn Registers,
-    register: &str,
-    name: &str,
-) -> Result<(), store::Error> {
-    // The holder's last write may still be on its way, and be applied first.
-    for _ in 0..GIVE_UP_ATTEMPTS {
-        let Some(Register {
-            version,
-            mut values,
-        }) = registers.read_register(register).await?
-        else {
-            return Ok(());
-        };
-        if values.get(OWNER).is_none_or(|owner| owner != name) {
-            return Ok(());
-        }
-        claim(&mut values, "");
-        let swapped = registers.swap_register(register, Some(version), &values);
-        if swapped.await?.is_some() {
-            return Ok(());
-        }
-    }
-    Ok(())
 }

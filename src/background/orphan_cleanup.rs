@@ -8,10 +8,8 @@ use std::{
 };
 
 use tokio::time::{Instant, sleep, sleep_until};
-use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
-use super::leader_lease::{self, Candidate};
+use super::leader_lease::{Candidate, HeldLease, LeaderLease};
 use crate::{
     domain::{Actor, DeletedName, Key, Membership, Origin, Orphans, Record, Uid},
     store::{
@@ -74,16 +72,8 @@ pub struct CleanUp {
     store: Arc<dyn Store>,
     lists: Arc<dyn Lists>,
     tasks: Arc<dyn OrphanTasks>,
-    registers: Arc<dyn Registers>,
-    name: String,
+    leader: LeaderLease,
     timing: CleanUpTiming,
-    resigned: CancellationToken,
-}
-
-/// The lease, while this replica holds it.
-struct Lease {
-    version: u64,
-    written: Instant,
 }
 
 /// The tasks that this replica has read while it held the lease.
@@ -138,14 +128,14 @@ impl Skipped {
 }
 
 /// Reason why this replica stops for now.
-enum Stop {
+enum Interruption {
     /// Another replica has the lease.
     Deposed,
     /// The table failed. A retry may succeed.
     Failed(store::Error),
 }
 
-impl From<store::Error> for Stop {
+impl From<store::Error> for Interruption {
     fn from(error: store::Error) -> Self {
         Self::Failed(error)
     }
@@ -162,35 +152,28 @@ impl CleanUp {
             store: table.clone(),
             lists: table.clone(),
             tasks: table.clone(),
-            registers: table.clone(),
-            name: Uuid::new_v4().to_string(),
+            leader: LeaderLease::new(table.clone(), REGISTER, timing.takeover),
             timing,
-            resigned: CancellationToken::new(),
         }
     }
 
     /// Waits for the lease and removes orphans. Never ends.
     pub async fn run(&self) {
-        self.resigned.run_until_cancelled(self.take_turns()).await;
-        std::future::pending::<()>().await;
+        self.leader.run(self.lead()).await;
     }
 
     /// Stops, and releases the lease.
     pub async fn resign(&self) {
-        self.resigned.cancel();
-        let given_up = leader_lease::give_up(self.registers.as_ref(), REGISTER, &self.name).await;
-        if let Err(error) = given_up {
-            tracing::warn!(%error, "the clean-up's lease was not given up");
-        }
+        self.leader.resign().await;
     }
 
-    async fn take_turns(&self) {
-        let mut candidate = Candidate::new(self.name.clone(), self.timing.takeover);
+    async fn lead(&self) {
+        let mut candidate = self.leader.candidate();
         let mut tasks = HashMap::new();
         loop {
-            match self.take_turn(&mut candidate, &mut tasks).await {
-                Ok(()) | Err(Stop::Deposed) => {}
-                Err(Stop::Failed(error)) => {
+            match self.lead_once(&mut candidate, &mut tasks).await {
+                Ok(()) | Err(Interruption::Deposed) => {}
+                Err(Interruption::Failed(error)) => {
                     tracing::warn!(%error, "what deletions left is not removed");
                 }
             }
@@ -199,14 +182,18 @@ impl CleanUp {
     }
 
     /// Processes all tasks once. A failed task is retried later.
-    async fn take_turn(&self, candidate: &mut Candidate, tasks: &mut Tasks) -> Result<(), Stop> {
+    async fn lead_once(
+        &self,
+        candidate: &mut Candidate,
+        tasks: &mut Tasks,
+    ) -> Result<(), Interruption> {
         let page = self.tasks.orphans(None).await?;
         if page.found.is_empty() && page.next.is_none() {
             candidate.forget();
             tasks.clear();
             return Ok(());
         }
-        let register = self.registers.read_register(REGISTER).await?;
+        let register = self.leader.read().await?;
         if !candidate.may_take(register.as_ref()) {
             tasks.clear();
             return Ok(());
@@ -224,9 +211,9 @@ impl CleanUp {
         &self,
         first: Listed<Result<Orphans, store::Error>>,
         tasks: &mut Tasks,
-        lease: &mut Lease,
+        lease: &mut HeldLease,
         skipped: &mut Skipped,
-    ) -> Result<(), Stop> {
+    ) -> Result<(), Interruption> {
         let begun = Instant::now();
         let mut page = first;
         let mut failures = 0;
@@ -243,7 +230,7 @@ impl CleanUp {
                     Ok(()) => failures = 0,
                     // The table fails. Failed tasks are not due for a while, so that the next
                     // pass reaches later tasks.
-                    Err(Stop::Failed(error)) => {
+                    Err(Interruption::Failed(error)) => {
                         failures += 1;
                         if failures == MAX_FAILURES {
                             return Err(error.into());
@@ -269,9 +256,9 @@ impl CleanUp {
         &self,
         orphans: Orphans,
         tasks: &mut Tasks,
-        lease: &mut Lease,
+        lease: &mut HeldLease,
         skipped: &mut Skipped,
-    ) -> Result<(), Stop> {
+    ) -> Result<(), Interruption> {
         let now = Instant::now();
         let has_room = tasks.len() < MAX_TASKS;
         let key = (orphans.gone.clone(), orphans.uid.clone());
@@ -294,7 +281,7 @@ impl CleanUp {
         let before = skipped.count;
         let is_any = match self.remove(&orphans, lease, skipped).await {
             Ok(is_any) => is_any,
-            Err(Stop::Failed(error)) if !error.kind.may_pass() => {
+            Err(Interruption::Failed(error)) if !error.kind.may_pass() => {
                 skipped.one(error);
                 return Ok(());
             }
@@ -323,26 +310,18 @@ impl CleanUp {
         Ok(())
     }
 
-    async fn write_lease(&self, found: Option<u64>) -> Result<Lease, Stop> {
-        let mut values = BTreeMap::new();
-        leader_lease::claim(&mut values, &self.name);
-        let version = self
-            .registers
-            .swap_register(REGISTER, found, &values)
-            .await?;
-        Ok(Lease {
-            version: version.ok_or(Stop::Deposed)?,
-            written: Instant::now(),
-        })
+    async fn write_lease(&self, found: Option<u64>) -> Result<HeldLease, Interruption> {
+        let written = self.leader.write(found, BTreeMap::new()).await?;
+        written.ok_or(Interruption::Deposed)
     }
 
     /// Removes all orphans of a task once. Returns whether there were any.
     async fn remove(
         &self,
         orphans: &Orphans,
-        lease: &mut Lease,
+        lease: &mut HeldLease,
         skipped: &mut Skipped,
-    ) -> Result<bool, Stop> {
+    ) -> Result<bool, Interruption> {
         let mut is_any = false;
         let mut after = None;
         loop {
@@ -367,14 +346,14 @@ impl CleanUp {
 
     /// Writes the lease, if it is due. A failure counts as the loss of the lease, so that a
     /// table that cannot be written is not queried for every task.
-    async fn keep_lease(&self, lease: &mut Lease) -> Result<(), Stop> {
+    async fn keep_lease(&self, lease: &mut HeldLease) -> Result<(), Interruption> {
         if lease.written.elapsed() >= self.timing.beat {
             let written = self.write_lease(Some(lease.version)).await;
             *lease = written.map_err(|stop| {
-                if let Stop::Failed(error) = stop {
+                if let Interruption::Failed(error) = stop {
                     tracing::warn!(%error, "the clean-up's lease cannot be written");
                 }
-                Stop::Deposed
+                Interruption::Deposed
             })?;
         }
         Ok(())
@@ -459,7 +438,7 @@ impl CleanUp {
         memberships: &[Membership],
         condition: Option<&Step>,
         skipped: &mut Skipped,
-    ) -> Result<(), Stop> {
+    ) -> Result<(), Interruption> {
         let steps = memberships.iter();
         let steps: Vec<_> = steps
             .map(|membership| Step::Delete {

@@ -91,6 +91,9 @@ pub struct Tuning {
     /// The longest that a call may take, and how long one may that brings no
     /// deadline; [`DEFAULT_DEADLINE`], if `None`.
     pub longest_call: Option<Duration>,
+    /// The longest operation of the table, with all attempts; [`store::OPERATION_TIMEOUT`],
+    /// if `None`. Fences must outlive it, see [`coherence::Timing::fence_ttl`].
+    pub operation_timeout: Option<Duration>,
 }
 
 impl From<coherence::Settings> for Tuning {
@@ -99,6 +102,7 @@ impl From<coherence::Settings> for Tuning {
             cache,
             clean_up: None,
             longest_call: None,
+            operation_timeout: None,
         }
     }
 }
@@ -171,6 +175,7 @@ impl App {
             cache,
             clean_up,
             longest_call,
+            operation_timeout,
         } = tuning.into();
         let auth = CallerAuth::prepare(&settings.server).await?;
         let health_listener = match settings.server.health_addr {
@@ -179,7 +184,7 @@ impl App {
         };
         let backends = &settings.backends;
         let aws = load_aws(backends).await?;
-        let table = Arc::new(table(&aws, backends));
+        let table = Arc::new(table(&aws, backends, operation_timeout));
         let stream = Arc::new(table.stream(&aws, backends.dynamodb_endpoint.clone()));
         let timing = cache.invalidator;
         let momento_credentials = MomentoCredentials::begin(&aws, backends).await?;
@@ -486,13 +491,18 @@ pub(crate) async fn load_aws(settings: &BackendSettings) -> Result<SdkConfig, Er
     }
 }
 
-pub(crate) fn table(aws: &SdkConfig, settings: &BackendSettings) -> DynamoDb {
+pub(crate) fn table(
+    aws: &SdkConfig,
+    settings: &BackendSettings,
+    operation_timeout: Option<Duration>,
+) -> DynamoDb {
     DynamoDb::new(
         aws,
         store::Settings {
             table: settings.table_name.clone(),
             endpoint: settings.dynamodb_endpoint.clone(),
             attempt_timeout: settings.dynamodb_attempt_timeout_ms,
+            operation_timeout: operation_timeout.unwrap_or(store::OPERATION_TIMEOUT),
         },
     )
 }

@@ -9,7 +9,7 @@ use account_service::{
 
 use aws_sdk_dynamodb::config::{BehaviorVersion, Region, SharedCredentialsProvider};
 
-use crate::harness::{Backends, credentials, script::error_body};
+use crate::harness::{Backends, credentials, script::error_body, table_timeout};
 
 const REGISTER: &str = "position";
 
@@ -32,6 +32,7 @@ impl Log {
             table: settings.table_name,
             endpoint: settings.dynamodb_endpoint,
             attempt_timeout: settings.dynamodb_attempt_timeout_ms,
+            operation_timeout: table_timeout(),
         };
         let table = Arc::new(DynamoDb::new(&aws, table));
         let values = BTreeMap::new();

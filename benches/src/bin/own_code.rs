@@ -236,6 +236,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
         table: backends.table_name,
         endpoint: backends.dynamodb_endpoint,
         attempt_timeout: backends.dynamodb_attempt_timeout_ms,
+        operation_timeout: store::OPERATION_TIMEOUT,
     };
     let table = Arc::new(DynamoDb::new(&aws, table));
     let map = Arc::new(Map::default());

@@ -2,10 +2,11 @@
 //! changes. A page's changes and its checkpoint are one transaction.
 
 use super::{
-    Invalidator, Lease, REGISTER, Stop,
+    Invalidator, REGISTER, Stop,
     tail::{Progress, Tail},
 };
 use crate::{
+    background::leader_lease::HeldLease,
     domain::{ChangeKind, RecordChange},
     store::{self, ChangeLog, Changed, ChangedRecord, Left, MAX_APPENDED, Position, ShardId},
     telemetry::CHANGES_LOGGED,
@@ -18,7 +19,7 @@ impl Invalidator {
         shard: &ShardId,
         told: Vec<Changed>,
         tail: &mut Tail,
-        lease: &mut Lease,
+        lease: &mut HeldLease,
     ) -> Result<(), Stop> {
         let told = told.into_iter();
         let (sequences, changes): (Vec<_>, Vec<_>) = told.filter_map(change).unzip();
@@ -36,11 +37,12 @@ impl Invalidator {
             }
             let first = tail.head.next;
             tail.head.next += changes.len() as u64;
-            let values = tail.values(&self.name);
+            let mut values = tail.values();
+            self.leader.claim(&mut values);
             let register = (REGISTER, lease.version, &values);
             let appended = self.log.append(&tail.head.log, first, &changes, register);
             let version = appended.await.map_err(Stop::Failed)?;
-            *lease = Lease::written_now(version.ok_or(Stop::Deposed)?);
+            *lease = HeldLease::written_now(version.ok_or(Stop::Deposed)?);
             tail.is_ahead = false;
             metrics::counter!(CHANGES_LOGGED).increment(changes.len() as u64);
         }

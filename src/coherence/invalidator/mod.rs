@@ -10,14 +10,12 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
 use tokio::time::{Instant, sleep, sleep_until};
-use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 pub use self::log_head::LogHead;
 use self::tail::{Progress, Tail};
 use super::{Coherence, fencing::Cached, settings::InvalidatorTiming};
 use crate::{
-    background::leader_lease::{self, Candidate},
+    background::leader_lease::{HeldLease, LeaderLease},
     domain::{Key, Timestamp},
     store::{
         self, ChangeLog, ChangeStream, Changed, ChangedRecord, Left, Page, Position, Register,
@@ -39,28 +37,10 @@ const CLOCK_SLACK: Duration = Duration::from_secs(600);
 /// Follows the stream while this replica holds the lease.
 pub struct Invalidator {
     coherence: Coherence,
-    registers: Arc<dyn Registers>,
+    leader: LeaderLease,
     changes: Arc<dyn ChangeStream>,
     log: Arc<dyn ChangeLog>,
-    /// Unique name of this replica.
-    name: String,
     timing: InvalidatorTiming,
-    resigned: CancellationToken,
-}
-
-/// The lease, while this replica holds it: no other replica has written the register since.
-struct Lease {
-    version: u64,
-    written: Instant,
-}
-
-impl Lease {
-    fn written_now(version: u64) -> Self {
-        Self {
-            version,
-            written: Instant::now(),
-        }
-    }
 }
 
 /// Reason why this replica stops following.
@@ -85,28 +65,25 @@ impl Invalidator {
     ) -> Self {
         Self {
             coherence,
-            registers,
+            leader: LeaderLease::new(registers, REGISTER, timing.takeover),
             changes,
             log,
-            name: Uuid::new_v4().to_string(),
             timing,
-            resigned: CancellationToken::new(),
         }
     }
 
     /// Waits for the lease and follows the stream. Never ends.
     pub async fn run(&self) {
-        self.resigned.run_until_cancelled(self.take_turns()).await;
-        std::future::pending::<()>().await;
+        self.leader.run(self.lead()).await;
     }
 
-    async fn take_turns(&self) {
+    async fn lead(&self) {
         metrics::gauge!(INVALIDATOR_ACTIVE).set(0);
-        let mut candidate = Candidate::new(self.name.clone(), self.timing.takeover);
+        let mut candidate = self.leader.candidate();
         loop {
-            match self.registers.read_register(REGISTER).await {
+            match self.leader.read().await {
                 Ok(register) if candidate.may_take(register.as_ref()) => {
-                    if let Err(error) = self.take_turn(register).await {
+                    if let Err(error) = self.lead_once(register).await {
                         tracing::warn!(%error, "the stream cannot be followed");
                     }
                     candidate.forget();
@@ -119,7 +96,7 @@ impl Invalidator {
     }
 
     /// Takes the lease and follows the stream until it is lost.
-    async fn take_turn(&self, register: Option<Register>) -> Result<(), store::Error> {
+    async fn lead_once(&self, register: Option<Register>) -> Result<(), store::Error> {
         let Some(stream) = self.changes.stream().await? else {
             tracing::warn!(
                 "the table has no stream: changes made past the service are not noticed"
@@ -129,14 +106,11 @@ impl Invalidator {
         };
         let version = register.as_ref().map(|register| register.version);
         let mut tail = Tail::resume(stream, register.map(|it| it.values).unwrap_or_default());
-        let values = tail.values(&self.name);
-        let swap = self.registers.swap_register(REGISTER, version, &values);
-        let Some(version) = swap.await? else {
+        let Some(mut lease) = self.leader.write(version, tail.values()).await? else {
             return Ok(());
         };
         tracing::info!("following the table's stream");
         metrics::gauge!(INVALIDATOR_ACTIVE).set(1);
-        let mut lease = Lease::written_now(version);
         let stopped = self.follow(&mut tail, &mut lease).await;
         metrics::gauge!(INVALIDATOR_ACTIVE).set(0);
         metrics::gauge!(INVALIDATOR_LAG).set(0);
@@ -148,7 +122,7 @@ impl Invalidator {
         Ok(())
     }
 
-    async fn follow(&self, tail: &mut Tail, lease: &mut Lease) -> Stop {
+    async fn follow(&self, tail: &mut Tail, lease: &mut HeldLease) -> Stop {
         loop {
             if let Err(stop) = self.discover(tail).await {
                 return stop;
@@ -196,7 +170,7 @@ impl Invalidator {
 
     /// Reads a page of every open shard, and logs its changes. A failed shard is retried
     /// later, without delay for the others. Fails if all shards fail.
-    async fn read_shards(&self, tail: &mut Tail, lease: &mut Lease) -> Result<(), Stop> {
+    async fn read_shards(&self, tail: &mut Tail, lease: &mut HeldLease) -> Result<(), Stop> {
         let open: Vec<_> = tail
             .shards
             .iter()
@@ -375,24 +349,16 @@ impl Invalidator {
     }
 
     /// Writes the lease and the checkpoints.
-    async fn beat(&self, tail: &mut Tail, lease: &mut Lease) -> Result<(), Stop> {
-        let values = tail.values(&self.name);
-        let swap = self
-            .registers
-            .swap_register(REGISTER, Some(lease.version), &values);
-        let version = swap.await.map_err(Stop::Failed)?;
-        *lease = Lease::written_now(version.ok_or(Stop::Deposed)?);
+    async fn beat(&self, tail: &mut Tail, lease: &mut HeldLease) -> Result<(), Stop> {
+        let written = self.leader.write(Some(lease.version), tail.values()).await;
+        *lease = written.map_err(Stop::Failed)?.ok_or(Stop::Deposed)?;
         tail.is_ahead = false;
         Ok(())
     }
 
     /// Stops, and releases the lease, so that no replica has to wait for it.
     pub async fn resign(&self) {
-        self.resigned.cancel();
-        let given_up = leader_lease::give_up(self.registers.as_ref(), REGISTER, &self.name).await;
-        if let Err(error) = given_up {
-            tracing::warn!(%error, "the invalidator's lease was not given up");
-        }
+        self.leader.resign().await;
     }
 }
 

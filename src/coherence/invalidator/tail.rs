@@ -6,7 +6,6 @@ use tokio::time::Instant;
 
 use super::log_head::LogHead;
 use crate::{
-    background::leader_lease,
     domain::Timestamp,
     store::{Position, Shard, ShardId, ShardIterator, StreamId},
 };
@@ -104,8 +103,8 @@ impl Tail {
         !shards.any(Progress::is_open)
     }
 
-    /// What the register is to hold.
-    pub(super) fn values(&self, owner: &str) -> BTreeMap<String, String> {
+    /// The values of the register, without the holder of the lease.
+    pub(super) fn values(&self) -> BTreeMap<String, String> {
         let shards = self.shards.iter().filter_map(|(id, progress)| {
             let sequence = match progress {
                 // Written below, with the time.
@@ -129,7 +128,6 @@ impl Tail {
             let name = format!("{UNLISTED}{}", id.0);
             (name, since.to_string())
         }));
-        leader_lease::claim(&mut values, owner);
         values.insert(STREAM.to_owned(), self.stream.0.clone());
         values.extend(self.head.values());
         values
@@ -240,7 +238,7 @@ mod tests {
         tail.add(&listed[1..], Timestamp(1));
         assert_eq!(open(&tail), ["b"]);
         // Another replica takes over while the listings lack it.
-        let values = tail.values("another");
+        let values = tail.values();
         assert!(!values.contains_key("shard:a") && values.contains_key("unlisted:a"));
         let mut tail = Tail::resume(tail.stream.clone(), values);
         let almost = Timestamp(0).after(FORGET_AFTER);
@@ -280,7 +278,7 @@ mod tests {
         };
         tail.shards.insert(ShardId("a".to_owned()), progress);
         tail.shards.insert(ShardId("b".to_owned()), Progress::Ended);
-        let values = tail.values("me");
+        let values = tail.values();
 
         let resumed = Tail::resume(tail.stream.clone(), values.clone());
         let resumed_head = resumed.head;

@@ -16,8 +16,8 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{
-    DynamoDb, MAX_ATTEMPTS, OPERATION_TIMEOUT, RETRY_PAUSE, failed, kind_of_code, primary_key,
-    timeouts, to_attribute, to_attributes, unusable,
+    DynamoDb, MAX_ATTEMPTS, RETRY_PAUSE, failed, kind_of_code, primary_key, timeouts, to_attribute,
+    to_attributes, unusable,
 };
 use crate::{
     backoff,
@@ -45,7 +45,7 @@ impl Store for DynamoDb {
             let of_step = self.transact_items(step, &noted);
             items.extend(of_step.map_err(|error| CommitError::NotApplied(unusable(error)))?);
         }
-        let end = Instant::now() + OPERATION_TIMEOUT;
+        let end = Instant::now() + self.operation_timeout;
         let mut may_be_applied = false;
         let mut attempt = 1;
         loop {

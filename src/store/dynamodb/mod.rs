@@ -43,8 +43,8 @@ use crate::{
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// Default of the longest attempt.
 pub const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(500);
-/// Longest operation, with all attempts. Together with the fences' age at the start of a
-/// commit (1 s) it is shorter than their life (5 s).
+/// Default of the longest operation, with all attempts. Together with the fences' age at the
+/// start of a commit (1 s) it is shorter than their life (5 s).
 pub const OPERATION_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest attempt to read a page of the stream, and all attempts: pages have up to 1 MB.
 const PAGE_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -67,8 +67,10 @@ pub struct Settings {
     pub table: String,
     /// Endpoint to use instead of the region's.
     pub endpoint: Option<String>,
-    /// Longest one attempt may take, at most [`OPERATION_TIMEOUT`].
+    /// Longest attempt, at most [`Self::operation_timeout`].
     pub attempt_timeout: Duration,
+    /// Longest operation, with all attempts. The fences of a commit must outlive it.
+    pub operation_timeout: Duration,
 }
 
 /// The table, over one long-lived client.
@@ -77,6 +79,7 @@ pub struct DynamoDb {
     client: Client,
     table: String,
     attempt_timeout: Duration,
+    operation_timeout: Duration,
     /// The retry budget of commits, which the SDK does not retry.
     budget: Arc<Budget>,
 }
@@ -85,15 +88,17 @@ impl DynamoDb {
     /// Builds the client. Does no I/O.
     #[must_use]
     pub fn new(aws: &SdkConfig, settings: Settings) -> Self {
+        let (attempt, operation) = (settings.attempt_timeout, settings.operation_timeout);
         let mut config = aws_sdk_dynamodb::config::Builder::from(aws)
             .retry_config(retries())
-            .timeout_config(timeouts(settings.attempt_timeout, OPERATION_TIMEOUT))
+            .timeout_config(timeouts(attempt, operation))
             .interceptor(AwsCalls(Backend::DynamoDb));
         config.set_endpoint_url(settings.endpoint.or(aws.endpoint_url().map(str::to_owned)));
         Self {
             client: Client::from_conf(config.build()),
             table: settings.table,
-            attempt_timeout: settings.attempt_timeout,
+            attempt_timeout: attempt,
+            operation_timeout: operation,
             budget: Arc::default(),
         }
     }
