@@ -446,8 +446,8 @@ pub struct LogSettings {
 impl CacheSettings {
     /// The settings in the words of the coherence protocol.
     #[must_use]
-    pub fn to_coherence(&self) -> crate::coherence::Settings {
-        crate::coherence::Settings {
+    pub fn to_coherence(&self) -> crate::coherence::CoherenceSettings {
+        crate::coherence::CoherenceSettings {
             cache_read_timeout: self.cache_read_timeout_ms,
             table_reads_at_once: self.table_reads_at_once.into(),
             membership_ttl: self.membership_ttl_s,
@@ -456,7 +456,7 @@ impl CacheSettings {
             invalidator: self
                 .stream_invalidator
                 .then(crate::coherence::InvalidatorTiming::default),
-            ..crate::coherence::Settings::default()
+            ..crate::coherence::CoherenceSettings::default()
         }
     }
 }

@@ -97,7 +97,7 @@ struct KeySetForm {
 }
 
 /// A key that verifies signatures.
-struct Key {
+struct VerificationKey {
     name: Option<String>,
     /// The algorithms of the key.
     algorithms: Vec<Algorithm>,
@@ -110,7 +110,7 @@ pub(super) struct Edition([u8; 32]);
 
 struct KeySet {
     edition: Edition,
-    keys: Vec<Key>,
+    keys: Vec<VerificationKey>,
 }
 
 /// Candidate keys of a token.
@@ -121,9 +121,9 @@ pub(super) struct Candidates {
 
 /// The key set as last read.
 #[derive(Clone)]
-pub struct Keys(Arc<Shared>);
+pub struct VerificationKeys(Arc<KeyReader>);
 
-struct Shared {
+struct KeyReader {
     source: KeySource,
     http: reqwest::Client,
     /// `None` until the first successful read.
@@ -132,13 +132,15 @@ struct Shared {
     missed: Notify,
 }
 
-impl fmt::Debug for Keys {
+impl fmt::Debug for VerificationKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Keys").field(&self.0.source).finish()
+        f.debug_tuple("VerificationKeys")
+            .field(&self.0.source)
+            .finish()
     }
 }
 
-impl Keys {
+impl VerificationKeys {
     /// Reads the keys for the first time. A URL that cannot be reached is retried by
     /// [`Self::run_refresh`].
     ///
@@ -159,7 +161,7 @@ impl Keys {
             }
             Err(error) => return Err(error),
         };
-        Ok(Self(Arc::new(Shared {
+        Ok(Self(Arc::new(KeyReader {
             source,
             http,
             known: RwLock::new(known),
@@ -182,7 +184,7 @@ impl Keys {
             self.0.missed.notify_one();
             return None;
         };
-        let has_name = |key: &&Key| name.is_some() && key.name.as_deref() == name;
+        let has_name = |key: &&VerificationKey| name.is_some() && key.name.as_deref() == name;
         let is_named = keys.iter().any(|key| has_name(&key));
         if name.is_some() && !is_named {
             self.0.missed.notify_one();
@@ -251,7 +253,7 @@ impl KeySourceError {
     }
 }
 
-impl Key {
+impl VerificationKey {
     /// `None`: the key does not verify signatures, or is of an unknown kind.
     fn new(key: Value) -> Option<Self> {
         let key: Jwk = serde_json::from_value(key).ok()?;
@@ -306,7 +308,11 @@ async fn load(source: &KeySource, http: &reqwest::Client) -> Result<KeySet, KeyS
         KeySource::Url(url) => fetch(http, url).await?,
     };
     let set: KeySetForm = serde_json::from_slice(&text)?;
-    let keys: Vec<_> = set.keys.into_iter().filter_map(Key::new).collect();
+    let keys: Vec<_> = set
+        .keys
+        .into_iter()
+        .filter_map(VerificationKey::new)
+        .collect();
     if keys.is_empty() {
         return Err(KeySourceError::NoKey);
     }

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    Keys, Policy, Refused,
+    Policy, Refused, VerificationKeys,
     jwks::{Candidates, Edition},
     policy::{Holder, SUBJECT},
 };
@@ -39,7 +39,7 @@ pub struct Expected {
 #[derive(Debug)]
 pub struct Tokens {
     expected: Expected,
-    keys: Keys,
+    keys: VerificationKeys,
     /// By digest, so that no token is stored.
     verified: Cache<[u8; 32], Verified>,
 }
@@ -63,7 +63,7 @@ struct Verified {
 impl Tokens {
     /// Verifies tokens with these keys.
     #[must_use]
-    pub fn new(expected: Expected, keys: Keys) -> Self {
+    pub fn new(expected: Expected, keys: VerificationKeys) -> Self {
         Self {
             expected,
             keys,

@@ -12,7 +12,7 @@ use jsonwebtoken::get_current_timestamp;
 use sha2::{Digest as _, Sha256};
 
 pub use self::certificate::Certificate;
-pub use self::jwks::{KeySource, KeySourceError, Keys};
+pub use self::jwks::{KeySource, KeySourceError, VerificationKeys};
 pub use self::jwt::{Expected, Tokens};
 pub use self::policy::{Grant, Method, Policy, PolicyError};
 

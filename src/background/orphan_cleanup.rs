@@ -462,7 +462,7 @@ impl CleanUp {
                 }
                 Err(_) if group.len() > 1 => groups.extend(group.chunks(1)),
                 Err(CommitError::Stale | CommitError::Conflict) => skipped.one(store::Error::new(
-                    store::Kind::Unavailable,
+                    store::ErrorKind::Unavailable,
                     "a membership changes while it is removed",
                 )),
                 Err(CommitError::NotApplied(error) | CommitError::OutcomeUnknown(error)) => {

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::Path, sync::Arc};
 
 use super::Error;
 use crate::{
-    auth::{Authorizer, Expected, Keys, Policy, Tokens},
+    auth::{Authorizer, Expected, Policy, Tokens, VerificationKeys},
     config::{CallerSettings, ServerSettings},
     grpc,
     transport::tls::{Tls, TlsFiles},
@@ -14,7 +14,7 @@ use crate::{
 pub struct CallerAuth {
     authorizer: Authorizer,
     tls: Option<Arc<Tls>>,
-    keys: Option<Keys>,
+    keys: Option<VerificationKeys>,
 }
 
 impl CallerAuth {
@@ -79,7 +79,7 @@ impl CallerAuth {
             .tls
             .as_ref()
             .is_some_and(|tls| tls.takes_certificates());
-        takes_certificates || self.keys.as_ref().is_none_or(Keys::are_known)
+        takes_certificates || self.keys.as_ref().is_none_or(VerificationKeys::are_known)
     }
 
     /// The TLS configuration. `None`: no TLS.
@@ -128,13 +128,15 @@ async fn read_policy(path: &Path) -> Result<Policy, Error> {
     Policy::parse(&text, &grpc::methods()).map_err(|error| failed(error.into()))
 }
 
-async fn read_keys(callers: &CallerSettings) -> Result<Option<(Expected, Keys)>, Error> {
+async fn read_keys(
+    callers: &CallerSettings,
+) -> Result<Option<(Expected, VerificationKeys)>, Error> {
     let (Some(from), Some(issuer), Some(audience)) =
         (&callers.jwks, &callers.jwt_issuer, &callers.jwt_audience)
     else {
         return Ok(None);
     };
-    let keys = Keys::read(from.clone()).await;
+    let keys = VerificationKeys::read(from.clone()).await;
     let keys = keys.map_err(|source| Error::Keys {
         from: from.clone(),
         source,

@@ -141,15 +141,15 @@ fn secret_advice(error: &secrets_manager::Error) -> &'static str {
 
 fn table_advice(error: &store::Error) -> &'static str {
     match error.kind {
-        store::Kind::NoIndex => "add it with `account-service setup`",
-        store::Kind::Missing => "create it with `account-service setup`, or set TABLE_NAME",
-        store::Kind::Unusable => {
+        store::ErrorKind::NoIndex => "add it with `account-service setup`",
+        store::ErrorKind::Missing => "create it with `account-service setup`, or set TABLE_NAME",
+        store::ErrorKind::Unusable => {
             "check the region, the AWS credentials, their permissions and TABLE_NAME"
         }
-        store::Kind::Unavailable
-        | store::Kind::Throttled
-        | store::Kind::Crowded
-        | store::Kind::Malformed => {
+        store::ErrorKind::Unavailable
+        | store::ErrorKind::Throttled
+        | store::ErrorKind::Crowded
+        | store::ErrorKind::Malformed => {
             "check the network, the region, the AWS credentials and --dynamodb-endpoint"
         }
     }
@@ -157,9 +157,9 @@ fn table_advice(error: &store::Error) -> &'static str {
 
 fn cache_advice(error: &cache::Error) -> &'static str {
     match error.kind {
-        cache::Kind::Missing => "create it with `account-service setup`, or set CACHE_NAME",
-        cache::Kind::Credential => "put a valid Momento credential into the secret",
-        cache::Kind::Unavailable => "check the network and the endpoint in the secret",
-        cache::Kind::Refused => "check CACHE_NAME",
+        cache::FailureKind::Missing => "create it with `account-service setup`, or set CACHE_NAME",
+        cache::FailureKind::Credential => "put a valid Momento credential into the secret",
+        cache::FailureKind::Unavailable => "check the network and the endpoint in the secret",
+        cache::FailureKind::Refused => "check CACHE_NAME",
     }
 }

@@ -17,7 +17,7 @@ use tonic::{body::Body, transport::Server};
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tower::util::{MapRequestLayer, MapResponseLayer, option_layer};
 
-use self::secrets_manager::Secrets;
+use self::secrets_manager::SecretsManager;
 use crate::{
     background::orphan_cleanup::{CleanUp, CleanUpTiming},
     cache::{self, Batching, Credential, Momento},
@@ -85,7 +85,7 @@ const MAX_HEADER_BYTES: u32 = 64 * 1024;
 #[derive(Debug, Clone)]
 pub struct Tuning {
     /// The cache.
-    pub cache: coherence::Settings,
+    pub cache: coherence::CoherenceSettings,
     /// How leftovers are removed; as the settings say, if `None`.
     pub clean_up: Option<CleanUpTiming>,
     /// The longest that a call may take, and how long one may that brings no
@@ -96,8 +96,8 @@ pub struct Tuning {
     pub operation_timeout: Option<Duration>,
 }
 
-impl From<coherence::Settings> for Tuning {
-    fn from(cache: coherence::Settings) -> Self {
+impl From<coherence::CoherenceSettings> for Tuning {
+    fn from(cache: coherence::CoherenceSettings) -> Self {
         Self {
             cache,
             clean_up: None,
@@ -498,7 +498,7 @@ pub(crate) fn table(
 ) -> DynamoDb {
     DynamoDb::new(
         aws,
-        store::Settings {
+        store::TableSettings {
             table: settings.table_name.clone(),
             endpoint: settings.dynamodb_endpoint.clone(),
             attempt_timeout: settings.dynamodb_attempt_timeout_ms,
@@ -507,8 +507,8 @@ pub(crate) fn table(
     )
 }
 
-pub(crate) fn secrets(aws: &SdkConfig, settings: &BackendSettings) -> Secrets {
-    Secrets::new(aws, settings.secrets_endpoint.clone())
+pub(crate) fn secrets(aws: &SdkConfig, settings: &BackendSettings) -> SecretsManager {
+    SecretsManager::new(aws, settings.secrets_endpoint.clone())
 }
 
 pub(crate) async fn connect_cache(

@@ -10,7 +10,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::secrets_manager::{self as secrets_room, Secrets};
+use super::secrets_manager::{self as secrets_room, SecretsManager};
 use super::{Error, cache_error, connect_cache, secret_error, secrets};
 use crate::{
     cache::{self, Slot},
@@ -26,7 +26,7 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// The cache's client, and the secret that it was connected with.
 pub struct MomentoCredentials {
     slot: Arc<Slot>,
-    secrets: Secrets,
+    secrets: SecretsManager,
     settings: BackendSettings,
     in_use: Mutex<Option<InUse>>,
 }
@@ -124,7 +124,7 @@ impl MomentoCredentials {
 fn may_pass(error: &Error) -> bool {
     match error {
         Error::Secret { source, .. } => matches!(source, secrets_room::Error::Unavailable(_)),
-        Error::Cache { source, .. } => source.kind == cache::Kind::Unavailable,
+        Error::Cache { source, .. } => source.kind == cache::FailureKind::Unavailable,
         _ => false,
     }
 }

@@ -129,13 +129,13 @@ struct EventChange {
 #[derive(Deserialize)]
 struct EventKeys {
     #[serde(rename = "PK")]
-    pk: Text,
+    pk: TextForm,
     #[serde(rename = "SK")]
-    sk: Text,
+    sk: TextForm,
 }
 
 #[derive(Deserialize)]
-struct Text {
+struct TextForm {
     #[serde(rename = "S")]
     text: String,
 }

@@ -51,9 +51,9 @@ pub struct Version {
 
 /// Secrets Manager, over one client.
 #[derive(Debug, Clone)]
-pub struct Secrets(Client);
+pub struct SecretsManager(Client);
 
-impl Secrets {
+impl SecretsManager {
     /// Builds the client, with `endpoint` instead of the region's if given. Does
     /// no I/O.
     #[must_use]

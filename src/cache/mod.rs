@@ -82,7 +82,7 @@ pub trait Cache: Send + Sync {
 
 /// What went wrong in the cache, as far as callers care.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum FailureKind {
     /// The cache cannot be reached, is overloaded, or did not answer in time.
     Unavailable,
     /// The credential was refused.
@@ -93,7 +93,7 @@ pub enum Kind {
     Refused,
 }
 
-impl Kind {
+impl FailureKind {
     fn as_str(self) -> &'static str {
         match self {
             Self::Unavailable => "the cache is unavailable",
@@ -109,13 +109,13 @@ impl Kind {
 #[error("{}: {source}", .kind.as_str())]
 pub struct Error {
     /// The kind.
-    pub kind: Kind,
+    pub kind: FailureKind,
     /// What happened, for operators. Holds no key and no credential.
     pub source: Box<dyn StdError + Send + Sync>,
 }
 
 impl Error {
-    fn new(kind: Kind, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+    fn new(kind: FailureKind, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         let source = source.into();
         Self { kind, source }
     }

@@ -8,7 +8,7 @@ use std::{
 use async_trait::async_trait;
 use tokio::sync::Notify;
 
-use super::{Cache, Error, Found, Keys, Kind, Momento};
+use super::{Cache, Error, FailureKind, Found, Keys, Momento};
 
 /// The client of the cache, once there is one. Operations that are under way
 /// when it is swapped end with the client they began with.
@@ -42,13 +42,13 @@ impl Slot {
         let client = self.client.read().unwrap_or_else(PoisonError::into_inner);
         client
             .clone()
-            .ok_or_else(|| Error::new(Kind::Unavailable, "there was no connection yet"))
+            .ok_or_else(|| Error::new(FailureKind::Unavailable, "there was no connection yet"))
     }
 
     /// Takes note of a refused credential.
     fn noted<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
         if let Err(error) = &result
-            && error.kind == Kind::Credential
+            && error.kind == FailureKind::Credential
         {
             self.refused.notify_one();
         }

@@ -126,7 +126,7 @@ fn log(settings: &LogSettings) {
 
 #[cfg(feature = "local")]
 async fn dev(settings: &DevSettings) -> Result<(), Failure> {
-    let embedded = Embedded::start(settings, Arc::new(local::momento::Open)).await?;
+    let embedded = Embedded::start(settings, Arc::new(local::momento::OpenGate)).await?;
     embedded.set_up().await?;
     let greeting = |addr| embedded.greeting(addr, settings.data_dir.as_deref());
     Ok(serve(&embedded.serve_settings(settings), greeting).await?)

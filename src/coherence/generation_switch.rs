@@ -338,7 +338,7 @@ fn parse(values: &BTreeMap<String, String>) -> Option<(Phase, String)> {
 
 fn malformed() -> store::Error {
     store::Error::new(
-        store::Kind::Malformed,
+        store::ErrorKind::Malformed,
         format!("register {REGISTER} is not as this service writes it"),
     )
 }

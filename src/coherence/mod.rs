@@ -30,7 +30,7 @@ pub use self::{
     namespace::Namespace,
     projection::Projection,
     read_path::{Answer, Freshness, Source},
-    settings::{InvalidatorTiming, Settings, Timing},
+    settings::{CoherenceSettings, InvalidatorTiming, Timing},
     write_path::{Change, HeldPermit, Plan, Verdict, WriteError},
 };
 
@@ -90,7 +90,7 @@ pub struct Coherence {
     long_lookups: Arc<Semaphore>,
     table_read_limiter: Arc<TableReadLimiter>,
     write_queues: Arc<WriteQueues>,
-    settings: Settings,
+    settings: CoherenceSettings,
     background: TaskTracker,
 }
 
@@ -103,7 +103,7 @@ impl Coherence {
         cache: Arc<dyn Cache>,
         store: Arc<dyn Store>,
         registers: Arc<dyn Registers>,
-        settings: Settings,
+        settings: CoherenceSettings,
     ) -> Self {
         let generation_switch = GenerationSwitch::new(registers, settings.timing);
         Self {
@@ -148,10 +148,10 @@ impl Coherence {
     }
 
     /// Waits for the permit of one request to the table, see
-    /// [`Settings::table_reads_at_once`]. The request ends when the permit is dropped.
+    /// [`CoherenceSettings::table_reads_at_once`]. The request ends when the permit is dropped.
     ///
     /// # Errors
-    /// [`store::Kind::Crowded`]: too many wait already, or it took too long.
+    /// [`store::ErrorKind::Crowded`]: too many wait already, or it took too long.
     pub async fn table_read(&self) -> Result<impl Sized + use<'_>, store::Error> {
         self.table_read_limiter.acquire(1).await
     }

@@ -159,7 +159,7 @@ impl Coherence {
     ///
     /// # Errors
     /// Those of the table only. A cache that is down, slow or full of garbage costs at most
-    /// [`super::Settings::cache_read_timeout`] for each look-up.
+    /// [`super::CoherenceSettings::cache_read_timeout`] for each look-up.
     pub async fn read<V: Projection>(
         &self,
         keys: &[Key],

@@ -55,7 +55,7 @@ impl Default for Timing {
 
 /// The settings of the coherent cache.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct CoherenceSettings {
     /// Longest look-up of up to [`crate::cache::MAX_KEYS`] keys. After it, the read goes to
     /// the table.
     pub cache_read_timeout: Duration,
@@ -81,7 +81,7 @@ pub struct Settings {
     pub sabotage: Option<Sabotage>,
 }
 
-impl Default for Settings {
+impl Default for CoherenceSettings {
     fn default() -> Self {
         Self {
             cache_read_timeout: Duration::from_millis(50),

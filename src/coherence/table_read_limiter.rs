@@ -46,7 +46,7 @@ impl TableReadLimiter {
     /// Waits for the permits to read `keys` keys. Dropping them ends the read.
     ///
     /// # Errors
-    /// [`store::Kind::Crowded`]: too many reads wait already, or this one waited too long.
+    /// [`store::ErrorKind::Crowded`]: too many reads wait already, or this one waited too long.
     pub(super) async fn acquire(&self, keys: usize) -> Result<SemaphorePermit<'_>, store::Error> {
         let permits = keys
             .div_ceil(KEYS_PER_PERMIT)
@@ -83,7 +83,7 @@ impl Drop for WaitingRead<'_> {
 
 fn shed(why: &'static str) -> store::Error {
     metrics::counter!(TABLE_READS_SHED).increment(1);
-    store::Error::new(store::Kind::Crowded, why)
+    store::Error::new(store::ErrorKind::Crowded, why)
 }
 
 #[cfg(test)]

@@ -41,7 +41,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Records that a call reads.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Records {
+pub(super) enum RecordCount {
     /// Users or organizations, returned whole.
     Profiles(usize),
     /// Memberships, with their users and organizations.
@@ -79,7 +79,7 @@ impl MemoryBudget {
     /// OVERLOADED: the budget is used up.
     pub(super) async fn reserve(
         &self,
-        records: Records,
+        records: RecordCount,
         caller: &Requester,
         deadline: Deadline,
     ) -> Result<Reservation, Status> {
@@ -140,7 +140,7 @@ impl Requester {
     }
 }
 
-impl Records {
+impl RecordCount {
     fn kib(self) -> u32 {
         let kib = match self {
             Self::Profiles(count) => count * PROFILE_KIB,

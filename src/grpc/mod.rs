@@ -26,7 +26,7 @@ pub use middleware::{
 };
 pub use reflection::{reflection_v1, reflection_v1alpha};
 pub use status::{DOMAIN, Reason};
-pub use watch::{ChangeStream, WatchLimits};
+pub use watch::{WatchLimits, WatchStream};
 
 use crate::{
     domain::State,
@@ -38,11 +38,11 @@ use crate::{
 };
 
 use self::{
-    memory_budget::{MemoryBudget, Records, Requester},
+    memory_budget::{MemoryBudget, RecordCount, Requester},
     middleware::FlowKey,
     share_limit::ShareLimit,
     watch::Begin,
-    write_request::Change,
+    write_request::RunningChange,
 };
 
 /// Largest request of a batch that is read, in bytes. The largest sensible one, 1000
@@ -94,7 +94,7 @@ impl AccountService {
     async fn edit_user(
         &self,
         user: UserToEdit,
-        change: Change,
+        change: RunningChange,
         call: Call,
     ) -> Result<pb::User, Status> {
         let edit = self.accounts.edit_user(user, call);
@@ -104,7 +104,7 @@ impl AccountService {
     async fn edit_organization(
         &self,
         organization: OrganizationToEdit,
-        change: Change,
+        change: RunningChange,
         call: Call,
     ) -> Result<pb::Organization, Status> {
         let edit = self.accounts.edit_organization(organization, call);
@@ -113,14 +113,14 @@ impl AccountService {
     }
 }
 
-type Reply<T> = Result<Response<T>, Status>;
+type RpcResult<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl account_service_server::AccountService for AccountService {
     async fn create_user(
         &self,
         request: Request<pb::CreateUserRequest>,
-    ) -> Reply<pb::CreateUserResponse> {
+    ) -> RpcResult<pb::CreateUserResponse> {
         let (request, change, call) = write_request::open(request)?;
         let new = convert::new_user(&request)?;
         let user = change.run(self.accounts.create_user(new, call)).await?;
@@ -129,7 +129,10 @@ impl account_service_server::AccountService for AccountService {
         }))
     }
 
-    async fn get_user(&self, request: Request<pb::GetUserRequest>) -> Reply<pb::GetUserResponse> {
+    async fn get_user(
+        &self,
+        request: Request<pb::GetUserRequest>,
+    ) -> RpcResult<pb::GetUserResponse> {
         let deadline = deadline::of(&request);
         let request = request.into_inner();
         let username = convert::username("username", &request.username)?;
@@ -146,7 +149,7 @@ impl account_service_server::AccountService for AccountService {
     async fn lookup_user(
         &self,
         request: Request<pb::LookupUserRequest>,
-    ) -> Reply<pb::LookupUserResponse> {
+    ) -> RpcResult<pb::LookupUserResponse> {
         let deadline = deadline::of(&request);
         let request = request.into_inner();
         let email = convert::wanted_email(&request.email)?;
@@ -163,13 +166,13 @@ impl account_service_server::AccountService for AccountService {
     async fn batch_get_users(
         &self,
         request: Request<pb::BatchGetUsersRequest>,
-    ) -> Reply<pb::BatchGetUsersResponse> {
+    ) -> RpcResult<pb::BatchGetUsersResponse> {
         let deadline = deadline::of(&request);
         let caller = Requester::of(request.extensions());
         let request = request.into_inner();
         let names = convert::usernames(&request.usernames)?;
         let freshness = convert::freshness(request.consistency)?;
-        let records = Records::Profiles(names.len());
+        let records = RecordCount::Profiles(names.len());
         let _reservation = self
             .memory_budget
             .reserve(records, &caller, deadline)
@@ -187,7 +190,7 @@ impl account_service_server::AccountService for AccountService {
     async fn update_user(
         &self,
         request: Request<pb::UpdateUserRequest>,
-    ) -> Reply<pb::UpdateUserResponse> {
+    ) -> RpcResult<pb::UpdateUserResponse> {
         let (request, change, call) = write_request::open(request)?;
         let user = convert::user_to_update(&request)?;
         let user = Some(self.edit_user(user, change, call).await?);
@@ -197,7 +200,7 @@ impl account_service_server::AccountService for AccountService {
     async fn suspend_user(
         &self,
         request: Request<pb::SuspendUserRequest>,
-    ) -> Reply<pb::SuspendUserResponse> {
+    ) -> RpcResult<pb::SuspendUserResponse> {
         let (request, change, call) = write_request::open(request)?;
         let user = convert::user_in_state(&request.username, &request.etag, State::Suspended)?;
         let user = Some(self.edit_user(user, change, call).await?);
@@ -207,7 +210,7 @@ impl account_service_server::AccountService for AccountService {
     async fn resume_user(
         &self,
         request: Request<pb::ResumeUserRequest>,
-    ) -> Reply<pb::ResumeUserResponse> {
+    ) -> RpcResult<pb::ResumeUserResponse> {
         let (request, change, call) = write_request::open(request)?;
         let user = convert::user_in_state(&request.username, &request.etag, State::Active)?;
         let user = Some(self.edit_user(user, change, call).await?);
@@ -217,7 +220,7 @@ impl account_service_server::AccountService for AccountService {
     async fn delete_user(
         &self,
         request: Request<pb::DeleteUserRequest>,
-    ) -> Reply<pb::DeleteUserResponse> {
+    ) -> RpcResult<pb::DeleteUserResponse> {
         let (request, change, call) = write_request::open(request)?;
         let user = convert::user_to_delete(&request)?;
         let user = change.run(self.accounts.delete_user(user, call)).await?;
@@ -229,7 +232,7 @@ impl account_service_server::AccountService for AccountService {
     async fn create_organization(
         &self,
         request: Request<pb::CreateOrganizationRequest>,
-    ) -> Reply<pb::CreateOrganizationResponse> {
+    ) -> RpcResult<pb::CreateOrganizationResponse> {
         let (request, change, call) = write_request::open(request)?;
         let new = convert::new_organization(&request)?;
         let organization = change
@@ -243,7 +246,7 @@ impl account_service_server::AccountService for AccountService {
     async fn get_organization(
         &self,
         request: Request<pb::GetOrganizationRequest>,
-    ) -> Reply<pb::GetOrganizationResponse> {
+    ) -> RpcResult<pb::GetOrganizationResponse> {
         let deadline = deadline::of(&request);
         let request = request.into_inner();
         let name = convert::organization_name("organization_name", &request.organization_name)?;
@@ -260,13 +263,13 @@ impl account_service_server::AccountService for AccountService {
     async fn batch_get_organizations(
         &self,
         request: Request<pb::BatchGetOrganizationsRequest>,
-    ) -> Reply<pb::BatchGetOrganizationsResponse> {
+    ) -> RpcResult<pb::BatchGetOrganizationsResponse> {
         let deadline = deadline::of(&request);
         let caller = Requester::of(request.extensions());
         let request = request.into_inner();
         let names = convert::organization_names(&request.organization_names)?;
         let freshness = convert::freshness(request.consistency)?;
-        let records = Records::Profiles(names.len());
+        let records = RecordCount::Profiles(names.len());
         let _reservation = self
             .memory_budget
             .reserve(records, &caller, deadline)
@@ -284,7 +287,7 @@ impl account_service_server::AccountService for AccountService {
     async fn update_organization(
         &self,
         request: Request<pb::UpdateOrganizationRequest>,
-    ) -> Reply<pb::UpdateOrganizationResponse> {
+    ) -> RpcResult<pb::UpdateOrganizationResponse> {
         let (request, change, call) = write_request::open(request)?;
         let organization = convert::organization_to_update(&request)?;
         let organization = Some(self.edit_organization(organization, change, call).await?);
@@ -296,7 +299,7 @@ impl account_service_server::AccountService for AccountService {
     async fn suspend_organization(
         &self,
         request: Request<pb::SuspendOrganizationRequest>,
-    ) -> Reply<pb::SuspendOrganizationResponse> {
+    ) -> RpcResult<pb::SuspendOrganizationResponse> {
         let (request, change, call) = write_request::open(request)?;
         let organization = convert::organization_in_state(
             &request.organization_name,
@@ -312,7 +315,7 @@ impl account_service_server::AccountService for AccountService {
     async fn resume_organization(
         &self,
         request: Request<pb::ResumeOrganizationRequest>,
-    ) -> Reply<pb::ResumeOrganizationResponse> {
+    ) -> RpcResult<pb::ResumeOrganizationResponse> {
         let (request, change, call) = write_request::open(request)?;
         let organization = convert::organization_in_state(
             &request.organization_name,
@@ -328,7 +331,7 @@ impl account_service_server::AccountService for AccountService {
     async fn transfer_ownership(
         &self,
         request: Request<pb::TransferOwnershipRequest>,
-    ) -> Reply<pb::TransferOwnershipResponse> {
+    ) -> RpcResult<pb::TransferOwnershipResponse> {
         let (request, change, call) = write_request::open(request)?;
         let ownership = convert::ownership_to_transfer(&request)?;
         let owners = change
@@ -343,7 +346,7 @@ impl account_service_server::AccountService for AccountService {
     async fn delete_organization(
         &self,
         request: Request<pb::DeleteOrganizationRequest>,
-    ) -> Reply<pb::DeleteOrganizationResponse> {
+    ) -> RpcResult<pb::DeleteOrganizationResponse> {
         let (request, change, call) = write_request::open(request)?;
         let organization = convert::organization_to_delete(&request)?;
         let organization = change
@@ -357,7 +360,7 @@ impl account_service_server::AccountService for AccountService {
     async fn add_user_to_organization(
         &self,
         request: Request<pb::AddUserToOrganizationRequest>,
-    ) -> Reply<pb::AddUserToOrganizationResponse> {
+    ) -> RpcResult<pb::AddUserToOrganizationResponse> {
         let (request, change, call) = write_request::open(request)?;
         let member = convert::member_to_add(&request)?;
         let membership = change.run(self.accounts.add_member(member, call)).await?;
@@ -369,7 +372,7 @@ impl account_service_server::AccountService for AccountService {
     async fn get_membership(
         &self,
         request: Request<pb::GetMembershipRequest>,
-    ) -> Reply<pb::GetMembershipResponse> {
+    ) -> RpcResult<pb::GetMembershipResponse> {
         let deadline = deadline::of(&request);
         let request = request.into_inner();
         let (organization, member) =
@@ -390,7 +393,7 @@ impl account_service_server::AccountService for AccountService {
     async fn change_member_role(
         &self,
         request: Request<pb::ChangeMemberRoleRequest>,
-    ) -> Reply<pb::ChangeMemberRoleResponse> {
+    ) -> RpcResult<pb::ChangeMemberRoleResponse> {
         let (request, change, call) = write_request::open(request)?;
         let role = convert::role_to_change(&request)?;
         let membership = change.run(self.accounts.change_role(role, call)).await?;
@@ -402,7 +405,7 @@ impl account_service_server::AccountService for AccountService {
     async fn remove_user_from_organization(
         &self,
         request: Request<pb::RemoveUserFromOrganizationRequest>,
-    ) -> Reply<pb::RemoveUserFromOrganizationResponse> {
+    ) -> RpcResult<pb::RemoveUserFromOrganizationResponse> {
         let (request, change, call) = write_request::open(request)?;
         let member = convert::member_to_remove(&request)?;
         let membership = change
@@ -416,7 +419,7 @@ impl account_service_server::AccountService for AccountService {
     async fn list_users(
         &self,
         request: Request<pb::ListUsersRequest>,
-    ) -> Reply<pb::ListUsersResponse> {
+    ) -> RpcResult<pb::ListUsersResponse> {
         let deadline = deadline::of(&request);
         let caller = Requester::of(request.extensions());
         let request = request.into_inner();
@@ -425,7 +428,7 @@ impl account_service_server::AccountService for AccountService {
             request.page_token,
             convert::MAX_PROFILES_PAGE,
         )?;
-        let records = Records::Profiles(page.size.into());
+        let records = RecordCount::Profiles(page.size.into());
         let _reservation = self
             .memory_budget
             .reserve(records, &caller, deadline)
@@ -440,7 +443,7 @@ impl account_service_server::AccountService for AccountService {
     async fn list_organizations(
         &self,
         request: Request<pb::ListOrganizationsRequest>,
-    ) -> Reply<pb::ListOrganizationsResponse> {
+    ) -> RpcResult<pb::ListOrganizationsResponse> {
         let deadline = deadline::of(&request);
         let caller = Requester::of(request.extensions());
         let request = request.into_inner();
@@ -449,7 +452,7 @@ impl account_service_server::AccountService for AccountService {
             request.page_token,
             convert::MAX_PROFILES_PAGE,
         )?;
-        let records = Records::Profiles(page.size.into());
+        let records = RecordCount::Profiles(page.size.into());
         let _reservation = self
             .memory_budget
             .reserve(records, &caller, deadline)
@@ -466,7 +469,7 @@ impl account_service_server::AccountService for AccountService {
     async fn list_organization_members(
         &self,
         request: Request<pb::ListOrganizationMembersRequest>,
-    ) -> Reply<pb::ListOrganizationMembersResponse> {
+    ) -> RpcResult<pb::ListOrganizationMembersResponse> {
         let deadline = deadline::of(&request);
         let caller = Requester::of(request.extensions());
         let request = request.into_inner();
@@ -476,7 +479,7 @@ impl account_service_server::AccountService for AccountService {
             request.page_token,
             convert::MAX_MEMBERSHIPS_PAGE,
         )?;
-        let records = Records::Memberships(page.size.into());
+        let records = RecordCount::Memberships(page.size.into());
         let _reservation = self
             .memory_budget
             .reserve(records, &caller, deadline)
@@ -493,7 +496,7 @@ impl account_service_server::AccountService for AccountService {
     async fn list_user_organizations(
         &self,
         request: Request<pb::ListUserOrganizationsRequest>,
-    ) -> Reply<pb::ListUserOrganizationsResponse> {
+    ) -> RpcResult<pb::ListUserOrganizationsResponse> {
         let deadline = deadline::of(&request);
         let caller = Requester::of(request.extensions());
         let request = request.into_inner();
@@ -503,7 +506,7 @@ impl account_service_server::AccountService for AccountService {
             request.page_token,
             convert::MAX_MEMBERSHIPS_PAGE,
         )?;
-        let records = Records::Memberships(page.size.into());
+        let records = RecordCount::Memberships(page.size.into());
         let _reservation = self
             .memory_budget
             .reserve(records, &caller, deadline)
@@ -517,12 +520,12 @@ impl account_service_server::AccountService for AccountService {
         }))
     }
 
-    type WatchChangesStream = ChangeStream;
+    type WatchChangesStream = WatchStream;
 
     async fn watch_changes(
         &self,
         request: Request<pb::WatchChangesRequest>,
-    ) -> Reply<ChangeStream> {
+    ) -> RpcResult<WatchStream> {
         let begin = Begin::of(request.extensions());
         let flow = middleware::flow_of(request.extensions());
         let (start, filter) = convert::watch(&request.into_inner())?;
@@ -530,14 +533,14 @@ impl account_service_server::AccountService for AccountService {
         let place = place.ok_or_else(status::too_many_watchers)?;
         let watcher = self.accounts.watch(start, filter).await;
         let watcher = watcher.map_err(status::watch_failed)?;
-        let stream = ChangeStream::start(watcher, place, self.watch.clone(), begin);
+        let stream = WatchStream::start(watcher, place, self.watch.clone(), begin);
         Ok(Response::new(stream))
     }
 
     async fn check_membership(
         &self,
         request: Request<pb::CheckMembershipRequest>,
-    ) -> Reply<pb::CheckMembershipResponse> {
+    ) -> RpcResult<pb::CheckMembershipResponse> {
         let deadline = deadline::of(&request);
         let request = request.into_inner();
         let freshness = convert::freshness(request.consistency)?;
@@ -562,13 +565,13 @@ impl account_service_server::AccountService for AccountService {
     async fn batch_check_memberships(
         &self,
         request: Request<pb::BatchCheckMembershipsRequest>,
-    ) -> Reply<pb::BatchCheckMembershipsResponse> {
+    ) -> RpcResult<pb::BatchCheckMembershipsResponse> {
         let deadline = deadline::of(&request);
         let caller = Requester::of(request.extensions());
         let request = request.into_inner();
         let freshness = convert::freshness(request.consistency)?;
         let checks = convert::checks(&request.checks)?;
-        let records = Records::Memberships(checks.len());
+        let records = RecordCount::Memberships(checks.len());
         let _reservation = self
             .memory_budget
             .reserve(records, &caller, deadline)

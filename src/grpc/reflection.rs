@@ -22,7 +22,7 @@ const MAX_STREAMS_PER_CONNECTION: usize = 4;
 
 /// What the implementations of both versions have in common.
 #[derive(Debug)]
-struct Shared {
+struct ReflectionState {
     streams: Arc<ShareLimit<u64>>,
     /// The full names of enums by those of their values, which stand beside the enum.
     enums: HashMap<String, String>,
@@ -36,7 +36,7 @@ fn builder() -> Builder<'static> {
         .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
 }
 
-impl Shared {
+impl ReflectionState {
     fn new() -> Self {
         let set = FileDescriptorSet::decode(DESCRIPTOR_SET).unwrap_or_default();
         let mut enums = HashMap::new();
@@ -86,13 +86,13 @@ macro_rules! reflection {
             pub fn server() -> Result<ServerReflectionServer<impl ServerReflection>, Error> {
                 Ok(ServerReflectionServer::new(Reflection {
                     inner: builder().$build()?,
-                    shared: Arc::new(Shared::new()),
+                    shared: Arc::new(ReflectionState::new()),
                 }))
             }
 
             struct Reflection<S> {
                 inner: ServerReflectionServer<S>,
-                shared: Arc<Shared>,
+                shared: Arc<ReflectionState>,
             }
 
             type Responses =
@@ -124,7 +124,7 @@ macro_rules! reflection {
 
             async fn respond<S: ServerReflection>(
                 mut client: ServerReflectionClient<ServerReflectionServer<S>>,
-                shared: &Shared,
+                shared: &ReflectionState,
                 request: ServerReflectionRequest,
             ) -> ServerReflectionResponse {
                 let mut asked = request.clone();

@@ -10,7 +10,7 @@ use crate::{
     auth::{Caller, Refused},
     domain::{OrganizationName, Username},
     service::{Error, NoPageToken, Refusal, WatchError},
-    store::{self, Kind},
+    store::{self, ErrorKind},
     telemetry::Throttle,
 };
 
@@ -495,28 +495,28 @@ pub(super) fn long_enough() -> Status {
 }
 
 fn store_failed(error: &store::Error) -> Status {
-    if error.kind != Kind::Crowded {
+    if error.kind != ErrorKind::Crowded {
         tracing::error!(%error, "table operation failed");
     }
     match error.kind {
-        Kind::Unavailable | Kind::Missing | Kind::Unusable => retry(
+        ErrorKind::Unavailable | ErrorKind::Missing | ErrorKind::Unusable => retry(
             Reason::StoreUnavailable,
             "the table is unavailable",
             RETRY_LATER,
         ),
-        Kind::NoIndex => plain(
+        ErrorKind::NoIndex => plain(
             Code::FailedPrecondition,
             Reason::IndexMissing,
             "the table lacks an index; add it with `account-service setup`",
         ),
-        Kind::Throttled => retry(Reason::StoreThrottled, "the table sheds load", RETRY_LATER),
+        ErrorKind::Throttled => retry(Reason::StoreThrottled, "the table sheds load", RETRY_LATER),
         // Told by a metric: a line for each would make things worse.
-        Kind::Crowded => retry(
+        ErrorKind::Crowded => retry(
             Reason::Overloaded,
             "too many reads wait for the table in this replica",
             RETRY_SOON,
         ),
-        Kind::Malformed => plain(
+        ErrorKind::Malformed => plain(
             Code::DataLoss,
             Reason::MalformedItem,
             "the table holds an item that is no record of its kind",

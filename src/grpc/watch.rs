@@ -73,12 +73,12 @@ impl Begin {
 }
 
 /// The responses of a watcher.
-pub struct ChangeStream {
+pub struct WatchStream {
     responses: Receiver<(WatchChangesResponse, MemoryCharge)>,
     end: Arc<Mutex<Option<Status>>>,
 }
 
-impl ChangeStream {
+impl WatchStream {
     /// Sends changes until the service stops, the connection ends, or the caller's
     /// credentials expire.
     pub(super) fn start(
@@ -143,7 +143,7 @@ async fn tell(
     }
 }
 
-impl Stream for ChangeStream {
+impl Stream for WatchStream {
     type Item = Result<WatchChangesResponse, Status>;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {

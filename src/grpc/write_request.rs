@@ -167,7 +167,7 @@ mutations! {
 }
 
 /// Authorizes a change for its actor. Returns its message, and the call for the use case.
-pub(super) fn open<M: Mutation>(request: Request<M>) -> Result<(M, Change, Call), Status> {
+pub(super) fn open<M: Mutation>(request: Request<M>) -> Result<(M, RunningChange, Call), Status> {
     let deadline = deadline::of(&request);
     let (_, extensions, message) = request.into_parts();
     let caller = extensions.get::<Caller>().ok_or_else(status::no_caller)?;
@@ -195,17 +195,17 @@ pub(super) fn open<M: Mutation>(request: Request<M>) -> Result<(M, Change, Call)
         deadline: deadline.instant(),
         permit: permit.map(SharedPermit::hold),
     };
-    Ok((message, Change { deadline, audit }, call))
+    Ok((message, RunningChange { deadline, audit }, call))
 }
 
 /// A running change.
 #[derive(Debug)]
-pub(super) struct Change {
+pub(super) struct RunningChange {
     deadline: Deadline,
     audit: Audit,
 }
 
-impl Change {
+impl RunningChange {
     /// Waits for a use case until the deadline, and writes the line of the audit log.
     pub(super) fn run<T>(
         self,

@@ -24,14 +24,14 @@ const SWEEP_PAUSE: Duration = Duration::from_secs(60);
 /// A server that is running. Stops when dropped, and has finished what it was
 /// doing by then.
 #[derive(Debug)]
-pub struct Running {
+pub struct DynamoDbServer {
     addr: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
     _lock: Option<File>,
 }
 
-impl Running {
+impl DynamoDbServer {
     /// Where the server listens.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
@@ -39,7 +39,7 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for DynamoDbServer {
     fn drop(&mut self) {
         if let Some(stop) = self.stop.take() {
             // The receiver is gone only when the server has ended already.
@@ -57,7 +57,7 @@ impl Drop for Running {
 ///
 /// # Errors
 /// The directory cannot be used, or the address not be listened on.
-pub fn start(addr: SocketAddr, data_dir: Option<&Path>) -> io::Result<Running> {
+pub fn start(addr: SocketAddr, data_dir: Option<&Path>) -> io::Result<DynamoDbServer> {
     let lock = data_dir.map(lock).transpose()?;
     let database = match data_dir {
         None => Database::memory(),
@@ -92,7 +92,7 @@ pub fn start(addr: SocketAddr, data_dir: Option<&Path>) -> io::Result<Running> {
                 tracing::error!(%error, "the embedded DynamoDB failed");
             }
         })?;
-    Ok(Running {
+    Ok(DynamoDbServer {
         addr,
         stop: Some(stop),
         thread: Some(thread),

@@ -44,7 +44,7 @@ pub enum Error {
 
 /// A server: one of ours, or somebody else's.
 #[derive(Debug)]
-pub enum Backend<T> {
+pub enum BackendServer<T> {
     /// Running in this process.
     Embedded(T),
     /// At this URL.
@@ -55,11 +55,11 @@ pub enum Backend<T> {
 #[derive(Debug)]
 pub struct Embedded {
     /// DynamoDB.
-    pub dynamodb: Backend<dynamodb::Running>,
+    pub dynamodb: BackendServer<dynamodb::DynamoDbServer>,
     /// Secrets Manager.
-    pub secrets: Backend<secrets::Running>,
+    pub secrets: BackendServer<secrets::SecretsServer>,
     /// Momento.
-    pub momento: momento::Running,
+    pub momento: momento::MomentoServer,
     table_name: String,
     /// A name of its own in somebody else's Secrets Manager, where an earlier
     /// secret may name a Momento that is gone.
@@ -78,12 +78,12 @@ impl Embedded {
     ) -> Result<Self, Error> {
         Ok(Self {
             dynamodb: match &settings.dynamodb_endpoint {
-                Some(url) => Backend::External(url.clone()),
-                None => Backend::Embedded(start_dynamodb(settings.data_dir.as_deref())?),
+                Some(url) => BackendServer::External(url.clone()),
+                None => BackendServer::Embedded(start_dynamodb(settings.data_dir.as_deref())?),
             },
             secrets: match &settings.secrets_endpoint {
-                Some(url) => Backend::External(url.clone()),
-                None => Backend::Embedded(secrets::start(ANY_PORT).await?),
+                Some(url) => BackendServer::External(url.clone()),
+                None => BackendServer::Embedded(secrets::start(ANY_PORT).await?),
             },
             momento: momento::start(ANY_PORT, gate).await?,
             table_name: settings.table_name.clone(),
@@ -115,9 +115,9 @@ impl Embedded {
             aws_region: Some(REGION.to_owned()),
             dynamodb_endpoint: Some(self.dynamodb_url()),
             dynamodb_attempt_timeout_ms: match self.dynamodb {
-                Backend::Embedded(_) => store::ATTEMPT_TIMEOUT,
+                BackendServer::Embedded(_) => store::ATTEMPT_TIMEOUT,
                 // Other emulators may be slow.
-                Backend::External(_) => store::OPERATION_TIMEOUT,
+                BackendServer::External(_) => store::OPERATION_TIMEOUT,
             },
             secrets_endpoint: Some(self.secrets_url()),
             aws_credentials: Some(EmbeddedCredentials),
@@ -128,15 +128,15 @@ impl Embedded {
     #[must_use]
     pub fn dynamodb_url(&self) -> String {
         match &self.dynamodb {
-            Backend::Embedded(server) => format!("http://{}", server.addr()),
-            Backend::External(url) => url.clone(),
+            BackendServer::Embedded(server) => format!("http://{}", server.addr()),
+            BackendServer::External(url) => url.clone(),
         }
     }
 
     fn secrets_url(&self) -> String {
         match &self.secrets {
-            Backend::Embedded(server) => format!("http://{}", server.addr()),
-            Backend::External(url) => url.clone(),
+            BackendServer::Embedded(server) => format!("http://{}", server.addr()),
+            BackendServer::External(url) => url.clone(),
         }
     }
 
@@ -156,15 +156,17 @@ impl Embedded {
     #[must_use]
     pub fn greeting(&self, addr: SocketAddr, data_dir: Option<&Path>) -> String {
         let dynamodb = match (&self.dynamodb, data_dir) {
-            (Backend::External(_), _) => "external".to_owned(),
-            (Backend::Embedded(_), Some(dir)) => format!("embedded, kept in {}", dir.display()),
-            (Backend::Embedded(_), None) => {
+            (BackendServer::External(_), _) => "external".to_owned(),
+            (BackendServer::Embedded(_), Some(dir)) => {
+                format!("embedded, kept in {}", dir.display())
+            }
+            (BackendServer::Embedded(_), None) => {
                 "embedded, in memory: gone when the process ends".to_owned()
             }
         };
         let secrets = match &self.secrets {
-            Backend::External(_) => "external",
-            Backend::Embedded(_) => "embedded",
+            BackendServer::External(_) => "external",
+            BackendServer::Embedded(_) => "embedded",
         };
         let dynamodb_url = self.dynamodb_url();
         let momento = self.momento.addr();
@@ -199,7 +201,7 @@ const STORY: [&str; 9] = [
     r#"grpcurl -plaintext -emit-defaults -d '{"organization_name":"olivia-org","username":"membermichael"}' ADDR account.v1.AccountService/CheckMembership"#,
 ];
 
-fn start_dynamodb(data_dir: Option<&Path>) -> Result<dynamodb::Running, Error> {
+fn start_dynamodb(data_dir: Option<&Path>) -> Result<dynamodb::DynamoDbServer, Error> {
     dynamodb::start(ANY_PORT, data_dir).map_err(|source| match data_dir {
         Some(dir) => Error::DataDir {
             dir: dir.to_owned(),

@@ -28,16 +28,16 @@ struct Secret {
     created_s: i64,
 }
 
-type Secrets = Arc<Mutex<HashMap<String, Secret>>>;
+type SecretsByName = Arc<Mutex<HashMap<String, Secret>>>;
 
 /// A server that is running. Stops when dropped.
 #[derive(Debug)]
-pub struct Running {
+pub struct SecretsServer {
     addr: SocketAddr,
     task: JoinHandle<()>,
 }
 
-impl Running {
+impl SecretsServer {
     /// Where the server listens.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
@@ -45,7 +45,7 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for SecretsServer {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -55,21 +55,21 @@ impl Drop for Running {
 ///
 /// # Errors
 /// The address cannot be listened on.
-pub async fn start(addr: SocketAddr) -> io::Result<Running> {
+pub async fn start(addr: SocketAddr) -> io::Result<SecretsServer> {
     let listener = TcpListener::bind(addr).await?;
     let addr = listener.local_addr()?;
     let app = Router::new()
         .route("/", post(handle))
-        .with_state(Secrets::default());
+        .with_state(SecretsByName::default());
     let task = tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, app).await {
             tracing::error!(%error, "the embedded Secrets Manager failed");
         }
     });
-    Ok(Running { addr, task })
+    Ok(SecretsServer { addr, task })
 }
 
-async fn handle(State(secrets): State<Secrets>, headers: HeaderMap, body: Bytes) -> Response {
+async fn handle(State(secrets): State<SecretsByName>, headers: HeaderMap, body: Bytes) -> Response {
     let target = headers.get("x-amz-target");
     let target = target.and_then(|it| it.to_str().ok()).unwrap_or_default();
     let input: Value = serde_json::from_slice(&body).unwrap_or_default();
@@ -90,7 +90,7 @@ async fn handle(State(secrets): State<Secrets>, headers: HeaderMap, body: Bytes)
     (status, content_type, body.to_string()).into_response()
 }
 
-type Answer = Result<Value, (&'static str, &'static str)>;
+type SecretsResult = Result<Value, (&'static str, &'static str)>;
 
 /// Begins the ARN of a secret, before its name.
 const ARN: &str = "arn:aws:secretsmanager:us-east-1:000000000000:secret:";
@@ -101,7 +101,7 @@ const MISSING: (&str, &str) = (
     "Secrets Manager can't find the specified secret.",
 );
 
-fn get(secrets: &Secrets, input: &Value) -> Answer {
+fn get(secrets: &SecretsByName, input: &Value) -> SecretsResult {
     let name = secret_name(input)?;
     let secrets = secrets.lock().unwrap_or_else(PoisonError::into_inner);
     let secret = secrets.get(name).ok_or(MISSING)?;
@@ -115,7 +115,7 @@ fn get(secrets: &Secrets, input: &Value) -> Answer {
     }))
 }
 
-fn put(secrets: &Secrets, input: &Value) -> Answer {
+fn put(secrets: &SecretsByName, input: &Value) -> SecretsResult {
     let name = secret_name(input)?;
     let new = new_version(input)?;
     let mut secrets = secrets.lock().unwrap_or_else(PoisonError::into_inner);
@@ -137,7 +137,7 @@ fn new_version(input: &Value) -> Result<Secret, (&'static str, &'static str)> {
     })
 }
 
-fn create(secrets: &Secrets, input: &Value) -> Answer {
+fn create(secrets: &SecretsByName, input: &Value) -> SecretsResult {
     let name = text(input, "Name")?;
     let secret = new_version(input)?;
     let mut secrets = secrets.lock().unwrap_or_else(PoisonError::into_inner);

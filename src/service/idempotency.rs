@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// A result that can be stored: its records.
-pub(super) trait Outcome: Sized {
+pub(super) trait StoredResult: Sized {
     /// The records.
     fn records(&self) -> Vec<Record>;
 
@@ -57,7 +57,7 @@ impl<C> Once<C> {
 
 impl<C> Once<C>
 where
-    C: Repeatable + Change<Refusal = Refusal, Output: Outcome + Sync>,
+    C: Repeatable + Change<Refusal = Refusal, Output: StoredResult + Sync>,
 {
     fn remember(&self, output: &C::Output) -> Step {
         Step::Remember {
@@ -105,7 +105,7 @@ where
 #[async_trait]
 impl<C> Change for Once<C>
 where
-    C: Repeatable + Change<Refusal = Refusal, Output: Outcome + Sync>,
+    C: Repeatable + Change<Refusal = Refusal, Output: StoredResult + Sync>,
 {
     type Output = C::Output;
     type Refusal = Refusal;
@@ -164,7 +164,7 @@ fn keys_around(record: &Record) -> Vec<Key> {
     }
 }
 
-impl Outcome for User {
+impl StoredResult for User {
     fn records(&self) -> Vec<Record> {
         vec![Record::User(self.clone())]
     }
@@ -174,7 +174,7 @@ impl Outcome for User {
     }
 }
 
-impl Outcome for Organization {
+impl StoredResult for Organization {
     fn records(&self) -> Vec<Record> {
         vec![Record::Organization(self.clone())]
     }
@@ -184,7 +184,7 @@ impl Outcome for Organization {
     }
 }
 
-impl Outcome for Standing {
+impl StoredResult for Standing {
     fn records(&self) -> Vec<Record> {
         vec![Record::Membership(self.membership.clone())]
     }
@@ -195,11 +195,11 @@ impl Outcome for Standing {
     }
 }
 
-impl Outcome for Owners {
+impl StoredResult for Owners {
     fn records(&self) -> Vec<Record> {
         let standings = [Some(&self.new), self.previous.as_ref()];
         let standings = standings.into_iter().flatten();
-        standings.flat_map(Outcome::records).collect()
+        standings.flat_map(StoredResult::records).collect()
     }
 
     fn recall(records: Vec<Record>, around: &ReadSet) -> Option<Self> {

@@ -22,7 +22,7 @@ use uuid::Uuid;
 pub use self::batch_get::Batch;
 pub use self::page_token::NoPageToken;
 pub use self::watch::{
-    ChangeFilter, Changed, Changes, Cursor, MAX_CHANGES, NoCursor, Start, WatchError, Watcher,
+    ChangeBatch, ChangeFilter, Changes, Cursor, MAX_CHANGES, NoCursor, Start, WatchError, Watcher,
 };
 pub use checks::{Check, CheckResult};
 pub use lists::{Listings, Page, PageRequest};
@@ -33,7 +33,7 @@ pub use organizations::{
 pub use ownership::{Owners, OwnershipToTransfer};
 pub use users::{NewUser, UserEdit, UserToDelete, UserToEdit};
 
-use self::idempotency::{Once, Outcome, Repeatable};
+use self::idempotency::{Once, Repeatable, StoredResult};
 use crate::{
     coherence::{Change, Coherence, WriteError},
     domain::{Actor, Etag, OrganizationName, Origin, Request, ServiceName, Stamp, Uid, Username},
@@ -122,7 +122,7 @@ impl Accounts {
 
     async fn apply<C>(&self, change: C, actor: Actor, call: Call) -> Result<C::Output, Error>
     where
-        C: Repeatable + Change<Refusal = Refusal, Output: Outcome + Sync>,
+        C: Repeatable + Change<Refusal = Refusal, Output: StoredResult + Sync>,
     {
         let Call {
             caller,

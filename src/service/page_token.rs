@@ -85,7 +85,7 @@ impl PageTokens {
         let length = u64::try_from(list.0.len()).unwrap_or(u64::MAX);
         let signing = Hmac::<Sha256>::new_from_slice(key.as_bytes()).map_err(|_| {
             super::store_failed(store::Error::new(
-                store::Kind::Malformed,
+                store::ErrorKind::Malformed,
                 "the key of page tokens",
             ))
         })?;

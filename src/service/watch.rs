@@ -235,7 +235,7 @@ pub enum WatchError {
 
 /// One response of a watch.
 #[derive(Debug)]
-pub struct Changed {
+pub struct ChangeBatch {
     /// Changes in order, each with the cursor after it.
     pub changes: Vec<(RecordChange, Cursor)>,
     /// The cursor after all changes that were read.
@@ -336,7 +336,7 @@ impl Watcher {
     ///
     /// # Errors
     /// See [`WatchError`]. The cursor returned last is good for another try.
-    pub async fn next(&mut self) -> Result<Changed, WatchError> {
+    pub async fn next(&mut self) -> Result<ChangeBatch, WatchError> {
         if self.last_told.is_none() {
             self.last_told = Some(Instant::now());
             return Ok(self.told(Vec::new()));
@@ -365,8 +365,8 @@ impl Watcher {
         }
     }
 
-    fn told(&self, changes: Vec<(RecordChange, Cursor)>) -> Changed {
-        Changed {
+    fn told(&self, changes: Vec<(RecordChange, Cursor)>) -> ChangeBatch {
+        ChangeBatch {
             changes,
             cursor: self.cursor.clone(),
         }

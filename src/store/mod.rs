@@ -11,7 +11,7 @@ use async_trait::async_trait;
 
 pub use dynamodb::{
     ATTEMPT_TIMEOUT, Created, DynamoDb, DynamoDbStream, Finding, Findings, OPERATION_TIMEOUT,
-    Settings,
+    TableSettings,
 };
 pub use keys::{INVERTED_INDEX, LIST_INDEX, OWNER_INDEX, PARTITION_KEY, SORT_KEY, key_of_item};
 
@@ -321,7 +321,7 @@ pub trait ChangeStream: Send + Sync {
     ///
     /// # Errors
     /// See [`StreamError`].
-    async fn changes(&self, cursor: &ShardIterator) -> Result<Page, StreamError>;
+    async fn changes(&self, cursor: &ShardIterator) -> Result<StreamPage, StreamError>;
 }
 
 /// Identity of a stream. A stream that is turned off and on is another one.
@@ -356,7 +356,7 @@ pub enum Position {
 
 /// Changes of a shard.
 #[derive(Debug, Clone)]
-pub struct Page {
+pub struct StreamPage {
     /// The changes, in order.
     pub changes: Vec<Changed>,
     /// Where to go on; `None` at the end of a closed shard.
@@ -472,7 +472,7 @@ pub enum Step {
 
 /// What went wrong in the table, as far as callers care.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum ErrorKind {
     /// The table cannot be reached, or did not answer in time.
     Unavailable,
     /// The table sheds load.
@@ -489,7 +489,7 @@ pub enum Kind {
     Malformed,
 }
 
-impl Kind {
+impl ErrorKind {
     /// Whether waiting may mend it.
     #[must_use]
     pub fn may_pass(self) -> bool {
@@ -514,13 +514,13 @@ impl Kind {
 #[error("{}: {source}", .kind.as_str())]
 pub struct Error {
     /// The kind.
-    pub kind: Kind,
+    pub kind: ErrorKind,
     /// What happened, for operators.
     pub source: Arc<dyn StdError + Send + Sync>,
 }
 
 impl Error {
-    pub(crate) fn new(kind: Kind, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+    pub(crate) fn new(kind: ErrorKind, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self {
             kind,
             source: Arc::from(source.into()),

@@ -135,9 +135,9 @@ fn channel(endpoint: &str) -> Result<Channel, tonic::transport::Error> {
     Ok(endpoint.connect_lazy())
 }
 
-struct Headers<'a>(&'a HeaderMap);
+struct HeaderExtractor<'a>(&'a HeaderMap);
 
-impl Extractor for Headers<'_> {
+impl Extractor for HeaderExtractor<'_> {
     fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key)?.to_str().ok()
     }
@@ -171,8 +171,8 @@ impl CallSpan {
             otel.status_code = field::Empty,
             trace_id = field::Empty,
         );
-        let caller =
-            TraceContextPropagator::new().extract_with_context(&Context::new(), &Headers(headers));
+        let caller = TraceContextPropagator::new()
+            .extract_with_context(&Context::new(), &HeaderExtractor(headers));
         let of_caller = caller.span().span_context().trace_id();
         // Fails where nothing is exported; the log still has the trace id.
         let _ = span.set_parent(caller);

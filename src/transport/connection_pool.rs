@@ -56,7 +56,7 @@ impl Limits {
 #[derive(Debug)]
 pub(super) struct Pool {
     limits: Limits,
-    state: Mutex<State>,
+    state: Mutex<PoolState>,
     /// Bytes charged to all connections.
     held: AtomicUsize,
 }
@@ -65,7 +65,7 @@ pub(super) struct Pool {
 type Connections = BTreeMap<u64, Arc<Registration>>;
 
 #[derive(Debug, Default)]
-struct State {
+struct PoolState {
     unauthenticated: Connections,
     /// Connections by the caller that authenticated them. `None`: callers have no names.
     authenticated: HashMap<Option<Name>, Connections, RandomState>,
@@ -107,7 +107,7 @@ pub struct MemoryCharge {
 
 /// A place in the pool, until this is dropped.
 #[derive(Debug)]
-pub(super) struct Open(pub(super) Arc<Registration>);
+pub(super) struct OpenConnection(pub(super) Arc<Registration>);
 
 impl Pool {
     pub(super) fn new(limits: Limits) -> Arc<Self> {
@@ -122,7 +122,7 @@ impl Pool {
     ///
     /// # Errors
     /// [`TooMany`]: all authenticated connections are open, and none can be evicted.
-    pub(super) fn join(self: &Arc<Self>) -> Result<Open, TooMany> {
+    pub(super) fn join(self: &Arc<Self>) -> Result<OpenConnection, TooMany> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let mut state = self.lock();
         if state.count >= self.limits.authenticated && !state.has_unequal_callers() {
@@ -143,7 +143,7 @@ impl Pool {
         let number = registration.number;
         state.unauthenticated.insert(number, registration.clone());
         metrics::gauge!(CONNECTIONS).increment(1);
-        Ok(Open(registration))
+        Ok(OpenConnection(registration))
     }
 
     /// Evicts the oldest unauthenticated connection, to free a file descriptor.
@@ -165,12 +165,12 @@ impl Pool {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, PoolState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl PoolState {
     /// Whether a caller with a name has several connections.
     fn has_unequal_callers(&self) -> bool {
         let mut callers = self.authenticated.iter();
@@ -355,7 +355,7 @@ impl Drop for MemoryCharge {
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         metrics::gauge!(CONNECTIONS).decrement(1);
         let Self(registration) = self;
@@ -376,7 +376,7 @@ mod tests {
         })
     }
 
-    fn is_evicted(open: &Open) -> bool {
+    fn is_evicted(open: &OpenConnection) -> bool {
         open.0.status.load(Ordering::Acquire) == EVICTED
     }
 
@@ -384,13 +384,13 @@ mod tests {
         Name::Service(name.into())
     }
 
-    fn hold(open: &Open, bytes: usize) -> MemoryCharge {
+    fn hold(open: &OpenConnection, bytes: usize) -> MemoryCharge {
         let mut held = MemoryCharge::new(Some(open.0.clone()));
         held.add(bytes);
         held
     }
 
-    fn open_as(pool: &Arc<Pool>, caller: &str) -> Result<Open, TooMany> {
+    fn open_as(pool: &Arc<Pool>, caller: &str) -> Result<OpenConnection, TooMany> {
         let open = pool.join()?;
         open.0.authenticate(Some(&name(caller)))?;
         Ok(open)

@@ -20,7 +20,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
-use super::connection_pool::{Open, Pool, Registration};
+use super::connection_pool::{OpenConnection, Pool, Registration};
 use super::tls::Tls;
 pub use super::{
     connection_pool::{Limits, MemoryCharge, TooMany},
@@ -48,7 +48,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// A connection.
 #[derive(Debug)]
 pub struct Connection {
-    open: Open,
+    open: OpenConnection,
     since: Instant,
     transport: Transport,
     greeting: Option<Greeting>,
@@ -227,7 +227,7 @@ async fn handshake(
 }
 
 impl Connection {
-    fn new(transport: Transport, due: Instant, limits: Limits, open: Open) -> Self {
+    fn new(transport: Transport, due: Instant, limits: Limits, open: OpenConnection) -> Self {
         let since = Instant::now();
         let authentication = limits.authentication.min(limits.lifetime);
         Self {
@@ -278,7 +278,7 @@ impl Connection {
     }
 
     fn is_over(&mut self, context: &mut Context<'_>) -> bool {
-        let Open(registration) = &self.open;
+        let OpenConnection(registration) = &self.open;
         let is_silent = match &mut self.greeting {
             Some(greeting) => greeting.due.as_mut().poll(context).is_ready(),
             None => false,
@@ -320,7 +320,7 @@ impl Connected for Connection {
             Transport::Plain(_) => None,
             Transport::Tls(tls) => tls.get_ref().1.peer_certificates(),
         };
-        let Open(registration) = &self.open;
+        let OpenConnection(registration) = &self.open;
         Peer {
             connection: registration.number(),
             since: self.since,

@@ -484,7 +484,7 @@ async fn secrets_are_in_nothing_that_the_process_says() {
 async fn setup_creates_what_is_missing_and_says_so() {
     let dynamodb = local::dynamodb::start(ANY_PORT, None).unwrap();
     let secrets = local::secrets::start(ANY_PORT).await.unwrap();
-    let momento = momento::start(ANY_PORT, std::sync::Arc::new(momento::Open));
+    let momento = momento::start(ANY_PORT, std::sync::Arc::new(momento::OpenGate));
     let momento = momento.await.unwrap();
     let secret: serde_json::Value = serde_json::from_str(momento.secret().expose_secret()).unwrap();
     let run = |with_secret: bool| {

@@ -331,7 +331,9 @@ async fn a_cache_that_comes_back_is_used_again() {
 async fn a_member_is_let_in_also_where_the_creation_of_the_user_was_never_confirmed() {
     let backends = Backends::start().await;
     let service = backends.replica().await;
-    let crashing = backends.isolated(coherence::Settings::default()).await;
+    let crashing = backends
+        .isolated(coherence::CoherenceSettings::default())
+        .await;
     service.create_user(OLIVIA).await.unwrap();
     service.create_organization(ORG, OLIVIA).await.unwrap();
     let commit = crashing.dynamodb.hold("TransactWriteItems", MICHAEL, 0);
@@ -385,7 +387,7 @@ struct LateEnd(AtomicUsize);
 
 #[tonic::async_trait]
 impl momento::Gate for LateEnd {
-    async fn pass(&self, _: momento::Call, _: &[&[u8]]) -> Result<momento::Fate, Status> {
+    async fn pass(&self, _: momento::DataCall, _: &[&[u8]]) -> Result<momento::Fate, Status> {
         Ok(momento::Fate::Served)
     }
 
@@ -622,7 +624,7 @@ async fn entries_older_than_they_may_become_are_not_believed() {
     }
     let backends = Backends::start().await;
     let settings = backends.serve_settings();
-    let behind = coherence::Settings {
+    let behind = coherence::CoherenceSettings {
         wall_clock: an_hour_ago,
         ..settings.cache.to_coherence()
     };

@@ -28,7 +28,7 @@ impl Log {
             .region(Region::new("us-east-1"))
             .credentials_provider(SharedCredentialsProvider::new(credentials()))
             .build();
-        let table = store::Settings {
+        let table = store::TableSettings {
             table: settings.table_name,
             endpoint: settings.dynamodb_endpoint,
             attempt_timeout: settings.dynamodb_attempt_timeout_ms,

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use account_service::{
-    coherence::Settings,
+    coherence::CoherenceSettings,
     proto::account_v1::{self as pb, Role},
 };
 use futures_util::future::join_all;
@@ -19,10 +19,10 @@ const HERD: usize = 1000;
 /// A replica that waits long for the cache.
 async fn start_patient() -> (Backends, Replica) {
     let backends = Backends::start().await;
-    let waiting = Settings {
+    let waiting = CoherenceSettings {
         cache_read_timeout: Duration::from_secs(5),
         invalidator: None,
-        ..Settings::default()
+        ..CoherenceSettings::default()
     };
     let service = Replica::start_with(&backends.serve_settings(), patient(waiting)).await;
     (backends, service)

@@ -15,8 +15,8 @@ const OLIVIA: &str = "oliviaowner";
 const MICHAEL: &str = "membermichael";
 
 /// A switch that is quick enough for tests.
-fn quick() -> coherence::Settings {
-    coherence::Settings {
+fn quick() -> coherence::CoherenceSettings {
+    coherence::CoherenceSettings {
         // Long, so that a busy machine is not taken for a slow cache.
         cache_read_timeout: PATIENCE,
         timing: coherence::Timing {
@@ -24,7 +24,7 @@ fn quick() -> coherence::Settings {
             ..coherence::Timing::default()
         },
         invalidator: None,
-        ..coherence::Settings::default()
+        ..coherence::CoherenceSettings::default()
     }
 }
 
@@ -136,7 +136,7 @@ async fn a_write_that_has_no_time_to_leave_the_cache_changes_nothing() {
     let backends = Backends::start().await;
     let service = Replica::start_with(
         &backends.serve_settings(),
-        coherence::Settings {
+        coherence::CoherenceSettings {
             timing: coherence::Timing {
                 view_ttl: PATIENCE,
                 ..coherence::Timing::default()
@@ -207,7 +207,7 @@ fn remove_michael(
 #[tokio::test]
 async fn a_write_that_leaves_the_cache_waits_for_those_who_do_not_know_it_yet() {
     let backends = Backends::start().await;
-    let unhurried = coherence::Settings {
+    let unhurried = coherence::CoherenceSettings {
         timing: coherence::Timing::default(),
         ..quick()
     };
@@ -391,7 +391,7 @@ async fn replicas_whose_clocks_differ_by_minutes_do_not_answer_stale() {
     }
     let backends = Backends::start().await;
     let settings = backends.serve_settings();
-    let with_clock = |wall_clock| coherence::Settings {
+    let with_clock = |wall_clock| coherence::CoherenceSettings {
         wall_clock,
         ..quick()
     };

@@ -21,7 +21,7 @@ const OLIVIA: &str = "oliviaowner";
 const MICHAEL: &str = "membermichael";
 
 pub fn following() -> Tuning {
-    patient(coherence::Settings {
+    patient(coherence::CoherenceSettings {
         cache_read_timeout: PATIENCE,
         invalidator: Some(InvalidatorTiming {
             poll: pace(Duration::from_millis(10)),
@@ -36,7 +36,7 @@ pub fn following() -> Tuning {
             fence_ttl: Duration::from_secs(1),
             ..coherence::Timing::default()
         },
-        ..coherence::Settings::default()
+        ..coherence::CoherenceSettings::default()
     })
 }
 

@@ -19,7 +19,7 @@ use account_service::{
     config::{Cli, Command, DevSettings},
     local::{
         ANY_PORT, Embedded,
-        momento::{Call, Fate, Gate},
+        momento::{DataCall, Fate, Gate},
     },
 };
 use anyhow::{Context as _, Result, bail};
@@ -65,7 +65,7 @@ enum Mood {
 struct Way {
     delay: Duration,
     mood: Mutex<Mood>,
-    calls: Mutex<BTreeMap<Call, u64>>,
+    calls: Mutex<BTreeMap<DataCall, u64>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -74,7 +74,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 #[tonic::async_trait]
 impl Gate for Way {
-    async fn pass(&self, call: Call, _: &[&[u8]]) -> Result<Fate, Status> {
+    async fn pass(&self, call: DataCall, _: &[&[u8]]) -> Result<Fate, Status> {
         *lock(&self.calls).entry(call).or_default() += 1;
         if !self.delay.is_zero() {
             // tokio's timer is a millisecond coarse.

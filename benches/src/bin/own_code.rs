@@ -220,7 +220,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
     let settings = dev_settings()?;
     // As in the service: what is asked whether it is to be logged or traced counts.
     telemetry::start(&settings.log, None)?;
-    let embedded = Embedded::start(&settings, Arc::new(momento::Open)).await?;
+    let embedded = Embedded::start(&settings, Arc::new(momento::OpenGate)).await?;
     embedded.set_up().await?;
     let backends = embedded.backend_settings();
     let aws = aws_config::SdkConfig::builder()
@@ -232,7 +232,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
             ),
         )
         .build();
-    let table = store::Settings {
+    let table = store::TableSettings {
         table: backends.table_name,
         endpoint: backends.dynamodb_endpoint,
         attempt_timeout: backends.dynamodb_attempt_timeout_ms,

@@ -25,7 +25,7 @@ use super::{
     connection::{Channel, Endpoint},
     response_stream::{Answers, framed},
 };
-use crate::cache::{Credential, Error, Found, Keys, Kind, is_long};
+use crate::cache::{Credential, Error, FailureKind, Found, Keys, is_long};
 
 /// What is called for one key, and for several.
 const GET: &str = "/cache_client.Scs/Get";
@@ -71,7 +71,7 @@ impl Lookups {
     /// Opens the connections.
     ///
     /// # Errors
-    /// [`Kind::Unavailable`]: one of them cannot be had. [`Kind::Refused`]: the
+    /// [`FailureKind::Unavailable`]: one of them cannot be had. [`FailureKind::Refused`]: the
     /// endpoint, the credential or the cache's name cannot be sent.
     pub(super) async fn connect(
         credential: &Credential,
@@ -220,11 +220,11 @@ fn found(response: GetResponse) -> Found {
 }
 
 fn refused(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-    Error::new(Kind::Refused, error)
+    Error::new(FailureKind::Refused, error)
 }
 
 fn unavailable(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-    Error::new(Kind::Unavailable, error)
+    Error::new(FailureKind::Unavailable, error)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use indexmap::IndexSet;
 use tokio::{runtime::Handle, sync::oneshot, task::yield_now, time::timeout};
 use tracing::{Instrument as _, Span};
 
-use crate::cache::{Cache, Error, Found, Keys, Kind, is_long};
+use crate::cache::{Cache, Error, FailureKind, Found, Keys, is_long};
 use crate::telemetry;
 
 /// Look-ups that are sent at once, each on its own; those that come meanwhile wait for
@@ -184,8 +184,8 @@ impl Lane {
         let span = spans.first().cloned().unwrap_or_else(Span::none);
         let look_up = self.0.cache.get(&keys).instrument(span);
         let found = timeout(self.0.patience, look_up).await;
-        let found =
-            found.unwrap_or_else(|_| Err(Error::new(Kind::Unavailable, "no answer in time")));
+        let found = found
+            .unwrap_or_else(|_| Err(Error::new(FailureKind::Unavailable, "no answer in time")));
         // Before the calls end, so that they are exported with them.
         drop(spans);
         let mut places = places.into_iter();
@@ -263,7 +263,7 @@ impl Cache for Batching {
             }
             Turn::Later(answered) => answered.await.unwrap_or_else(|_| {
                 Err(Error::new(
-                    Kind::Unavailable,
+                    FailureKind::Unavailable,
                     "the look-up ended without an answer",
                 ))
             }),

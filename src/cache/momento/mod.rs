@@ -25,7 +25,7 @@ pub use self::{
 };
 
 use self::consistent_get::Lookups;
-use super::{Error, Found, Keys, Kind};
+use super::{Error, FailureKind, Found, Keys};
 use crate::telemetry::{Backend, BackendCall, Outcome};
 
 /// Longest to wait for the connection, and for the first answer.
@@ -65,7 +65,7 @@ impl Momento {
     /// Opens the connections. Does not yet use the cache: see [`Self::probe`].
     ///
     /// # Errors
-    /// [`Kind::Unavailable`]: no connection within a second.
+    /// [`FailureKind::Unavailable`]: no connection within a second.
     pub async fn connect(credential: Credential, settings: Settings) -> Result<Self, Error> {
         let grpc = GrpcConfiguration::builder()
             .deadline(REQUEST_TIMEOUT)
@@ -101,7 +101,7 @@ impl Momento {
     /// Looks up a key, to see that the cache exists and the credential opens it.
     ///
     /// # Errors
-    /// [`Kind::Missing`], [`Kind::Credential`] or [`Kind::Unavailable`].
+    /// [`FailureKind::Missing`], [`FailureKind::Credential`] or [`FailureKind::Unavailable`].
     pub async fn probe(&self) -> Result<(), Error> {
         let keys = [PROBE_KEY].into_iter().collect();
         let probe = self.lookups.get(&keys, HashMap::new());
@@ -111,7 +111,7 @@ impl Momento {
     /// Creates the cache; says whether it did, `false` if it exists.
     ///
     /// # Errors
-    /// [`Kind::Credential`] or [`Kind::Unavailable`].
+    /// [`FailureKind::Credential`] or [`FailureKind::Unavailable`].
     pub async fn create_cache(&self) -> Result<bool, Error> {
         let create = async {
             let created = self.client.create_cache(&self.cache).await;
@@ -181,7 +181,7 @@ async fn watched<T>(
     let result = call(watch.trace_context()).await;
     watch.end(match &result {
         Ok(_) => Outcome::Ok,
-        Err(error) if error.kind == Kind::Unavailable => Outcome::Failed,
+        Err(error) if error.kind == FailureKind::Unavailable => Outcome::Failed,
         Err(_) => Outcome::Refused,
     });
     result
@@ -195,7 +195,7 @@ async fn within<T>(
         .await
         .map_err(|_| {
             Error::new(
-                Kind::Unavailable,
+                FailureKind::Unavailable,
                 format!("no answer within {} ms", timeout.as_millis()),
             )
         })?
@@ -206,13 +206,15 @@ async fn within<T>(
 fn failed(error: MomentoError) -> Error {
     let kind = match error.error_code {
         MomentoErrorCode::AuthenticationError | MomentoErrorCode::PermissionError => {
-            Kind::Credential
+            FailureKind::Credential
         }
         MomentoErrorCode::CacheNotFoundError | MomentoErrorCode::StoreNotFoundError => {
-            Kind::Missing
+            FailureKind::Missing
         }
-        MomentoErrorCode::InvalidArgumentError | MomentoErrorCode::BadRequestError => Kind::Refused,
-        _ => Kind::Unavailable,
+        MomentoErrorCode::InvalidArgumentError | MomentoErrorCode::BadRequestError => {
+            FailureKind::Refused
+        }
+        _ => FailureKind::Unavailable,
     };
     let cause = match error.details() {
         Some(status) => format!("{:?}: {}", status.code, status.message),

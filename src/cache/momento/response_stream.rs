@@ -8,7 +8,7 @@ use http::{HeaderMap, Response, StatusCode};
 use prost::Message;
 use tonic::{Code, Status};
 
-use crate::cache::{Error, Kind};
+use crate::cache::{Error, FailureKind};
 
 /// Longest message that is taken, in bytes: many times what this service stores under a
 /// key.
@@ -21,10 +21,10 @@ const OK: &[u8] = b"0";
 /// A message of so many bytes as a call sends it.
 ///
 /// # Errors
-/// [`Kind::Refused`]: it is too long for any call.
+/// [`FailureKind::Refused`]: it is too long for any call.
 pub(super) fn framed(length: usize, put: impl FnOnce(&mut BytesMut)) -> Result<Bytes, Error> {
     let Ok(told) = u32::try_from(length) else {
-        return Err(Error::new(Kind::Refused, "the question is too long"));
+        return Err(Error::new(FailureKind::Refused, "the question is too long"));
     };
     let mut bytes = BytesMut::with_capacity(PREFIX + length);
     bytes.put_u8(0);
@@ -70,7 +70,8 @@ impl Answers {
         loop {
             if let Some(message) = self.message()? {
                 let message = M::decode(message);
-                let message = message.map_err(|error| Error::new(Kind::Unavailable, error))?;
+                let message =
+                    message.map_err(|error| Error::new(FailureKind::Unavailable, error))?;
                 return Ok(Some(message));
             }
             if self.has_ended {
@@ -103,7 +104,7 @@ impl Answers {
             Some(outcome) => outcome?,
             None => {
                 return Err(Error::new(
-                    Kind::Unavailable,
+                    FailureKind::Unavailable,
                     "it does not say how it ended",
                 ));
             }
@@ -111,7 +112,10 @@ impl Answers {
         if self.unread.is_empty() {
             Ok(())
         } else {
-            Err(Error::new(Kind::Unavailable, "it ended within a message"))
+            Err(Error::new(
+                FailureKind::Unavailable,
+                "it ended within a message",
+            ))
         }
     }
 
@@ -123,10 +127,16 @@ impl Answers {
         };
         let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
         if *is_compressed != 0 {
-            return Err(Error::new(Kind::Unavailable, "its message is compressed"));
+            return Err(Error::new(
+                FailureKind::Unavailable,
+                "its message is compressed",
+            ));
         }
         if length > MAX_MESSAGE {
-            return Err(Error::new(Kind::Unavailable, "its message is too long"));
+            return Err(Error::new(
+                FailureKind::Unavailable,
+                "its message is too long",
+            ));
         }
         if rest.len() < length {
             return Ok(None);
@@ -148,10 +158,12 @@ fn outcome(headers: &HeaderMap) -> Option<Result<(), Error>> {
 /// The server's messages name no keys, values or credentials.
 fn failed(status: &Status) -> Error {
     let kind = match status.code() {
-        Code::Unauthenticated | Code::PermissionDenied => Kind::Credential,
-        Code::NotFound => Kind::Missing,
-        Code::InvalidArgument | Code::FailedPrecondition | Code::Unimplemented => Kind::Refused,
-        _ => Kind::Unavailable,
+        Code::Unauthenticated | Code::PermissionDenied => FailureKind::Credential,
+        Code::NotFound => FailureKind::Missing,
+        Code::InvalidArgument | Code::FailedPrecondition | Code::Unimplemented => {
+            FailureKind::Refused
+        }
+        _ => FailureKind::Unavailable,
     };
     Error::new(kind, format!("{:?}: {}", status.code(), status.message()))
 }
@@ -159,16 +171,16 @@ fn failed(status: &Status) -> Error {
 /// Something on the way answered that does not speak gRPC.
 fn not_by_grpc(status: StatusCode) -> Error {
     let kind = match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Kind::Credential,
-        StatusCode::NOT_FOUND => Kind::Refused,
-        _ => Kind::Unavailable,
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => FailureKind::Credential,
+        StatusCode::NOT_FOUND => FailureKind::Refused,
+        _ => FailureKind::Unavailable,
     };
     Error::new(kind, format!("HTTP status {status}"))
 }
 
 /// The connection or the call's part of it was lost.
 fn lost(error: h2::Error) -> Error {
-    Error::new(Kind::Unavailable, error)
+    Error::new(FailureKind::Unavailable, error)
 }
 
 #[cfg(test)]
@@ -270,14 +282,14 @@ mod tests {
         for (trailers, kind) in [
             (
                 &[("grpc-status", "14"), ("grpc-message", "busy")][..],
-                Kind::Unavailable,
+                FailureKind::Unavailable,
             ),
-            (&[("grpc-status", "16")], Kind::Credential),
-            (&[("grpc-status", "5")], Kind::Missing),
-            (&[("grpc-status", "3")], Kind::Refused),
-            (&[("grpc-status", "00")], Kind::Unavailable),
-            (&[("other", "0")], Kind::Unavailable),
-            (&[], Kind::Unavailable),
+            (&[("grpc-status", "16")], FailureKind::Credential),
+            (&[("grpc-status", "5")], FailureKind::Missing),
+            (&[("grpc-status", "3")], FailureKind::Refused),
+            (&[("grpc-status", "00")], FailureKind::Unavailable),
+            (&[("other", "0")], FailureKind::Unavailable),
+            (&[], FailureKind::Unavailable),
         ] {
             let parts = [&*whole];
             let answer = Answer {
@@ -287,15 +299,15 @@ mod tests {
             assert_eq!(read(answer).await.unwrap_err().kind, kind, "{trailers:?}");
         }
         let cut = read(answer(&[&whole[..whole.len() - 1]])).await;
-        assert_eq!(cut.unwrap_err().kind, Kind::Unavailable);
+        assert_eq!(cut.unwrap_err().kind, FailureKind::Unavailable);
     }
 
     #[tokio::test]
     async fn an_answer_that_is_a_head_alone_says_how_the_call_ended() {
         for (status, kind) in [
             ("0", None),
-            ("7", Some(Kind::Credential)),
-            ("5", Some(Kind::Missing)),
+            ("7", Some(FailureKind::Credential)),
+            ("5", Some(FailureKind::Missing)),
         ] {
             let answer = Answer {
                 head: head(&[("grpc-status", status)]),
@@ -319,15 +331,18 @@ mod tests {
         let mut refused = answer(&parts);
         refused.head = head(&[("grpc-status", "16")]);
         *refused.head.status_mut() = StatusCode::BAD_REQUEST;
-        assert_eq!(read(refused).await.unwrap_err().kind, Kind::Credential);
+        assert_eq!(
+            read(refused).await.unwrap_err().kind,
+            FailureKind::Credential
+        );
     }
 
     #[tokio::test]
     async fn what_is_no_grpc_is_no_answer() {
         for (status, kind) in [
-            (StatusCode::FORBIDDEN, Kind::Credential),
-            (StatusCode::NOT_FOUND, Kind::Refused),
-            (StatusCode::BAD_GATEWAY, Kind::Unavailable),
+            (StatusCode::FORBIDDEN, FailureKind::Credential),
+            (StatusCode::NOT_FOUND, FailureKind::Refused),
+            (StatusCode::BAD_GATEWAY, FailureKind::Unavailable),
         ] {
             let mut answer = answer(&[b"<html>"]);
             *answer.head.status_mut() = status;
@@ -344,7 +359,7 @@ mod tests {
             b"<html>",
         ] {
             let error = read(answer(&[bytes])).await.unwrap_err();
-            assert_eq!(error.kind, Kind::Unavailable, "{bytes:?}");
+            assert_eq!(error.kind, FailureKind::Unavailable, "{bytes:?}");
         }
     }
 }

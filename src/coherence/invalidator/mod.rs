@@ -18,8 +18,8 @@ use crate::{
     background::leader_lease::{HeldLease, LeaderLease},
     domain::{Key, Timestamp},
     store::{
-        self, ChangeLog, ChangeStream, Changed, ChangedRecord, Left, Page, Position, Register,
-        Registers, ShardId, StreamError, StreamId,
+        self, ChangeLog, ChangeStream, Changed, ChangedRecord, Left, Position, Register, Registers,
+        ShardId, StreamError, StreamId, StreamPage,
     },
     telemetry::{INVALIDATOR_ACTIVE, INVALIDATOR_FENCES, INVALIDATOR_LAG},
 };
@@ -262,8 +262,8 @@ impl Invalidator {
     }
 
     /// Fences the changed records of a page. The page counts as read only after that.
-    async fn process(&self, page: Page, position: Position) -> Result<Read, store::Error> {
-        let Page { changes, next } = page;
+    async fn process(&self, page: StreamPage, position: Position) -> Result<Read, store::Error> {
+        let StreamPage { changes, next } = page;
         let lag = self.age_of(changes.last());
         let last = changes.last().map(|changed| changed.sequence.clone());
         let records: Vec<_> = changes
@@ -336,7 +336,7 @@ impl Invalidator {
             return Ok(());
         }
         Err(store::Error::new(
-            store::Kind::Unavailable,
+            store::ErrorKind::Unavailable,
             "changes could not be fenced, nor the cache be left",
         ))
     }

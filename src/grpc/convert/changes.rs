@@ -11,7 +11,7 @@ use crate::{
     domain::{Actor, ChangeKind, Key, Record, RecordChange},
     grpc::status,
     proto::account_v1 as pb,
-    service::{ChangeFilter, Changed, Cursor, Start},
+    service::{ChangeBatch, ChangeFilter, Cursor, Start},
 };
 
 pub(in crate::grpc) fn watch(
@@ -42,7 +42,7 @@ pub(in crate::grpc) fn watch(
     Ok((start, filter))
 }
 
-pub(in crate::grpc) fn changes(changed: &Changed) -> pb::WatchChangesResponse {
+pub(in crate::grpc) fn changes(changed: &ChangeBatch) -> pb::WatchChangesResponse {
     let told = changed.changes.iter();
     pb::WatchChangesResponse {
         changes: told.map(|(it, cursor)| change(it, cursor)).collect(),

@@ -65,7 +65,7 @@ pub(super) struct QueueTimeout;
 /// Lets a bounded number of calls run.
 #[derive(Debug)]
 pub(super) struct FairQueue {
-    state: Mutex<State>,
+    state: Mutex<QueueState>,
     min_limit: u64,
     max_limit: u64,
     limit_gauge: Gauge,
@@ -74,7 +74,7 @@ pub(super) struct FairQueue {
 }
 
 #[derive(Debug)]
-struct State {
+struct QueueState {
     in_use: Slots,
     waiting: usize,
     /// Number of slots.
@@ -152,7 +152,7 @@ impl FairQueue {
         #[expect(clippy::cast_precision_loss, reason = "limits are small")]
         limit_gauge.set(max_limit as f64);
         Self {
-            state: Mutex::new(State {
+            state: Mutex::new(QueueState {
                 in_use: Slots::default(),
                 waiting: 0,
                 limit: max_limit,
@@ -210,7 +210,7 @@ impl FairQueue {
     }
 
     /// Grants permits to waiting calls while there is room.
-    fn grant(self: &Arc<Self>, state: &mut State) {
+    fn grant(self: &Arc<Self>, state: &mut QueueState) {
         while let Some((flow, sender)) = state.next() {
             let Some(cost) = state.start(&flow) else {
                 return;
@@ -251,12 +251,12 @@ impl FairQueue {
         self.grant(&mut state);
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl QueueState {
     /// The queue of a caller. A new one has no more credit than the others leave it.
     fn caller(&mut self, flow: &FlowKey) -> &mut CallerQueue {
         let least = self.clock_us.saturating_sub(CREDIT_US);

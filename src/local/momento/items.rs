@@ -20,10 +20,10 @@ const MAX_ITEM_BYTES: usize = 1024 * 1024;
 
 /// The items of one cache.
 #[derive(Debug, Clone)]
-pub(super) struct Items(Cache<Vec<u8>, Item>);
+pub(super) struct Items(Cache<Vec<u8>, CachedItem>);
 
 #[derive(Debug, Clone)]
-struct Item {
+struct CachedItem {
     value: Arc<[u8]>,
     /// What was there before, and until when.
     before: Option<(Arc<[u8]>, Instant)>,
@@ -31,7 +31,7 @@ struct Item {
     gone_at: Option<Instant>,
 }
 
-impl Item {
+impl CachedItem {
     fn is_there(&self) -> bool {
         self.gone_at.is_none_or(|gone_at| Instant::now() < gone_at)
     }
@@ -41,15 +41,20 @@ impl Item {
 /// own `gone_at`.
 struct ByItem;
 
-impl Expiry<Vec<u8>, Item> for ByItem {
-    fn expire_after_create(&self, _: &Vec<u8>, item: &Item, now: Instant) -> Option<Duration> {
+impl Expiry<Vec<u8>, CachedItem> for ByItem {
+    fn expire_after_create(
+        &self,
+        _: &Vec<u8>,
+        item: &CachedItem,
+        now: Instant,
+    ) -> Option<Duration> {
         item.gone_at.map(|gone_at| gone_at.duration_since(now))
     }
 
     fn expire_after_update(
         &self,
         _: &Vec<u8>,
-        item: &Item,
+        item: &CachedItem,
         now: Instant,
         _: Option<Duration>,
     ) -> Option<Duration> {
@@ -59,7 +64,7 @@ impl Expiry<Vec<u8>, Item> for ByItem {
 
 impl Items {
     fn new() -> Self {
-        let weigh = |key: &Vec<u8>, item: &Item| {
+        let weigh = |key: &Vec<u8>, item: &CachedItem| {
             u32::try_from(key.len() + item.value.len()).unwrap_or(u32::MAX)
         };
         let items = Cache::builder()
@@ -73,7 +78,7 @@ impl Items {
     /// The value under the key, or the one before it if that was there until `lag`
     /// ago.
     pub(super) fn get(&self, key: &[u8], lag: Duration) -> Option<Vec<u8>> {
-        let item = self.0.get(key).filter(Item::is_there)?;
+        let item = self.0.get(key).filter(CachedItem::is_there)?;
         let value = match &item.before {
             Some((before, until)) if until.elapsed() < lag => before,
             _ => &item.value,
@@ -100,13 +105,15 @@ impl Items {
             return Err(status);
         }
         let now = Instant::now();
-        let mut item = Item {
+        let mut item = CachedItem {
             value: value.into(),
             before: None,
             gone_at: now.checked_add(Duration::from_millis(ttl_milliseconds)),
         };
         let done = self.0.entry(key).and_compute_with(|found| {
-            let found = found.map(moka::Entry::into_value).filter(Item::is_there);
+            let found = found
+                .map(moka::Entry::into_value)
+                .filter(CachedItem::is_there);
             if condition(found.as_ref().map(|item| &*item.value)) {
                 item.before = found.map(|found| (found.value, now));
                 Op::Put(item)

@@ -24,7 +24,7 @@ use self::items::{Caches, Items};
 
 /// A data call, by the name of its RPC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Call {
+pub enum DataCall {
     /// Get.
     Get,
     /// GetBatch.
@@ -59,7 +59,7 @@ pub enum Fate {
 #[tonic::async_trait]
 pub trait Gate: Send + Sync + 'static {
     /// Lets the call pass, at the time of its choosing, or refuses it.
-    async fn pass(&self, call: Call, keys: &[&[u8]]) -> Result<Fate, Status>;
+    async fn pass(&self, call: DataCall, keys: &[&[u8]]) -> Result<Fate, Status>;
 
     /// A call says that it is part of a trace, by W3C's `traceparent` and `tracestate`.
     fn in_trace(&self, _parent: &str, _state: &str) {}
@@ -81,11 +81,11 @@ pub trait Gate: Send + Sync + 'static {
 
 /// Lets everything pass at once.
 #[derive(Debug, Clone, Copy)]
-pub struct Open;
+pub struct OpenGate;
 
 #[tonic::async_trait]
-impl Gate for Open {
-    async fn pass(&self, _: Call, _: &[&[u8]]) -> Result<Fate, Status> {
+impl Gate for OpenGate {
+    async fn pass(&self, _: DataCall, _: &[&[u8]]) -> Result<Fate, Status> {
         Ok(Fate::Served)
     }
 }
@@ -136,14 +136,14 @@ impl Momento {
 
 /// A server that is running. Stops when dropped.
 #[derive(Debug)]
-pub struct Running {
+pub struct MomentoServer {
     addr: SocketAddr,
     caches: Caches,
     api_key: ApiKey,
     task: JoinHandle<()>,
 }
 
-impl Running {
+impl MomentoServer {
     /// Where the server listens.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
@@ -183,7 +183,7 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for MomentoServer {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -213,7 +213,7 @@ impl Evictor {
 ///
 /// # Errors
 /// The address cannot be listened on.
-pub async fn start(addr: SocketAddr, gate: Arc<dyn Gate>) -> io::Result<Running> {
+pub async fn start(addr: SocketAddr, gate: Arc<dyn Gate>) -> io::Result<MomentoServer> {
     serve(addr, Caches::default(), ApiKey::new(), gate).await
 }
 
@@ -222,7 +222,7 @@ async fn serve(
     caches: Caches,
     api_key: ApiKey,
     gate: Arc<dyn Gate>,
-) -> io::Result<Running> {
+) -> io::Result<MomentoServer> {
     let listener = TcpListener::bind(addr).await?;
     let addr = listener.local_addr()?;
     let momento = Momento {
@@ -239,7 +239,7 @@ async fn serve(
             tracing::error!(%error, "the embedded Momento server failed");
         }
     });
-    Ok(Running {
+    Ok(MomentoServer {
         addr,
         caches,
         api_key,

@@ -12,7 +12,7 @@ use momento_protos::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Call, Fate, Gate, Momento, items::Items};
+use super::{DataCall, Fate, Gate, Momento, items::Items};
 
 type Reply<T> = Result<Response<T>, Status>;
 type ReplyStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -45,7 +45,7 @@ impl Momento {
     /// meanwhile. A call served twice is answered as the first time.
     async fn through_gate<T: Send + 'static>(
         &self,
-        call: Call,
+        call: DataCall,
         keys: Vec<Vec<u8>>,
         serve: impl Fn(Fate) -> Result<T, Status> + Send + Sync + 'static,
     ) -> Result<T, Status> {
@@ -80,7 +80,7 @@ service! {
             let request = request.into_inner();
             let key = request.cache_key.clone();
             let serve = move |_| Ok(get(&items, &request.cache_key, lag));
-            Ok(Response::new(self.through_gate(Call::Get, vec![key], serve).await?))
+            Ok(Response::new(self.through_gate(DataCall::Get, vec![key], serve).await?))
         }
 
         async fn get_batch(
@@ -99,7 +99,7 @@ service! {
                 let found = wanted.iter().take(answers).map(|key| Ok(get(&items, key, lag)));
                 Ok(found.collect::<Vec<_>>())
             };
-            let found = self.through_gate(Call::GetBatch, keys, serve).await?;
+            let found = self.through_gate(DataCall::GetBatch, keys, serve).await?;
             let listener = Listener(Some(self.gate.clone()));
             let end = stream::once(listener.stay()).filter_map(|()| ready(None));
             Ok(Response::new(stream::iter(found).chain(end).boxed()))
@@ -110,7 +110,7 @@ service! {
             let request = request.into_inner();
             let key = request.cache_key.clone();
             let serve = move |_| set(&items, request.clone());
-            Ok(Response::new(self.through_gate(Call::Set, vec![key], serve).await?))
+            Ok(Response::new(self.through_gate(DataCall::Set, vec![key], serve).await?))
         }
 
         async fn set_batch(
@@ -120,7 +120,7 @@ service! {
             let items = self.admit(&request)?;
             let sets = request.into_inner().items;
             let keys: Vec<_> = sets.iter().map(|set| set.cache_key.clone()).collect();
-            self.gate.pass(Call::SetBatch, &borrowed(&keys)).await?;
+            self.gate.pass(DataCall::SetBatch, &borrowed(&keys)).await?;
             let answers = stream::iter(sets).map(move |request| set(&items, request));
             Ok(Response::new(answers.boxed()))
         }
@@ -140,7 +140,7 @@ service! {
                     |found| holds(&condition, found),
                 )
             };
-            let is_stored = self.through_gate(Call::SetIf, vec![key], serve).await?;
+            let is_stored = self.through_gate(DataCall::SetIf, vec![key], serve).await?;
             let result = if is_stored {
                 set_if_response::Result::Stored(set_if_response::Stored {})
             } else {
@@ -159,7 +159,7 @@ service! {
                 items.delete(&request.cache_key);
                 Ok(scs::DeleteResponse {})
             };
-            Ok(Response::new(self.through_gate(Call::Delete, vec![key], serve).await?))
+            Ok(Response::new(self.through_gate(DataCall::Delete, vec![key], serve).await?))
         }
     }
     unimplemented {

@@ -11,12 +11,12 @@ use aws_sdk_dynamodbstreams::{
     types::{self as sdk, OperationType, ShardIteratorType, StreamViewType},
 };
 
-use super::{DynamoDb, Kind, failed, primary_key_of, to_item};
+use super::{DynamoDb, ErrorKind, failed, primary_key_of, to_item};
 use crate::{
     domain::{ChangeKind, Key, Timestamp},
     store::{
-        ChangeStream, Changed, ChangedRecord, Error, Left, Page, Position, Shard, ShardId,
-        ShardIterator, StreamError, StreamId,
+        ChangeStream, Changed, ChangedRecord, Error, Left, Position, Shard, ShardId, ShardIterator,
+        StreamError, StreamId, StreamPage,
         item::{self, Item},
         keys,
     },
@@ -98,11 +98,11 @@ impl ChangeStream for DynamoDbStream {
             .ok_or(StreamError::Gone)
     }
 
-    async fn changes(&self, cursor: &ShardIterator) -> Result<Page, StreamError> {
+    async fn changes(&self, cursor: &ShardIterator) -> Result<StreamPage, StreamError> {
         let request = self.client.get_records().shard_iterator(&cursor.0);
         let output = request.send().await.map_err(stream_failed)?;
         let records = output.records.unwrap_or_default().into_iter();
-        Ok(Page {
+        Ok(StreamPage {
             changes: records.filter_map(changed).collect(),
             next: output.next_shard_iterator.map(ShardIterator),
         })
@@ -196,7 +196,7 @@ where
         Some("ExpiredIteratorException") => StreamError::Expired,
         Some("ResourceNotFoundException") => StreamError::Gone,
         Some("LimitExceededException") => StreamError::Store(Error::new(
-            Kind::Throttled,
+            ErrorKind::Throttled,
             "the stream has too many readers",
         )),
         _ => StreamError::Store(failed(error)),
@@ -280,8 +280,8 @@ mod tests {
         assert!(matches!(kind("ExpiredIteratorException"), Expired));
         assert!(matches!(kind("ResourceNotFoundException"), Gone));
         for (code, expected) in [
-            ("LimitExceededException", Kind::Throttled),
-            ("InternalServerError", Kind::Unavailable),
+            ("LimitExceededException", ErrorKind::Throttled),
+            ("InternalServerError", ErrorKind::Unavailable),
         ] {
             let Store(error) = kind(code) else {
                 panic!("{code}")

@@ -24,7 +24,7 @@ use crate::{
     domain::{Origin, Record, Role, State, Timestamp, Uid},
     error_chain::describe,
     store::{
-        CommitError, Error, Kind, REQUEST_RETENTION, Step, Store, StoredClaim,
+        CommitError, Error, ErrorKind, REQUEST_RETENTION, Step, Store, StoredClaim,
         item::{self, Item, Value},
         keys,
     },
@@ -77,7 +77,7 @@ fn is_worth_retrying(error: &CommitError, may_be_applied: bool) -> bool {
     match error {
         CommitError::OutcomeUnknown(_) => true,
         CommitError::NotApplied(error) => {
-            matches!(error.kind, Kind::Throttled | Kind::Unavailable)
+            matches!(error.kind, ErrorKind::Throttled | ErrorKind::Unavailable)
         }
         CommitError::Conflict => may_be_applied,
         CommitError::Stale => false,
@@ -94,7 +94,7 @@ fn of_all_attempts(last: CommitError, may_be_applied: bool) -> CommitError {
     CommitError::OutcomeUnknown(match last {
         CommitError::NotApplied(error) | CommitError::OutcomeUnknown(error) => error,
         CommitError::Conflict | CommitError::Stale => Error::new(
-            Kind::Unavailable,
+            ErrorKind::Unavailable,
             "an earlier attempt of the transaction may be on its way, or hold the items",
         ),
     })
@@ -539,7 +539,7 @@ fn classify_cancellation(
     }
     let kind = codes()
         .find(|code| *code != "None")
-        .map_or(Kind::Unavailable, kind_of_code);
+        .map_or(ErrorKind::Unavailable, kind_of_code);
     Err(CommitError::NotApplied(Error::new(
         kind,
         format!("{description} ({})", codes().collect::<Vec<_>>().join(", ")),
@@ -574,10 +574,10 @@ mod tests {
         let conflict = cancelled_by(&["None", "TransactionConflict"]);
         assert!(matches!(conflict, CommitError::Conflict), "{conflict:?}");
         for (codes, kind) in [
-            (&["None", "ThrottlingError"][..], Kind::Throttled),
-            (&["None", "ValidationError"], Kind::Unusable),
-            (&["None", "None"], Kind::Unavailable),
-            (&[], Kind::Unavailable),
+            (&["None", "ThrottlingError"][..], ErrorKind::Throttled),
+            (&["None", "ValidationError"], ErrorKind::Unusable),
+            (&["None", "None"], ErrorKind::Unavailable),
+            (&[], ErrorKind::Unavailable),
         ] {
             let CommitError::NotApplied(error) = cancelled_by(codes) else {
                 panic!("{codes:?}")

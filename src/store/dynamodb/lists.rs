@@ -13,7 +13,7 @@ use super::{Attributes, DynamoDb, decode, failed, primary_key, primary_key_of};
 use crate::{
     domain::{Key, Membership, OrganizationName, Role, Username},
     store::{
-        Directory, Error, Kind, ListPosition, Listed, Lists, Slice,
+        Directory, Error, ErrorKind, ListPosition, Listed, Lists, Slice,
         item::ROLE,
         keys::{
             self, INVERTED_INDEX, LIST_INDEX, LIST_KEY, OWNER_INDEX, OWNER_OF, PARTITION_KEY,
@@ -149,7 +149,7 @@ impl DynamoDb {
         let limit = u16::try_from(limit).unwrap_or(u16::MAX);
         match self.page(query, None, Some(limit)).await {
             Ok(output) => Ok(members_in(output)),
-            Err(error) if error.kind == Kind::NoIndex => Ok(Vec::new()),
+            Err(error) if error.kind == ErrorKind::NoIndex => Ok(Vec::new()),
             Err(error) => Err(error),
         }
     }
@@ -197,7 +197,7 @@ impl DynamoDb {
             let is_invalid = error.code() == Some("ValidationException");
             let mut failed = failed(error);
             if is_of_index && is_invalid {
-                failed.kind = Kind::NoIndex;
+                failed.kind = ErrorKind::NoIndex;
             }
             failed
         })
@@ -215,7 +215,7 @@ fn parse_directory_place(
             .filter(|shard| *shard < keys::LIST_SHARDS)?;
         Some((shard, (!pk.is_empty()).then(|| pk.to_owned())))
     });
-    parsed.ok_or_else(|| Error::new(Kind::Unusable, "a place that no page ended at"))
+    parsed.ok_or_else(|| Error::new(ErrorKind::Unusable, "a place that no page ended at"))
 }
 
 pub(super) fn last_key(output: &QueryOutput, name: &str) -> Option<ListPosition> {

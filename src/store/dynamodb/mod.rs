@@ -27,7 +27,7 @@ pub use table::{Created, Finding, Findings};
 
 use self::retry_budget::Budget;
 use super::{
-    Error, Kind, ListPosition, Listed, OWNER_HINTS, READ_MAX_KEYS, READS_AT_ONCE, Remembered,
+    Error, ErrorKind, ListPosition, Listed, OWNER_HINTS, READ_MAX_KEYS, READS_AT_ONCE, Remembered,
     StoredClaim, StrongReads,
     item::{self, Item, Value},
     keys,
@@ -60,9 +60,9 @@ const UNPROCESSED_PAUSE: Duration = Duration::from_millis(20);
 
 type Attributes = HashMap<String, AttributeValue>;
 
-/// Settings of the table.
+/// TableSettings of the table.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct TableSettings {
     /// Name of the table.
     pub table: String,
     /// Endpoint to use instead of the region's.
@@ -87,7 +87,7 @@ pub struct DynamoDb {
 impl DynamoDb {
     /// Builds the client. Does no I/O.
     #[must_use]
-    pub fn new(aws: &SdkConfig, settings: Settings) -> Self {
+    pub fn new(aws: &SdkConfig, settings: TableSettings) -> Self {
         let (attempt, operation) = (settings.attempt_timeout, settings.operation_timeout);
         let mut config = aws_sdk_dynamodb::config::Builder::from(aws)
             .retry_config(retries())
@@ -184,7 +184,7 @@ impl DynamoDb {
             }
             tokio::time::sleep(backoff::up_to(UNPROCESSED_PAUSE * 2_u32.pow(round))).await;
         }
-        Err(Error::new(Kind::Throttled, "keys stay unprocessed"))
+        Err(Error::new(ErrorKind::Throttled, "keys stay unprocessed"))
     }
 }
 
@@ -226,7 +226,7 @@ impl StrongReads for DynamoDb {
         let claim = item::decode_claim(&to_item(item));
         claim
             .map(Some)
-            .ok_or_else(|| Error::new(Kind::Malformed, "the item of an e-mail address"))
+            .ok_or_else(|| Error::new(ErrorKind::Malformed, "the item of an e-mail address"))
     }
 
     async fn remembered(&self, request: &Request) -> Result<Option<Remembered>, Error> {
@@ -236,7 +236,7 @@ impl StrongReads for DynamoDb {
         let remembered = item::decode_request(&to_item(item));
         remembered.map(Some).ok_or_else(|| {
             let what = format!("what is remembered of request {}", request.id.as_str());
-            Error::new(Kind::Malformed, what)
+            Error::new(ErrorKind::Malformed, what)
         })
     }
 }
@@ -316,31 +316,31 @@ where
     let kind = match error.code() {
         Some(code) => kind_of_code(code),
         None => match &error {
-            SdkError::ConstructionFailure(_) => Kind::Unusable,
-            _ => Kind::Unavailable,
+            SdkError::ConstructionFailure(_) => ErrorKind::Unusable,
+            _ => ErrorKind::Unavailable,
         },
     };
     Error::new(kind, describe(&error))
 }
 
-fn kind_of_code(code: &str) -> Kind {
+fn kind_of_code(code: &str) -> ErrorKind {
     match code {
         "ProvisionedThroughputExceededException"
         | "RequestLimitExceeded"
         | "ThrottlingException"
         | "ThrottlingError"
-        | "ProvisionedThroughputExceeded" => Kind::Throttled,
+        | "ProvisionedThroughputExceeded" => ErrorKind::Throttled,
         "InternalServerError"
         | "ServiceUnavailable"
         | "TransactionConflictException"
-        | "TransactionInProgressException" => Kind::Unavailable,
-        "ResourceNotFoundException" => Kind::Missing,
-        _ => Kind::Unusable,
+        | "TransactionInProgressException" => ErrorKind::Unavailable,
+        "ResourceNotFoundException" => ErrorKind::Missing,
+        _ => ErrorKind::Unusable,
     }
 }
 
 fn unusable(error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::new(Kind::Unusable, error)
+    Error::new(ErrorKind::Unusable, error)
 }
 
 #[cfg(test)]
@@ -354,13 +354,16 @@ mod tests {
     #[test]
     fn each_code_of_the_table_is_an_error_of_its_kind() {
         for (code, kind) in [
-            ("ProvisionedThroughputExceededException", Kind::Throttled),
-            ("ThrottlingException", Kind::Throttled),
-            ("InternalServerError", Kind::Unavailable),
-            ("ServiceUnavailable", Kind::Unavailable),
-            ("TransactionInProgressException", Kind::Unavailable),
-            ("ResourceNotFoundException", Kind::Missing),
-            ("AccessDeniedException", Kind::Unusable),
+            (
+                "ProvisionedThroughputExceededException",
+                ErrorKind::Throttled,
+            ),
+            ("ThrottlingException", ErrorKind::Throttled),
+            ("InternalServerError", ErrorKind::Unavailable),
+            ("ServiceUnavailable", ErrorKind::Unavailable),
+            ("TransactionInProgressException", ErrorKind::Unavailable),
+            ("ResourceNotFoundException", ErrorKind::Missing),
+            ("AccessDeniedException", ErrorKind::Unusable),
         ] {
             let error = GetItemError::generic(ErrorMetadata::builder().code(code).build());
             assert_eq!(
@@ -370,8 +373,8 @@ mod tests {
             );
         }
         let timeout = SdkError::<InternalServerError, ()>::timeout_error("late");
-        assert_eq!(failed(timeout).kind, Kind::Unavailable);
+        assert_eq!(failed(timeout).kind, ErrorKind::Unavailable);
         let unsendable = SdkError::<InternalServerError, ()>::construction_failure("no");
-        assert_eq!(failed(unsendable).kind, Kind::Unusable);
+        assert_eq!(failed(unsendable).kind, ErrorKind::Unusable);
     }
 }

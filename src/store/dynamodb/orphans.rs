@@ -7,7 +7,7 @@ use super::{DynamoDb, failed, lists::last_key, primary_key, primary_key_of, to_i
 use crate::{
     domain::Orphans,
     store::{
-        Error, Kind, ListPosition, Listed, OrphanTasks, item,
+        Error, ErrorKind, ListPosition, Listed, OrphanTasks, item,
         keys::{self, SORT_KEY},
     },
 };
@@ -41,7 +41,7 @@ impl OrphanTasks for DynamoDb {
                 primary_key_of(&item).and_then(|(_, sk)| item::decode_orphans(&sk, &to_item(item)));
             orphans.ok_or_else(|| {
                 Error::new(
-                    Kind::Malformed,
+                    ErrorKind::Malformed,
                     "an item that should say what a deletion left",
                 )
             })

@@ -12,7 +12,7 @@ use aws_sdk_dynamodb::{
 use super::{Attributes, DynamoDb, failed, primary_key, unusable};
 use crate::{
     domain::Timestamp,
-    store::{Error, Kind, Register, Registers, item, keys},
+    store::{Error, ErrorKind, Register, Registers, item, keys},
 };
 
 #[async_trait]
@@ -112,7 +112,7 @@ fn decode(name: &str, attributes: Attributes) -> Result<Register, Error> {
         .and_then(|version| version.as_n().ok()?.parse().ok())
         .ok_or_else(|| {
             Error::new(
-                Kind::Malformed,
+                ErrorKind::Malformed,
                 format!("register {name} has no number {}", item::VERSION),
             )
         })?;

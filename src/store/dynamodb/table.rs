@@ -17,7 +17,7 @@ use super::{DynamoDb, failed, primary_key, primary_key_of, to_item, unusable};
 use crate::{
     domain::{Key, Record, Role},
     store::{
-        Error, Kind,
+        Error, ErrorKind,
         item::{self, EXPIRE_TIME, ROLE, STATE, TOMBSTONE},
         keys::{
             self, INVERTED_INDEX, LIST_INDEX, LIST_KEY, OWNER_INDEX, OWNER_OF, PARTITION_KEY,
@@ -100,7 +100,7 @@ impl DynamoDb {
     pub async fn create_table(&self) -> Result<(Created, Findings), Error> {
         let table = match self.describe().await {
             Ok(table) => table,
-            Err(error) if error.kind == Kind::Missing => {
+            Err(error) if error.kind == ErrorKind::Missing => {
                 self.send_create().await?;
                 self.wait_until_active().await?;
                 self.let_items_expire().await?;
@@ -269,7 +269,7 @@ impl DynamoDb {
             .map_err(failed)?;
         output
             .table
-            .ok_or_else(|| Error::new(Kind::Unusable, "DescribeTable returned no table"))
+            .ok_or_else(|| Error::new(ErrorKind::Unusable, "DescribeTable returned no table"))
     }
 
     fn check_keys(&self, table: &TableDescription) -> Result<(), Error> {
@@ -282,7 +282,7 @@ impl DynamoDb {
             return Ok(());
         }
         Err(Error::new(
-            Kind::Unusable,
+            ErrorKind::Unusable,
             format!(
                 "table {} has other keys than partition key {PARTITION_KEY} and sort key {SORT_KEY}",
                 self.table
@@ -325,7 +325,7 @@ impl DynamoDb {
                     }
                     // A new table may not be found for a moment.
                     Ok(_) => {}
-                    Err(error) if error.kind == Kind::Missing => {}
+                    Err(error) if error.kind == ErrorKind::Missing => {}
                     Err(error) => return Err(error),
                 }
                 polls += 1;
@@ -337,7 +337,7 @@ impl DynamoDb {
             .await
             .unwrap_or_else(|_| {
                 Err(Error::new(
-                    Kind::Unavailable,
+                    ErrorKind::Unavailable,
                     format!("table {} does not become active", self.table),
                 ))
             })

@@ -179,7 +179,7 @@ impl Backends {
     }
 
     /// Stores the secret of the Momento server under a name that exists.
-    pub async fn put_secret(&self, name: &str, server: &momento::Running) {
+    pub async fn put_secret(&self, name: &str, server: &momento::MomentoServer) {
         use secrecy::ExposeSecret as _;
         let put = self.secrets_client().put_secret_value().secret_id(name);
         let put = put.secret_string(server.secret().expose_secret());
@@ -187,7 +187,7 @@ impl Backends {
     }
 
     /// Stores the secret of another Momento server; returns its name.
-    pub async fn store_secret(&self, server: &momento::Running) -> String {
+    pub async fn store_secret(&self, server: &momento::MomentoServer) -> String {
         use secrecy::ExposeSecret as _;
         let name = format!("momento-{}", uuid::Uuid::new_v4());
         let create = self.secrets_client().create_secret().name(&name);
@@ -301,12 +301,12 @@ impl Isolated {
 /// A way to the backends. DeletedName when dropped.
 pub struct Way {
     _proxy: DynamoDbProxy,
-    _momento: momento::Running,
+    _momento: momento::MomentoServer,
 }
 
 /// Takes its time, so that how busy the machine is decides nothing. Tests of what is
 /// given up in time say themselves how long that is.
-pub fn patient(mut cache: coherence::Settings) -> Tuning {
+pub fn patient(mut cache: coherence::CoherenceSettings) -> Tuning {
     cache.timing.fence_attempt = LONG_TIMEOUT;
     cache.timing.fence_patience = LONG_TIMEOUT;
     Tuning {
@@ -433,7 +433,7 @@ struct MomentoGate {
 
 #[tonic::async_trait]
 impl momento::Gate for MomentoGate {
-    async fn pass(&self, call: momento::Call, keys: &[&[u8]]) -> Result<momento::Fate, Status> {
+    async fn pass(&self, call: momento::DataCall, keys: &[&[u8]]) -> Result<momento::Fate, Status> {
         let keys: Vec<_> = keys
             .iter()
             .map(|key| String::from_utf8_lossy(key))

@@ -208,7 +208,7 @@ impl World {
         fastrand::Rng::with_seed(self.seed.wrapping_mul(1_000_003).wrapping_add(of))
     }
 
-    fn settings(&self, replica: usize) -> coherence::Settings {
+    fn settings(&self, replica: usize) -> coherence::CoherenceSettings {
         let mut timing = coherence::Timing::default();
         if self.profile.expires {
             timing.fence_max_age = Duration::from_millis(75);
@@ -218,13 +218,13 @@ impl World {
         if let Some(fence_ttl_ms) = self.profile.fence_ttl_ms {
             timing.fence_ttl = Duration::from_millis(fence_ttl_ms);
         }
-        let defaults = coherence::Settings::default();
+        let defaults = coherence::CoherenceSettings::default();
         // What is kept hides some mistakes, what expires hides others.
         let expires_soon = self.seed.is_multiple_of(2);
         let entry_ttl = self.profile.entry_ttl_ms.filter(|_| expires_soon);
         let entry_ttl = entry_ttl.map(Duration::from_millis);
         let ttl = |default| entry_ttl.unwrap_or(default);
-        coherence::Settings {
+        coherence::CoherenceSettings {
             membership_ttl: ttl(defaults.membership_ttl),
             profile_ttl: ttl(defaults.profile_ttl),
             absent_ttl: ttl(defaults.absent_ttl),
