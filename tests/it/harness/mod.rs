@@ -332,7 +332,7 @@ impl Replica {
         // A test that sets the time of an attempt is about the service's own bounds.
         if settings.backends.dynamodb_attempt_timeout_ms == table_timeout() {
             tuning.operation_timeout = Some(table_timeout());
-            tuning.cache.timing.fence_ttl += table_timeout() - OPERATION_TIMEOUT;
+            tuning.cache.timing.fence_ttl += table_timeout().saturating_sub(OPERATION_TIMEOUT);
         }
         let (listener, addr) = boot::listen(&settings.server).await?;
         let app = Box::pin(App::boot_with(settings, tuning)).await?;
