@@ -33,7 +33,7 @@ static SERVED: LazyLock<Served> = LazyLock::new(|| {
         unreachable!("`dev` was asked for");
     };
     let (service, embedded) = runtime.block_on(async {
-        let embedded = Embedded::start(&settings, Arc::new(momento::Open));
+        let embedded = Embedded::start(&settings, Arc::new(momento::OpenGate));
         let embedded = embedded.await.expect("embedded servers");
         embedded
             .set_up()

@@ -15,7 +15,7 @@ use std::{
 use account_service::{
     auth::{Authorizer, Credentials},
     cache::{Batching, Cache, Error, Found, Keys},
-    coherence::{Coherence, Settings},
+    coherence::{Coherence, CoherenceSettings},
     config::{Cli, Command, DevSettings},
     grpc::{
         AccountService, AuthLayer, ConcurrencyLimitLayer, MetricsLayer, WatchLimits,
@@ -219,7 +219,7 @@ where
 async fn run(arguments: &Arguments) -> Result<()> {
     let settings = dev_settings()?;
     // As in the service: what is asked whether it is to be logged or traced counts.
-    telemetry::start(&settings.log, None)?;
+    telemetry::start(&settings.log.log, settings.log.log_format, None)?;
     let embedded = Embedded::start(&settings, Arc::new(momento::OpenGate)).await?;
     embedded.set_up().await?;
     let backends = embedded.backend_settings();
@@ -240,10 +240,10 @@ async fn run(arguments: &Arguments) -> Result<()> {
     };
     let table = Arc::new(DynamoDb::new(&aws, table));
     let map = Arc::new(Map::default());
-    let cache = Settings {
+    let cache = CoherenceSettings {
         membership_ttl: Duration::from_secs(3600),
         profile_ttl: Duration::from_secs(3600),
-        ..Settings::default()
+        ..CoherenceSettings::default()
     };
     let lookups = Arc::new(Batching::new(map.clone(), cache.cache_read_timeout));
     let registers = Arc::new(Frozen {
