@@ -4,7 +4,7 @@
 use std::sync::{Arc, LazyLock};
 
 use account_service::{
-    auth::Gate,
+    auth::Authorizer,
     boot::App,
     config::{Cli, Command},
     grpc::{AccountService, AuthLayer, WatchLimits, with_error_details},
@@ -66,7 +66,7 @@ pub fn call(method: &str, message: &[u8]) -> Status {
     };
     let service = ServiceBuilder::new()
         .layer(MapResponseLayer::new(with_error_details))
-        .layer(AuthLayer(Gate::open()))
+        .layer(AuthLayer(Authorizer::open()))
         .service(SERVED.service.clone().into_server());
     let status = SERVED.runtime.block_on(async {
         let response = match service.oneshot(request).await {

@@ -22,11 +22,11 @@ fuzz_target!(|bytes: &[u8]| {
         let Some(entry) = Entry::decode(bytes, cache_key.as_bytes(), &key) else {
             continue;
         };
-        let seen = CheckFacts::told(bytes, cache_key.as_bytes(), &key).map(|(seen, _)| seen);
+        let seen = CheckFacts::decode(bytes, cache_key.as_bytes(), &key).map(|(seen, _)| seen);
         match &entry.tag {
             Tag::Present { record, .. } => {
                 assert_eq!(record.key(), key);
-                let facts = CheckFacts::from(record);
+                let facts = CheckFacts::project(record);
                 assert!(seen.is_none_or(|seen| seen == Some(facts)));
             }
             Tag::Absent { .. } => assert!(seen.is_none_or(|seen| seen.is_none())),
