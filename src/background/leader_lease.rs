@@ -66,8 +66,11 @@ impl LeaderLease {
 
     /// This replica, which has not read the lease yet.
     #[must_use]
-    pub fn candidate(&self) -> Candidate {
-        Candidate::new(self.name.clone(), self.takeover)
+    pub fn candidate(&self) -> Candidate<'_> {
+        Candidate {
+            lease: self,
+            seen: None,
+        }
     }
 
     /// The register of the lease. `None`: it was never taken.
@@ -133,22 +136,13 @@ impl LeaderLease {
 }
 
 /// A replica that waits for a lease.
-pub struct Candidate {
-    name: String,
-    takeover: Duration,
+pub struct Candidate<'a> {
+    lease: &'a LeaderLease,
     /// The version that was last read, and since when it is unchanged.
     seen: Option<(u64, Instant)>,
 }
 
-impl Candidate {
-    fn new(name: String, takeover: Duration) -> Self {
-        Self {
-            name,
-            takeover,
-            seen: None,
-        }
-    }
-
+impl Candidate<'_> {
     /// Whether the lease is free: never taken, released, held by this replica, or not written
     /// for the takeover time.
     pub fn may_take(&mut self, register: Option<&Register>) -> bool {
@@ -156,12 +150,12 @@ impl Candidate {
             return true;
         };
         let owner = register.values.get(OWNER);
-        if owner.is_none_or(|owner| owner.is_empty() || *owner == self.name) {
+        if owner.is_none_or(|owner| owner.is_empty() || *owner == self.lease.name) {
             return true;
         }
         match self.seen {
             Some((version, since)) if version == register.version => {
-                since.elapsed() >= self.takeover
+                since.elapsed() >= self.lease.takeover
             }
             _ => {
                 self.seen = Some((register.version, Instant::now()));

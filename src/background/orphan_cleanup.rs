@@ -184,7 +184,7 @@ impl CleanUp {
     /// Processes all tasks once. A failed task is retried later.
     async fn lead_once(
         &self,
-        candidate: &mut Candidate,
+        candidate: &mut Candidate<'_>,
         tasks: &mut Tasks,
     ) -> Result<(), Interruption> {
         let page = self.tasks.orphans(None).await?;

@@ -182,12 +182,7 @@ impl Coherence {
         let mut compared = Vec::with_capacity(keys.len());
         for keys in keys.chunks(cache::MAX_KEYS) {
             let cache_keys = namespace.keys(keys);
-            let found = timeout(
-                self.settings.timing.fence_attempt,
-                self.cache.get(&cache_keys),
-            )
-            .await;
-            let mut found = found.into_iter().flatten().flatten();
+            let mut found = self.look_up_to_fence(&cache_keys).await;
             compared.extend(keys.iter().zip(cache_keys.iter()).map(|(key, cache_key)| {
                 let cached = match found.next() {
                     Some(Found::Miss) => return Cached::Agrees,
@@ -296,14 +291,19 @@ impl Coherence {
         })
     }
 
+    /// Looks keys up within the time of an attempt to fence. Nothing if that fails.
+    async fn look_up_to_fence(
+        &self,
+        cache_keys: &cache::Keys,
+    ) -> impl Iterator<Item = Found> + use<> {
+        let attempt = self.settings.timing.fence_attempt;
+        let found = timeout(attempt, self.cache.get(cache_keys)).await;
+        found.into_iter().flatten().flatten()
+    }
+
     async fn peek(&self, namespace: &Namespace, keys: &[Key]) -> Vec<Replaced> {
         let cache_keys = namespace.keys(keys);
-        let found = timeout(
-            self.settings.timing.fence_attempt,
-            self.cache.get(&cache_keys),
-        )
-        .await;
-        let mut found = found.into_iter().flatten().flatten();
+        let mut found = self.look_up_to_fence(&cache_keys).await;
         let replaced =
             keys.iter()
                 .zip(cache_keys.iter())

@@ -426,6 +426,15 @@ mod tests {
         (registers, generation_switch)
     }
 
+    /// The same, with a cache that was taken out of use.
+    async fn slow_and_left() -> (Arc<SlowRegisters>, GenerationSwitch) {
+        let (registers, generation_switch) = slow();
+        generation_switch.begin().await.unwrap();
+        let view = generation_switch.refresh().await.unwrap();
+        generation_switch.leave(&view).await.unwrap();
+        (registers, generation_switch)
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_view_is_good_for_its_time_counted_from_the_question() {
         let (_, generation_switch) = slow();
@@ -458,10 +467,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_flush_ends_also_where_the_cache_was_left_before() {
-        let (registers, generation_switch) = slow();
-        generation_switch.begin().await.unwrap();
-        let view = generation_switch.refresh().await.unwrap();
-        generation_switch.leave(&view).await.unwrap();
+        let (registers, generation_switch) = slow_and_left().await;
         let another = GenerationSwitch::new(registers.clone(), Timing::default());
         let (first, second) = tokio::join!(generation_switch.renew(), another.renew());
         first.unwrap();
@@ -509,10 +515,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_cache_that_answers_again_is_used_only_after_both_waits() {
-        let (registers, generation_switch) = slow();
-        generation_switch.begin().await.unwrap();
-        let view = generation_switch.refresh().await.unwrap();
-        generation_switch.leave(&view).await.unwrap();
+        let (registers, generation_switch) = slow_and_left().await;
         let keep = generation_switch.run(&Answering);
         let _ = timeout(Duration::from_secs(60), keep).await;
         let writes = registers.once_round();

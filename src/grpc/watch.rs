@@ -97,25 +97,25 @@ impl WatchStream {
         };
         let (sender, responses) = mpsc::channel(1);
         let end = Arc::new(Mutex::new(None));
-        let told = end.clone();
+        let ended = end.clone();
         tokio::spawn(async move {
-            let tell = tell(watcher, &sender, &begin.charge, limits.patience);
-            let told_in_time = timeout(left, tell);
-            let stopped = limits.stopping.run_until_cancelled(told_in_time).await;
+            let sending = send_changes(watcher, &sender, &begin.charge, limits.patience);
+            let sending = timeout(left, sending);
+            let stopped = limits.stopping.run_until_cancelled(sending).await;
             let status = match stopped {
                 None => status::stopping(),
                 Some(Err(_)) => over,
                 Some(Ok(status)) => status,
             };
             drop(permit);
-            *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
+            *ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
         });
         Self { responses, end }
     }
 }
 
 /// Sends changes, and returns the reason of the end.
-async fn tell(
+async fn send_changes(
     mut watcher: Watcher,
     sender: &Sender<(WatchChangesResponse, MemoryCharge)>,
     charge: &MemoryCharge,

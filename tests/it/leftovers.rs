@@ -44,16 +44,6 @@ pub fn cleaning(backends: &Backends, rate: u32) -> Tuning {
     }
 }
 
-async fn delete_organization(replica: &Replica) {
-    let request = pb::DeleteOrganizationRequest {
-        organization_name: ORG.to_owned(),
-        actor: Some(pb::delete_organization_request::Actor::AsPlatform(true)),
-        ..pb::DeleteOrganizationRequest::default()
-    };
-    let mut client = replica.client.clone();
-    client.delete_organization(request).await.unwrap();
-}
-
 fn from_env(name: &str) -> Option<usize> {
     let text = std::env::var(name).ok()?;
     Some(text.parse().expect("a number"))
@@ -93,7 +83,7 @@ async fn what_an_organization_leaves_is_removed_and_the_next_one_of_its_name_is_
     let organization = service.get_organization(ORG).await.unwrap().0;
     add_members(&backends, &organization, count).await;
     backends.forget_calls();
-    delete_organization(&service).await;
+    service.delete_organization(ORG).await;
     let transactions = backends.dynamodb.calls();
     let transactions = transactions.iter().filter(|call| call.contains("Write"));
     assert_eq!(transactions.collect::<Vec<_>>(), ["1 x TransactWriteItems"]);
@@ -169,7 +159,7 @@ async fn a_replica_that_crashed_in_the_middle_is_followed_by_another_one() {
     service.found_olivia_org().await;
     let organization = service.get_organization(ORG).await.unwrap().0;
     add_members(&backends, &organization, 300).await;
-    delete_organization(&service).await;
+    service.delete_organization(ORG).await;
     let (dynamodb, momento) = <(Arc<Script>, Arc<Script>)>::default();
     let (way, settings) = backends.way(dynamodb.clone(), momento).await;
     // Its fourth transaction never ends, nor does anything after it: it is gone.
@@ -192,7 +182,7 @@ async fn leftovers_are_removed_no_faster_than_the_rate() {
     service.found_olivia_org().await;
     let organization = service.get_organization(ORG).await.unwrap().0;
     add_members(&backends, &organization, 100).await;
-    delete_organization(&service).await;
+    service.delete_organization(ORG).await;
     let began = std::time::Instant::now();
     let _cleaner = Replica::start_with(&backends.serve_settings(), cleaning(&backends, 100)).await;
     eventually("all is removed", async || {
@@ -248,7 +238,7 @@ async fn memberships_that_cannot_be_removed_stop_neither_their_own_task_nor_othe
             .unwrap();
     }
     let zoe = service.get_user("zoe").await.unwrap().0;
-    delete_organization(&service).await;
+    service.delete_organization(ORG).await;
     service.delete_user("zoe").await.unwrap();
     // An item that is no task at all, before all others.
     table.put(&[("PK", "LEFTOVERS"), ("SK", "!")]).await;
@@ -289,7 +279,7 @@ async fn tasks_that_cannot_be_done_do_not_starve_those_behind_them() {
         put_membership(&table, &name, "viewer", ["gone", "any"]).await;
         put_task(&table, &format!("ORG#{name}"), "gone", 0).await;
     }
-    delete_organization(&service).await;
+    service.delete_organization(ORG).await;
     let denied = error_body("AccessDeniedException");
     let script = &backends.dynamodb;
     script.answer_about("TransactWriteItems", "MEMBER#viewer", 400, &denied);

@@ -63,16 +63,6 @@ async fn members(replica: &Replica, organization: &str) -> BTreeMap<String, Role
         .collect()
 }
 
-async fn delete_organization(replica: &Replica, name: &str) {
-    let request = pb::DeleteOrganizationRequest {
-        organization_name: name.to_owned(),
-        actor: Some(pb::delete_organization_request::Actor::AsPlatform(true)),
-        ..pb::DeleteOrganizationRequest::default()
-    };
-    let mut client = replica.client.clone();
-    client.delete_organization(request).await.unwrap();
-}
-
 #[tokio::test]
 async fn all_that_the_tutorial_wrote_is_read_and_listed() {
     let (backends, service) = start().await;
@@ -400,7 +390,7 @@ async fn names_that_the_tutorial_takes_again_inherit_nothing() {
         .await;
     assert_eq!(service.role_of("own-org", NORA).await, None);
     for organization in [ORG, "own-org"] {
-        delete_organization(&service, organization).await;
+        service.delete_organization(organization).await;
         let is_free = tutorial_founds(&table, organization, "Jane Doe").await;
         assert!(!is_free, "{organization}");
         let refused = service.get_organization(organization).await;
@@ -504,7 +494,7 @@ async fn the_clean_up_spares_members_of_a_name_that_the_tutorial_took_again() {
         let (backends, service) = start().await;
         let table = backends.table();
         fill(&table).await;
-        delete_organization(&service, ORG).await;
+        service.delete_organization(ORG).await;
         let before = table.count("ORGMEMBERS#olivia-org", "MEMBER#").await;
         let removal = is_taken_late.then(|| {
             let script = &backends.dynamodb;
@@ -586,7 +576,7 @@ async fn records_with_attributes_of_other_types_are_changed_and_deleted() {
         transferred.expect(&what);
         let role = service.role_of(&organization, &member).await;
         assert_eq!(role, Some(Role::Owner), "{what}");
-        delete_organization(&service, &organization).await;
+        service.delete_organization(&organization).await;
         service.delete_user(&member).await.expect(&what);
     }
 }
@@ -597,7 +587,7 @@ async fn a_deleted_name_is_taken_again_by_the_service_while_its_tombstone_stands
     let other = backends.replica().await;
     fill(&backends.table()).await;
     for _ in 0..2 {
-        delete_organization(&service, ORG).await;
+        service.delete_organization(ORG).await;
         service.delete_user(NORA).await.unwrap();
         for replica in [&service, &other] {
             let refused = replica.get_organization(ORG).await;

@@ -104,9 +104,9 @@ struct CallerQueue {
 /// Numbers of slots.
 #[derive(Debug, Clone, Copy, Default)]
 struct Slots {
-    /// Of those that every caller may take.
+    /// Slots that every caller may take.
     shared: u64,
-    /// Of those that are reserved for callers that hold few.
+    /// Slots that are reserved for callers that hold few.
     reserved: u64,
 }
 

@@ -45,6 +45,17 @@ impl Replica {
         Ok(reply.into_inner().user.unwrap())
     }
 
+    /// Deletes an organization as the platform.
+    pub async fn delete_organization(&self, name: &str) {
+        let request = pb::DeleteOrganizationRequest {
+            organization_name: name.to_owned(),
+            actor: Some(pb::delete_organization_request::Actor::AsPlatform(true)),
+            ..pb::DeleteOrganizationRequest::default()
+        };
+        let mut client = self.client.clone();
+        client.delete_organization(request).await.unwrap();
+    }
+
     pub async fn create_organization(
         &self,
         name: &str,
