@@ -1,4 +1,4 @@
-//! Client certificates: the name of a caller, and until when the certificate is valid.
+//! Client certificates: the name of the caller, and the expiry of the certificate.
 
 use std::sync::Arc;
 
@@ -35,7 +35,7 @@ impl Certificate {
             invalid("the client's certificate has neither a URI nor a DNS name".to_owned())
         })?;
         if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_graphic()) {
-            let why = "the name in the client's certificate is no URI and no DNS name";
+            let why = "the name in the client's certificate is neither a URI nor a DNS name";
             return Err(invalid(why.to_owned()));
         }
         let expires = certificate.validity().not_after.timestamp();

@@ -1,5 +1,5 @@
-//! JSON Web Key Sets: the keys that sign tokens, from a file or a URL. Read again at
-//! intervals, and when a token names an unknown key.
+//! JSON Web Key Sets: the keys that verify tokens, from a file or a URL. They are read again
+//! at intervals, and when a token names an unknown key.
 
 use std::{
     fmt,
@@ -77,13 +77,13 @@ pub enum KeySourceError {
     #[error("the file cannot be read: {0}")]
     File(#[from] std::io::Error),
     /// The URL does not respond with success.
-    #[error("the URL does not answer as it should: {0}")]
+    #[error("the request to the URL failed: {0}")]
     Url(#[from] reqwest::Error),
     /// The key set is too large.
     #[error("it has more than {MAX_KEY_SET_BYTES} bytes")]
     TooLarge,
     /// The content is not a key set.
-    #[error("it is no JSON Web Key Set: {0}")]
+    #[error("it is not a JSON Web Key Set: {0}")]
     Form(#[from] serde_json::Error),
     /// None of its keys can verify a signature.
     #[error("none of its keys can verify a signature")]
@@ -141,8 +141,7 @@ impl fmt::Debug for VerificationKeys {
 }
 
 impl VerificationKeys {
-    /// Reads the keys for the first time. A URL that cannot be reached is retried by
-    /// [`Self::run_refresh`].
+    /// Reads the keys for the first time. [`Self::run_refresh`] retries an unreachable URL.
     ///
     /// # Errors
     /// See [`KeySourceError`].

@@ -53,7 +53,7 @@ pub(super) struct Identity {
     pub expires: u64,
 }
 
-/// A token that was valid.
+/// A verified token.
 #[derive(Debug, Clone)]
 struct Verified {
     identity: Identity,
@@ -94,7 +94,7 @@ impl Tokens {
             decode_header(token).map_err(|error| invalid(format!("the token: {error}")))?;
         if !self.expected.algorithms.contains(&header.alg) {
             return Err(invalid(format!(
-                "tokens signed by {:?} are not taken",
+                "tokens signed by {:?} are not accepted",
                 header.alg
             )));
         }
@@ -106,17 +106,17 @@ impl Tokens {
                 .get(UNENCODED)
                 .is_some_and(|it| *it != Value::Bool(true))
         {
-            return Err(invalid("the token has extensions".to_owned()));
+            return Err(invalid("the token has unsupported extensions".to_owned()));
         }
         let candidates = self.keys.find(header.alg, header.kid.as_deref());
         let Candidates { keys, edition } = candidates.ok_or(Refused::NoKeysYet)?;
         let claims = self.decode(token, &header, &keys)?;
         let subject = claims.get(SUBJECT).and_then(Value::as_str);
         let Some(subject) = subject.filter(|subject| !subject.is_empty()) else {
-            return Err(invalid("the token names nobody".to_owned()));
+            return Err(invalid("the token has no subject".to_owned()));
         };
         let Some(holder) = policy.of_token(&claims) else {
-            return Err(invalid("the token is of several callers".to_owned()));
+            return Err(invalid("the token matches several callers".to_owned()));
         };
         Ok(Verified {
             identity: Identity {
@@ -142,7 +142,7 @@ impl Tokens {
         validation.set_audience(&[&self.expected.audience]);
         validation.set_required_spec_claims(&["exp", "iss", "aud", SUBJECT]);
         let kid = header.kid.as_deref().unwrap_or_default();
-        let mut why = format!("no key {kid:?} is known that signs by {:?}", header.alg);
+        let mut why = format!("no known key {kid:?} signs by {:?}", header.alg);
         for key in keys {
             match decode(token, key, &validation) {
                 Ok(TokenData { claims, .. }) => return Ok(claims),

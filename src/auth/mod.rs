@@ -1,5 +1,5 @@
-//! Authentication and authorization: certificates and tokens to names, names to granted
-//! methods. Knows no gRPC.
+//! Authentication and authorization: the name of the caller with a certificate or a token, and
+//! the methods that the policy grants it. Independent of gRPC.
 
 mod certificate;
 mod jwks;
@@ -18,19 +18,19 @@ pub use self::policy::{Grant, Method, Policy, PolicyError};
 
 use self::{jwt::Identity, policy::Holder};
 
-/// The name of a caller. It is displayed as a log may hold it: a service's name as it is,
-/// and any other name, which may be a user's, as the beginning of its SHA-256.
+/// The name of a caller. Its displayed form is fit for logs: a service's name as it is, and
+/// any other name, which may be a user's, as the beginning of its SHA-256.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub enum Name {
     /// A caller of the policy, or the name in an unknown certificate.
     Service(Arc<str>),
-    /// The subject of a token that is no service's token.
+    /// The subject of a token that does not belong to a service.
     Subject(Arc<str>),
 }
 
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        /// Enough to tell callers apart.
+        /// Bytes that suffice to distinguish callers.
         const SHOWN: usize = 6;
         match self {
             Self::Service(name) => f.write_str(name),
@@ -75,7 +75,7 @@ pub struct Credentials<'a> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// The call has no credentials.
-    #[error("the call brings no credentials")]
+    #[error("the call has no credentials")]
     NoCredentials,
     /// The credentials are not valid.
     #[error("the call's credentials are not valid")]
@@ -84,7 +84,7 @@ pub enum Refused {
         why: String,
     },
     /// The keys that verify tokens are not available yet.
-    #[error("tokens cannot be verified for the time being")]
+    #[error("tokens cannot be verified yet")]
     NoKeysYet,
     /// The policy does not grant this to the caller.
     #[error("the caller may not call this method")]
@@ -195,7 +195,7 @@ impl Checks {
             Holder::User(_) => Some(identity.subject),
             Holder::Service(other) if other.name == service.name => None,
             Holder::Service(_) | Holder::Unknown => {
-                let why = "the token is neither a user's nor its own".to_owned();
+                let why = "the token is neither a user's nor the caller's own".to_owned();
                 return Err(brought_by(
                     Some(certificate),
                     Refused::InvalidCredentials { why },
@@ -233,7 +233,7 @@ fn identified(identity: Identity) -> Result<Caller, Refused> {
     })
 }
 
-/// The certificate, if it has not expired: the connection may be older than its validity.
+/// The certificate, if it has not expired. It may expire while the connection is open.
 fn current(certificate: &Result<Certificate, Refused>) -> Result<&Certificate, Refused> {
     let certificate = certificate.as_ref().map_err(Clone::clone)?;
     if get_current_timestamp() > certificate.expires {
@@ -260,7 +260,7 @@ impl Caller {
         self.grant.acts_for_users || self.user.as_deref() == Some(username)
     }
 
-    /// Whether the caller may act on behalf of the platform, if a request says so.
+    /// Whether the caller may act on behalf of the platform, in requests that set `as_platform`.
     #[must_use]
     pub fn may_act_as_platform(&self) -> bool {
         self.grant.acts_as_platform

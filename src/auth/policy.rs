@@ -1,5 +1,5 @@
-//! The policy: the callers, how each authenticates, which methods it may call, and on
-//! whose behalf.
+//! The policy: the callers, the credentials of each, the methods that it may call, and the
+//! actors on whose behalf it may act.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -21,7 +21,7 @@ const BYTE_ORDER_MARK: char = '\u{feff}';
 /// The claim that names the subject of a token.
 pub(super) const SUBJECT: &str = "sub";
 
-/// The grants of each caller, and how it authenticates.
+/// The credentials and the grants of each caller.
 #[derive(Debug, Clone)]
 pub struct Policy {
     by_certificate: HashMap<String, Service>,
@@ -81,80 +81,80 @@ struct Claims(BTreeMap<String, Value>);
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
     /// The file is not JSON of this form.
-    #[error("it is no policy: {0}")]
+    #[error("it is not a policy: {0}")]
     Form(#[from] serde_json::Error),
     /// A caller's name is not valid.
     #[error("{name:?} cannot be the name of a caller: {why}")]
     Name {
         /// The name.
         name: String,
-        /// Why not.
+        /// The reason.
         why: &'static str,
     },
     /// A caller has no way to authenticate.
     #[error(
-        "caller {caller:?} does not say how it proves who it is: add \"certificate\": {caller:?} if \
-         that is the name in its certificate, or \"token\": {{\"client_id\": …}} with claims that \
-         only its tokens have"
+        "caller {caller:?} has no credentials: add \"certificate\": {caller:?} if that is the name \
+         in its certificate, or \"token\": {{\"client_id\": …}} with claims that only its tokens \
+         have"
     )]
     NoProof {
-        /// Who.
+        /// The caller.
         caller: String,
     },
-    /// Users' tokens could pass for the caller's.
+    /// A user's token could match the claims of the caller.
     #[error(
-        "caller {caller:?} is known by no claim of its tokens but {SUBJECT:?}, which a user's token \
-         has as well: add a claim that only its tokens have"
+        "the tokens of caller {caller:?} have no required claim except {SUBJECT:?}, which a \
+         user's token has as well: add a claim that only its tokens have"
     )]
     WeakProof {
-        /// Who.
+        /// The caller.
         caller: String,
     },
     /// A required claim has a value that no claim can have.
-    #[error("the claim {claim:?} of {caller:?} must be a text, a number or a boolean")]
+    #[error("the claim {claim:?} of {caller:?} must be a string, a number or a boolean")]
     Claim {
-        /// Of whom.
+        /// The caller.
         caller: String,
-        /// Which.
+        /// The claim.
         claim: String,
     },
     /// Two callers authenticate by the same credential.
-    #[error("callers {first:?} and {second:?} have the same proof of who they are")]
+    #[error("callers {first:?} and {second:?} have the same credentials")]
     SameProof {
         /// One of them.
         first: String,
         /// The other one.
         second: String,
     },
-    /// `users` does not say which tokens are users' tokens.
+    /// `users` does not define users' tokens.
     #[error(
-        "\"users\" does not say what users' tokens are: add \"token\": {{}} for every token that is \
-         no caller's, or the claims that users' tokens have"
+        "\"users\" does not define users' tokens: add \"token\": {{}} for every token that is no \
+         caller's, or with the claims that users' tokens have"
     )]
     NoUserToken,
     /// A granted method does not exist.
     #[error("{caller:?} is granted {method:?}, which is no method of the service")]
     NoSuchMethod {
-        /// Who.
+        /// The caller.
         caller: String,
-        /// What.
+        /// The method.
         method: String,
     },
     /// A platform operation is granted to all users.
     #[error(
-        "users are granted {method:?}, with which each of them could change everybody: list methods \
-         with an acting user, and methods that read"
+        "users are granted {method:?}, with which each user could change all others: list only \
+         methods with an acting user, and methods that read"
     )]
     UsersAsPlatform {
-        /// What.
+        /// The method.
         method: String,
     },
     /// The policy grants nothing.
-    #[error("it grants nobody anything")]
+    #[error("it grants nothing")]
     Empty,
 }
 
-/// The entries of an object, of which no two have the same name.
+/// The entries of an object, with distinct names.
 #[derive(Debug)]
 struct Entries<T>(Vec<(String, T)>);
 
@@ -180,7 +180,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Entries<T> {
                 let mut entries = Vec::new();
                 while let Some((name, value)) = map.next_entry::<String, T>()? {
                     if !names.insert(name.clone()) {
-                        return Err(de::Error::custom(format_args!("{name:?} is there twice")));
+                        return Err(de::Error::custom(format_args!("{name:?} occurs twice")));
                     }
                     entries.push((name, value));
                 }
@@ -367,7 +367,7 @@ fn assert_name(name: &str) -> Result<(), PolicyError> {
     } else if name.chars().any(char::is_control) {
         "it has a control character"
     } else if name.contains('*') {
-        "no character stands for others"
+        "wildcards are not supported"
     } else {
         return Ok(());
     };
@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_grants_what_it_says_and_nothing_else() {
+    fn a_policy_grants_the_methods_that_it_lists_and_nothing_else() {
         let policy = r#"{"callers": {
             "billing": {"certificate": "spiffe://x/billing", "methods": ["CheckMembership"]},
             "console": {"certificate": "console.example", "methods": ["*"], "acts_for_users": true}},
@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_of_the_caller_whose_claims_it_has_and_of_a_user_otherwise() {
+    fn a_token_belongs_to_the_caller_whose_claims_it_has_or_else_to_a_user() {
         let policy = r#"{"callers": {
             "billing": {"token": {"client_id": "billing"}, "methods": ["*"]},
             "nightly": {"token": {"roles": "nightly", "level": 3}, "methods": ["*"]}},
@@ -496,10 +496,10 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_with_a_mistake_is_refused_and_the_mistake_named() {
+    fn a_policy_with_a_mistake_is_rejected_and_the_error_names_the_mistake() {
         for (policy, mistake) in [
-            ("", "it is no policy"),
-            (r#"{"callers": {}}"#, "grants nobody"),
+            ("", "it is not a policy"),
+            (r#"{"callers": {}}"#, "grants nothing"),
             (
                 r#"{"callers": {"a": {"certificate": "a", "methods": ["Check"]}}}"#,
                 "no method",
@@ -525,7 +525,7 @@ mod tests {
             ),
             (
                 r#"{"callers": {"a": {"token": {"x": null}, "methods": ["*"]}}}"#,
-                "must be a text",
+                "must be a string",
             ),
             (
                 r#"{"callers": {"a": {"certificate": "a", "methods": []}, "a": {"certificate": "b", "methods": []}}}"#,
@@ -533,11 +533,11 @@ mod tests {
             ),
             (
                 r#"{"callers": {"a": {"certificate": "x", "methods": []}, "b": {"certificate": "x", "methods": []}}}"#,
-                "the same proof",
+                "the same credentials",
             ),
             (
                 r#"{"callers": {"a": {"token": {"x": 1}, "methods": []}, "b": {"token": {"x": 1}, "methods": []}}}"#,
-                "the same proof",
+                "the same credentials",
             ),
             (
                 r#"{"callers": {"": {"certificate": "a", "methods": []}}}"#,
@@ -553,7 +553,7 @@ mod tests {
             ),
             (
                 r#"{"callers": {"*": {"certificate": "a", "methods": []}}}"#,
-                "stands for others",
+                "wildcards are not supported",
             ),
             (
                 r#"{"callers": {"a\u0000b": {"certificate": "a", "methods": []}}}"#,
@@ -561,11 +561,11 @@ mod tests {
             ),
             (
                 r#"{"users": {"token": {}, "methods": ["*"]}}"#,
-                "could change everybody",
+                "could change all others",
             ),
             (
                 r#"{"users": {"token": {}, "methods": ["CreateUser"]}}"#,
-                "could change everybody",
+                "could change all others",
             ),
         ] {
             let error = parse(policy).unwrap_err().to_string();

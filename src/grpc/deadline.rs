@@ -17,7 +17,7 @@ pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(3);
 /// Extension of a request: its longest deadline instead of [`DEFAULT_DEADLINE`].
 #[derive(Debug, Clone, Copy)]
 pub struct LongestCall(pub Duration);
-/// Part of the time that a response comes before the caller's deadline, at which the
+/// Part of the caller's time that is kept for the response: at the deadline itself, the
 /// transport would send a status without details.
 const HEADROOM_SHARE: u32 = 10;
 const MAX_HEADROOM: Duration = Duration::from_millis(50);
@@ -43,8 +43,8 @@ impl Arrival {
         granted(headers, DEFAULT_DEADLINE).saturating_sub(self.elapsed())
     }
 
-    /// Longest that a call may wait for a permit: half of the time that it has left, so that
-    /// it can still be served, and at most `longest`.
+    /// Longest time that a call may wait for a permit: half of the time that it has left, so
+    /// that it can still be served, and at most `longest`.
     pub(super) fn patience(self, headers: &HeaderMap, longest: Duration) -> Duration {
         longest.min(self.time_left(headers) / 2)
     }
@@ -69,7 +69,7 @@ pub(super) fn of<T>(request: &Request<T>) -> Deadline {
     }
 }
 
-/// Time of a call, at most `longest`.
+/// Time granted to a call, at most `longest`.
 pub(super) fn granted(headers: &HeaderMap, longest: Duration) -> Duration {
     let asked = headers
         .get(&TIMEOUT_HEADER)
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn timeouts_are_read_as_the_grpc_specification_says() {
+    fn timeouts_are_parsed_by_the_grpc_specification() {
         for (text, timeout) in [
             ("3S", Some(Duration::from_secs(3))),
             ("99999999H", Some(Duration::from_secs(99_999_999 * 3600))),
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_is_granted_what_it_asks_for_less_the_headroom_for_its_answer() {
+    fn a_call_is_granted_its_timeout_less_the_headroom_for_its_response() {
         let longest = Duration::from_secs(5);
         for (asked, is_granted) in [
             ("100m", Duration::from_millis(90)),
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_time_since_its_arrival_is_taken_from_a_call() {
+    async fn the_time_since_its_arrival_reduces_the_time_of_a_call() {
         let arrival = Arrival::now();
         let asked = headers("3S");
         assert_eq!(arrival.time_left(&asked), Duration::from_millis(2950));
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_call_waits_for_its_turn_no_longer_than_half_of_its_time() {
+    async fn a_call_waits_for_a_permit_for_at_most_half_of_its_time() {
         let longest = Duration::from_millis(250);
         for (asked, patience) in [("100m", Duration::from_millis(45)), ("3S", longest)] {
             let patience_of_call = Arrival::now().patience(&headers(asked), longest);

@@ -1,5 +1,5 @@
 //! Health checks, by the gRPC health checking protocol. Open to callers without
-//! credentials, so the streams that they hold are bounded.
+//! credentials, so their streams are bounded.
 
 use std::{
     pin::Pin,
@@ -33,20 +33,20 @@ const MAX_WATCHES: usize = 1000;
 /// `Watch` streams open at once on one connection. Clients have one for each service
 /// that they check.
 const MAX_WATCHES_PER_CONNECTION: usize = 4;
-/// The same on a connection on which no call was admitted yet. There are always some
-/// for each of these, whatever others hold.
+/// `Watch` streams open at once on one unauthenticated connection. They do not count
+/// towards [`MAX_WATCHES`].
 const MAX_EARLY_WATCHES_PER_CONNECTION: usize = 2;
 
-/// The name that is always SERVING while the process answers: for probes that restart
-/// what hangs, and not what lacks its table.
+/// The service name whose status is always SERVING: for probes that restart a process that
+/// hangs, but not a process without its table.
 const LIVENESS: &str = "liveness";
 
-/// Says whether the server, and the account service, are serving.
+/// Reports whether the server, and the account service, are serving.
 #[derive(Debug, Clone)]
 pub struct Readiness(HealthReporter);
 
 impl Readiness {
-    /// Says that the process is alive, and not yet whether it is serving.
+    /// Reports that the process is alive, and not yet whether it is serving.
     pub async fn new() -> Self {
         let reporter = HealthReporter::new();
         let serving = ServingStatus::Serving;
@@ -54,7 +54,7 @@ impl Readiness {
         Self(reporter)
     }
 
-    /// Says so from now on.
+    /// Reports this status from now on.
     pub async fn set(&self, is_serving: bool) {
         let Self(reporter) = self;
         let status = if is_serving {
@@ -68,7 +68,7 @@ impl Readiness {
         }
     }
 
-    /// The service that answers health checks on one listener.
+    /// The health service of one listener.
     #[must_use]
     pub fn server(&self) -> HealthServer<impl Health + use<>> {
         HealthServer::new(BoundedHealth {
@@ -82,7 +82,7 @@ impl Readiness {
 struct BoundedHealth {
     service: HealthService,
     watches: Arc<ShareLimit<u64>>,
-    /// On connections on which no call was admitted yet, which are few.
+    /// For unauthenticated connections, which are few.
     early: Arc<ShareLimit<u64>>,
 }
 
@@ -128,7 +128,7 @@ impl Health for BoundedHealth {
         let permit = permit.ok_or_else(status::too_many_health_watches)?;
         let statuses = match self.service.watch(request).await {
             Ok(statuses) => Either::Left(statuses.into_inner()),
-            // By the protocol, the stream says so and goes on.
+            // By the protocol, the stream reports this and stays open.
             Err(status) if status.code() == Code::NotFound => Either::Right(unknown()),
             Err(status) => return Err(status),
         };
@@ -139,7 +139,7 @@ impl Health for BoundedHealth {
     }
 }
 
-/// The statuses of a service that there is not.
+/// The statuses of an unknown service.
 fn unknown() -> Unknown {
     let status = HealthCheckResponse {
         status: WireStatus::ServiceUnknown.into(),

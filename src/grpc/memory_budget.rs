@@ -1,5 +1,5 @@
-//! The memory budget of large calls: batches and lists. Each reserves the most that it may
-//! need before it starts.
+//! The memory budget of large calls: batches and lists. Each call reserves the most memory
+//! that it may need before it starts.
 
 use std::{
     collections::HashMap,
@@ -23,8 +23,8 @@ use super::{
 };
 use crate::transport::listener::Peer;
 
-/// Budget for each processor, and the rest. `deploy/kubernetes.yaml` has the memory for one
-/// processor.
+/// Budget for each processor, and the base budget. `deploy/kubernetes.yaml` has the memory for
+/// one processor.
 const KIB_PER_CPU: usize = 16 * 1024;
 const BASE_KIB: usize = 32 * 1024;
 /// Largest reservation of one call: large reads keep few records whole at a time, and
@@ -73,7 +73,7 @@ impl MemoryBudget {
     }
 
     /// Waits for the memory of a call, for at most half of the time that the call has left. A
-    /// connection with large responses in flight waits until they are received.
+    /// call on a connection with large responses in flight waits until they are received.
     ///
     /// # Errors
     /// OVERLOADED: the budget is used up.
@@ -93,7 +93,7 @@ impl MemoryBudget {
         }
         let kib = records.kib();
         let reservation = async {
-            // First the caller's own half, so that few calls of one caller wait for the rest.
+            // First the caller's own half: it bounds the calls of one caller that wait for `all`.
             let own = self
                 .per_caller(&caller.flow)
                 .acquire_many_owned(kib)
@@ -113,7 +113,7 @@ impl MemoryBudget {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         if !per_caller.contains_key(flow) {
-            // Callers without a running call.
+            // Removes callers without a running call.
             per_caller.retain(|_, budget| Arc::strong_count(budget) > 1);
         }
         let budget = per_caller.entry(flow.clone());

@@ -1,4 +1,4 @@
-//! The methods of the service: their classes, and how a call's path finds them.
+//! The methods of the service and their classes, looked up by the path of a call.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -9,26 +9,26 @@ use prost_types::{DescriptorProto, FileDescriptorSet};
 use super::write_request;
 use crate::{auth::Method, proto::account_v1::DESCRIPTOR_SET};
 
-/// Begins the paths of the service's methods.
+/// Prefix of the paths of the service's methods.
 const PATH: &str = "/account.v1.AccountService/";
-/// The method whose calls last.
+/// The method with long-lived calls.
 const WATCH: &str = "WatchChanges";
 
-/// What a call does.
+/// The class of a method, by the effect of its calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Class {
-    /// It reads.
+    /// A read.
     Read,
-    /// It changes something.
+    /// A change.
     Change,
-    /// It lasts until its caller or the service ends it.
+    /// A stream that lasts until its caller or the service ends it.
     Watch,
 }
 
-/// Fields that say on whose behalf something is changed.
+/// Fields of requests that name the acting user of a change.
 const ACTORS: [&str; 3] = ["acting_user", "adding_user", "founding_user"];
 
-/// The service's methods, as the contract has them.
+/// The methods of the service, read from the contract.
 #[must_use]
 pub fn methods() -> Vec<Method> {
     let set = FileDescriptorSet::decode(DESCRIPTOR_SET).unwrap_or_default();
@@ -51,17 +51,17 @@ pub fn methods() -> Vec<Method> {
     methods.collect()
 }
 
-/// The name of a method of the service, if the path is that of one.
+/// The name of the method, if the path is one of the account service.
 pub(super) fn name_of(path: &str) -> Option<&str> {
     path.strip_prefix(PATH)
 }
 
-/// Something for each method, found by a call's path.
+/// A value for each method, looked up by the path of a call.
 #[derive(Debug)]
 pub(super) struct ByMethod<T>(HashMap<String, Arc<T>, RandomState>);
 
 impl<T> ByMethod<T> {
-    /// Made of each method's name and class.
+    /// Makes a value of each method's name and class.
     pub(super) fn new(make: impl Fn(&str, Class) -> T) -> Self {
         let by_name = methods().into_iter().map(|Method { name, .. }| {
             let class = match name.as_str() {
@@ -75,7 +75,7 @@ impl<T> ByMethod<T> {
         Self(by_name.collect())
     }
 
-    /// What was made for the method that is called by this path.
+    /// The value of the method with this path.
     pub(super) fn get(&self, path: &str) -> Option<&Arc<T>> {
         self.0.get(name_of(path)?)
     }
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn changes_on_nobody_s_behalf_are_those_of_the_platform() {
+    fn changes_without_an_acting_user_are_platform_operations() {
         let methods = methods().into_iter();
         let mut of_platform: Vec<_> = methods
             .filter(|method| method.is_of_platform)
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_mutation_begins_like_a_read() {
+    fn only_reads_have_names_that_begin_like_a_read() {
         let reads = ["Get", "BatchGet", "Lookup", "List", "Check", "BatchCheck"];
         let classes = ByMethod::new(|name, class| (name.to_owned(), class));
         assert!(classes.0.len() > write_request::RPCS.len());

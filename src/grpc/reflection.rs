@@ -1,6 +1,6 @@
-//! Server reflection, by tonic's implementation, mended where it differs from the
-//! protocol: a request that fails is answered with an error, and the stream goes on; an
-//! enum's value is known by its full name. Streams are bounded.
+//! Server reflection: the implementation of tonic, corrected where it differs from the
+//! protocol. A request that fails gets an error response, and the stream stays open. An enum
+//! value is found by its full name. Streams are bounded.
 
 use std::{collections::HashMap, pin::Pin, sync::Arc};
 
@@ -20,11 +20,11 @@ use crate::{proto::account_v1::DESCRIPTOR_SET, transport::listener::Peer};
 const MAX_STREAMS: usize = 64;
 const MAX_STREAMS_PER_CONNECTION: usize = 4;
 
-/// What the implementations of both versions have in common.
+/// The state of the implementation of each version.
 #[derive(Debug)]
 struct ReflectionState {
     streams: Arc<ShareLimit<u64>>,
-    /// The full names of enums by those of their values, which stand beside the enum.
+    /// The full names of enums, by the full names of their values. Both have the same scope.
     enums: HashMap<String, String>,
 }
 
@@ -65,7 +65,7 @@ fn add_values(enums: &mut HashMap<String, String>, scope: &str, it: &EnumDescrip
     }
 }
 
-/// Both versions of the protocol differ in nothing but their package.
+/// The versions of the protocol differ only in their package.
 macro_rules! reflection {
     ($version:ident, $build:ident, $name:ident) => {
         /// Reflection in one version of its protocol.
@@ -113,7 +113,7 @@ macro_rules! reflection {
                     let client = ServerReflectionClient::new(self.inner.clone());
                     let shared = self.shared.clone();
                     let responses = request.into_inner().then(move |request| {
-                        // MemoryCharge as long as the stream.
+                        // Held as long as the stream.
                         let _ = &permit;
                         let (client, shared) = (client.clone(), shared.clone());
                         async move { Ok(respond(client, &shared, request?).await) }

@@ -1,5 +1,5 @@
-//! The table of errors and their gRPC statuses. Details for operators go to the log,
-//! details for callers into the status.
+//! The table of errors and their gRPC statuses. Details for operators are in the log, details
+//! for callers in the status.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -17,15 +17,15 @@ use crate::{
 /// Domain of every `google.rpc.ErrorInfo`.
 pub const DOMAIN: &str = "account.v1";
 
-/// Trailer that says when to retry, by the gRPC specification of retries.
+/// Trailer with the time until a retry, by the gRPC specification of retries.
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
-/// The value of [`PUSHBACK`] that says not to retry.
+/// The value of [`PUSHBACK`] that forbids a retry.
 const NO_RETRY: &str = "-1";
-/// Most characters of a field's path, and of what is wrong with it, that are told.
+/// Most characters of a field's path, and of the description of its error, in a status.
 const MAX_PATH_CHARACTERS: usize = 128;
 const MAX_WHY_CHARACTERS: usize = 256;
-/// Lines about calls that are refused: those that anybody can cause, and those that
-/// callers can who are known.
+/// Log lines about rejected calls: those that any client can cause, and those that only
+/// authenticated callers can cause.
 static REFUSALS: Throttle = Throttle::new(10);
 static REFUSALS_OF_KNOWN: Throttle = Throttle::new(10);
 const RETRY_SOON: Duration = Duration::from_millis(100);
@@ -33,7 +33,7 @@ const RETRY_LATER: Duration = Duration::from_secs(1);
 
 macro_rules! reasons {
     ($($(#[$doc:meta])+ $name:ident = $text:literal,)+) => {
-        /// Why a call failed, stable for callers to branch on.
+        /// The reason why a call failed, stable for callers to branch on.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Reason {
             $($(#[$doc])+ $name,)+
@@ -43,7 +43,7 @@ macro_rules! reasons {
             /// Every reason.
             pub const ALL: &[Self] = &[$(Self::$name),+];
 
-            /// The reason as it stands in `google.rpc.ErrorInfo`.
+            /// The reason in `google.rpc.ErrorInfo`.
             #[must_use]
             pub fn as_str(self) -> &'static str {
                 match self {
@@ -57,21 +57,21 @@ macro_rules! reasons {
 reasons! {
     /// A field breaks its bounds.
     InvalidField = "INVALID_FIELD",
-    /// The body is no message of the method's request type.
+    /// The body is not a message of the method's request type.
     MalformedMessage = "MALFORMED_MESSAGE",
-    /// The request is larger than the server reads.
+    /// The request is larger than the server accepts.
     MessageTooLarge = "MESSAGE_TOO_LARGE",
-    /// The answer would be larger than clients take.
+    /// The response would be larger than clients accept.
     ResponseTooLarge = "RESPONSE_TOO_LARGE",
-    /// The request is compressed in a way that is not taken.
+    /// The compression of the request is not accepted.
     UnsupportedCompression = "UNSUPPORTED_COMPRESSION",
     /// There is no such method.
     UnknownMethod = "UNKNOWN_METHOD",
-    /// The call does not show who calls.
+    /// The call has no credentials.
     NoCredentials = "NO_CREDENTIALS",
-    /// What the call shows of who calls is not valid.
+    /// The credentials of the call are not valid.
     InvalidCredentials = "INVALID_CREDENTIALS",
-    /// The keys of tokens could not be read yet.
+    /// The keys that verify tokens could not be read yet.
     KeysUnavailable = "KEYS_UNAVAILABLE",
     /// The caller may not call this method.
     MethodNotGranted = "METHOD_NOT_GRANTED",
@@ -97,39 +97,39 @@ reasons! {
     NotPermitted = "NOT_PERMITTED",
     /// The organization would be left without an Owner.
     LastOwner = "LAST_OWNER",
-    /// The user who was to become Owner is suspended.
+    /// The new Owner is suspended.
     NewOwnerSuspended = "NEW_OWNER_SUSPENDED",
-    /// Nothing was changed: the resource is of another version.
+    /// Nothing was changed: the resource has another version.
     EtagMismatch = "ETAG_MISMATCH",
-    /// Another request has the same name.
+    /// Another request had the same `request_id`.
     RequestIdReused = "REQUEST_ID_REUSED",
-    /// Changes after the cursor are not kept any more, or may have been missed.
+    /// Changes after the cursor are no longer kept, or may have been missed.
     CursorExpired = "CURSOR_EXPIRED",
     /// No replica follows the table's stream.
     ChangesNotFollowed = "CHANGES_NOT_FOLLOWED",
-    /// Too many watch changes in this replica.
+    /// Too many watch streams are open.
     TooManyWatchers = "TOO_MANY_WATCHERS",
-    /// Changes were not taken in time.
+    /// The client did not receive changes in time.
     SlowConsumer = "SLOW_CONSUMER",
     /// This replica stops.
     Stopping = "STOPPING",
-    /// Nothing was changed: stale answers could not have been ruled out.
+    /// Nothing was changed: stale reads could not be ruled out.
     CacheUnavailable = "CACHE_UNAVAILABLE",
-    /// Applied, but cached answers may be older for a while.
+    /// The write was applied, but reads may return older records for a while.
     AppliedNotConfirmed = "APPLIED_NOT_CONFIRMED",
-    /// The table did not say whether the write was applied.
+    /// The table did not report whether the write was applied.
     OutcomeUnknown = "OUTCOME_UNKNOWN",
-    /// Nothing was changed: others changed the same records.
+    /// Nothing was changed: other writes changed the same records.
     Contention = "CONTENTION",
-    /// Nothing was done: too much is under way.
+    /// Nothing was done: this replica has reached a limit.
     Overloaded = "OVERLOADED",
-    /// The table cannot be reached.
+    /// The table is unreachable or unusable.
     StoreUnavailable = "STORE_UNAVAILABLE",
-    /// The table sheds load.
+    /// The table throttles requests.
     StoreThrottled = "STORE_THROTTLED",
     /// The table lacks an index.
     IndexMissing = "INDEX_MISSING",
-    /// The table holds an item that is no record of its kind.
+    /// The table holds a malformed item.
     MalformedItem = "MALFORMED_ITEM",
     /// The deadline passed.
     DeadlineExceeded = "DEADLINE_EXCEEDED",
@@ -158,8 +158,7 @@ pub(super) fn not_admitted(refused: &Refused, path: &str) -> Status {
     plain(code, reason, &refused.to_string())
 }
 
-/// The status of a call that did not pass the authorizer: the server is put together
-/// wrongly.
+/// The status of a call that did not pass the authorizer: a bug of the service.
 pub(super) fn no_caller() -> Status {
     plain(
         Code::Internal,
@@ -168,7 +167,7 @@ pub(super) fn no_caller() -> Status {
     )
 }
 
-/// The status of a call on behalf of somebody for whom the caller may not act.
+/// The status of a call on behalf of an actor for which the caller may not act.
 pub(super) fn may_not_act(caller: &Caller, rpc: &str) -> Status {
     if let Some(suppressed) = REFUSALS_OF_KNOWN.pass() {
         let name = caller.name.as_ref().map(tracing::field::display);
@@ -176,53 +175,53 @@ pub(super) fn may_not_act(caller: &Caller, rpc: &str) -> Status {
             name,
             rpc,
             suppressed,
-            "a caller may not act on behalf of whom it named"
+            "a caller may not act on behalf of the actor that it named"
         );
     }
     plain(
         Code::PermissionDenied,
         Reason::ActingNotGranted,
-        "the caller may not act on behalf of whom the request names",
+        "the caller may not act on behalf of the actor that the request names",
     )
 }
 
 /// Whether a call with an unknown outcome may be repeated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Repetition {
-    /// It may: a read, or a write with a `request_id`, has its effect once.
+    /// Yes: a read, or a write with a `request_id`, has its effect once.
     Safe,
-    /// It may not: a write without a `request_id` could have its effect twice, or fail because
+    /// No: a write without a `request_id` could have its effect twice, or fail because
     /// of its first effect.
     Unsafe,
 }
 
-/// The status of a failed use case of a call that may be sent again as
-/// `repetition` says.
+/// The status of a call whose use case failed. `repetition` is whether the call may be
+/// repeated.
 pub(super) fn of(error: Error, repetition: Repetition) -> Status {
     match error {
         Error::Refused(refusal) => refused(refusal),
         Error::Store(error) => store_failed(&error),
         Error::CacheUnavailable => retry(
             Reason::CacheUnavailable,
-            "nothing was changed: the cache is unavailable, so stale answers could not be ruled out",
+            "nothing was changed: the cache is unavailable, so stale reads could not be ruled out",
             RETRY_LATER,
         ),
         Error::NotConfirmed => perhaps_applied(
             Reason::AppliedNotConfirmed,
-            "the write was applied, but cached answers may be older than it for a while",
+            "the write was applied, but reads may return older records for a while",
             repetition,
         ),
         Error::OutcomeUnknown(error) => {
-            tracing::error!(%error, "outcome of a write unknown");
+            tracing::error!(%error, "the outcome of a write is unknown");
             perhaps_applied(
                 Reason::OutcomeUnknown,
-                "the table did not say whether the write was applied; read before retrying",
+                "the table did not report whether the write was applied; read before you retry",
                 repetition,
             )
         }
         Error::Contention => retry(
             Reason::Contention,
-            "nothing was changed: others keep changing the same records",
+            "nothing was changed: other writes keep changing the same records",
             RETRY_SOON,
         ),
         Error::Overloaded => retry(
@@ -236,7 +235,7 @@ pub(super) fn of(error: Error, repetition: Repetition) -> Status {
             "nothing was changed: too little time was left before the deadline",
         ),
         Error::Interrupted => {
-            tracing::error!("a write's task ended without an answer");
+            tracing::error!("the task of a write ended without a result");
             plain(
                 Code::Internal,
                 Reason::Internal,
@@ -260,8 +259,8 @@ pub(super) fn invalid_field(path: impl Into<String>, why: String) -> Status {
     field(Reason::InvalidField, path, why)
 }
 
-/// The text, or its beginning: what a request says is echoed within bounds, as clients
-/// bound the metadata that they take.
+/// The text, or its first `most` characters: clients limit the metadata that they accept, so
+/// a status repeats only a bounded part of a request.
 pub(super) fn shortened(mut text: String, most: usize) -> String {
     if let Some((end, _)) = text.char_indices().nth(most) {
         text.truncate(end);
@@ -288,7 +287,7 @@ pub(super) fn deadline_exceeded() -> Status {
     )
 }
 
-/// A status with a reason and nothing else.
+/// A status with a reason and no other details.
 pub(super) fn plain(code: Code, reason: Reason, message: &str) -> Status {
     Status::with_error_details(code, message, info(reason, &[]))
 }
@@ -353,7 +352,7 @@ fn refused(refusal: Refusal) -> Status {
             details.add_precondition_failure_violation(
                 Reason::NewOwnerSuspended.as_str(),
                 username.to_string(),
-                "an organization keeps at least one Owner who can act",
+                "an organization must keep at least one Owner who can act",
             );
             Status::with_error_details(
                 Code::FailedPrecondition,
@@ -369,10 +368,10 @@ fn refused(refusal: Refusal) -> Status {
         Refusal::EtagMismatch => plain(
             Code::Aborted,
             Reason::EtagMismatch,
-            "the resource is of another version than the etag names; read it again",
+            "the etag is not that of the current version of the resource; read the resource again",
         ),
         Refusal::RequestIdReused => {
-            let why = "another request had this id";
+            let why = "another request has used this id";
             field(Reason::RequestIdReused, "request_id", why.to_owned())
         }
         Refusal::NoPageToken => invalid_field("page_token", NoPageToken.to_string()),
@@ -384,11 +383,11 @@ fn refused(refusal: Refusal) -> Status {
             details.add_precondition_failure_violation(
                 Reason::LastOwner.as_str(),
                 organization.to_string(),
-                "an organization keeps at least one Owner",
+                "an organization must keep at least one Owner",
             );
             Status::with_error_details(
                 Code::FailedPrecondition,
-                "the last Owner can neither leave nor be demoted nor removed",
+                "the last Owner cannot leave, be demoted or be removed",
                 details,
             )
         }
@@ -401,8 +400,8 @@ pub(super) fn watch_failed(error: WatchError) -> Status {
         WatchError::Expired => plain(
             Code::OutOfRange,
             Reason::CursorExpired,
-            "changes after the cursor are not kept any more, or may have been missed; \
-             read what you need anew and watch from now on",
+            "changes after the cursor are no longer kept, or may have been missed; \
+             read the records again, and watch without a cursor",
         ),
         WatchError::NotFollowed => retry(
             Reason::ChangesNotFollowed,
@@ -413,43 +412,43 @@ pub(super) fn watch_failed(error: WatchError) -> Status {
     }
 }
 
-/// The replica, or the caller, has as many WatchChanges streams as it may.
+/// The replica, or the caller, has reached its limit of WatchChanges streams.
 pub(super) fn too_many_watchers() -> Status {
     retry(
         Reason::TooManyWatchers,
-        "too many WatchChanges streams are open in this replica, or of this caller",
+        "this replica, or this caller, has too many open WatchChanges streams",
         RETRY_LATER,
     )
 }
 
-/// The replica, or the connection, has as many health checks by Watch as it may.
+/// The replica, or the connection, has reached its limit of health Watch streams.
 pub(super) fn too_many_health_watches() -> Status {
     retry(
         Reason::TooManyWatchers,
-        "too many health checks by Watch are open in this replica, or on this connection",
+        "this replica, or this connection, has too many open health Watch streams",
         RETRY_LATER,
     )
 }
 
-/// The records that were asked for are too large together.
+/// The requested records are too large for one response.
 pub(super) fn response_too_large() -> Status {
     plain(
         Code::ResourceExhausted,
         Reason::ResponseTooLarge,
-        "the records are too large for one answer; ask for fewer of them at once",
+        "the records are too large for one response; request fewer records at once",
     )
 }
 
-/// The replica, or the connection, has as many reflection streams as it may.
+/// The replica, or the connection, has reached its limit of reflection streams.
 pub(super) fn too_many_reflections() -> Status {
     retry(
         Reason::Overloaded,
-        "nothing was done: too many reflection streams are open in this replica, or on this connection",
+        "nothing was done: this replica, or this connection, has too many open reflection streams",
         RETRY_LATER,
     )
 }
 
-/// The call's metadata is larger than it may be.
+/// The call's metadata is too large.
 pub(super) fn metadata_too_large(most: usize) -> Status {
     plain(
         Code::ResourceExhausted,
@@ -458,7 +457,7 @@ pub(super) fn metadata_too_large(most: usize) -> Status {
     )
 }
 
-/// The caller has as many connections as it may.
+/// The caller has too many connections for another one.
 pub(super) fn too_many_connections() -> Status {
     retry(
         Reason::Overloaded,
@@ -467,11 +466,11 @@ pub(super) fn too_many_connections() -> Status {
     )
 }
 
-/// The stream ends because the replica does.
+/// The stream ends because the replica stops.
 pub(super) fn stopping() -> Status {
     retry(
         Reason::Stopping,
-        "this replica stops; go on with another one after the last cursor",
+        "this replica stops; continue with another replica after the last cursor",
         RETRY_SOON,
     )
 }
@@ -481,15 +480,15 @@ pub(super) fn expired() -> Status {
     plain(
         Code::Unauthenticated,
         Reason::InvalidCredentials,
-        "the call's credentials have expired; go on after the last cursor with new ones",
+        "the call's credentials have expired; continue after the last cursor with new credentials",
     )
 }
 
-/// The stream ends because its connection is to.
+/// The stream ends because the lifetime of its connection ends.
 pub(super) fn long_enough() -> Status {
     retry(
         Reason::Stopping,
-        "the stream has lasted as long as a connection may; go on after the last cursor",
+        "the stream has reached its longest lifetime; continue after the last cursor",
         Duration::ZERO,
     )
 }
@@ -509,8 +508,12 @@ fn store_failed(error: &store::Error) -> Status {
             Reason::IndexMissing,
             "the table lacks an index; add it with `account-service setup`",
         ),
-        ErrorKind::Throttled => retry(Reason::StoreThrottled, "the table sheds load", RETRY_LATER),
-        // Told by a metric: a line for each would make things worse.
+        ErrorKind::Throttled => retry(
+            Reason::StoreThrottled,
+            "the table throttles requests",
+            RETRY_LATER,
+        ),
+        // Counted by a metric: a log line for each would add load.
         ErrorKind::Crowded => retry(
             Reason::Overloaded,
             "too many reads wait for the table in this replica",
@@ -519,13 +522,13 @@ fn store_failed(error: &store::Error) -> Status {
         ErrorKind::Malformed => plain(
             Code::DataLoss,
             Reason::MalformedItem,
-            "the table holds an item that is no record of its kind",
+            "the table holds a malformed item",
         ),
     }
 }
 
-/// The name of a membership as a resource: the names of the organization and of the
-/// member. `/` stands between them, and is `%2F` within the organization's.
+/// The resource name of a membership: the names of the organization and of the member,
+/// separated by `/`. A `/` within the organization's name becomes `%2F`.
 fn membership_name(organization: &OrganizationName, member: &Username) -> String {
     let organization = organization.as_str();
     if organization.contains('/') {
@@ -546,8 +549,8 @@ fn resource(code: Code, reason: Reason, kind: &str, name: String) -> Status {
     Status::with_error_details(code, message, details)
 }
 
-/// The write was applied, or may have been. Without a `request_id`, a retry of it
-/// could meet its own effect: gRPC libraries are told not to retry by themselves.
+/// The write was applied, or may have been. Without a `request_id`, a retry could meet the
+/// effect of the first attempt, so a trailer forbids gRPC libraries to retry.
 fn perhaps_applied(reason: Reason, message: &str, repetition: Repetition) -> Status {
     match repetition {
         Repetition::Safe => retry(reason, message, RETRY_LATER),
@@ -571,7 +574,7 @@ fn retry(reason: Reason, message: &str, after: Duration) -> Status {
     let mut details = info(reason, &[]);
     details.set_retry_info(Some(after));
     let mut status = Status::with_error_details(code, message, details);
-    // What the retry policies of gRPC libraries heed, which know no details.
+    // For the retry policies of gRPC libraries, which ignore the details.
     let pushback = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
     let pushback = MetadataValue::from(pushback);
     status.metadata_mut().insert(PUSHBACK, pushback);

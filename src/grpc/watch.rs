@@ -31,15 +31,15 @@ use crate::{
     transport::listener::{MemoryCharge, Peer},
 };
 
-/// Least lifetime of a stream that begins when its connection is about to end.
+/// Shortest lifetime of a stream, even if its connection is about to end.
 const LEAST_LIFETIME: Duration = Duration::from_secs(1);
 
-/// The end of a stream of changes.
+/// The limits of a stream of changes.
 #[derive(Debug, Clone)]
 pub struct WatchLimits {
     /// Longest time until a client receives a response.
     pub patience: Duration,
-    /// The service stops.
+    /// Cancelled when the service stops.
     pub stopping: CancellationToken,
     /// Lifetime of a connection, and of its streams.
     pub lifetime: Duration,
@@ -124,7 +124,7 @@ async fn send_changes(
     loop {
         let next = tokio::select! {
             next = watcher.next() => next,
-            () = sender.closed() => return Status::cancelled("nobody listens"),
+            () = sender.closed() => return Status::cancelled("the client has left"),
         };
         let response = match next {
             Ok(changed) => convert::changes(&changed),
@@ -137,7 +137,7 @@ async fn send_changes(
             return status::plain(
                 Code::ResourceExhausted,
                 Reason::SlowConsumer,
-                "changes were not taken in time; go on after the last cursor",
+                "the client did not receive changes in time; continue after the last cursor",
             );
         }
     }

@@ -1,6 +1,5 @@
-//! What all changes have in common: a deadline, somebody on whose behalf they are made,
-//! a line in the audit log and, where the caller names the request, that it has its
-//! effect once.
+//! The common parts of all changes: a deadline, an actor, a line in the audit log and, for a
+//! request with a `request_id`, idempotency.
 
 use futures_util::FutureExt as _;
 use prost::Message;
@@ -212,7 +211,7 @@ impl RunningChange {
         use_case: impl Future<Output = Result<T, Error>>,
     ) -> impl Future<Output = Result<T, Status>> {
         let Self { deadline, audit } = self;
-        // So it says, if nobody waits for the end.
+        // The logged code if the client does not wait for the end.
         let mut line = Line {
             audit,
             code: Code::Cancelled,
@@ -328,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn updates_that_say_the_same_have_one_form() {
+    fn equivalent_updates_have_one_normal_form() {
         let update = |paths: &[&str], state: i32| {
             let mask = prost_types::FieldMask {
                 paths: paths.iter().map(ToString::to_string).collect(),

@@ -1,5 +1,5 @@
-//! The connection pool of a listener. It decides which connection is closed when a new
-//! one needs room, or when too much memory is held.
+//! The connection pool of a listener. It selects the connection to evict when a new one needs
+//! room, or when too many bytes are charged.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -31,7 +31,7 @@ pub struct Limits {
     /// Most authenticated connections. When they are all open, the caller with the most
     /// connections loses its oldest one to a caller with fewer.
     pub authenticated: usize,
-    /// Most unauthenticated connections, besides. A new one evicts the oldest.
+    /// Most unauthenticated connections, counted apart. A new one evicts the oldest.
     pub unauthenticated: usize,
     /// Time from accept to the first admitted call, which authenticates the connection.
     pub authentication: Duration,
@@ -105,7 +105,7 @@ pub struct MemoryCharge {
     bytes: usize,
 }
 
-/// A place in the pool, until this is dropped.
+/// A connection in the pool, until this is dropped.
 #[derive(Debug)]
 pub(super) struct OpenConnection(pub(super) Arc<Registration>);
 
@@ -319,7 +319,7 @@ impl Registration {
 }
 
 impl MemoryCharge {
-    /// No bytes yet.
+    /// A charge without bytes yet.
     pub(super) fn new(connection: Option<Arc<Registration>>) -> Self {
         Self {
             connection,
@@ -416,18 +416,18 @@ mod tests {
     }
 
     #[test]
-    fn the_caller_with_the_most_connections_gives_way_to_callers_with_fewer() {
+    fn the_caller_with_the_most_connections_loses_its_oldest_to_callers_with_fewer() {
         let pool = pool(4, 2);
         let many = [(); 3].map(|()| open_as(&pool, "many").unwrap());
         let one = open_as(&pool, "one").unwrap();
         let other = open_as(&pool, "other").unwrap();
         assert_eq!(many.each_ref().map(is_evicted), [true, false, false]);
-        // Two, one and one: a caller that opens a second one gets none.
+        // Two, one and one: a caller with one connection gets no second one.
         assert_eq!(open_as(&pool, "one").unwrap_err(), TooMany);
         assert_eq!(open_as(&pool, "many").unwrap_err(), TooMany);
         let fourth = open_as(&pool, "fourth").unwrap();
         assert_eq!(many.each_ref().map(is_evicted), [true, true, false]);
-        // One each: nobody would give way, so nobody is let in.
+        // One each: no connection can be evicted, so a new one is rejected.
         assert_eq!(pool.join().unwrap_err(), TooMany);
         drop(one);
         let one = open_as(&pool, "one").unwrap();
@@ -435,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn callers_without_names_share_the_connections_there_are() {
+    fn callers_without_names_share_the_limit_of_connections() {
         let pool = pool(2, 2);
         let both = [(); 2].map(|()| pool.join().unwrap());
         for open in &both {
@@ -446,7 +446,7 @@ mod tests {
         pool.join().unwrap();
     }
     #[test]
-    fn the_caller_for_whom_the_most_is_held_loses_its_heaviest_connection() {
+    fn the_caller_with_the_largest_charge_loses_its_connection_with_the_largest_charge() {
         const QUARTER: usize = MAX_HELD / 4;
         let pool = pool(10, 10);
         let heavy = [(); 2].map(|()| open_as(&pool, "heavy").unwrap());
@@ -459,7 +459,7 @@ mod tests {
         assert_eq!(evicted(), [false; 4]);
         let of_small = hold(&small, 1);
         assert_eq!(evicted(), [true, false, false, false]);
-        // An evicted connection still holds what it held, for a while.
+        // An evicted connection keeps its charge for a while.
         let more_of_small = hold(&small, QUARTER - 1);
         assert_eq!(evicted(), [true, false, false, false]);
         drop(first);

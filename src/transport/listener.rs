@@ -1,5 +1,5 @@
-//! Listeners: accept connections in the clear or with TLS, and bound their number, the
-//! time to their first admitted call, and their age.
+//! Listeners: accept connections with or without TLS, and bound their number, the time to
+//! their first admitted call, and their age.
 
 use std::{
     future::poll_fn,
@@ -36,7 +36,7 @@ const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 /// First bytes of a client: the preface of HTTP/2 and the head of a frame. After them,
 /// keepalive detects a silent client.
 const GREETING_BYTES: usize = 24 + 9;
-/// Longest that a TLS handshake may take once it has begun.
+/// Longest time of a TLS handshake once it has begun.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Concurrent TLS handshakes: each keeps a processor busy.
 const MAX_HANDSHAKES: usize = 256;
@@ -53,7 +53,7 @@ pub struct Connection {
     transport: Transport,
     greeting: Option<Greeting>,
     end: End,
-    /// While the client receives nothing: the deadline.
+    /// The deadline while the client receives nothing.
     stall: Option<Pin<Box<Sleep>>>,
 }
 
@@ -63,7 +63,7 @@ enum Transport {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// Bytes that the client has to send, and the deadline.
+/// Bytes that the client still has to send, and their deadline.
 #[derive(Debug)]
 struct Greeting {
     missing: usize,
@@ -135,8 +135,8 @@ impl Peer {
     }
 }
 
-/// Accepts connections until the stream that it returns is dropped. Without `tls`,
-/// in the clear.
+/// Accepts connections until the returned stream is dropped. Without `tls`, the connections
+/// are not encrypted.
 pub fn accept(
     listener: TcpListener,
     tls: Option<Arc<Tls>>,
@@ -156,7 +156,7 @@ pub fn accept(
                 Ok((tcp, _)) => tcp,
                 Err(error) => {
                     if !is_failing {
-                        tracing::warn!(%error, "no connection can be accepted for the time being");
+                        tracing::warn!(%error, "connections cannot be accepted; retrying");
                     }
                     is_failing = true;
                     pool.evict_one();
@@ -165,11 +165,12 @@ pub fn accept(
                 }
             };
             is_failing = false;
-            // With too many connections it is closed, and the client tries another replica.
+            // If there are too many connections, this one is closed, and the client tries another
+            // replica.
             let Ok(open) = pool.join() else { continue };
             if let Err(error) = tcp.set_nodelay(true) {
                 // The client has left already.
-                tracing::debug!(%error, "a connection was lost at once");
+                tracing::debug!(%error, "a client left before its connection was set up");
                 continue;
             }
             let due = Instant::now() + GREETING_TIMEOUT;
@@ -208,7 +209,7 @@ pub fn accept(
 fn no_tls(error: &io::Error) {
     static LINES: Throttle = Throttle::new(10);
     if let Some(suppressed) = LINES.pass() {
-        tracing::info!(%error, suppressed, "no TLS with a client");
+        tracing::info!(%error, suppressed, "the TLS handshake with a client failed");
     }
 }
 
@@ -259,7 +260,7 @@ impl Connection {
         outcome
     }
 
-    /// The same for a write, which the client has to receive in time.
+    /// Like [`Self::unless_over`], for a write, which the client has to receive in time.
     fn unless_stalled<T>(
         &mut self,
         outcome: Poll<io::Result<T>>,
@@ -411,7 +412,7 @@ mod tests {
         lifetime: Duration::from_secs(600),
     };
 
-    /// A client that has begun to speak HTTP/2, and the server's end of its connection.
+    /// A client that has sent its first bytes, and the server's end of its connection.
     async fn greeted() -> (TcpStream, Connection) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
@@ -424,7 +425,7 @@ mod tests {
         (client, server)
     }
 
-    /// How long a connection lasts on which a call is admitted or not.
+    /// The lifetime of a connection, with or without an admitted call.
     async fn lasts(is_admitted: bool) -> Duration {
         let began = Instant::now();
         let (_client, mut server) = greeted().await;
@@ -436,7 +437,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_takes_nothing_is_cut_off() {
+    async fn a_client_that_receives_nothing_is_disconnected() {
         let (_client, mut server) = greeted().await;
         let endless = async { while server.write_all(&[0; 8 * 1024]).await.is_ok() {} };
         let began = Instant::now();

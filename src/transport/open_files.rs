@@ -3,13 +3,13 @@
 #[cfg(unix)]
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Open files that are no connections of clients: those to backends, listeners, and
+/// Open files besides the connections of clients: connections to backends, listeners, and
 /// files of settings.
 #[cfg(unix)]
 const OTHER_FILES: u64 = 256;
 
-/// Raises the soft limit of open files to the hard one; returns how many connections
-/// of clients may be open at once. `usize::MAX` where there is no limit.
+/// Raises the soft limit of open files to the hard limit. Returns the number of connections
+/// of clients that may be open at once: `usize::MAX` without a limit.
 #[cfg(unix)]
 #[must_use]
 pub fn raise_open_files() -> usize {
@@ -27,7 +27,7 @@ pub fn raise_open_files() -> usize {
     })
 }
 
-/// Open files have no limit that is known here.
+/// The limit of open files is not known on this platform.
 #[cfg(not(unix))]
 #[must_use]
 pub fn raise_open_files() -> usize {

@@ -14,28 +14,28 @@ use rustls::{
     server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier},
 };
 
-/// How often the files are looked at.
+/// Interval of reading the files.
 const POLL: Duration = Duration::from_secs(5);
-/// What is spoken within TLS.
+/// The protocol within TLS: HTTP/2.
 pub(crate) const HTTP2: &[u8] = b"h2";
 
-/// Where certificates are.
+/// The files of certificates and keys.
 #[derive(Debug, Clone)]
 pub struct TlsFiles {
-    /// The server's certificate and those between it and the root, in PEM.
+    /// The server's certificate and its intermediate certificates, in PEM.
     pub certificate: PathBuf,
     /// The certificate's private key, in PEM.
     pub key: PathBuf,
-    /// The roots of clients' certificates, in PEM. `None`: clients are asked for
-    /// none.
+    /// The roots of clients' certificates, in PEM. `None`: the server requests no certificate
+    /// of clients.
     pub client_roots: Option<PathBuf>,
-    /// The certificates of clients that their authorities have revoked, in PEM.
+    /// The revocation lists of clients' certificates, in PEM.
     pub client_revocations: Option<PathBuf>,
-    /// Whether a client without a certificate is turned away at once.
+    /// Whether the TLS handshake rejects a client without a certificate.
     pub requires_client: bool,
 }
 
-/// Why TLS cannot be spoken.
+/// Reason why TLS cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file cannot be read.
@@ -43,18 +43,18 @@ pub enum TlsError {
     File {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         source: io::Error,
     },
-    /// A file holds no PEM of the kind that is wanted.
+    /// A file holds no PEM of the expected kind.
     #[error("{path:?} holds no {what} in PEM")]
     Pem {
         /// The file.
         path: PathBuf,
-        /// What is wanted.
+        /// The expected kind.
         what: &'static str,
     },
-    /// Certificate and key do not fit each other.
+    /// The certificate and its key do not match.
     #[error("the certificate and its key cannot be used: {0}")]
     Pair(#[from] rustls::Error),
     /// The roots of clients cannot be used.
@@ -71,7 +71,7 @@ struct Contents {
     client_revocations: Option<Vec<u8>>,
 }
 
-/// What the server speaks TLS with.
+/// The TLS configuration of the server.
 pub struct Tls {
     files: TlsFiles,
     current: RwLock<(Contents, Arc<ServerConfig>)>,
@@ -91,20 +91,21 @@ impl Tls {
         })
     }
 
-    /// Whether clients may have certificates.
+    /// Whether the server requests certificates of clients.
     #[must_use]
     pub fn takes_certificates(&self) -> bool {
         self.files.client_roots.is_some()
     }
 
-    /// What the next connection is to be accepted with.
+    /// The configuration for the next connection.
     #[must_use]
     pub fn config(&self) -> Arc<ServerConfig> {
         let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
         current.1.clone()
     }
 
-    /// Follows the files. Never ends; keeps what it has while they cannot be used.
+    /// Reads the files again at intervals, and keeps the last configuration while they cannot be
+    /// used. Never ends.
     pub async fn run_reload(&self) {
         loop {
             tokio::time::sleep(POLL).await;
@@ -116,7 +117,7 @@ impl Tls {
         }
     }
 
-    /// Whether there was something new.
+    /// Reads the files. Returns whether they have changed.
     fn reload(&self) -> Result<bool, TlsError> {
         let contents = self.files.read()?;
         let is_known = {
@@ -167,7 +168,7 @@ impl TlsFiles {
         let mut config = builder.with_single_cert(chain, key)?;
         config.alpn_protocols = vec![HTTP2.to_vec()];
         if self.client_roots.is_some() {
-            // A session that is resumed is not verified again.
+            // A resumed session is not verified again.
             config.session_storage = Arc::new(NoServerSessionStorage {});
             config.send_tls13_tickets = 0;
         }

@@ -1,4 +1,4 @@
-//! WatchChanges requests to domain types, and changes to messages.
+//! Converts WatchChanges requests to domain types, and changes to messages.
 
 use tonic::Status;
 

@@ -1,5 +1,5 @@
-//! Messages to domain types and back. Each request is parsed here, once. A field out of
-//! its bounds is named by its path.
+//! Converts messages to domain types and back. Each request is parsed here, once. An error
+//! names the path of the invalid field.
 
 mod changes;
 mod replies;
@@ -31,18 +31,18 @@ use crate::{
     },
 };
 
-/// Entries of a page whose size is not asked for.
+/// Entries of a page if the request has no page size.
 const DEFAULT_PAGE: u16 = 50;
 /// Most memberships of a page.
 pub(super) const MAX_MEMBERSHIPS_PAGE: u16 = 1000;
 /// Most users, or organizations, of a page: the largest ones fit the 4 MiB that
-/// clients take by default.
+/// clients accept by default.
 pub(super) const MAX_PROFILES_PAGE: u16 = 250;
 /// Most checks, or names, of one batch.
 const MAX_BATCH: usize = 1000;
 
-/// On whose behalf: the same `oneof` in several messages, each with a type of
-/// its own.
+/// The actor of a request: the same `oneof` in several messages, each with a type of its
+/// own.
 macro_rules! actor {
     ($message:ident, $actor:expr) => {
         match &$actor {
@@ -73,7 +73,7 @@ const USER_FIELDS: [&str; 5] = ["first_name", "last_name", "display_name", "emai
 /// The fields of an organization that can be changed.
 const ORGANIZATION_FIELDS: [&str; 2] = ["display_name", "labels"];
 
-/// Which of [`USER_FIELDS`] to change.
+/// Whether to change each of [`USER_FIELDS`].
 fn masked_user(mask: Option<&FieldMask>, user: &pb::User) -> Result<[bool; 5], Status> {
     let is_given = [
         !user.first_name.is_empty(),
@@ -85,7 +85,7 @@ fn masked_user(mask: Option<&FieldMask>, user: &pb::User) -> Result<[bool; 5], S
     masked(mask, USER_FIELDS, is_given)
 }
 
-/// Which of [`ORGANIZATION_FIELDS`] to change.
+/// Whether to change each of [`ORGANIZATION_FIELDS`].
 fn masked_organization(
     mask: Option<&FieldMask>,
     organization: &pb::Organization,
@@ -97,7 +97,7 @@ fn masked_organization(
     masked(mask, ORGANIZATION_FIELDS, is_given)
 }
 
-/// Leaves of an update what it changes, and says so in its mask.
+/// Reduces an update to the fields that it changes, and lists them in its mask.
 pub(super) fn normalize_user(request: &mut pb::UpdateUserRequest) {
     let Some(user) = &mut request.user else {
         return;
@@ -120,7 +120,7 @@ pub(super) fn normalize_user(request: &mut pb::UpdateUserRequest) {
     request.update_mask = Some(mask_of(USER_FIELDS, fields));
 }
 
-/// The same for an organization.
+/// Like [`normalize_user`], for an organization.
 pub(super) fn normalize_organization(request: &mut pb::UpdateOrganizationRequest) {
     let Some(organization) = &mut request.organization else {
         return;
@@ -267,8 +267,8 @@ pub(super) fn organization_in_state(
     })
 }
 
-/// Which of the fields to change: those in the mask or, without one, those that
-/// are given.
+/// Whether to change each field: the fields in the mask or, without a mask, those with a
+/// value.
 fn masked<const N: usize>(
     mask: Option<&FieldMask>,
     fields: [&str; N],
@@ -280,7 +280,7 @@ fn masked<const N: usize>(
     }
     let is_known = |path: &str| path == "*" || fields.contains(&path);
     if let Some(at) = paths.iter().position(|path| !is_known(path)) {
-        let why = format!("is none of *, {}", fields.join(", "));
+        let why = format!("must be one of *, {}", fields.join(", "));
         return Err(status::invalid_field(
             format!("update_mask.paths[{at}]"),
             why,
@@ -299,7 +299,7 @@ fn email(
     given.transpose()
 }
 
-/// An e-mail address to look for.
+/// An e-mail address to look up.
 pub(super) fn wanted_email(text: &str) -> Result<Email, Status> {
     named("email", Email::parse_existing(text))
 }
@@ -402,10 +402,10 @@ pub(super) fn organization_names(names: &[String]) -> Result<Vec<OrganizationNam
     })
 }
 
-/// The records of an answer.
+/// The records of a response.
 ///
 /// # Errors
-/// RESPONSE_TOO_LARGE: clients would not take it.
+/// RESPONSE_TOO_LARGE: clients would not accept the response.
 pub(super) fn answer<M: Message>(records: impl Iterator<Item = M>) -> Result<Vec<M>, Status> {
     let mut size = 0;
     let mut answer = Vec::new();
@@ -432,15 +432,15 @@ pub(super) fn page(size: i32, token: String, max: u16) -> Result<PageRequest, St
     Ok(PageRequest { size, token })
 }
 
-/// Parses each of a repeated field that has one at least and a bounded number at
-/// most; `parse` gets its path, which is only put into words if something is wrong.
+/// Parses each entry of a repeated field: at least one, and at most [`MAX_BATCH`]. `parse`
+/// gets the path of the entry, which is formatted only for an error.
 fn batch<W, T>(
     field: &str,
     all: &[W],
     parse: impl Fn(Arguments<'_>, &W) -> Result<T, Status>,
 ) -> Result<Vec<T>, Status> {
     if all.is_empty() || all.len() > MAX_BATCH {
-        let why = format!("has {} entries; allowed are 1 to {MAX_BATCH}", all.len());
+        let why = format!("has {} entries; must have 1 to {MAX_BATCH}", all.len());
         return Err(status::invalid_field(field, why));
     }
     let all = all.iter().enumerate();
@@ -448,7 +448,7 @@ fn batch<W, T>(
         .collect()
 }
 
-/// Parses one check; `path` stands before its fields' names.
+/// Parses one check. `path` is the prefix of its fields' names.
 pub(super) fn check(
     path: impl Display + Copy,
     organization: &str,

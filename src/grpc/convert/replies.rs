@@ -1,4 +1,4 @@
-//! Domain types to messages.
+//! Converts domain types to messages.
 
 use std::collections::BTreeMap;
 
@@ -60,7 +60,7 @@ pub(in crate::grpc) fn membership(standing: &Standing) -> pb::Membership {
     }
 }
 
-/// A membership without whether it counts.
+/// A membership with its state unspecified.
 pub(super) fn membership_alone(membership: &Membership) -> pb::Membership {
     let (create_time, update_time) = times(&membership.stamp);
     pb::Membership {

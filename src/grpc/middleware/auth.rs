@@ -18,12 +18,12 @@ use crate::{
 
 /// Largest metadata of a call, in bytes.
 const MAX_METADATA_BYTES: usize = 16 * 1024;
-/// Begins the paths of health checks, which are open to all.
+/// Prefix of the paths of health checks, which need no credentials.
 const HEALTH: &str = "/grpc.health.v1.Health/";
-/// The scheme of tokens in the header `authorization`; its case does not matter.
+/// The scheme of tokens in the header `authorization`, in any case.
 const BEARER: &str = "bearer";
 
-/// Puts the authorizer before a service.
+/// Puts the authorizer in front of a service.
 #[derive(Debug, Clone)]
 pub struct AuthLayer(pub Authorizer);
 
@@ -78,7 +78,7 @@ where
             certificate: peer.and_then(|peer| peer.certificate.as_ref()),
             token,
         };
-        // Reflection is for every caller who is known.
+        // Every authenticated caller may use reflection.
         let method = methods::name_of(path);
         let refused = match self.authorizer.admit(method, credentials) {
             Ok(caller) => {
@@ -97,7 +97,7 @@ where
     }
 }
 
-/// Sum of the names and values.
+/// Bytes of all names and values.
 fn metadata_bytes(headers: &HeaderMap) -> usize {
     let headers = headers.iter();
     headers
@@ -105,10 +105,10 @@ fn metadata_bytes(headers: &HeaderMap) -> usize {
         .sum()
 }
 
-/// The bearer token that a call brings, if it brings one.
+/// The bearer token of a call, if it has one.
 ///
 /// # Errors
-/// [`Refused::InvalidCredentials`]: it brings two, or one that is no text.
+/// [`Refused::InvalidCredentials`]: the call has several headers, or one that is not text.
 fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Refused> {
     let invalid = |why: &str| Refused::InvalidCredentials {
         why: why.to_owned(),
@@ -118,10 +118,10 @@ fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Refused> {
         return Ok(None);
     };
     if values.next().is_some() {
-        return Err(invalid("there are several headers `authorization`"));
+        return Err(invalid("the call has several headers `authorization`"));
     }
     let value = value.to_str();
-    let value = value.map_err(|_| invalid("the header `authorization` is no text"))?;
+    let value = value.map_err(|_| invalid("the header `authorization` is not text"))?;
     let (scheme, token) = value.split_once(' ').unwrap_or((value, ""));
     Ok(scheme
         .eq_ignore_ascii_case(BEARER)

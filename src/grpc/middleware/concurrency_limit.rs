@@ -31,7 +31,7 @@ use crate::{
     transport::listener::Peer,
 };
 
-/// Longest that a call waits for a permit.
+/// Longest time that a call waits for a permit.
 const MAX_QUEUE_TIME: Duration = Duration::from_millis(250);
 
 /// CPU time after which a call is heavy, and its steps are limited. A check uses two
@@ -53,8 +53,8 @@ struct Queues {
 }
 
 impl ConcurrencyLimitLayer {
-    /// Admits at most `max_calls` reads and as many changes. Calls that use more CPU time
-    /// than `heavy`, by the clock, have their steps limited.
+    /// At most `max_calls` reads and as many changes run at once. The steps of calls that use
+    /// more CPU time than `heavy`, by the clock, are limited.
     #[must_use]
     pub fn new(max_calls: usize, heavy: Duration) -> Self {
         let step_limiter = StepLimiter::new(cpu_load::count(), heavy);
@@ -147,7 +147,8 @@ where
         let max_wait = arrival.patience(request.headers(), MAX_QUEUE_TIME);
         request.extensions_mut().insert(arrival);
         let queue = queue.clone();
-        // tower: the service that is ready takes the call, its clone becomes ready anew.
+        // By the contract of tower, the ready service takes the call, and its clone has to
+        // become ready itself.
         let fresh = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, fresh);
         Either::Right(Box::pin(async move {
@@ -161,7 +162,7 @@ where
     }
 }
 
-/// The permit of a change, which holds it until it has ended, also after its caller has
+/// The permit of a change. The change holds it until it has ended, even if its caller has
 /// left.
 #[derive(Debug, Clone)]
 pub(in crate::grpc) struct SharedPermit(Arc<Permit>);

@@ -26,8 +26,8 @@ const PROBES: u32 = 5;
 /// Longest mean scheduling delay of processors that keep up. A call is scheduled some
 /// five times.
 const MAX_DELAY: Duration = Duration::from_micros(400);
-/// Part of the time that the runtime's workers are busy when a delay is their own. Below
-/// it, something else on the machine held them up.
+/// Busy part of the time of the runtime's workers, above which they cause a delay. Below it,
+/// something else on the machine causes it.
 const BUSY_FRACTION: f64 = 0.7;
 
 /// Number of processors of this process.
@@ -49,7 +49,7 @@ impl CpuLoad {
     pub(super) async fn measure(&mut self) -> bool {
         let began = Instant::now();
         let probes = if self.was_busy { PROBES } else { 1 };
-        // In a task, which the runtime's workers run as they run calls.
+        // In a task: the runtime's workers run it like a call.
         let delay = tokio::spawn(scheduling_delay(probes)).await;
         let metrics = Handle::current().metrics();
         let workers = metrics.num_workers();
@@ -79,7 +79,8 @@ pub(super) struct StepLimiter {
 }
 
 impl StepLimiter {
-    /// Admits `max_steps` at once, of calls that use more CPU time than `threshold`.
+    /// Limits the steps of calls that use more CPU time than `threshold`: at most `max_steps`
+    /// run at once.
     pub(super) fn new(max_steps: usize, threshold: Duration) -> Self {
         let permits = Arc::new(Semaphore::new(max_steps));
         Self { permits, threshold }
@@ -125,7 +126,7 @@ impl CallSteps {
             Stage::Queued => {
                 let permit = ready!(self.permits.poll_acquire(context));
                 self.stage = Stage::AfterEvents(permit);
-                // One poll of it schedules the task behind the events.
+                // One poll of `yield_now` schedules the task behind the events.
                 let _ = pin!(yield_now()).poll(context);
                 Poll::Pending
             }
@@ -160,7 +161,7 @@ async fn scheduling_delay(probes: u32) -> Duration {
     for _ in 0..probes {
         sleep(WINDOW / probes).await;
         let ready = Instant::now();
-        // As a message on a connection: behind the poll for events, and then behind all
+        // Like a message on a connection: behind the poll for events, and then behind all
         // ready tasks.
         yield_now().await;
         yield_to_ready_tasks().await;

@@ -1,6 +1,6 @@
 //! Error details of calls that fail before their handler runs. The transport reports them as
-//! INTERNAL, OUT_OF_RANGE and the like, without details. Here they get the code and the
-//! details from which a caller learns what to change.
+//! INTERNAL, OUT_OF_RANGE and the like, without details. This layer adds the code and the
+//! details that a caller needs to correct the call.
 
 use http::{HeaderName, HeaderValue};
 use http_body::Body as _;
@@ -12,7 +12,7 @@ static DETAILS_HEADER: HeaderName = HeaderName::from_static("grpc-status-details
 /// Header with the accepted compressions of requests. The transport sends it with a
 /// rejection.
 static ENCODINGS_HEADER: HeaderName = HeaderName::from_static("grpc-accept-encoding");
-/// The only accepted one.
+/// The only accepted encoding.
 const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
 /// Longest part of the transport's message that is returned, in characters.
 const MAX_CHARACTERS: usize = 256;
@@ -53,7 +53,7 @@ fn meaning(bare: &Status, is_compressed: bool) -> Option<Status> {
         Code::Unimplemented if is_compressed => (
             Code::Unimplemented,
             Reason::UnsupportedCompression,
-            "the request is compressed; requests are taken as they are only".to_owned(),
+            "the request is compressed; only uncompressed requests are accepted".to_owned(),
         ),
         Code::Unimplemented => (
             Code::Unimplemented,

@@ -1,10 +1,10 @@
-//! A fair queue: a bounded number of calls run, and the caller that has used the least
-//! CPU goes next. Each caller has a queue of its own, so that the flood of one does not
-//! delay the calls of others.
+//! A fair queue: a bounded number of calls run, and the caller with the lowest usage is
+//! served next. Each caller has a queue of its own, so that the flood of one does not delay
+//! the calls of others.
 //!
-//! The limit follows the CPU load. While the processors keep up, the limit is what the
-//! settings say, so that slow backends fill no queues. While they do not, the limit
-//! falls, so that a flood waits here and not in front of the calls of others.
+//! The limit follows the CPU load. While the processors keep up, the limit is that of the
+//! settings, so that slow backends fill no queues. While the processors do not keep up, the
+//! limit falls, so that a flood waits in its queue and not in front of the calls of others.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -31,8 +31,8 @@ const MAX_WAITING: usize = 4096;
 /// CPU time that one slot stands for, in microseconds. A call that is expected to use
 /// more, such as a large batch, takes more slots.
 const SLOT_US: u64 = 100;
-/// Calls that always find slots while the processors keep up, however many slots each
-/// takes: a call that waits for a slow backend uses no CPU.
+/// Calls that always fit while the processors keep up, even if each takes the most slots: a
+/// call that waits for a slow backend uses no CPU.
 const MIN_CALLS: u64 = 16;
 /// Expected CPU time of a call of an unknown caller, in microseconds.
 const INITIAL_MEAN_US: u64 = 50;
@@ -43,8 +43,8 @@ const MEAN_WEIGHT: u64 = 8;
 const DECAY: u64 = 64;
 /// Windows after which a sole caller is treated as uncontended: ten seconds.
 const CONTENTION_WINDOWS: u32 = 200;
-/// Most CPU time that a caller may use before callers with more usage, in microseconds.
-/// A caller that was absent, or called rarely, saves up no more.
+/// Largest credit of a caller that was absent, or called rarely, in microseconds of usage:
+/// it is served before callers with more usage until it has used its credit.
 const CREDIT_US: u64 = 10_000;
 /// Part of the slots that is reserved for callers that hold few: 1/4, at least one.
 const RESERVED_PART: u64 = 4;
@@ -82,7 +82,7 @@ struct QueueState {
     max_slots_per_call: u64,
     /// Whether a call had to wait since the limit was last adjusted.
     is_contended: bool,
-    /// Windows for which there still counts as more than one caller.
+    /// Remaining windows in which the queue counts as having several callers.
     contention_windows: u32,
     /// Usage of the caller that was granted the last permit: the virtual time of the
     /// queue.
@@ -139,9 +139,9 @@ pub(super) struct Permit {
 }
 
 impl FairQueue {
-    /// A queue with at most `max_limit` slots, and never fewer than `min_limit`: so many
-    /// keep the processors busy with calls that wait for nothing else. `limit_gauge`
-    /// shows the limit. Heavy calls run by `step_limiter`.
+    /// A queue with at most `max_limit` slots, and at least `min_limit`, which keep the
+    /// processors busy with calls that wait for nothing else. `limit_gauge` shows the limit.
+    /// `step_limiter` limits the steps of heavy calls.
     pub(super) fn new(
         min_limit: usize,
         max_limit: usize,
@@ -187,7 +187,7 @@ impl FairQueue {
         max_wait: Duration,
     ) -> Result<Permit, QueueTimeout> {
         let (sender, granted) = oneshot::channel();
-        // Kept open while the caller's queue is full: the call waits, and is rejected.
+        // Kept open if the caller's queue is full: the call is rejected after `max_wait`.
         let _rejected = {
             let mut state = self.lock();
             state.is_contended = true;
@@ -234,8 +234,8 @@ impl FairQueue {
         }
     }
 
-    /// Lowers the limit while the processors do not keep up, and raises it again. Call it
-    /// once in a window.
+    /// Lowers the limit while the processors do not keep up, and raises it afterwards. Call
+    /// it once in each window.
     pub(super) fn adjust_limit(self: &Arc<Self>, processors_keep_up: bool) {
         let mut state = self.lock();
         state.decay_idle();
@@ -257,7 +257,7 @@ impl FairQueue {
 }
 
 impl QueueState {
-    /// The queue of a caller. A new one has no more credit than the others leave it.
+    /// The queue of a caller, new if needed. Its credit is at most [`CREDIT_US`].
     fn caller(&mut self, flow: &FlowKey) -> &mut CallerQueue {
         let least = self.clock_us.saturating_sub(CREDIT_US);
         let caller = self.callers.entry(flow.clone()).or_default();
@@ -265,8 +265,8 @@ impl QueueState {
         caller
     }
 
-    /// Slots that are reserved for callers that hold few. They stay reserved while others
-    /// hold more than there are, because the limit fell.
+    /// Slots that are reserved for callers that hold few. They stay reserved even if the limit
+    /// fell and other callers hold more slots than it.
     fn reserved(&self) -> u64 {
         (self.limit / RESERVED_PART).max(1)
     }
@@ -286,7 +286,7 @@ impl QueueState {
     }
 
     /// The slots that a caller with `slots_in_use` may take for a call of `expected_us`.
-    /// The last call to find room may take more slots than are left, up to all there are.
+    /// The last call that fits may take more shared slots than are free, up to all of them.
     fn available(&self, slots_in_use: u64, expected_us: u64) -> Option<Slots> {
         let slots = (expected_us / SLOT_US).clamp(1, self.max_slots_per_call);
         if self.has_shared_slots() {
@@ -379,12 +379,12 @@ impl QueueState {
         }
     }
 
-    /// Whether there were several callers lately. A sole caller delays nobody else.
+    /// Whether there were several callers lately. A sole caller delays no other.
     fn has_several_callers(&self) -> bool {
         self.contention_windows > 0
     }
 
-    /// Decays the usage and the mean of absent callers, and removes callers without any.
+    /// Decays the usage and the mean of absent callers, and removes those with neither.
     fn decay_idle(&mut self) {
         let clock_us = self.clock_us;
         self.contention_windows = if self.callers.len() > 1 {
@@ -485,7 +485,7 @@ mod tests {
         (state.in_use.sum(), state.waiting)
     }
 
-    /// Takes all slots, for as many callers as it needs.
+    /// Takes all slots, with as many callers as needed.
     fn fill(queue: &Arc<FairQueue>) -> Vec<Permit> {
         let flows = (1000..).map(FlowKey::Connection);
         let permits = flows.map_while(|flow| queue.try_acquire(&flow));
@@ -497,13 +497,13 @@ mod tests {
         std::iter::from_fn(|| queue.try_acquire(flow)).collect()
     }
 
-    /// One call of this caller that uses so much CPU time.
+    /// Runs one call of this caller that uses this CPU time.
     fn spend(queue: &Arc<FairQueue>, flow: &FlowKey, busy: Duration) {
         queue.try_acquire(flow).unwrap().charge_cpu(busy);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_caller_with_the_lowest_usage_goes_first() {
+    async fn the_caller_with_the_lowest_usage_is_served_first() {
         let queue = fair_queue(2);
         let (hog, guest) = (FlowKey::Connection(1), FlowKey::Connection(2));
         spend(&queue, &hog, Duration::from_millis(20));
@@ -591,7 +591,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_mean_follows_the_calls_by_an_eighth() {
+    async fn each_call_moves_the_mean_by_an_eighth() {
         let queue = fair_queue(640);
         let flow = FlowKey::Connection(1);
         let mean = || queue.lock().caller(&flow).mean_us;
@@ -686,7 +686,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_cancelled_call_leaves_no_trace() {
+    async fn a_cancelled_call_holds_no_slot_and_does_not_stay_in_the_queue() {
         let queue = fair_queue(2);
         let flow = FlowKey::Connection(1);
         let permits = fill(&queue);

@@ -27,8 +27,8 @@ use crate::{
 const CHUNK: usize = 16 * 1024;
 /// Bytes that an unreceived response costs besides its messages.
 const RESPONSE_OVERHEAD: usize = 2048;
-/// Largest message that is not charged, in bytes. The transport keeps a whole larger one
-/// until its last byte is sent.
+/// Largest message that is not charged, in bytes. The transport keeps a larger one
+/// whole until its last byte is sent.
 const MAX_SMALL_MESSAGE: usize = 1024;
 /// Codes of gRPC: 0 to 16.
 const CODES: usize = 17;
@@ -41,7 +41,7 @@ static STATUS_HEADER: HeaderName = HeaderName::from_static("grpc-status");
 pub struct MetricsLayer(Arc<ByMethod<MethodMetrics>>);
 
 impl MetricsLayer {
-    /// To be created after the metrics recorder.
+    /// Create it after the metrics recorder.
     #[must_use]
     pub fn new() -> Self {
         Self(Arc::new(ByMethod::new(|name, _| MethodMetrics {
@@ -84,9 +84,9 @@ struct CallMetrics {
     /// The charge of the response besides its messages, until the call ends.
     charge: Option<MemoryCharge>,
     began: Instant,
-    /// The time that the call had.
+    /// The time granted to the call.
     granted: Duration,
-    /// The status code. `None` if the client left before.
+    /// The status code. `None` until the response has one.
     code: Option<Code>,
     span: CallSpan,
 }
@@ -158,7 +158,7 @@ impl<S> Layer<S> for MetricsLayer {
     }
 }
 
-/// A service whose calls are method.
+/// A service with metrics and traces of its calls.
 #[derive(Debug, Clone)]
 pub struct Observation<S> {
     methods: Arc<ByMethod<MethodMetrics>>,
@@ -190,7 +190,7 @@ where
 }
 
 pin_project! {
-    /// The answer of a call that is method.
+    /// The response of a call, with the call's metrics.
     #[derive(Debug)]
     pub struct Observed<F> {
         #[pin]
@@ -213,7 +213,7 @@ where
         };
         let mut response = ready!(polled)?;
         if let Some(mut call) = this.call.take() {
-            // Others say in their trailers how they end.
+            // Other responses have their status in the trailers.
             if response.body().is_end_stream() {
                 call.record_status(response.headers());
             }
@@ -223,14 +223,14 @@ where
     }
 }
 
-/// The body of an answer, with which the call ends.
+/// The body of a response. The call ends with it.
 struct ObservedBody {
     body: Body,
     next: Next,
     call: CallMetrics,
 }
 
-/// A message that is charge for its connection.
+/// A message that is charged to its connection.
 struct ChargedBytes {
     data: Bytes,
     _held: MemoryCharge,
@@ -242,17 +242,17 @@ impl AsRef<[u8]> for ChargedBytes {
     }
 }
 
-/// What comes before the rest of a body.
+/// The frame before the rest of a body, if any.
 enum Next {
     Rest,
     Data(Bytes),
-    /// Rare, and large.
+    /// Rare and large, so it is boxed.
     Other(Box<Result<Frame<Bytes>, Status>>),
 }
 
 impl ObservedBody {
-    /// Encodes the message, where there is one already: it needs less memory then, and
-    /// is known to need how much.
+    /// Encodes the message if it is ready: an encoded message needs less memory, and its size
+    /// is known.
     fn new(mut body: Body, mut call: CallMetrics, context: &mut Context<'_>) -> Self {
         if let Some(charge) = &mut call.charge {
             charge.add(RESPONSE_OVERHEAD);
@@ -268,14 +268,13 @@ impl ObservedBody {
         Self { body, next, call }
     }
 
-    /// Weighs a message, leaves of it what the transport is to have at once, and keeps
-    /// the rest.
+    /// Charges a message, leaves its first [`CHUNK`] bytes in `data`, and keeps the rest.
     fn take(&mut self, data: &mut Bytes) {
         *data = self.call.charge_until_sent(std::mem::take(data));
         self.cut(data);
     }
 
-    /// Leaves what the transport is to have at once; keeps the rest.
+    /// Leaves the first [`CHUNK`] bytes in `data`, and keeps the rest.
     fn cut(&mut self, data: &mut Bytes) {
         if data.len() > CHUNK {
             self.next = Next::Data(data.split_off(CHUNK));

@@ -1,0 +1,109 @@
+//! Writes the change log, in the order of the stream: for one record, the order of its
+//! changes. A page's changes and its checkpoint are one transaction.
+
+use super::{
+    Stop, StreamInvalidator,
+    shard_progress::{Progress, StreamProgress},
+};
+use crate::{
+    background::leader_lease::HeldLease,
+    domain::{ChangeKind, RecordChange},
+    store::{
+        self, Changed, ChangedRecord, DynamoDb, LOG_REGISTER, Left, MAX_APPENDED, Position, ShardId,
+    },
+    telemetry::CHANGES_LOGGED,
+};
+
+impl StreamInvalidator {
+    /// Appends the changes of a page to the log, together with the checkpoint after them.
+    pub(super) async fn log(
+        &self,
+        shard: &ShardId,
+        changes: Vec<Changed>,
+        stream_progress: &mut StreamProgress,
+        lease: &mut HeldLease,
+    ) -> Result<(), Stop> {
+        let changes = changes.into_iter();
+        let (sequences, changes): (Vec<_>, Vec<_>) = changes.filter_map(to_log).unzip();
+        let sequences = sequences.chunks(MAX_APPENDED);
+        for (sequences, changes) in sequences.zip(changes.chunks(MAX_APPENDED)) {
+            let mut changes = changes.to_vec();
+            let attributed = attribute_deletions(&self.table, &mut changes).await;
+            attributed.map_err(Stop::Failed)?;
+            if let Some(last) = sequences.last() {
+                let progress = Progress::Open {
+                    position: Position::After(last.clone()),
+                    cursor: None,
+                };
+                stream_progress.shards.insert(shard.clone(), progress);
+            }
+            let first = stream_progress.head.next;
+            stream_progress.head.next += changes.len() as u64;
+            let mut values = stream_progress.values();
+            self.leader.claim(&mut values);
+            let register = (LOG_REGISTER, lease.version, &values);
+            let appended = self
+                .table
+                .append(&stream_progress.head.log, first, &changes, register);
+            let version = appended.await.map_err(Stop::Failed)?;
+            *lease = HeldLease::written_now(version.ok_or(Stop::Deposed)?);
+            stream_progress.is_ahead = false;
+            metrics::counter!(CHANGES_LOGGED).increment(changes.len() as u64);
+        }
+        Ok(())
+    }
+}
+
+/// Adds the origin of deletions that left no tombstone, which are those of memberships.
+async fn attribute_deletions(
+    table: &DynamoDb,
+    changes: &mut [RecordChange],
+) -> Result<(), store::Error> {
+    let (mut deletions, mut versions) = (Vec::new(), Vec::new());
+    for change in changes {
+        if let (ChangeKind::Deleted, Some(before), None) =
+            (change.kind, &change.before, &change.made)
+        {
+            versions.push((change.key.clone(), before.stamp().etag()));
+            deletions.push(change);
+        }
+    }
+    let found = table.deletions(&versions).await?;
+    for (change, deletion) in deletions.into_iter().zip(found) {
+        if let Some(deletion) = deletion {
+            change.time = deletion.time.or(change.time);
+            change.made = Some(deletion.made);
+        }
+    }
+    Ok(())
+}
+
+/// The change of a record to log, with its position in the shard. `None`: nothing was
+/// changed, or the item is no record.
+fn to_log(changed: Changed) -> Option<(String, RecordChange)> {
+    let ChangedRecord {
+        key,
+        kind,
+        before,
+        made,
+        left,
+    } = changed.record?;
+    let after = match left {
+        Left::Record(record) => Some(record),
+        Left::Nothing | Left::Unknown => None,
+    };
+    if made.is_none() && before.is_some() && before == after {
+        return None;
+    }
+    let made_at = made.as_ref().and(after.as_ref());
+    let made_at = made_at.and_then(|record| record.stamp().update_time);
+    let change = RecordChange {
+        key,
+        kind,
+        before,
+        after,
+        time: made_at.or(changed.time),
+        made,
+    };
+    Some((changed.sequence, change))
+}

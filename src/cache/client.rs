@@ -1,0 +1,155 @@
+//! The one Momento client of a process. Its connections are replaced while it is used, when
+//! the credential changes.
+
+use std::{
+    fmt,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tokio::sync::Notify;
+
+use super::{
+    Error, FailureKind, Found, Keys, Momento,
+    momento::{Batching, LookUp},
+};
+
+/// The Momento client. Each operation is one round trip, tried once; the caller bounds its
+/// time. There is no plain set and no delete: every mutation is conditional, because Momento
+/// leaves it undefined how plain and conditional writes of one key mix. Clones share the
+/// connections.
+#[derive(Clone)]
+pub struct MomentoClient {
+    current: Arc<Current>,
+    lookups: Arc<Batching>,
+}
+
+/// The connections in use. Operations that are under way when they are replaced end with the
+/// connections that they began with.
+#[derive(Default)]
+struct Current {
+    connections: RwLock<Option<Arc<Momento>>>,
+    credential_rejected: Notify,
+}
+
+impl MomentoClient {
+    /// A client without connections. `patience` is the longest wait for a look-up that shares
+    /// its round trip with others.
+    #[must_use]
+    pub fn new(patience: Duration) -> Self {
+        let current = Arc::new(Current::default());
+        Self {
+            lookups: Arc::new(Batching::new(current.clone(), patience)),
+            current,
+        }
+    }
+
+    /// Sends later operations over these connections.
+    pub fn connect(&self, connections: Momento) {
+        let current = &self.current.connections;
+        let mut current = current.write().unwrap_or_else(PoisonError::into_inner);
+        *current = Some(Arc::new(connections));
+    }
+
+    /// Whether there are connections.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.current.get().is_ok()
+    }
+
+    /// Waits until Momento rejects the credential, if it has not done so since the last wait.
+    pub async fn credential_rejected(&self) {
+        self.current.credential_rejected.notified().await;
+    }
+
+    /// Looks up distinct keys, at most [`super::MAX_KEYS`], with the consistent read concern.
+    /// Returns one result per key, in the order of the keys.
+    ///
+    /// # Errors
+    /// No response.
+    pub async fn get(&self, keys: &Keys) -> Result<Vec<Found>, Error> {
+        self.lookups.get(keys).await
+    }
+
+    /// Stores the value if there is nothing under the key. Returns whether it did.
+    ///
+    /// # Errors
+    /// No response: the value may be stored, now or later.
+    pub async fn set_if_absent(
+        &self,
+        key: &str,
+        value: &[u8],
+        ttl: Duration,
+    ) -> Result<bool, Error> {
+        let connections = self.current.get()?;
+        let stored = connections.set_if_absent(key, value, ttl).await;
+        self.current.note_rejection(stored)
+    }
+
+    /// Stores the value if `expected` is under the key. Returns whether it did.
+    ///
+    /// # Errors
+    /// No response: the value may be stored, now or later.
+    pub async fn set_if_equal(
+        &self,
+        key: &str,
+        value: &[u8],
+        expected: &[u8],
+        ttl: Duration,
+    ) -> Result<bool, Error> {
+        let connections = self.current.get()?;
+        let stored = connections.set_if_equal(key, value, expected, ttl).await;
+        self.current.note_rejection(stored)
+    }
+
+    /// Stores the value over anything but this very value. Returns whether it did.
+    ///
+    /// # Errors
+    /// No response: the value may be stored, now or later.
+    pub async fn set_if_not_equal(
+        &self,
+        key: &str,
+        value: &[u8],
+        ttl: Duration,
+    ) -> Result<bool, Error> {
+        let connections = self.current.get()?;
+        let stored = connections.set_if_not_equal(key, value, ttl).await;
+        self.current.note_rejection(stored)
+    }
+}
+
+impl fmt::Debug for MomentoClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut client = f.debug_struct("MomentoClient");
+        client.field("is_connected", &self.is_connected());
+        client.finish_non_exhaustive()
+    }
+}
+
+impl Current {
+    fn get(&self) -> Result<Arc<Momento>, Error> {
+        let connections = self.connections.read();
+        let connections = connections.unwrap_or_else(PoisonError::into_inner);
+        connections
+            .clone()
+            .ok_or_else(|| Error::new(FailureKind::Unavailable, "there was no connection yet"))
+    }
+
+    fn note_rejection<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
+        if let Err(error) = &result
+            && error.kind == FailureKind::Credential
+        {
+            self.credential_rejected.notify_one();
+        }
+        result
+    }
+}
+
+#[async_trait]
+impl LookUp for Current {
+    async fn get(&self, keys: &Keys) -> Result<Vec<Found>, Error> {
+        let connections = Self::get(self)?;
+        self.note_rejection(connections.get(keys).await)
+    }
+}
