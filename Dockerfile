@@ -4,7 +4,7 @@
 # sources does not build them again.
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /build
-# A library would put the time of its build into the binary.
+# Without it, a library puts the time of the build into the binary.
 ENV SOURCE_DATE_EPOCH=0
 COPY Cargo.toml Cargo.lock build.rs ./
 COPY proto proto
@@ -17,14 +17,14 @@ RUN mkdir src \
     && deploy/release \
     && rm -r src
 COPY src src
-# The placeholders are newer than the sources; cargo goes by time.
+# Cargo compares times, and the placeholders are newer than the sources.
 RUN touch src/main.rs src/lib.rs \
     && deploy/release
 
 # No shell, no package manager; certificates and a user that is not root.
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /build/target/account-service /account-service
-# Health is asked for in the clear, with TLS, too.
+# Health checks use no TLS, also if the service does.
 ENV LISTEN_ADDR=0.0.0.0:50051 \
     HEALTH_ADDR=127.0.0.1:50052 \
     HEALTHCHECK_ADDR=127.0.0.1:50052 \

@@ -4,7 +4,7 @@
 use std::{env, error::Error, fs, path::PathBuf};
 
 const PROTO_ROOT: &str = "proto";
-/// What the contract imports of others.
+/// Third-party files that the contract imports.
 const IMPORT_ROOT: &str = "third_party/googleapis";
 const API: [&str; 1] = ["account/v1/account_service.proto"];
 const CACHE: [&str; 1] = ["account/cache/v1/entry.proto"];
@@ -17,11 +17,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut compiler = protox::Compiler::new([PROTO_ROOT, IMPORT_ROOT])?;
     compiler.include_imports(true).include_source_info(true);
     compiler.open_files(API)?;
-    // As protox encodes it: with the HTTP forms, which prost's types have no
-    // place for.
+    // Encoded by protox, because prost's types omit the HTTP forms.
     let descriptors = compiler.encode_file_descriptor_set();
     fs::write(out.join("account_descriptor.bin"), descriptors)?;
-    // Maps by their keys, so that equal messages are encoded alike.
+    // Sorted maps, so that equal messages have equal encodings.
     let configure = tonic_prost_build::configure()
         .btree_map(".account.v1")
         .codec_path("crate::proto::SmallMessages");

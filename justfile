@@ -1,6 +1,6 @@
-# The one door to every task; CI runs the same recipes.
+# All tasks. CI runs the same recipes.
 
-# What there is.
+# Lists the recipes.
 default:
     @just --list
 
@@ -22,7 +22,7 @@ lint:
     cargo clippy --locked --no-default-features -- -D warnings
     RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 
-# What starts servers, with one processor for each: they run otherwise there.
+# Tests that start servers, with one processor for each server: the runtime differs there.
 one-processor:
     REPLICA_PROCESSOR=0 cargo test --locked --test it -- binary:: fleet:: telemetry::
 
@@ -34,9 +34,9 @@ model:
 model-large:
     cargo test --locked -p coherence-model -- --nocapture --test-threads 1 --ignored
 
-# Whether the tests notice each step of the cache protocol that is left out.
+# Checks that the tests fail without each step of the cache protocol.
 sabotage:
-    cargo test --locked --features sabotage --test it histories::sabotage -- --nocapture --test-threads 1
+    tests/sabotage/run
 
 # The histories of `cargo test`, with more operations.
 more-histories:
@@ -46,50 +46,50 @@ more-histories:
 histories:
     HISTORY_OPERATIONS=1000000 HISTORY_WORLDS=24 cargo test --locked --profile load --test it histories:: -- --nocapture
 
-# Lint, formatting and compatibility of the contract. The image is what clients were generated from last.
+# Lint and formatting of the contract, and compatibility with the image that clients were last generated from.
 proto:
     buf lint
     buf breaking proto --against proto/account.v1.binpb
     buf format --diff --exit-code
 
-# Licences, sources and duplicates of the dependencies; known vulnerabilities where the advisory database can be had.
+# Licences, sources and duplicates of the dependencies; known vulnerabilities if the advisory database is reachable.
 deny:
     cargo deny check bans licenses sources
     if cargo deny fetch db; then cargo deny check advisories; else echo "advisories NOT checked: the database cannot be fetched"; fi
 
-# Changes the code in one place after the other, where it differs from a commit, and runs the tests with each: some
-# minutes for a mutant. Those that no test can notice are listed in `.cargo/mutants.toml`. Needs cargo-mutants.
+# Mutates the code that differs from a commit, one place at a time, and runs the tests: some minutes for each mutant.
+# `.cargo/mutants.toml` lists the mutants that no test can detect. Needs cargo-mutants.
 mutants since="HEAD~1":
     mkdir -p target
     git diff {{ since }} > target/mutants.diff
     cargo mutants --in-diff target/mutants.diff --output target
 
-# What one caller's flood does to another one's latency, the service on one processor and all else on the other.
+# Effect of one caller's flood on another one's latency, the service on one processor and all else on the other.
 flood:
     cargo test --locked --profile load --test it --no-run
     REPLICA_PROCESSOR=0 taskset -c 1 cargo test --locked --profile load --test it fleet::flood -- --ignored --nocapture
 
-# Mixed load with faults against three processes for so many minutes: what is left, and whether anything was wrong.
+# Mixed load with faults against three processes for some minutes: the remaining resources, and wrong results.
 soak minutes="60":
     SOAK_MINUTES={{ minutes }} cargo test --locked --profile load --test it fleet::soak -- --ignored --nocapture
 
-# All tests against servers that are not ours: DynamoDB Local, and moto for Secrets Manager.
+# All tests against independent servers: DynamoDB Local, and moto for Secrets Manager.
 second-opinion:
     tests/second_opinion/run
 
-# The lines of the README with grpcurl, and the story with generated Python, Go, TypeScript and Java clients, against `dev`.
+# The grpcurl commands of the README, and the story with generated Python, Go, TypeScript and Java clients, against `dev`.
 clients:
     tests/clients/run
 
-# What `deploy/` holds, with cfn-lint, Kubernetes' schemas and promtool.
+# Checks `deploy/` with cfn-lint, Kubernetes' schemas and promtool.
 deploy:
     tests/deploy/run
 
-# What outsiders send, made up by a fuzzer: so many seconds for each target.
+# Fuzzes input from outside, for some seconds with each target.
 fuzz seconds="20":
     tests/fuzz/run {{ seconds }}
 
-# Measures the service beside its limit and its peers, on two processors: docs/performance.md. Nothing else may run beside it.
+# Compares the service with its limit and its peers, on two processors: docs/performance.md. Nothing else may run meanwhile.
 bench *parts:
     benches/run {{ parts }}
 
@@ -97,7 +97,7 @@ bench *parts:
 own-code:
     benches/instructions
 
-# The image, built without an engine and run as a cluster runs it. With STAND_INS=yes, where no registry has its bases.
+# Builds the image without a container engine, and runs it as in a cluster. STAND_INS=yes if its base images are not available.
 image:
     tests/image/run
 
@@ -107,15 +107,15 @@ sbom:
     mv account-service.cdx.json target/
     rm model/account-service.cdx.json
 
-# Records how the service runs under load, for `release`: where the compiler or much of the hot path has changed.
+# Records a profile of the service under load, for `release`. Needed after changes of the compiler or of much of the hot path.
 profile:
     benches/profile
 
-# The binary as it is shipped, at target/account-service.
+# Builds the release binary, at target/account-service.
 release:
     deploy/release
 
-# Whether two builds of the image's binary are the same to the byte. In the same place: paths of generated code are in it.
+# Checks that two builds of the image's binary in the same folder are equal to the byte: it contains paths of generated code.
 reproducible:
     #!/usr/bin/env bash
     set -euo pipefail

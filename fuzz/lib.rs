@@ -1,19 +1,21 @@
-//! The service over its embedded servers, called in the process, so that what a
-//! fuzzer says reaches all that a caller can reach.
+//! The service over its embedded servers, called in the process, so that the fuzzer's input
+//! reaches all code that a caller's input reaches.
 
-use std::sync::{Arc, LazyLock};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use account_service::{
     auth::Authorizer,
     boot::App,
     config::{Cli, Command},
-    grpc::{AccountService, AuthLayer, WatchLimits, with_error_details},
+    grpc::{AccountService, AuthLayer, with_error_details},
     local::{Embedded, momento},
 };
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http_body_util::{BodyExt as _, Full};
 use tokio::runtime::Runtime;
-use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, body::Body};
 use tonic_types::StatusExt as _;
 use tower::{ServiceBuilder, ServiceExt as _, util::MapResponseLayer};
@@ -29,9 +31,12 @@ struct Served {
 static SERVED: LazyLock<Served> = LazyLock::new(|| {
     use clap::Parser as _;
     let runtime = Runtime::new().expect("a runtime");
-    let Command::Dev(settings) = Cli::parse_from(["account-service", "dev"]).command else {
-        unreachable!("`dev` was asked for");
+    let Command::Dev(mut settings) = Cli::parse_from(["account-service", "dev"]).command else {
+        unreachable!("`dev` was requested");
     };
+    // So that streams end soon.
+    settings.server.watch_patience_ms = Duration::from_millis(1);
+    settings.server.max_connection_age_s = Duration::from_millis(10);
     let (service, embedded) = runtime.block_on(async {
         let embedded = Embedded::start(&settings, Arc::new(momento::OpenGate));
         let embedded = embedded.await.expect("embedded servers");
@@ -41,12 +46,7 @@ static SERVED: LazyLock<Served> = LazyLock::new(|| {
             .expect("a table, a secret and a cache");
         let app = App::boot(&embedded.serve_settings(&settings)).await;
         let app = app.expect("the service boots");
-        let watch = WatchLimits {
-            patience: std::time::Duration::from_millis(1),
-            stopping: CancellationToken::new(),
-            lifetime: std::time::Duration::from_millis(10),
-        };
-        (AccountService::new(app.accounts().clone(), watch), embedded)
+        (app.service().clone(), embedded)
     });
     Served {
         runtime,
@@ -55,8 +55,8 @@ static SERVED: LazyLock<Served> = LazyLock::new(|| {
     }
 });
 
-/// Calls a method with these bytes as its message. Whatever they are, the answer
-/// is good or says precisely what is wrong with them.
+/// Calls a method with these bytes as its message. The response must be OK, or an error with a
+/// reason that does not blame the service.
 pub fn call(method: &str, message: &[u8]) -> Status {
     let Ok(request) = http::Request::post(format!("{PATH}{method}"))
         .header("content-type", "application/grpc")

@@ -1,5 +1,5 @@
-//! Settings: every one a flag with an environment variable and, where one makes
-//! sense, a default. Secrets are no settings: they come from Secrets Manager.
+//! Settings. Each is a flag with an environment variable and, where useful, a default.
+//! Secrets are not settings: they come from Secrets Manager.
 
 use std::{ffi::OsStr, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -21,18 +21,18 @@ use crate::{
 #[derive(Debug, Parser)]
 #[command(version, about, max_term_width = 100)]
 pub struct Cli {
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
 }
 
 impl Cli {
-    /// Reads the arguments and the environment of the process. A variable that is empty
-    /// counts as missing, as templates set those that nobody has filled.
+    /// Reads the arguments and the environment of the process. An empty variable counts as
+    /// missing: templates leave unused variables empty.
     ///
     /// # Errors
-    /// They are wrong, or ask for help. The error says so if a value is that of a
-    /// variable.
+    /// The arguments are invalid, or request help. The error names the environment variable
+    /// that an invalid value comes from.
     pub fn from_process() -> Result<Self, clap::Error> {
         let mut command = Self::command().mut_subcommands(|command| {
             command.mut_args(|arg| match arg.get_env() {
@@ -51,7 +51,7 @@ fn is_empty_variable(name: &OsStr) -> bool {
     std::env::var_os(name).is_some_and(|value| value.is_empty())
 }
 
-/// The error, with the name of the variable that the value is of, if it is of one.
+/// Adds the name of the environment variable to the error, if the value comes from one.
 fn with_variable(error: clap::Error, command: &clap::Command) -> clap::Error {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
@@ -80,7 +80,7 @@ fn with_variable(error: clap::Error, command: &clap::Command) -> clap::Error {
         return error;
     }
     let why = std::error::Error::source(&error).map(ToString::to_string);
-    let why = why.unwrap_or_else(|| "it is none of the values that there are".to_owned());
+    let why = why.unwrap_or_else(|| "it is not one of the possible values".to_owned());
     let name = name.to_string_lossy();
     let what = format!(
         "invalid value {value:?} of the environment variable {name} for '{shown}': {why}\n"
@@ -88,22 +88,22 @@ fn with_variable(error: clap::Error, command: &clap::Command) -> clap::Error {
     clap::Error::raw(ErrorKind::ValueValidation, what)
 }
 
-/// What the binary does.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Serve over the table, the cache and the secret that the settings name.
+    /// Run the service with the table, the cache and the secret of the settings.
     Serve(ServeSettings),
-    /// Serve over embedded servers: DynamoDB, Momento and Secrets Manager on
+    /// Run the service on embedded servers: DynamoDB, Momento and Secrets Manager on
     /// loopback, in this process.
     #[cfg(feature = "local")]
     Dev(DevSettings),
-    /// Create the table, the secret and the cache, as far as they are missing.
+    /// Create the table, the secret and the cache, unless they exist.
     Setup(SetupSettings),
-    /// Empty the cache: make all replicas of the table go on with an empty part
-    /// of it. Reads go to the table for a few seconds.
+    /// Empty the cache: all replicas of the table switch to an empty generation.
+    /// Reads go to the table for a few seconds.
     Flush(FlushSettings),
-    /// Fence the records that the DynamoDB stream event on standard input says
-    /// were changed, as a Lambda trigger gets it.
+    /// Fence the changed records of a DynamoDB stream event, which is read from
+    /// standard input in the form that Lambda triggers receive.
     Invalidate(ServeSettings),
     /// Exit with 0 if the server at an address is serving, else with 1.
     Healthcheck(HealthcheckSettings),
@@ -118,10 +118,10 @@ pub struct ServeSettings {
     /// Table, cache and secret.
     #[command(flatten)]
     pub backends: BackendSettings,
-    /// How long the cache keeps what.
+    /// The cache.
     #[command(flatten)]
     pub cache: CacheSettings,
-    /// What is logged, and how.
+    /// The log.
     #[command(flatten)]
     pub log: LogSettings,
 }
@@ -130,8 +130,8 @@ pub struct ServeSettings {
 #[cfg(feature = "local")]
 #[derive(Debug, Clone, Args)]
 pub struct DevSettings {
-    /// Keep the table in this directory, so that it survives the process.
-    /// Without it, the table is in memory.
+    /// Keep the table in this directory, so that it survives the process. Without
+    /// a directory, the table is in memory.
     #[arg(long, env = "DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
     /// Use the DynamoDB at this endpoint instead of the embedded one.
@@ -146,23 +146,23 @@ pub struct DevSettings {
     /// The gRPC server.
     #[command(flatten)]
     pub server: ServerSettings,
-    /// How long the cache keeps what.
+    /// The cache.
     #[command(flatten)]
     pub cache: CacheSettings,
-    /// What is logged, and how.
+    /// The log.
     #[command(flatten)]
     pub log: LogSettings,
 }
 
-/// Settings of `setup`. The Momento credential for a new secret is read from
-/// the environment variables MOMENTO_API_KEY and MOMENTO_ENDPOINT, or
-/// MOMENTO_AUTH_TOKEN, and from nowhere else.
+/// Settings of `setup`. The Momento credential for a new secret is read only from
+/// environment variables: MOMENTO_API_KEY and MOMENTO_ENDPOINT, or
+/// MOMENTO_AUTH_TOKEN.
 #[derive(Debug, Clone, Args)]
 pub struct SetupSettings {
     /// Table, cache and secret.
     #[command(flatten)]
     pub backends: BackendSettings,
-    /// What is logged, and how.
+    /// The log.
     #[command(flatten)]
     pub log: LogSettings,
 }
@@ -173,7 +173,7 @@ pub struct FlushSettings {
     /// Table and cache.
     #[command(flatten)]
     pub backends: BackendSettings,
-    /// What is logged, and how.
+    /// The log.
     #[command(flatten)]
     pub log: LogSettings,
 }
@@ -181,7 +181,7 @@ pub struct FlushSettings {
 /// Settings of `healthcheck`.
 #[derive(Debug, Clone, Args)]
 pub struct HealthcheckSettings {
-    /// Address of the server to ask.
+    /// Address of the server to check.
     #[arg(
         long,
         env = "HEALTHCHECK_ADDR",
@@ -190,7 +190,7 @@ pub struct HealthcheckSettings {
         value_parser = host_and_port
     )]
     pub addr: String,
-    /// Longest to wait for an answer, in milliseconds.
+    /// Longest wait for the response, in milliseconds.
     #[arg(long, env = "HEALTHCHECK_TIMEOUT_MS", value_name = "MS", default_value = "1000", value_parser = millis)]
     pub timeout_ms: Duration,
 }
@@ -199,7 +199,7 @@ pub struct HealthcheckSettings {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Server")]
 pub struct ServerSettings {
-    /// Address to listen on. Port 0 takes a free one.
+    /// Address to listen on. Port 0: any free port.
     #[arg(
         long,
         env = "LISTEN_ADDR",
@@ -207,31 +207,31 @@ pub struct ServerSettings {
         default_value = "127.0.0.1:50051"
     )]
     pub listen_addr: SocketAddr,
-    /// Longest to wait, after SIGTERM, for calls that are under way, in
-    /// milliseconds.
+    /// Longest wait for running calls after SIGTERM, in milliseconds.
     #[arg(long, env = "DRAIN_TIMEOUT_MS", value_name = "MS", default_value = "10000", value_parser = millis)]
     pub drain_timeout_ms: Duration,
-    /// Longest that a WatchChanges stream waits for its client to take a
+    /// Longest wait of a WatchChanges stream for its client to receive a
     /// response, in milliseconds.
     #[arg(long, env = "WATCH_PATIENCE_MS", value_name = "MS", default_value = "30000", value_parser = millis)]
     pub watch_patience_ms: Duration,
-    /// Reads, and changes, that are under way at once. Those beyond wait up to
-    /// 250 ms for their turn, callers in turn; then they are refused. While the
-    /// processors do not keep up, fewer and fewer, down to 4 for each of them.
+    /// Most concurrent reads, and most concurrent changes. Further calls wait up
+    /// to 250 ms in a queue that is fair between callers, and are then rejected.
+    /// While the processors are overloaded, the limit falls, but not below 4 for
+    /// each processor.
     #[arg(long, env = "CALLS_AT_ONCE", value_name = "COUNT", default_value_t = 1024, value_parser = clap::value_parser!(u16).range(16..))]
     pub calls_at_once: u16,
-    /// Connections of clients that are open at once and that a call was admitted on.
-    /// When all are, the caller with the most connections loses its oldest one to a
-    /// caller with fewer. Each takes some 20 kB.
+    /// Most open connections on which a call was admitted. At the limit, the caller
+    /// with the most connections loses its oldest one to a caller with fewer. A
+    /// connection takes some 20 kB.
     #[arg(long, env = "MAX_CONNECTIONS", value_name = "COUNT", default_value_t = 4000, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections: u32,
-    /// How long a connection is used, in seconds; then its client is asked to
-    /// connect anew, so that clients come to know new replicas. WatchChanges
-    /// streams end then, too.
+    /// Age of a connection, in seconds, at which the server requests its client to
+    /// reconnect, so that clients find new replicas. WatchChanges streams end then,
+    /// too.
     #[arg(long, env = "MAX_CONNECTION_AGE_S", value_name = "S", default_value = "1800", value_parser = seconds)]
     pub max_connection_age_s: Duration,
-    /// Memberships of deleted users and organizations to remove in a second, at
-    /// most, by all replicas together. 0: this replica removes none.
+    /// Most memberships of deleted users and organizations that all replicas
+    /// together remove in a second. 0: this replica removes none.
     #[arg(
         long,
         env = "CLEAN_UP_RATE",
@@ -239,37 +239,38 @@ pub struct ServerSettings {
         default_value_t = 250
     )]
     pub clean_up_rate: u32,
-    /// Address to serve metrics on, for Prometheus. Without it, there are none.
+    /// Address to serve metrics on, for Prometheus. Without it, the service has
+    /// no metrics.
     #[arg(long, env = "METRICS_ADDR", value_name = "IP:PORT")]
     pub metrics_addr: Option<SocketAddr>,
-    /// Address to answer health checks on, too, always in the clear: for probes
-    /// that speak no TLS.
+    /// Additional address for health checks, always without TLS: for probes that
+    /// do not support TLS.
     #[arg(long, env = "HEALTH_ADDR", value_name = "IP:PORT")]
     pub health_addr: Option<SocketAddr>,
-    /// Where traces go.
+    /// The export of traces.
     #[command(flatten)]
     pub traces: TraceSettings,
-    /// Who may call.
+    /// Authentication and authorization of callers.
     #[command(flatten)]
     pub callers: CallerSettings,
 }
 
-/// Where traces go.
+/// The export of traces.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Traces")]
 pub struct TraceSettings {
-    /// Collector that takes traces by OTLP over gRPC, such as
-    /// http://127.0.0.1:4317. Without it, none are made.
+    /// Collector of traces, by OTLP over gRPC, such as http://127.0.0.1:4317.
+    /// Without it, there are no traces.
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL", value_parser = url)]
     pub otlp_endpoint: Option<String>,
-    /// Share of the calls, from 0 to 1, that are traced where their caller has not
-    /// decided that already.
+    /// Share of traced calls, from 0 to 1, among the calls whose caller has not
+    /// decided.
     #[arg(long, env = "OTEL_TRACES_SAMPLER_ARG", value_name = "SHARE", default_value = "0.01", value_parser = share)]
     pub trace_ratio: f64,
 }
 
 impl TraceSettings {
-    /// Where and how many traces are exported. `None` without a collector.
+    /// The export of traces. `None` without a collector.
     #[must_use]
     pub fn export(&self) -> Option<TraceExport> {
         let endpoint = self.otlp_endpoint.clone()?;
@@ -278,27 +279,27 @@ impl TraceSettings {
     }
 }
 
-/// Who may call, and how they show who they are.
+/// Authentication and authorization of callers.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Callers")]
 pub struct CallerSettings {
-    /// File with the policy: which callers may call which methods, and on whose
-    /// behalf. Without it, everybody may do everything.
+    /// File with the policy: the methods that each caller may call, and the actors on
+    /// whose behalf. Without it, every caller may do everything.
     #[arg(long, env = "POLICY_FILE", value_name = "FILE")]
     pub policy: Option<PathBuf>,
-    /// Listen on other addresses than loopback without a policy or without TLS.
+    /// Permit addresses other than loopback without a policy or without TLS.
     #[arg(long, env = "INSECURE", value_parser = BoolishValueParser::new())]
     pub insecure: bool,
-    /// File with the server's certificate, and those between it and the root, in
-    /// PEM. Read again when it changes.
+    /// File with the server's certificate and its intermediate certificates, in PEM.
+    /// Read again when it changes.
     #[arg(long, env = "TLS_CERT", value_name = "FILE", requires = "tls_key")]
     pub tls_cert: Option<PathBuf>,
     /// File with the certificate's private key, in PEM.
     #[arg(long, env = "TLS_KEY", value_name = "FILE", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
-    /// File with the roots of clients' certificates, in PEM. The policy knows a
-    /// certificate by the first URI among its alternative names, else the first DNS
-    /// name. Required of clients unless there is --jwks, too.
+    /// File with the roots of clients' certificates, in PEM. The policy identifies a
+    /// certificate by the first URI among its alternative names, else by the first DNS
+    /// name. Without --jwks, every client needs a certificate.
     #[arg(
         long,
         env = "TLS_CLIENT_CA",
@@ -307,9 +308,8 @@ pub struct CallerSettings {
         requires = "policy"
     )]
     pub tls_client_ca: Option<PathBuf>,
-    /// File with the lists of clients' certificates that were revoked, in PEM: one of
-    /// each authority that issues them. Read again when it changes; connections that are
-    /// open stay so.
+    /// File with the revocation lists for clients' certificates, in PEM: one of each
+    /// issuing authority. Read again when it changes; open connections stay open.
     #[arg(
         long,
         env = "TLS_CLIENT_CRL",
@@ -317,9 +317,8 @@ pub struct CallerSettings {
         requires = "tls_client_ca"
     )]
     pub tls_client_crl: Option<PathBuf>,
-    /// File or https:// URL of the JSON Web Key Set that bearer tokens are signed
-    /// with. Read again every 5 minutes, and when
-    /// a token names a key that is not known.
+    /// File or https:// URL of the JSON Web Key Set that verifies bearer tokens. Read
+    /// again every 5 minutes, and when a token names an unknown key.
     #[arg(
         long,
         env = "JWKS",
@@ -329,13 +328,13 @@ pub struct CallerSettings {
         requires = "policy"
     )]
     pub jwks: Option<KeySource>,
-    /// Who has to have issued tokens.
+    /// Required issuer of tokens.
     #[arg(long, env = "JWT_ISSUER", value_name = "ISSUER", value_parser = not_empty)]
     pub jwt_issuer: Option<String>,
-    /// For whom tokens have to be.
+    /// Required audience of tokens.
     #[arg(long, env = "JWT_AUDIENCE", value_name = "AUDIENCE", value_parser = not_empty)]
     pub jwt_audience: Option<String>,
-    /// How tokens may be signed.
+    /// Accepted signature algorithms of tokens.
     #[arg(
         long,
         env = "JWT_ALGORITHMS",
@@ -345,7 +344,7 @@ pub struct CallerSettings {
         value_parser = algorithm
     )]
     pub jwt_algorithms: Vec<Algorithm>,
-    /// Whether not to describe the service to callers who ask for its reflection.
+    /// Disable the gRPC server reflection.
     #[arg(long, env = "NO_REFLECTION", value_parser = BoolishValueParser::new())]
     pub no_reflection: bool,
 }
@@ -360,80 +359,80 @@ pub struct BackendSettings {
     /// Name of the Momento cache.
     #[arg(long, env = "CACHE_NAME", value_name = "NAME", default_value = "accounts-cache", value_parser = cache_name)]
     pub cache_name: String,
-    /// Connections to Momento for reads, the last of them for those of more than 128
-    /// records, and as many for writes.
+    /// Connections to Momento for reads, and as many for writes. The last connection
+    /// for reads is for look-ups of more than 128 records.
     #[arg(long, env = "CACHE_CONNECTIONS", value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub cache_connections: u8,
     /// Name or ARN of the secret with the Momento credential: a JSON object with
     /// MOMENTO_API_KEY and MOMENTO_ENDPOINT, or with MOMENTO_AUTH_TOKEN.
     #[arg(long, env = "MOMENTO_SECRET_ID", value_name = "ID", default_value = "accounts/MomentoAuthToken", value_parser = not_empty)]
     pub momento_secret_id: String,
-    /// How often the secret is read again, in seconds, so that a credential that
-    /// was rotated is used without a restart. It is read at once, too, when the
-    /// cache refuses the one in use.
+    /// Interval of reading the secret, in seconds, so that a rotated credential is
+    /// used without a restart. The secret is also read at once when the cache
+    /// rejects the credential in use.
     #[arg(long, env = "SECRET_REFRESH_S", value_name = "S", default_value = "300", value_parser = seconds)]
     pub secret_refresh_s: Duration,
-    /// AWS region. Without it, where the AWS SDK finds one: AWS_DEFAULT_REGION,
-    /// the profile, the instance.
+    /// AWS region. Without it, the AWS SDK looks in AWS_DEFAULT_REGION, the
+    /// profile, the instance.
     #[arg(long, env = "AWS_REGION", value_name = "REGION", value_parser = not_empty)]
     pub aws_region: Option<String>,
     /// Endpoint of DynamoDB instead of the region's.
     #[arg(long, env = "AWS_ENDPOINT_URL_DYNAMODB", value_name = "URL", value_parser = url)]
     pub dynamodb_endpoint: Option<String>,
-    /// Longest that one attempt at a DynamoDB operation may take, in milliseconds; 2 s
-    /// is what an operation may take in all. For tables that answer slowly.
+    /// Longest attempt at a DynamoDB operation, in milliseconds: more for slow tables.
+    /// An operation takes at most 2 s in all.
     #[arg(long, env = "DYNAMODB_ATTEMPT_TIMEOUT_MS", value_name = "MS", default_value = "500", value_parser = attempt_millis)]
     pub dynamodb_attempt_timeout_ms: Duration,
     /// Endpoint of Secrets Manager instead of the region's.
     #[arg(long, env = "AWS_ENDPOINT_URL_SECRETS_MANAGER", value_name = "URL", value_parser = url)]
     pub secrets_endpoint: Option<String>,
-    /// Credentials that the process made itself, for its embedded servers.
+    /// Credentials for the embedded servers of this process.
     #[arg(skip)]
     pub aws_credentials: Option<EmbeddedCredentials>,
 }
 
-/// Credentials of the embedded servers, which take any.
+/// Credentials of the embedded servers, which accept any.
 #[derive(Debug, Clone, Copy)]
 pub struct EmbeddedCredentials;
 
-/// How long the cache keeps what.
+/// The cache.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Cache")]
 pub struct CacheSettings {
-    /// Longest a look-up in the cache may take, of up to 300 records, before the read
-    /// goes to the table, in milliseconds.
+    /// Longest look-up of up to 300 records in the cache, in milliseconds. Then the
+    /// read goes to the table.
     #[arg(long, env = "CACHE_READ_TIMEOUT_MS", value_name = "MS", default_value = "50", value_parser = millis)]
     pub cache_read_timeout_ms: Duration,
-    /// Requests to the table that are under way at once for callers' reads. Those
-    /// beyond wait up to 250 ms, 16 for each of these; then they are refused.
-    /// Writes are not counted.
+    /// Most concurrent requests to the table for callers' reads. At most 16 more for
+    /// each of these wait, up to 250 ms. Further reads are rejected. Writes are not
+    /// counted.
     #[arg(long, env = "TABLE_READS_AT_ONCE", value_name = "COUNT", default_value_t = 64, value_parser = clap::value_parser!(u16).range(4..=4096))]
     pub table_reads_at_once: u16,
-    /// How long the cache keeps a membership, in seconds.
+    /// Time to live of a membership in the cache, in seconds.
     #[arg(long, env = "MEMBERSHIP_TTL_S", value_name = "S", default_value = "60", value_parser = seconds)]
     pub membership_ttl_s: Duration,
-    /// How long the cache keeps a user or an organization, in seconds.
+    /// Time to live of a user or an organization in the cache, in seconds.
     #[arg(long, env = "PROFILE_TTL_S", value_name = "S", default_value = "300", value_parser = seconds)]
     pub profile_ttl_s: Duration,
-    /// How long the cache keeps that there is no such user, organization or
-    /// membership, in seconds.
+    /// Time to live of the absence of a user, an organization or a membership in the
+    /// cache, in seconds.
     #[arg(long, env = "ABSENT_TTL_S", value_name = "S", default_value = "10", value_parser = seconds)]
     pub absent_ttl_s: Duration,
-    /// Whether to follow the table's stream, one replica at a time, so that
-    /// changes made past the service are noticed within about a second.
+    /// Whether to follow the table's stream, one replica at a time, so that reads
+    /// show changes made past the service within about a second.
     #[arg(long, env = "STREAM_INVALIDATOR", value_name = "BOOL", default_value = "true", action = ArgAction::Set, value_parser = BoolishValueParser::new())]
     pub stream_invalidator: bool,
 }
 
-/// What is logged, and how.
+/// The log.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Log")]
 pub struct LogSettings {
-    /// What is logged: a level (error, warn, info, debug, trace), or directives
+    /// Filter of the log: a level (error, warn, info, debug, trace), or directives
     /// such as `info,account_service=debug`.
     #[arg(long, env = "LOG", value_name = "FILTER", default_value = "info", value_parser = log_filter)]
     pub log: String,
-    /// How it is logged, to standard error.
+    /// Format of the log, which goes to standard error.
     #[arg(
         long,
         env = "LOG_FORMAT",
@@ -444,7 +443,7 @@ pub struct LogSettings {
 }
 
 impl CacheSettings {
-    /// The settings in the words of the coherence protocol.
+    /// The settings of the coherence protocol.
     #[must_use]
     pub fn to_coherence(&self) -> crate::coherence::CoherenceSettings {
         crate::coherence::CoherenceSettings {
@@ -453,16 +452,13 @@ impl CacheSettings {
             membership_ttl: self.membership_ttl_s,
             profile_ttl: self.profile_ttl_s,
             absent_ttl: self.absent_ttl_s,
-            invalidator: self
-                .stream_invalidator
-                .then(crate::coherence::InvalidatorTiming::default),
             ..crate::coherence::CoherenceSettings::default()
         }
     }
 }
 
-/// The Momento credential for a new secret, from the environment through
-/// `lookup`: the JSON of the secret, or `None` if there is no credential.
+/// The JSON of a new secret, with the Momento credential from the environment.
+/// `lookup` reads a variable. `None` if there is no credential.
 #[must_use]
 pub fn momento_secret_from_env(lookup: impl Fn(&str) -> Option<String>) -> Option<SecretString> {
     const NAMES: [&str; 3] = ["MOMENTO_API_KEY", "MOMENTO_ENDPOINT", "MOMENTO_AUTH_TOKEN"];
@@ -499,12 +495,11 @@ fn share(text: &str) -> Result<f64, String> {
         .ok_or_else(|| "must be a number from 0 to 1".to_owned())
 }
 
-/// An algorithm of a key pair: a verifier that has a shared secret can also sign,
-/// too.
+/// An algorithm with key pairs. With a shared secret, every verifier could also sign.
 fn algorithm(text: &str) -> Result<Algorithm, String> {
     use Algorithm::{HS256, HS384, HS512};
     match text.parse() {
-        Ok(HS256 | HS384 | HS512) => Err("shared secrets are not taken".to_owned()),
+        Ok(HS256 | HS384 | HS512) => Err("shared secrets are not accepted".to_owned()),
         Ok(algorithm) => Ok(algorithm),
         Err(_) => Err("must be RS256 to RS512, PS256 to PS512, ES256, ES384 or EdDSA".to_owned()),
     }
@@ -566,7 +561,7 @@ mod tests {
     }
 
     #[test]
-    fn the_secret_of_setup_is_made_of_the_momento_variables() {
+    fn setup_builds_the_secret_from_the_momento_variables() {
         let lookup = |name: &str| (name == "MOMENTO_AUTH_TOKEN").then(|| "t\"".to_owned());
         let secret = momento_secret_from_env(lookup).unwrap();
         assert_eq!(secret.expose_secret(), r#"{"MOMENTO_AUTH_TOKEN":"t\""}"#);

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-/// The error's message and those of everything that caused it, in one line.
+/// The messages of an error and of all its causes, in one line.
 #[must_use]
 pub fn describe(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();

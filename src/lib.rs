@@ -1,27 +1,25 @@
 //! The account service: users, organizations and memberships over gRPC, stored
 //! in DynamoDB, cached in Momento.
 //!
-//! A request comes down these stairs and its answer goes back up:
+//! A request goes down through these layers, and its response goes back up:
 //!
 //! ```text
-//! grpc       the edge: messages to domain types, errors to statuses
-//!   service    the use cases: who may do what, decided on strong reads
-//!     coherence  lease, fence, confirm: keeps the cache honest
+//! grpc       the protocol: messages to domain types, errors to statuses
+//!   service    the use cases, with permissions decided on strong reads
+//!     coherence  lease, fence, confirm: keeps the cache coherent
 //!       cache      bytes in Momento
 //!       store      records in DynamoDB
 //! ```
 //!
-//! `transport` accepts connections, in the clear or with TLS. `auth` authenticates
-//! callers and knows what each may do.
+//! `transport` accepts connections, with or without TLS. `auth` authenticates and authorizes
+//! callers.
 //!
-//! `domain` holds the types that all rooms share, and depends on nothing. `cli` runs
-//! the subcommands. `boot` alone names the concrete backends. `background` holds the
-//! loops that run beside all calls. `local` holds embedded servers that stand in for
-//! AWS and Momento on loopback.
+//! `domain` has the types that all modules share, and depends on no other module. `cli` runs
+//! the subcommands. `boot` builds the server from the settings. `background` has the background
+//! loops. `local` has embedded servers in place of AWS and Momento, on loopback.
 
 pub mod auth;
 pub mod background;
-mod backoff;
 pub mod boot;
 pub mod cache;
 pub mod cli;

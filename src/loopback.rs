@@ -1,4 +1,4 @@
-//! Loopback hosts, to which nothing needs to be encrypted.
+//! Loopback hosts. Traffic to them needs no encryption.
 
 use std::net::IpAddr;
 

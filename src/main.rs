@@ -1,25 +1,24 @@
-//! The process: arguments in, exit code out. 64 for a bad setting, 1 for any later
-//! failure.
+//! The process: runs a subcommand and returns an exit code, 64 for an invalid setting and 1
+//! for any later failure.
 
 use std::{num::NonZero, process::ExitCode, thread};
 
 use account_service::{cli, config::Cli};
 use tokio::runtime;
 
-/// A check allocates and frees some hundred times, most of them in libraries.
+/// Faster for checks: each allocates some hundred times, mostly in libraries.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// `EX_USAGE` of sysexits.h.
 const EXIT_BAD_SETTING: u8 = 64;
 
-/// Tasks that run before the runtime looks whether connections brought anything:
-/// fewer than usual, so that under load an answer of the cache does not lie there
-/// for long.
+/// Tasks that run between two polls of the connections. Fewer than the default, so that a
+/// response of the cache does not wait long under load.
 const EVENT_INTERVAL: u32 = 16;
 
 fn main() -> ExitCode {
-    // One processor does better without a scheduler for several.
+    // On one processor, the runtime with one thread is faster.
     let mut runtime = match thread::available_parallelism() {
         Ok(NonZero::<usize>::MIN) => runtime::Builder::new_current_thread(),
         _ => runtime::Builder::new_multi_thread(),
@@ -38,7 +37,7 @@ async fn run() -> ExitCode {
     let cli = match Cli::from_process() {
         Ok(cli) => cli,
         Err(error) => {
-            // Nothing is left to tell if the output is closed.
+            // If the output is closed, the error cannot be printed.
             let _ = error.print();
             let is_mistake = error.use_stderr();
             return ExitCode::from(if is_mistake { EXIT_BAD_SETTING } else { 0 });

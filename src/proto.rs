@@ -5,7 +5,7 @@
     clippy::pedantic,
     clippy::allow_attributes,
     clippy::allow_attributes_without_reason,
-    reason = "generated; the documentation stands in the .proto files"
+    reason = "generated; the documentation is in the .proto files"
 )]
 
 use std::marker::PhantomData;
@@ -27,13 +27,13 @@ pub mod cache_v1 {
     tonic::include_proto!("account.cache.v1");
 }
 
-/// Capacity that the buffer of a message has at first, in bytes: of most, more than
-/// they need. By default, it is 8 KiB.
+/// Initial capacity of a message's buffer, in bytes. Enough for most messages. The default
+/// is 8 KiB.
 const BUFFER_BYTES: usize = 512;
-/// Bytes of encoded messages that are sent before a stream's next message is encoded.
+/// Bytes of encoded messages after which a stream sends them before it encodes the next one.
 const SEND_BYTES: usize = 32 * 1024;
 
-/// Encodes as prost does, in buffers for small messages.
+/// The codec of prost, with buffers for small messages.
 #[derive(Debug)]
 pub struct SmallMessages<T, U>(PhantomData<(T, U)>);
 

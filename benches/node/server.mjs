@@ -1,5 +1,5 @@
-// The check as a team writes it in Node.js: @grpc/grpc-js, the SDKs of AWS and
-// Momento, read-aside. What it lacks is all that keeps the cache coherent.
+// The check as a team writes it in Node.js: @grpc/grpc-js, the SDKs of AWS and Momento,
+// read-aside. It has no code that keeps the cache coherent.
 import { readFileSync } from "node:fs";
 import grpc from "@grpc/grpc-js";
 import loader from "@grpc/proto-loader";
@@ -31,7 +31,7 @@ const table = new DynamoDBClient({
   endpoint: process.env.AWS_ENDPOINT_URL_DYNAMODB,
 });
 
-// By what they may do.
+// By their numbers in the API.
 const ROLES = ["", "owner", "admin", "member"];
 
 function keysOf(organization, user) {

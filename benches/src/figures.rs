@@ -7,14 +7,14 @@ use std::fmt;
 pub struct Ratios(Vec<f64>);
 
 impl Ratios {
-    /// Of each pair, the second to the first.
+    /// The ratio of the second run to the first one, for each pair.
     pub fn of(pairs: &[(f64, f64)]) -> Self {
         let mut ratios: Vec<_> = pairs.iter().map(|(a, b)| b / a).collect();
         ratios.sort_by(f64::total_cmp);
         Self(ratios)
     }
 
-    /// The one in the middle.
+    /// The median.
     pub fn median(&self) -> f64 {
         median(&self.0)
     }
@@ -30,7 +30,7 @@ impl fmt::Display for Ratios {
     }
 }
 
-/// The one in the middle of some figures.
+/// The median of figures.
 pub fn median(figures: &[f64]) -> f64 {
     let mut sorted = figures.to_vec();
     sorted.sort_by(f64::total_cmp);

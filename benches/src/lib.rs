@@ -1,4 +1,4 @@
-//! What the measurements share: processes, load, figures.
+//! Shared parts of the measurements: processes, load, figures.
 
 pub mod figures;
 pub mod load;

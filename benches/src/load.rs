@@ -1,5 +1,5 @@
-//! Load over HTTP/2 that costs as little as it can: requests are encoded before,
-//! and answers compared byte by byte.
+//! Load over HTTP/2 with little CPU time of its own: requests are encoded before a run, and
+//! responses are compared byte by byte.
 
 use std::{
     cell::{Cell, RefCell},
@@ -18,10 +18,10 @@ use prost::Message;
 use tokio::net::TcpStream;
 use tonic::Code;
 
-/// A call to be made again and again, each time with the next of some messages.
+/// A repeated call, each time with the next of several messages.
 #[derive(Debug, Clone)]
 pub struct Target {
-    /// Where, `host:port`.
+    /// The address, `host:port`.
     pub addr: String,
     /// `/package.Service/Method`.
     pub path: String,
@@ -29,39 +29,39 @@ pub struct Target {
     pub headers: Vec<(String, String)>,
     /// The bodies of the requests.
     pub bodies: Rc<Vec<Bytes>>,
-    /// What the bodies of answers may be; anything, if there is nothing here.
+    /// The accepted bodies of responses. Empty: any body.
     pub answers: Vec<Bytes>,
 }
 
 impl Target {
-    /// Whether an answer is one that may be.
+    /// Whether a response is accepted.
     pub fn accepts(&self, answer: &Answer) -> bool {
         let is_expected = self.answers.is_empty() || self.answers.contains(&answer.body);
         answer.code == Code::Ok && is_expected
     }
 }
 
-/// What came back.
+/// A response.
 #[derive(Debug)]
 pub struct Answer {
-    /// The status, as gRPC numbers them.
+    /// The gRPC code.
     pub code: Code,
-    /// The message, as gRPC frames it.
+    /// The message in its gRPC frame.
     pub body: Bytes,
 }
 
 /// One call, at an open pace.
 #[derive(Debug, Clone, Copy)]
 pub struct Sample {
-    /// When it was due, since the run began.
+    /// The due time, since the start of the run.
     pub due: Duration,
-    /// How long after that it was answered.
+    /// The time from then to the response.
     pub latency: Duration,
-    /// Whether it was answered as it had to be.
+    /// Whether the response was accepted.
     pub is_right: bool,
 }
 
-/// A message as gRPC frames it.
+/// A message in its gRPC frame.
 pub fn framed(message: &impl Message) -> Bytes {
     let length = message.encoded_len();
     let mut body = BytesMut::with_capacity(length + 5);
@@ -71,27 +71,27 @@ pub fn framed(message: &impl Message) -> Bytes {
     body.freeze()
 }
 
-/// How calls are made.
+/// The pace of calls.
 #[derive(Debug, Clone, Copy)]
 pub enum Pace {
-    /// So many at once, each as soon as the one before is answered.
+    /// A number of concurrent calls, each as soon as the previous one ends.
     Closed(usize),
-    /// So many a second, at random times, whatever becomes of those before.
+    /// A number of calls a second, at random times, independent of earlier calls.
     Open(u32),
 }
 
-/// What was seen.
+/// The results of a run.
 #[derive(Debug)]
 pub struct Seen {
-    /// Calls answered as they had to be.
+    /// Calls with an accepted response.
     pub calls: u64,
-    /// Calls that failed, or were answered otherwise.
+    /// Calls that failed, or had another response.
     pub failed: u64,
-    /// Those of them that were refused, as too much was under way.
+    /// Failed calls that were rejected because of the load.
     pub refused: u64,
-    /// In nanoseconds; at an open pace from the time when the call was due.
+    /// In nanoseconds. At an open pace, from the due time of the call.
     pub latency: Histogram<u64>,
-    /// From the first call to the last answer.
+    /// From the first call to the last response.
     pub duration: Duration,
     /// The calls one by one, at an open pace.
     pub samples: Vec<Sample>,
@@ -107,7 +107,7 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// Opens so many connections. To be called within a `LocalSet`.
+    /// Opens connections. Must be called within a `LocalSet`.
     pub async fn connect(target: Target, connections: usize) -> Result<Self> {
         let mut opened = Vec::new();
         for _ in 0..connections {
@@ -168,7 +168,7 @@ impl Caller {
         Ok(Answer { code, body })
     }
 
-    /// Makes calls for so long.
+    /// Makes calls for a duration.
     pub async fn run(&self, pace: Pace, duration: Duration) -> Result<Seen> {
         let seen = Rc::new(RefCell::new(Seen {
             calls: 0,

@@ -1,5 +1,5 @@
-//! What is measured: the service, the limit, and what a user would pick instead.
-//! Each is started, given the same memberships, and asked the same question.
+//! The measured servers: the service, the bare echo as the limit, and alternatives to the
+//! service. All have the same memberships, and get the same checks.
 
 use std::{
     path::{Path, PathBuf},
@@ -23,12 +23,12 @@ use crate::{
 
 const USERS: usize = 50;
 const ORGANIZATIONS: usize = 20;
-/// Longest that a server may take to start.
+/// Longest start of a server.
 const PATIENCE: Duration = Duration::from_secs(20);
 const SPICEDB_KEY: &str = "bench";
 
-/// The user of each check, and the organization. The first user founds all
-/// organizations; who is asked about are the others, members of all of them.
+/// The user and the organization of each check. The first user founds all organizations. The
+/// checks are for the other users, which are members of all organizations.
 fn checks() -> impl Iterator<Item = (String, String)> {
     (0..ORGANIZATIONS).flat_map(|organization| {
         let user = move |user| (user_name(user), organization_name(organization));
@@ -52,7 +52,7 @@ fn bodies<M: Message>(message: impl Fn(String, String) -> M) -> Rc<Vec<Bytes>> {
     Rc::new(bodies)
 }
 
-/// Where the programs are.
+/// The paths of the programs.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Programs {
     /// The service.
@@ -64,13 +64,13 @@ pub struct Programs {
     /// The backends.
     #[arg(long, default_value = "target/bench/release/backends")]
     pub backends: PathBuf,
-    /// SpiceDB; left out if it is not there.
+    /// SpiceDB. Skipped if it is missing.
     #[arg(long, default_value = "target/peers/bin/spicedb")]
     pub spicedb: PathBuf,
-    /// OpenFGA; left out if it is not there.
+    /// OpenFGA. Skipped if it is missing.
     #[arg(long, default_value = "target/peers/bin/openfga")]
     pub openfga: PathBuf,
-    /// The folder of the peer in Node.js; left out if it is not installed.
+    /// The folder of the peer in Node.js. Skipped if it is not installed.
     #[arg(long, default_value = "benches/node")]
     pub node: PathBuf,
     /// Folder for the output of callgrind, if the service and the echo run under it.
@@ -79,7 +79,7 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Starts a program that is measured.
+    /// Starts a measured program.
     fn start(
         &self,
         program: &Path,
@@ -97,7 +97,7 @@ impl Programs {
     }
 }
 
-/// The backends, and the environment in which they are found.
+/// The backends, and the environment variables with their addresses.
 #[derive(Debug)]
 pub struct Backends {
     /// The process.
@@ -106,13 +106,13 @@ pub struct Backends {
 }
 
 impl Backends {
-    /// Starts them, so many microseconds away.
+    /// Starts them with these delays, in microseconds.
     pub fn start(programs: &Programs, cache_us: u32, table_us: u32) -> Result<Self> {
         Self::start_on(programs, cache_us, table_us, 1)
     }
 
-    /// Starts them on so many threads: with several, no connection waits until another
-    /// one has been served, as if they had processors enough for all.
+    /// Starts them on a number of threads. With several, no connection waits for another one,
+    /// as if there were enough processors for all.
     pub fn start_on(
         programs: &Programs,
         cache_us: u32,
@@ -127,7 +127,7 @@ impl Backends {
         Self::start_with(programs, &arguments.each_ref().map(String::as_str))
     }
 
-    /// Starts them, to count the bytes that they are sent and send.
+    /// Starts them with counters of received and sent bytes.
     pub fn start_metered(programs: &Programs) -> Result<Self> {
         Self::start_with(programs, &["--meter"])
     }
@@ -156,7 +156,7 @@ impl Backends {
         })
     }
 
-    /// The environment for a server that uses them, with what it needs besides.
+    /// The environment for a server that uses them, with more variables.
     pub fn environment(&self, more: &[(&str, &str)]) -> Vec<(String, String)> {
         let more = more
             .iter()
@@ -165,18 +165,18 @@ impl Backends {
     }
 }
 
-/// A server that answers checks.
+/// A measured server.
 #[derive(Debug)]
 pub struct Subject {
-    /// What it is called in tables.
+    /// Its name in tables.
     pub name: &'static str,
     /// Its process.
     pub process: Process,
-    /// How it is asked.
+    /// The call of a check.
     pub target: Target,
 }
 
-/// An address at which nobody listens.
+/// A free address.
 pub fn free_address() -> Result<String> {
     let free = std::net::TcpListener::bind("127.0.0.1:0")?;
     Ok(free.local_addr()?.to_string())
@@ -191,7 +191,7 @@ fn check(username: String, organization_name: String) -> pb::CheckMembershipRequ
     }
 }
 
-/// The answer that each check has to get.
+/// The expected response to each check.
 pub fn yes(source: pb::Source) -> Bytes {
     framed(&pb::CheckMembershipResponse {
         is_member: true,
@@ -217,9 +217,9 @@ pub fn echo(programs: &Programs) -> Result<Subject> {
     })
 }
 
-/// The service over these backends, with more in its environment.
+/// The service over these backends, with more environment variables.
 pub fn service(programs: &Programs, backends: &Backends, more: &[(&str, &str)]) -> Result<Subject> {
-    // Nothing is to expire during a run.
+    // No entry must expire during a run.
     let usual = [
         ("LISTEN_ADDR", "127.0.0.1:0"),
         ("LOG", "warn"),
@@ -239,7 +239,7 @@ pub fn service(programs: &Programs, backends: &Backends, more: &[(&str, &str)]) 
     })
 }
 
-/// How the service at this address is asked.
+/// The call of a check, for the service at this address.
 pub fn service_target(addr: String) -> Target {
     Target {
         addr,
@@ -250,7 +250,7 @@ pub fn service_target(addr: String) -> Target {
     }
 }
 
-/// The same checks, whose answers may be some seconds old.
+/// The same checks, with results that may be some seconds old.
 pub fn recent_target(addr: String) -> Target {
     let staleness = prost_types::Duration {
         seconds: 30,
@@ -270,8 +270,8 @@ pub fn recent_target(addr: String) -> Target {
     }
 }
 
-/// A call with many questions. It keeps the service busy and, if the last of them
-/// is none, asks no backend.
+/// A call with many checks, which keeps the service busy. Without `asks_backends`, the last check
+/// is invalid, and the call sends no request to a backend.
 pub fn hog_target(addr: String, asks_backends: bool) -> Target {
     let mut checks: Vec<_> = checks()
         .map(|(username, organization_name)| pb::MembershipCheck {
@@ -346,12 +346,12 @@ pub fn node(programs: &Programs, backends: &Backends) -> Result<Option<Subject>>
     }))
 }
 
-/// Waits until somebody listens.
+/// Waits for a listener at an address.
 fn listening(addr: &str) -> Result<()> {
     let began = Instant::now();
     while std::net::TcpStream::connect(addr).is_err() {
         if began.elapsed() > PATIENCE {
-            bail!("nobody listens on {addr}");
+            bail!("no server listens on {addr}");
         }
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -403,7 +403,7 @@ mod spicedb_api {
 
     #[derive(Clone, PartialEq, prost::Message)]
     pub struct RelationshipUpdate {
-        /// 2: write, whether it is there or not.
+        /// 2: write, also if it exists.
         #[prost(int32, tag = "1")]
         pub operation: i32,
         #[prost(message, optional, tag = "2")]
@@ -505,7 +505,7 @@ pub async fn spicedb(programs: &Programs) -> Result<Option<Subject>> {
 async fn once(target: Target) -> Result<()> {
     let caller = crate::load::Caller::connect(target, 1).await?;
     let answer = caller.call().await?;
-    anyhow::ensure!(answer.code == Code::Ok, "refused");
+    anyhow::ensure!(answer.code == Code::Ok, "rejected");
     Ok(())
 }
 

@@ -1,5 +1,4 @@
-//! Processes that are measured or serve those that are: pinned, and ended with
-//! this one.
+//! The measured processes and their backends: pinned to processors, and ended with this process.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -11,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use nix::{time::clock_getcpuclockid, unistd::Pid};
 
-/// The processor of what is measured, as `taskset` names it.
+/// The processor of the measured process, as `taskset` names it.
 pub const MEASURED: &str = "0";
 /// The processor of everything else.
 pub const REST: &str = "1";
@@ -25,15 +24,14 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a program on a processor, with nothing in its environment but
-    /// `environment`.
+    /// Starts a program on a processor. Its environment is `environment` and `PATH`.
     pub fn start(
         processor: &str,
         program: &Path,
         arguments: &[&str],
         environment: &[(String, String)],
     ) -> Result<Self> {
-        // What is measured is scheduled as usual; the rest as this process is.
+        // The measured process has the usual scheduling, the others that of this process.
         let usually: &[_] = if processor == MEASURED {
             &["chrt", "--other", "0"]
         } else {
@@ -60,14 +58,14 @@ impl Process {
         })
     }
 
-    /// The next line that it prints.
+    /// The next line of its output.
     pub fn line(&mut self) -> Result<String> {
         let mut line = String::new();
         ensure!(self.output.read_line(&mut line)? > 0, "the process ended");
         Ok(line.trim_end().to_owned())
     }
 
-    /// What follows on the first line that begins so.
+    /// The rest of the next line that begins with `label`.
     pub fn after(&mut self, label: &str) -> Result<String> {
         loop {
             if let Some(rest) = self.line()?.strip_prefix(label) {
@@ -76,18 +74,18 @@ impl Process {
         }
     }
 
-    /// Sends a line; returns the line that answers it.
+    /// Sends a line, and returns the next line of output.
     pub fn order(&mut self, line: &str) -> Result<String> {
         writeln!(self.input, "{line}")?;
         self.line()
     }
 
-    /// The time that it has kept processors busy.
+    /// Its CPU time.
     pub fn busy(&self) -> Result<Duration> {
         Ok(clock_getcpuclockid(self.pid())?.now()?.into())
     }
 
-    /// The memory that it holds, in KiB.
+    /// Its resident memory, in KiB.
     pub fn resident_kib(&self) -> Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -115,7 +113,7 @@ impl Process {
         Ok(total.context("no summary")?.trim().parse()?)
     }
 
-    /// SIGTERM; waits until it has ended.
+    /// Sends SIGTERM, and waits for the end of the process.
     pub fn end(mut self) -> Result<()> {
         let pid = self.child.id().to_string();
         Command::new("kill").args(["-TERM", &pid]).status()?;
@@ -130,7 +128,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Already gone where it was ended.
+        // Fails if the process has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

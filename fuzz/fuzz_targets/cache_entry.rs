@@ -1,5 +1,4 @@
-//! What somebody else wrote into the cache is not believed, and what is believed
-//! is about the key that was asked for.
+//! Foreign bytes in the cache are rejected, or decode to an entry of the requested key.
 #![no_main]
 
 use account_service::{

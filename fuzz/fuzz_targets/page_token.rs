@@ -1,4 +1,4 @@
-//! A token that the service has not made is no token.
+//! A token that the service has not made is rejected.
 #![no_main]
 
 use account_service::proto::account_v1 as pb;

@@ -1,4 +1,4 @@
-//! A policy is good or refused, and grants no method that there is not.
+//! A policy is valid or rejected, and grants only existing methods.
 #![no_main]
 
 use std::sync::LazyLock;

@@ -1,4 +1,4 @@
-//! A secret is a credential or refused, and is never shown.
+//! A secret is a valid credential or rejected, and is never shown.
 #![no_main]
 
 use account_service::cache::Credential;

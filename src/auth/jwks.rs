@@ -1,18 +1,13 @@
 //! JSON Web Key Sets: the keys that verify tokens, from a file or a URL. They are read again
 //! at intervals, and when a token names an unknown key.
 
-use std::{
-    fmt,
-    path::PathBuf,
-    str::FromStr,
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
-    time::Duration,
-};
+use std::{fmt, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
 use jsonwebtoken::{
     Algorithm, DecodingKey,
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, KeyOperations, PublicKeyUse},
 };
+use parking_lot::{RwLock, RwLockReadGuard};
 use reqwest::Url;
 use serde::Deserialize;
 use serde_json::Value;
@@ -213,7 +208,7 @@ impl VerificationKeys {
     }
 
     fn known(&self) -> RwLockReadGuard<'_, Option<KeySet>> {
-        self.0.known.read().unwrap_or_else(PoisonError::into_inner)
+        self.0.known.read()
     }
 
     /// Reads the keys at intervals, and keeps the last ones if a read fails. Never ends.
@@ -231,7 +226,7 @@ impl VerificationKeys {
             }
             match load(&self.0.source, &self.0.http).await {
                 Ok(known) => {
-                    let mut shared = self.0.known.write().unwrap_or_else(PoisonError::into_inner);
+                    let mut shared = self.0.known.write();
                     *shared = Some(known);
                 }
                 Err(error) => {

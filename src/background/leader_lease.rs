@@ -1,13 +1,13 @@
 //! The leader lease: a register by which one replica at a time runs a loop. The holder
 //! writes it at intervals. Another replica takes it when the writes stop.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::store::{self, Register, Registers};
+use crate::store::{self, DynamoDb, Register, Registers as _};
 
 /// Name of the value with the holder of a lease. Empty if the lease was released.
 const OWNER: &str = "owner";
@@ -16,7 +16,7 @@ const RELEASE_ATTEMPTS: usize = 3;
 
 /// A leader lease, as one replica takes part in it.
 pub struct LeaderLease {
-    registers: Arc<dyn Registers>,
+    table: DynamoDb,
     /// Name of the register.
     register: &'static str,
     /// Unique name of this replica.
@@ -48,9 +48,9 @@ impl HeldLease {
 impl LeaderLease {
     /// The lease in this register. Does no I/O.
     #[must_use]
-    pub fn new(registers: Arc<dyn Registers>, register: &'static str, takeover: Duration) -> Self {
+    pub fn new(table: DynamoDb, register: &'static str, takeover: Duration) -> Self {
         Self {
-            registers,
+            table,
             register,
             name: Uuid::new_v4().to_string(),
             takeover,
@@ -78,7 +78,7 @@ impl LeaderLease {
     /// # Errors
     /// The table could not be read.
     pub async fn read(&self) -> Result<Option<Register>, store::Error> {
-        self.registers.read_register(self.register).await
+        self.table.read_register(self.register).await
     }
 
     /// Names this replica as the holder in a register's values.
@@ -97,7 +97,7 @@ impl LeaderLease {
         mut values: BTreeMap<String, String>,
     ) -> Result<Option<HeldLease>, store::Error> {
         self.claim(&mut values);
-        let swap = self.registers.swap_register(self.register, found, &values);
+        let swap = self.table.swap_register(self.register, found, &values);
         Ok(swap.await?.map(HeldLease::written_now))
     }
 
@@ -125,7 +125,7 @@ impl LeaderLease {
             }
             values.insert(OWNER.to_owned(), String::new());
             let swap = self
-                .registers
+                .table
                 .swap_register(self.register, Some(version), &values);
             if swap.await?.is_some() {
                 return Ok(());

@@ -3,18 +3,16 @@
 
 use std::{
     collections::{BTreeMap, HashMap, hash_map::Entry},
-    sync::Arc,
     time::Duration,
 };
 
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::leader_lease::{Candidate, HeldLease, LeaderLease};
 use crate::{
     domain::{Actor, DeletedName, Key, Membership, Origin, Orphans, Record, Uid},
-    store::{
-        self, CommitError, ListPosition, Listed, Lists, OrphanTasks, Registers, Slice, Step, Store,
-    },
+    store::{self, CommitError, DynamoDb, ListPosition, Listed, Slice, Step},
     telemetry::{LEFTOVERS_REMOVED, LEFTOVERS_SKIPPED},
 };
 
@@ -26,15 +24,15 @@ const PAGE: u16 = 100;
 const AT_ONCE: usize = 25;
 /// Failed tasks in a row that end a pass.
 const MAX_FAILURES: u32 = 3;
-/// Most doublings of the pause before a task is retried.
-const MAX_DOUBLINGS: u32 = 6;
+/// Longest pause before a task is retried, as a multiple of the first one.
+const MAX_RETRY_FACTOR: u32 = 64;
 /// Most tasks that are tracked from pass to pass. The orphans of other tasks are removed,
 /// too. Those tasks are finished later, when they are tracked.
 const MAX_TASKS: usize = 10_000;
 
 /// Intervals and rate of the clean-up.
 #[derive(Debug, Clone, Copy)]
-pub struct CleanUpTiming {
+pub struct OrphanCleanupTiming {
     /// Pause between passes.
     pub poll: Duration,
     /// Longest time between two writes of the lease.
@@ -51,7 +49,7 @@ pub struct CleanUpTiming {
     pub rate: u32,
 }
 
-impl CleanUpTiming {
+impl OrphanCleanupTiming {
     /// The default intervals, with this rate.
     #[must_use]
     pub fn with_rate(rate: u32) -> Self {
@@ -65,15 +63,22 @@ impl CleanUpTiming {
             rate,
         }
     }
+
+    /// The pauses before retries of a task.
+    fn retry_pauses(&self) -> ExponentialBackoff {
+        ExponentialBuilder::new()
+            .with_min_delay(self.settle)
+            .with_max_delay(self.settle * MAX_RETRY_FACTOR)
+            .without_max_times()
+            .build()
+    }
 }
 
 /// Removes orphans while this replica holds the lease.
-pub struct CleanUp {
-    store: Arc<dyn Store>,
-    lists: Arc<dyn Lists>,
-    tasks: Arc<dyn OrphanTasks>,
+pub struct OrphanCleanup {
+    table: DynamoDb,
     leader: LeaderLease,
-    timing: CleanUpTiming,
+    timing: OrphanCleanupTiming,
 }
 
 /// The tasks that this replica has read while it held the lease.
@@ -87,19 +92,19 @@ struct Task {
     met: Instant,
     /// When the task is processed next.
     due: Instant,
-    /// Failures in a row.
-    retries: u32,
+    /// The pauses before further retries.
+    pauses: ExponentialBackoff,
     /// Whether the tombstone was removed.
     is_name_free: bool,
 }
 
 impl Task {
-    fn met_first(now: Instant) -> Self {
+    fn met_first(now: Instant, timing: &OrphanCleanupTiming) -> Self {
         Self {
             since: now,
             met: now,
             due: now,
-            retries: 0,
+            pauses: timing.retry_pauses(),
             is_name_free: false,
         }
     }
@@ -141,25 +146,20 @@ impl From<store::Error> for Interruption {
     }
 }
 
-impl CleanUp {
+impl OrphanCleanup {
     /// A clean-up of this table.
     #[must_use]
-    pub fn new<T>(table: &Arc<T>, timing: CleanUpTiming) -> Self
-    where
-        T: Store + Lists + OrphanTasks + Registers + 'static,
-    {
+    pub fn new(table: DynamoDb, timing: OrphanCleanupTiming) -> Self {
         Self {
-            store: table.clone(),
-            lists: table.clone(),
-            tasks: table.clone(),
             leader: LeaderLease::new(table.clone(), REGISTER, timing.takeover),
+            table,
             timing,
         }
     }
 
     /// Waits for the lease and removes orphans. Never ends.
     pub async fn run(&self) {
-        self.leader.run(self.lead()).await;
+        self.leader.run(Box::pin(self.lead())).await;
     }
 
     /// Stops, and releases the lease.
@@ -187,7 +187,7 @@ impl CleanUp {
         candidate: &mut Candidate<'_>,
         tasks: &mut Tasks,
     ) -> Result<(), Interruption> {
-        let page = self.tasks.orphans(None).await?;
+        let page = self.table.orphans(None).await?;
         if page.found.is_empty() && page.next.is_none() {
             candidate.forget();
             tasks.clear();
@@ -241,7 +241,7 @@ impl CleanUp {
                 }
             }
             let Some(next) = page.next else { break };
-            page = self.tasks.orphans(Some(&next)).await?;
+            page = self.table.orphans(Some(&next)).await?;
         }
         // Another replica has finished the tasks that were not read.
         tasks.retain(|_, task| task.met >= begun);
@@ -262,7 +262,7 @@ impl CleanUp {
         let now = Instant::now();
         let has_room = tasks.len() < MAX_TASKS;
         let key = (orphans.gone.clone(), orphans.uid.clone());
-        let mut untracked = Task::met_first(now);
+        let mut untracked = Task::met_first(now, &self.timing);
         let task = match tasks.entry(key.clone()) {
             Entry::Vacant(vacant) if has_room => vacant.insert(untracked),
             Entry::Vacant(_) => &mut untracked,
@@ -275,9 +275,8 @@ impl CleanUp {
         let settled = task.since + self.timing.settle;
         let retained = settled.max(task.since + self.timing.retention);
         // The default: ever later, because the cause may stay for long.
-        let retry = self.timing.settle * 2_u32.pow(task.retries.min(MAX_DOUBLINGS));
+        let retry = task.pauses.next().unwrap_or(self.timing.settle);
         task.due = now + retry;
-        task.retries += 1;
         let before = skipped.count;
         let is_any = match self.remove(&orphans, lease, skipped).await {
             Ok(is_any) => is_any,
@@ -290,7 +289,7 @@ impl CleanUp {
         if skipped.count > before {
             return Ok(());
         }
-        task.retries = 0;
+        task.pauses = self.timing.retry_pauses();
         if is_any {
             task.due = now;
         } else if settled > now {
@@ -298,12 +297,12 @@ impl CleanUp {
         } else if retained > now {
             task.due = retained;
         } else if !task.is_name_free {
-            self.tasks.free_name(&orphans).await?;
+            self.table.free_name(&orphans).await?;
             task.is_name_free = true;
             // One more pass: until now other writers could add memberships.
             task.due = now;
         } else {
-            self.tasks.finish(&orphans).await?;
+            self.table.finish(&orphans).await?;
             tasks.remove(&key);
             tracing::info!("a deletion is cleaned up");
         }
@@ -385,14 +384,14 @@ impl CleanUp {
     ) -> Result<Listed<Membership>, store::Error> {
         let slice = Slice { after, limit: PAGE };
         let mut listed = match &orphans.gone {
-            DeletedName::Organization(name) => self.lists.members(name, slice).await?,
+            DeletedName::Organization(name) => self.table.members(name, slice).await?,
             DeletedName::User(username) => {
-                let listed = self.lists.organizations_of(username, slice).await?;
+                let listed = self.table.organizations_of(username, slice).await?;
                 let keys = listed.found.into_iter();
                 let keys: Vec<_> = keys
                     .map(|organization| Key::Membership(organization, username.clone()))
                     .collect();
-                let records = self.store.read_strong(&keys).await?.into_iter().flatten();
+                let records = self.table.read_strong(&keys).await?.into_iter().flatten();
                 Listed {
                     found: records.filter_map(Record::into_membership).collect(),
                     next: listed.next,
@@ -422,7 +421,7 @@ impl CleanUp {
             return Ok(None);
         }
         let key = orphans.gone.key();
-        let found = self.store.read_strong(std::slice::from_ref(&key)).await?;
+        let found = self.table.read_strong(std::slice::from_ref(&key)).await?;
         let found = found.into_iter().flatten().next();
         if found.as_ref().is_some_and(|record| record.uid().is_none()) {
             memberships.retain(names_one);
@@ -453,7 +452,7 @@ impl CleanUp {
                 request_id: None,
             };
             let steps = [group, condition.map_or(&[], std::slice::from_ref)].concat();
-            match self.store.commit(&steps, &origin).await {
+            match self.table.commit(&steps, &origin).await {
                 Ok(()) => metrics::counter!(LEFTOVERS_REMOVED).increment(group.len() as u64),
                 Err(CommitError::NotApplied(error) | CommitError::OutcomeUnknown(error))
                     if error.kind.may_pass() =>

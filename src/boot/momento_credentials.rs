@@ -1,5 +1,5 @@
-//! The client of the cache: connected with the credential of the secret, and replaced
-//! when the secret is rotated.
+//! The credential of the Momento client: read from the secret at the start, and again when
+//! the secret is rotated.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,19 +13,19 @@ use tokio::{
 use super::secrets_manager::{self as secrets_room, SecretsManager};
 use super::{Error, cache_error, connect_cache, secret_error, secrets};
 use crate::{
-    cache::{self, Slot},
+    cache::{self, MomentoClient},
     config::BackendSettings,
     domain::Timestamp,
     telemetry::{CREDENTIAL_TIME, CREDENTIALS_REFUSED},
 };
 
-/// Interval of reading the secret while there is no client or the cache rejects the
+/// Interval of reading the secret while there is no connection or Momento rejects the
 /// credential.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// The cache's client, and the secret that it was connected with.
+/// The Momento client, and the secret that it was connected with.
 pub struct MomentoCredentials {
-    slot: Arc<Slot>,
+    client: MomentoClient,
     secrets: SecretsManager,
     settings: BackendSettings,
     in_use: Mutex<Option<InUse>>,
@@ -38,14 +38,18 @@ struct InUse {
 }
 
 impl MomentoCredentials {
-    /// Reads the secret and connects to the cache. While either cannot be reached, there is
-    /// no client.
+    /// Reads the secret and connects the client. While either backend cannot be reached, the
+    /// client stays without connections.
     ///
     /// # Errors
     /// The secret or the cache is missing, malformed or rejected. Waiting would not help.
-    pub async fn begin(aws: &SdkConfig, settings: &BackendSettings) -> Result<Self, Error> {
+    pub async fn begin(
+        client: MomentoClient,
+        aws: &SdkConfig,
+        settings: &BackendSettings,
+    ) -> Result<Self, Error> {
         let momento_credentials = Self {
-            slot: Arc::default(),
+            client,
             secrets: secrets(aws, settings),
             settings: settings.clone(),
             in_use: Mutex::default(),
@@ -60,33 +64,27 @@ impl MomentoCredentials {
         Ok(momento_credentials)
     }
 
-    /// The cache.
-    #[must_use]
-    pub fn slot(&self) -> Arc<Slot> {
-        self.slot.clone()
-    }
-
-    /// Reads the secret at intervals, and replaces the client if it has changed. Keeps the
-    /// client if that fails. Never ends.
+    /// Reads the secret at intervals, and connects anew if it has changed. Keeps the
+    /// connections if that fails. Never ends.
     pub async fn run_refresh(&self) {
         loop {
-            let looked = Instant::now();
-            if self.slot.is_empty() {
-                sleep(PAUSE).await;
-            } else {
+            let read = Instant::now();
+            if self.client.is_connected() {
                 tokio::select! {
                     () = sleep(self.settings.secret_refresh_s) => {}
-                    () = self.slot.refused() => {
+                    () = self.client.credential_rejected() => {
                         metrics::counter!(CREDENTIALS_REFUSED).increment(1);
-                        tracing::warn!("the cache refuses the credential; looking for another one");
-                        sleep_until(looked + PAUSE).await;
+                        tracing::warn!("Momento rejects the credential; reading the secret again");
+                        sleep_until(read + PAUSE).await;
                     }
                 }
+            } else {
+                sleep(PAUSE).await;
             }
             match self.renew().await {
-                Ok(true) => tracing::info!("a new credential of the cache is in use"),
+                Ok(true) => tracing::info!("a new Momento credential is in use"),
                 Ok(false) => {}
-                Err(error) => tracing::warn!(%error, "no new credential of the cache is in use"),
+                Err(error) => tracing::warn!(%error, "the Momento credential was not renewed"),
             }
         }
     }
@@ -103,15 +101,15 @@ impl MomentoCredentials {
         {
             return Ok(false);
         }
-        let client = connect_cache(&secret, &self.settings).await?;
-        let endpoint = client.endpoint().to_owned();
+        let connections = connect_cache(&secret, &self.settings).await?;
+        let endpoint = connections.endpoint().to_owned();
         // Replicas would use different caches, and not see each other's fences.
         if in_use.as_ref().is_some_and(|it| it.endpoint != endpoint) {
             return Err(Error::AnotherCache { id: id.clone() });
         }
-        let probed = client.probe().await;
+        let probed = connections.probe().await;
         probed.map_err(|source| cache_error(&self.settings, source))?;
-        self.slot.put(client);
+        self.client.connect(Arc::new(connections));
         *in_use = Some(InUse { secret, endpoint });
         let created_s = created_s.unwrap_or_else(|| Timestamp::now().0 / 1000);
         #[expect(clippy::cast_precision_loss, reason = "seconds are exact for long")]

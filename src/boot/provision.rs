@@ -1,7 +1,7 @@
 //! Provisioning for operators: creates the table, the secret and the cache if they are
 //! missing, and empties the cache.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::collections::BTreeSet;
 
 use secrecy::SecretString;
 use serde::Deserialize;
@@ -42,7 +42,7 @@ pub async fn run(
     let table_failed = |source| boot::table_error(settings, source);
     let (created, findings) = table.create_table().await.map_err(table_failed)?;
     if created == store::Created::Whole {
-        let begun = coherence::begin_generation(Arc::new(table)).await;
+        let begun = coherence::begin_generation(table).await;
         begun.map_err(table_failed)?;
     }
 
@@ -86,7 +86,7 @@ pub async fn run(
 pub async fn flush(settings: &BackendSettings) -> Result<(), Error> {
     let aws = boot::load_aws(settings).await?;
     let table = boot::table(&aws, settings, None);
-    let renewed = coherence::renew_generation(Arc::new(table)).await;
+    let renewed = coherence::renew_generation(table).await;
     renewed.map_err(|source| boot::table_error(settings, source))
 }
 

@@ -1,19 +1,12 @@
 //! The one Momento client of a process. Its connections are replaced while it is used, when
 //! the credential changes.
 
-use std::{
-    fmt,
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
-use async_trait::async_trait;
+use parking_lot::RwLock;
 use tokio::sync::Notify;
 
-use super::{
-    Error, FailureKind, Found, Keys, Momento,
-    momento::{Batching, LookUp},
-};
+use super::{Cache, Error, FailureKind, Found, Keys, momento::Batching};
 
 /// The Momento client. Each operation is one round trip, tried once; the caller bounds its
 /// time. There is no plain set and no delete: every mutation is conditional, because Momento
@@ -21,15 +14,15 @@ use super::{
 /// connections.
 #[derive(Clone)]
 pub struct MomentoClient {
-    current: Arc<Current>,
+    connections: Arc<Connections>,
     lookups: Arc<Batching>,
 }
 
 /// The connections in use. Operations that are under way when they are replaced end with the
 /// connections that they began with.
 #[derive(Default)]
-struct Current {
-    connections: RwLock<Option<Arc<Momento>>>,
+pub(super) struct Connections {
+    current: RwLock<Option<Arc<dyn Cache>>>,
     credential_rejected: Notify,
 }
 
@@ -38,29 +31,27 @@ impl MomentoClient {
     /// its round trip with others.
     #[must_use]
     pub fn new(patience: Duration) -> Self {
-        let current = Arc::new(Current::default());
+        let connections = Arc::new(Connections::default());
         Self {
-            lookups: Arc::new(Batching::new(current.clone(), patience)),
-            current,
+            lookups: Arc::new(Batching::new(connections.clone(), patience)),
+            connections,
         }
     }
 
     /// Sends later operations over these connections.
-    pub fn connect(&self, connections: Momento) {
-        let current = &self.current.connections;
-        let mut current = current.write().unwrap_or_else(PoisonError::into_inner);
-        *current = Some(Arc::new(connections));
+    pub fn connect(&self, connections: Arc<dyn Cache>) {
+        self.connections.put(connections);
     }
 
     /// Whether there are connections.
     #[must_use]
     pub fn is_connected(&self) -> bool {
-        self.current.get().is_ok()
+        self.connections.get().is_ok()
     }
 
     /// Waits until Momento rejects the credential, if it has not done so since the last wait.
     pub async fn credential_rejected(&self) {
-        self.current.credential_rejected.notified().await;
+        self.connections.credential_rejected.notified().await;
     }
 
     /// Looks up distinct keys, at most [`super::MAX_KEYS`], with the consistent read concern.
@@ -82,9 +73,9 @@ impl MomentoClient {
         value: &[u8],
         ttl: Duration,
     ) -> Result<bool, Error> {
-        let connections = self.current.get()?;
+        let connections = self.connections.get()?;
         let stored = connections.set_if_absent(key, value, ttl).await;
-        self.current.note_rejection(stored)
+        self.connections.note_rejection(stored)
     }
 
     /// Stores the value if `expected` is under the key. Returns whether it did.
@@ -98,9 +89,9 @@ impl MomentoClient {
         expected: &[u8],
         ttl: Duration,
     ) -> Result<bool, Error> {
-        let connections = self.current.get()?;
+        let connections = self.connections.get()?;
         let stored = connections.set_if_equal(key, value, expected, ttl).await;
-        self.current.note_rejection(stored)
+        self.connections.note_rejection(stored)
     }
 
     /// Stores the value over anything but this very value. Returns whether it did.
@@ -113,9 +104,9 @@ impl MomentoClient {
         value: &[u8],
         ttl: Duration,
     ) -> Result<bool, Error> {
-        let connections = self.current.get()?;
+        let connections = self.connections.get()?;
         let stored = connections.set_if_not_equal(key, value, ttl).await;
-        self.current.note_rejection(stored)
+        self.connections.note_rejection(stored)
     }
 }
 
@@ -127,11 +118,21 @@ impl fmt::Debug for MomentoClient {
     }
 }
 
-impl Current {
-    fn get(&self) -> Result<Arc<Momento>, Error> {
-        let connections = self.connections.read();
-        let connections = connections.unwrap_or_else(PoisonError::into_inner);
-        connections
+impl Connections {
+    pub(super) fn put(&self, connections: Arc<dyn Cache>) {
+        let mut current = self.current.write();
+        *current = Some(connections);
+    }
+
+    /// Looks up keys in one round trip.
+    pub(super) async fn look_up(&self, keys: &Keys) -> Result<Vec<Found>, Error> {
+        let connections = self.get()?;
+        self.note_rejection(connections.get(keys).await)
+    }
+
+    fn get(&self) -> Result<Arc<dyn Cache>, Error> {
+        let current = self.current.read();
+        current
             .clone()
             .ok_or_else(|| Error::new(FailureKind::Unavailable, "there was no connection yet"))
     }
@@ -143,13 +144,5 @@ impl Current {
             self.credential_rejected.notify_one();
         }
         result
-    }
-}
-
-#[async_trait]
-impl LookUp for Current {
-    async fn get(&self, keys: &Keys) -> Result<Vec<Found>, Error> {
-        let connections = Self::get(self)?;
-        self.note_rejection(connections.get(keys).await)
     }
 }

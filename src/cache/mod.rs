@@ -1,9 +1,9 @@
 //! The cache: bytes under keys, with conditional writes only. It does not interpret the
 //! bytes.
 
+mod client;
 mod key_batch;
 mod momento;
-mod swappable;
 
 use std::{error::Error as StdError, time::Duration};
 
@@ -11,9 +11,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use self::{
+    client::MomentoClient,
     key_batch::Keys,
-    momento::{Batching, Credential, CredentialError, Momento, Settings},
-    swappable::Slot,
+    momento::{Credential, CredentialError, Momento, Settings},
 };
 
 /// Keys that are looked up at once, at most.
@@ -40,29 +40,28 @@ pub enum Found {
     Unknown,
 }
 
-/// A cache shared by all replicas. Each operation is one round trip, tried
-/// once; the caller bounds its time. There is no plain set and no delete: every
-/// mutation is conditional, because the cache leaves it undefined how plain and
-/// conditional writes of one key mix.
+/// Connections to a cache. Each operation is one round trip, tried once. There is no plain set
+/// and no delete: every mutation is conditional, because Momento leaves it undefined how plain
+/// and conditional writes of one key mix.
 #[async_trait]
 pub trait Cache: Send + Sync {
-    /// Looks up distinct keys, at most [`MAX_KEYS`], in one round trip. Returns one
-    /// result per key, in the order of the keys.
+    /// Looks up distinct keys, at most [`MAX_KEYS`], with the consistent read concern. Returns
+    /// one result per key, in the order of the keys.
     ///
     /// # Errors
-    /// The cache could not be asked.
+    /// No response.
     async fn get(&self, keys: &Keys) -> Result<Vec<Found>, Error>;
 
-    /// Stores the value if there is nothing under the key; says whether it did.
+    /// Stores the value if there is nothing under the key. Returns whether it did.
     ///
     /// # Errors
-    /// The cache did not say: the value may be stored, now or later.
+    /// No response: the value may be stored, now or later.
     async fn set_if_absent(&self, key: &str, value: &[u8], ttl: Duration) -> Result<bool, Error>;
 
-    /// Stores the value if `expected` is under the key; says whether it did.
+    /// Stores the value if `expected` is under the key. Returns whether it did.
     ///
     /// # Errors
-    /// The cache did not say: the value may be stored, now or later.
+    /// No response: the value may be stored, now or later.
     async fn set_if_equal(
         &self,
         key: &str,
@@ -71,11 +70,10 @@ pub trait Cache: Send + Sync {
         ttl: Duration,
     ) -> Result<bool, Error>;
 
-    /// Stores the value whatever is under the key, unless that is this very
-    /// value; says whether it did.
+    /// Stores the value over anything but this very value. Returns whether it did.
     ///
     /// # Errors
-    /// The cache did not say: the value may be stored, now or later.
+    /// No response: the value may be stored, now or later.
     async fn set_if_not_equal(&self, key: &str, value: &[u8], ttl: Duration)
     -> Result<bool, Error>;
 }

@@ -7,10 +7,10 @@ use tonic_health::pb::{
 
 use crate::{config::HealthcheckSettings, error_chain::describe};
 
-/// Asks; `Err` says why the server is not serving.
+/// Checks the health of a server.
 ///
 /// # Errors
-/// The server cannot be reached, does not answer in time, or does not serve.
+/// The reason: the server is unreachable, does not respond in time, or is not serving.
 pub async fn check(settings: &HealthcheckSettings) -> Result<(), String> {
     let addr = &settings.addr;
     let asked = tokio::time::timeout(settings.timeout_ms, async {
@@ -24,11 +24,11 @@ pub async fn check(settings: &HealthcheckSettings) -> Result<(), String> {
         let answer = answer.map_err(|status| status.to_string())?;
         match answer.into_inner().status() {
             ServingStatus::Serving => Ok(()),
-            other => Err(format!("the server says {}", other.as_str_name())),
+            other => Err(format!("the server reports {}", other.as_str_name())),
         }
     });
     asked
         .await
-        .unwrap_or_else(|_| Err("no answer in time".to_owned()))
+        .unwrap_or_else(|_| Err("no response in time".to_owned()))
         .map_err(|why| format!("{addr} is not serving: {why}"))
 }

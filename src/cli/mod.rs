@@ -26,7 +26,7 @@ use crate::{
 /// Largest stream event: Lambda's limit is 6 MB.
 const MAX_EVENT_BYTES: u64 = 8 * 1024 * 1024;
 
-/// Why a subcommand failed, in one line.
+/// The failure of a subcommand, in one line.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// The service did not start, or stopped.
@@ -42,7 +42,7 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// Whether a setting is wrong or missing, rather than something outside.
+    /// Whether the cause is an invalid or missing setting.
     #[must_use]
     pub fn is_setting(&self) -> bool {
         matches!(
@@ -118,9 +118,9 @@ async fn told<T>(
     ended
 }
 
-/// Logs only.
+/// Starts the log, without traces.
 fn log(settings: &LogSettings) {
-    // Without traces nothing can fail.
+    // Only traces can fail.
     let _ = telemetry::start(&settings.log, settings.log_format, None);
 }
 
@@ -186,7 +186,7 @@ async fn flush(settings: &FlushSettings) -> Result<(), boot::Error> {
     let names = &settings.backends;
     provision::flush(names).await?;
     say(&format!(
-        "cache {}: nothing from before is used any more\n",
+        "cache {}: earlier entries are not used any more\n",
         names.cache_name
     ));
     Ok(())
@@ -202,6 +202,6 @@ async fn invalidate(settings: &ServeSettings) -> Result<(), boot::Error> {
 }
 
 fn say(text: &str) {
-    // The output was closed by its reader: nothing is lost.
+    // Fails if the reader has closed the output, and then does not need the text.
     let _ = std::io::stdout().write_all(text.as_bytes());
 }

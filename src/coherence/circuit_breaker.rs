@@ -6,14 +6,13 @@
 
 use std::{
     fmt,
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use metrics::gauge;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use crate::{
@@ -23,8 +22,11 @@ use crate::{
 
 /// Pause before the first probe. Doubles after each failed probe.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// Most doublings: probes are at most 1.6 s apart.
-const MAX_DOUBLINGS: u32 = 4;
+/// Pauses between probes.
+const PROBE_PAUSES: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(FIRST_PAUSE)
+    .with_max_delay(Duration::from_millis(1600))
+    .without_max_times();
 
 /// A circuit breaker for each kind of look-up: late responses to long ones do not stop short
 /// ones.
@@ -65,9 +67,11 @@ pub(super) struct CircuitBreaker {
 
 /// Probes of an open circuit breaker.
 struct Probes {
-    /// Failed probes in a row.
-    failed: u32,
     due: Instant,
+    /// The pause until the next probe.
+    pause: Duration,
+    /// The pauses after further failed probes.
+    pauses: ExponentialBackoff,
 }
 
 /// What a look-up does.
@@ -87,10 +91,7 @@ impl CircuitBreaker {
             kind,
             threshold,
             failures: AtomicU32::new(0),
-            probes: Mutex::new(Probes {
-                failed: 0,
-                due: Instant::now(),
-            }),
+            probes: Mutex::new(Probes::new()),
         }
     }
 
@@ -121,7 +122,7 @@ impl CircuitBreaker {
         }
         let failures = {
             let mut probes = self.probes();
-            probes.failed = 0;
+            *probes = Probes::new();
             let failures = self.failures.swap(0, Ordering::Relaxed);
             if failures >= self.threshold {
                 self.set_gauge(false);
@@ -140,7 +141,7 @@ impl CircuitBreaker {
             let mut probes = self.probes();
             if decision == Decision::Probe {
                 if self.is_open() {
-                    probes.failed = (probes.failed + 1).min(MAX_DOUBLINGS);
+                    probes.pause = probes.pauses.next().unwrap_or(probes.pause);
                     probes.postpone();
                 }
                 return;
@@ -166,7 +167,7 @@ impl CircuitBreaker {
     }
 
     fn probes(&self) -> MutexGuard<'_, Probes> {
-        self.probes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.probes.lock()
     }
 
     fn set_gauge(&self, is_open: bool) {
@@ -175,9 +176,18 @@ impl CircuitBreaker {
 }
 
 impl Probes {
+    fn new() -> Self {
+        let mut pauses = PROBE_PAUSES.build();
+        Self {
+            due: Instant::now(),
+            pause: pauses.next().unwrap_or(FIRST_PAUSE),
+            pauses,
+        }
+    }
+
     /// Schedules the next probe one pause from now.
     fn postpone(&mut self) {
-        self.due = Instant::now() + FIRST_PAUSE * 2_u32.pow(self.failed);
+        self.due = Instant::now() + self.pause;
     }
 }
 

@@ -2,49 +2,25 @@
 //! acknowledgement. The barrier is a fence on each key, or the certainty that no replica uses
 //! the cache.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use futures_util::future::join_all;
-use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::{
-    Coherence, Entry, Tag,
-    generation_switch::{Phase, SwitchView},
-    namespace::Namespace,
+    Entry, Tag, Timing,
+    entries::Entries,
+    fence_writer::{FenceWriter, Fences},
+    generation_switch::{GenerationSwitch, Phase},
+    projection::LocalCaches,
 };
 use crate::{
-    backoff,
     cache::{self, Found},
     domain::{Key, Record, Timestamp},
     store::{self, Left},
-    telemetry::CACHE_FENCES,
 };
 
-/// Longest pause between attempts to place a fence, and between reads of a switch that fails.
+/// Pause between reads of a switch that cannot be read.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
-
-/// A fence in the cache.
-#[derive(Debug)]
-struct Fence {
-    key: Key,
-    /// The entry as stored.
-    bytes: Vec<u8>,
-    /// Whether no other write of the key can be between its fence and its confirmation:
-    /// neither this fence nor the ones that it renewed replaced a fence of another write.
-    is_alone: bool,
-}
-
-/// The fences of a write, one on each key.
-#[derive(Debug)]
-pub(super) struct Fences {
-    /// The state of the switch when they were sent.
-    view: SwitchView,
-    placed: Vec<Fence>,
-    /// When the first of them was sent. None expires earlier than
-    /// [`super::Timing::fence_ttl`] after that.
-    pub(super) since: Instant,
-}
 
 /// The write barrier: no read returns a state from before the write while it stands.
 #[derive(Debug)]
@@ -75,7 +51,7 @@ impl Barrier {
 
 /// The entry of a key, compared with the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cached {
+pub enum Cached {
     /// The same, or none: a later fill reads the table later.
     Agrees,
     /// Something else.
@@ -95,7 +71,53 @@ pub(super) enum BarrierError {
     Store(store::Error),
 }
 
-impl Coherence {
+/// Raises barriers.
+pub struct Fencing {
+    generation_switch: Arc<GenerationSwitch>,
+    local_caches: Arc<LocalCaches>,
+    entries: Arc<Entries>,
+    fences: FenceWriter,
+}
+
+impl Fencing {
+    pub(super) fn new(
+        entries: Arc<Entries>,
+        generation_switch: Arc<GenerationSwitch>,
+        local_caches: Arc<LocalCaches>,
+        timing: Timing,
+    ) -> Self {
+        Self {
+            fences: FenceWriter::new(entries.clone(), timing),
+            generation_switch,
+            local_caches,
+            entries,
+        }
+    }
+
+    /// Ensures that no read returns these records from entries that the cache holds now.
+    /// `false` if that was not possible by the deadline.
+    pub async fn invalidate(&self, keys: &[Key], deadline: Instant) -> bool {
+        self.confirm(keys, None, deadline).await.is_some()
+    }
+
+    /// The greatest age of an entry of `key` that a read accepts.
+    #[must_use]
+    pub fn max_age(&self, key: &Key) -> Duration {
+        let ages = [true, false].map(|is_present| self.entries.max_age(key, is_present));
+        ages.into_iter().max().unwrap_or_default()
+    }
+
+    /// The time of entries, by the wall clock.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.entries.now()
+    }
+
+    /// Replaces the confirming fences by the written records, see [`FenceWriter::publish`].
+    pub(super) async fn publish(&self, records: Vec<Record>, fences: Fences, read_time: Timestamp) {
+        self.fences.publish(records, fences, read_time).await;
+    }
+
     /// Fences all keys, or waits until no replica uses the cache. If the write `may_publish`,
     /// reads first the entries that the fences replace. `own` are fences of this write to
     /// renew.
@@ -123,8 +145,8 @@ impl Coherence {
                 }
                 let own = own.filter(|own| own.view.is_same(&view));
                 let fenced = match own {
-                    Some(_) => self.fence_again(&view, keys, own, "fence").await,
-                    None => self.fence(&view, keys, may_publish).await,
+                    Some(_) => self.fences.fence_again(&view, keys, own, "fence").await,
+                    None => self.fences.fence(&view, keys, may_publish).await,
                 };
                 if let Some(fences) = fenced {
                     return Ok(Barrier::Fences(fences));
@@ -157,7 +179,7 @@ impl Coherence {
                     return Barrier::Unused(Instant::now());
                 }
                 let own = before.filter(|before| before.view.is_same(&view));
-                let fenced = self.fence_again(&view, keys, own, "confirm").await;
+                let fenced = self.fences.fence_again(&view, keys, own, "confirm").await;
                 if let Some(fences) = fenced {
                     return Barrier::Fences(fences);
                 }
@@ -174,7 +196,7 @@ impl Coherence {
     }
 
     /// Compares the entry of each key with what the table holds.
-    pub(super) async fn compare(&self, left: &HashMap<Key, Left>) -> Vec<(Key, Cached)> {
+    pub async fn compare(&self, left: &HashMap<Key, Left>) -> Vec<(Key, Cached)> {
         let keys: Vec<_> = left.keys().cloned().collect();
         let Some(namespace) = self.generation_switch.in_use() else {
             return keys.into_iter().map(|key| (key, Cached::Unknown)).collect();
@@ -182,7 +204,7 @@ impl Coherence {
         let mut compared = Vec::with_capacity(keys.len());
         for keys in keys.chunks(cache::MAX_KEYS) {
             let cache_keys = namespace.keys(keys);
-            let mut found = self.look_up_to_fence(&cache_keys).await;
+            let mut found = self.fences.look_up_to_fence(&cache_keys).await;
             compared.extend(keys.iter().zip(cache_keys.iter()).map(|(key, cache_key)| {
                 let cached = match found.next() {
                     Some(Found::Miss) => return Cached::Agrees,
@@ -204,214 +226,4 @@ impl Coherence {
         }
         keys.into_iter().zip(compared).collect()
     }
-
-    /// Replaces the confirming fences by the written records, so that the next read is a hit.
-    /// Only if no other write of the key is running: its fence must stay. And only in a
-    /// generation that was in use all along: before that, some writes do not fence.
-    pub(super) fn publish_in_background(
-        &self,
-        records: Vec<Record>,
-        fences: Fences,
-        read_time: Timestamp,
-    ) {
-        let Fences { view, placed, .. } = fences;
-        if records.is_empty() || view.phase != Phase::On || !self.has_room_in_background() {
-            return;
-        }
-        let coherence = self.clone();
-        self.background.spawn(async move {
-            let (coherence, namespace) = (&coherence, &view.namespace);
-            join_all(records.into_iter().map(|record| {
-                let key = record.key();
-                let fence = placed
-                    .iter()
-                    .find(|fence| fence.key == key && fence.is_alone);
-                async move {
-                    if let Some(Fence { bytes, .. }) = fence {
-                        coherence
-                            .replace(namespace, &key, bytes, Some(record), read_time)
-                            .await;
-                    }
-                }
-            }))
-            .await;
-        });
-    }
-
-    /// Fences all keys. `None` if a fence could not be placed.
-    async fn fence(&self, view: &SwitchView, keys: &[Key], may_publish: bool) -> Option<Fences> {
-        let replaced = if may_publish {
-            self.peek(&view.namespace, keys).await
-        } else {
-            vec![Replaced::Unknown; keys.len()]
-        };
-        self.fence_all(view, keys, replaced, "fence").await
-    }
-
-    /// Fences all keys again. `None` if a fence could not be placed.
-    async fn fence_again(
-        &self,
-        view: &SwitchView,
-        keys: &[Key],
-        own: Option<&Fences>,
-        step: &'static str,
-    ) -> Option<Fences> {
-        let replaced = keys.iter().map(|key| {
-            let mut own = own.into_iter().flat_map(|own| &own.placed);
-            own.find(|fence| fence.key == *key)
-                .map_or(Replaced::Unknown, |own| Replaced::Own {
-                    bytes: own.bytes.clone(),
-                    is_alone: own.is_alone,
-                })
-        });
-        self.fence_all(view, keys, replaced.collect(), step).await
-    }
-
-    async fn fence_all(
-        &self,
-        view: &SwitchView,
-        keys: &[Key],
-        replaced: Vec<Replaced>,
-        step: &'static str,
-    ) -> Option<Fences> {
-        let since = Instant::now();
-        let placed = join_all(keys.iter().zip(replaced).map(|(key, replaced)| async move {
-            let fence = match self.fence_over(&view.namespace, key, replaced).await {
-                Some(fence) => Some(fence),
-                None => self.place_fence(&view.namespace, key).await,
-            };
-            let result = if fence.is_some() { "placed" } else { "failed" };
-            metrics::counter!(CACHE_FENCES, "step" => step, "result" => result).increment(1);
-            fence
-        }));
-        Some(Fences {
-            view: view.clone(),
-            placed: placed.await.into_iter().collect::<Option<_>>()?,
-            since,
-        })
-    }
-
-    /// Looks keys up within the time of an attempt to fence. Nothing if that fails.
-    async fn look_up_to_fence(
-        &self,
-        cache_keys: &cache::Keys,
-    ) -> impl Iterator<Item = Found> + use<> {
-        let attempt = self.settings.timing.fence_attempt;
-        let found = timeout(attempt, self.cache.get(cache_keys)).await;
-        found.into_iter().flatten().flatten()
-    }
-
-    async fn peek(&self, namespace: &Namespace, keys: &[Key]) -> Vec<Replaced> {
-        let cache_keys = namespace.keys(keys);
-        let mut found = self.look_up_to_fence(&cache_keys).await;
-        let replaced =
-            keys.iter()
-                .zip(cache_keys.iter())
-                .map(|(key, cache_key)| match found.next() {
-                    Some(Found::Miss) => Replaced::Nothing,
-                    Some(Found::Hit(bytes)) => match Entry::decode(&bytes, cache_key, key) {
-                        None
-                        | Some(Entry {
-                            tag: Tag::Fence, ..
-                        }) => Replaced::Unknown,
-                        Some(_) => Replaced::Entry(bytes),
-                    },
-                    Some(Found::Unknown) | None => Replaced::Unknown,
-                });
-        replaced.collect()
-    }
-
-    /// Replaces exactly this entry by a fence, if it is still there and certainly no fence of
-    /// another write.
-    async fn fence_over(
-        &self,
-        namespace: &Namespace,
-        key: &Key,
-        replaced: Replaced,
-    ) -> Option<Fence> {
-        let cache_key = namespace.key(key);
-        let bytes = Entry::new(Tag::Fence).encode(&cache_key);
-        let ttl = self.settings.timing.fence_ttl;
-        let (expected, is_alone) = match replaced {
-            Replaced::Unknown => return None,
-            Replaced::Nothing => (None, true),
-            Replaced::Entry(bytes) => (Some(bytes), true),
-            Replaced::Own { bytes, is_alone } => (Some(bytes.into()), is_alone),
-        };
-        let is_stored = match expected {
-            None => {
-                let stored = self.cache.set_if_absent(&cache_key, &bytes, ttl);
-                self.is_fence_stored(stored).await
-            }
-            Some(expected) => {
-                let stored = self.cache.set_if_equal(&cache_key, &bytes, &expected, ttl);
-                self.is_fence_stored(stored).await
-            }
-        };
-        is_stored.then(|| Fence {
-            key: key.clone(),
-            bytes,
-            is_alone,
-        })
-    }
-
-    /// Places a fence over any entry. Each attempt has its own nonce, so that a late attempt
-    /// cannot turn the next one into a no-op.
-    async fn place_fence(&self, namespace: &Namespace, key: &Key) -> Option<Fence> {
-        let cache_key = namespace.key(key);
-        let ttl = self.settings.timing.fence_ttl;
-        let give_up = Instant::now() + self.settings.timing.fence_patience;
-        loop {
-            let bytes = Entry::new(Tag::Fence).encode(&cache_key);
-            let stored = self.cache.set_if_not_equal(&cache_key, &bytes, ttl);
-            if self.is_fence_stored(stored).await {
-                return Some(Fence {
-                    key: key.clone(),
-                    bytes,
-                    is_alone: false,
-                });
-            }
-            if Instant::now() >= give_up {
-                return None;
-            }
-            sleep(backoff::up_to(RETRY_PAUSE)).await;
-        }
-    }
-}
-
-impl Coherence {
-    async fn is_fence_stored(
-        &self,
-        stored: impl Future<Output = Result<bool, cache::Error>>,
-    ) -> bool {
-        match timeout(self.settings.timing.fence_attempt, stored).await {
-            Ok(Ok(is_stored)) => is_stored,
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "fence not placed");
-                false
-            }
-            Err(_) => {
-                tracing::debug!("fence not placed: no response in time");
-                false
-            }
-        }
-    }
-}
-
-/// The entry that a fence replaces.
-#[derive(Debug, Clone)]
-enum Replaced {
-    /// No entry.
-    Nothing,
-    /// An entry that is no fence.
-    Entry(Bytes),
-    /// A fence of this write.
-    Own {
-        /// As stored.
-        bytes: Vec<u8>,
-        /// See [`Fence::is_alone`].
-        is_alone: bool,
-    },
-    /// Possibly a fence of another write.
-    Unknown,
 }

@@ -6,25 +6,17 @@
 //! that has waited for [`Timing::settle`] since it received a view knows that no replica acts
 //! on an older one.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
+use parking_lot::RwLock;
 use tokio::{
     sync::{Mutex, OnceCell},
     time::{Instant, sleep, sleep_until, timeout},
 };
 use uuid::Uuid;
 
-use super::{
-    entry::{Entry, Tag},
-    namespace::Namespace,
-    settings::Timing,
-};
+use super::{namespace::Namespace, settings::Timing};
 use crate::{
-    cache::Cache,
     store::{self, Registers},
     telemetry::{CACHE_IN_USE, GENERATION_STEPS},
 };
@@ -36,8 +28,6 @@ const PHASE: &str = "phase";
 const GENERATION: &str = "generation";
 /// Attempts to read or create the register, in case that it is deleted meanwhile.
 const MAX_LOADS: u32 = 3;
-/// Longest that a probe of the cache may take.
-const PROBE_TIMEOUT: Duration = Duration::from_millis(250);
 /// Successful probes in a row before the cache is used again.
 const PROBES: u32 = 3;
 
@@ -83,7 +73,7 @@ pub(super) struct SwitchView {
     /// Version of the register: counts the steps of the switch.
     step: u64,
     /// When the read of the register was sent.
-    asked: Instant,
+    sent: Instant,
     /// When this replica first received this very state.
     learned: Instant,
 }
@@ -96,7 +86,7 @@ impl SwitchView {
 }
 
 /// The generation switch of a deployment.
-pub(super) struct GenerationSwitch {
+pub struct GenerationSwitch {
     registers: Arc<dyn Registers>,
     /// Identity of the table. It keeps tables apart that share a cache, a table and its
     /// restored copy included. Read with the first view.
@@ -121,7 +111,7 @@ impl GenerationSwitch {
 
     /// The namespace that reads may use now.
     pub(super) fn in_use(&self) -> Option<Namespace> {
-        let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
+        let view = self.view.read();
         let view = view.as_ref().filter(|view| self.is_valid(view))?;
         (view.phase == Phase::On).then(|| view.namespace.clone())
     }
@@ -149,18 +139,25 @@ impl GenerationSwitch {
     }
 
     /// Reads the switch.
+    ///
+    /// # Errors
+    /// The table could not be read.
     pub(super) async fn refresh(&self) -> Result<SwitchView, store::Error> {
         let wanted = Instant::now();
-        let _asking = self.register_access.lock().await;
+        let _access = self.register_access.lock().await;
         match self.current() {
-            Some(view) if view.asked >= wanted => Ok(view),
+            Some(view) if view.sent >= wanted => Ok(view),
             _ => self.load().await,
         }
     }
 
-    /// Refreshes the view, and brings the cache back into use once it responds. Never ends.
-    pub(super) async fn run(&self, cache: &dyn Cache) {
-        let mut answered = 0;
+    /// Refreshes the view, and brings an empty generation into use once probes of it succeed.
+    /// Never ends.
+    pub(super) async fn run<P>(&self, probe: impl Fn(Namespace) -> P)
+    where
+        P: Future<Output = bool>,
+    {
+        let mut succeeded = 0;
         loop {
             sleep(self.timing.view_refresh()).await;
             let view = match timeout(self.timing.view_ttl, self.refresh()).await {
@@ -176,15 +173,15 @@ impl GenerationSwitch {
                 }
             };
             if view.phase == Phase::On {
-                answered = 0;
+                succeeded = 0;
                 continue;
             }
-            answered = if probe(cache, &view.namespace).await {
-                answered + 1
+            succeeded = if probe(view.namespace.clone()).await {
+                succeeded + 1
             } else {
                 0
             };
-            if answered >= PROBES && Instant::now() >= self.settled_at(&view) {
+            if succeeded >= PROBES && Instant::now() >= self.settled_at(&view) {
                 self.advance(&view).await;
             }
         }
@@ -229,11 +226,11 @@ impl GenerationSwitch {
     }
 
     fn is_valid(&self, view: &SwitchView) -> bool {
-        Instant::now() < view.asked + self.timing.view_ttl
+        Instant::now() < view.sent + self.timing.view_ttl
     }
 
     fn current(&self) -> Option<SwitchView> {
-        let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
+        let view = self.view.read();
         view.as_ref().filter(|view| self.is_valid(view)).cloned()
     }
 
@@ -245,31 +242,29 @@ impl GenerationSwitch {
         phase: Phase,
         generation: String,
     ) -> Result<SwitchView, store::Error> {
-        let _asking = self.register_access.lock().await;
+        let _access = self.register_access.lock().await;
         if let Some(current) = self.current()
             && !current.is_same(from)
         {
             return Ok(current);
         }
-        let asked = Instant::now();
+        let sent = Instant::now();
         let values = values(phase, &generation);
         let swap = self
             .registers
             .swap_register(REGISTER, Some(from.step), &values);
         if let Some(step) = swap.await? {
-            return self.accept(phase, generation, step, asked).await;
+            return self.accept(phase, generation, step, sent).await;
         }
         self.load().await
     }
 
     async fn load(&self) -> Result<SwitchView, store::Error> {
         for _ in 0..MAX_LOADS {
-            let asked = Instant::now();
+            let sent = Instant::now();
             if let Some(register) = self.registers.read_register(REGISTER).await? {
                 let (phase, generation) = parse(&register.values).ok_or_else(malformed)?;
-                return self
-                    .accept(phase, generation, register.version, asked)
-                    .await;
+                return self.accept(phase, generation, register.version, sent).await;
             }
             // Other replicas may still use the generation of a register that was deleted:
             // begin as after an outage.
@@ -285,7 +280,7 @@ impl GenerationSwitch {
         phase: Phase,
         generation: String,
         step: u64,
-        asked: Instant,
+        sent: Instant,
     ) -> Result<SwitchView, store::Error> {
         let deployment = self
             .deployment
@@ -296,10 +291,10 @@ impl GenerationSwitch {
             namespace: Namespace::new(deployment, &generation),
             generation,
             step,
-            asked,
+            sent,
             learned: Instant::now(),
         };
-        let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
+        let mut view = self.view.write();
         if let Some(old) = view.as_ref().filter(|old| old.is_same(&new)) {
             new.learned = old.learned;
         } else {
@@ -343,235 +338,5 @@ fn malformed() -> store::Error {
     )
 }
 
-/// Whether the cache stores a fence.
-async fn probe(cache: &dyn Cache, namespace: &Namespace) -> bool {
-    let key = namespace.probe_key();
-    let fence = Entry::new(Tag::Fence).encode(&key);
-    let stored = cache.set_if_not_equal(&key, &fence, PROBE_TIMEOUT);
-    matches!(timeout(PROBE_TIMEOUT, stored).await, Ok(Ok(true)))
-}
-
 #[cfg(test)]
-mod tests {
-    use std::sync::Mutex as StdMutex;
-
-    use async_trait::async_trait;
-
-    use super::*;
-    use crate::{cache, store::Register};
-
-    /// Registers whose replies take their time, and that remember each write.
-    #[derive(Default)]
-    struct SlowRegisters {
-        reply_takes: Duration,
-        held: StdMutex<Option<Register>>,
-        writes: StdMutex<Vec<(Phase, Instant)>>,
-    }
-
-    impl SlowRegisters {
-        /// The writes, which have left the cache once and come back.
-        fn once_round(&self) -> Vec<(Phase, Instant)> {
-            let writes = self.writes.lock().unwrap().clone();
-            let phases: Vec<_> = writes.iter().map(|(phase, _)| *phase).collect();
-            assert_eq!(phases, [Phase::On, Phase::Warm, Phase::Ready, Phase::On]);
-            writes
-        }
-    }
-
-    #[async_trait]
-    impl Registers for SlowRegisters {
-        async fn table_identity(&self) -> Result<String, store::Error> {
-            Ok("table".to_owned())
-        }
-
-        async fn read_register(&self, _: &str) -> Result<Option<Register>, store::Error> {
-            let held = self.held.lock().unwrap().clone();
-            sleep(self.reply_takes).await;
-            Ok(held)
-        }
-
-        async fn swap_register(
-            &self,
-            _: &str,
-            found: Option<u64>,
-            values: &BTreeMap<String, String>,
-        ) -> Result<Option<u64>, store::Error> {
-            let version = {
-                let mut held = self.held.lock().unwrap();
-                let is_found = held.as_ref().map(|register| register.version) == found;
-                is_found.then(|| {
-                    let version = found.unwrap_or(0) + 1;
-                    *held = Some(Register {
-                        version,
-                        values: values.clone(),
-                    });
-                    let (phase, _) = parse(values).unwrap();
-                    self.writes.lock().unwrap().push((phase, Instant::now()));
-                    version
-                })
-            };
-            sleep(self.reply_takes).await;
-            Ok(version)
-        }
-    }
-
-    const TAKES: Duration = Duration::from_millis(300);
-
-    fn slow() -> (Arc<SlowRegisters>, GenerationSwitch) {
-        let registers = Arc::new(SlowRegisters {
-            reply_takes: TAKES,
-            ..SlowRegisters::default()
-        });
-        let generation_switch = GenerationSwitch::new(registers.clone(), Timing::default());
-        (registers, generation_switch)
-    }
-
-    /// The same, with a cache that was taken out of use.
-    async fn slow_and_left() -> (Arc<SlowRegisters>, GenerationSwitch) {
-        let (registers, generation_switch) = slow();
-        generation_switch.begin().await.unwrap();
-        let view = generation_switch.refresh().await.unwrap();
-        generation_switch.leave(&view).await.unwrap();
-        (registers, generation_switch)
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_view_is_good_for_its_time_counted_from_the_question() {
-        let (_, generation_switch) = slow();
-        generation_switch.begin().await.unwrap();
-        let asked = Instant::now();
-        generation_switch.refresh().await.unwrap();
-        assert_eq!(asked.elapsed(), TAKES);
-        let good_until = asked + Timing::default().view_ttl;
-        sleep_until(good_until - Duration::from_millis(1)).await;
-        assert!(generation_switch.in_use().is_some());
-        sleep_until(good_until).await;
-        assert!(generation_switch.in_use().is_none());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_switch_goes_through_ready_and_waits_before_each_step() {
-        let (registers, generation_switch) = slow();
-        generation_switch.begin().await.unwrap();
-        let before = generation_switch.refresh().await.unwrap();
-        generation_switch.renew().await.unwrap();
-        let writes = registers.once_round();
-        for steps in writes[1..].windows(2) {
-            // Since the reply to the write before: then it was learned.
-            let waited = steps[1].1 - steps[0].1;
-            assert_eq!(waited, TAKES + Timing::default().settle());
-        }
-        assert!(generation_switch.in_use().is_some());
-        assert_ne!(generation_switch.in_use(), Some(before.namespace));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_flush_ends_also_where_the_cache_was_left_before() {
-        let (registers, generation_switch) = slow_and_left().await;
-        let another = GenerationSwitch::new(registers.clone(), Timing::default());
-        let (first, second) = tokio::join!(generation_switch.renew(), another.renew());
-        first.unwrap();
-        second.unwrap();
-        registers.once_round();
-    }
-
-    /// A cache that stores whatever it is told.
-    struct Answering;
-
-    #[async_trait]
-    impl Cache for Answering {
-        async fn get(&self, keys: &cache::Keys) -> Result<Vec<cache::Found>, cache::Error> {
-            Ok(keys.iter().map(|_| cache::Found::Miss).collect())
-        }
-
-        async fn set_if_absent(
-            &self,
-            _: &str,
-            _: &[u8],
-            _: Duration,
-        ) -> Result<bool, cache::Error> {
-            Ok(true)
-        }
-
-        async fn set_if_equal(
-            &self,
-            _: &str,
-            _: &[u8],
-            _: &[u8],
-            _: Duration,
-        ) -> Result<bool, cache::Error> {
-            Ok(true)
-        }
-
-        async fn set_if_not_equal(
-            &self,
-            _: &str,
-            _: &[u8],
-            _: Duration,
-        ) -> Result<bool, cache::Error> {
-            Ok(true)
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_cache_that_answers_again_is_used_only_after_both_waits() {
-        let (registers, generation_switch) = slow_and_left().await;
-        let keep = generation_switch.run(&Answering);
-        let _ = timeout(Duration::from_secs(60), keep).await;
-        let writes = registers.once_round();
-        for steps in writes[1..].windows(2) {
-            let waited = steps[1].1 - steps[0].1;
-            assert!(waited >= Timing::default().settle(), "{waited:?}");
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn views_outlive_no_wait_for_them() {
-        let timing = Timing::default();
-        assert!(timing.settle() > timing.view_ttl);
-        let (_, generation_switch) = slow();
-        generation_switch.begin().await.unwrap();
-        let view = generation_switch.refresh().await.unwrap();
-        let left = generation_switch.leave(&view).await.unwrap();
-        assert_eq!(
-            generation_switch.settled_at(&left),
-            Instant::now() + timing.settle()
-        );
-        sleep(Duration::from_millis(100)).await;
-        // Seeing the same state again does not begin the wait anew.
-        let again = generation_switch.refresh().await.unwrap();
-        assert_eq!(
-            generation_switch.settled_at(&again),
-            generation_switch.settled_at(&left)
-        );
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn in_warm_and_ready_reads_do_not_use_the_cache() {
-        let (_, generation_switch) = slow();
-        // There is no switch yet: it begins as after an outage.
-        let mut view = generation_switch.refresh().await.unwrap();
-        for phase in [Phase::Warm, Phase::Ready] {
-            assert_eq!(view.phase, phase);
-            assert!(generation_switch.in_use().is_none());
-            view = generation_switch
-                .step(&view, phase.next(), view.generation.clone())
-                .await
-                .unwrap();
-        }
-        assert!(generation_switch.in_use().is_some());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_switch_that_another_replica_has_moved_is_not_moved_again() {
-        let (registers, generation_switch) = slow();
-        generation_switch.begin().await.unwrap();
-        let other = GenerationSwitch::new(registers.clone(), Timing::default());
-        let view = generation_switch.refresh().await.unwrap();
-        let theirs = other.refresh().await.unwrap();
-        let left = other.leave(&theirs).await.unwrap();
-        let seen = generation_switch.leave(&view).await.unwrap();
-        assert!(seen.is_same(&left));
-        assert_eq!(registers.writes.lock().unwrap().len(), 2);
-    }
-}
+mod tests;

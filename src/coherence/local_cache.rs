@@ -3,11 +3,12 @@
 
 use std::{
     hash::{BuildHasher as _, RandomState},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use moka::sync::Cache;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use super::Projection;
@@ -99,7 +100,7 @@ impl<V: Projection> LocalCache<V> {
         #[expect(clippy::cast_possible_truncation, reason = "a part of it will do")]
         let place = self.hashes.hash_one(key) as usize % self.writes.len();
         let counter = &self.writes[place];
-        counter.lock().unwrap_or_else(PoisonError::into_inner)
+        counter.lock()
     }
 }
 

@@ -1,195 +1,146 @@
 //! The coherent cache: reads fill it under a lease, writes fence and confirm. A read that
 //! starts after a write was acknowledged returns that write or a later one.
 
+mod background;
+mod cache_lookup;
+mod change;
 mod circuit_breaker;
+mod entries;
 mod entry;
-mod fault_injection;
+mod fence_writer;
 mod fencing;
 mod generation_switch;
-mod invalidator;
 mod local_cache;
 mod namespace;
 mod projection;
 mod read_path;
 mod settings;
 mod single_flight;
+mod table_fetch;
 mod table_read_limiter;
 mod write_path;
 mod write_queues;
 
-use std::{sync::Arc, time::Duration};
-
-use tokio::{sync::Semaphore, time::Instant};
-use tokio_util::task::TaskTracker;
+use std::sync::Arc;
 
 pub use self::{
+    change::{Change, HeldPermit, Plan, Verdict, WriteError},
     entry::{Entry, Nonce, Tag},
-    fault_injection::Sabotage,
-    invalidator::{Invalidator, LogHead},
+    fencing::{Cached, Fencing},
     local_cache::MAX_STALENESS,
     namespace::Namespace,
     projection::Projection,
-    read_path::{Answer, Freshness, Source},
-    settings::{CoherenceSettings, InvalidatorTiming, Timing},
-    write_path::{Change, HeldPermit, Plan, Verdict, WriteError},
+    read_path::{Answer, Freshness, ReadPath, Source},
+    settings::{CoherenceSettings, Timing},
+    write_path::WritePath,
 };
 
 use self::{
-    circuit_breaker::CircuitBreakers, generation_switch::GenerationSwitch, projection::LocalCaches,
-    single_flight::SingleFlight, table_read_limiter::TableReadLimiter, write_queues::WriteQueues,
+    background::BackgroundTasks, entries::Entries, generation_switch::GenerationSwitch,
+    projection::LocalCaches,
 };
 use crate::{
-    cache::Cache,
-    domain::{Key, Timestamp},
-    store::{self, Registers, Store, StrongReads},
+    cache::MomentoClient,
+    store::{self, DynamoDb},
 };
 
-/// Leaves the cache and moves on to an empty part of it; returns once that is in
-/// use. Meanwhile reads go to the table.
+/// Takes the cache out of use and brings an empty generation into use. Meanwhile reads go to
+/// the table.
 ///
 /// # Errors
-/// The table does not let the switch be read or moved.
-pub async fn renew_generation(registers: Arc<dyn Registers>) -> Result<(), store::Error> {
-    switch(registers).renew().await
+/// The switch could not be read or moved.
+pub async fn renew_generation(table: DynamoDb) -> Result<(), store::Error> {
+    switch(table).renew().await
 }
 
 /// Puts the cache into use for a table that was just created.
 ///
 /// # Errors
-/// The table does not let the switch be written.
-pub async fn begin_generation(registers: Arc<dyn Registers>) -> Result<(), store::Error> {
-    switch(registers).begin().await
+/// The switch could not be written.
+pub async fn begin_generation(table: DynamoDb) -> Result<(), store::Error> {
+    switch(table).begin().await
 }
 
 /// The switch, for commands that do not use the cache.
-fn switch(registers: Arc<dyn Registers>) -> GenerationSwitch {
-    GenerationSwitch::new(registers, Timing::default())
+fn switch(table: DynamoDb) -> GenerationSwitch {
+    GenerationSwitch::new(Arc::new(table), Timing::default())
 }
 
-/// Added to an entry's time to live for its greatest accepted age. It covers the time
-/// between the table read and the fill.
-const AGE_SLACK: Duration = Duration::from_secs(1);
-/// Variation of times to live, in percent either way, so that entries that were filled
-/// together do not expire together.
-const TTL_JITTER_PERCENT: u32 = 10;
-/// Most background tasks. Beyond them, fills are skipped and writes are rejected.
-const MAX_BACKGROUND_TASKS: usize = 10_000;
-
-/// Long look-ups at once.
-const MAX_LONG_LOOKUPS: usize = 4;
-
-/// The table, and the cache in front of it.
+/// The coherent cache of one replica: its read path and its write path, over one table and one
+/// cache. Clones share their state.
 #[derive(Clone)]
 pub struct Coherence {
-    cache: Arc<dyn Cache>,
-    store: Arc<dyn Store>,
+    /// Reads records.
+    pub reads: Arc<ReadPath>,
+    /// Applies changes.
+    pub writes: Arc<WritePath>,
+    /// Invalidates records that other writers have changed.
+    pub fencing: Arc<Fencing>,
     generation_switch: Arc<GenerationSwitch>,
-    single_flight: Arc<SingleFlight>,
-    local_caches: Arc<LocalCaches>,
-    circuit_breakers: Arc<CircuitBreakers>,
-    long_lookups: Arc<Semaphore>,
-    table_read_limiter: Arc<TableReadLimiter>,
-    write_queues: Arc<WriteQueues>,
-    settings: CoherenceSettings,
-    background: TaskTracker,
+    entries: Arc<Entries>,
+    background: BackgroundTasks,
 }
 
 impl Coherence {
-    /// Puts `cache` in front of `store`. Entries are shared with every other
-    /// process that uses the same cache and table, and with no other. Uses the
-    /// cache only while [`Self::run_generation_switch`] runs. Does no I/O.
+    /// Puts `cache` in front of `table`. All processes that use the same cache and table share
+    /// its entries. The cache is used only while [`Self::run_generation_switch`] runs. Does no
+    /// I/O.
     #[must_use]
-    pub fn new(
-        cache: Arc<dyn Cache>,
-        store: Arc<dyn Store>,
-        registers: Arc<dyn Registers>,
-        settings: CoherenceSettings,
-    ) -> Self {
-        let generation_switch = GenerationSwitch::new(registers, settings.timing);
-        Self {
-            cache,
-            store,
-            generation_switch: Arc::new(generation_switch),
-            single_flight: Arc::default(),
-            local_caches: Arc::default(),
-            circuit_breakers: Arc::new(CircuitBreakers::new(settings.cache_failures)),
-            long_lookups: Arc::new(Semaphore::new(MAX_LONG_LOOKUPS)),
-            table_read_limiter: Arc::new(TableReadLimiter::new(settings.table_reads_at_once)),
-            write_queues: Arc::default(),
+    pub fn new(table: &DynamoDb, cache: &MomentoClient, settings: &CoherenceSettings) -> Self {
+        let timing = settings.timing;
+        let entries = Arc::new(Entries::new(cache.clone(), settings.clone()));
+        let generation_switch = Arc::new(GenerationSwitch::new(Arc::new(table.clone()), timing));
+        let local_caches = Arc::new(LocalCaches::default());
+        let background = BackgroundTasks::default();
+        let fencing = Arc::new(Fencing::new(
+            entries.clone(),
+            generation_switch.clone(),
+            local_caches.clone(),
+            timing,
+        ));
+        let reads = ReadPath::new(
+            table.clone(),
+            entries.clone(),
+            generation_switch.clone(),
+            local_caches.clone(),
+            background.clone(),
             settings,
-            background: TaskTracker::new(),
+        );
+        let writes = WritePath::new(
+            table.clone(),
+            fencing.clone(),
+            local_caches,
+            background.clone(),
+            timing,
+        );
+        Self {
+            reads: Arc::new(reads),
+            writes: Arc::new(writes),
+            fencing,
+            generation_switch,
+            entries,
+            background,
         }
-    }
-
-    /// Strong reads of the table, without the cache.
-    #[must_use]
-    pub fn table(&self) -> &dyn StrongReads {
-        self.store.as_ref()
     }
 
     /// Reads the generation switch.
     ///
     /// # Errors
-    /// The table does not say.
-    pub async fn learn_generation(&self) -> Result<(), store::Error> {
+    /// The table could not be read.
+    pub async fn read_generation(&self) -> Result<(), store::Error> {
         self.generation_switch.refresh().await.map(drop)
     }
 
     /// Runs the generation switch: refreshes its view, and brings an empty generation into
     /// use once a cache that was taken out of use responds again. Never ends.
     pub async fn run_generation_switch(&self) {
-        self.generation_switch.run(self.cache.as_ref()).await;
-    }
-
-    /// Ensures that no read returns these records from entries that the cache holds now.
-    /// `false` if that was not possible by the deadline.
-    pub async fn invalidate(&self, keys: &[Key], deadline: Instant) -> bool {
-        self.confirm(keys, None, deadline).await.is_some()
-    }
-
-    /// Waits for the permit of one request to the table, see
-    /// [`CoherenceSettings::table_reads_at_once`]. The request ends when the permit is dropped.
-    ///
-    /// # Errors
-    /// [`store::ErrorKind::Crowded`]: too many wait already, or it took too long.
-    pub async fn table_read(&self) -> Result<impl Sized + use<'_>, store::Error> {
-        self.table_read_limiter.acquire(1).await
+        let entries = &self.entries;
+        let probe = |namespace| async move { entries.probe(&namespace).await };
+        self.generation_switch.run(probe).await;
     }
 
     /// Waits until no write, fill or repair is running.
     pub async fn drain(&self) {
-        self.background.close();
-        self.background.wait().await;
-        self.background.reopen();
+        self.background.drain().await;
     }
-
-    fn has_room_in_background(&self) -> bool {
-        self.background.len() < MAX_BACKGROUND_TASKS
-    }
-
-    fn now(&self) -> Timestamp {
-        (self.settings.wall_clock)()
-    }
-
-    /// Time to live of the entry of `key`.
-    fn ttl(&self, key: &Key, is_present: bool) -> Duration {
-        match (key, is_present) {
-            (_, false) => self.settings.absent_ttl,
-            (Key::Membership(..), true) => self.settings.membership_ttl,
-            (Key::User(_) | Key::Organization(_), true) => self.settings.profile_ttl,
-        }
-    }
-
-    /// The age beyond which an entry is not believed, should the cache keep it
-    /// for longer than it was told.
-    fn max_age(&self, key: &Key, is_present: bool) -> Duration {
-        let longest_ttl = self.ttl(key, is_present) * (100 + TTL_JITTER_PERCENT) / 100;
-        longest_ttl + AGE_SLACK
-    }
-}
-
-/// `ttl` with jitter drawn from the entry's own nonce.
-fn jittered(ttl: Duration, nonce: Nonce) -> Duration {
-    let share = u32::from(nonce.jitter()) * 2 * TTL_JITTER_PERCENT / u32::from(u8::MAX);
-    ttl * (100 - TTL_JITTER_PERCENT + share) / 100
 }

@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use super::fault_injection::Sabotage;
 use crate::domain::Timestamp;
 
 /// Durations of the protocol's steps. They depend on each other and on the store's
@@ -74,11 +73,6 @@ pub struct CoherenceSettings {
     /// The wall clock. It decides only how long an entry is accepted that the cache keeps
     /// beyond its time to live, because clocks of replicas may differ.
     pub wall_clock: fn() -> Timestamp,
-    /// Intervals of the stream invalidator. `None`: this replica runs none.
-    pub invalidator: Option<InvalidatorTiming>,
-    /// The step of the protocol that a test leaves out. It has no effect without the
-    /// feature `sabotage`.
-    pub sabotage: Option<Sabotage>,
 }
 
 impl Default for CoherenceSettings {
@@ -92,39 +86,6 @@ impl Default for CoherenceSettings {
             absent_ttl: Duration::from_secs(10),
             timing: Timing::default(),
             wall_clock: Timestamp::now,
-            invalidator: Some(InvalidatorTiming::default()),
-            sabotage: None,
-        }
-    }
-}
-
-/// Intervals of the invalidator.
-#[derive(Debug, Clone, Copy)]
-pub struct InvalidatorTiming {
-    /// Interval of reading a shard. DynamoDB allows five reads a second for all readers
-    /// together. A read returns more than is written in this time.
-    pub poll: Duration,
-    /// Longest time between two writes of the lease, with the checkpoints.
-    pub beat: Duration,
-    /// Time without a write after which another replica takes the lease.
-    pub takeover: Duration,
-    /// Interval of listing the shards.
-    pub discover: Duration,
-    /// The same, while the children of an ended shard are not listed.
-    pub rediscover: Duration,
-    /// Longest attempt to fence a change.
-    pub fence: Duration,
-}
-
-impl Default for InvalidatorTiming {
-    fn default() -> Self {
-        Self {
-            poll: Duration::from_millis(250),
-            beat: Duration::from_secs(2),
-            takeover: Duration::from_secs(6),
-            discover: Duration::from_secs(30),
-            rediscover: Duration::from_secs(1),
-            fence: Duration::from_secs(10),
         }
     }
 }

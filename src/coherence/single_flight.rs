@@ -5,12 +5,13 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{sync::watch, time::timeout};
 
 use crate::{
@@ -58,21 +59,14 @@ pub(super) struct Joined {
 
 impl SingleFlight {
     /// Joins open flights, and opens a flight for the other keys. Returns for each key the
-    /// flight that was joined, or `None` if the key is in the new one. With `join_sent`,
-    /// joins flights that have been sent, too.
-    pub(super) fn join(
-        self: &Arc<Self>,
-        keys: &[Key],
-        join_sent: bool,
-    ) -> (Flight, Vec<Option<Joined>>) {
+    /// flight that was joined, or `None` if the key is in the new one.
+    pub(super) fn join(self: &Arc<Self>, keys: &[Key]) -> (Flight, Vec<Option<Joined>>) {
         let (landing, receiver) = watch::channel(None);
         let is_joined = Arc::new(AtomicBool::new(false));
         let mut own = Vec::new();
         let mut flights = self.lock();
         let joined = keys.iter().map(|key| {
-            let other = flights.open.get(key);
-            let other = other.or_else(|| join_sent.then(|| flights.sent.get(key)).flatten());
-            if let Some((landing, is_joined)) = other {
+            if let Some((landing, is_joined)) = flights.open.get(key) {
                 is_joined.store(true, Ordering::SeqCst);
                 return Some(Joined {
                     key: key.clone(),
@@ -96,7 +90,7 @@ impl SingleFlight {
     }
 
     fn lock(&self) -> MutexGuard<'_, Flights> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -1,23 +1,24 @@
 //! The write path: fence the entries that the write can affect, commit, confirm by fencing
 //! again, and only then acknowledge.
 
-use std::{any::Any, collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use async_trait::async_trait;
+use backon::{BackoffBuilder as _, ExponentialBuilder};
 use futures_util::future::{join, try_join};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::Instrument as _;
 
 use super::{
-    Coherence,
-    fault_injection::Sabotage,
-    fencing::{Barrier, BarrierError, Cached, Fences},
-    write_queues::QueueHead,
+    Change, HeldPermit, Plan, Timing, Verdict, WriteError,
+    background::BackgroundTasks,
+    fence_writer::Fences,
+    fencing::{Barrier, BarrierError, Cached, Fencing},
+    projection::LocalCaches,
+    write_queues::{QueueHead, WriteQueues},
 };
 use crate::{
-    backoff,
-    domain::{Key, Origin, Record},
-    store::{self, CommitError, Left, Step, StrongReads},
+    domain::{Key, Origin, Record, Timestamp},
+    store::{CommitError, DynamoDb, Left, Step},
     telemetry::{CONTENTION, WRITES},
 };
 
@@ -26,114 +27,13 @@ const CONFIRM_RESERVE: Duration = Duration::from_millis(250);
 /// Confirmation ends this long before the deadline, so that its failure is returned.
 const RESPONSE_RESERVE: Duration = Duration::from_millis(50);
 /// Decisions of one change, which is decided again if the table changed meanwhile.
-const MAX_DECISIONS: u32 = 16;
-/// Longest pause before the second decision. Doubles each time, up to
-/// [`MAX_CONTENTION_PAUSE`].
-const CONTENTION_PAUSE: Duration = Duration::from_millis(10);
-const MAX_CONTENTION_PAUSE: Duration = Duration::from_millis(160);
-
-/// A permit that a write holds until it has ended.
-pub type HeldPermit = Arc<dyn Any + Send + Sync>;
-
-/// A change of the table. [`Coherence::apply`] may call [`Self::decide`] more than once,
-/// each time on what the table holds then.
-#[async_trait]
-pub trait Change: Send + Sync + 'static {
-    /// Result of the change.
-    type Output: Send + 'static;
-    /// Reason of a refusal.
-    type Refusal: Send + 'static;
-
-    /// All keys that the change can affect, whether there is a record or not.
-    fn touches(&self) -> Vec<Key>;
-
-    /// Whether the plan may publish records, see [`Plan::publish`].
-    fn may_publish(&self) -> bool {
-        false
-    }
-
-    /// Decides, on strong reads only.
-    async fn decide(
-        &self,
-        table: &dyn StrongReads,
-    ) -> Result<Verdict<Self::Output, Self::Refusal>, store::Error>;
-}
-
-/// Decision of a change.
-#[derive(Debug)]
-pub enum Verdict<T, R> {
-    /// Commit this plan.
-    Commit(Plan<T>),
-    /// The table holds already what the change asks for.
-    Keep {
-        /// Result of the change.
-        output: T,
-        /// See [`Plan::premises`].
-        premises: Vec<Record>,
-    },
-    /// Refuse, and reveal what the table holds. Later reads must not contradict it.
-    Refuse {
-        /// The reason.
-        refusal: R,
-        /// Keys without a record that the refusal reveals, besides the touched ones.
-        absent: Vec<Key>,
-        /// See [`Plan::premises`].
-        premises: Vec<Record>,
-    },
-    /// Refuse, and reveal nothing.
-    Deny(R),
-}
-
-impl<T, R> Verdict<T, R> {
-    /// Refuses because of the touched keys alone.
-    pub fn refuse(refusal: R) -> Self {
-        Self::Refuse {
-            refusal,
-            absent: Vec::new(),
-            premises: Vec::new(),
-        }
-    }
-}
-
-/// A transaction, and its effect on the cache.
-#[derive(Debug)]
-pub struct Plan<T> {
-    /// The transaction.
-    pub steps: Vec<Step>,
-    /// Records to put into the cache once the write is confirmed. Only records that grant:
-    /// after a write that revokes, the fences stay.
-    pub publish: Vec<Record>,
-    /// Records of other writes, as they were read, that the result reveals. Later reads
-    /// must not contradict them.
-    pub premises: Vec<Record>,
-    /// Result of the change.
-    pub output: T,
-}
-
-/// Reason why a change was not acknowledged.
-#[derive(Debug)]
-pub enum WriteError<R> {
-    /// The change refused.
-    Refused(R),
-    /// Nothing was changed: the fences could not be placed, and there was no
-    /// time left to do without the cache.
-    CacheUnavailable,
-    /// The change was applied, but cached answers may be older than it for a
-    /// while.
-    NotConfirmed,
-    /// The table did not say whether the change was applied.
-    OutcomeUnknown(store::Error),
-    /// Nothing was changed: others changed the same records again and again.
-    Contention,
-    /// Nothing was changed: too many writes are under way.
-    Overloaded,
-    /// Nothing was changed: too little time was left.
-    TooLate,
-    /// Nothing was changed: the table failed.
-    Store(store::Error),
-    /// The task of the write ended without a result.
-    Interrupted,
-}
+const MAX_DECISIONS: usize = 16;
+/// Pauses between decisions: 5 ms to 80 ms, and up to as much again by jitter.
+const CONTENTION_PAUSES: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_millis(5))
+    .with_max_delay(Duration::from_millis(80))
+    .with_max_times(MAX_DECISIONS)
+    .with_jitter();
 
 /// Result of one decision.
 enum Attempt<T, R> {
@@ -142,7 +42,34 @@ enum Attempt<T, R> {
     Again(Option<Key>),
 }
 
-impl Coherence {
+/// Applies changes to the table.
+pub struct WritePath {
+    table: DynamoDb,
+    fencing: Arc<Fencing>,
+    local_caches: Arc<LocalCaches>,
+    write_queues: WriteQueues,
+    timing: Timing,
+    background: BackgroundTasks,
+}
+
+impl WritePath {
+    pub(super) fn new(
+        table: DynamoDb,
+        fencing: Arc<Fencing>,
+        local_caches: Arc<LocalCaches>,
+        background: BackgroundTasks,
+        timing: Timing,
+    ) -> Self {
+        Self {
+            table,
+            fencing,
+            local_caches,
+            write_queues: WriteQueues::default(),
+            timing,
+            background,
+        }
+    }
+
     /// Applies a change. Returns once no replica serves a state from before it. A change that
     /// has begun runs to its end, also if the caller stops waiting, and holds `permit` until
     /// then.
@@ -150,18 +77,18 @@ impl Coherence {
     /// # Errors
     /// See [`WriteError`].
     pub async fn apply<C: Change>(
-        &self,
+        self: &Arc<Self>,
         change: C,
         origin: Origin,
         deadline: Instant,
         permit: Option<HeldPermit>,
     ) -> Result<C::Output, WriteError<C::Refusal>> {
-        if !self.has_room_in_background() {
+        if !self.background.has_room() {
             return Err(WriteError::Overloaded);
         }
-        let coherence = self.clone();
+        let write_path = self.clone();
         let run = async move {
-            let result = coherence.run(&change, &origin, deadline).await;
+            let result = write_path.run(&change, &origin, deadline).await;
             drop(permit);
             result
         };
@@ -172,7 +99,7 @@ impl Coherence {
     }
 
     async fn run<C: Change>(
-        &self,
+        self: &Arc<Self>,
         change: &C,
         origin: &Origin,
         deadline: Instant,
@@ -180,7 +107,7 @@ impl Coherence {
         let keys = change.touches();
         let latest_commit = deadline - CONFIRM_RESERVE;
         let mut queue_head = None;
-        for decision in 1..=MAX_DECISIONS {
+        for pause in CONTENTION_PAUSES.build() {
             let attempt = self.attempt(change, origin, &keys, deadline, &mut queue_head);
             match attempt.await {
                 Attempt::Done(result) => return result,
@@ -189,7 +116,7 @@ impl Coherence {
                     if queue_head.is_none() {
                         queue_head = self.write_queues.wait(key.as_ref(), latest_commit).await;
                     }
-                    let resume = Instant::now() + pause_after(decision);
+                    let resume = Instant::now() + pause;
                     if queue_head.is_none() || resume > latest_commit {
                         return Err(WriteError::Contention);
                     }
@@ -201,7 +128,7 @@ impl Coherence {
     }
 
     async fn attempt<C: Change>(
-        &self,
+        self: &Arc<Self>,
         change: &C,
         origin: &Origin,
         keys: &[Key],
@@ -212,18 +139,9 @@ impl Coherence {
         if Instant::now() > latest_commit {
             return Attempt::Done(Err(WriteError::TooLate));
         }
-        if self.lacks(Sabotage::NoOpWithoutFence) {
-            match change.decide(self.store.as_ref()).await {
-                Ok(Verdict::Keep { output, .. }) => return Attempt::Done(Ok(output)),
-                Ok(Verdict::Refuse { refusal, .. }) => {
-                    return Attempt::Done(Err(WriteError::Refused(refusal)));
-                }
-                _ => {}
-            }
-        }
         // A denied write does not wait for its barrier.
         let decide = async {
-            let decided = change.decide(self.store.as_ref());
+            let decided = change.decide(&self.table);
             match timeout_at(latest_commit, decided).await {
                 Ok(Ok(Verdict::Deny(refusal))) => Err(WriteError::Refused(refusal)),
                 Ok(Ok(verdict)) => Ok(verdict),
@@ -232,8 +150,10 @@ impl Coherence {
             }
         };
         let barrier = async {
-            let barrier = self.barrier(keys, change.may_publish(), None, latest_commit);
-            barrier.await.map_err(no_barrier)
+            let raised = self
+                .fencing
+                .barrier(keys, change.may_publish(), None, latest_commit);
+            raised.await.map_err(no_barrier)
         };
         let (verdict, barrier) = match try_join(decide, barrier).await {
             Ok(both) => both,
@@ -279,7 +199,7 @@ impl Coherence {
     }
 
     async fn commit<T, R>(
-        &self,
+        self: &Arc<Self>,
         plan: Plan<T>,
         origin: &Origin,
         keys: &[Key],
@@ -294,7 +214,7 @@ impl Coherence {
             Err(error) => return Attempt::Done(Err(no_barrier(error))),
         };
         let before = barrier.fences();
-        let outcome_unknown = match self.store.commit(&plan.steps, origin).await {
+        let outcome_unknown = match self.table.commit(&plan.steps, origin).await {
             Ok(()) => None,
             Err(CommitError::Stale | CommitError::Conflict) => {
                 return Attempt::Again(contended_key(&plan.steps, keys));
@@ -308,16 +228,7 @@ impl Coherence {
         queue_head.take();
         let premises = by_key(plan.premises);
         let required = required(&plan.steps);
-        if self.lacks(Sabotage::PublishAfterCommit) {
-            self.publish_instead_of_confirming(keys, &plan.publish)
-                .await;
-            return Attempt::Done(Ok(plan.output));
-        }
-        if self.lacks(Sabotage::AcknowledgeBeforeConfirm) {
-            self.repair_in_background(keys.to_vec());
-            return Attempt::Done(Ok(plan.output));
-        }
-        let read_time = self.now();
+        let read_time = self.fencing.now();
         let by = deadline - RESPONSE_RESERVE;
         let confirmed = self
             .confirm_with_premises(keys, before, &premises, by)
@@ -356,8 +267,9 @@ impl Coherence {
         keys: &[Key],
         deadline: Instant,
     ) -> Result<Barrier, BarrierError> {
-        while barrier.since().elapsed() > self.settings.timing.fence_max_age {
+        while barrier.since().elapsed() > self.timing.fence_max_age {
             barrier = self
+                .fencing
                 .barrier(keys, false, barrier.fences(), deadline)
                 .await?;
         }
@@ -371,7 +283,7 @@ impl Coherence {
         premises: &HashMap<Key, Left>,
         by: Instant,
     ) -> Option<Barrier> {
-        let confirm = self.confirm(keys, before, by);
+        let confirm = self.fencing.confirm(keys, before, by);
         let (confirmed, are_confirmed) = join(confirm, self.confirm_premises(premises, by)).await;
         confirmed.filter(|_| are_confirmed)
     }
@@ -382,27 +294,43 @@ impl Coherence {
         if premises.is_empty() {
             return true;
         }
-        let compared = self.compare(premises).await.into_iter();
+        let compared = self.fencing.compare(premises).await.into_iter();
         let outdated: Vec<_> = compared
             .filter(|(_, cached)| matches!(cached, Cached::Contradicts | Cached::Unknown))
             .map(|(key, _)| key)
             .collect();
         let are_confirmed =
-            outdated.is_empty() || self.confirm(&outdated, None, deadline).await.is_some();
+            outdated.is_empty() || self.fencing.invalidate(&outdated, deadline).await;
         let keys: Vec<_> = premises.keys().cloned().collect();
         self.local_caches.remove(&keys);
         are_confirmed
     }
 
-    /// Confirms until it succeeds, or until all older entries have expired.
-    fn repair_in_background(&self, keys: Vec<Key>) {
-        let coherence = self.clone();
+    /// Replaces the confirming fences by the written records.
+    fn publish_in_background(
+        self: &Arc<Self>,
+        records: Vec<Record>,
+        fences: Fences,
+        read_time: Timestamp,
+    ) {
+        if records.is_empty() || !self.background.has_room() {
+            return;
+        }
+        let write_path = self.clone();
         self.background.spawn(async move {
-            let ages = keys
-                .iter()
-                .flat_map(|key| [true, false].map(|is_present| coherence.max_age(key, is_present)));
-            let give_up = Instant::now() + ages.max().unwrap_or_default();
-            if coherence.confirm(&keys, None, give_up).await.is_some() {
+            let publish = write_path.fencing.publish(records, fences, read_time);
+            publish.await;
+        });
+    }
+
+    /// Confirms until it succeeds, or until all older entries have expired.
+    fn repair_in_background(self: &Arc<Self>, keys: Vec<Key>) {
+        let write_path = self.clone();
+        self.background.spawn(async move {
+            let fencing = &write_path.fencing;
+            let max_age = keys.iter().map(|key| fencing.max_age(key)).max();
+            let deadline = Instant::now() + max_age.unwrap_or_default();
+            if fencing.invalidate(&keys, deadline).await {
                 tracing::info!("write confirmed late");
             }
         });
@@ -434,12 +362,6 @@ fn contended_key(steps: &[Step], keys: &[Key]) -> Option<Key> {
     let mut organizations = required(steps).into_iter().chain(keys.iter().cloned());
     let organization = organizations.find(|key| matches!(key, Key::Organization(_)));
     organization.or_else(|| keys.first().cloned())
-}
-
-fn pause_after(decision: u32) -> Duration {
-    let pause = CONTENTION_PAUSE.saturating_mul(2_u32.saturating_pow(decision - 1));
-    let pause = pause.min(MAX_CONTENTION_PAUSE);
-    backoff::up_to(pause)
 }
 
 fn by_key(premises: Vec<Record>) -> HashMap<Key, Left> {

@@ -12,13 +12,12 @@ const LOCAL_MAX_LEN: usize = 64;
 /// Most characters of a part of a domain between dots, a limit of the DNS.
 const LABEL_MAX_LEN: usize = 63;
 
-/// An e-mail address. Kept as it was given; two that differ in case only are the same
-/// address.
+/// An e-mail address, with its original case. Addresses that differ only in case are the same.
 #[derive(Clone)]
 pub struct Email(Arc<str>);
 
 impl Email {
-    /// Accepts an address that a user may be given: RFC 5321's `Dot-string@Domain`, the
+    /// Accepts a new address of a user: RFC 5321's `Dot-string@Domain`, the
     /// form that mail systems use, without `#`. No quoted local parts, no address
     /// literals, no comments, no dot at the end.
     ///
@@ -37,8 +36,8 @@ impl Email {
         }
     }
 
-    /// Accepts an address that may be in the table, or be looked for: printable ASCII
-    /// without space and `#`, with one `@` between two parts.
+    /// Accepts an address of the table, or of a look-up: printable ASCII without space and
+    /// `#`, with one `@` between two parts.
     ///
     /// # Errors
     /// The first rule that the address breaks.
@@ -57,13 +56,13 @@ impl Email {
         }
     }
 
-    /// The address as it was given.
+    /// The address with its original case.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The address in the form that is the same for all ways to write it.
+    /// The normal form, which is equal for all spellings of an address.
     #[must_use]
     pub fn canonical(&self) -> String {
         self.0.to_ascii_lowercase()
@@ -92,7 +91,7 @@ fn is_label(text: &str) -> bool {
         && !is_edged(text)
 }
 
-/// As written: addresses that are the same may still be written differently.
+/// Compares spellings: two spellings of the same address are unequal.
 impl PartialEq for Email {
     fn eq(&self, other: &Self) -> bool {
         self.0 == other.0
@@ -117,7 +116,7 @@ mod tests {
         assert_eq!(email.as_str(), "Olivia.Smith@Example.com");
         assert_eq!(email.canonical(), "olivia.smith@example.com");
         assert!(email.is_same(&Email::parse_existing("olivia.SMITH@example.com").unwrap()));
-        // Log lines do not hold it.
+        // Log lines do not contain the address.
         assert_eq!(format!("{email:?}"), "an e-mail address");
         let longest = format!("o@{}", "x".repeat(EMAIL_MAX_LEN - 2));
         Email::parse_existing(&longest).unwrap();
@@ -129,7 +128,7 @@ mod tests {
         }
     }
     #[test]
-    fn a_new_address_is_one_that_mail_systems_use() {
+    fn a_new_address_has_a_form_that_mail_systems_use() {
         let longest = format!("{}@x", "l".repeat(64));
         let long_label = format!("o@{}.com", "x".repeat(63));
         for text in [

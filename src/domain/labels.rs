@@ -1,4 +1,4 @@
-//! Labels: what callers attach to users and organizations.
+//! Labels: texts that callers attach to users and organizations.
 
 use std::collections::BTreeMap;
 
@@ -14,10 +14,10 @@ pub const LABEL_KEY_MAX_LEN: usize = 63;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Labels(BTreeMap<String, FreeText>);
 
-/// Why labels were refused.
+/// The reason why labels are rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LabelError {
-    /// There are too many.
+    /// There are too many labels.
     #[error("has {0} entries; allowed are {MAX_LABELS}")]
     TooMany(usize),
     /// A key breaks its bounds.
@@ -29,10 +29,10 @@ pub enum LabelError {
 }
 
 impl Labels {
-    /// Accepts labels, with values as `parse_value` does.
+    /// Accepts labels, with values that `parse_value` accepts.
     ///
     /// # Errors
-    /// The first bound that they break.
+    /// The first bound that the labels break.
     pub fn parse<'a>(
         labels: impl ExactSizeIterator<Item = (&'a str, &'a str)>,
         parse_value: fn(&str) -> Result<FreeText, NameError>,
@@ -51,7 +51,7 @@ impl Labels {
         });
         labels.collect::<Result<_, _>>().map(Self)
     }
-    /// Whether the labels may take the place of others.
+    /// Whether the labels may replace `before`.
     ///
     /// # Errors
     /// As [`Self::parse`].
@@ -64,7 +64,7 @@ impl Labels {
         Ok(())
     }
 
-    /// Accepts whatever a table holds.
+    /// Accepts any stored labels.
     #[must_use]
     pub fn from_stored<'a>(labels: impl Iterator<Item = (&'a str, &'a str)>) -> Self {
         let labels = labels.map(|(key, value)| (key.to_owned(), FreeText::from_stored(value)));
@@ -78,7 +78,7 @@ impl Labels {
         labels.map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
-    /// Whether there are none.
+    /// Whether there are no labels.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

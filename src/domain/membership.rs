@@ -2,7 +2,7 @@
 
 use super::{MembershipFacts, OrganizationName, Stamp, State, Uid, Username};
 
-/// What a member may do. Ordered: a greater role includes the smaller ones.
+/// The permissions of a member. Ordered: a greater role includes the smaller ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
     /// Belongs to the organization.
@@ -42,22 +42,20 @@ pub struct Membership {
     pub organization_name: OrganizationName,
     /// The member.
     pub member_username: Username,
-    /// What the member may do. `None`: nothing, as the stored role is none that this
-    /// service knows.
+    /// The role. `None`: the stored role is unknown to this service, and grants nothing.
     pub role: Option<Role>,
-    /// On whose behalf the member was added, as recorded; history, not a
-    /// reference.
+    /// The acting user of the addition, as recorded: history, not a reference.
     pub adding_user: Option<String>,
-    /// The organization's incarnation; `None` if the table does not say.
+    /// The organization's incarnation. `None` if it has no stored uid.
     pub organization_uid: Option<Uid>,
-    /// The member's incarnation; `None` if the table does not say.
+    /// The member's incarnation. `None` if it has no stored uid.
     pub member_uid: Option<Uid>,
     /// Version and times.
     pub stamp: Stamp,
 }
 
 impl Membership {
-    /// Between whom it is, and the role.
+    /// The incarnations of the organization and the member, and the role.
     #[must_use]
     pub fn facts(&self) -> MembershipFacts {
         MembershipFacts {

@@ -5,7 +5,7 @@ use super::{Record, Role, State, Uid};
 /// The present incarnation of a user's or an organization's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Incarnation {
-    /// Its identity. `None` if the table does not say.
+    /// Its identity. `None` if it has no stored uid.
     pub uid: Option<Uid>,
     /// Whether its memberships count.
     pub state: State,
@@ -16,9 +16,9 @@ pub struct Incarnation {
 pub struct MembershipFacts {
     /// The member's role. `None` grants nothing, see [`super::Membership::role`].
     pub role: Option<Role>,
-    /// The organization's incarnation. `None` if the table does not say.
+    /// The organization's incarnation. `None` if it has no stored uid.
     pub organization_uid: Option<Uid>,
-    /// The member's incarnation. `None` if the table does not say.
+    /// The member's incarnation. `None` if it has no stored uid.
     pub member_uid: Option<Uid>,
 }
 

@@ -3,14 +3,14 @@
 
 use std::{fmt, sync::Arc};
 
-/// Most characters of a name that is being created.
+/// Most characters of a new name.
 pub const NEW_NAME_MAX_LEN: usize = 64;
-/// Most bytes of a name that refers to something.
+/// Most bytes of a name of an existing record.
 pub const EXISTING_NAME_MAX_BYTES: usize = 256;
 /// Most bytes of a free text.
 pub const FREE_TEXT_MAX_BYTES: usize = 256;
 
-/// Why a name was refused.
+/// The reason why a name is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// The name is empty.
@@ -19,7 +19,7 @@ pub enum NameError {
     /// The name has more than `max` characters (bytes, for free text).
     #[error("must not be longer than {max}")]
     TooLong {
-        /// The most that is allowed.
+        /// The bound.
         max: usize,
     },
     /// The character at byte `at` is not allowed in this kind of name.
@@ -29,7 +29,7 @@ pub enum NameError {
         found: char,
         /// Its byte offset.
         at: usize,
-        /// What is allowed instead, in words.
+        /// The allowed characters, in words.
         allowed: &'static str,
     },
     /// The text is no e-mail address.
@@ -41,10 +41,10 @@ pub enum NameError {
     /// The local part of an e-mail address is too long.
     #[error("must not have more than {max} characters before the '@'")]
     LocalPart {
-        /// The most that is allowed.
+        /// The bound.
         max: usize,
     },
-    /// The name starts or ends with a character that may stand inside only.
+    /// The name starts or ends with a character that is allowed only inside.
     #[error("must start and end with a letter or a digit")]
     Edge,
 }
@@ -58,7 +58,7 @@ pub struct Username(Arc<str>);
 pub struct OrganizationName(Arc<str>);
 
 impl Username {
-    /// Accepts a name that a user may be created with:
+    /// Accepts the name of a new user:
     /// `[a-z0-9]([a-z0-9._-]*[a-z0-9])?`, at most [`NEW_NAME_MAX_LEN`] long.
     ///
     /// # Errors
@@ -68,9 +68,9 @@ impl Username {
         parse_new(name, b"._-", ALLOWED).map(Self)
     }
 
-    /// Accepts a name that may be in the table, written by any writer: 1 to
-    /// [`EXISTING_NAME_MAX_BYTES`] bytes without control characters. Keys of the table
-    /// and of the cache have room for it, and may use control characters as separators.
+    /// Accepts a name of the table, also of another writer: 1 to
+    /// [`EXISTING_NAME_MAX_BYTES`] bytes without control characters. It fits into keys of
+    /// the table and of the cache, which may use control characters as separators.
     ///
     /// # Errors
     /// The first rule that the name breaks.
@@ -86,7 +86,7 @@ impl Username {
 }
 
 impl OrganizationName {
-    /// Accepts a name that an organization may be created with:
+    /// Accepts the name of a new organization:
     /// `[a-z0-9]([a-z0-9-]*[a-z0-9])?`, at most [`NEW_NAME_MAX_LEN`] long.
     ///
     /// # Errors
@@ -96,7 +96,7 @@ impl OrganizationName {
         parse_new(name, b"-", ALLOWED).map(Self)
     }
 
-    /// Accepts what [`Username::parse_existing`] accepts.
+    /// Accepts the same names as [`Username::parse_existing`].
     ///
     /// # Errors
     /// The first rule that the name breaks.
@@ -140,8 +140,8 @@ pub(super) fn check_characters(
     if name.is_empty() {
         return Err(NameError::Empty);
     }
-    // Nearly all are ASCII and fine: not to be taken apart into characters. Not left at
-    // the first that is not, so that many are looked at together.
+    // Most names are valid ASCII, which is checked without decoding characters. The fold does
+    // not end at the first invalid byte, so that several bytes are checked together.
     let bytes = name.bytes();
     let is_fine = bytes.fold(true, |is_fine, byte| {
         is_fine & byte.is_ascii() & is_allowed(char::from(byte))
@@ -161,8 +161,8 @@ pub(super) fn check_characters(
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct FreeText(Arc<str>);
 
-/// Characters that change how others are shown, or that nobody sees: of direction, of
-/// width zero, line and paragraph separators, tags.
+/// Characters that are invisible, or change the display of others: direction marks, characters
+/// of width zero, line and paragraph separators, tags.
 fn is_invisible(found: char) -> bool {
     matches!(found,
         '\u{ad}'
@@ -182,7 +182,7 @@ fn is_joiner(found: char) -> bool {
     matches!(found, '\u{200c}'..='\u{200d}')
 }
 
-/// Whether a joiner between these texts joins what it may.
+/// Whether a joiner is allowed between these texts.
 fn may_join(before: &str, after: &str) -> bool {
     let joins = |neighbour: Option<char>| {
         neighbour.is_some_and(|it| !it.is_ascii() && !it.is_whitespace() && !is_joiner(it))
@@ -201,12 +201,12 @@ fn is_blank(found: char) -> bool {
 }
 
 impl FreeText {
-    /// Accepts free text that a record may be given.
+    /// Accepts new free text of a record.
     ///
     /// # Errors
-    /// The text is too long, has a character that is not shown, or has no other.
+    /// The text is too long, has a disallowed character, or has only blanks.
     pub fn parse_new(text: &str) -> Result<Self, NameError> {
-        const ALLOWED: &str = "characters that are shown, and blanks within a line";
+        const ALLOWED: &str = "visible characters, and blanks within a line";
         let parsed = Self::parse_existing(text)?;
         let odd = text.char_indices().find(|(at, found)| {
             let joins = || may_join(&text[..*at], &text[at + found.len_utf8()..]);
@@ -225,7 +225,7 @@ impl FreeText {
         Ok(parsed)
     }
 
-    /// Accepts free text that a record may have already: within its length, and without
+    /// Accepts free text that a record may have already: of bounded length, and without
     /// control characters.
     ///
     /// # Errors
@@ -240,8 +240,7 @@ impl FreeText {
         Ok(Self(text.into()))
     }
 
-    /// Whether the text may take the place of another one: any text may that a record
-    /// has already.
+    /// Whether the text may replace `before`. An unchanged text is always allowed.
     ///
     /// # Errors
     /// As [`Self::parse_new`].
@@ -252,7 +251,7 @@ impl FreeText {
         Self::parse_new(self.as_str()).map(drop)
     }
 
-    /// Accepts whatever a table holds.
+    /// Accepts any stored text.
     #[must_use]
     pub fn from_stored(text: &str) -> Self {
         Self(text.into())
@@ -341,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_says_which_character_and_where() {
+    fn an_error_names_the_disallowed_character_and_its_offset() {
         assert_eq!(
             Username::parse_new("ab#c").unwrap_err().to_string(),
             "has '#' at offset 2; allowed are only a-z, 0-9, '.', '_' and '-'"
@@ -357,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn free_text_is_shown_as_it_is() {
+    fn free_text_has_no_invisible_characters() {
         for text in [
             "a b",
             "\u{a0}a",

@@ -11,18 +11,18 @@ pub struct Organization {
     pub founding_user: String,
     /// Name to show.
     pub display_name: FreeText,
-    /// What callers attached.
+    /// The labels that callers attached.
     pub labels: Labels,
     /// Whether the organization's memberships count.
     pub state: State,
-    /// This incarnation of the name; `None` if the table does not say.
+    /// This incarnation of the name. `None` if it has no stored uid.
     pub uid: Option<Uid>,
     /// Version and times.
     pub stamp: Stamp,
 }
 
 impl Organization {
-    /// Which incarnation this is, and whether it takes part.
+    /// The incarnation, and its state.
     #[must_use]
     pub fn incarnation(&self) -> Incarnation {
         Incarnation {

@@ -7,7 +7,7 @@ use super::Username;
 /// The actor of a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Actor {
-    /// A user, who needs a role where an organization is changed.
+    /// A user, who needs a role to change an organization.
     User(Username),
     /// The platform, which may change everything.
     Platform,
@@ -66,7 +66,7 @@ pub struct Made {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RequestId(Arc<str>);
 
-/// The text is no id of a request.
+/// The text is not a request id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("must be a UUID such as 9b2f1d0c-5a7e-4c58-8d0e-6f1a2b3c4d5e, and not nil")]
 pub struct NoRequestId;
@@ -78,7 +78,7 @@ impl RequestId {
     /// Parses a UUID in the usual text form, in either case.
     ///
     /// # Errors
-    /// The text is no such UUID, or the nil UUID, which names nothing.
+    /// The text is not such a UUID, or is the nil UUID, which names no request.
     pub fn parse(text: &str) -> Result<Self, NoRequestId> {
         let is_part = |(at, byte): (usize, u8)| match byte {
             b'-' => Self::HYPHENS.contains(&at),
@@ -104,8 +104,8 @@ impl RequestId {
 pub struct Request {
     /// Its id.
     pub id: RequestId,
-    /// The caller, as a digest: each has names of its own. `None`: callers have no
-    /// names, and share those of requests.
+    /// The caller, as a digest: each caller has its own request ids. `None`: callers have no
+    /// names, and share the request ids.
     pub scope: Option<Digest>,
     /// The fingerprint, which distinguishes requests with the same id.
     pub fingerprint: Digest,

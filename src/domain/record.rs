@@ -16,7 +16,7 @@ const UUID_LEN: usize = 36;
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Uid(Text);
 
-/// Every check compares four of them: what this service makes is not on the heap.
+/// Uids of this service are UUIDs and not on the heap, because every check compares four uids.
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Text {
     Uuid([u8; UUID_LEN]),
@@ -30,8 +30,8 @@ impl fmt::Debug for Uid {
 }
 
 impl Uid {
-    /// Wraps an identity that was generated or stored. `None` for the empty
-    /// text, which stands for "the table does not say".
+    /// Wraps an identity that was generated or stored. `None` for the empty text, which means
+    /// that no uid is stored.
     #[must_use]
     pub fn from_text(text: &str) -> Option<Self> {
         (!text.is_empty()).then(|| {
@@ -45,7 +45,7 @@ impl Uid {
     /// The same for bytes.
     ///
     /// # Errors
-    /// They are no text.
+    /// The bytes are not UTF-8.
     pub fn from_utf8(bytes: &[u8]) -> Result<Option<Self>, Utf8Error> {
         match bytes.try_into() {
             Ok(uuid) if bytes.is_ascii() => Ok(Some(Self(Text::Uuid(uuid)))),
@@ -57,7 +57,7 @@ impl Uid {
     #[must_use]
     pub fn as_str(&self) -> &str {
         match &self.0 {
-            // Made of a text: always valid.
+            // Always valid: made from a text.
             Text::Uuid(bytes) => str::from_utf8(bytes).unwrap_or_default(),
             Text::Other(text) => text,
         }
@@ -69,7 +69,7 @@ impl Uid {
 pub struct Timestamp(pub i64);
 
 impl Timestamp {
-    /// The time now. Clocks before 1970 say 1970.
+    /// The time now, at least 1970.
     #[must_use]
     pub fn now() -> Self {
         let since_epoch = SystemTime::now()
@@ -78,7 +78,7 @@ impl Timestamp {
         Self(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX))
     }
 
-    /// The time so much later.
+    /// The time after this span.
     #[must_use]
     pub fn after(self, span: Duration) -> Self {
         let millis = i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
@@ -109,8 +109,8 @@ impl Stamp {
         }
     }
 
-    /// Names this version among all that the record's name ever had: one that is
-    /// deleted and created again begins anew with its versions.
+    /// Identifies this version among all records that the name ever had. The times distinguish
+    /// a new record from a deleted one, because versions begin again at 1.
     #[must_use]
     pub fn etag(&self) -> Etag {
         let millis = |time: Option<Timestamp>| time.map_or(0, |Timestamp(millis)| millis);
@@ -129,14 +129,12 @@ impl Stamp {
     }
 }
 
-/// Names one version of a record. Opaque to callers: two are compared, nothing
-/// else.
+/// Identifies one version of a record. Opaque to callers: etags are only compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Etag(String);
 
 impl Etag {
-    /// Wraps what a caller sent. `None` for the empty text, which stands for
-    /// "any version".
+    /// Wraps the text of a caller. `None` for the empty text, which means any version.
     #[must_use]
     pub fn from_text(text: &str) -> Option<Self> {
         (!text.is_empty()).then(|| Self(text.to_owned()))
@@ -149,7 +147,7 @@ impl Etag {
     }
 }
 
-/// Names one record.
+/// Identifies one record.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Key {
     /// A user.
@@ -160,12 +158,12 @@ pub enum Key {
     Membership(OrganizationName, Username),
 }
 
-/// Who has an e-mail address.
+/// The user that has an e-mail address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EmailClaim {
     /// The user.
     pub username: Username,
-    /// The user's incarnation; `None` if the table does not say.
+    /// The user's incarnation. `None` if it has no stored uid.
     pub uid: Option<Uid>,
 }
 
@@ -180,14 +178,14 @@ pub enum Record {
     Membership(Membership),
 }
 
-/// What became of a record.
+/// The kind of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChangeKind {
-    /// It is new.
+    /// The record is new.
     Created,
-    /// It is another.
+    /// The record has other values.
     Updated,
-    /// It is gone.
+    /// The record is gone.
     Deleted,
 }
 
@@ -196,16 +194,16 @@ pub enum ChangeKind {
 pub struct RecordChange {
     /// The record's key.
     pub key: Key,
-    /// What became of it.
+    /// The kind of the change.
     pub kind: ChangeKind,
-    /// The record before; `None` too where it is not told.
+    /// The record before. `None` also if it was omitted.
     pub before: Option<Record>,
-    /// The record after; `None` too where it is not told.
+    /// The record after. `None` also if it was omitted.
     pub after: Option<Record>,
-    /// When, by the clock of the replica that made the change, or else by the
-    /// table's.
+    /// The time, by the clock of the replica that made the change, or else by the table's
+    /// clock.
     pub time: Option<Timestamp>,
-    /// How this service made the change; `None` if it was made past it.
+    /// The change of this service. `None` if the record was changed past it.
     pub made: Option<Made>,
 }
 
@@ -235,8 +233,8 @@ impl Record {
         }
     }
 
-    /// The incarnation of a user or an organization; `None` if the table does not say,
-    /// and for memberships.
+    /// The incarnation of a user or an organization. `None` if it has no stored uid, and for
+    /// memberships.
     #[must_use]
     pub fn uid(&self) -> Option<&Uid> {
         match self {
@@ -279,9 +277,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_identity_is_any_text_that_is_not_empty() {
+    fn a_uid_is_any_text_that_is_not_empty() {
         let usual = "9b2f1d0c-5a7e-4c58-8d0e-6f1a2b3c4d5e";
-        // As long as a UUID, and as long in bytes.
+        // Texts as long as a UUID: in characters, and in bytes.
         let (long, wide) = ("x".repeat(UUID_LEN), "é".repeat(UUID_LEN / 2));
         for text in ["1", usual, &long, &wide, &long.repeat(2)] {
             let uid = Uid::from_text(text).unwrap();

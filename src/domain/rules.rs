@@ -1,4 +1,4 @@
-//! The rules: which role may do what, and when a membership counts.
+//! The rules: the permissions of each role, and the conditions of an effective membership.
 
 use super::{Incarnation, Membership, MembershipFacts, Organization, Role, Standing, State, User};
 
@@ -63,7 +63,7 @@ pub fn effective_role(
     }
 }
 
-/// Whether a membership counts. `None` if it is of other incarnations.
+/// Whether a membership counts. `None` if it is between other incarnations.
 fn state_between(
     user: &Incarnation,
     organization: &Incarnation,
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_with_an_unknown_role_is_managed_as_a_member_is() {
+    fn a_member_with_an_unknown_role_is_managed_like_a_member() {
         for acting in Role::ALL {
             let member = Some(Role::Member);
             assert_eq!(may_remove(acting, None), may_remove(acting, member));

@@ -13,20 +13,20 @@ pub struct User {
     pub last_name: FreeText,
     /// Name to show.
     pub display_name: FreeText,
-    /// The e-mail address, no other user's.
+    /// The e-mail address, unique among users.
     pub email: Option<Email>,
-    /// What callers attached.
+    /// The labels that callers attached.
     pub labels: Labels,
     /// Whether the user's memberships count.
     pub state: State,
-    /// This incarnation of the name; `None` if the table does not say.
+    /// This incarnation of the name. `None` if it has no stored uid.
     pub uid: Option<Uid>,
     /// Version and times.
     pub stamp: Stamp,
 }
 
 impl User {
-    /// Which incarnation this is, and whether it takes part.
+    /// The incarnation, and its state.
     #[must_use]
     pub fn incarnation(&self) -> Incarnation {
         Incarnation {

@@ -1,15 +1,11 @@
 //! The memory budget of large calls: batches and lists. Each call reserves the most memory
 //! that it may need before it starts.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    thread,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, thread, time::Duration};
 
 use foldhash::fast::RandomState;
 use http::Extensions;
+use parking_lot::Mutex;
 use tokio::{
     sync::{AcquireError, OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout_at},
@@ -108,10 +104,7 @@ impl MemoryBudget {
     }
 
     fn per_caller(&self, flow: &FlowKey) -> Arc<Semaphore> {
-        let mut per_caller = self
-            .per_caller
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut per_caller = self.per_caller.lock();
         if !per_caller.contains_key(flow) {
             // Removes callers without a running call.
             per_caller.retain(|_, budget| Arc::strong_count(budget) > 1);

@@ -4,15 +4,15 @@ use std::{collections::HashMap, sync::Arc};
 
 use foldhash::fast::RandomState;
 use prost::Message as _;
-use prost_types::{DescriptorProto, FileDescriptorSet};
+use prost_types::{
+    DescriptorProto, FileDescriptorSet, MethodDescriptorProto, MethodOptions,
+    method_options::IdempotencyLevel,
+};
 
-use super::write_request;
 use crate::{auth::Method, proto::account_v1::DESCRIPTOR_SET};
 
 /// Prefix of the paths of the service's methods.
 const PATH: &str = "/account.v1.AccountService/";
-/// The method with long-lived calls.
-const WATCH: &str = "WatchChanges";
 
 /// The class of a method, by the effect of its calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -31,6 +31,11 @@ const ACTORS: [&str; 3] = ["acting_user", "adding_user", "founding_user"];
 /// The methods of the service, read from the contract.
 #[must_use]
 pub fn methods() -> Vec<Method> {
+    let methods = described_methods().into_iter();
+    methods.map(|(method, _)| method).collect()
+}
+
+fn described_methods() -> Vec<(Method, Class)> {
     let set = FileDescriptorSet::decode(DESCRIPTOR_SET).unwrap_or_default();
     let messages = set.file.iter().flat_map(|file| &file.message_type);
     let has_actor = messages.filter(|message| {
@@ -40,15 +45,29 @@ pub fn methods() -> Vec<Method> {
     let has_actor: Vec<_> = has_actor.map(DescriptorProto::name).collect();
     let services = set.file.iter().flat_map(|file| &file.service);
     let methods = services.flat_map(|service| &service.method);
-    let methods = methods.map(|method| {
-        let request = method.input_type().rsplit('.').next();
-        let is_change = write_request::RPCS.contains(&method.name());
-        Method {
-            name: method.name().to_owned(),
-            is_of_platform: is_change && !request.is_some_and(|it| has_actor.contains(&it)),
-        }
+    let methods = methods.map(|described| {
+        let class = Class::of(described);
+        let request = described.input_type().rsplit('.').next();
+        let has_actor = request.is_some_and(|request| has_actor.contains(&request));
+        let method = Method {
+            name: described.name().to_owned(),
+            is_of_platform: class == Class::Change && !has_actor,
+        };
+        (method, class)
     });
     methods.collect()
+}
+
+impl Class {
+    /// The class of a method, by its `idempotency_level` and its kind of response.
+    fn of(method: &MethodDescriptorProto) -> Self {
+        let options = method.options.as_ref();
+        match options.map(MethodOptions::idempotency_level) {
+            Some(IdempotencyLevel::NoSideEffects) if method.server_streaming() => Self::Watch,
+            Some(IdempotencyLevel::NoSideEffects) => Self::Read,
+            _ => Self::Change,
+        }
+    }
 }
 
 /// The name of the method, if the path is one of the account service.
@@ -63,15 +82,12 @@ pub(super) struct ByMethod<T>(HashMap<String, Arc<T>, RandomState>);
 impl<T> ByMethod<T> {
     /// Makes a value of each method's name and class.
     pub(super) fn new(make: impl Fn(&str, Class) -> T) -> Self {
-        let by_name = methods().into_iter().map(|Method { name, .. }| {
-            let class = match name.as_str() {
-                WATCH => Class::Watch,
-                name if write_request::RPCS.contains(&name) => Class::Change,
-                _ => Class::Read,
-            };
-            let of_method = Arc::new(make(&name, class));
-            (name, of_method)
-        });
+        let by_name = described_methods()
+            .into_iter()
+            .map(|(Method { name, .. }, class)| {
+                let of_method = Arc::new(make(&name, class));
+                (name, of_method)
+            });
         Self(by_name.collect())
     }
 
@@ -84,6 +100,7 @@ impl<T> ByMethod<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::grpc::write_request;
 
     #[test]
     fn changes_without_an_acting_user_are_platform_operations() {
@@ -108,12 +125,21 @@ mod tests {
     #[test]
     fn only_reads_have_names_that_begin_like_a_read() {
         let reads = ["Get", "BatchGet", "Lookup", "List", "Check", "BatchCheck"];
-        let classes = ByMethod::new(|name, class| (name.to_owned(), class));
-        assert!(classes.0.len() > write_request::RPCS.len());
-        for (name, class) in classes.0.values().map(AsRef::as_ref) {
+        for (Method { name, .. }, class) in described_methods() {
             let is_read = reads.iter().any(|read| name.starts_with(read));
-            assert_eq!(is_read, *class == Class::Read, "{name}");
-            assert_eq!(name == WATCH, *class == Class::Watch, "{name}");
+            assert_eq!(is_read, class == Class::Read, "{name}");
+            assert_eq!(name == "WatchChanges", class == Class::Watch, "{name}");
         }
+    }
+
+    #[test]
+    fn each_change_of_the_contract_has_a_mutation() {
+        let methods = described_methods().into_iter();
+        let changes = methods.filter(|(_, class)| *class == Class::Change);
+        let mut changes: Vec<_> = changes.map(|(method, _)| method.name).collect();
+        let mut mutations = write_request::RPCS.to_vec();
+        changes.sort();
+        mutations.sort_unstable();
+        assert_eq!(changes, mutations);
     }
 }

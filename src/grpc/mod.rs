@@ -29,12 +29,15 @@ pub use status::{DOMAIN, Reason};
 pub use watch::{WatchLimits, WatchStream};
 
 use crate::{
+    cache::MomentoClient,
+    coherence::{Coherence, CoherenceSettings},
     domain::State,
     proto::account_v1::{
         self as pb,
         account_service_server::{self, AccountServiceServer},
     },
     service::{Accounts, Call, OrganizationToEdit, UserToEdit},
+    store::DynamoDb,
 };
 
 use self::{
@@ -61,10 +64,22 @@ const MAX_WATCHERS: usize = 100;
 /// have no names.
 const MAX_WATCHERS_PER_CALLER: usize = 25;
 
-/// The gRPC service. Holds the accounts, and through them the one DynamoDB
-/// client and the one Momento client of the process.
+/// The settings of the service.
+#[derive(Debug, Clone)]
+pub struct ServiceSettings {
+    /// The coherent cache.
+    pub coherence: CoherenceSettings,
+    /// Bounds of WatchChanges streams.
+    pub watch: WatchLimits,
+}
+
+/// The gRPC service, with the one DynamoDB client and the one Momento client of the process.
+/// Clones share them.
 #[derive(Clone)]
 pub struct AccountService {
+    table: DynamoDb,
+    cache: MomentoClient,
+    coherence: Coherence,
     accounts: Accounts,
     watch: WatchLimits,
     watchers: Arc<ShareLimit<FlowKey>>,
@@ -72,15 +87,37 @@ pub struct AccountService {
 }
 
 impl AccountService {
-    /// Serves `accounts`.
+    /// Serves the accounts in `table`, cached in `cache`. Does no I/O.
     #[must_use]
-    pub fn new(accounts: Accounts, watch: WatchLimits) -> Self {
+    pub fn new(table: DynamoDb, cache: MomentoClient, settings: ServiceSettings) -> Self {
+        let coherence = Coherence::new(&table, &cache, &settings.coherence);
         Self {
-            accounts,
-            watch,
+            accounts: Accounts::new(table.clone(), &coherence),
+            coherence,
+            table,
+            cache,
+            watch: settings.watch,
             watchers: ShareLimit::new(MAX_WATCHERS, MAX_WATCHERS_PER_CALLER),
             memory_budget: Arc::new(MemoryBudget::new()),
         }
+    }
+
+    /// The DynamoDB client.
+    #[must_use]
+    pub fn table(&self) -> &DynamoDb {
+        &self.table
+    }
+
+    /// The Momento client.
+    #[must_use]
+    pub fn cache(&self) -> &MomentoClient {
+        &self.cache
+    }
+
+    /// The coherent cache, for the loops that run beside calls.
+    #[must_use]
+    pub fn coherence(&self) -> &Coherence {
+        &self.coherence
     }
 
     /// The service for a tonic server, with the limits of batches.

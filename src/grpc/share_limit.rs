@@ -1,13 +1,10 @@
 //! A limit with a share for each holder: a bounded number of permits, of which each holder
 //! gets at most its share.
 
-use std::{
-    collections::HashMap,
-    hash::Hash,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, hash::Hash, sync::Arc};
 
 use foldhash::fast::RandomState;
+use parking_lot::{Mutex, MutexGuard};
 
 /// A limit with a share for each holder.
 #[derive(Debug)]
@@ -61,7 +58,7 @@ impl<K: Eq + Hash + Clone> ShareLimit<K> {
 
 impl<K> ShareLimit<K> {
     fn lock(&self) -> MutexGuard<'_, Holders<K>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock()
     }
 }
 

@@ -3,13 +3,14 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll, ready},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use futures_util::Stream;
 use http::Extensions;
+use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::{
     sync::mpsc::{self, Receiver, Sender},
@@ -108,7 +109,7 @@ impl WatchStream {
                 Some(Ok(status)) => status,
             };
             drop(permit);
-            *ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
+            *ended.lock() = Some(status);
         });
         Self { responses, end }
     }
@@ -149,12 +150,7 @@ impl Stream for WatchStream {
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         let response = ready!(this.responses.poll_recv(context));
-        let end = || {
-            this.end
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take()
-        };
+        let end = || this.end.lock().take();
         let response = response.map(|(response, _)| Ok(response));
         Poll::Ready(response.or_else(|| end().map(Err)))
     }

@@ -57,6 +57,7 @@ macro_rules! mutations {
         $(normalize: $normalize:expr,)?
     })+) => {
         /// The RPCs that change something.
+        #[cfg(test)]
         pub(super) const RPCS: &[&str] = &[$($rpc),+];
 
         $(impl Mutation for pb::$request {

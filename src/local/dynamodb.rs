@@ -1,5 +1,5 @@
-//! A DynamoDB server: dynoxide on a thread and a runtime of its own, because it
-//! works synchronously where it is called.
+//! A DynamoDB server: dynoxide, on its own thread and runtime, because it blocks the calling
+//! thread.
 
 use std::{
     convert::Infallible,
@@ -16,13 +16,12 @@ use tokio::sync::oneshot;
 
 /// Name of the database's file in the data directory.
 const FILE_NAME: &str = "accounts.db";
-/// Name of the file that is locked as long as a process uses the data directory.
+/// Name of the file that is locked while a process uses the data directory.
 const LOCK_NAME: &str = "lock";
-/// Pause between looks for items whose time to live is over.
+/// Pause between two deletions of expired items.
 const SWEEP_PAUSE: Duration = Duration::from_secs(60);
 
-/// A server that is running. Stops when dropped, and has finished what it was
-/// doing by then.
+/// A running server. Dropping it stops the server, and waits for its end.
 #[derive(Debug)]
 pub struct DynamoDbServer {
     addr: SocketAddr,
@@ -32,7 +31,7 @@ pub struct DynamoDbServer {
 }
 
 impl DynamoDbServer {
-    /// Where the server listens.
+    /// The address of the server.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
@@ -42,7 +41,7 @@ impl DynamoDbServer {
 impl Drop for DynamoDbServer {
     fn drop(&mut self) {
         if let Some(stop) = self.stop.take() {
-            // The receiver is gone only when the server has ended already.
+            // Fails only if the server has ended already.
             let _ = stop.send(());
         }
         if let Some(thread) = self.thread.take()
@@ -56,7 +55,7 @@ impl Drop for DynamoDbServer {
 /// Starts a server on the tables in `data_dir`, or in memory.
 ///
 /// # Errors
-/// The directory cannot be used, or the address not be listened on.
+/// The directory cannot be used, or the server cannot listen on the address.
 pub fn start(addr: SocketAddr, data_dir: Option<&Path>) -> io::Result<DynamoDbServer> {
     let lock = data_dir.map(lock).transpose()?;
     let database = match data_dir {
@@ -78,7 +77,7 @@ pub fn start(addr: SocketAddr, data_dir: Option<&Path>) -> io::Result<DynamoDbSe
                 let listener = tokio::net::TcpListener::from_std(listener)
                     .map_err(|error| error.to_string())?;
                 let stopped = async {
-                    // A sender that is gone stops the server, too.
+                    // A dropped sender stops the server, too.
                     let _ = stopped.await;
                 };
                 let sweep = sweep(database.clone());
@@ -100,8 +99,8 @@ pub fn start(addr: SocketAddr, data_dir: Option<&Path>) -> io::Result<DynamoDbSe
     })
 }
 
-/// Takes a directory for this process, until the file is closed: two processes would
-/// each have a cache of their own for one table.
+/// Locks a directory for this process, until the file is closed: two processes would use
+/// separate caches for one table.
 fn lock(dir: &Path) -> io::Result<File> {
     std::fs::create_dir_all(dir)?;
     let mut options = File::options();
@@ -116,7 +115,7 @@ fn lock(dir: &Path) -> io::Result<File> {
     }
 }
 
-/// Deletes items whose time to live is over, as DynamoDB does by itself.
+/// Deletes expired items, as DynamoDB does.
 async fn sweep(database: Database) -> Infallible {
     loop {
         tokio::time::sleep(SWEEP_PAUSE).await;

@@ -1,5 +1,5 @@
-//! Embedded servers on loopback: DynamoDB, Momento and Secrets Manager, spoken
-//! to over their real wire protocols.
+//! Embedded servers on loopback: DynamoDB, Momento and Secrets Manager, with their real wire
+//! protocols.
 
 pub mod dynamodb;
 pub mod momento;
@@ -20,10 +20,10 @@ const REGION: &str = "us-east-1";
 const CACHE_NAME: &str = "accounts-cache";
 const SECRET_ID: &str = "accounts/MomentoAuthToken";
 
-/// The embedded secret does not change by itself.
+/// Rarely: the embedded secret does not change by itself.
 const SECRET_REFRESH: Duration = Duration::from_secs(300);
 
-/// Why the embedded servers did not start.
+/// A failed start of the embedded servers.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The data directory cannot be used.
@@ -31,7 +31,7 @@ pub enum Error {
     DataDir {
         /// The directory.
         dir: std::path::PathBuf,
-        /// Why.
+        /// The reason.
         source: io::Error,
     },
     /// A server cannot listen.
@@ -42,7 +42,7 @@ pub enum Error {
     Setup(#[from] boot::Error),
 }
 
-/// A server: one of ours, or somebody else's.
+/// An embedded or an external server.
 #[derive(Debug)]
 pub enum BackendServer<T> {
     /// Running in this process.
@@ -61,13 +61,13 @@ pub struct Embedded {
     /// Momento.
     pub momento: momento::MomentoServer,
     table_name: String,
-    /// A name of its own in somebody else's Secrets Manager, where an earlier
-    /// secret may name a Momento that is gone.
+    /// Unique in an external Secrets Manager: the secret of an earlier process may name a
+    /// Momento server that has ended.
     secret_id: String,
 }
 
 impl Embedded {
-    /// Starts the servers that `settings` do not place elsewhere, empty but for
+    /// Starts the servers for which `settings` name no endpoint. They are empty, except for
     /// the tables in the data directory.
     ///
     /// # Errors
@@ -94,8 +94,7 @@ impl Embedded {
         })
     }
 
-    /// Creates table, secret and cache as far as they are missing, as `setup`
-    /// does.
+    /// Creates table, secret and cache unless they exist, as `setup` does.
     ///
     /// # Errors
     /// [`Error::Setup`].
@@ -124,7 +123,7 @@ impl Embedded {
         }
     }
 
-    /// Where DynamoDB is.
+    /// The URL of DynamoDB.
     #[must_use]
     pub fn dynamodb_url(&self) -> String {
         match &self.dynamodb {
@@ -140,7 +139,7 @@ impl Embedded {
         }
     }
 
-    /// Settings with which `serve` serves what `dev` was asked for.
+    /// The settings of `serve` for these settings of `dev`.
     #[must_use]
     pub fn serve_settings(&self, settings: &DevSettings) -> ServeSettings {
         ServeSettings {
@@ -151,8 +150,8 @@ impl Embedded {
         }
     }
 
-    /// What is running, and what to paste into a terminal, once the service
-    /// listens on `addr`.
+    /// The addresses of the servers and of the service, which listens on `addr`, and commands
+    /// to try.
     #[must_use]
     pub fn greeting(&self, addr: SocketAddr, data_dir: Option<&Path>) -> String {
         let dynamodb = match (&self.dynamodb, data_dir) {
@@ -161,7 +160,7 @@ impl Embedded {
                 format!("embedded, kept in {}", dir.display())
             }
             (BackendServer::Embedded(_), None) => {
-                "embedded, in memory: gone when the process ends".to_owned()
+                "embedded, in memory: lost when the process ends".to_owned()
             }
         };
         let secrets = match &self.secrets {
@@ -188,7 +187,7 @@ impl Embedded {
     }
 }
 
-/// The tutorial's story, to be pasted into a terminal.
+/// The commands of the tutorial.
 const STORY: [&str; 9] = [
     "grpcurl -plaintext ADDR list",
     r#"grpcurl -plaintext -d '{"username":"oliviaowner","first_name":"Olivia","last_name":"Smith"}' ADDR account.v1.AccountService/CreateUser"#,

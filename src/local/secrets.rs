@@ -1,11 +1,6 @@
-//! A Secrets Manager endpoint: GetSecretValue and CreateSecret, in memory.
+//! A Secrets Manager endpoint: GetSecretValue, CreateSecret and PutSecretValue, in memory.
 
-use std::{
-    collections::HashMap,
-    io,
-    net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::HashMap, io, net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
@@ -15,6 +10,7 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::post,
 };
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinHandle};
 use uuid::Uuid;
@@ -30,7 +26,7 @@ struct Secret {
 
 type SecretsByName = Arc<Mutex<HashMap<String, Secret>>>;
 
-/// A server that is running. Stops when dropped.
+/// A running server. Dropping it stops the server.
 #[derive(Debug)]
 pub struct SecretsServer {
     addr: SocketAddr,
@@ -38,7 +34,7 @@ pub struct SecretsServer {
 }
 
 impl SecretsServer {
-    /// Where the server listens.
+    /// The address of the server.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
@@ -54,7 +50,7 @@ impl Drop for SecretsServer {
 /// Starts a server without secrets.
 ///
 /// # Errors
-/// The address cannot be listened on.
+/// The server cannot listen on the address.
 pub async fn start(addr: SocketAddr) -> io::Result<SecretsServer> {
     let listener = TcpListener::bind(addr).await?;
     let addr = listener.local_addr()?;
@@ -92,10 +88,10 @@ async fn handle(State(secrets): State<SecretsByName>, headers: HeaderMap, body: 
 
 type SecretsResult = Result<Value, (&'static str, &'static str)>;
 
-/// Begins the ARN of a secret, before its name.
+/// The part of a secret's ARN before its name.
 const ARN: &str = "arn:aws:secretsmanager:us-east-1:000000000000:secret:";
 
-/// There is no secret of that name.
+/// The error if there is no secret of that name.
 const MISSING: (&str, &str) = (
     "ResourceNotFoundException",
     "Secrets Manager can't find the specified secret.",
@@ -103,7 +99,7 @@ const MISSING: (&str, &str) = (
 
 fn get(secrets: &SecretsByName, input: &Value) -> SecretsResult {
     let name = secret_name(input)?;
-    let secrets = secrets.lock().unwrap_or_else(PoisonError::into_inner);
+    let secrets = secrets.lock();
     let secret = secrets.get(name).ok_or(MISSING)?;
     Ok(json!({
         "ARN": arn(name),
@@ -118,7 +114,7 @@ fn get(secrets: &SecretsByName, input: &Value) -> SecretsResult {
 fn put(secrets: &SecretsByName, input: &Value) -> SecretsResult {
     let name = secret_name(input)?;
     let new = new_version(input)?;
-    let mut secrets = secrets.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut secrets = secrets.lock();
     let secret = secrets.get_mut(name).ok_or(MISSING)?;
     *secret = new;
     Ok(json!({
@@ -140,7 +136,7 @@ fn new_version(input: &Value) -> Result<Secret, (&'static str, &'static str)> {
 fn create(secrets: &SecretsByName, input: &Value) -> SecretsResult {
     let name = text(input, "Name")?;
     let secret = new_version(input)?;
-    let mut secrets = secrets.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut secrets = secrets.lock();
     if secrets.contains_key(name) {
         return Err((
             "ResourceExistsException",
@@ -157,7 +153,7 @@ fn text<'a>(input: &'a Value, name: &'static str) -> Result<&'a str, (&'static s
     text.ok_or(("InvalidParameterException", "a parameter is missing"))
 }
 
-/// The name of the secret that a request names, by its name or by its ARN.
+/// The name of the requested secret, from its name or its ARN.
 fn secret_name(input: &Value) -> Result<&str, (&'static str, &'static str)> {
     let id = text(input, "SecretId")?;
     Ok(id.strip_prefix(ARN).unwrap_or(id))

@@ -57,7 +57,7 @@ impl Accounts {
             .map(|name| (name.clone(), key(name)))
             .filter(|(_, key)| seen.insert(key.clone()))
             .unzip();
-        let answer = self.coherence.read(&keys, freshness).await;
+        let answer = self.reads.read(&keys, freshness).await;
         let answer = answer.map_err(store_failed)?;
         let mut batch = Batch {
             found: Vec::new(),

@@ -46,7 +46,7 @@ impl Accounts {
         freshness: Freshness,
     ) -> Result<(CheckResult, Source), Error> {
         let keys = keys_of_member(&check.organization_name, &check.username);
-        let answer = self.coherence.read(&keys, freshness).await;
+        let answer = self.reads.read(&keys, freshness).await;
         let answer = answer.map_err(store_failed)?;
         let facts = |place: usize| answer.records.get(place)?.as_ref();
         let role = role_of([0, 1, 2].map(facts));
@@ -75,7 +75,7 @@ impl Accounts {
             }
             consume_budget().await;
         }
-        let answer = self.coherence.read(&keys, freshness).await;
+        let answer = self.reads.read(&keys, freshness).await;
         let answer = answer.map_err(store_failed)?;
         let mut results = Vec::with_capacity(checks.len());
         for check in checks {

@@ -14,7 +14,7 @@ use crate::{
     domain::{
         Key, Membership, Organization, Record, Request, Role, Standing, State, User, Username,
     },
-    store::{self, Remembered, Step, StrongReads},
+    store::{self, DynamoDb, Remembered, Step},
 };
 
 /// A result that can be stored: its records.
@@ -29,8 +29,8 @@ pub(super) trait StoredResult: Sized {
 
 /// A change that may be repeated with the same request id.
 pub(super) trait Repeatable {
-    /// The acting user, if the change may revoke the acting user's own permission. The
-    /// repetition is then permitted all the same.
+    /// The acting user, if the change may revoke the acting user's own permission. Its
+    /// repetition is then permitted without that permission.
     fn gives_up_permission(&self) -> Option<&Username> {
         None
     }
@@ -40,8 +40,8 @@ pub(super) trait Repeatable {
 pub(super) struct Once<C> {
     change: C,
     request: Request,
-    /// Whether it was decided before. The first decision assumes a new request: its
-    /// transaction fails otherwise.
+    /// Whether the change was decided before. The first decision assumes a new request. For
+    /// a repeated request, its transaction fails.
     is_again: AtomicBool,
 }
 
@@ -66,8 +66,8 @@ where
         }
     }
 
-    /// Whether who is not permitted to ask for the change may ask what came of it.
-    async fn may_ask(&self, table: &dyn StrongReads) -> Result<bool, store::Error> {
+    /// Whether an actor without permission for the change may get its stored outcome.
+    async fn may_ask(&self, table: &DynamoDb) -> Result<bool, store::Error> {
         let Some(user) = self.change.gives_up_permission() else {
             return Ok(false);
         };
@@ -76,10 +76,10 @@ where
         Ok(user.is_some_and(|user| user.state == State::Active))
     }
 
-    /// What the request came to before, if it was there before.
+    /// The stored outcome of the request, if it is a repetition.
     async fn recall(
         &self,
-        table: &dyn StrongReads,
+        table: &DynamoDb,
     ) -> Result<Option<Verdict<C::Output, Refusal>>, store::Error> {
         let Some(remembered) = table.remembered(&self.request).await? else {
             return Ok(None);
@@ -118,17 +118,14 @@ where
         self.change.may_publish()
     }
 
-    async fn decide(
-        &self,
-        table: &dyn StrongReads,
-    ) -> Result<Verdict<C::Output, Refusal>, store::Error> {
+    async fn decide(&self, table: &DynamoDb) -> Result<Verdict<C::Output, Refusal>, store::Error> {
         let is_again = self.is_again.swap(true, Ordering::Relaxed);
         let verdict = self.change.decide(table).await?;
         if matches!(verdict, Verdict::Deny(Refusal::NotPermitted)) && !self.may_ask(table).await? {
             return Ok(verdict);
         }
-        // Read after the change has looked: whatever an earlier attempt did that
-        // the change has seen, it has remembered by now.
+        // Read after the records of the decision: an earlier attempt with effects on these
+        // records has stored its outcome by now.
         if (is_again || !matches!(verdict, Verdict::Commit(_)))
             && let Some(recalled) = self.recall(table).await?
         {
@@ -139,8 +136,7 @@ where
                 plan.steps.push(self.remember(&plan.output));
                 Verdict::Commit(plan)
             }
-            // Remembered too: sent again later, it must not change anything
-            // either.
+            // Stored, too: a later repetition must not change anything either.
             Verdict::Keep { output, premises } => Verdict::Commit(Plan {
                 steps: vec![self.remember(&output)],
                 publish: Vec::new(),
@@ -214,8 +210,7 @@ impl StoredResult for Owners {
     }
 }
 
-/// A membership as it was, and whether one of its user in its organization
-/// would count now.
+/// A membership as it was, with the present state of its user and its organization.
 fn standing_now(membership: Membership, around: &ReadSet) -> Standing {
     let user = around.user(&membership.member_username);
     let organization = around.organization(&membership.organization_name);

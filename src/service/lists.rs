@@ -1,38 +1,16 @@
 //! Lists, page by page. An index names the candidates. Each is then read like any other
 //! record, so that no list returns a deleted one.
 
-use std::sync::Arc;
-
 use super::{
-    Accounts, Error, Freshness, Refusal,
-    memberships::standing,
-    page_token::{ListName, PageTokens},
-    read_set::keys_of_member,
-    store_failed,
+    Accounts, Error, Freshness, Refusal, memberships::standing, page_token::ListName,
+    read_set::keys_of_member, store_failed,
 };
 use crate::{
     domain::{
         Key, Organization, OrganizationName, Record, Standing, User, Username, standing_membership,
     },
-    store::{self, Directory, Listed, Lists, Registers, Slice},
+    store::{self, Directory, Listed, Slice},
 };
-
-/// The lists of a table, and their page tokens.
-pub struct Listings {
-    lists: Arc<dyn Lists>,
-    tokens: PageTokens,
-}
-
-impl Listings {
-    /// The lists of a table. The key of page tokens is in its registers.
-    #[must_use]
-    pub fn new(lists: Arc<dyn Lists>, registers: Arc<dyn Registers>) -> Self {
-        Self {
-            lists,
-            tokens: PageTokens::new(registers),
-        }
-    }
-}
 
 /// A request for a page.
 #[derive(Debug, Clone)]
@@ -62,11 +40,12 @@ impl Accounts {
         organization: OrganizationName,
         page: PageRequest,
     ) -> Result<Page<Standing>, Error> {
-        let Listings { lists, tokens } = self.listings.as_ref();
         let list = ListName::new("members", organization.as_str());
-        let place = tokens.open(&list, &page.token).await?;
+        let place = self.page_tokens.open(&list, &page.token).await?;
         let slice = page.slice(place.as_ref());
-        let listed = self.listed(lists.members(&organization, slice)).await?;
+        let listed = self
+            .listed(self.table.members(&organization, slice))
+            .await?;
         let members = listed.found.iter();
         let users = members.map(|member| Key::User(member.member_username.clone()));
         let mut keys = vec![Key::Organization(organization.clone())];
@@ -82,7 +61,7 @@ impl Accounts {
         });
         Ok(Page {
             entries: entries.collect(),
-            next_token: tokens.seal(&list, listed.next).await?,
+            next_token: self.page_tokens.seal(&list, listed.next).await?,
         })
     }
 
@@ -95,11 +74,12 @@ impl Accounts {
         user: Username,
         page: PageRequest,
     ) -> Result<Page<Standing>, Error> {
-        let Listings { lists, tokens } = self.listings.as_ref();
         let list = ListName::new("organizations", user.as_str());
-        let place = tokens.open(&list, &page.token).await?;
+        let place = self.page_tokens.open(&list, &page.token).await?;
         let slice = page.slice(place.as_ref());
-        let listed = self.listed(lists.organizations_of(&user, slice)).await?;
+        let listed = self
+            .listed(self.table.organizations_of(&user, slice))
+            .await?;
         let of_each = listed.found.iter().flat_map(|organization| {
             let [_, organization, membership] = keys_of_member(organization, &user);
             [organization, membership]
@@ -121,7 +101,7 @@ impl Accounts {
         }
         Ok(Page {
             entries,
-            next_token: tokens.seal(&list, listed.next).await?,
+            next_token: self.page_tokens.seal(&list, listed.next).await?,
         })
     }
 
@@ -151,15 +131,14 @@ impl Accounts {
         page: PageRequest,
         from_record: fn(Record) -> Option<T>,
     ) -> Result<Page<T>, Error> {
-        let Listings { lists, tokens } = self.listings.as_ref();
         let list = ListName::new("all", name);
-        let place = tokens.open(&list, &page.token).await?;
+        let place = self.page_tokens.open(&list, &page.token).await?;
         let slice = page.slice(place.as_ref());
-        let listed = self.listed(lists.directory(directory, slice)).await?;
+        let listed = self.listed(self.table.directory(directory, slice)).await?;
         let records = self.coherent(&listed.found).await?.into_iter();
         Ok(Page {
             entries: records.flatten().filter_map(from_record).collect(),
-            next_token: tokens.seal(&list, listed.next).await?,
+            next_token: self.page_tokens.seal(&list, listed.next).await?,
         })
     }
 
@@ -168,12 +147,12 @@ impl Accounts {
         &self,
         read: impl Future<Output = Result<Listed<T>, store::Error>>,
     ) -> Result<Listed<T>, Error> {
-        let _permit = self.coherence.table_read().await.map_err(store_failed)?;
+        let _permit = self.reads.table_permit().await.map_err(store_failed)?;
         read.await.map_err(store_failed)
     }
 
     async fn coherent(&self, keys: &[Key]) -> Result<Vec<Option<Record>>, Error> {
-        let answer = self.coherence.read(keys, Freshness::Coherent).await;
+        let answer = self.reads.read(keys, Freshness::Coherent).await;
         Ok(answer.map_err(store_failed)?.records)
     }
 }

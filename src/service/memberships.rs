@@ -19,7 +19,7 @@ use crate::{
         Standing, Timestamp, User, Username, may_add, may_change_role, may_remove,
         standing_membership,
     },
-    store::{self, Step, StrongReads},
+    store::{self, DynamoDb, Step},
 };
 
 /// Longest read of the index of Owners.
@@ -36,7 +36,7 @@ pub struct MemberToAdd {
     pub member_username: Username,
     /// The role to grant.
     pub role: Role,
-    /// On whose behalf.
+    /// The acting user.
     pub adding_user: Username,
 }
 
@@ -49,9 +49,9 @@ pub struct RoleToChange {
     pub member_username: Username,
     /// The new role.
     pub role: Role,
-    /// On whose behalf.
+    /// The acting user.
     pub acting_user: Username,
-    /// The version to change; any, if `None`.
+    /// The version to change. `None`: any.
     pub etag: Option<Etag>,
 }
 
@@ -62,9 +62,9 @@ pub struct MemberToRemove {
     pub organization_name: OrganizationName,
     /// The member.
     pub member_username: Username,
-    /// On whose behalf; the member to leave.
+    /// The acting user. The member itself, to leave.
     pub acting_user: Username,
-    /// The version to remove; any, if `None`.
+    /// The version to remove. `None`: any.
     pub etag: Option<Etag>,
 }
 
@@ -80,7 +80,7 @@ impl Accounts {
         freshness: Freshness,
     ) -> Result<(Standing, Source), Error> {
         let keys = keys_of_member(&organization, &username);
-        let answer = self.coherence.read(&keys, freshness).await;
+        let answer = self.reads.read(&keys, freshness).await;
         let answer = answer.map_err(store_failed)?;
         standing(answer.records)
             .map(|standing| (standing, answer.source))
@@ -143,7 +143,7 @@ pub(super) fn standing(records: Vec<Option<Record>>) -> Option<Standing> {
 }
 
 async fn read_actor_and_target(
-    table: &dyn StrongReads,
+    table: &DynamoDb,
     organization: &OrganizationName,
     actor: &Username,
     target: &Username,
@@ -179,7 +179,7 @@ fn another_version<T>(
 
 /// The search for a remaining Owner when another one leaves.
 struct OtherOwners<'a> {
-    table: &'a dyn StrongReads,
+    table: &'a DynamoDb,
     organization: &'a OrganizationName,
     leaving: &'a Username,
     /// Records of Owners who do not remain.
@@ -190,7 +190,7 @@ impl OtherOwners<'_> {
     /// Adds the condition that another Owner remains. Refuses if there is none. `found` has
     /// the records of the leaving Owner's membership.
     async fn require_one<T>(
-        table: &dyn StrongReads,
+        table: &DynamoDb,
         organization: &OrganizationName,
         leaving: &Username,
         found: &ReadSet,
@@ -269,13 +269,13 @@ pub(super) struct NewMember<'a> {
     pub(super) organization: &'a Organization,
     pub(super) user: &'a User,
     pub(super) role: Role,
-    /// On whose behalf; `None` for the platform.
+    /// The acting user. `None` for the platform.
     pub(super) adding_user: Option<&'a Username>,
 }
 
 impl NewMember<'_> {
-    /// The step that writes the membership over what an earlier incarnation of either
-    /// name left, and the membership.
+    /// The new membership, and the step that writes it over the membership of an earlier
+    /// incarnation of either name.
     pub(super) fn join(self, found: &ReadSet, stamp: Stamp) -> (Step, Standing) {
         let membership = Membership {
             organization_name: self.organization.organization_name.clone(),
@@ -324,10 +324,7 @@ impl Change for AddMember {
         true
     }
 
-    async fn decide(
-        &self,
-        table: &dyn StrongReads,
-    ) -> Result<Verdict<Standing, Refusal>, store::Error> {
+    async fn decide(&self, table: &DynamoDb) -> Result<Verdict<Standing, Refusal>, store::Error> {
         let MemberToAdd {
             organization_name,
             member_username,
@@ -401,10 +398,7 @@ impl Change for ChangeRole {
         self.role.role > Role::Member
     }
 
-    async fn decide(
-        &self,
-        table: &dyn StrongReads,
-    ) -> Result<Verdict<Standing, Refusal>, store::Error> {
+    async fn decide(&self, table: &DynamoDb) -> Result<Verdict<Standing, Refusal>, store::Error> {
         let RoleToChange {
             organization_name,
             member_username,
@@ -497,10 +491,7 @@ impl Change for RemoveMember {
         vec![membership_key(organization_name, member_username)]
     }
 
-    async fn decide(
-        &self,
-        table: &dyn StrongReads,
-    ) -> Result<Verdict<Standing, Refusal>, store::Error> {
+    async fn decide(&self, table: &DynamoDb) -> Result<Verdict<Standing, Refusal>, store::Error> {
         let MemberToRemove {
             organization_name,
             member_username,

@@ -1,6 +1,5 @@
-//! The use cases, over the coherent table. Knows no proto, AWS or Momento. What
-//! guards a write is read strongly and repeated as a condition of the write's
-//! transaction.
+//! The use cases, over the coherent table, independent of proto, AWS and Momento. The records
+//! that guard a write are read strongly, and are conditions of the write's transaction.
 
 mod batch_get;
 mod checks;
@@ -22,10 +21,10 @@ use uuid::Uuid;
 pub use self::batch_get::Batch;
 pub use self::page_token::NoPageToken;
 pub use self::watch::{
-    ChangeBatch, ChangeFilter, Changes, Cursor, MAX_CHANGES, NoCursor, Start, WatchError, Watcher,
+    ChangeBatch, ChangeFilter, Cursor, MAX_CHANGES, NoCursor, Start, WatchError, Watcher,
 };
 pub use checks::{Check, CheckResult};
-pub use lists::{Listings, Page, PageRequest};
+pub use lists::{Page, PageRequest};
 pub use memberships::{MemberToAdd, MemberToRemove, RoleToChange};
 pub use organizations::{
     NewOrganization, OrganizationEdit, OrganizationToDelete, OrganizationToEdit,
@@ -33,19 +32,25 @@ pub use organizations::{
 pub use ownership::{Owners, OwnershipToTransfer};
 pub use users::{NewUser, UserEdit, UserToDelete, UserToEdit};
 
-use self::idempotency::{Once, Repeatable, StoredResult};
+use self::{
+    idempotency::{Once, Repeatable, StoredResult},
+    page_token::PageTokens,
+    watch::ChangeLog,
+};
 use crate::{
-    coherence::{Change, Coherence, WriteError},
+    coherence::{Change, Coherence, ReadPath, WriteError, WritePath},
     domain::{Actor, Etag, OrganizationName, Origin, Request, ServiceName, Stamp, Uid, Username},
-    store,
+    store::{self, DynamoDb},
 };
 
 /// The use cases of the account service, independent of the protocol.
 #[derive(Clone)]
 pub struct Accounts {
-    coherence: Coherence,
-    changes: Arc<Changes>,
-    listings: Arc<Listings>,
+    table: DynamoDb,
+    reads: Arc<ReadPath>,
+    writes: Arc<WritePath>,
+    change_log: Arc<ChangeLog>,
+    page_tokens: Arc<PageTokens>,
 }
 
 /// The call of a change.
@@ -74,7 +79,7 @@ pub enum Refusal {
     EmailExists,
     /// No user has the e-mail address.
     EmailNotFound,
-    /// A field of a user cannot have this value, and the reason.
+    /// A field of a user has an invalid value: its name, and the reason.
     InvalidUser(&'static str, String),
     /// The same for an organization.
     InvalidOrganization(&'static str, String),
@@ -105,19 +110,16 @@ pub type Error = WriteError<Refusal>;
 pub use crate::coherence::{Freshness, HeldPermit, Source};
 
 impl Accounts {
-    /// Serves the accounts of a table.
+    /// Serves the accounts of a table. Does no I/O.
     #[must_use]
-    pub fn new(coherence: Coherence, changes: Changes, listings: Listings) -> Self {
+    pub fn new(table: DynamoDb, coherence: &Coherence) -> Self {
         Self {
-            coherence,
-            changes: Arc::new(changes),
-            listings: Arc::new(listings),
+            reads: coherence.reads.clone(),
+            writes: coherence.writes.clone(),
+            change_log: Arc::new(ChangeLog::new(table.clone())),
+            page_tokens: Arc::new(PageTokens::new(table.clone())),
+            table,
         }
-    }
-
-    /// Waits until no write, fill or repair is running.
-    pub async fn drain(&self) {
-        self.coherence.drain().await;
     }
 
     async fn apply<C>(&self, change: C, actor: Actor, call: Call) -> Result<C::Output, Error>
@@ -136,10 +138,10 @@ impl Accounts {
             request_id: request.as_ref().map(|request| request.id.clone()),
         };
         match request {
-            None => self.coherence.apply(change, origin, deadline, permit).await,
+            None => self.writes.apply(change, origin, deadline, permit).await,
             Some(request) => {
                 let once = Once::new(change, request);
-                self.coherence.apply(once, origin, deadline, permit).await
+                self.writes.apply(once, origin, deadline, permit).await
             }
         }
     }

@@ -17,7 +17,7 @@ use crate::{
         Actor, DeletedName, Etag, FreeText, Key, Labels, Organization, OrganizationName, Record,
         Role, Stamp, State, Timestamp, Uid, Username,
     },
-    store::{self, Step, StrongReads},
+    store::{self, DynamoDb, Step},
 };
 
 /// An organization to create.
@@ -42,7 +42,7 @@ pub struct OrganizationToEdit {
     pub actor: Actor,
     /// The version to change. `None`: any.
     pub etag: Option<Etag>,
-    /// What to change.
+    /// The change.
     pub edit: OrganizationEdit,
 }
 
@@ -62,7 +62,7 @@ impl Actor {
         }
     }
 
-    /// The records that decide it.
+    /// The records that decide whether the actor has a role.
     pub(super) fn keys(&self, organization: &OrganizationName) -> Vec<Key> {
         match self {
             Self::User(username) => keys_of_member(organization, username).into(),
@@ -70,7 +70,7 @@ impl Actor {
         }
     }
 
-    /// The conditions that it stays so.
+    /// The conditions that these records are unchanged.
     pub(super) fn conditions(&self, found: &ReadSet, organization: &OrganizationName) -> Vec<Step> {
         match self {
             Self::User(username) => found.still_counts(organization, username),
@@ -83,11 +83,11 @@ impl Actor {
 type Permitted<T> = Result<(Organization, Vec<Step>), Verdict<T, Refusal>>;
 
 impl Actor {
-    /// Whether the actor has the role `least`, and the organization the version.
+    /// Whether the actor has the role `least`, and the organization has the version of the etag.
     async fn may_change<T>(
         &self,
         least: Role,
-        table: &dyn StrongReads,
+        table: &DynamoDb,
         name: &OrganizationName,
         etag: Option<&Etag>,
     ) -> Result<Permitted<T>, store::Error> {
@@ -220,7 +220,7 @@ impl Accounts {
         freshness: Freshness,
     ) -> Result<(Organization, Source), Error> {
         let key = Key::Organization(name.clone());
-        let answer = self.coherence.read(&[key], freshness).await;
+        let answer = self.reads.read(&[key], freshness).await;
         let answer = answer.map_err(store_failed)?;
         let organization = answer.records.into_iter().flatten().next();
         organization
@@ -260,7 +260,7 @@ impl Change for CreateOrganization {
 
     async fn decide(
         &self,
-        table: &dyn StrongReads,
+        table: &DynamoDb,
     ) -> Result<Verdict<Organization, Refusal>, store::Error> {
         let NewOrganization {
             organization_name,
@@ -351,7 +351,7 @@ impl Change for EditOrganization {
 
     async fn decide(
         &self,
-        table: &dyn StrongReads,
+        table: &DynamoDb,
     ) -> Result<Verdict<Organization, Refusal>, store::Error> {
         let OrganizationToEdit {
             organization_name,
@@ -402,7 +402,7 @@ impl Change for DeleteOrganization {
 
     async fn decide(
         &self,
-        table: &dyn StrongReads,
+        table: &DynamoDb,
     ) -> Result<Verdict<Organization, Refusal>, store::Error> {
         let OrganizationToDelete {
             organization_name,

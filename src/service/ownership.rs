@@ -14,7 +14,7 @@ use crate::{
         Actor, Key, Membership, OrganizationName, Record, Role, Stamp, Standing, State, Timestamp,
         Username,
     },
-    store::{self, Step, StrongReads},
+    store::{self, DynamoDb, Step},
 };
 
 /// A transfer of ownership.
@@ -65,8 +65,8 @@ struct TransferOwnership {
 }
 
 impl TransferOwnership {
-    /// Adds a user as an Owner, with which the platform repairs an organization without
-    /// one.
+    /// Adds a user as an Owner. With it, the platform repairs an organization without an
+    /// Owner.
     fn add_owner(&self, found: &ReadSet) -> Verdict<Owners, Refusal> {
         let OwnershipToTransfer {
             organization_name,
@@ -145,10 +145,7 @@ impl Change for TransferOwnership {
         true
     }
 
-    async fn decide(
-        &self,
-        table: &dyn StrongReads,
-    ) -> Result<Verdict<Owners, Refusal>, store::Error> {
+    async fn decide(&self, table: &DynamoDb) -> Result<Verdict<Owners, Refusal>, store::Error> {
         let OwnershipToTransfer {
             organization_name,
             new_owner,

@@ -1,6 +1,6 @@
 //! Page tokens: the end of a page, opaque to callers, and signed for one list.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use hmac::{Hmac, KeyInit as _, Mac as _};
@@ -9,7 +9,7 @@ use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 use super::Error;
-use crate::store::{self, ListPosition, Registers};
+use crate::store::{self, DynamoDb, ListPosition, Registers as _};
 
 /// The register with the key that signs tokens.
 const REGISTER: &str = "page-tokens";
@@ -29,21 +29,21 @@ impl ListName {
     }
 }
 
-/// The text is no page token of this list.
+/// The text is not a page token of this list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("is no token of an earlier page of this very list")]
+#[error("is not a token of an earlier page of this list")]
 pub struct NoPageToken;
 
 /// Signs and verifies page tokens.
 pub(super) struct PageTokens {
-    registers: Arc<dyn Registers>,
+    table: DynamoDb,
     key: OnceCell<String>,
 }
 
 impl PageTokens {
-    pub(super) fn new(registers: Arc<dyn Registers>) -> Self {
+    pub(super) fn new(table: DynamoDb) -> Self {
         Self {
-            registers,
+            table,
             key: OnceCell::new(),
         }
     }
@@ -97,15 +97,13 @@ impl PageTokens {
     /// Reads the key that all replicas share, or creates it.
     async fn learn_key(&self) -> Result<String, store::Error> {
         loop {
-            let register = self.registers.read_register(REGISTER).await?;
+            let register = self.table.read_register(REGISTER).await?;
             if let Some(key) = register.and_then(|mut register| register.values.remove(KEY)) {
                 return Ok(key);
             }
             let key = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
             let values = BTreeMap::from([(KEY.to_owned(), key)]);
-            self.registers
-                .swap_register(REGISTER, None, &values)
-                .await?;
+            self.table.swap_register(REGISTER, None, &values).await?;
         }
     }
 }

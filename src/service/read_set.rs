@@ -10,7 +10,7 @@ use crate::{
         DeletedName, Key, Organization, OrganizationName, Orphans, Record, Role, Standing,
         Timestamp, User, Username, standing_membership,
     },
-    store::{self, Step, StrongReads},
+    store::{self, DynamoDb, Step},
 };
 
 /// Records as strong reads returned them. `None`: no such record.
@@ -20,7 +20,7 @@ pub(super) struct ReadSet(HashMap<Key, Option<Record>>);
 impl ReadSet {
     /// Reads records. Keys may repeat.
     pub(super) async fn read(
-        table: &dyn StrongReads,
+        table: &DynamoDb,
         keys: impl IntoIterator<Item = Key>,
     ) -> Result<Self, store::Error> {
         let mut records: HashMap<_, _> = keys.into_iter().map(|key| (key, None)).collect();

@@ -15,7 +15,7 @@ use crate::{
         Actor, DeletedName, Email, EmailClaim, Etag, FreeText, Key, Labels, Record, Stamp, State,
         Timestamp, User, Username,
     },
-    store::{self, Step, StoredClaim, StrongReads},
+    store::{self, DynamoDb, Step, StoredClaim},
 };
 
 /// A user to create.
@@ -42,7 +42,7 @@ pub struct UserToEdit {
     pub username: Username,
     /// The version to change. `None`: any.
     pub etag: Option<Etag>,
-    /// What to change.
+    /// The change.
     pub edit: UserEdit,
 }
 
@@ -140,7 +140,7 @@ impl Accounts {
         freshness: Freshness,
     ) -> Result<(User, Source), Error> {
         let key = Key::User(username.clone());
-        let answer = self.coherence.read(&[key], freshness).await;
+        let answer = self.reads.read(&[key], freshness).await;
         let answer = answer.map_err(store_failed)?;
         let user = answer.records.into_iter().flatten().next();
         user.and_then(Record::into_user)
@@ -157,8 +157,8 @@ impl Accounts {
         email: Email,
         freshness: Freshness,
     ) -> Result<(User, Source), Error> {
-        let permit = self.coherence.table_read().await.map_err(store_failed)?;
-        let claim = self.coherence.table().email_claim(&email).await;
+        let permit = self.reads.table_permit().await.map_err(store_failed)?;
+        let claim = self.table.email_claim(&email).await;
         drop(permit);
         let Some(StoredClaim { claim, .. }) = claim.map_err(store_failed)? else {
             return Err(Error::Refused(Refusal::EmailNotFound));
@@ -202,7 +202,7 @@ fn has_claimed(user: &User, claim: &EmailClaim, email: &Email) -> bool {
 /// The steps that a change of a user needs for its e-mail claims, or the refusal because
 /// another user has the address.
 async fn claims<T>(
-    table: &dyn StrongReads,
+    table: &DynamoDb,
     before: Option<&User>,
     after: Option<&User>,
 ) -> Result<Result<Vec<Step>, Verdict<T, Refusal>>, store::Error> {
@@ -278,10 +278,7 @@ impl Change for CreateUser {
         true
     }
 
-    async fn decide(
-        &self,
-        table: &dyn StrongReads,
-    ) -> Result<Verdict<User, Refusal>, store::Error> {
+    async fn decide(&self, table: &DynamoDb) -> Result<Verdict<User, Refusal>, store::Error> {
         let user = &self.0;
         let found = ReadSet::read(table, self.touches()).await?;
         if found.user(&user.username).is_some() {
@@ -325,10 +322,7 @@ impl Change for EditUser {
         !matches!(self.user.edit, UserEdit::State(State::Suspended))
     }
 
-    async fn decide(
-        &self,
-        table: &dyn StrongReads,
-    ) -> Result<Verdict<User, Refusal>, store::Error> {
+    async fn decide(&self, table: &DynamoDb) -> Result<Verdict<User, Refusal>, store::Error> {
         let UserToEdit {
             username,
             etag,
@@ -376,10 +370,7 @@ impl Change for DeleteUser {
         vec![Key::User(self.0.username.clone())]
     }
 
-    async fn decide(
-        &self,
-        table: &dyn StrongReads,
-    ) -> Result<Verdict<User, Refusal>, store::Error> {
+    async fn decide(&self, table: &DynamoDb) -> Result<Verdict<User, Refusal>, store::Error> {
         let UserToDelete { username, etag } = &self.0;
         let found = ReadSet::read(table, self.touches()).await?;
         let Some(user) = found.user(username) else {

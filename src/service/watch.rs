@@ -1,11 +1,8 @@
 //! Watching changes: the change log in order, from any position.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::{
     sync::Semaphore,
     time::{Instant, sleep},
@@ -13,11 +10,11 @@ use tokio::{
 
 use super::{Accounts, Freshness};
 use crate::{
-    coherence::{Coherence, LogHead},
+    coherence::ReadPath,
     domain::{
         ChangeKind, CheckFacts, Key, OrganizationName, Record, RecordChange, Timestamp, Username,
     },
-    store::{self, ChangeLog, LogId, Registers},
+    store::{self, DynamoDb, LogHead, LogId},
     telemetry::WATCHERS,
 };
 
@@ -32,15 +29,14 @@ const POLL: Duration = Duration::from_millis(250);
 const PROGRESS: Duration = Duration::from_secs(10);
 /// Time without a beat after which the stream counts as not followed.
 const LONGEST_SILENCE: Duration = Duration::from_secs(60);
-/// Longest to wait for a sign that the stream is followed, where the time of the
-/// last one is far from this replica's clock. A follower gives one every 2 s; the
-/// server waits 5 s for a response to begin.
+/// Longest wait for a beat of the stream's follower, if the time of the last beat is far from
+/// this replica's clock. A follower beats every 2 s. The server waits 5 s for a response to
+/// begin.
 const BEAT_PATIENCE: Duration = Duration::from_secs(4);
 
 /// The change log and its watchers.
-pub struct Changes {
-    log: Arc<dyn ChangeLog>,
-    registers: Arc<dyn Registers>,
+pub struct ChangeLog {
+    table: DynamoDb,
     reads: Semaphore,
     beats: Mutex<Option<Beats>>,
 }
@@ -67,16 +63,16 @@ enum Followed {
 }
 
 impl Beats {
-    /// The same after a look at the register now.
+    /// The beats after a read of the register.
     fn look(before: Option<Self>, version: u64) -> Self {
         let now = Instant::now();
         match before {
-            // Not older either, as a look that took long may find.
+            // A slow read may return an older version.
             Some(before) if before.version >= version => Self {
                 looked: now,
                 ..before
             },
-            // The time of a change since a look of long ago is unknown.
+            // After a long time without a read, the time of the change is unknown.
             before => Self {
                 version,
                 since: now,
@@ -86,8 +82,8 @@ impl Beats {
         }
     }
 
-    /// `beat` is when the follower gave the last sign, by its wall clock: as clocks
-    /// may differ, it counts only until this replica has seen for itself.
+    /// `beat` is the time of the last beat, by the follower's wall clock. Clocks may differ,
+    /// so this replica's own observations take precedence.
     fn followed(&self, beat: Timestamp) -> Followed {
         let apart = Duration::from_millis(beat.0.abs_diff(Timestamp::now().0));
         if self.since.elapsed() >= LONGEST_SILENCE {
@@ -100,13 +96,11 @@ impl Beats {
     }
 }
 
-impl Changes {
-    /// Reads the log of a table, and its end in the registers.
-    #[must_use]
-    pub fn new(log: Arc<dyn ChangeLog>, registers: Arc<dyn Registers>) -> Self {
+impl ChangeLog {
+    /// The change log of a table. Does no I/O.
+    pub(super) fn new(table: DynamoDb) -> Self {
         Self {
-            log,
-            registers,
+            table,
             reads: Semaphore::new(READS_AT_ONCE),
             beats: Mutex::default(),
         }
@@ -120,9 +114,9 @@ pub struct Cursor {
     after: u64,
 }
 
-/// The text is no cursor.
+/// The text is not a cursor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("is no cursor of an earlier response")]
+#[error("is not a cursor of an earlier response")]
 pub struct NoCursor;
 
 impl fmt::Display for Cursor {
@@ -160,11 +154,11 @@ pub enum Start {
 /// The filter of a watch. Default: all changes.
 #[derive(Debug, Clone, Default)]
 pub struct ChangeFilter {
-    /// Of this organization and of its memberships; and of its members, where it
-    /// suspends, resumes or deletes them.
+    /// Changes of this organization and of its memberships, and changes that suspend, resume
+    /// or delete its members.
     pub organization: Option<OrganizationName>,
-    /// Of this user and of the user's memberships; and of the organizations that the
-    /// user is a member of, where it suspends, resumes or deletes them.
+    /// Changes of this user and of the user's memberships, and changes that suspend, resume
+    /// or delete the user's organizations.
     pub user: Option<Username>,
 }
 
@@ -217,7 +211,7 @@ fn changes_standing(change: &RecordChange) -> bool {
     match (change.kind, state(&change.before), state(&change.after)) {
         (ChangeKind::Created, ..) => false,
         (ChangeKind::Updated, Some(before), Some(after)) => before != after,
-        // A deletion, or an image was left out.
+        // A deletion, or a change with an omitted image.
         (ChangeKind::Deleted | ChangeKind::Updated, ..) => true,
     }
 }
@@ -244,8 +238,8 @@ pub struct ChangeBatch {
 
 /// A watcher of the log.
 pub struct Watcher {
-    changes: Arc<Changes>,
-    coherence: Coherence,
+    change_log: Arc<ChangeLog>,
+    reads: Arc<ReadPath>,
     filter: ChangeFilter,
     cursor: Cursor,
     /// The numbers of changes that were read and not returned yet, with those that match.
@@ -276,9 +270,9 @@ impl Accounts {
     /// # Errors
     /// See [`WatchError`].
     pub async fn watch(&self, start: Start, filter: ChangeFilter) -> Result<Watcher, WatchError> {
-        let changes = self.changes.clone();
+        let change_log = self.change_log.clone();
         let counted = Counted::new();
-        let head = changes.head().await?;
+        let head = change_log.head().await?;
         let after = match start {
             Start::Now => head.next - 1,
             Start::After(cursor) if cursor.log == head.log && cursor.after < head.next => {
@@ -286,7 +280,7 @@ impl Accounts {
             }
             Start::After(_) => return Err(WatchError::Expired),
             Start::Oldest => {
-                let oldest = changes.log.oldest_kept(&head.log, head.next).await;
+                let oldest = self.table.oldest_kept(&head.log, head.next).await;
                 oldest.map_err(WatchError::Store)? - 1
             }
         };
@@ -295,8 +289,8 @@ impl Accounts {
                 log: head.log.clone(),
                 after,
             },
-            changes,
-            coherence: self.coherence.clone(),
+            change_log,
+            reads: self.reads.clone(),
             filter,
             pending: Vec::new().into_iter(),
             last_told: None,
@@ -307,16 +301,16 @@ impl Accounts {
     }
 }
 
-impl Changes {
+impl ChangeLog {
     /// The end of the log, if the stream is followed.
     async fn head(&self) -> Result<LogHead, WatchError> {
         let give_up = Instant::now() + BEAT_PATIENCE;
         loop {
-            let head = LogHead::read(self.registers.as_ref()).await;
+            let head = LogHead::read(&self.table).await;
             let head = head.map_err(WatchError::Store)?;
             let (head, version) = head.ok_or(WatchError::NotFollowed)?;
             let beats = {
-                let mut beats = self.beats.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut beats = self.beats.lock();
                 let seen = Beats::look(*beats, version);
                 *beats = Some(seen);
                 seen
@@ -331,11 +325,11 @@ impl Changes {
 }
 
 impl Watcher {
-    /// Waits for changes; returns them, [`MAX_CHANGES`] at most. None, if the place moved on, or some seconds passed,
-    /// without one that is to be told; and none at first.
+    /// Waits for changes, and returns at most [`MAX_CHANGES`]. Returns none at first, and after
+    /// some seconds without a change that matches the filter.
     ///
     /// # Errors
-    /// See [`WatchError`]. The cursor returned last is good for another try.
+    /// See [`WatchError`]. Another watch may start after the last cursor.
     pub async fn next(&mut self) -> Result<ChangeBatch, WatchError> {
         if self.last_told.is_none() {
             self.last_told = Some(Instant::now());
@@ -349,7 +343,7 @@ impl Watcher {
             }
             let is_time = self.last_told.is_none_or(|told| told.elapsed() >= PROGRESS);
             let head = if is_time {
-                Some(self.changes.head().await?)
+                Some(self.change_log.head().await?)
             } else {
                 None
             };
@@ -386,13 +380,13 @@ impl Watcher {
         changes
     }
 
-    /// Reads on; returns whether there was anything. With a head, makes sure that
-    /// whatever is before it is there to be read.
+    /// Reads the next changes, and returns whether there were any. With a head, verifies that
+    /// no change before the head is missing.
     async fn read(&mut self, head: Option<LogHead>) -> Result<bool, WatchError> {
-        // Never closed.
-        let permit = self.changes.reads.acquire().await.ok();
+        // The semaphore is never closed.
+        let permit = self.change_log.reads.acquire().await.ok();
         let Cursor { log, after } = &self.cursor;
-        let read = self.changes.log.read_log(log, *after).await;
+        let read = self.change_log.table.read_log(log, *after).await;
         let read = read.map_err(WatchError::Store)?;
         drop(permit);
         let is_contiguous = (after + 1..)
@@ -428,7 +422,7 @@ impl Watcher {
     ) -> Result<bool, WatchError> {
         let key = [Key::Membership(organization, user)];
         let answer = self
-            .coherence
+            .reads
             .read::<CheckFacts>(&key, Freshness::Coherent)
             .await;
         let answer = answer.map_err(WatchError::Store)?;
@@ -458,7 +452,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn beats_are_judged_by_what_this_replica_has_seen() {
+    async fn observed_beats_take_precedence_over_clocks() {
         let (near, far) = (Timestamp::now(), Timestamp(0));
         let first = Beats::look(None, 7);
         assert_eq!(is_followed(&first, near), Some(true));
@@ -466,20 +460,20 @@ mod tests {
         sleep(LONGEST_SILENCE / 2).await;
         let moved = Beats::look(Some(first), 8);
         assert_eq!(is_followed(&moved, far), Some(true));
-        // No further sign, whatever the clocks say.
+        // No further beat, at any difference of the clocks.
         sleep(LONGEST_SILENCE).await;
         let silent = Beats::look(Some(moved), 8);
         for beat in [near, far] {
             assert_eq!(is_followed(&silent, beat), Some(false));
         }
-        // One came after a look of long ago: when, nobody has seen.
+        // A beat at an unknown time, between two reads that are far apart.
         sleep(LONGEST_SILENCE).await;
         let late = Beats::look(Some(silent), 9);
         assert_eq!(is_followed(&late, far), None);
     }
 
     #[test]
-    fn a_cursor_is_read_as_it_is_written() {
+    fn a_cursor_is_parsed_from_its_text_form() {
         let cursor = Cursor {
             log: LogId("0123456789abcdef0123456789abcdef".to_owned()),
             after: 42,

@@ -47,8 +47,8 @@ const ADDING_USER: &str = "addingUser";
 const DISPLAY_NAME: &str = "displayName";
 const LABELS: &str = "labels";
 
-/// The state of a tombstone, see [`encode_tombstone`]. No word that another writer would
-/// use for a state.
+/// The state of a tombstone, see [`encode_tombstone`]. Other writers are unlikely to use this
+/// word for a state.
 pub(super) const TOMBSTONE: &str = "TOMBSTONE";
 
 /// An attribute's value: the types that records use.
@@ -165,10 +165,10 @@ pub(super) fn decode(key: &Key, item: &Item) -> Option<Record> {
     })
 }
 
-/// The item that a deleted user or organization leaves under its key; `None` for a
-/// membership, which leaves nothing. Other writers create a record only where no item is.
-/// The attributes that the tutorial's code reads are missing: it fails, and does not take
-/// the record for one that exists.
+/// The item that a deleted user or organization leaves under its key. `None` for a membership,
+/// which leaves no item. Other writers create a record only under a key without an item. The
+/// attributes that the tutorial's code reads are missing, so that it fails and does not treat
+/// the record as existing.
 pub(super) fn encode_tombstone(record: &Record, now: Timestamp) -> Option<Item> {
     if let Record::Membership(_) = record {
         return None;
@@ -193,7 +193,7 @@ pub(super) fn encode_claim(claim: &EmailClaim) -> Item {
     item
 }
 
-/// The e-mail claim of an item. `None` if it is none.
+/// The e-mail claim of an item. `None` if the item is not a claim.
 pub(super) fn decode_claim(item: &Item) -> Option<StoredClaim> {
     Some(StoredClaim {
         claim: EmailClaim {
@@ -225,8 +225,7 @@ pub(super) fn encode_origin(origin: &Origin, write_id: &str) -> Item {
         put_text(&mut item, CHANGED_BY, username.as_str());
     }
     if let Some(caller) = &origin.caller {
-        // With the id, because a writer that does not know the attribute leaves it
-        // unchanged.
+        // With the id of the write, because other writers leave an unknown attribute unchanged.
         let called_by = format!("{write_id} {}", caller.as_str());
         put_text(&mut item, CALLED_BY, &called_by);
     }
@@ -252,7 +251,7 @@ pub(super) fn encode_request(request: &Request, outcome: &[Record], expires: Tim
     item
 }
 
-/// The outcome in the item of a request. `None` if it is none.
+/// The outcome in the item of a request. `None` if the item is not of a request.
 pub(super) fn decode_request(item: &Item) -> Option<Remembered> {
     let Some(Value::List(outcome)) = item.get(OUTCOME) else {
         return None;
@@ -294,12 +293,12 @@ pub(super) fn decode_orphans(sk: &str, item: &Item) -> Option<Orphans> {
     Some(Orphans { gone, uid, time })
 }
 
-/// When this service last wrote an item.
+/// The time of this service's last write of an item.
 pub(super) fn decode_update_time(item: &Item) -> Option<Timestamp> {
     stamp(item).update_time
 }
 
-/// The deletion in such an item.
+/// The deletion in an item of [`encode_deletion`].
 pub(super) fn decode_deletion(item: &Item) -> Option<Deletion> {
     Some(Deletion {
         time: stamp(item).update_time,
@@ -461,7 +460,7 @@ fn labels(item: &Item) -> Labels {
     }))
 }
 
-/// An unknown state is a suspension: a writer that meant one must not be overruled.
+/// An unknown state is a suspension, because its writer may have meant one.
 fn state(item: &Item) -> State {
     match item.get(STATE) {
         None => State::Active,
@@ -490,8 +489,8 @@ fn stamp(item: &Item) -> Stamp {
     }
 }
 
-/// The greatest whole number that is not above an attribute's, within `i64`. Other
-/// writers' numbers may have fractions.
+/// The number of an attribute, rounded down, within `i64`. Numbers of other writers may have
+/// fractions.
 fn number(item: &Item, name: &str) -> Option<i64> {
     let Some(Value::Number(number)) = item.get(name) else {
         return None;
@@ -533,7 +532,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_encoded_is_decoded() {
+    fn an_encoded_membership_is_decoded() {
         let record = Record::Membership(Membership {
             organization_name: OrganizationName::parse_new("olivia-org").unwrap(),
             member_username: Username::parse_new("membermichael").unwrap(),
@@ -550,7 +549,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_with_all_there_is_is_decoded() {
+    fn a_user_with_all_attributes_is_decoded() {
         let labels = [("team", "accounts"), ("tier", "")];
         let record = Record::User(User {
             username: Username::parse_new("oliviaowner").unwrap(),

@@ -19,8 +19,8 @@ pub const INVERTED_INDEX: &str = "SK-PK-index";
 pub const LIST_KEY: &str = "listKey";
 /// Name of the global index keyed by that attribute, then the partition key.
 pub const LIST_INDEX: &str = "listKey-PK-index";
-/// Partitions of the index of all users, and of all organizations: each takes a
-/// thousand new ones a second.
+/// Partitions of the index of all users, and of all organizations. Each accepts a thousand new
+/// records a second.
 pub(super) const LIST_SHARDS: u8 = 4;
 
 /// The attribute of Owners' memberships by which the Owners of an organization are found.
@@ -47,7 +47,7 @@ pub(super) fn list_key(key: &Key) -> Option<String> {
         Key::Organization(name) => (Directory::Organizations, name.as_str()),
         Key::Membership(..) => return None,
     };
-    // Frozen: the same name always has to be in the same shard.
+    // Frozen: a name must always be in the same shard.
     let hash = name
         .bytes()
         .fold(0_u8, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte));
@@ -89,7 +89,7 @@ pub fn key_of_item(pk: &str, sk: &str) -> Option<Key> {
     (of(&key) == (pk.to_owned(), sk.to_owned())).then_some(key)
 }
 
-/// Whether an item with these keys is meant as a record, with a valid name or not.
+/// Whether the keys of an item have the form of a record's keys, also with an invalid name.
 pub(super) fn is_of_record(pk: &str, sk: &str) -> bool {
     let is_of_profile = pk.starts_with("USER#") || pk.starts_with("ORG#");
     let is_of_member = pk.starts_with("ORGMEMBERS#") && member_of_sort(sk).is_some();
@@ -126,17 +126,18 @@ pub(super) fn of_orphans(orphans: &Orphans) -> (String, String) {
     let sk = if uid.len() <= MAX_PLAIN_UID && uid.chars().all(is_plain) {
         format!("{pk}#{uid}")
     } else {
-        // Of another writer. No name has a control character.
+        // A uid of another writer. Names have no control characters.
         let start: String = uid.chars().take(MAX_PLAIN_UID).collect();
         format!("{pk}\n{start}")
     };
     (LEFTOVERS.to_owned(), sk)
 }
 
-/// Longest identity, in bytes, that such a sort key has in full. This service's have 36.
+/// Longest uid, in bytes, that the sort key of a clean-up task has in full. Uids of this service
+/// have 36.
 const MAX_PLAIN_UID: usize = 64;
 
-/// The deleted record of such a sort key. The identity may be cut off.
+/// The deleted record in the sort key of a clean-up task. The uid may be truncated.
 pub(super) fn gone(sk: &str) -> Option<(DeletedName, Option<Uid>)> {
     let (pk, uid) = sk.split_once('\n').or_else(|| sk.rsplit_once('#'))?;
     let gone = match key_of_item(pk, pk)? {
@@ -169,7 +170,7 @@ pub(super) fn number_of_logged(sk: &str) -> Option<u64> {
 pub(super) fn of_deletion(key: &Key, version: &Etag) -> (String, String) {
     let (pk, sk) = of(key);
     let separator = match key {
-        // No name has a control character: no two keys are alike.
+        // Names have no control characters, so no two keys are equal.
         Key::Membership(organization, _) if organization.as_str().contains('#') => '\n',
         _ => '#',
     };
@@ -230,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn records_with_separators_in_their_names_have_keys_of_their_own() {
+    fn records_with_separators_in_their_names_have_distinct_keys() {
         let membership = |organization: &str, user: &str| {
             Key::Membership(
                 OrganizationName::parse_existing(organization).unwrap(),
@@ -269,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn items_that_are_no_records_have_no_key() {
+    fn items_that_are_not_records_have_no_key() {
         for (pk, sk) in [
             ("SERVICE#cache-generation", "SERVICE#cache-generation"),
             ("USER#olivia", "USER#michael"),

@@ -4,20 +4,20 @@
 mod dynamodb;
 mod item;
 mod keys;
+mod log_head;
 
 use std::{collections::BTreeMap, error::Error as StdError, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
 pub use dynamodb::{
-    ATTEMPT_TIMEOUT, Created, DynamoDb, DynamoDbStream, Finding, Findings, OPERATION_TIMEOUT,
-    TableSettings,
+    ATTEMPT_TIMEOUT, Created, DynamoDb, Finding, Findings, OPERATION_TIMEOUT, TableSettings,
 };
 pub use keys::{INVERTED_INDEX, LIST_INDEX, OWNER_INDEX, PARTITION_KEY, SORT_KEY, key_of_item};
+pub use log_head::{LOG_REGISTER, LogHead};
 
 use crate::domain::{
-    ChangeKind, Digest, Email, EmailClaim, Etag, Key, Made, Membership, OrganizationName, Origin,
-    Orphans, Record, RecordChange, Request, Timestamp, Username,
+    ChangeKind, Digest, Email, EmailClaim, Key, Made, Orphans, Record, Request, Timestamp,
 };
 
 /// Most keys that one request to the table reads: those of a BatchGetItem, a limit
@@ -26,48 +26,7 @@ pub const READ_MAX_KEYS: usize = 100;
 /// Requests to the table of one read that are under way at once.
 pub const READS_AT_ONCE: usize = 4;
 
-/// Reads that may guard a write: they reflect every committed change, and use no cache.
-#[async_trait]
-pub trait StrongReads: Send + Sync {
-    /// Returns the record of each key, in the order of the keys. `None`: no such record. Each
-    /// record is as of an instant during the call. Together they are no snapshot.
-    ///
-    /// # Errors
-    /// The table could not be read.
-    async fn read_strong(&self, keys: &[Key]) -> Result<Vec<Option<Record>>, Error>;
-
-    /// Returns at most [`OWNER_HINTS`] users who were Owners of the organization moments ago,
-    /// by an index: candidates to read first. Empty if the table lacks the index.
-    ///
-    /// # Errors
-    /// As [`Self::read_strong`].
-    async fn owner_hints(&self, organization: &OrganizationName) -> Result<Vec<Username>, Error>;
-
-    /// Returns a page of the users whose memberships have the role Owner, deleted users
-    /// included. The pages read the whole partition of the organization, up to 1 MB each.
-    ///
-    /// # Errors
-    /// As [`Self::read_strong`].
-    async fn owners(
-        &self,
-        organization: &OrganizationName,
-        after: Option<&ListPosition>,
-    ) -> Result<Listed<Username>, Error>;
-
-    /// Returns the claim of an e-mail address.
-    ///
-    /// # Errors
-    /// The table could not be read, or the item says nothing of the kind.
-    async fn email_claim(&self, email: &Email) -> Result<Option<StoredClaim>, Error>;
-
-    /// Returns what is remembered of a request, see [`Step::Remember`].
-    ///
-    /// # Errors
-    /// The table could not be read, or the item says nothing of the kind.
-    async fn remembered(&self, request: &Request) -> Result<Option<Remembered>, Error>;
-}
-
-/// Most users that [`StrongReads::owner_hints`] returns.
+/// Most users that [`DynamoDb::owner_hints`] returns.
 pub const OWNER_HINTS: usize = 25;
 
 /// The claim of an e-mail address, as stored.
@@ -90,17 +49,6 @@ pub struct Remembered {
 
 /// Least time that the outcome of a request is kept.
 pub const REQUEST_RETENTION: Duration = Duration::from_secs(24 * 3600);
-
-/// The table.
-#[async_trait]
-pub trait Store: StrongReads {
-    /// Applies all steps or none, and stores their origin. At most 50 steps, each of another
-    /// record.
-    ///
-    /// # Errors
-    /// See [`CommitError`].
-    async fn commit(&self, steps: &[Step], origin: &Origin) -> Result<(), CommitError>;
-}
 
 /// Registers: small items that replicas share, changed by compare-and-swap.
 #[async_trait]
@@ -142,65 +90,6 @@ pub struct Register {
     pub values: BTreeMap<String, String>,
 }
 
-/// The tasks of the orphan clean-up.
-#[async_trait]
-pub trait OrphanTasks: Send + Sync {
-    /// A page of tasks. An item that is no task is an error.
-    ///
-    /// # Errors
-    /// The table could not be read.
-    async fn orphans(
-        &self,
-        after: Option<&ListPosition>,
-    ) -> Result<Listed<Result<Orphans, Error>>, Error>;
-
-    /// Removes the tombstone of this very deletion, if it is there still: other writers
-    /// may take the name from now on.
-    ///
-    /// # Errors
-    /// The table could not be written.
-    async fn free_name(&self, orphans: &Orphans) -> Result<(), Error>;
-
-    /// Removes the task.
-    ///
-    /// # Errors
-    /// The table could not be written.
-    async fn finish(&self, orphans: &Orphans) -> Result<(), Error>;
-}
-
-/// Lists, page by page. A page may have fewer entries than the limit, or none. A record that
-/// is created or deleted meanwhile may be missing. Every other record is on exactly one page.
-#[async_trait]
-pub trait Lists: Send + Sync {
-    /// The memberships of an organization by the member's name, strongly consistent,
-    /// ineffective ones included.
-    ///
-    /// # Errors
-    /// The table could not be read.
-    async fn members(
-        &self,
-        organization: &OrganizationName,
-        slice: Slice<'_>,
-    ) -> Result<Listed<Membership>, Error>;
-
-    /// The organizations of which a user was a member moments ago, by name.
-    ///
-    /// # Errors
-    /// The index could not be read.
-    async fn organizations_of(
-        &self,
-        user: &Username,
-        slice: Slice<'_>,
-    ) -> Result<Listed<OrganizationName>, Error>;
-
-    /// All users, or all organizations, as of moments ago, in no particular order.
-    ///
-    /// # Errors
-    /// The index could not be read.
-    async fn directory(&self, directory: Directory, slice: Slice<'_>)
-    -> Result<Listed<Key>, Error>;
-}
-
 /// A list of all records of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Directory {
@@ -232,46 +121,6 @@ pub struct Listed<T> {
     pub next: Option<ListPosition>,
 }
 
-/// The log of changes: what the table's stream told, numbered from 1 without
-/// gaps, kept for [`LOG_RETENTION`].
-#[async_trait]
-pub trait ChangeLog: Send + Sync {
-    /// Appends at most [`MAX_APPENDED`] changes, the first one with the number
-    /// `first`, and writes a register with them, as
-    /// [`Registers::swap_register`]: all or nothing.
-    ///
-    /// # Errors
-    /// The table did not say: all may be written, now or later.
-    async fn append(
-        &self,
-        log: &LogId,
-        first: u64,
-        changes: &[RecordChange],
-        register: (&str, u64, &BTreeMap<String, String>),
-    ) -> Result<Option<u64>, Error>;
-
-    /// The next changes after a number, at most 100 of them, with their numbers.
-    /// None, if there are none yet.
-    ///
-    /// # Errors
-    /// The table could not be read.
-    async fn read_log(&self, log: &LogId, after: u64) -> Result<Vec<(u64, RecordChange)>, Error>;
-
-    /// The number of the oldest change that is kept, of those below `end`; `end`
-    /// if there is none.
-    ///
-    /// # Errors
-    /// The table could not be read.
-    async fn oldest_kept(&self, log: &LogId, end: u64) -> Result<u64, Error>;
-
-    /// How this service deleted these versions of records, if it was this
-    /// service. For at most 100 versions.
-    ///
-    /// # Errors
-    /// The table could not be read.
-    async fn deletions(&self, deleted: &[(Key, Etag)]) -> Result<Vec<Option<Deletion>>, Error>;
-}
-
 /// Identity of a log. Where changes may have been missed, another one begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogId(pub String);
@@ -289,40 +138,6 @@ pub struct Deletion {
 pub const LOG_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Most changes that are appended together.
 pub const MAX_APPENDED: usize = 50;
-
-/// The table's stream: changes by all writers, in shards. Changes of one
-/// record are in order along a shard and its descendants; shards come and go.
-#[async_trait]
-pub trait ChangeStream: Send + Sync {
-    /// The stream that the table has now.
-    ///
-    /// # Errors
-    /// The table could not be asked.
-    async fn stream(&self) -> Result<Option<StreamId>, Error>;
-
-    /// The shards that are listed now. Listings may lack one for a while.
-    ///
-    /// # Errors
-    /// The stream could not be asked.
-    async fn shards(&self, stream: &StreamId) -> Result<Vec<Shard>, StreamError>;
-
-    /// A cursor at a position of a shard. Good for 15 minutes.
-    ///
-    /// # Errors
-    /// See [`StreamError`].
-    async fn cursor(
-        &self,
-        stream: &StreamId,
-        shard: &ShardId,
-        position: &Position,
-    ) -> Result<ShardIterator, StreamError>;
-
-    /// The changes from a cursor on, at most 1000.
-    ///
-    /// # Errors
-    /// See [`StreamError`].
-    async fn changes(&self, cursor: &ShardIterator) -> Result<StreamPage, StreamError>;
-}
 
 /// Identity of a stream. A stream that is turned off and on is another one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -445,7 +260,7 @@ pub enum Step {
     },
     /// Delete exactly what was found. A user or an organization leaves a tombstone: the
     /// name stays taken for writers that would give it no new identity, until
-    /// [`OrphanTasks::free_name`].
+    /// [`DynamoDb::free_name`].
     Delete {
         /// What it was.
         found: Record,

@@ -14,8 +14,7 @@ use aws_smithy_types::config_bag::{Storable, StoreReplace};
 
 use super::{Backend, BackendCall, Outcome};
 
-/// Operations that the service uses; what is called otherwise is told as
-/// `Other`.
+/// Operations that the service uses. Any other operation is reported as `Other`.
 const OPERATIONS: [&str; 16] = [
     "BatchGetItem",
     "CreateSecret",
@@ -39,7 +38,7 @@ const OPERATIONS: [&str; 16] = [
 #[derive(Debug, Clone, Copy)]
 pub struct AwsCalls(pub Backend);
 
-/// The call, kept where the SDK keeps what belongs to it, and dropped with that.
+/// A call, in the SDK's state of the operation, and dropped with that state.
 #[derive(Debug)]
 struct UnderWay(Mutex<BackendCall>);
 
@@ -52,7 +51,7 @@ impl Intercept for AwsCalls {
         "AwsCalls"
     }
 
-    // Before, the SDK does not tell a client's interceptors which operation it is.
+    // Earlier hooks of a client's interceptors do not have the name of the operation.
     fn read_before_serialization(
         &self,
         _: &BeforeSerializationInterceptorContextRef<'_>,
@@ -67,7 +66,7 @@ impl Intercept for AwsCalls {
         Ok(())
     }
 
-    // Not signed: proxies on the way may put a span of their own there.
+    // The headers are not signed, because proxies may replace them by their own spans.
     fn modify_before_transmit(
         &self,
         context: &mut BeforeTransmitInterceptorContextMut<'_>,
@@ -79,7 +78,7 @@ impl Intercept for AwsCalls {
         {
             let headers = context.request_mut().headers_mut();
             for (name, value) in call.trace_context() {
-                // No call fails for the want of a trace.
+                // A call must not fail because of a missing trace.
                 let _ = headers.try_insert(name, value);
             }
         }

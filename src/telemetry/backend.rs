@@ -6,7 +6,7 @@ use tracing::Span;
 
 use super::{BACKEND_DURATION, traces};
 
-/// What the service calls.
+/// The backends that the service calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Backend {
     /// The table.
@@ -15,7 +15,7 @@ pub enum Backend {
     DynamoDbStreams,
     /// The cache.
     Momento,
-    /// Where the cache's credential is.
+    /// The store of the cache's credential.
     SecretsManager,
 }
 
@@ -32,8 +32,7 @@ impl Backend {
     }
 }
 
-/// A call that is under way. Counts as given up if it is dropped before it has
-/// ended.
+/// A running call. Its outcome is [`Outcome::GivenUp`] if it is dropped before its end.
 #[derive(Debug)]
 pub struct BackendCall {
     backend: Backend,
@@ -43,17 +42,17 @@ pub struct BackendCall {
     span: Span,
 }
 
-/// What came of a call to a backend.
+/// The outcome of a call to a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// It was done.
+    /// Success.
     Ok,
-    /// The backend answered that it does not do it: a condition does not hold,
-    /// transactions conflict, a limit is reached, a right is missing.
+    /// The backend rejected the call: a condition does not hold, transactions conflict, a
+    /// limit is reached, or a permission is missing.
     Refused,
-    /// There was no answer, or one that blames the backend.
+    /// There was no response, or the backend reported a failure of its own.
     Failed,
-    /// The answer was not waited for.
+    /// The service did not wait for the response.
     GivenUp,
 }
 
@@ -69,7 +68,7 @@ impl Outcome {
 }
 
 impl BackendCall {
-    /// A call begins, on behalf of the RPC that is being answered here, if any.
+    /// Begins a call, in the trace of the current RPC, if any.
     #[must_use]
     pub fn begin(backend: Backend, operation: &'static str) -> Self {
         Self {
@@ -81,14 +80,14 @@ impl BackendCall {
         }
     }
 
-    /// The headers, as W3C defines them, that place what is called in the trace of
-    /// the RPC; none unless that is exported.
+    /// The W3C headers by which the backend joins the trace of the RPC. None unless that trace
+    /// is exported.
     #[must_use]
     pub fn trace_context(&self) -> HashMap<String, String> {
         traces::headers_of(&self.span)
     }
 
-    /// It has ended like this.
+    /// Ends the call with an outcome.
     pub fn end(&mut self, outcome: Outcome) {
         self.outcome = outcome;
     }

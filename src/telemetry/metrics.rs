@@ -2,19 +2,19 @@
 
 use std::time::Duration;
 
-/// What holds the metrics, and why there is none.
+/// The recorder of the metrics, and its error.
 pub use metrics_exporter_prometheus::{BuildError as RecorderError, PrometheusHandle as Recorder};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 
-/// Upper bounds of the classes of durations, in seconds: from what the cache
-/// takes to the longest deadline.
+/// Upper bounds of the buckets of durations, in seconds: from the time of a look-up in the
+/// cache to the longest deadline.
 const DURATION_BUCKETS: [f64; 16] = [
     0.000_25, 0.000_5, 0.001, 0.001_5, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0,
     3.0, 5.0,
 ];
 
-// What has no label is there from the start, at 0, so that a rate of it shows its
-// first event; `labelled` counters and gauges of `each` label begin below.
+// A metric without labels exists from the start, at 0, so that its rate shows the first event.
+// `labelled` counters and gauges of `each` label begin below.
 macro_rules! metrics {
     ($($kind:ident $name:ident = $text:literal, $help:literal;)+) => {
         $(
@@ -22,7 +22,7 @@ macro_rules! metrics {
             pub const $name: &str = $text;
         )+
 
-        /// Every metric, with what it says.
+        /// Every metric, with its description.
         pub const ALL: &[(&str, &str)] = &[$(($text, $help)),+];
 
         fn describe() {
@@ -50,64 +50,64 @@ macro_rules! metrics {
 
 metrics! {
     histogram RPC_DURATION = "account_rpc_duration_seconds",
-        "time from a call's arrival to the end of its answer, by rpc and code";
-    each RPCS_UNDER_WAY = "account_rpcs_under_way", "calls under way, by rpc";
+        "time from a call's arrival to the end of its response, by rpc and code";
+    each RPCS_UNDER_WAY = "account_rpcs_under_way", "running calls, by rpc";
     labelled CALLS_SHED = "account_calls_shed_total",
-        "calls refused because too many were under way, by class (read, change)";
+        "calls rejected because too many were running, by class (read, change)";
     labelled CALLS_QUEUED = "account_calls_queued_total",
-        "calls that waited for their turn, by class (read, change)";
+        "calls that waited for a permit, by class (read, change)";
     each CALLS_LIMIT = "account_calls_at_once_limit",
-        "calls that may be under way at once, as the load of the processors lets them, by class";
-    gauge CONNECTIONS = "account_connections", "connections of clients that are open";
+        "slots for concurrent calls, fewer under CPU load, by class";
+    gauge CONNECTIONS = "account_connections", "open connections of clients";
     counter CONNECTIONS_REFUSED = "account_connections_refused_total",
         "connections that were closed, or not authenticated, because too many were open";
     counter CONNECTIONS_EVICTED = "account_connections_evicted_total",
         "connections that were closed to make room for others";
     histogram BACKEND_DURATION = "account_backend_duration_seconds",
-        "time that calls to backends took, all attempts together, by backend, operation and outcome";
+        "duration of calls to backends, with all attempts, by backend, operation and outcome";
     labelled CACHE_LOOKUPS = "account_cache_lookups_total",
         "keys that reads looked up in the cache, by result (hit, miss, unusable, failed)";
     labelled RECENT_LOOKUPS = "account_recent_lookups_total",
         "keys that reads with max_staleness looked up in this replica's memory, by result (hit, miss)";
     labelled CACHE_LEASES = "account_cache_leases_total",
-        "leases that reads asked for, by result (taken, refused)";
+        "leases that reads requested, by result (taken, refused)";
     labelled CACHE_FILLS = "account_cache_fills_total",
-        "entries that reads and writes wanted to put into the cache, by result (stored, refused)";
+        "entries that reads and writes sent to the cache, by result (stored, refused)";
     labelled CACHE_FENCES = "account_cache_fences_total",
         "fences of writes, by step (fence, confirm) and result (placed, failed)";
     labelled WRITES = "account_writes_total",
         "committed writes, by outcome (fenced, without_cache, not_confirmed, unknown)";
     counter CONTENTION = "account_contention_total",
-        "times that a write was decided anew because others had changed the same records";
+        "writes that were decided again because another write had changed the same records";
     gauge CACHE_IN_USE = "account_cache_in_use",
-        "1 while a generation of the cache is in use, as this replica sees it";
+        "1 while a generation of the cache is in use, in this replica's view";
     labelled GENERATION_STEPS = "account_cache_generation_steps_total",
         "steps of the generation switch that this replica saw, by phase";
     each BREAKER_OPEN = "account_cache_breaker_open",
-        "1 while reads do not ask the cache, because it does not answer, by look_ups (short, long)";
+        "1 while reads skip the cache, because it does not respond, by look_ups (short, long)";
     counter READS_PAST_CACHE = "account_cache_reads_skipped_total",
-        "reads that did not ask the cache, because it does not answer";
+        "reads that skipped the cache, because it did not respond";
     gauge CREDENTIAL_TIME = "account_cache_credential_timestamp_seconds",
-        "when the cache's credential that is in use was put into its secret, in seconds since 1970";
+        "time at which the cache credential in use was put into its secret, in seconds since 1970";
     counter CREDENTIALS_REFUSED = "account_cache_credential_refused_total",
-        "times that the cache was found to refuse the credential";
-    counter TABLE_READS = "account_table_reads_total", "table reads that callers' reads wanted";
+        "rejections of the credential by the cache";
+    counter TABLE_READS = "account_table_reads_total", "table reads that callers' reads requested";
     counter TABLE_READS_SHED = "account_table_reads_shed_total",
-        "table reads that were refused, because too many waited already";
+        "table reads rejected because too many waited, or after waiting too long";
     gauge INVALIDATOR_ACTIVE = "account_invalidator_active",
         "1 while this replica follows the table's stream";
     gauge INVALIDATOR_LAG = "account_invalidator_lag_seconds",
-        "age of the change that the invalidator processed last, by DynamoDB's clock; 0 when caught up";
+        "age of the invalidator's last processed change, by DynamoDB's clock; 0 when caught up";
     counter INVALIDATOR_FENCES = "account_invalidator_fences_total",
         "keys that the invalidator fenced";
     counter CHANGES_LOGGED = "account_changes_logged_total",
-        "changes that this replica wrote into the log of changes";
+        "changes that this replica wrote into the change log";
     counter LEFTOVERS_REMOVED = "account_leftovers_removed_total",
-        "memberships removed that a deleted user or organization had left";
+        "removed memberships of deleted users and organizations";
     counter LEFTOVERS_SKIPPED = "account_leftovers_skipped_total",
-        "memberships and tasks that the clean-up could not read or remove, in each pass anew";
-    gauge WATCHERS = "account_watchers", "WatchChanges streams that are open";
-    gauge TASKS = "account_tasks", "tasks of the runtime that are alive";
+        "memberships and tasks that the clean-up could not read or remove, counted in each pass";
+    gauge WATCHERS = "account_watchers", "open WatchChanges streams";
+    gauge TASKS = "account_tasks", "live tasks of the runtime";
 }
 
 /// Interval of measuring the gauges of the process.
@@ -123,10 +123,10 @@ pub async fn run_upkeep() {
     }
 }
 
-/// Records metrics from now on; returns what renders them for Prometheus.
+/// Starts to record metrics. Returns the handle that renders them for Prometheus.
 ///
 /// # Errors
-/// Metrics were recorded before.
+/// Metrics are recorded already.
 pub fn record_metrics() -> Result<Recorder, RecorderError> {
     let recorder = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &DURATION_BUCKETS)?

@@ -30,13 +30,13 @@ pub enum LogFormat {
     Json,
 }
 
-/// Whether an environment variable is there and not empty.
+/// Whether an environment variable is set and not empty.
 fn has_variable(name: &str) -> bool {
     std::env::var_os(name).is_some_and(|value| !value.is_empty())
 }
 
 /// Starts logging to standard error and, with `traces`, exporting traces. The returned
-/// [`Traces`] must be ended before the process ends. Does nothing if it was started before.
+/// [`Traces`] must be ended before the process ends. Logging that is started already is kept.
 /// `log_filter` is a level, or directives such as `info,account_service=debug`.
 ///
 /// # Errors
@@ -48,11 +48,10 @@ pub fn start(
 ) -> Result<Option<Traces>, TracesError> {
     let traces = traces.map(Traces::new).transpose()?;
     let exported = traces.as_ref().map(|traces| traces.layer().boxed());
-    // The embedded DynamoDB warns of every answer that is an error, also of
-    // those that are asked for: a missing table, a failed condition. The AWS
-    // SDK warns of every place where it finds no region or credentials; what
-    // comes of that is reported once, by the code that needs them. Spans are for traces;
-    // only that of the call, with its trace id, is for the log, too.
+    // The embedded DynamoDB warns of every error response, also of expected ones: a missing
+    // table, a failed condition. The AWS SDK warns of every place without a region or
+    // credentials; the code that needs them reports a failure once. Spans are for traces. Only
+    // the span of the call, with its trace id, is also for the log.
     let filter = EnvFilter::new(format!(
         "dynoxide=error,aws_config=error,{},{}=off,{}=info",
         log_filter,
@@ -70,8 +69,8 @@ pub fn start(
             lines.with_filter(filter).boxed()
         }
     };
-    // Not an Option in the stack: where that is None it takes all there is, and each
-    // call would be a span that nobody sees.
+    // Not an `Option` in the stack: `None` would enable all spans, and each call would create
+    // one without a use.
     let layers: Vec<_> = exported.into_iter().chain([lines]).collect();
     let started = tracing_subscriber::registry().with(layers).try_init();
     if let Err(error) = started {

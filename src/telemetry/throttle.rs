@@ -1,9 +1,8 @@
 //! Throttles log lines of one kind.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 /// The window in which lines are counted.
 const WINDOW: Duration = Duration::from_secs(1);
@@ -19,7 +18,7 @@ pub struct Throttle {
 struct Window {
     began: Option<Instant>,
     passed: u32,
-    /// Lines that did not pass since the last one that did.
+    /// Suppressed lines since the last line that passed.
     suppressed: u64,
 }
 
@@ -37,13 +36,14 @@ impl Throttle {
         }
     }
 
-    /// Whether a line passes now: how many did not since the last one that did.
+    /// Lets a line pass, or suppresses it (`None`). Returns the number of suppressed lines
+    /// since the last line that passed.
     pub fn pass(&self) -> Option<u64> {
         self.pass_at(Instant::now())
     }
 
     fn pass_at(&self, now: Instant) -> Option<u64> {
-        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut window = self.window.lock();
         if window.began.is_none_or(|began| now - began >= WINDOW) {
             window.began = Some(now);
             window.passed = 0;
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_beyond_the_bound_are_counted_and_told_later() {
+    fn suppressed_lines_are_counted_and_reported_later() {
         let throttle = Throttle::new(2);
         let began = Instant::now();
         let at = |millis| throttle.pass_at(began + Duration::from_millis(millis));

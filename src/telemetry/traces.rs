@@ -1,5 +1,5 @@
-//! Traces: spans of calls and of what they call, exported by OTLP, in the trace
-//! that the caller began.
+//! Traces: spans of calls and of their calls to backends, exported by OTLP, in the caller's
+//! trace.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -22,8 +22,8 @@ use tracing::{Level, Span, Subscriber, field};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::{Layer, filter::Targets, registry::LookupSpan};
 
-/// Begins the targets of all spans. Filters compare beginnings: no module's name
-/// may begin like this.
+/// Prefix of the targets of all spans. Filters compare prefixes, so the name of no module may
+/// begin with it.
 pub(super) const TARGETS: &str = "traces";
 /// Target of the spans of calls.
 pub(super) const CALL: &str = "traces::call";
@@ -33,23 +33,22 @@ const CLIENT: &str = "traces::client";
 static CONTEXT_HEADER: HeaderName = HeaderName::from_static("traceparent");
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest that the end of the process waits for the last spans.
+/// Longest wait for the export of the last spans when the process ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
-/// Spans that wait to be exported; what exceeds them is lost.
+/// Most spans that wait for export. Further spans are lost.
 const MAX_WAITING: usize = 4096;
-/// Spans that are exported together.
+/// Most spans of one export.
 const MAX_BATCH: usize = 512;
 /// Pause between two exports.
 const EXPORT_PAUSE: Duration = Duration::from_secs(2);
-/// Most that callers add to the headers of backends: as much as W3C asks to be passed
-/// on.
+/// Longest header of a caller's trace in requests to backends, in bytes: as much as W3C
+/// requires to pass on.
 const MAX_STATE_BYTES: usize = 512;
-/// Codes of gRPC that blame the server: UNKNOWN, DEADLINE_EXCEEDED,
-/// UNIMPLEMENTED, INTERNAL, UNAVAILABLE and DATA_LOSS, as OpenTelemetry's
-/// conventions for RPC servers say.
+/// gRPC codes that are failures of the server: UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED,
+/// INTERNAL, UNAVAILABLE and DATA_LOSS, by OpenTelemetry's conventions for RPC servers.
 const SERVER_FAULTS: [u16; 6] = [2, 4, 12, 13, 14, 15];
 
-/// Why traces cannot be exported.
+/// The reason why traces cannot be exported.
 #[derive(Debug, thiserror::Error)]
 pub enum TracesError {
     /// The address of the collector cannot be used.
@@ -60,12 +59,12 @@ pub enum TracesError {
     Exporter(#[from] ExporterBuildError),
 }
 
-/// Where and how many traces are exported.
+/// The export of traces.
 #[derive(Debug, Clone)]
 pub struct TraceExport {
-    /// Address of the collector, which takes OTLP over gRPC.
+    /// Address of the collector, which accepts OTLP over gRPC.
     pub endpoint: String,
-    /// Share of calls, from 0 to 1, that are traced where their caller has not decided.
+    /// Share of traced calls, from 0 to 1, among the calls whose caller has not decided.
     pub ratio: f64,
 }
 
@@ -110,11 +109,11 @@ impl Traces {
             .with_threads(false)
             .with_target(false)
             .with_tracked_inactivity(false)
-            // Nothing of what exporting itself does.
+            // Without the spans of the export itself.
             .with_filter(Targets::new().with_target(TARGETS, Level::INFO))
     }
 
-    /// Exports what is left, within a bounded time. The runtime must still run.
+    /// Exports the remaining spans, within a bounded time. The runtime must still run.
     pub async fn end(self) {
         let flushed = move || self.0.shutdown_with_timeout(FLUSH_TIMEOUT);
         match tokio::task::spawn_blocking(flushed).await {
@@ -147,13 +146,13 @@ impl Extractor for HeaderExtractor<'_> {
     }
 }
 
-/// The span of a call that the service answers.
+/// The span of a call to the service.
 #[derive(Debug, Clone)]
 pub struct CallSpan(Span);
 
 impl CallSpan {
-    /// The call begins, in the trace that its headers name. Without such a trace
-    /// and without a collector there is nothing to tell, and no span.
+    /// Begins the span of a call, in the trace that its headers name. Without such a trace and
+    /// without a collector, there is no span.
     #[must_use]
     pub fn begin(service: &str, method: &str, headers: &HeaderMap) -> Self {
         let is_traced = headers.contains_key(&CONTEXT_HEADER);
@@ -174,7 +173,7 @@ impl CallSpan {
         let caller = TraceContextPropagator::new()
             .extract_with_context(&Context::new(), &HeaderExtractor(headers));
         let of_caller = caller.span().span_context().trace_id();
-        // Fails where nothing is exported; the log still has the trace id.
+        // Fails without an export. The log still has the trace id.
         let _ = span.set_parent(caller);
         let trace_id = trace_id(&span).unwrap_or(of_caller);
         if trace_id != TraceId::INVALID {
@@ -183,13 +182,13 @@ impl CallSpan {
         Self(span)
     }
 
-    /// The span itself, to do what the call does in.
+    /// The span in which the call runs.
     #[must_use]
     pub fn span(&self) -> &Span {
         &self.0
     }
 
-    /// The call has ended with this code of gRPC.
+    /// Ends the call with a gRPC code.
     pub fn end(&self, code: u16) {
         self.0.record("rpc.grpc.status_code", code);
         if SERVER_FAULTS.contains(&code) {
@@ -198,7 +197,7 @@ impl CallSpan {
     }
 }
 
-/// The span of a call to a backend; none where nobody would see it.
+/// The span of a call to a backend. None if it would not be exported.
 pub(super) fn client_span(system: &'static str, operation: &'static str) -> Span {
     seen(|| {
         tracing::info_span!(
@@ -212,15 +211,15 @@ pub(super) fn client_span(system: &'static str, operation: &'static str) -> Span
     })
 }
 
-/// The span of the wait for a look-up that is sent with those of other calls; none
-/// where nobody would see it.
+/// The span of the wait for a look-up that is sent together with those of other calls. None if
+/// it would not be exported.
 #[must_use]
 pub fn shared_look_up() -> Span {
     seen(|| tracing::info_span!(target: CLIENT, "shared look-up"))
 }
 
-/// The span, if it is part of a call and exported. Its own context decides: between it
-/// and the call's there may be spans of libraries, for the log.
+/// The span, if it is part of a call and exported. Its own context decides, because its parent
+/// may be a span of a library, for the log.
 fn seen(span: impl FnOnce() -> Span) -> Span {
     if Span::current().is_none() {
         return Span::none();
@@ -233,7 +232,7 @@ fn seen(span: impl FnOnce() -> Span) -> Span {
     }
 }
 
-/// What names the span of a call to a backend to that, by W3C's headers.
+/// W3C's headers with the span of a call to a backend.
 pub(super) fn headers_of(span: &Span) -> HashMap<String, String> {
     let mut headers = HashMap::new();
     if !span.is_none() {

@@ -3,10 +3,11 @@
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::Arc,
     time::Duration,
 };
 
+use parking_lot::RwLock;
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::{CryptoProvider, aws_lc_rs},
@@ -100,7 +101,7 @@ impl Tls {
     /// The configuration for the next connection.
     #[must_use]
     pub fn config(&self) -> Arc<ServerConfig> {
-        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        let current = self.current.read();
         current.1.clone()
     }
 
@@ -121,14 +122,14 @@ impl Tls {
     fn reload(&self) -> Result<bool, TlsError> {
         let contents = self.files.read()?;
         let is_known = {
-            let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+            let current = self.current.read();
             current.0 == contents
         };
         if is_known {
             return Ok(false);
         }
         let config = Arc::new(self.files.config(&contents)?);
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = (contents, config);
+        *self.current.write() = (contents, config);
         Ok(true)
     }
 }

@@ -1,4 +1,4 @@
-//! The embedded Momento speaks Momento: the real SDK against it.
+//! The embedded Momento, called by the real SDK.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ async fn value_of(client: &momento::CacheClient, key: &str) -> Option<String> {
 }
 
 #[tokio::test]
-async fn every_condition_of_a_conditional_set_holds_as_momento_says() {
+async fn every_condition_of_a_conditional_set_behaves_as_momento_documents() {
     let backends = Backends::start().await;
     let client = backends.momento_client();
 
@@ -69,7 +69,7 @@ async fn every_condition_of_a_conditional_set_holds_as_momento_says() {
         .set_if_present_and_not_equal(CACHE, "k", "6", "x")
         .await;
     assert_eq!(stored.unwrap(), SetIfPresentAndNotEqualResponse::Stored);
-    // The SDK's look-ups may be answered with what was there before.
+    // The SDK's look-ups may return an older value.
     assert_eq!(value_of(&client, "k").await.as_deref(), Some("5"));
     let stored = client.set_if_equal(CACHE, "k", "6", "6").await.unwrap();
     assert_eq!(stored, SetIfEqualResponse::Stored);
@@ -86,7 +86,7 @@ async fn every_condition_of_a_conditional_set_holds_as_momento_says() {
 }
 
 #[tokio::test]
-async fn batches_answer_by_position_and_plain_calls_work() {
+async fn batches_return_results_by_position_and_plain_calls_work() {
     let backends = Backends::start().await;
     let client = backends.momento_client();
     client.set(CACHE, "a", "1").await.unwrap();
@@ -123,7 +123,7 @@ async fn caches_are_created_listed_flushed_and_deleted() {
 }
 
 #[tokio::test]
-async fn what_momento_refuses_is_refused() {
+async fn oversized_values_zero_ttls_and_unsupported_calls_are_rejected() {
     let backends = Backends::start().await;
     let client = backends.momento_client();
     let large = vec![0_u8; 1024 * 1024 + 1];

@@ -20,7 +20,7 @@ fn assert_calls(backends: &Backends, expected: &[&str]) {
 }
 
 #[tokio::test]
-async fn users_are_answered_in_order_and_once_in_one_round_trip() {
+async fn users_are_returned_in_order_and_once_after_one_round_trip() {
     let (backends, service) = start().await;
     service.found_olivia_org().await;
     service.settle().await;
@@ -33,7 +33,7 @@ async fn users_are_answered_in_order_and_once_in_one_round_trip() {
         assert_eq!(batch.source(), source);
         service.settle().await;
         match source {
-            // Only what was missing is leased, read and filled.
+            // Only the missing keys are leased, read and filled.
             Source::Store => {
                 assert_calls(&backends, &["1 x GetBatch", "2 x SetIf", "1 x GetItem"]);
             }
@@ -43,7 +43,7 @@ async fn users_are_answered_in_order_and_once_in_one_round_trip() {
 }
 
 #[tokio::test]
-async fn more_than_300_are_looked_up_in_several_round_trips_and_answered_in_order() {
+async fn more_than_300_users_take_several_round_trips_and_are_returned_in_order() {
     let (backends, service) = start().await;
     service.found_olivia_org().await;
     service.settle().await;
@@ -59,7 +59,7 @@ async fn more_than_300_are_looked_up_in_several_round_trips_and_answered_in_orde
 }
 
 #[tokio::test]
-async fn organizations_are_answered_as_users_are() {
+async fn organizations_are_returned_in_order_after_one_round_trip() {
     let (backends, service) = start().await;
     service.found_olivia_org().await;
     service
@@ -84,7 +84,7 @@ async fn organizations_are_answered_as_users_are() {
 }
 
 #[tokio::test]
-async fn what_the_cache_leaves_out_of_a_batch_is_unknown_and_not_absent() {
+async fn a_batch_entry_that_the_cache_omits_is_unknown_and_not_absent() {
     let (backends, service) = start().await;
     service.found_olivia_org().await;
     service.settle().await;
@@ -95,7 +95,7 @@ async fn what_the_cache_leaves_out_of_a_batch_is_unknown_and_not_absent() {
 }
 
 #[tokio::test]
-async fn a_thousand_names_are_answered_and_more_are_refused() {
+async fn a_batch_of_1000_names_is_accepted_and_a_longer_one_is_rejected() {
     let (_backends, service) = start().await;
     service.create_user("u7").await.unwrap();
     let many: Vec<_> = (0..1001).map(|number| format!("u{number}")).collect();

@@ -1,5 +1,4 @@
-//! The binary as its users run it: settings, exit codes, what it prints, and
-//! what survives it.
+//! The binary as its users run it: settings, exit codes, output, and data that outlives it.
 
 use std::{
     io::Read as _,
@@ -62,7 +61,7 @@ async fn data_kept_in_a_directory_survives_a_kill_and_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn replicas_share_a_table_and_end_with_0_when_told_to() {
+async fn replicas_share_a_table_and_exit_with_0_after_sigterm() {
     let backends = Backends::start().await;
     let first = Server::serve(&backends);
     let second = Server::serve(&backends);
@@ -74,7 +73,7 @@ async fn replicas_share_a_table_and_end_with_0_when_told_to() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_ends_finishes_the_write_whose_caller_has_left() {
+async fn a_stopping_server_finishes_a_write_whose_caller_has_left() {
     let backends = Backends::start().await;
     let server = Server::serve(&backends);
     let key = "USER#oliviaowner";
@@ -100,7 +99,7 @@ async fn a_server_that_ends_finishes_the_write_whose_caller_has_left() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn healthcheck_says_whether_a_server_is_serving() {
+async fn healthcheck_reports_whether_a_server_is_serving() {
     let dir = TempDir::new().unwrap();
     let server = Server::dev(dir.path());
     let addr = server.addr.clone();
@@ -189,14 +188,14 @@ fn a_bad_setting_is_named_and_exits_with_64() {
     ] {
         let output = command(arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(64), "{arguments:?}");
-        let said = text(&output);
-        assert!(said.contains(named), "{arguments:?}: {said}");
-        assert!(!said.contains("panicked"), "{said}");
+        let printed = text(&output);
+        assert!(printed.contains(named), "{arguments:?}: {printed}");
+        assert!(!printed.contains("panicked"), "{printed}");
     }
 }
 
 #[test]
-fn a_bad_value_of_a_variable_is_named_with_the_variable() {
+fn a_bad_value_of_a_variable_is_reported_with_its_variable() {
     let serve = |name: &str, value: &str| {
         let mut command = command(&["serve", "--table-name", "accounts"]);
         command.env(name, value).output().unwrap()
@@ -210,16 +209,19 @@ fn a_bad_value_of_a_variable_is_named_with_the_variable() {
     ] {
         let output = serve(name, value);
         assert_eq!(output.status.code(), Some(64), "{name}");
-        let said = text(&output);
-        assert!(said.contains(name) && said.contains(value), "{said}");
+        let printed = text(&output);
+        assert!(
+            printed.contains(name) && printed.contains(value),
+            "{printed}"
+        );
     }
     let mut flag = command(&["serve", "--table-name", "accounts", "--listen-addr", "x"]);
-    let said = text(&flag.output().unwrap());
-    assert!(!said.contains("LISTEN_ADDR"), "{said}");
+    let printed = text(&flag.output().unwrap());
+    assert!(!printed.contains("LISTEN_ADDR"), "{printed}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn variables_without_a_value_are_as_if_they_were_not_there() {
+async fn variables_without_a_value_count_as_unset() {
     let backends = Backends::start().await;
     let mut command = serve_over(&backends);
     for name in [
@@ -237,7 +239,7 @@ async fn variables_without_a_value_are_as_if_they_were_not_there() {
     ] {
         command.env(name, "");
     }
-    // Flags by what templates write.
+    // A flag in the form that templates use.
     command.env("NO_REFLECTION", "1");
     let server = Server::start(command, "serving on", |_| true);
     create_olivia(&server).await;
@@ -246,7 +248,7 @@ async fn variables_without_a_value_are_as_if_they_were_not_there() {
 }
 
 #[test]
-fn what_would_let_everybody_in_is_refused_at_the_start() {
+fn insecure_or_invalid_authentication_settings_are_rejected_at_the_start() {
     let folder = TempDir::new().unwrap();
     let policy = |text: &str| {
         let path = folder.child("policy.json");
@@ -269,7 +271,7 @@ fn what_would_let_everybody_in_is_refused_at_the_start() {
         (
             loopback,
             vec!["--jwt-algorithms", "HS256"],
-            "shared secrets are not taken",
+            "shared secrets are not accepted",
         ),
         (loopback, vec!["--tls-cert", "server.pem"], "--tls-key"),
     ] {
@@ -277,15 +279,15 @@ fn what_would_let_everybody_in_is_refused_at_the_start() {
         let all = [&base[..], &addr, &arguments].concat();
         let output = command(&all).output().unwrap();
         assert_eq!(output.status.code(), Some(64), "{all:?}");
-        let said = text(&output);
-        assert!(said.contains(named), "{all:?}: {said}");
+        let printed = text(&output);
+        assert!(printed.contains(named), "{all:?}: {printed}");
     }
     for (mistaken, named) in [
         (
             r#"{"callers": {"a": {"certificate": "a", "methods": ["Check"]}}}"#,
             "\"Check\", which is no method",
         ),
-        // As policies were before callers had to say how they prove who they are.
+        // Policies in the old form, without the authentication method of each caller.
         (
             r#"{"callers": {"a": {"methods": ["*"]}}}"#,
             "add \"certificate\": \"a\"",
@@ -299,43 +301,43 @@ fn what_would_let_everybody_in_is_refused_at_the_start() {
         let mut serve = command(&["serve", "--table-name", "accounts", "--policy", &mistaken]);
         let output = serve.env("LISTEN_ADDR", "127.0.0.1:0").output().unwrap();
         assert_eq!(output.status.code(), Some(64));
-        let said = text(&output);
-        assert!(said.contains(named), "{said}");
-        assert_eq!(said.lines().count(), 1, "{said}");
+        let printed = text(&output);
+        assert!(printed.contains(named), "{printed}");
+        assert_eq!(printed.lines().count(), 1, "{printed}");
     }
 }
 
 #[test]
-fn without_a_region_the_setting_to_set_is_named() {
+fn a_missing_region_is_reported_with_its_settings() {
     let mut command = command(&["serve", "--table-name", "accounts"]);
     command
         .env("LISTEN_ADDR", "127.0.0.1:0")
         .env_remove("AWS_REGION");
     let output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(64));
-    let said = text(&output);
+    let printed = text(&output);
     assert_eq!(
-        said,
+        printed,
         "error: there is no AWS region; set --aws-region or AWS_REGION\n"
     );
 }
 
-/// Runs `serve` over backends that do not let it start.
+/// Runs `serve` with a change that prevents its start; returns the error line.
 fn refused(backends: &Backends, change: impl FnOnce(&mut Command)) -> String {
     let mut command = serve_over(backends);
     command.stderr(Stdio::piped());
     change(&mut command);
     let output = command.output().unwrap();
-    let said = text(&output);
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(!said.contains("panicked"), "{said}");
-    assert!(!said.contains("test-secret-key"), "{said}");
-    assert!(!said.contains("eyJ0IjoiZyJ9"), "{said}");
-    let error = said.lines().find(|line| line.starts_with("error: "));
-    error.unwrap_or_else(|| panic!("{said}")).to_owned()
+    let printed = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{printed}");
+    assert!(!printed.contains("panicked"), "{printed}");
+    assert!(!printed.contains("test-secret-key"), "{printed}");
+    assert!(!printed.contains("eyJ0IjoiZyJ9"), "{printed}");
+    let error = printed.lines().find(|line| line.starts_with("error: "));
+    error.unwrap_or_else(|| panic!("{printed}")).to_owned()
 }
 
-/// Stores secrets, named after what is wrong with them.
+/// Stores invalid secrets, each named after its defect.
 async fn store_bad_secrets(backends: &Backends, suffix: &str) {
     const KEY: &str = "e30.eyJ0IjoiZyJ9.x";
     let with_endpoint = |endpoint: &str| {
@@ -362,10 +364,10 @@ async fn store_bad_secrets(backends: &Backends, suffix: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_keeps_the_service_from_starting_is_said_in_one_line() {
+async fn a_failed_start_reports_its_cause_in_one_line() {
     const SECRET: &str = "MOMENTO_SECRET_ID";
     let (backends, _replica) = start().await;
-    // Somebody else's Secrets Manager may have seen this test before.
+    // An external Secrets Manager may still have the secrets of an earlier run.
     let suffix = format!("-{}", uuid::Uuid::new_v4());
     store_bad_secrets(&backends, &suffix).await;
     for (variable, value, wrong, advice) in [
@@ -407,14 +409,14 @@ async fn what_keeps_the_service_from_starting_is_said_in_one_line() {
     assert!(error.contains("cannot listen on"), "{error}");
 }
 
-/// Whether the health check of the binary itself is content with the server.
+/// Whether the binary's own health check succeeds.
 fn is_healthy(server: &Server) -> bool {
     let check = command(&["healthcheck", "--addr", &server.addr]).output();
     check.unwrap().status.success()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_reached_at_the_start_is_waited_for_and_said() {
+async fn an_unreachable_backend_does_not_prevent_the_start_and_is_logged() {
     let backends = Backends::start().await;
     for (variable, advice, is_ready) in [
         ("AWS_ENDPOINT_URL_DYNAMODB", "--dynamodb-endpoint", false),
@@ -429,15 +431,18 @@ async fn what_cannot_be_reached_at_the_start_is_waited_for_and_said() {
         command.env(variable, DEAD_URL).stderr(log.file());
         let server = Server::start(command, "serving on", |_| true);
         assert_eq!(is_healthy(&server), is_ready, "{variable}");
-        let said = log.read();
-        assert!(said.contains("starting without"), "{variable}: {said}");
-        assert!(said.contains(advice), "{variable}: {said}");
+        let printed = log.read();
+        assert!(
+            printed.contains("starting without"),
+            "{variable}: {printed}"
+        );
+        assert!(printed.contains(advice), "{variable}: {printed}");
         assert_eq!(server.terminate(), Some(0), "{variable}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn secrets_are_in_nothing_that_the_process_says() {
+async fn secrets_appear_in_no_output_of_the_process() {
     let (backends, replica) = start().await;
     let secret = backends.embedded.momento.secret();
     let secret: serde_json::Value = serde_json::from_str(secret.expose_secret()).unwrap();
@@ -453,35 +458,35 @@ async fn secrets_are_in_nothing_that_the_process_says() {
     let server = Server::start(command, "serving on", |_| true);
     create_olivia(&server).await;
     assert!(has_olivia(&server).await);
-    let mut said = vec![scrape(metrics)];
-    // A credential that is refused, and one that is taken.
+    let mut printed = vec![scrape(metrics)];
+    // One credential that Momento rejects, and one that it accepts.
     backends.embedded.momento.rotate_key();
     let mut client = server.client().await;
     let refused = client.create_user(pb::CreateUserRequest::default()).await;
-    said.push(format!("{:?}", refused.unwrap_err()));
+    printed.push(format!("{:?}", refused.unwrap_err()));
     assert!(has_olivia(&server).await);
     backends
         .put_secret(&secret_id, &backends.embedded.momento)
         .await;
     assert!(has_olivia(&server).await);
     assert_eq!(server.terminate(), Some(0));
-    said.push(log.read());
+    printed.push(log.read());
     for arguments in [["serve", "--help"], ["setup", "--help"]] {
         let mut command = over(&backends, &arguments);
         let output = command.env("MOMENTO_API_KEY", key).output().unwrap();
-        said.push(text(&output));
+        printed.push(text(&output));
     }
-    let said = said.join("\n");
+    let printed = printed.join("\n");
     drop(replica);
-    assert!(said.contains("TRACE"), "nothing was logged");
+    assert!(printed.contains("TRACE"), "nothing was logged");
     for secret in [key, signature, "eyJ0IjoiZyJ9", "test-secret-key"] {
-        let line = said.lines().find(|line| line.contains(secret));
+        let line = printed.lines().find(|line| line.contains(secret));
         assert_eq!(line, None);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn setup_creates_what_is_missing_and_says_so() {
+async fn setup_creates_missing_resources_and_reports_them() {
     let dynamodb = local::dynamodb::start(ANY_PORT, None).unwrap();
     let secrets = local::secrets::start(ANY_PORT).await.unwrap();
     let momento = momento::start(ANY_PORT, std::sync::Arc::new(momento::OpenGate));
@@ -513,23 +518,29 @@ async fn setup_creates_what_is_missing_and_says_so() {
         text(&output)
     );
 
-    let said = text(&run(true));
+    let printed = text(&run(true));
     assert!(
-        said.contains("secret accounts/MomentoAuthToken: created"),
-        "{said}"
+        printed.contains("secret accounts/MomentoAuthToken: created"),
+        "{printed}"
     );
-    assert!(said.contains("cache accounts-cache: created"), "{said}");
-    let said = text(&run(false));
-    assert!(said.contains("table accounts: exists"), "{said}");
     assert!(
-        said.contains("secret accounts/MomentoAuthToken: exists"),
-        "{said}"
+        printed.contains("cache accounts-cache: created"),
+        "{printed}"
     );
-    assert!(said.contains("cache accounts-cache: exists"), "{said}");
+    let printed = text(&run(false));
+    assert!(printed.contains("table accounts: exists"), "{printed}");
+    assert!(
+        printed.contains("secret accounts/MomentoAuthToken: exists"),
+        "{printed}"
+    );
+    assert!(
+        printed.contains("cache accounts-cache: exists"),
+        "{printed}"
+    );
 }
 
 #[test]
-fn dev_refuses_a_data_directory_that_is_none_or_that_another_process_uses() {
+fn dev_rejects_a_data_directory_that_is_a_file_or_in_use() {
     let folder = TempDir::new().unwrap();
     let file = folder.child("a-file");
     std::fs::write(&file, "").unwrap();
@@ -541,20 +552,20 @@ fn dev_refuses_a_data_directory_that_is_none_or_that_another_process_uses() {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut said = String::new();
+        let mut printed = String::new();
         let stderr = child.stderr.as_mut().unwrap();
-        stderr.read_to_string(&mut said).unwrap();
+        stderr.read_to_string(&mut printed).unwrap();
         assert_eq!(child.wait().unwrap().code(), Some(1));
-        assert!(said.contains("--data-dir"), "{said}");
+        assert!(printed.contains("--data-dir"), "{printed}");
     }
     server.kill();
     drop(Server::dev(&used));
 }
 
-/// Nobody listens on port 1.
+/// No process listens on port 1.
 const DEAD_URL: &str = "http://127.0.0.1:1";
 
-/// Runs the binary over these backends with this on its standard input.
+/// Runs the binary over these backends with this standard input.
 fn run_over(backends: &Backends, subcommand: &str, input: &str) -> Output {
     use std::io::Write as _;
     let mut command = over(backends, &[subcommand]);
@@ -571,7 +582,7 @@ fn run_over(backends: &Backends, subcommand: &str, input: &str) -> Output {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn invalidate_fences_what_a_stream_event_says_was_changed() {
+async fn invalidate_fences_the_records_of_a_stream_event() {
     let (backends, service) = start().await;
     service.found_olivia_org().await;
     service.settle().await;
@@ -596,8 +607,8 @@ async fn invalidate_fences_what_a_stream_event_says_was_changed() {
 
     let output = run_over(&backends, "invalidate", "garbage");
     assert_eq!(output.status.code(), Some(1));
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("no DynamoDB stream event"), "{said}");
+    let printed = String::from_utf8(output.stderr).unwrap();
+    assert!(printed.contains("no DynamoDB stream event"), "{printed}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -605,8 +616,8 @@ async fn setup_reports_items_that_are_not_served_as_written() {
     let backends = Backends::start().await;
     let table = backends.table();
     let output = run_over(&backends, "setup", "");
-    let said = String::from_utf8(output.stdout).unwrap();
-    assert!(!said.contains("warning"), "{said}");
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(!printed.contains("warning"), "{printed}");
     let long = "x".repeat(257);
     for name in ["a\nb", "fine", &long] {
         let key = format!("USER#{name}");
@@ -631,7 +642,7 @@ async fn setup_reports_items_that_are_not_served_as_written() {
     table
         .put(&[("PK", key), ("SK", key), ("state", "Banned")])
         .await;
-    // Of another application, and what the service itself leaves.
+    // An item of another application, and a tombstone of the service.
     let other = ("USER#fine", "SESSION#1");
     table.put(&[("PK", other.0), ("SK", other.1)]).await;
     let gone = "USER#gone";
@@ -640,14 +651,14 @@ async fn setup_reports_items_that_are_not_served_as_written() {
         .await;
     let output = run_over(&backends, "setup", "");
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    let said = String::from_utf8(output.stdout).unwrap();
-    let warnings: Vec<_> = said.lines().skip(3).collect();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    let warnings: Vec<_> = printed.lines().skip(3).collect();
     let mut expected = vec![
         "warning: 2 records are not served: their names are over 256 bytes or have control characters",
         r#"  PK="USER#a\nb" SK="USER#a\nb""#,
     ];
     let too_long = format!(r#"  PK="USER#{long}" SK="USER#{long}""#);
-    assert!(warnings.contains(&too_long.as_str()), "{said}");
+    assert!(warnings.contains(&too_long.as_str()), "{printed}");
     expected.extend([
         "warning: 7 memberships grant nothing: their roles are none of Owner, Admin and Member",
         "  and 2 more",
@@ -655,35 +666,35 @@ async fn setup_reports_items_that_are_not_served_as_written() {
         r#"  PK="ORG#olivia-org" SK="ORG#olivia-org""#,
     ]);
     for line in expected {
-        assert!(warnings.contains(&line), "{line}\n{said}");
+        assert!(warnings.contains(&line), "{line}\n{printed}");
     }
     let examples = warnings.iter().filter(|line| line.starts_with("  PK="));
     assert_eq!(examples.count(), 2 + 5 + 1);
-    // Nothing is put into an index that is no record.
+    // Setup puts only records into an index.
     let attributes = table.attributes_of(gone, gone).await.unwrap();
     assert_eq!(attributes, ["PK", "SK", "state"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn flush_says_when_nothing_from_before_is_used_any_more() {
+async fn flush_reports_when_no_older_entry_is_used_any_more() {
     let (backends, service) = start().await;
     service.found_olivia_org().await;
     let output = run_over(&backends, "flush", "");
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    let said = String::from_utf8(output.stdout).unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
     assert!(
-        said.contains("nothing from before is used any more"),
-        "{said}"
+        printed.contains("earlier entries are not used any more"),
+        "{printed}"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn metrics_are_served_where_the_settings_say() {
+async fn metrics_are_served_at_the_configured_address() {
     let (backends, addr) = (Backends::start().await, free_address());
     let mut command = serve_over(&backends);
     command.env("METRICS_ADDR", addr.to_string());
     let _server = Server::start(command, "serving on", |_| true);
-    // The invalidator takes its turn and reads the stream for the first time.
+    // Waits until the invalidator has its lease and has read the stream for the first time.
     let names = [
         "account_cache_in_use 1",
         "account_invalidator_active 1",

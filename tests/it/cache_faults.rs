@@ -1,5 +1,5 @@
-//! The cache is down, slow, late, or full of nonsense: no read fails for it, and
-//! nothing stale is answered after an acknowledgement.
+//! The cache is down, slow, late, or full of invalid entries: no read fails because of
+//! it, and no read is stale after an acknowledgement.
 
 use std::{
     sync::{
@@ -28,10 +28,10 @@ const ORG: &str = "olivia-org";
 const OLIVIA: &str = "oliviaowner";
 const MICHAEL: &str = "membermichael";
 
-/// Short, as each read waits for it, but long enough for look-ups on a busy machine.
+/// Short, because each read waits for it; long enough for look-ups on a busy machine.
 const READ_TIMEOUT: Duration = Duration::from_millis(400);
 
-/// With a service that waits so long for the cache.
+/// Backends, and a service with this read timeout for the cache.
 async fn start_with_olivia_org(cache_read_timeout: Duration) -> (Backends, Replica) {
     let backends = Backends::start().await;
     let mut settings = backends.serve_settings();
@@ -42,15 +42,15 @@ async fn start_with_olivia_org(cache_read_timeout: Duration) -> (Backends, Repli
     (backends, service)
 }
 
-async fn start_with_a_cache_that_does_not_answer_reads() -> (Backends, Replica) {
+async fn start_with_an_unresponsive_cache() -> (Backends, Replica) {
     let (backends, service) = start_with_olivia_org(READ_TIMEOUT).await;
     backends.momento.delay("GetBatch", Duration::from_secs(60));
     (backends, service)
 }
 
-/// How often at most a cache that does not answer is asked within a time: tries come
-/// ever later, and ten take eight seconds.
-fn most_tries(within: Duration) -> usize {
+/// The most look-ups that an unresponsive cache receives within a time. The pauses
+/// between probes grow: ten probes take eight seconds.
+fn max_probes(within: Duration) -> usize {
     10 + usize::try_from(within.as_secs()).unwrap()
 }
 
@@ -59,16 +59,16 @@ fn strangers(count: usize) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_cache_that_never_answers_costs_a_read_its_timeout_and_no_more() {
-    let (backends, service) = start_with_a_cache_that_does_not_answer_reads().await;
+async fn an_unresponsive_cache_costs_a_read_its_timeout_and_no_more() {
+    let (backends, service) = start_with_an_unresponsive_cache().await;
     backends.momento.delay("SetIf", Duration::from_secs(60));
     let read = service.check(ORG, OLIVIA).await.unwrap();
     assert_eq!((read.role(), read.source()), (Role::Owner, Source::Store));
 }
 
 #[tokio::test]
-async fn a_cache_that_does_not_answer_is_not_asked_until_it_answers_again() {
-    let (backends, service) = start_with_a_cache_that_does_not_answer_reads().await;
+async fn look_ups_skip_an_unresponsive_cache_until_it_responds_again() {
+    let (backends, service) = start_with_an_unresponsive_cache().await;
     for _ in 0..5 {
         assert!(service.role_of(ORG, OLIVIA).await.is_some());
     }
@@ -78,9 +78,9 @@ async fn a_cache_that_does_not_answer_is_not_asked_until_it_answers_again() {
         assert!(service.role_of(ORG, OLIVIA).await.is_some());
     }
     let tries = backends.momento.seen("GetBatch").len();
-    let most = most_tries(began.elapsed());
-    assert!(tries <= most, "{tries} of 200 reads asked the cache");
-    backends.momento.behave();
+    let most = max_probes(began.elapsed());
+    assert!(tries <= most, "{tries} of 200 reads queried the cache");
+    backends.momento.clear_rules();
     eventually("reads come from the cache", async || {
         service.check(ORG, OLIVIA).await.unwrap().source() == Source::Cache
     })
@@ -88,7 +88,7 @@ async fn a_cache_that_does_not_answer_is_not_asked_until_it_answers_again() {
 }
 
 #[tokio::test]
-async fn long_look_ups_that_are_not_answered_do_not_keep_short_ones_from_the_cache() {
+async fn long_look_ups_without_a_response_do_not_keep_short_ones_from_the_cache() {
     let (backends, service) = start_with_olivia_org(READ_TIMEOUT).await;
     let delay = Duration::from_secs(60);
     backends.momento.delay_about("GetBatch", "stranger-", delay);
@@ -99,13 +99,16 @@ async fn long_look_ups_that_are_not_answered_do_not_keep_short_ones_from_the_cac
         assert_eq!(batch.not_found, strangers(150));
     }
     let tries = backends.momento.seen("GetBatch").len();
-    let most = most_tries(began.elapsed());
-    assert!(tries <= most, "{tries} of 20 long look-ups asked the cache");
+    let most = max_probes(began.elapsed());
+    assert!(
+        tries <= most,
+        "{tries} of 20 long look-ups queried the cache"
+    );
     eventually("short reads come from the cache", async || {
         service.check(ORG, OLIVIA).await.unwrap().source() == Source::Cache
     })
     .await;
-    backends.momento.behave();
+    backends.momento.clear_rules();
     eventually("long reads come from the cache", async || {
         let batch = service.get_users(&strangers(150)).await;
         service.settle().await;
@@ -115,7 +118,7 @@ async fn long_look_ups_that_are_not_answered_do_not_keep_short_ones_from_the_cac
 }
 
 #[tokio::test]
-async fn long_look_ups_take_turns_and_those_that_wait_long_go_to_the_table() {
+async fn four_long_look_ups_run_at_once_and_a_read_that_waits_too_long_uses_the_table() {
     let backends = Backends::start().await;
     let service = backends.replica().await;
     let held = [(); 4].map(|()| backends.momento.hold("GetBatch", "stranger-", 0));
@@ -125,12 +128,12 @@ async fn long_look_ups_take_turns_and_those_that_wait_long_go_to_the_table() {
             look_up.reached().await;
         }
         let fifth = service.get_users(&strangers(150)).await;
-        let asked = backends.momento.seen("GetBatch").len();
+        let look_ups = backends.momento.seen("GetBatch").len();
         drop(held);
-        (fifth, asked)
+        (fifth, look_ups)
     };
-    let (four, (fifth, asked)) = tokio::join!(four, fifth);
-    assert_eq!(asked, 4);
+    let (four, (fifth, look_ups)) = tokio::join!(four, fifth);
+    assert_eq!(look_ups, 4);
     assert!(
         four.into_iter()
             .chain([fifth])
@@ -139,13 +142,13 @@ async fn long_look_ups_take_turns_and_those_that_wait_long_go_to_the_table() {
 }
 
 #[tokio::test]
-async fn a_cache_that_does_not_answer_is_not_asked_for_the_rest_of_a_batch() {
-    // The first look-up is to be answered within it, on a busy machine, too.
+async fn the_rest_of_a_batch_skips_an_unresponsive_cache() {
+    // The first look-up has to end within this timeout, also on a busy machine.
     let (backends, service) = start_with_olivia_org(Duration::from_secs(3)).await;
     let mut wanted = strangers(601);
     wanted[0] = OLIVIA.to_owned();
     wanted[350] = MICHAEL.to_owned();
-    // Of the second look-up.
+    // A key of the second look-up.
     let delay = Duration::from_secs(60);
     backends
         .momento
@@ -156,12 +159,12 @@ async fn a_cache_that_does_not_answer_is_not_asked_for_the_rest_of_a_batch() {
     assert_eq!(found, [OLIVIA, MICHAEL]);
     assert_eq!(batch.source(), Source::Store);
     service.settle().await;
-    // No leases either.
+    // No lease was placed either.
     assert_eq!(backends.momento.calls(), ["2 x GetBatch"]);
 }
 
 #[tokio::test]
-async fn reads_that_the_table_has_no_room_for_are_refused_and_a_removal_is_not() {
+async fn reads_beyond_the_table_read_limit_are_rejected_and_a_removal_is_not() {
     let backends = Backends::start().await;
     let mut settings = backends.serve_settings();
     settings.cache.table_reads_at_once = 4;
@@ -232,14 +235,14 @@ async fn a_removal_is_final_for_a_reader_that_had_leased_before() {
 }
 
 #[tokio::test]
-async fn a_fill_that_slipped_past_an_evicted_fence_does_not_outlive_the_removal() {
+async fn a_fill_after_the_eviction_of_a_fence_does_not_outlive_the_removal() {
     let (backends, service) = start().await;
     let other = backends.replica().await;
     service.found_olivia_org_with_michael().await;
     let late = backends.dynamodb.hold("TransactWriteItems", MICHAEL, 0);
     let (removed, ()) = tokio::join!(service.remove(ORG, MICHAEL, OLIVIA), async {
         late.reached().await;
-        // The fence is evicted, and a reader fills what is about to be old.
+        // The fence is evicted, and a reader fills the record that is about to change.
         backends.flush_cache().await;
         for source in [Source::Store, Source::Cache] {
             let read = other.check(ORG, MICHAEL).await.unwrap();
@@ -272,7 +275,7 @@ async fn a_reader_does_not_fill_while_a_write_is_under_way() {
 }
 
 #[tokio::test]
-async fn entries_that_somebody_else_wrote_are_not_believed() {
+async fn forged_and_corrupt_cache_entries_are_ignored() {
     let (backends, service) = start().await;
     service.found_olivia_org().await;
     service.settle().await;
@@ -306,7 +309,7 @@ async fn entries_that_somebody_else_wrote_are_not_believed() {
 }
 
 #[tokio::test]
-async fn a_batch_stream_that_ends_early_is_unknown_and_not_absent() {
+async fn a_key_missing_from_a_truncated_batch_stream_is_unknown_and_not_absent() {
     let (backends, service) = start().await;
     service.found_olivia_org().await;
     service.settle().await;
@@ -328,7 +331,7 @@ async fn a_cache_that_comes_back_is_used_again() {
 }
 
 #[tokio::test]
-async fn a_member_is_let_in_also_where_the_creation_of_the_user_was_never_confirmed() {
+async fn a_member_is_recognized_although_the_creation_of_its_user_was_not_confirmed() {
     let backends = Backends::start().await;
     let service = backends.replica().await;
     let crashing = backends
@@ -346,7 +349,7 @@ async fn a_member_is_let_in_also_where_the_creation_of_the_user_was_never_confir
         tokio::spawn(async move { client.create_user(request).await })
     };
     commit.reached().await;
-    // The fence is evicted, and that there is no such user is cached.
+    // The fence is evicted, and the absence of the user is cached.
     backends.flush_cache().await;
     service.get_user(MICHAEL).await.unwrap_err();
     service.settle().await;
@@ -369,7 +372,7 @@ async fn a_member_is_let_in_also_where_the_creation_of_the_user_was_never_confir
 }
 
 #[tokio::test]
-async fn a_removal_is_seen_though_momento_may_answer_with_what_was_there_before() {
+async fn a_removal_is_visible_although_momento_may_return_an_older_value() {
     let (_backends, service) = start().await;
     service.found_olivia_org_with_michael().await;
     service.settle().await;
@@ -381,7 +384,7 @@ async fn a_removal_is_seen_though_momento_may_answer_with_what_was_there_before(
     assert_eq!(service.role_of(ORG, MICHAEL).await, None);
 }
 
-/// Ends its answers late, and counts who does not wait for it.
+/// Ends its response streams late, and counts the callers that do not wait for the end.
 #[derive(Default)]
 struct LateEnd(AtomicUsize);
 
@@ -401,7 +404,7 @@ impl momento::Gate for LateEnd {
 }
 
 #[tokio::test]
-async fn look_ups_hear_their_answers_to_the_end() {
+async fn look_ups_read_their_response_streams_to_the_end() {
     let backends = Backends::start().await;
     let gate = Arc::new(LateEnd::default());
     let server = backends
@@ -423,14 +426,14 @@ async fn look_ups_hear_their_answers_to_the_end() {
 }
 
 #[tokio::test]
-async fn a_write_whose_fences_have_aged_fences_again_and_does_not_decide_anew() {
+async fn a_write_with_old_fences_renews_them_without_a_new_decision() {
     let backends = Backends::start().await;
     let mut settings = backends.serve_settings();
     settings.backends.dynamodb_attempt_timeout_ms = Duration::from_millis(500);
     let service = Replica::start(&settings).await;
     service.found_olivia_org_with_michael().await;
     backends.forget_calls();
-    // Two attempts to read what decides, half a second each.
+    // Two attempts to read the records of the decision time out after half a second each.
     let _reads = [0, 0].map(|skip| backends.dynamodb.hold("BatchGetItem", MICHAEL, skip));
     service.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
     assert_eq!(backends.momento.seen("SetIf").len(), 3);
@@ -439,12 +442,12 @@ async fn a_write_whose_fences_have_aged_fences_again_and_does_not_decide_anew() 
 }
 
 #[tokio::test]
-async fn what_a_refusal_says_of_others_is_not_contradicted_by_later_reads() {
+async fn later_reads_agree_with_a_rejection_for_a_missing_user() {
     let (backends, service) = start().await;
     service.found_olivia_org().await;
     service.settle().await;
     assert_eq!(service.get_user(MICHAEL).await.unwrap().1, Source::Cache);
-    // Deleted in the console: the cache does not know.
+    // Deleted in the console: the cache still has the user.
     let key = format!("USER#{MICHAEL}");
     backends.table().delete(&key, &key).await;
     assert_eq!(service.get_user(MICHAEL).await.unwrap().1, Source::Cache);
@@ -454,7 +457,7 @@ async fn what_a_refusal_says_of_others_is_not_contradicted_by_later_reads() {
     assert_refused(refused, Code::NotFound, "USER_NOT_FOUND");
 }
 
-/// Michael's membership is cached; then his record changes past the service.
+/// Backends, and a service that has Michael's membership cached.
 async fn with_michael_cached() -> (Backends, Replica) {
     let (backends, service) = start().await;
     service.found_olivia_org_with_michael().await;
@@ -465,12 +468,12 @@ async fn with_michael_cached() -> (Backends, Replica) {
 }
 
 #[tokio::test]
-async fn that_somebody_is_no_member_is_not_contradicted_by_later_reads() {
+async fn later_reads_agree_with_a_rejection_for_a_missing_membership() {
     let user = format!("USER#{MICHAEL}");
     let organization = format!("ORG#{ORG}");
     for key in [&user, &organization] {
         let (backends, service) = with_michael_cached().await;
-        // Another incarnation of the name: the cache does not know.
+        // Another incarnation of the name: the cache still has the former one.
         backends.table().set_text(key, key, "uid", "another").await;
         if *key == user {
             let refused = service.transfer(ORG, MICHAEL, Some(OLIVIA)).await;
@@ -508,7 +511,7 @@ async fn that_somebody_is_no_member_is_not_contradicted_by_later_reads() {
 }
 
 #[tokio::test]
-async fn that_an_owner_is_the_last_one_is_not_contradicted_by_later_reads() {
+async fn later_reads_agree_with_a_rejection_for_the_last_owner() {
     for step_down in [false, true] {
         let (backends, service) = start().await;
         service.found_olivia_org_with_michael().await;
@@ -535,7 +538,7 @@ async fn that_an_owner_is_the_last_one_is_not_contradicted_by_later_reads() {
 }
 
 #[tokio::test]
-async fn what_a_transfer_says_of_the_previous_owner_is_not_contradicted_by_later_reads() {
+async fn later_reads_agree_with_a_transfer_about_the_previous_owner() {
     let (backends, service) = start().await;
     service.found_olivia_org_with_michael().await;
     let suspend = pb::SuspendUserRequest {
@@ -543,11 +546,11 @@ async fn what_a_transfer_says_of_the_previous_owner_is_not_contradicted_by_later
         ..pb::SuspendUserRequest::default()
     };
     service.client.clone().suspend_user(suspend).await.unwrap();
-    // So that no fence keeps anything from being cached.
+    // Removes the fences, so that reads can fill the cache.
     backends.flush_cache().await;
     assert_eq!(service.role_of(ORG, OLIVIA).await, None);
     service.settle().await;
-    // As a resumption would have left it whose replica crashed before it confirmed.
+    // The state after a resumption whose replica crashed before the confirmation.
     let user = format!("USER#{OLIVIA}");
     backends
         .table()
@@ -558,7 +561,7 @@ async fn what_a_transfer_says_of_the_previous_owner_is_not_contradicted_by_later
 }
 
 #[tokio::test]
-async fn that_a_founder_is_suspended_is_not_contradicted_by_later_reads() {
+async fn later_reads_agree_with_a_rejection_for_a_suspended_founder() {
     let (backends, service) = with_michael_cached().await;
     let user = format!("USER#{MICHAEL}");
     backends
@@ -571,11 +574,11 @@ async fn that_a_founder_is_suspended_is_not_contradicted_by_later_reads() {
 }
 
 #[tokio::test]
-async fn that_an_address_is_taken_is_not_contradicted_by_later_reads() {
+async fn later_reads_agree_with_a_rejection_for_a_taken_address() {
     const EMAIL: &str = "michael@example.com";
     let (backends, service) = with_michael_cached().await;
     let uid = service.get_user(MICHAEL).await.unwrap().0.uid;
-    // As a writer would have left it that crashed before it confirmed.
+    // The state after a write whose replica crashed before the confirmation.
     let (user, email) = (format!("USER#{MICHAEL}"), format!("EMAIL#{EMAIL}"));
     let table = backends.table();
     let claim = [
@@ -602,7 +605,7 @@ async fn that_an_address_is_taken_is_not_contradicted_by_later_reads() {
 }
 
 #[tokio::test]
-async fn a_copy_of_the_table_is_not_answered_from_the_cache_of_the_original() {
+async fn reads_of_a_copied_table_do_not_use_the_cache_of_the_original() {
     let (backends, service) = start().await;
     service.found_olivia_org_with_michael().await;
     eventually("Michael is cached", async || {
@@ -618,7 +621,7 @@ async fn a_copy_of_the_table_is_not_answered_from_the_cache_of_the_original() {
 }
 
 #[tokio::test]
-async fn entries_older_than_they_may_become_are_not_believed() {
+async fn entries_beyond_their_maximum_age_are_ignored() {
     fn an_hour_ago() -> Timestamp {
         Timestamp(Timestamp::now().0 - 3_600_000)
     }
@@ -632,7 +635,7 @@ async fn entries_older_than_they_may_become_are_not_believed() {
     let service = backends.replica().await;
     behind.found_olivia_org().await;
     behind.settle().await;
-    // Cached, and by this replica's clock an hour old.
+    // The entry is cached, and an hour old by this replica's clock.
     let read = service.check(ORG, OLIVIA).await.unwrap();
     assert_eq!((read.role(), read.source()), (Role::Owner, Source::Store));
     let read = behind.check(ORG, OLIVIA).await.unwrap();

@@ -1,4 +1,4 @@
-//! Who may call: certificates, tokens and the policy, against a real server.
+//! Authentication and authorization: certificates, tokens and the policy, on a real server.
 
 use std::{
     fs,
@@ -97,7 +97,7 @@ impl Signer {
         Self::of_pair(name, Algorithm::ES256, &KeyPair::generate().unwrap())
     }
 
-    /// By an algorithm that the settings do not list.
+    /// Signs with an algorithm that the settings do not list.
     fn unlisted(name: &'static str) -> Self {
         let pair = KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap();
         Self::of_pair(name, Algorithm::ES384, &pair)
@@ -128,7 +128,7 @@ impl Signer {
         jsonwebtoken::encode(&header, claims, &self.key).unwrap()
     }
 
-    /// A user's.
+    /// A user's token.
     pub fn token(&self, subject: &str) -> String {
         self.sign(&claims(subject))
     }
@@ -143,12 +143,12 @@ pub fn now() -> u64 {
     now.as_secs()
 }
 
-/// Those of a user's token.
+/// The claims of a user's token.
 pub fn claims(subject: &str) -> Value {
     json!({"iss": ISSUER, "aud": AUDIENCE, "sub": subject, "exp": now() + 600})
 }
 
-/// Those of a service's token.
+/// The claims of a service's token.
 pub fn service_claims(name: &str) -> Value {
     let mut claims = claims(name);
     claims["client_id"] = name.into();
@@ -166,7 +166,7 @@ pub fn token_settings(files: &Files, keys: KeySource) -> CallerSettings {
     }
 }
 
-/// The same for a process.
+/// The same settings for a process.
 pub fn take_tokens(command: &mut Command, files: &Files, signer: &Signer) {
     command
         .env("POLICY_FILE", files.path("policy.json"))
@@ -181,7 +181,7 @@ pub async fn serve(backends: &Backends, callers: CallerSettings) -> Replica {
     Replica::start(&settings).await
 }
 
-/// The request, with a token.
+/// A request with this token.
 pub fn with<T>(token: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
     let value: MetadataValue<_> = format!("Bearer {token}").parse().unwrap();
@@ -208,8 +208,8 @@ pub fn add(adding_user: &str) -> pb::AddUserToOrganizationRequest {
 }
 
 pub async fn checks(client: &Client, token: &str) -> Result<bool, Status> {
-    let answer = client.clone().check_membership(with(token, check())).await;
-    Ok(answer?.into_inner().is_member)
+    let response = client.clone().check_membership(with(token, check())).await;
+    Ok(response?.into_inner().is_member)
 }
 
 /// Olivia's organization, and Michael, who is no member.
@@ -218,7 +218,7 @@ pub async fn found(backends: &Backends) {
 }
 
 #[tokio::test]
-async fn a_call_without_valid_credentials_is_refused_and_health_is_open() {
+async fn a_call_without_valid_credentials_is_rejected_and_health_is_open() {
     let (backends, files, signer) = (Backends::start().await, Files::new(), Signer::new("one"));
     found(&backends).await;
     let keys = KeySource::File(files.write("keys.json", &signer.key_set()));
@@ -265,10 +265,10 @@ async fn a_call_without_valid_credentials_is_refused_and_health_is_open() {
         ("another audience", with_claim("aud", json!("payments"))),
         ("too old", with_claim("exp", json!(now() - 120))),
         ("not yet valid", with_claim("nbf", json!(now() + 120))),
-        ("for ever", without_claim("exp")),
-        ("by nobody", without_claim("iss")),
-        ("for nobody", without_claim("aud")),
-        ("naming nobody", without_claim("sub")),
+        ("without an expiry", without_claim("exp")),
+        ("without an issuer", without_claim("iss")),
+        ("without an audience", without_claim("aud")),
+        ("without a subject", without_claim("sub")),
         ("with an empty name", with_claim("sub", json!(""))),
         (
             "of another key",
@@ -286,7 +286,7 @@ async fn a_call_without_valid_credentials_is_refused_and_health_is_open() {
     ] {
         let refused = checks(&service.client, &token).await;
         let status = refused.expect_err(what);
-        // Nothing is told of what was wrong.
+        // The message does not reveal the defect.
         assert_eq!(
             status.message(),
             "the call's credentials are not valid",
@@ -301,7 +301,7 @@ async fn a_call_without_valid_credentials_is_refused_and_health_is_open() {
 }
 
 #[tokio::test]
-async fn callers_may_do_what_the_policy_grants_them_and_nothing_else() {
+async fn callers_have_exactly_the_permissions_that_the_policy_grants() {
     let (backends, files, signer) = (Backends::start().await, Files::new(), Signer::new("one"));
     found(&backends).await;
     let keys = KeySource::File(files.write("keys.json", &signer.key_set()));
@@ -313,7 +313,7 @@ async fn callers_may_do_what_the_policy_grants_them_and_nothing_else() {
         .add_user_to_organization(with(&signer.service_token("billing"), add(OLIVIA)))
         .await;
     assert_refused(denied, Code::PermissionDenied, "METHOD_NOT_GRANTED");
-    // A caller who may call the method, but for nobody.
+    // A caller that may call the method, but may not act for users.
     let denied = client
         .add_user_to_organization(with(&signer.service_token("operator"), add(OLIVIA)))
         .await;
@@ -373,7 +373,7 @@ pub async fn at_a_url(key_set: String) -> KeySource {
 }
 
 #[tokio::test]
-async fn keys_are_read_at_a_url_and_sign_by_algorithms_of_the_list_only() {
+async fn keys_are_read_from_a_url_and_only_listed_algorithms_are_accepted() {
     let (backends, files) = (Backends::start().await, Files::new());
     found(&backends).await;
     let (listed, unlisted) = (Signer::new("listed"), Signer::unlisted("unlisted"));
@@ -393,7 +393,7 @@ async fn keys_are_read_at_a_url_and_sign_by_algorithms_of_the_list_only() {
 }
 
 #[test]
-fn keys_are_read_in_the_clear_on_loopback_only() {
+fn keys_are_read_over_plain_http_from_loopback_only() {
     for source in [
         "keys.json",
         "https://issuer.example/keys",
@@ -417,11 +417,11 @@ fn keys_are_read_in_the_clear_on_loopback_only() {
 }
 
 #[tokio::test]
-async fn reflection_is_for_callers_who_are_known_and_can_be_closed() {
+async fn reflection_requires_an_authenticated_caller_and_can_be_disabled() {
     let (backends, files, signer) = (Backends::start().await, Files::new(), Signer::new("one"));
     let keys = KeySource::File(files.write("keys.json", &signer.key_set()));
     let mut settings = token_settings(&files, keys);
-    let asked = async |settings: &CallerSettings, token: Option<String>| {
+    let reflection_code = async |settings: &CallerSettings, token: Option<String>| {
         let service = serve(&backends, settings.clone()).await;
         let requests = tokio_stream::once(ServerReflectionRequest::default());
         let request = match token {
@@ -429,18 +429,24 @@ async fn reflection_is_for_callers_who_are_known_and_can_be_closed() {
             None => Request::new(requests),
         };
         let mut client = ServerReflectionClient::new(service.channel.clone());
-        let answers = client.server_reflection_info(request).await;
-        answers.map_or_else(|status| status.code(), |_| Code::Ok)
+        let responses = client.server_reflection_info(request).await;
+        responses.map_or_else(|status| status.code(), |_| Code::Ok)
     };
     let known = || Some(signer.service_token("billing"));
-    assert_eq!(asked(&settings, None).await, Code::Unauthenticated);
-    assert_eq!(asked(&settings, known()).await, Code::Ok);
+    assert_eq!(
+        reflection_code(&settings, None).await,
+        Code::Unauthenticated
+    );
+    assert_eq!(reflection_code(&settings, known()).await, Code::Ok);
     settings.no_reflection = true;
-    assert_eq!(asked(&settings, known()).await, Code::Unimplemented);
+    assert_eq!(
+        reflection_code(&settings, known()).await,
+        Code::Unimplemented
+    );
 }
 
 #[tokio::test]
-async fn the_log_names_services_that_are_refused_and_no_user() {
+async fn the_log_names_rejected_services_but_no_users() {
     let (backends, files, signer) = (Backends::start().await, Files::new(), Signer::new("one"));
     let log = Log::new();
     let mut command = over(&backends, &["serve"]);
@@ -460,17 +466,17 @@ async fn the_log_names_services_that_are_refused_and_no_user() {
     let refused = client.get_user(with(&signer.token(OLIVIA), get)).await;
     assert_eq!(refused.unwrap_err().code(), Code::PermissionDenied);
     assert_eq!(server.terminate(), Some(0));
-    let said = log.read();
-    assert!(said.contains("billing"), "{said}");
-    // The beginning of what `printf oliviaowner | sha256sum` says.
-    assert_eq!(said.matches("sha256:6fcc523a050a").count(), 2, "{said}");
+    let logged = log.read();
+    assert!(logged.contains("billing"), "{logged}");
+    // The beginning of the output of `printf oliviaowner | sha256sum`.
+    assert_eq!(logged.matches("sha256:6fcc523a050a").count(), 2, "{logged}");
     for user in [OLIVIA, MICHAEL] {
-        assert!(!said.contains(user), "{said}");
+        assert!(!logged.contains(user), "{logged}");
     }
 }
 
 #[tokio::test]
-async fn tokens_and_keys_are_in_nothing_that_the_process_logs() {
+async fn tokens_and_keys_appear_in_no_log_line() {
     let (backends, files, signer) = (Backends::start().await, Files::new(), Signer::new("one"));
     let (log, server) = (files.path("log"), Authority::new());
     let (certificate, key) = server.of_server();
@@ -487,15 +493,15 @@ async fn tokens_and_keys_are_in_nothing_that_the_process_logs() {
     let taken = signer.service_token("billing");
     let refused = Signer::new("one").service_token("billing");
     checks(&client, &taken).await.unwrap();
-    let mut said = format!("{:?}", checks(&client, &refused).await.unwrap_err());
+    let mut logged = format!("{:?}", checks(&client, &refused).await.unwrap_err());
     assert_eq!(process.terminate(), Some(0));
-    said.push_str(&fs::read_to_string(log).unwrap());
-    assert!(said.contains("TRACE"), "nothing was logged");
-    // A token's signature, or a line of a key, is enough to tell.
+    logged.push_str(&fs::read_to_string(log).unwrap());
+    assert!(logged.contains("TRACE"), "nothing was logged");
+    // A token's signature or a line of a key is enough to detect a leak.
     let signatures = [&taken, &refused].map(|token| token.rsplit('.').next().unwrap());
     let of_key = key.lines().filter(|line| !line.starts_with("-----"));
     for part in of_key.chain(signatures) {
-        let line = said.lines().find(|line| line.contains(part));
+        let line = logged.lines().find(|line| line.contains(part));
         assert_eq!(line, None);
     }
 }
@@ -507,12 +513,12 @@ async fn keys_are_read_again_when_a_token_names_a_new_one() {
     let (old, new) = (Signer::new("old"), Signer::new("new"));
     let keys = KeySource::File(files.write("keys.json", &old.key_set()));
     let service = serve(&backends, token_settings(&files, keys)).await;
-    // One that is known is not known any more when its key is not.
+    // A token that was accepted is rejected once its key is no longer in the key set.
     let known = old.service_token("billing");
     assert!(checks(&service.client, &known).await.unwrap());
     assert!(checks(&service.client, &known).await.unwrap());
     files.write("keys.json", &new.key_set());
-    eventually("the new key is known", async || {
+    eventually("the new key is loaded", async || {
         checks(&service.client, &new.service_token("billing"))
             .await
             .is_ok()
@@ -525,7 +531,7 @@ async fn keys_are_read_again_when_a_token_names_a_new_one() {
 }
 
 #[tokio::test]
-async fn a_token_that_was_taken_is_refused_once_it_has_expired() {
+async fn an_accepted_token_is_rejected_after_its_expiry() {
     let (backends, files) = (Backends::start().await, Files::new());
     found(&backends).await;
     let signer = Signer::new("key");
@@ -534,13 +540,13 @@ async fn a_token_that_was_taken_is_refused_once_it_has_expired() {
     let mut claims = service_claims("billing");
     // Clocks may differ by half a minute.
     let mut token = String::new();
-    eventually("it is taken in time", async || {
+    eventually("the token is accepted before its expiry", async || {
         claims["exp"] = (now() - 27).into();
         token = signer.sign(&claims);
         checks(&service.client, &token).await.is_ok()
     })
     .await;
-    eventually("it is refused", async || {
+    eventually("the token is rejected", async || {
         checks(&service.client, &token).await.is_err()
     })
     .await;
@@ -571,7 +577,7 @@ impl Authority {
         self.issue_as(names, |_| {})
     }
 
-    /// One that differs from others.
+    /// A certificate with other parameters, and its key.
     pub fn issue_as(
         &self,
         names: Vec<SanType>,
@@ -589,7 +595,7 @@ impl Authority {
         self.issue(vec![dns("localhost")])
     }
 
-    /// A list of its certificates that were revoked, in PEM.
+    /// A revocation list with this serial number, in PEM.
     pub fn revoke(&self, serial: u64) -> String {
         let now = SystemTime::now();
         let revoked = RevokedCertParams {
@@ -634,7 +640,7 @@ pub fn tls_settings(files: &Files, server: &Authority, clients: &Authority) -> C
     }
 }
 
-/// The same, where callers may bring tokens as well.
+/// The same, for callers that may send tokens as well.
 pub fn tls_and_token_settings(
     files: &Files,
     server: &Authority,
@@ -668,7 +674,7 @@ pub async fn connect(
     Ok(Client::new(channel))
 }
 
-/// A service that asks its callers for certificates.
+/// A service that requires client certificates.
 struct Certified {
     _backends: Backends,
     files: Files,
@@ -698,8 +704,8 @@ impl Certified {
         connected.await.unwrap()
     }
 
-    /// Whether a check is answered on a new connection.
-    async fn answers(&self, identity: Option<Identity>) -> bool {
+    /// Whether a check succeeds on a new connection.
+    async fn serves(&self, identity: Option<Identity>) -> bool {
         match connect(self.service.addr, &self.server, identity).await {
             Ok(mut client) => client.check_membership(check()).await.is_ok(),
             Err(_) => false,
@@ -714,8 +720,8 @@ async fn a_client_certificate_names_its_caller() {
 
     let frontend = clients.of_client("spiffe://example.org/frontend");
     let mut frontend = certified.connect(frontend).await;
-    let answer = frontend.check_membership(check()).await.unwrap();
-    assert!(answer.into_inner().is_member);
+    let response = frontend.check_membership(check()).await.unwrap();
+    assert!(response.into_inner().is_member);
     let denied = frontend.add_user_to_organization(add(OLIVIA)).await;
     assert_refused(denied, Code::PermissionDenied, "ACTING_NOT_GRANTED");
 
@@ -724,21 +730,21 @@ async fn a_client_certificate_names_its_caller() {
     let denied = stranger.check_membership(check()).await;
     assert_refused(denied, Code::PermissionDenied, "METHOD_NOT_GRANTED");
 
-    // Without a certificate, or with one of somebody else, nothing is answered.
+    // Calls without a certificate, or with one of another authority, fail.
     let elsewhere = Authority::new().of_client("spiffe://example.org/frontend");
     for identity in [None, Some(elsewhere)] {
-        assert!(!certified.answers(identity).await);
+        assert!(!certified.serves(identity).await);
     }
     let plain = Channel::from_shared(format!("http://{}", service.addr)).unwrap();
-    let answered = match plain.connect().await {
+    let is_served = match plain.connect().await {
         Ok(channel) => Client::new(channel).check_membership(check()).await.is_ok(),
         Err(_) => false,
     };
-    assert!(!answered);
+    assert!(!is_served);
 }
 
 #[tokio::test]
-async fn a_certificate_names_by_its_uri_else_by_its_dns_name_else_nobody() {
+async fn a_certificate_names_its_caller_by_its_uri_or_else_by_its_dns_name() {
     let certified = Certified::start().await;
     let checked_by = async |names: Vec<SanType>| {
         let identity = certified.clients.of_named(names);
@@ -753,7 +759,7 @@ async fn a_certificate_names_by_its_uri_else_by_its_dns_name_else_nobody() {
     checked_by(vec![dns("stranger"), uri("spiffe://example.org/frontend")])
         .await
         .unwrap();
-    // The URI counts, whatever else the certificate says.
+    // The URI takes precedence over the other names.
     let denied = checked_by(vec![dns("billing"), uri("spiffe://example.org/stranger")]).await;
     assert_refused(denied, Code::PermissionDenied, "METHOD_NOT_GRANTED");
     let nobody = checked_by(vec![address]).await;
@@ -761,7 +767,7 @@ async fn a_certificate_names_by_its_uri_else_by_its_dns_name_else_nobody() {
 }
 
 #[tokio::test]
-async fn a_caller_with_a_certificate_acts_for_the_user_whose_token_it_brings() {
+async fn a_caller_with_a_certificate_acts_for_the_user_of_the_token_it_sends() {
     let (backends, files, signer) = (Backends::start().await, Files::new(), Signer::new("one"));
     found(&backends).await;
     let (server, clients) = (Authority::new(), Authority::new());
@@ -783,7 +789,7 @@ async fn a_caller_with_a_certificate_acts_for_the_user_whose_token_it_brings() {
         .await;
     added.unwrap();
 
-    // With a token alone, too.
+    // A token alone is accepted, too.
     let client = connect(service.addr, &server, None).await.unwrap();
     assert!(
         checks(&client, &signer.service_token("billing"))
@@ -805,7 +811,7 @@ async fn certificates_are_renewed_without_a_restart() {
     before.check_membership(check()).await.unwrap();
 
     let (certificate, key) = new.of_server();
-    // Half of it is of no use: what was there is kept.
+    // A certificate without its key is not usable: the former pair stays in use.
     files.write("server.pem", &certificate);
     connect(service.addr, &old, frontend()).await.unwrap();
     files.write("server.key", &key);
@@ -819,26 +825,26 @@ async fn certificates_are_renewed_without_a_restart() {
 }
 
 #[tokio::test]
-async fn the_roots_of_clients_are_renewed_without_a_restart() {
+async fn client_root_certificates_are_renewed_without_a_restart() {
     let certified = Certified::start().await;
     let (files, old, new) = (&certified.files, &certified.clients, Authority::new());
-    let is_answered = async |clients: &Authority| {
+    let is_accepted = async |clients: &Authority| {
         let frontend = clients.of_client("spiffe://example.org/frontend");
-        certified.answers(Some(frontend)).await
+        certified.serves(Some(frontend)).await
     };
-    assert!(is_answered(old).await && !is_answered(&new).await);
+    assert!(is_accepted(old).await && !is_accepted(&new).await);
     // While clients move from one to the other, both are roots.
     let both = format!("{}{}", old.certificate, new.certificate);
     files.write("clients.pem", &both);
-    eventually("the new root is in use", async || is_answered(&new).await).await;
-    assert!(is_answered(old).await);
+    eventually("the new root is in use", async || is_accepted(&new).await).await;
+    assert!(is_accepted(old).await);
     files.write("clients.pem", &new.certificate);
-    eventually("the old root is gone", async || !is_answered(old).await).await;
-    assert!(is_answered(&new).await);
+    eventually("the old root is gone", async || !is_accepted(old).await).await;
+    assert!(is_accepted(&new).await);
 }
 
 #[tokio::test]
-async fn health_is_answered_in_the_clear_on_an_address_of_its_own() {
+async fn health_checks_are_served_without_tls_on_a_separate_address() {
     let (backends, files) = (Backends::start().await, Files::new());
     let (server, clients) = (Authority::new(), Authority::new());
     let mut settings = backends.serve_settings();
@@ -858,9 +864,9 @@ async fn health_is_answered_in_the_clear_on_an_address_of_its_own() {
 }
 
 #[tokio::test]
-async fn clients_that_never_agree_on_tls_keep_nobody_out() {
-    /// Three times as many as may agree at once: all together they would take longer
-    /// than a client is waited for.
+async fn clients_that_never_finish_a_tls_handshake_do_not_block_others() {
+    /// Three times the limit of concurrent handshakes: one after the other, their
+    /// timeouts would exceed the time that the server grants a client.
     const SILENT: usize = 3 * 256;
     let certified = Certified::start().await;
     let mut silent = Vec::new();
@@ -872,12 +878,12 @@ async fn clients_that_never_agree_on_tls_keep_nobody_out() {
         );
     }
     let frontend = certified.clients.of_client("spiffe://example.org/frontend");
-    // The greeting is what has to wait for the silent ones, if anything does.
+    // Includes the connection: silent clients could delay its TLS handshake.
     let served = async {
         let mut frontend = certified.connect(frontend).await;
         frontend.check_membership(check()).await
     };
-    let answer = tokio::time::timeout(Duration::from_secs(4), served).await;
-    answer.unwrap().unwrap();
+    let response = tokio::time::timeout(Duration::from_secs(4), served).await;
+    response.unwrap().unwrap();
     drop(silent);
 }

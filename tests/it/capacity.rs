@@ -1,4 +1,4 @@
-//! What each RPC costs the table: read units as the table reports them, and the
+//! The costs of each RPC at the table: read units as the table reports them, and the
 //! items of transactions.
 
 use account_service::proto::account_v1::{self as pb, Role};
@@ -11,7 +11,7 @@ const OLIVIA: &str = "oliviaowner";
 const MICHAEL: &str = "membermichael";
 const ADDRESS: &str = "michael@example.com";
 
-/// Runs calls and says what they cost.
+/// Runs calls and measures their costs.
 struct Meter {
     backends: Backends,
     service: Replica,
@@ -68,7 +68,7 @@ fn address() -> pb::UpdateUserRequest {
 
 #[tokio::test]
 #[expect(clippy::float_cmp, reason = "units come in halves")]
-async fn reads_cost_the_units_that_the_documentation_says() {
+async fn reads_cost_the_documented_read_units() {
     let meter = Meter::start().await;
     let service = &meter.service;
     service.found_olivia_org_with_michael().await;
@@ -120,7 +120,7 @@ async fn reads_cost_the_units_that_the_documentation_says() {
 }
 
 #[tokio::test]
-async fn writes_have_the_transaction_items_that_the_documentation_says() {
+async fn writes_have_the_documented_transaction_items() {
     let meter = Meter::start().await;
     let service = &meter.service;
     let mut client = service.client.clone();
@@ -185,6 +185,6 @@ async fn writes_have_the_transaction_items_that_the_documentation_says() {
     };
     assert_eq!(meter.items(client.delete_organization(delete)).await, 4);
     assert_eq!(meter.items(service.delete_user(OLIVIA)).await, 2);
-    // The address, too.
+    // The address is deleted, too.
     assert_eq!(meter.items(service.delete_user(MICHAEL)).await, 3);
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use account_service::{
     domain::{ChangeKind, Key, RecordChange, Username},
-    store::{self, ChangeLog as _, DynamoDb, LogId, MAX_APPENDED, Registers as _},
+    store::{self, DynamoDb, LogId, MAX_APPENDED, Registers as _},
 };
 
 use aws_sdk_dynamodb::config::{BehaviorVersion, Region, SharedCredentialsProvider};
@@ -45,7 +45,7 @@ impl Log {
         }
     }
 
-    /// Appends so many changes over this version of the register.
+    /// Appends this number of changes, on the condition that the register has version `found`.
     async fn append(&self, first: u64, changes: usize, found: u64) -> Option<u64> {
         let change = RecordChange {
             key: Key::User(Username::parse_new("oliviaowner").unwrap()),
@@ -85,7 +85,7 @@ async fn only_one_of_two_writers_appends() {
     let read = log.table.read_log(&log.id, 0).await.unwrap();
     let numbers: Vec<_> = read.iter().map(|(number, _)| *number).collect();
     assert_eq!(numbers, [1, 2]);
-    // What the table refuses for other reasons has not been lost to another writer.
+    // A rejection for another reason is an error, and no lost race with another writer.
     let denied = error_body("AccessDeniedException");
     backends
         .dynamodb
@@ -123,7 +123,7 @@ async fn a_register_that_another_replica_is_writing_is_not_written() {
 }
 
 #[tokio::test]
-async fn the_oldest_change_that_is_kept_is_found_in_whatever_block_it_is() {
+async fn the_oldest_kept_change_is_found_in_any_block() {
     const END: u64 = 2150;
     let backends = Backends::start().await;
     let table = backends.table();
@@ -138,7 +138,7 @@ async fn the_oldest_change_that_is_kept_is_found_in_whatever_block_it_is() {
         backends.forget_calls();
         let found = log.table.oldest_kept(&log.id, END).await.unwrap();
         assert_eq!(found, kept);
-        // At most two to find its block, and three in it.
+        // At most two queries find its block, and three find the change in it.
         assert!(backends.dynamodb.seen("BesideQuery").len() <= 5, "{kept}");
     }
 }

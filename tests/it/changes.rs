@@ -51,7 +51,7 @@ impl Watch {
         Ok(Self(stream.into_inner()))
     }
 
-    /// From now on, as soon as the stream is followed.
+    /// Opens a watch as soon as the stream is followed.
     pub async fn begin(client: &Client) -> Self {
         let mut watch = None;
         eventually("the stream is followed", async || {
@@ -69,7 +69,7 @@ impl Watch {
         Ok(response)
     }
 
-    /// At least so many changes.
+    /// At least this number of changes.
     pub async fn changes(&mut self, count: usize) -> Result<Vec<pb::Change>, Status> {
         let changes = async {
             let mut changes = Vec::new();
@@ -81,7 +81,7 @@ impl Watch {
         timeout(PATIENCE, changes).await.expect("too few changes")
     }
 
-    /// Why it ended.
+    /// The status that ends the stream.
     async fn end(&mut self) -> Status {
         let end = async {
             loop {
@@ -90,7 +90,9 @@ impl Watch {
                 }
             }
         };
-        timeout(PATIENCE, end).await.expect("the stream goes on")
+        timeout(PATIENCE, end)
+            .await
+            .expect("the stream did not end")
     }
 }
 
@@ -102,7 +104,7 @@ async fn start() -> (Backends, Replica) {
     (backends, replica)
 }
 
-/// What is changed, in short: `+user`, `~user`, `-org/member`.
+/// A change in short: `+user`, `~user`, `-org/member`.
 fn summary(change: &pb::Change) -> String {
     let sign = match change.kind() {
         ChangeKind::Created => '+',
@@ -131,7 +133,7 @@ fn sorted(mut summaries: Vec<String>) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_change_is_told_with_what_was_before_and_after_and_who_made_it() {
+async fn a_change_is_delivered_with_its_old_and_new_record_and_its_actor() {
     let (_backends, service) = start().await;
     let mut watch = Watch::open(&service.client, None).await.unwrap();
     assert_eq!(watch.response().await.unwrap().changes, []);
@@ -144,19 +146,19 @@ async fn a_change_is_told_with_what_was_before_and_after_and_who_made_it() {
     };
     let created = service.client.clone().create_user(request).await.unwrap();
     let created = created.into_inner().user.unwrap();
-    let told = watch.changes(1).await.unwrap().remove(0);
-    assert_eq!(told.kind(), ChangeKind::Created);
-    assert_eq!(told.actor, Some(Actor::AsPlatform(true)));
-    assert_eq!(told.request_id, request_id);
-    assert_eq!(told.commit_time, created.create_time);
-    let Some(Resource::User(user)) = told.resource else {
-        panic!("{told:?}");
+    let received = watch.changes(1).await.unwrap().remove(0);
+    assert_eq!(received.kind(), ChangeKind::Created);
+    assert_eq!(received.actor, Some(Actor::AsPlatform(true)));
+    assert_eq!(received.request_id, request_id);
+    assert_eq!(received.commit_time, created.create_time);
+    let Some(Resource::User(user)) = received.resource else {
+        panic!("{received:?}");
     };
     assert_eq!((user.before, user.after), (None, Some(created.clone())));
 
     let founded = service.create_organization(ORG, OLIVIA).await.unwrap();
-    let told = watch.changes(2).await.unwrap();
-    let organization = told.iter().find_map(|change| match &change.resource {
+    let received = watch.changes(2).await.unwrap();
+    let organization = received.iter().find_map(|change| match &change.resource {
         Some(Resource::Organization(organization)) => Some(organization),
         _ => None,
     });
@@ -164,36 +166,42 @@ async fn a_change_is_told_with_what_was_before_and_after_and_who_made_it() {
     assert_eq!(organization.before, None);
     assert_eq!(organization.after, Some(founded));
     assert_eq!(
-        sorted(summaries(&told)),
+        sorted(summaries(&received)),
         [format!("+{ORG}"), format!("+{ORG}/{OLIVIA}")]
     );
-    // Together, and on behalf of the founder.
-    assert_eq!(told[0].change_id, told[1].change_id);
-    assert_eq!(told[0].actor, Some(Actor::ActingUser(OLIVIA.to_owned())));
+    // Both changes belong to one write, on behalf of the founder.
+    assert_eq!(received[0].change_id, received[1].change_id);
+    assert_eq!(
+        received[0].actor,
+        Some(Actor::ActingUser(OLIVIA.to_owned()))
+    );
 
     service.create_user(MICHAEL).await.unwrap();
     let added = service.add(ORG, MICHAEL, Role::Member, OLIVIA).await;
     let removed = service.remove(ORG, MICHAEL, MICHAEL).await;
-    let told = &watch.changes(3).await.unwrap()[1..];
+    let received = &watch.changes(3).await.unwrap()[1..];
     let membership = |change: &pb::Change| match &change.resource {
         Some(Resource::Membership(membership)) => membership.clone(),
         _ => panic!("{change:?}"),
     };
-    // Whether it counts is told elsewhere.
+    // A change does not report whether its membership counts.
     let stored = |membership: pb::Membership| pb::Membership {
         state: State::Unspecified.into(),
         ..membership
     };
-    assert_eq!(membership(&told[0]).after, Some(stored(added.unwrap())));
-    assert_eq!(told[1].kind(), ChangeKind::Deleted);
-    assert_eq!(told[1].actor, Some(Actor::ActingUser(MICHAEL.to_owned())));
-    let removal = membership(&told[1]);
+    assert_eq!(membership(&received[0]).after, Some(stored(added.unwrap())));
+    assert_eq!(received[1].kind(), ChangeKind::Deleted);
+    assert_eq!(
+        received[1].actor,
+        Some(Actor::ActingUser(MICHAEL.to_owned()))
+    );
+    let removal = membership(&received[1]);
     assert_eq!(removal.before, Some(stored(removed.unwrap())));
     assert_eq!(removal.after, None);
 }
 
 #[tokio::test]
-async fn changes_made_past_the_service_are_told_as_such() {
+async fn changes_made_past_the_service_are_delivered_without_an_actor() {
     let (backends, service) = start().await;
     service.create_user(OLIVIA).await.unwrap();
     let mut watch = Watch::open(&service.client, from(Start::Oldest(true)))
@@ -204,15 +212,15 @@ async fn changes_made_past_the_service_are_told_as_such() {
     table.set_text(&key, &key, "firstName", "Changed").await;
     table.set_text(&key, &key, "state", "ASLEEP").await;
     table.delete(&key, &key).await;
-    let told = watch.changes(3).await.unwrap();
-    let kinds: Vec<_> = told.iter().map(pb::Change::kind).collect();
+    let received = watch.changes(3).await.unwrap();
+    let kinds: Vec<_> = received.iter().map(pb::Change::kind).collect();
     let expected = [
         ChangeKind::Updated,
         ChangeKind::Updated,
         ChangeKind::Deleted,
     ];
     assert_eq!(kinds, expected);
-    for change in &told {
+    for change in &received {
         assert_eq!(change.actor, None);
         assert_eq!(change.change_id, "");
         assert!(change.commit_time.is_some());
@@ -221,9 +229,9 @@ async fn changes_made_past_the_service_are_told_as_such() {
         Some(Resource::User(user)) => user,
         _ => panic!("{change:?}"),
     };
-    assert_eq!(user(&told[0]).after.unwrap().first_name, "Changed");
-    assert_eq!(user(&told[1]).after.unwrap().state(), State::Suspended);
-    assert_eq!(user(&told[2]).username, OLIVIA);
+    assert_eq!(user(&received[0]).after.unwrap().first_name, "Changed");
+    assert_eq!(user(&received[1]).after.unwrap().state(), State::Suspended);
+    assert_eq!(user(&received[2]).username, OLIVIA);
 }
 
 /// A stream from the oldest change that is kept, of an organization and of a user.
@@ -237,7 +245,7 @@ async fn watch_from_the_oldest(client: &Client, organization: &str, user: &str) 
 }
 
 #[tokio::test]
-async fn watchers_are_told_when_a_membership_stops_counting_for_its_user_or_its_organization() {
+async fn watchers_receive_the_suspensions_and_deletions_that_end_a_membership() {
     let (_backends, service) = start().await;
     service.found_olivia_org_with_michael().await;
     service.create_user("stranger").await.unwrap();
@@ -261,20 +269,20 @@ async fn watchers_are_told_when_a_membership_stops_counting_for_its_user_or_its_
         };
         client.suspend_organization(suspend).await.unwrap();
     }
-    // Nothing is removed here of what a deletion leaves.
+    // Orphans are not removed in this test.
     for username in ["stranger", MICHAEL] {
         service.delete_user(username).await.unwrap();
     }
-    // Who has the name now is no member.
+    // The new user of the name is no member.
     service.create_user(MICHAEL).await.unwrap();
     service.delete_user(MICHAEL).await.unwrap();
-    let told = async |organization: &str, user: &str, count: usize| {
+    let received = async |organization: &str, user: &str, count: usize| {
         let mut watch = watch_from_the_oldest(&service.client, organization, user).await;
-        let told = summaries(&watch.changes(count).await.unwrap());
-        // Nothing else, either.
+        let received = summaries(&watch.changes(count).await.unwrap());
+        // No further change arrives.
         let next = watch.response().await.unwrap();
         assert_eq!(next.changes.len(), 0, "{next:?}");
-        sorted(told)
+        sorted(received)
     };
     let of_olivia_org = [
         "+olivia-org",
@@ -285,15 +293,15 @@ async fn watchers_are_told_when_a_membership_stops_counting_for_its_user_or_its_
         "~olivia-org",
     ];
     assert_eq!(
-        told(ORG, "", 6).await,
+        received(ORG, "", 6).await,
         sorted(of_olivia_org.map(String::from).into())
     );
     let of_olivia = ["+olivia-org/oliviaowner", "+oliviaowner", "~olivia-org"];
-    assert_eq!(told("", OLIVIA, 3).await, of_olivia);
+    assert_eq!(received("", OLIVIA, 3).await, of_olivia);
 }
 
 #[tokio::test]
-async fn a_watcher_may_ask_for_an_organization_a_user_or_both() {
+async fn a_watcher_can_select_an_organization_a_user_or_both() {
     let (_backends, service) = start().await;
     service.found_olivia_org_with_michael().await;
     service
@@ -301,29 +309,31 @@ async fn a_watcher_may_ask_for_an_organization_a_user_or_both() {
         .await
         .unwrap();
     service.create_user("last").await.unwrap();
-    let told = async |organization: &str, user: &str, count: usize| {
+    let received = async |organization: &str, user: &str, count: usize| {
         let mut watch = watch_from_the_oldest(&service.client, organization, user).await;
         sorted(summaries(&watch.changes(count).await.unwrap()))
     };
-    let all = told("", "", 8).await;
+    let all = received("", "", 8).await;
     assert_eq!(all.len(), 8, "{all:?}");
     let of_olivia_org = [
         "+olivia-org",
         "+olivia-org/membermichael",
         "+olivia-org/oliviaowner",
     ];
-    assert_eq!(told(ORG, "", 3).await, of_olivia_org);
+    assert_eq!(received(ORG, "", 3).await, of_olivia_org);
     let of_michael = [
         "+membermichael",
         "+olivia-org/membermichael",
         "+other-org/membermichael",
     ];
-    assert_eq!(told("", MICHAEL, 3).await, of_michael);
-    assert_eq!(told(ORG, MICHAEL, 1).await, ["+olivia-org/membermichael"]);
+    assert_eq!(received("", MICHAEL, 3).await, of_michael);
+    assert_eq!(
+        received(ORG, MICHAEL, 1).await,
+        ["+olivia-org/membermichael"]
+    );
 }
 
-/// Changes one user again and again, with deletions now and then, until told to
-/// stop; returns how many changes were acknowledged.
+/// Makes this number of changes to one user. Every fifth is a deletion.
 async fn change_again_and_again(mut client: Client, username: String, changes: usize) {
     let mut exists = false;
     for number in 0..changes {
@@ -361,7 +371,7 @@ async fn change_again_and_again(mut client: Client, username: String, changes: u
 async fn a_watcher_that_resumes_on_another_replica_gets_each_change_once() {
     const USERS: usize = 6;
     const CHANGES: usize = 35;
-    /// Changes after which another replica is asked.
+    /// Changes after which the watch moves to another replica.
     const OF_A_REPLICA: usize = 30;
     let backends = Backends::start().await;
     let settings = backends.serve_settings();
@@ -379,11 +389,11 @@ async fn a_watcher_that_resumes_on_another_replica_gets_each_change_once() {
         })
         .collect();
     let mut cursor: Option<String> = None;
-    let mut told: HashMap<String, Vec<pb::UserChange>> = HashMap::new();
+    let mut received: HashMap<String, Vec<pb::UserChange>> = HashMap::new();
     let mut count = 0;
     while count < USERS * CHANGES {
-        // Each time another replica, while the one that follows the stream is
-        // killed now and then.
+        // Each watch is on a new replica, and then the oldest replica stops: it may be
+        // the one that follows the stream.
         let replica = Replica::start_with(&settings, following()).await;
         let request = match &cursor {
             None => from(Start::Oldest(true)),
@@ -394,12 +404,15 @@ async fn a_watcher_that_resumes_on_another_replica_gets_each_change_once() {
         while count < until {
             let response = watch.response().await.unwrap();
             for change in response.changes {
-                // The cursor of a change is as good as that of a response.
+                // A watch can resume from the cursor of a change, as from that of a response.
                 cursor = Some(change.cursor);
                 let Some(Resource::User(user)) = change.resource else {
                     panic!("no user");
                 };
-                told.entry(user.username.clone()).or_default().push(user);
+                received
+                    .entry(user.username.clone())
+                    .or_default()
+                    .push(user);
                 count += 1;
             }
         }
@@ -410,7 +423,7 @@ async fn a_watcher_that_resumes_on_another_replica_gets_each_change_once() {
         writer.await.unwrap();
     }
     assert_eq!(count, USERS * CHANGES);
-    for (username, changes) in told {
+    for (username, changes) in received {
         assert_eq!(changes.len(), CHANGES, "{username}");
         let mut before = None;
         for change in changes {
@@ -421,7 +434,7 @@ async fn a_watcher_that_resumes_on_another_replica_gets_each_change_once() {
 }
 
 #[tokio::test]
-async fn a_cursor_whose_changes_are_not_kept_is_refused() {
+async fn a_cursor_whose_changes_have_expired_is_rejected() {
     let (backends, service) = start().await;
     for user in ["a", "b", "c"] {
         service.create_user(user).await.unwrap();
@@ -429,17 +442,17 @@ async fn a_cursor_whose_changes_are_not_kept_is_refused() {
     let oldest = from(Start::Oldest(true));
     let mut watch = Watch::open(&service.client, oldest.clone()).await.unwrap();
     let begin = watch.response().await.unwrap().cursor;
-    let told = watch.changes(3).await.unwrap();
-    // As if its time to live were over.
+    let received = watch.changes(3).await.unwrap();
+    // The first change expires, as after its time to live.
     backends.table().expire_first_logged(&begin).await;
     let refused = Watch::open(&service.client, after(&begin)).await.map(drop);
     assert_refused(refused, Code::OutOfRange, "CURSOR_EXPIRED");
     let mut watch = Watch::open(&service.client, oldest).await.unwrap();
     assert_eq!(
         summaries(&watch.changes(2).await.unwrap()),
-        summaries(&told[1..])
+        summaries(&received[1..])
     );
-    // Of a log that there is not, or of what is not there yet.
+    // A cursor of another log, and one beyond the end of the log.
     let (log, _) = begin.split_once('-').unwrap();
     let zeros = "0".repeat(log.len());
     for cursor in [format!("{zeros}-1"), format!("{log}-4")] {
@@ -457,7 +470,7 @@ async fn a_cursor_whose_changes_are_not_kept_is_refused() {
 }
 
 #[tokio::test]
-async fn a_watcher_hears_how_far_the_log_has_come_though_nothing_changes() {
+async fn a_watcher_receives_the_position_of_the_log_also_without_changes() {
     let (backends, service) = start().await;
     let mut watch = Watch::open(&service.client, None).await.unwrap();
     let first = watch.response().await.unwrap();
@@ -465,15 +478,15 @@ async fn a_watcher_hears_how_far_the_log_has_come_though_nothing_changes() {
     let began = Instant::now();
     let second = watch.response().await.unwrap();
     assert_eq!((second.changes.len(), second.cursor), (0, first.cursor));
-    // Ten seconds, by a clock that may have been a little later; looked at four times
-    // in a second.
+    // The interval is ten seconds, but the test's clock may have started a little later.
+    // The log is read four times a second.
     assert!(began.elapsed() >= Duration::from_secs(9));
     let reads = backends.dynamodb.seen("BesideQuery").len();
     assert!(reads <= 45, "{reads}");
 }
 
 #[tokio::test]
-async fn a_log_that_may_lack_changes_is_left_for_another_one() {
+async fn a_log_that_may_lack_changes_is_replaced_by_another_one() {
     let (backends, service) = start().await;
     service.create_user(OLIVIA).await.unwrap();
     let mut watch = Watch::open(&service.client, from(Start::Oldest(true)))
@@ -491,7 +504,7 @@ async fn a_log_that_may_lack_changes_is_left_for_another_one() {
 }
 
 #[tokio::test]
-async fn a_watcher_that_does_not_take_what_it_is_told_is_cut_off() {
+async fn a_watcher_that_does_not_read_its_stream_is_disconnected() {
     let (_backends, service) = start().await;
     service.create_user(OLIVIA).await.unwrap();
     let endpoint = tonic::transport::Channel::from_shared(format!("http://{}", service.addr));
@@ -502,7 +515,7 @@ async fn a_watcher_that_does_not_take_what_it_is_told_is_cut_off() {
         .await;
     let mut watch = Watch(stream.unwrap().into_inner());
     watch.response().await.unwrap();
-    // Far more than what is buffered on the way.
+    // Far more data than the buffers on the way hold.
     for number in 0..80 {
         let label = |key: usize| (format!("{key:063}"), format!("{number:0252}"));
         let user = pb::User {
@@ -516,12 +529,12 @@ async fn a_watcher_that_does_not_take_what_it_is_told_is_cut_off() {
         };
         service.client.clone().update_user(request).await.unwrap();
     }
-    // Its place is free once it is cut off.
+    // The end of its stream makes room for another watch.
     let mut others = Vec::new();
     for _ in 1..WATCHES_OF_A_CALLER {
         others.push(Watch::open(&client, None).await.unwrap());
     }
-    eventually("there is room again", async || {
+    eventually("another watch is accepted", async || {
         Watch::open(&client, None).await.is_ok()
     })
     .await;
@@ -533,11 +546,11 @@ async fn a_watcher_that_does_not_take_what_it_is_told_is_cut_off() {
 }
 
 #[tokio::test]
-async fn a_replica_bounds_how_many_watch() {
+async fn a_replica_limits_the_number_of_watchers() {
     let (_backends, service) = start().await;
     let mut watches = Vec::new();
     for _ in 0..100 / WATCHES_OF_A_CALLER {
-        // Without names, a connection is a caller.
+        // Without authentication, each connection is a caller.
         let client = Client::connect(format!("http://{}", service.addr));
         let client = client.await.unwrap();
         for _ in 0..WATCHES_OF_A_CALLER {
@@ -549,28 +562,28 @@ async fn a_replica_bounds_how_many_watch() {
     let refused = Watch::open(&service.client, None).await.map(drop);
     assert_refused(refused, Code::ResourceExhausted, "TOO_MANY_WATCHERS");
     watches.clear();
-    eventually("there is room again", async || {
+    eventually("another watch is accepted", async || {
         Watch::open(&service.client, None).await.is_ok()
     })
     .await;
 }
 
 #[tokio::test]
-async fn changes_that_nobody_follows_are_not_waited_for() {
+async fn a_watch_fails_at_once_if_no_replica_follows_the_stream() {
     let backends = Backends::start().await;
     let service = Replica::start_with(&backends.serve_settings(), not_following()).await;
     let refused = Watch::open(&service.client, None).await.map(drop);
     assert_refused(refused, Code::Unavailable, "CHANGES_NOT_FOLLOWED");
 }
 
-/// Follows the stream as a replica would whose clock differs by so many milliseconds:
-/// gives one sign after the other, until it is dropped.
+/// Writes the heartbeats of a replica that follows the stream, with a clock that differs
+/// by `clock_ms`, until it is dropped.
 struct FakeFollower(tokio::task::JoinHandle<()>);
 
 impl FakeFollower {
     const EVERY: Duration = Duration::from_millis(100);
 
-    async fn sign(table: &Table, version: u64, clock_ms: i64) {
+    async fn write_heartbeat(table: &Table, version: u64, clock_ms: i64) {
         let text = |text: &str| AttributeValue::S(text.to_owned());
         let key = "SERVICE#stream-invalidator";
         let beat = Timestamp::now().0 + clock_ms;
@@ -589,10 +602,10 @@ impl FakeFollower {
     }
 
     async fn start(table: Table, clock_ms: i64) -> Self {
-        Self::sign(&table, 1, clock_ms).await;
+        Self::write_heartbeat(&table, 1, clock_ms).await;
         Self(tokio::spawn(async move {
             for version in 2.. {
-                Self::sign(&table, version, clock_ms).await;
+                Self::write_heartbeat(&table, version, clock_ms).await;
                 tokio::time::sleep(Self::EVERY).await;
             }
         }))
@@ -606,7 +619,7 @@ impl Drop for FakeFollower {
 }
 
 #[tokio::test]
-async fn that_the_stream_is_followed_is_seen_whatever_the_clocks_say() {
+async fn a_watch_detects_a_follower_despite_clock_differences() {
     let hour = 3_600_000;
     for clock_ms in [-hour, -120_000, 0, 120_000, hour] {
         let backends = Backends::start().await;
@@ -619,11 +632,11 @@ async fn that_the_stream_is_followed_is_seen_whatever_the_clocks_say() {
 }
 
 #[tokio::test]
-async fn a_sign_that_is_not_followed_by_another_does_not_say_that_the_stream_is_followed() {
+async fn a_single_heartbeat_does_not_prove_that_the_stream_is_followed() {
     for clock_ms in [-120_000, 120_000] {
         let backends = Backends::start().await;
         let service = Replica::start_with(&backends.serve_settings(), not_following()).await;
-        FakeFollower::sign(&backends.table(), 1, clock_ms).await;
+        FakeFollower::write_heartbeat(&backends.table(), 1, clock_ms).await;
         let refused = Watch::open(&service.client, None).await.map(drop);
         assert_refused(refused, Code::Unavailable, "CHANGES_NOT_FOLLOWED");
     }

@@ -1,4 +1,4 @@
-//! Connections: each listener bounds them, and nobody keeps others out.
+//! Connections: each listener limits them, and no client locks out others.
 
 use std::{
     io::{Read as _, Write as _},
@@ -27,12 +27,12 @@ use crate::{
     streams::eventually,
 };
 
-/// Connections without an admitted call that a replica has at most.
+/// The most connections without an admitted call in a replica.
 const MAX_UNAUTHENTICATED: usize = 256;
-/// What `deploy/kubernetes.yaml` lets the process have, in KiB.
+/// The memory limit in `deploy/kubernetes.yaml`, in KiB.
 const MEMORY_LIMIT_KIB: u64 = 256 * 1024;
 
-/// A replica that takes tokens of this signer.
+/// A replica that accepts tokens of this signer.
 async fn with_tokens(max_connections: u32) -> (Backends, Files, Signer, Replica) {
     let (backends, files, signer) = (Backends::start().await, Files::new(), Signer::new("one"));
     found(&backends).await;
@@ -57,20 +57,20 @@ async fn is_healthy(addr: SocketAddr) -> bool {
     health.check(HealthCheckRequest::default()).await.is_ok()
 }
 
-/// Connects, and sends as much of a head that does not end as is taken.
+/// Connects, and sends as much of an endless request head as the server reads.
 fn unfinished_head(addr: SocketAddr) -> TcpStream {
     const HEAD: usize = 390 * 1024;
     let mut stream = TcpStream::connect(addr).unwrap();
     let timeout = Some(Duration::from_millis(20));
     stream.set_write_timeout(timeout).unwrap();
     let head = [&b"GET /metrics HTTP/1.1\r\nx: "[..], &vec![b'x'; HEAD]].concat();
-    // Fails where the server takes no more of it.
+    // Fails where the server has stopped reading.
     let _ = stream.write_all(&head);
     stream
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn probes_and_scrapes_are_answered_beside_a_flood_of_connections() {
+async fn probes_and_scrapes_are_served_during_a_flood_of_connections() {
     const ATTACKERS: usize = 600;
     let backends = Backends::start().await;
     let (metrics, health) = (free_address(), free_address());
@@ -104,8 +104,8 @@ async fn probes_and_scrapes_are_answered_beside_a_flood_of_connections() {
 }
 
 #[tokio::test]
-async fn connections_without_an_admitted_call_make_room_for_others() {
-    /// As many as may be open, and some more.
+async fn connections_without_an_admitted_call_are_evicted_for_new_ones() {
+    /// More than the limit.
     const ATTACKERS: usize = MAX_UNAUTHENTICATED + 100;
     let (_backends, _files, signer, service) = with_tokens(10).await;
     let token = signer.service_token("console");
@@ -142,7 +142,7 @@ async fn the_caller_with_the_most_connections_loses_its_oldest_to_another_caller
     }
     let of_few = connect(service.addr).await;
     assert!(checks(&of_few, &few).await.unwrap());
-    // Its client connects anew, and has no more than its share.
+    // The client reconnects, and is rejected beyond its caller's share.
     let lost = async {
         loop {
             if let Err(status) = checks(&of_many[0], &many).await
@@ -161,7 +161,7 @@ async fn the_caller_with_the_most_connections_loses_its_oldest_to_another_caller
 }
 
 #[tokio::test]
-async fn a_health_watch_of_an_unknown_service_says_so_and_goes_on() {
+async fn a_health_watch_of_an_unknown_service_reports_it_and_stays_open() {
     let (_backends, mut service) = start().await;
     let mut health = HealthClient::new(service.channel.clone());
     let unknown = HealthCheckRequest {
@@ -179,7 +179,7 @@ async fn a_health_watch_of_an_unknown_service_says_so_and_goes_on() {
 }
 
 #[tokio::test]
-async fn a_connection_has_few_health_watches() {
+async fn the_health_watches_of_a_connection_are_limited() {
     let (_backends, service) = start().await;
     let mut health = HealthClient::new(service.channel.clone());
     let mut watches = Vec::new();
@@ -200,14 +200,14 @@ async fn a_connection_has_few_health_watches() {
     assert_eq!(first.status(), ServingStatus::Serving);
 }
 
-/// Users whose records are as large as may be.
+/// Users with records of the maximum size.
 const LARGE_USERS: usize = 300;
 
 fn name_of(number: usize) -> String {
     format!("large-{number}")
 }
 
-/// All of them: some 3.4 MB.
+/// All large users: about 3.4 MB.
 fn large_batch() -> pb::BatchGetUsersRequest {
     pb::BatchGetUsersRequest {
         usernames: (0..LARGE_USERS).map(name_of).collect(),
@@ -238,25 +238,26 @@ async fn with_large_users() -> (Backends, Server, Client) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn large_answers_that_are_never_taken_are_weighed_and_given_up() {
+async fn large_responses_that_are_never_read_are_charged_and_dropped() {
     const CONNECTIONS: usize = 8;
     const CALLS: usize = 20;
     let (_backends, server, honest) = with_large_users().await;
     let addr = server.addr.parse().unwrap();
     let mut unwilling = Vec::new();
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     for _ in 0..CONNECTIONS {
         let mut connection = Unwilling::connect(addr).await;
         for _ in 0..CALLS {
-            // Fails where the connection was closed for it.
-            let answer = connection.call("BatchGetUsers", &large_batch()).await;
-            answers.extend(answer.ok());
+            // Fails where the server has closed the connection.
+            let response = connection.call("BatchGetUsers", &large_batch()).await;
+            responses.extend(response.ok());
         }
         unwilling.push(connection);
     }
-    let answered = join_all(answers).await;
-    // Refused, or begun; all of them together would be some 540 MB.
-    let begun = answered.iter().filter(|answer| answer.is_ok()).count();
+    let results = join_all(responses).await;
+    // Some calls were rejected, others have a response that has begun. All responses
+    // would be about 540 MB.
+    let begun = results.iter().filter(|response| response.is_ok()).count();
     assert!(begun > CONNECTIONS, "{begun}");
     let request = pb::GetUserRequest {
         username: name_of(0),
@@ -268,57 +269,57 @@ async fn large_answers_that_are_never_taken_are_weighed_and_given_up() {
     .await;
     let peak = server.peak_memory_kib();
     assert!(peak < MEMORY_LIMIT_KIB, "{peak} KiB");
-    drop((unwilling, answered));
-    eventually("memory is given back", async || {
+    drop((unwilling, results));
+    eventually("memory is released", async || {
         server.memory_kib() < MEMORY_LIMIT_KIB / 2
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_that_are_taken_but_for_their_last_byte_are_weighed() {
+async fn responses_that_are_read_except_for_the_last_byte_are_charged() {
     const CALLS: usize = 30;
     let (_backends, server, honest) = with_large_users().await;
     let mut honest = honest.max_decoding_message_size(8 * 1024 * 1024);
-    let mut answer = None;
-    eventually("a batch is answered", async || {
-        answer = honest.batch_get_users(large_batch()).await.ok();
-        answer.is_some()
+    let mut response = None;
+    eventually("a batch succeeds", async || {
+        response = honest.batch_get_users(large_batch()).await.ok();
+        response.is_some()
     })
     .await;
-    // With the head of a gRPC message, one more than the client's window.
-    let length = answer.unwrap().into_inner().encoded_len() + 5;
+    // With its gRPC header, the message is one byte larger than the client's window.
+    let length = response.unwrap().into_inner().encoded_len() + 5;
     let window = u32::try_from(length - 1).unwrap();
     let mut unwilling = Unwilling::with_window(server.addr.parse().unwrap(), window).await;
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     for _ in 0..CALLS {
-        let answer = unwilling.call("BatchGetUsers", &large_batch()).await;
-        answers.extend(answer.ok());
+        let response = unwilling.call("BatchGetUsers", &large_batch()).await;
+        responses.extend(response.ok());
     }
-    let answers = join_all(answers).await;
-    // Those that are refused have a status at once.
-    let taken = answers.iter().flatten();
-    let taken = taken.filter(|answer| !answer.headers().contains_key("grpc-status"));
-    // Some 12 MiB are held for a connection, and calls that have begun before.
+    let responses = join_all(responses).await;
+    // A rejected call has a status in its headers.
+    let taken = responses.iter().flatten();
+    let taken = taken.filter(|response| !response.headers().contains_key("grpc-status"));
+    // A connection may hold about 12 MiB, and the calls that have begun before.
     let most = 12 * 1024 * 1024 / length + 12;
     let taken = taken.count();
     assert!(taken <= most, "{taken} of {CALLS}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_large_batches_at_once_fit_the_memory() {
+async fn many_concurrent_large_batches_stay_within_the_memory_limit() {
     const CALLS: usize = 48;
     let (_backends, server, client) = with_large_users().await;
     let client = client.max_decoding_message_size(8 * 1024 * 1024);
     let batches = join_all((0..CALLS).map(async |_| {
-        let answer = client.clone().batch_get_users(large_batch()).await?;
-        assert_eq!(answer.into_inner().users.len(), LARGE_USERS);
+        let response = client.clone().batch_get_users(large_batch()).await?;
+        assert_eq!(response.into_inner().users.len(), LARGE_USERS);
         Ok::<_, tonic::Status>(())
     }));
     let batches = batches.await;
     let peak = server.peak_memory_kib();
     assert!(peak < MEMORY_LIMIT_KIB, "{peak} KiB");
-    // Those for which the time was too short are told to try again.
+    // Calls without enough time fail with a code that permits a retry.
     for refused in batches.into_iter().filter_map(Result::err) {
         let code = refused.code();
         assert!(
@@ -329,14 +330,14 @@ async fn many_large_batches_at_once_fit_the_memory() {
             "{refused:?}"
         );
     }
-    eventually("a batch is answered", async || {
+    eventually("a batch succeeds", async || {
         client.clone().batch_get_users(large_batch()).await.is_ok()
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_batch_of_more_than_clients_take_is_refused() {
+async fn a_batch_beyond_the_message_limit_of_clients_is_rejected() {
     let (_backends, service) = start().await;
     create_large_users(&service.client, 400).await;
     let mut client = service.client.clone();
@@ -344,8 +345,8 @@ async fn a_batch_of_more_than_clients_take_is_refused() {
         usernames: (0..count).map(name_of).collect(),
         ..pb::BatchGetUsersRequest::default()
     };
-    let answer = client.batch_get_users(batch(350)).await.unwrap();
-    assert_eq!(answer.into_inner().users.len(), 350);
+    let response = client.batch_get_users(batch(350)).await.unwrap();
+    assert_eq!(response.into_inner().users.len(), 350);
     let refused = client.batch_get_users(batch(400)).await;
     let details = assert_refused(refused, Code::ResourceExhausted, "RESPONSE_TOO_LARGE");
     assert!(details.retry_info().is_none());

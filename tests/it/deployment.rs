@@ -1,8 +1,9 @@
-//! The template for AWS: what the role allows is what the service does.
+//! The templates for AWS and Kubernetes. The role for AWS allows exactly the actions of
+//! the service.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use account_service::{coherence::InvalidatorTiming, proto::account_v1 as pb};
+use account_service::{background::stream_invalidator::InvalidatorTiming, proto::account_v1 as pb};
 
 use crate::{
     harness::{Backends, Replica},
@@ -13,7 +14,7 @@ use crate::{
 const ORG: &str = "olivia-org";
 const OLIVIA: &str = "oliviaowner";
 const MICHAEL: &str = "membermichael";
-/// IAM's names of what a transaction does, as DynamoDB's requests have it.
+/// The steps of a transaction: their names in DynamoDB's requests, and in IAM.
 const STEPS: [(&str, &str); 4] = [
     ("\"ConditionCheck\"", "ConditionCheckItem"),
     ("\"Delete\"", "DeleteItem"),
@@ -21,7 +22,7 @@ const STEPS: [(&str, &str); 4] = [
     ("\"Update\"", "UpdateItem"),
 ];
 
-/// An action of IAM, and what it is done to, as the template says it.
+/// An action of IAM, and its resource as the template writes it.
 type Grant = (String, &'static str);
 
 const TABLE: &str = "!GetAtt Table.Arn";
@@ -43,7 +44,7 @@ fn allowed() -> BTreeSet<Grant> {
             .lines()
             .filter_map(|line| line.split_once("dynamodb:"));
         for (_, action) in actions {
-            let resource = resource.expect("a resource that is not known");
+            let resource = resource.expect("an unknown resource");
             allowed.insert((action.trim().to_owned(), resource));
         }
     }
@@ -51,10 +52,10 @@ fn allowed() -> BTreeSet<Grant> {
 }
 
 #[test]
-fn the_manifest_restarts_what_hangs_and_leaves_the_rest_shut() {
+fn the_manifest_restarts_hung_processes_and_restricts_access() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/kubernetes.yaml");
     let manifest = fs::read_to_string(path).unwrap();
-    // A process that is stopped still accepts connections.
+    // A TCP probe would succeed: a hung process still accepts connections.
     assert!(!manifest.contains("tcpSocket"));
     for part in [
         "service: liveness",
@@ -69,10 +70,10 @@ fn the_manifest_restarts_what_hangs_and_leaves_the_rest_shut() {
 }
 
 #[tokio::test]
-async fn the_role_of_the_template_allows_what_the_service_does_and_nothing_else() {
+async fn the_role_of_the_template_allows_exactly_the_actions_of_the_service() {
     let backends = Backends::start().await;
     let mut tuning = cleaning(&backends, 1000);
-    tuning.cache.invalidator = Some(InvalidatorTiming::default());
+    tuning.invalidator = Some(InvalidatorTiming::default());
     let service = Replica::start_with(&backends.serve_settings(), tuning).await;
     let mut client = service.client.clone();
     service.found_olivia_org_with_michael().await;
@@ -105,7 +106,7 @@ async fn the_role_of_the_template_allows_what_the_service_does_and_nothing_else(
     service.get_user(OLIVIA).await.unwrap();
     service.delete_user(MICHAEL).await.unwrap();
     let left = backends.table();
-    eventually("leftovers are removed", async || {
+    eventually("the orphan is removed", async || {
         let (pk, sk) = ("ORGMEMBERS#olivia-org", "MEMBER#membermichael");
         left.count(pk, sk).await == 0
     })

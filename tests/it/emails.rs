@@ -1,4 +1,4 @@
-//! An e-mail address is one user's, and finds that user.
+//! An e-mail address belongs to one user, and a look-up by the address finds that user.
 
 use account_service::proto::account_v1::{self as pb, read_consistency::Requirement};
 use prost_types::FieldMask;
@@ -16,8 +16,8 @@ async fn create(mut client: Client, username: &str, email: &str) -> Result<pb::U
         email: email.to_owned(),
         ..pb::CreateUserRequest::default()
     };
-    let answer = client.create_user(request).await?;
-    Ok(answer.into_inner().user.unwrap())
+    let response = client.create_user(request).await?;
+    Ok(response.into_inner().user.unwrap())
 }
 
 async fn set_email(replica: &Replica, username: &str, email: &str) -> Result<pb::User, Status> {
@@ -34,8 +34,8 @@ async fn set_email(replica: &Replica, username: &str, email: &str) -> Result<pb:
         update_mask: Some(mask),
         ..pb::UpdateUserRequest::default()
     };
-    let answer = replica.client.clone().update_user(request).await?;
-    Ok(answer.into_inner().user.unwrap())
+    let response = replica.client.clone().update_user(request).await?;
+    Ok(response.into_inner().user.unwrap())
 }
 
 async fn look_up(replica: &Replica, email: &str) -> Result<String, Status> {
@@ -43,11 +43,11 @@ async fn look_up(replica: &Replica, email: &str) -> Result<String, Status> {
         email: email.to_owned(),
         consistency: None,
     };
-    let answer = replica.client.clone().lookup_user(request).await?;
-    Ok(answer.into_inner().user.unwrap().username)
+    let response = replica.client.clone().lookup_user(request).await?;
+    Ok(response.into_inner().user.unwrap().username)
 }
 
-/// Nobody is found, on either replica.
+/// Asserts that no user has the address, on either replica.
 async fn assert_free(replicas: [&Replica; 2], email: &str) {
     for replica in replicas {
         let refused = look_up(replica, email).await;
@@ -56,7 +56,7 @@ async fn assert_free(replicas: [&Replica; 2], email: &str) {
 }
 
 #[tokio::test]
-async fn an_address_that_no_mail_system_takes_is_given_to_nobody() {
+async fn an_address_that_no_mail_system_accepts_is_rejected() {
     let (_backends, service) = start().await;
     service.create_user(OLIVIA).await.unwrap();
     for odd in [
@@ -76,10 +76,10 @@ async fn an_address_that_no_mail_system_takes_is_given_to_nobody() {
 }
 
 #[tokio::test]
-async fn an_address_that_a_user_has_already_is_found_kept_and_given_up() {
+async fn an_invalid_address_in_the_table_can_be_looked_up_kept_and_released() {
     const ODD: &str = "olivia..o@example.com";
     let (backends, service) = start().await;
-    // As if they had been written before.
+    // Written past the service, which would reject the address.
     let table = backends.table();
     let (user, claim) = (format!("USER#{OLIVIA}"), format!("EMAIL#{ODD}"));
     for (key, attributes) in [
@@ -98,7 +98,7 @@ async fn an_address_that_a_user_has_already_is_found_kept_and_given_up() {
 }
 
 #[tokio::test]
-async fn an_address_finds_its_user_however_it_is_written() {
+async fn a_look_up_by_address_ignores_upper_and_lower_case() {
     let (_backends, service) = start().await;
     let user = create(service.client.clone(), OLIVIA, EMAIL).await.unwrap();
     assert_eq!(user.email, EMAIL);
@@ -114,7 +114,7 @@ async fn an_address_finds_its_user_however_it_is_written() {
 }
 
 #[tokio::test]
-async fn a_claim_that_its_user_does_not_hold_finds_nobody() {
+async fn a_look_up_ignores_a_claim_that_its_user_does_not_hold() {
     let (backends, service) = start().await;
     let table = backends.table();
     for (username, attribute) in [(OLIVIA, "email"), (MICHAEL, "uid")] {
@@ -122,7 +122,8 @@ async fn a_claim_that_its_user_does_not_hold_finds_nobody() {
         create(service.client.clone(), username, &email)
             .await
             .unwrap();
-        // As another writer may leave it: with another address, or another user.
+        // The state that another writer may leave: the user has another address, or is
+        // another user.
         let key = format!("USER#{username}");
         table
             .set_text(&key, &key, attribute, "other@example.com")
@@ -139,7 +140,7 @@ async fn a_claim_that_its_user_does_not_hold_finds_nobody() {
 }
 
 #[tokio::test]
-async fn an_address_that_another_user_has_is_refused() {
+async fn an_address_that_another_user_has_is_rejected() {
     let (_backends, service) = start().await;
     create(service.client.clone(), OLIVIA, EMAIL).await.unwrap();
     let refused = create(service.client.clone(), MICHAEL, "olivia@example.COM").await;
@@ -149,7 +150,7 @@ async fn an_address_that_another_user_has_is_refused() {
     let refused = set_email(&service, MICHAEL, EMAIL).await;
     assert_refused(refused, Code::AlreadyExists, "EMAIL_ALREADY_EXISTS");
     assert_eq!(look_up(&service, EMAIL).await.unwrap(), OLIVIA);
-    // One's own may be written differently.
+    // A user may change the letter case of their own address.
     set_email(&service, OLIVIA, "OLIVIA@example.com")
         .await
         .unwrap();
@@ -157,7 +158,7 @@ async fn an_address_that_another_user_has_is_refused() {
 }
 
 #[tokio::test]
-async fn an_address_that_is_given_up_is_free_at_once() {
+async fn a_released_address_is_free_at_once() {
     let (backends, service) = start().await;
     let other = backends.replica().await;
     let both = [&service, &other];
@@ -179,13 +180,13 @@ async fn an_address_that_is_given_up_is_free_at_once() {
     set_email(&service, MICHAEL, "new@example.com")
         .await
         .unwrap();
-    // The name again, without the address.
+    // A new user of the name does not get the address.
     create(service.client.clone(), OLIVIA, "").await.unwrap();
     assert_eq!(look_up(&other, "new@example.com").await.unwrap(), MICHAEL);
 }
 
 #[tokio::test]
-async fn of_many_who_want_an_address_at_once_one_gets_it() {
+async fn one_of_many_concurrent_claims_of_an_address_succeeds() {
     let (backends, service) = start().await;
     let other = backends.replica().await;
     let clients = [&service, &other].into_iter().cycle();
@@ -217,11 +218,11 @@ async fn the_address_of_a_user_who_was_deleted_in_the_console_is_free() {
 }
 
 #[tokio::test]
-async fn an_address_that_is_given_up_and_claimed_again_meanwhile_stays_with_its_user() {
+async fn an_address_that_is_released_and_claimed_again_stays_with_its_user() {
     let (backends, service) = start().await;
     create(service.client.clone(), OLIVIA, EMAIL).await.unwrap();
     create(service.client.clone(), MICHAEL, "").await.unwrap();
-    // Michael finds Olivia's claim; then he finds that she has another address.
+    // Michael's write reads Olivia's claim, and then that she has another address.
     let look = backends
         .dynamodb
         .hold("GetItem", &format!("USER#{OLIVIA}"), 0);
@@ -242,7 +243,7 @@ async fn an_address_that_is_given_up_and_claimed_again_meanwhile_stays_with_its_
 }
 
 #[tokio::test]
-async fn a_claim_past_the_service_is_replaced_only_as_it_was_found() {
+async fn a_claim_written_past_the_service_is_replaced_only_if_it_is_unchanged() {
     let (backends, service) = start().await;
     create(service.client.clone(), MICHAEL, "").await.unwrap();
     let key = format!("EMAIL#{}", EMAIL.to_lowercase());
@@ -267,7 +268,7 @@ async fn a_claim_past_the_service_is_replaced_only_as_it_was_found() {
             backends.table().put(&claim).await;
             commit.release();
         });
-        // Neither of them has a user: claimed, after another look.
+        // Neither claim has a user: the second attempt of the write succeeds.
         claimed.unwrap();
         assert_eq!(backends.dynamodb.seen("TransactWriteItems").len(), 2);
         set_email(&service, MICHAEL, "").await.unwrap();
@@ -275,7 +276,7 @@ async fn a_claim_past_the_service_is_replaced_only_as_it_was_found() {
 }
 
 #[tokio::test]
-async fn the_claim_of_an_address_that_is_given_up_is_removed() {
+async fn the_claim_of_a_released_address_is_removed() {
     let (backends, service) = start().await;
     let table = backends.table();
     create(service.client.clone(), OLIVIA, EMAIL).await.unwrap();
@@ -291,7 +292,7 @@ async fn the_claim_of_an_address_that_is_given_up_is_removed() {
 }
 
 #[tokio::test]
-async fn an_address_that_is_written_differently_is_a_change() {
+async fn a_change_of_letter_case_in_an_address_is_stored() {
     let (_backends, service) = start().await;
     let created = create(service.client.clone(), OLIVIA, "olivia@example.com")
         .await

@@ -1,4 +1,4 @@
-//! Bad input: each a precise status with details, and the server unharmed.
+//! Bad input: each case gets a precise status with details, and the server keeps working.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::{
     streams::eventually,
 };
 
-/// Sends and receives bytes as they are.
+/// Sends and receives bytes unchanged.
 #[derive(Default)]
 struct Raw;
 
@@ -66,7 +66,7 @@ async fn send_raw(service: &Replica, path: &'static str, body: Bytes) -> Result<
 const CHECK: &str = "/account.v1.AccountService/CheckMembership";
 
 #[tokio::test]
-async fn names_that_break_their_bounds_are_named_by_their_path() {
+async fn invalid_names_are_reported_by_the_path_of_their_field() {
     let (_backends, service) = start().await;
     let too_long = "x".repeat(257);
     let bad = ["", "a\u{0}b", "a\nb", "a\u{7f}", "\u{85}", &too_long];
@@ -135,7 +135,7 @@ fn assert_invalid_field(result: Result<(), Status>, field: &str) {
 }
 
 #[tokio::test]
-async fn a_name_that_is_taken_or_missing_is_in_the_message() {
+async fn the_message_contains_the_name_that_is_taken_or_missing() {
     let (_backends, service) = start().await;
     service.create_user("oliviaowner").await.unwrap();
     let taken = service.create_user("oliviaowner").await.unwrap_err();
@@ -145,7 +145,7 @@ async fn a_name_that_is_taken_or_missing_is_in_the_message() {
 }
 
 #[tokio::test]
-async fn new_names_are_stricter_than_names_that_may_be_in_a_table() {
+async fn the_rules_for_new_names_are_stricter_than_for_names_in_the_table() {
     let (_backends, service) = start().await;
     for name in [
         "OliviaOwner",
@@ -180,7 +180,7 @@ async fn new_names_are_stricter_than_names_that_may_be_in_a_table() {
 }
 
 #[tokio::test]
-async fn roles_that_are_unset_or_unknown_are_refused() {
+async fn roles_that_are_unset_or_unknown_are_rejected() {
     let (_backends, service) = start().await;
     for role in [0, 4, -1, i32::MAX] {
         let request = pb::AddUserToOrganizationRequest {
@@ -217,7 +217,7 @@ async fn roles_that_are_unset_or_unknown_are_refused() {
 }
 
 #[tokio::test]
-async fn batches_are_bounded_and_the_path_names_the_check() {
+async fn batches_are_limited_and_the_field_path_names_the_check() {
     let (_backends, service) = start().await;
     let check = |username: &str| pb::MembershipCheck {
         organization_name: "o".to_owned(),
@@ -243,7 +243,7 @@ async fn batches_are_bounded_and_the_path_names_the_check() {
 }
 
 #[tokio::test]
-async fn what_is_no_message_is_refused_and_the_connection_goes_on() {
+async fn malformed_messages_are_rejected_and_the_connection_stays_open() {
     let (_backends, service) = start().await;
     for body in [
         Bytes::from_static(b"\xff\xff\xff\xff"),
@@ -251,22 +251,22 @@ async fn what_is_no_message_is_refused_and_the_connection_goes_on() {
         Bytes::from_static(b"\x0a\x05ab"),
         Bytes::from_static(b"\x0a\x02\xff\xfe"),
     ] {
-        let answer = send_raw(&service, CHECK, body).await;
-        assert_refused(answer, Code::InvalidArgument, "MALFORMED_MESSAGE");
+        let response = send_raw(&service, CHECK, body).await;
+        assert_refused(response, Code::InvalidArgument, "MALFORMED_MESSAGE");
     }
-    let answer = send_raw(&service, CHECK, Bytes::from(vec![0; 5 * 1024 * 1024])).await;
-    assert_refused(answer, Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
-    let answer = send_raw(&service, CHECK, Bytes::new()).await;
-    assert_refused(answer, Code::InvalidArgument, "INVALID_FIELD");
+    let response = send_raw(&service, CHECK, Bytes::from(vec![0; 5 * 1024 * 1024])).await;
+    assert_refused(response, Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
+    let response = send_raw(&service, CHECK, Bytes::new()).await;
+    assert_refused(response, Code::InvalidArgument, "INVALID_FIELD");
     for path in ["/account.v1.AccountService/NoSuch", "/no.Such/Method"] {
-        let answer = send_raw(&service, path, Bytes::new()).await;
-        assert_refused(answer, Code::Unimplemented, "UNKNOWN_METHOD");
+        let response = send_raw(&service, path, Bytes::new()).await;
+        assert_refused(response, Code::Unimplemented, "UNKNOWN_METHOD");
     }
     service.create_user("olivia").await.unwrap();
 }
 
 #[tokio::test]
-async fn what_a_request_says_is_echoed_within_bounds() {
+async fn errors_repeat_parts_of_a_request_within_bounds() {
     const LONG: usize = 5000;
     let (_backends, service) = start().await;
     let mut client = service.client.clone();
@@ -307,12 +307,12 @@ async fn what_a_request_says_is_echoed_within_bounds() {
     for refused in refused {
         let status = refused.unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
-        let told = status.message().len() + status.details().len();
-        assert!(told < 2048, "{told}");
+        let size = status.message().len() + status.details().len();
+        assert!(size < 2048, "{size}");
     }
 }
 
-/// Posts this body, with a header that says what it is.
+/// Posts this body with this header.
 async fn post(
     service: &Replica,
     header: (&str, &str),
@@ -329,23 +329,23 @@ async fn post(
         _ => request.header("content-type", "application/grpc"),
     };
     let mut send = send.ready().await.unwrap();
-    let (answer, mut stream) = send.send_request(request.body(()).unwrap(), false).unwrap();
+    let (response, mut stream) = send.send_request(request.body(()).unwrap(), false).unwrap();
     stream.send_data(Bytes::from_static(body), true).unwrap();
-    answer.await.unwrap()
+    response.await.unwrap()
 }
 
 #[tokio::test]
-async fn a_compressed_request_is_refused_as_such() {
+async fn a_compressed_request_is_rejected_with_its_own_reason() {
     let (_backends, service) = start().await;
-    let answer = post(&service, ("grpc-encoding", "gzip"), b"\x01\0\0\0\0").await;
-    let headers = answer.headers();
+    let response = post(&service, ("grpc-encoding", "gzip"), b"\x01\0\0\0\0").await;
+    let headers = response.headers();
     assert_eq!(headers["grpc-accept-encoding"], "identity");
     let status = Status::from_header_map(headers).unwrap();
     assert_refused::<()>(Err(status), Code::Unimplemented, "UNSUPPORTED_COMPRESSION");
 }
 
 #[tokio::test]
-async fn what_is_no_grpc_is_refused_by_its_type() {
+async fn requests_without_a_grpc_content_type_are_rejected() {
     let (_backends, service) = start().await;
     for (kind, code) in [
         ("application/grpc", 200),
@@ -355,13 +355,13 @@ async fn what_is_no_grpc_is_refused_by_its_type() {
         ("application/json", 415),
         ("application/grpc-web", 415),
     ] {
-        let answer = post(&service, ("content-type", kind), b"\0\0\0\0\0").await;
-        assert_eq!(answer.status().as_u16(), code, "{kind}");
+        let response = post(&service, ("content-type", kind), b"\0\0\0\0\0").await;
+        assert_eq!(response.status().as_u16(), code, "{kind}");
     }
 }
 
 #[tokio::test]
-async fn a_deadline_is_honoured_and_named() {
+async fn a_call_fails_with_deadline_exceeded_at_its_deadline() {
     let (backends, service) = start().await;
     backends
         .dynamodb
@@ -371,12 +371,12 @@ async fn a_deadline_is_honoured_and_named() {
         consistency: None,
     });
     request.set_timeout(std::time::Duration::from_secs(1));
-    let answer = service.client.clone().get_user(request).await;
-    assert_eq!(answer.unwrap_err().code(), Code::DeadlineExceeded);
+    let response = service.client.clone().get_user(request).await;
+    assert_eq!(response.unwrap_err().code(), Code::DeadlineExceeded);
 }
 
 #[tokio::test]
-async fn a_table_that_fails_is_said_to_fail() {
+async fn failures_of_the_table_are_reported_with_their_reasons() {
     let (backends, service) = start().await;
     backends.dynamodb.refuse("GetItem", "", 0, usize::MAX);
     let details = assert_refused(
@@ -385,7 +385,7 @@ async fn a_table_that_fails_is_said_to_fail() {
         "STORE_UNAVAILABLE",
     );
     assert!(details.retry_info().is_some());
-    backends.dynamodb.behave();
+    backends.dynamodb.clear_rules();
     let throttled = error_body("ProvisionedThroughputExceededException");
     backends
         .dynamodb
@@ -396,7 +396,7 @@ async fn a_table_that_fails_is_said_to_fail() {
         "STORE_THROTTLED",
     );
     assert!(details.retry_info().is_some());
-    backends.dynamodb.behave();
+    backends.dynamodb.clear_rules();
     backends
         .dynamodb
         .refuse("TransactWriteItems", "", 0, usize::MAX);
@@ -405,12 +405,12 @@ async fn a_table_that_fails_is_said_to_fail() {
         Code::Unavailable,
         "OUTCOME_UNKNOWN",
     );
-    backends.dynamodb.behave();
+    backends.dynamodb.clear_rules();
     service.create_user("olivia").await.unwrap();
 }
 
 #[tokio::test]
-async fn a_refusal_after_an_attempt_that_may_have_been_applied_says_nothing_of_it() {
+async fn a_rejection_after_a_possibly_applied_attempt_is_an_unknown_outcome() {
     let (backends, service) = start().await;
     let throttled = error_body("ThrottlingException");
     let transactions = &backends.dynamodb;
@@ -418,7 +418,7 @@ async fn a_refusal_after_an_attempt_that_may_have_been_applied_says_nothing_of_i
     let refused = service.create_user("olivia").await;
     assert_refused(refused, Code::ResourceExhausted, "STORE_THROTTLED");
 
-    transactions.behave();
+    transactions.clear_rules();
     transactions.lose_reply("TransactWriteItems", "");
     transactions.answer("TransactWriteItems", usize::MAX, 400, &throttled);
     let refused = service.create_user("olivia").await;
@@ -427,7 +427,7 @@ async fn a_refusal_after_an_attempt_that_may_have_been_applied_says_nothing_of_i
 }
 
 #[tokio::test]
-async fn an_attempt_that_was_given_up_and_is_applied_later_is_not_said_to_have_failed() {
+async fn an_abandoned_attempt_that_is_applied_later_is_an_unknown_outcome() {
     let (backends, service) = start().await;
     let table = &backends.dynamodb;
     let late = table.hold("TransactWriteItems", "USER#olivia", 0);
@@ -435,7 +435,7 @@ async fn an_attempt_that_was_given_up_and_is_applied_later_is_not_said_to_have_f
         late.reached().await;
         service.create_user("olivia").await.unwrap();
     };
-    // Its second attempt finds the name taken.
+    // The second attempt finds the name taken.
     let (refused, ()) = tokio::join!(service.create_user("olivia"), others);
     assert_refused(refused, Code::Unavailable, "OUTCOME_UNKNOWN");
     service.delete_user("olivia").await.unwrap();
@@ -447,7 +447,7 @@ async fn an_attempt_that_was_given_up_and_is_applied_later_is_not_said_to_have_f
 }
 
 #[tokio::test]
-async fn a_change_is_sent_no_more_often_than_its_two_seconds_allow() {
+async fn the_attempts_of_a_change_fit_into_two_seconds() {
     let backends = Backends::start().await;
     for (attempt_timeout, attempts) in [(50, 3), (1500, 2), (2000, 1)] {
         let mut settings = backends.serve_settings();
@@ -459,7 +459,7 @@ async fn a_change_is_sent_no_more_often_than_its_two_seconds_allow() {
         let refused = service.create_user("olivia").await;
         assert_refused(refused, Code::Unavailable, "OUTCOME_UNKNOWN");
         assert_eq!(table.seen("TransactWriteItems").len(), attempts);
-        table.behave();
+        table.clear_rules();
     }
 }
 
@@ -498,7 +498,7 @@ async fn keys_that_the_table_leaves_unprocessed_are_unknown_and_not_absent() {
     assert_refused(read, Code::ResourceExhausted, "STORE_THROTTLED");
 }
 
-/// What gRPC libraries are told about a retry, and whether the details tell of one.
+/// The retry pushback for gRPC libraries, and whether the details have a retry delay.
 fn retry_of<T: std::fmt::Debug>(refused: &Result<T, tonic::Status>) -> (Option<&str>, bool) {
     use tonic_types::StatusExt as _;
     let status = refused.as_ref().unwrap_err();
@@ -516,11 +516,11 @@ fn new_user(request_id: &str) -> pb::CreateUserRequest {
 }
 
 #[tokio::test]
-async fn a_write_that_may_have_been_applied_is_to_be_retried_only_with_a_request_id() {
+async fn a_possibly_applied_write_is_retryable_only_with_a_request_id() {
     let (backends, service) = start().await;
     let request_id = uuid::Uuid::new_v4().to_string();
     let mut client = service.client.clone();
-    for (request_id, told) in [
+    for (request_id, retry) in [
         ("", (Some("-1"), false)),
         (request_id.as_str(), (Some("1000"), true)),
     ] {
@@ -528,11 +528,11 @@ async fn a_write_that_may_have_been_applied_is_to_be_retried_only_with_a_request
             .dynamodb
             .refuse("TransactWriteItems", "", 0, usize::MAX);
         let refused = client.create_user(new_user(request_id)).await;
-        assert_eq!(retry_of(&refused), told);
+        assert_eq!(retry_of(&refused), retry);
         assert_refused(refused, Code::Unavailable, "OUTCOME_UNKNOWN");
-        backends.dynamodb.behave();
+        backends.dynamodb.clear_rules();
 
-        // Applied, and then neither confirmed nor the cache left.
+        // The write is applied, but can neither be confirmed nor leave the cache.
         let commit = backends.dynamodb.hold("TransactWriteItems", "olivia", 0);
         let mut request = tonic::Request::new(new_user(request_id));
         request.set_timeout(Duration::from_millis(4000));
@@ -542,20 +542,20 @@ async fn a_write_that_may_have_been_applied_is_to_be_retried_only_with_a_request
             backends.dynamodb.refuse("PutItem", "", 0, usize::MAX);
             commit.release();
         });
-        backends.momento.behave();
-        backends.dynamodb.behave();
-        assert_eq!(retry_of(&refused), told);
+        backends.momento.clear_rules();
+        backends.dynamodb.clear_rules();
+        assert_eq!(retry_of(&refused), retry);
         assert_refused(refused, Code::Unavailable, "APPLIED_NOT_CONFIRMED");
         service.settle().await;
         if request_id.is_empty() {
             service.delete_user("olivia").await.unwrap();
         }
     }
-    // Sent again, it is answered as it would have been.
-    let answer = client.create_user(new_user(&request_id)).await.unwrap();
-    assert_eq!(answer.into_inner().user.unwrap().username, "olivia");
+    // The request, sent again, returns its outcome.
+    let response = client.create_user(new_user(&request_id)).await.unwrap();
+    assert_eq!(response.into_inner().user.unwrap().username, "olivia");
 
-    // What was certainly not applied may be retried in any case.
+    // A write that was certainly not applied may be retried in any case.
     let throttled = error_body("ThrottlingException");
     backends
         .dynamodb
@@ -574,7 +574,7 @@ const RETRY_CLIENT: &str = "RETRY_CLIENT";
 async fn a_grpc_library_retries_a_write_of_unknown_outcome_only_with_a_request_id() {
     let program = std::env::var(RETRY_CLIENT).unwrap();
     let id = uuid::Uuid::new_v4().to_string();
-    for (number, (config, request_id, said)) in [
+    for (number, (config, request_id, expected)) in [
         ("service_config.json", "", "failed UNAVAILABLE"),
         ("service_config_request_id.json", "", "failed UNAVAILABLE"),
         (
@@ -588,7 +588,7 @@ async fn a_grpc_library_retries_a_write_of_unknown_outcome_only_with_a_request_i
     {
         let (backends, service) = start().await;
         let transactions = &backends.dynamodb;
-        // The first attempt is applied, and nobody hears of it.
+        // The first attempt is applied, and its response is lost.
         transactions.lose_reply("TransactWriteItems", "");
         let throttled = error_body("ThrottlingException");
         transactions.answer("TransactWriteItems", 2, 400, &throttled);
@@ -601,7 +601,7 @@ async fn a_grpc_library_retries_a_write_of_unknown_outcome_only_with_a_request_i
         }
         let output = client.kill_on_drop(true).output().await.unwrap();
         let output = String::from_utf8(output.stdout).unwrap();
-        assert_eq!(output.trim(), said, "{config} {request_id}");
+        assert_eq!(output.trim(), expected, "{config} {request_id}");
         service.get_user(&format!("user-{number}")).await.unwrap();
     }
 }
@@ -615,8 +615,8 @@ async fn a_transaction_that_is_in_progress_may_still_be_applied() {
         .answer("TransactWriteItems", usize::MAX, 400, &in_progress);
     let refused = service.create_user("olivia").await;
     assert_refused(refused, Code::Unavailable, "OUTCOME_UNKNOWN");
-    // An attempt that is known to have done nothing before it changes nothing in that.
-    backends.dynamodb.behave();
+    // An earlier attempt that certainly had no effect does not change this.
+    backends.dynamodb.clear_rules();
     let throttled = error_body("ThrottlingException");
     backends
         .dynamodb
@@ -629,7 +629,7 @@ async fn a_transaction_that_is_in_progress_may_still_be_applied() {
 }
 
 #[test]
-fn the_service_configuration_retries_reads_and_leaves_writes_without_a_request_id_alone() {
+fn the_service_configuration_retries_only_reads_and_writes_with_a_request_id() {
     let config = |name: &str| -> serde_json::Value {
         let file = format!("{}/clients/{name}", env!("CARGO_MANIFEST_DIR"));
         serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap()
@@ -653,7 +653,7 @@ fn the_service_configuration_retries_reads_and_leaves_writes_without_a_request_i
         let (name, rest) = line.strip_prefix("  rpc ")?.split_once('(')?;
         Some((name.to_owned(), rest.split(')').next()?.to_owned()))
     });
-    // A request that changes something has an id.
+    // Only requests of writes have a request id.
     let has_id = |message: &str| {
         let begin = contract.find(&format!("message {message} {{")).unwrap();
         let end = contract[begin..].find("\n}\n").unwrap();
@@ -665,7 +665,7 @@ fn the_service_configuration_retries_reads_and_leaves_writes_without_a_request_i
     let mut safe = retried(&config("service_config.json"));
     safe.sort();
     assert_eq!(safe, reads);
-    // For clients whose writes all have one.
+    // For clients that send a request id with every write: all methods are retried.
     assert_eq!(retried(&config("service_config_request_id.json")), [None]);
 }
 
@@ -701,7 +701,7 @@ async fn every_read_past_the_indexes_is_strongly_consistent() {
     let mut reads = std::collections::BTreeMap::<_, usize>::new();
     for (call, about) in &calls {
         let is_read = ["GetItem", "BatchGetItem", "Query"].contains(&call.as_str());
-        // An index knows no other way.
+        // Index queries cannot be strongly consistent.
         if is_read && !about.contains("\"IndexName\"") {
             assert!(about.contains(r#""ConsistentRead":true"#), "{call} {about}");
             *reads.entry(call.as_str()).or_default() += 1;

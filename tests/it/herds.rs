@@ -1,5 +1,5 @@
-//! Many readers of one record that is not cached: they share table reads, but
-//! never one that may have seen the table before a write they must see.
+//! Many readers of one record that is not cached: they share table reads, but never a
+//! read that may be older than a write which they must see.
 
 use std::time::Duration;
 
@@ -16,12 +16,11 @@ const OLIVIA: &str = "oliviaowner";
 const MICHAEL: &str = "membermichael";
 const HERD: usize = 1000;
 
-/// A replica that waits long for the cache.
+/// A replica with a long read timeout for the cache.
 async fn start_patient() -> (Backends, Replica) {
     let backends = Backends::start().await;
     let waiting = CoherenceSettings {
         cache_read_timeout: Duration::from_secs(5),
-        invalidator: None,
         ..CoherenceSettings::default()
     };
     let service = Replica::start_with(&backends.serve_settings(), patient(waiting)).await;
@@ -51,7 +50,7 @@ async fn a_herd_on_a_cold_record_makes_few_table_reads() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn look_ups_that_come_while_many_are_under_way_share_a_round_trip() {
+async fn look_ups_share_a_round_trip_while_many_others_are_in_flight() {
     const CHECKS: usize = 400;
     let (backends, service) = start_patient().await;
     service.found_olivia_org_with_michael().await;
@@ -74,7 +73,7 @@ async fn look_ups_that_come_while_many_are_under_way_share_a_round_trip() {
 }
 
 #[tokio::test]
-async fn a_look_up_does_not_wait_for_earlier_ones_to_come_back_from_far() {
+async fn a_look_up_does_not_wait_for_slow_earlier_ones() {
     let (backends, service) = start_patient().await;
     service.found_olivia_org_with_michael().await;
     service.role_of(ORG, MICHAEL).await;
@@ -102,8 +101,8 @@ async fn a_look_up_does_not_wait_for_earlier_ones_to_come_back_from_far() {
     assert!((3..=6).contains(&look_ups), "{look_ups} look-ups");
 }
 
-/// Waits until the cache has been looked into so many times.
-async fn looked(backends: &Backends, times: usize) {
+/// Waits until the cache has received this number of look-ups.
+async fn wait_for_look_ups(backends: &Backends, times: usize) {
     while backends.momento.seen("GetBatch").len() < times {
         tokio::task::yield_now().await;
     }
@@ -116,7 +115,7 @@ async fn a_reader_joins_a_table_read_that_is_not_sent_yet() {
     backends.flush_cache().await;
     backends.forget_calls();
     let lease = backends.momento.hold("SetIf", MICHAEL, 0);
-    // Asks of somebody else, too: that lease shows that it has joined.
+    // Checks another user, too: the lease for that user shows that the call has joined.
     let checks = [MICHAEL, "nobody"].map(|username| pb::MembershipCheck {
         organization_name: ORG.to_owned(),
         username: username.to_owned(),
@@ -163,7 +162,7 @@ async fn a_reader_does_not_join_a_table_read_that_a_removal_has_overtaken() {
 }
 
 #[tokio::test]
-async fn a_reader_whose_shared_read_is_given_up_reads_for_itself() {
+async fn a_reader_whose_shared_read_is_cancelled_reads_the_table_itself() {
     let (backends, service) = start().await;
     service.found_olivia_org_with_michael().await;
     backends.flush_cache().await;
@@ -182,8 +181,8 @@ async fn a_reader_whose_shared_read_is_given_up_reads_for_itself() {
     };
     lease.reached().await;
     let (read, ()) = tokio::join!(service.role_of(ORG, MICHAEL), async {
-        looked(&backends, 2).await;
-        // The one that is to read for both goes away.
+        wait_for_look_ups(&backends, 2).await;
+        // The call that would read for both is cancelled.
         leader.abort();
     });
     assert_eq!(read, Some(Role::Member));
@@ -191,7 +190,7 @@ async fn a_reader_whose_shared_read_is_given_up_reads_for_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_who_are_added_to_one_organization_at_once_are_all_added() {
+async fn many_concurrent_additions_to_one_organization_all_succeed() {
     const CROWD: usize = 32;
     let (backends, service) = start().await;
     service.found_olivia_org().await;
@@ -212,8 +211,7 @@ async fn many_who_are_added_to_one_organization_at_once_are_all_added() {
     }
     let transactions = backends.dynamodb.seen("TransactWriteItems").len();
 
-    // What it would be if each changed the organization, as a count of members
-    // would.
+    // For comparison: each write changes the organization, as a counter of members would.
     backends.forget_calls();
     let change = |name: &String| {
         let request = pb::UpdateOrganizationRequest {
@@ -235,7 +233,7 @@ async fn many_who_are_added_to_one_organization_at_once_are_all_added() {
     println!(
         "{CROWD} additions: {transactions} transactions; {CROWD} changes of one item: {attempts}"
     );
-    // Each is tried once with the others and then in its turn, where only who
-    // tries for the first time gets in its way.
+    // Each change is attempted once beside the others, and then at the head of the write
+    // queue. There, only first attempts conflict with it.
     assert!(attempts <= 3 * CROWD, "{attempts}");
 }

@@ -1,5 +1,5 @@
-//! Attacks on identity: nobody is taken for somebody else, and authority ends with its
-//! evidence.
+//! Attacks on identity: no caller is mistaken for another one, and permissions end with
+//! the credentials that prove them.
 
 use std::{
     sync::Arc,
@@ -43,7 +43,7 @@ use crate::{
 
 const FRONTEND: &str = "spiffe://example.org/frontend";
 
-/// A replica that takes tokens signed with these keys.
+/// A replica that accepts tokens signed with these keys.
 async fn with_keys(keys: &Value) -> (Backends, Files, Replica) {
     let (backends, files) = (Backends::start().await, Files::new());
     found(&backends).await;
@@ -57,7 +57,7 @@ fn assert_invalid<T: std::fmt::Debug>(refused: Result<T, Status>) {
 }
 
 #[tokio::test]
-async fn a_user_with_the_name_of_a_service_is_granted_nothing_of_it() {
+async fn a_user_with_the_name_of_a_service_has_none_of_its_grants() {
     let signer = Signer::new("one");
     let (_backends, _files, service) = with_keys(&json!({"keys": [signer.public_key()]})).await;
     let transfer = pb::TransferOwnershipRequest {
@@ -67,7 +67,7 @@ async fn a_user_with_the_name_of_a_service_is_granted_nothing_of_it() {
         ..pb::TransferOwnershipRequest::default()
     };
     let mut client = service.client.clone();
-    // Also by the name in a service's certificate.
+    // Also with the name in a service's certificate.
     for name in ["operator", "console", "frontend", FRONTEND] {
         let token = signer.token(name);
         let denied = client
@@ -78,14 +78,14 @@ async fn a_user_with_the_name_of_a_service_is_granted_nothing_of_it() {
         let denied = client.batch_check_memberships(with(&token, batch)).await;
         assert_refused(denied, Code::PermissionDenied, "METHOD_NOT_GRANTED");
     }
-    // A token that two callers could have is nobody's.
+    // A token that matches two callers is rejected.
     let mut both = service_claims("billing");
     both["client_id"] = json!(["billing", "operator"]);
     assert_invalid(checks(&service.client, &signer.sign(&both)).await);
 }
 
 #[tokio::test]
-async fn a_service_brings_its_own_token_or_a_user_s_and_no_other_service_s() {
+async fn a_service_can_send_a_token_of_a_user_but_not_of_another_service() {
     let (backends, files, signer) = (Backends::start().await, Files::new(), Signer::new("one"));
     found(&backends).await;
     let (server, clients) = (Authority::new(), Authority::new());
@@ -107,11 +107,11 @@ fn jwk(key: Jwk, changes: &Value) -> Value {
 }
 
 #[tokio::test]
-async fn keys_are_used_for_what_they_are_for() {
+async fn keys_are_used_only_for_their_declared_purpose() {
     let [good, stranger] = ["one", "one"].map(Signer::new);
     let public = || good.public_key();
     for (keys, is_taken) in [
-        // A key of the same name for another purpose, before and after it.
+        // A key of the same name for another purpose, after and before the valid key.
         (
             vec![
                 jwk(public(), &json!({})),
@@ -126,7 +126,7 @@ async fn keys_are_used_for_what_they_are_for() {
             ],
             true,
         ),
-        // Two of the same name: the one that has signed it.
+        // Two keys of the same name: the one that has signed the token is used.
         (
             vec![
                 jwk(public(), &json!({})),
@@ -134,7 +134,7 @@ async fn keys_are_used_for_what_they_are_for() {
             ],
             true,
         ),
-        // Entries that nobody understands.
+        // Invalid entries are ignored.
         (
             vec![
                 json!({"kty": "QUANTUM", "kid": "one"}),
@@ -152,7 +152,7 @@ async fn keys_are_used_for_what_they_are_for() {
         // A key without a name, for a token that names one.
         (vec![jwk(public(), &json!({"kid": null}))], true),
     ] {
-        // A set needs some key: of one that signs nothing here.
+        // A key set needs a usable key: this one signs no token here.
         let other = jwk(Signer::new("other").public_key(), &json!({}));
         let keys = [keys.clone(), vec![other]].concat();
         let keys = json!({"keys": keys});
@@ -166,7 +166,7 @@ async fn keys_are_used_for_what_they_are_for() {
 }
 
 #[tokio::test]
-async fn a_token_that_names_no_key_is_tried_with_all_that_fit() {
+async fn a_token_without_a_key_id_is_checked_with_all_suitable_keys() {
     let signers = ["old", "new"].map(Signer::new);
     let keys = signers.each_ref().map(Signer::public_key);
     let (_backends, _files, service) = with_keys(&json!({"keys": keys})).await;
@@ -186,7 +186,7 @@ async fn a_token_that_names_no_key_is_tried_with_all_that_fit() {
 }
 
 #[tokio::test]
-async fn extensions_of_tokens_that_are_not_understood_are_not_ignored() {
+async fn tokens_with_unsupported_critical_extensions_are_rejected() {
     let signer = Signer::new("one");
     let (_backends, _files, service) = with_keys(&json!({"keys": [signer.public_key()]})).await;
     let token = |extension: Value| {
@@ -213,7 +213,7 @@ async fn extensions_of_tokens_that_are_not_understood_are_not_ignored() {
 }
 
 #[tokio::test]
-async fn one_header_brings_a_token_whatever_the_case_of_its_scheme() {
+async fn a_token_is_in_one_header_with_a_case_insensitive_scheme() {
     let signer = Signer::new("one");
     let (_backends, _files, service) = with_keys(&json!({"keys": [signer.public_key()]})).await;
     let token = signer.service_token("billing");
@@ -250,7 +250,7 @@ async fn one_header_brings_a_token_whatever_the_case_of_its_scheme() {
 async fn a_replica_starts_without_the_keys_of_tokens_and_reads_them_later() {
     let (backends, files, signer) = (Backends::start().await, Files::new(), Signer::new("one"));
     found(&backends).await;
-    // Nobody listens there yet.
+    // No server listens on this address yet.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     drop(listener);
@@ -262,7 +262,7 @@ async fn a_replica_starts_without_the_keys_of_tokens_and_reads_them_later() {
     assert!(details.retry_info().is_some());
     assert_eq!(health_of(&service).await, ServingStatus::NotServing);
     let _served = at_this_url(addr, signer.key_set()).await;
-    eventually("the keys are known", async || {
+    eventually("the keys are loaded", async || {
         checks(&service.client, &token).await.is_ok()
     })
     .await;
@@ -270,7 +270,7 @@ async fn a_replica_starts_without_the_keys_of_tokens_and_reads_them_later() {
         health_of(&service).await == ServingStatus::Serving
     })
     .await;
-    // What answers as if it were no key set is a mistake, and told at the start.
+    // A response that is no key set is a configuration error: the start fails.
     let wrong = at_a_url("{}".to_owned()).await;
     let mut settings = backends.serve_settings();
     settings.server.callers = token_settings(&files, wrong);
@@ -314,7 +314,7 @@ async fn a_watch_ends_when_the_token_of_its_caller_expires() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_expires_is_not_taken_on_a_connection_that_is_open() {
+async fn an_expired_certificate_is_rejected_also_on_an_open_connection() {
     let (backends, files) = (Backends::start().await, Files::new());
     found(&backends).await;
     let (server, clients) = (Authority::new(), Authority::new());
@@ -375,7 +375,7 @@ async fn sessions_of_clients_with_certificates_are_not_resumed() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_is_revoked_is_turned_away_without_a_restart() {
+async fn a_revoked_certificate_is_rejected_without_a_restart() {
     let (backends, files) = (Backends::start().await, Files::new());
     found(&backends).await;
     let (server, clients) = (Authority::new(), Authority::new());
@@ -400,7 +400,7 @@ async fn a_certificate_that_is_revoked_is_turned_away_without_a_restart() {
     assert!(!is_taken(&first).await);
     assert!(is_taken(&second).await);
     files.write("revoked.pem", &clients.revoke(2));
-    eventually("the second one is turned away", async || {
+    eventually("the second certificate is rejected", async || {
         !is_taken(&second).await
     })
     .await;
@@ -408,7 +408,7 @@ async fn a_certificate_that_is_revoked_is_turned_away_without_a_restart() {
 }
 
 #[tokio::test]
-async fn callers_have_request_ids_of_their_own() {
+async fn request_ids_are_separate_for_each_caller() {
     let signer = Signer::new("one");
     let (_backends, _files, service) = with_keys(&json!({"keys": [signer.public_key()]})).await;
     let mut client = service.client.clone();
@@ -444,7 +444,7 @@ async fn the_feed_and_the_audit_log_name_the_caller_of_a_change() {
         watching.is_some()
     })
     .await;
-    // Again where the table does not answer in time: each has its effect once.
+    // Retried if the table does not respond in time: each write has its effect once.
     eventually("Michael is a member", async || {
         let request = with(&signer.token(OLIVIA), add(OLIVIA));
         let added = client.add_user_to_organization(request).await;
@@ -461,33 +461,33 @@ async fn the_feed_and_the_audit_log_name_the_caller_of_a_change() {
     })
     .await;
     let mut watching = watching.unwrap().into_inner();
-    let told = async {
+    let received = async {
         loop {
             let response = watching.message().await.unwrap().unwrap();
             for change in response.changes {
-                // A user who calls is named as the acting user.
+                // A change that a user makes names the acting user instead.
                 if !change.caller.is_empty() {
                     return change;
                 }
             }
         }
     };
-    let told = timeout(PATIENCE, told).await.unwrap();
+    let received = timeout(PATIENCE, received).await.unwrap();
     assert_eq!(
-        (told.caller.as_str(), told.kind()),
+        (received.caller.as_str(), received.kind()),
         ("operator", pb::ChangeKind::Updated)
     );
     assert_eq!(server.terminate(), Some(0));
-    let said = log.read();
-    let is_told = |parts: &[&str]| {
-        let mut lines = said.lines().filter(|line| line.contains("audit"));
+    let logged = log.read();
+    let is_logged = |parts: &[&str]| {
+        let mut lines = logged.lines().filter(|line| line.contains("audit"));
         lines.any(|line| parts.iter().all(|part| line.contains(part)))
     };
     assert!(
-        is_told(&["SuspendUser", "caller=operator", "code=Ok"]),
-        "{said}"
+        is_logged(&["SuspendUser", "caller=operator", "code=Ok"]),
+        "{logged}"
     );
-    // The beginning of what `printf oliviaowner | sha256sum` says.
+    // The beginning of the output of `printf oliviaowner | sha256sum`.
     let added = [
         "AddUserToOrganization",
         "caller=sha256:6fcc523a050a",
@@ -495,8 +495,8 @@ async fn the_feed_and_the_audit_log_name_the_caller_of_a_change() {
         "organization=\"olivia-org\"",
         "code=",
     ];
-    assert!(is_told(&added), "{said}");
-    assert!(!said.contains(MICHAEL) && !said.contains(OLIVIA));
+    assert!(is_logged(&added), "{logged}");
+    assert!(!logged.contains(MICHAEL) && !logged.contains(OLIVIA));
 }
 
 /// A key set at this address.

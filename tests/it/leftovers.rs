@@ -1,10 +1,10 @@
-//! Deletions are done at once, whatever they leave; what they leave is removed
-//! beside all calls.
+//! A deletion takes effect at once, however many orphans it leaves. The orphans are
+//! removed in the background.
 
 use std::{sync::Arc, time::Duration};
 
 use account_service::{
-    background::orphan_cleanup::CleanUpTiming,
+    background::orphan_cleanup::OrphanCleanupTiming,
     boot::Tuning,
     domain::Timestamp,
     proto::account_v1::{self as pb, Role},
@@ -26,13 +26,13 @@ const OLIVIA: &str = "oliviaowner";
 const MICHAEL: &str = "membermichael";
 /// Environment variable with the number of members of the large organization.
 const MEMBERS: &str = "LEFTOVER_MEMBERS";
-/// The same of the organizations that the deleted user is in.
+/// Environment variable with the number of organizations of the deleted user.
 const ORGANIZATIONS: &str = "LEFTOVER_ORGANIZATIONS";
 
-/// Cleans up at this rate, without waiting for much.
+/// An orphan clean-up at this rate, with short pauses.
 pub fn cleaning(backends: &Backends, rate: u32) -> Tuning {
     Tuning {
-        clean_up: Some(CleanUpTiming {
+        clean_up: Some(OrphanCleanupTiming {
             poll: pace(Duration::from_millis(20)),
             beat: pace(Duration::from_millis(50)),
             takeover: pace(Duration::from_millis(200)),
@@ -76,7 +76,7 @@ async fn tasks_left(backends: &Backends) -> usize {
 }
 
 #[tokio::test]
-async fn what_an_organization_leaves_is_removed_and_the_next_one_of_its_name_is_spared() {
+async fn orphans_of_an_organization_are_removed_and_a_new_one_of_its_name_is_spared() {
     let count = from_env(MEMBERS).unwrap_or(1000);
     let (backends, service) = start().await;
     service.found_olivia_org().await;
@@ -89,7 +89,7 @@ async fn what_an_organization_leaves_is_removed_and_the_next_one_of_its_name_is_
     assert_eq!(transactions.collect::<Vec<_>>(), ["1 x TransactWriteItems"]);
     assert_eq!(service.role_of(ORG, OLIVIA).await, None);
 
-    // The name again, with members of its own, while the clean-up is under way.
+    // A new organization of the name, with its own members, during the clean-up.
     service.create_organization(ORG, OLIVIA).await.unwrap();
     let cleaner =
         Replica::start_with(&backends.serve_settings(), cleaning(&backends, 100_000)).await;
@@ -108,7 +108,7 @@ async fn what_an_organization_leaves_is_removed_and_the_next_one_of_its_name_is_
 }
 
 #[tokio::test]
-async fn what_a_user_leaves_is_removed_and_the_next_one_of_the_name_is_spared() {
+async fn orphans_of_a_user_are_removed_and_a_new_one_of_the_name_is_spared() {
     let count = from_env(ORGANIZATIONS).unwrap_or(120);
     let (backends, service) = start().await;
     backends.table().end_stream().await;
@@ -128,7 +128,7 @@ async fn what_a_user_leaves_is_removed_and_the_next_one_of_the_name_is_spared() 
     service.delete_user(MICHAEL).await.unwrap();
     assert_eq!(backends.dynamodb.seen("TransactWriteItems").len(), 1);
     service.create_user(MICHAEL).await.unwrap();
-    // Of the same name, over what is left and beside it.
+    // Memberships of the new user: one replaces an orphan, the other does not.
     for organization in ["org-0007", ORG] {
         let added = service
             .add(organization, MICHAEL, Role::Admin, OLIVIA)
@@ -154,7 +154,7 @@ async fn what_a_user_leaves_is_removed_and_the_next_one_of_the_name_is_spared() 
 }
 
 #[tokio::test]
-async fn a_replica_that_crashed_in_the_middle_is_followed_by_another_one() {
+async fn another_replica_continues_the_clean_up_of_a_crashed_replica() {
     let (backends, service) = start().await;
     service.found_olivia_org().await;
     let organization = service.get_organization(ORG).await.unwrap().0;
@@ -162,10 +162,10 @@ async fn a_replica_that_crashed_in_the_middle_is_followed_by_another_one() {
     service.delete_organization(ORG).await;
     let (dynamodb, momento) = <(Arc<Script>, Arc<Script>)>::default();
     let (way, settings) = backends.way(dynamodb.clone(), momento).await;
-    // Its fourth transaction never ends, nor does anything after it: it is gone.
+    // The fourth transaction of this replica never ends, as after a crash.
     let _gone = dynamodb.hold("TransactWriteItems", "", 3);
     let crashed = Replica::start_with(&settings, cleaning(&backends, 100_000)).await;
-    eventually("it is in the middle", async || {
+    eventually("the clean-up is in the middle", async || {
         members_left(&backends).await <= 300 - 3 * 25 + 1
     })
     .await;
@@ -177,7 +177,7 @@ async fn a_replica_that_crashed_in_the_middle_is_followed_by_another_one() {
 }
 
 #[tokio::test]
-async fn leftovers_are_removed_no_faster_than_the_rate() {
+async fn orphans_are_removed_no_faster_than_the_configured_rate() {
     let (backends, service) = start().await;
     service.found_olivia_org().await;
     let organization = service.get_organization(ORG).await.unwrap().0;
@@ -189,11 +189,11 @@ async fn leftovers_are_removed_no_faster_than_the_rate() {
         members_left(&backends).await == 0
     })
     .await;
-    // The pause after the last ones is not waited for.
+    // The test does not wait for the pause after the last removals.
     assert!(began.elapsed() > Duration::from_millis(750));
 }
 
-/// A membership that the service may not remove while `Script::answer_about` says so.
+/// Puts a membership. Scripts can deny its removal by its key.
 async fn put_membership(table: &Table, organization: &str, member: &str, uids: [&str; 2]) {
     let (pk, sk) = (
         format!("ORGMEMBERS#{organization}"),
@@ -209,7 +209,7 @@ async fn put_membership(table: &Table, organization: &str, member: &str, uids: [
     table.put(&item).await;
 }
 
-/// A task as a deletion leaves it, at this time by the deleter's clock.
+/// Puts the clean-up task of a deletion at this time, by the deleting replica's clock.
 async fn put_task(table: &Table, gone: &str, uid: &str, millis: i64) {
     let text = |text: String| AttributeValue::S(text);
     let item = [
@@ -240,7 +240,7 @@ async fn memberships_that_cannot_be_removed_stop_neither_their_own_task_nor_othe
     let zoe = service.get_user("zoe").await.unwrap().0;
     service.delete_organization(ORG).await;
     service.delete_user("zoe").await.unwrap();
-    // An item that is no task at all, before all others.
+    // An item that is no task, and sorts before all tasks.
     table.put(&[("PK", "LEFTOVERS"), ("SK", "!")]).await;
     let denied = error_body("AccessDeniedException");
     for about in ["MEMBER#mm-viewer", "ORGMEMBERS#b-org"] {
@@ -261,14 +261,14 @@ async fn memberships_that_cannot_be_removed_stop_neither_their_own_task_nor_othe
     .await;
     let left = table.partition("ORGMEMBERS#b-org").await;
     assert_eq!(left["MEMBER#zoe"]["memberUid"].as_s().unwrap(), &zoe.uid);
-    // Permitted, they are removed, too.
-    backends.dynamodb.behave();
+    // Once permitted, their removal succeeds.
+    backends.dynamodb.clear_rules();
     eventually("all is removed", async || tasks_left(&backends).await == 0).await;
     drop(cleaner);
 }
 
 #[tokio::test]
-async fn tasks_that_cannot_be_done_do_not_starve_those_behind_them() {
+async fn tasks_that_cannot_be_done_do_not_starve_later_tasks() {
     const STUCK: usize = 120;
     let (backends, service) = start().await;
     let table = backends.table();
@@ -285,7 +285,7 @@ async fn tasks_that_cannot_be_done_do_not_starve_those_behind_them() {
     script.answer_about("TransactWriteItems", "MEMBER#viewer", 400, &denied);
     let settings = backends.serve_settings();
     let cleaner = Replica::start_with(&settings, cleaning(&backends, 100_000)).await;
-    eventually("what can be done is done", async || {
+    eventually("all other tasks are done", async || {
         members_left(&backends).await == 0 && tasks_left(&backends).await == STUCK
     })
     .await;
@@ -314,7 +314,7 @@ async fn the_clock_of_the_deleting_replica_does_not_decide_when_a_task_is_done()
     };
     eventually("several passes", async || passes() > 5).await;
     assert_eq!(tasks_left(&backends).await, 1);
-    // What an index shows late is removed.
+    // A membership that the index shows late is removed.
     let membership = [
         ("PK", "ORGMEMBERS#behind"),
         ("SK", "MEMBER#late"),
@@ -323,7 +323,7 @@ async fn the_clock_of_the_deleting_replica_does_not_decide_when_a_task_is_done()
     ];
     table.put(&membership).await;
     drop(cleaner);
-    // And by a clock that is an hour ahead.
+    // Deleted by a clock that is an hour ahead.
     put_task(&table, "ORG#ahead", "gone", now + hour).await;
     let settings = backends.serve_settings();
     let cleaner = Replica::start_with(&settings, cleaning(&backends, 100_000)).await;

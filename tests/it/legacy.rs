@@ -64,7 +64,7 @@ async fn members(replica: &Replica, organization: &str) -> BTreeMap<String, Role
 }
 
 #[tokio::test]
-async fn all_that_the_tutorial_wrote_is_read_and_listed() {
+async fn all_records_of_the_tutorial_are_read_and_listed() {
     let (backends, service) = start().await;
     fill(&backends.table()).await;
     let known = |role: &str| match role {
@@ -218,7 +218,7 @@ async fn names_with_separators_share_no_cache_entry() {
 }
 
 #[tokio::test]
-async fn a_membership_with_an_unknown_role_grants_nothing_and_spoils_nothing() {
+async fn a_membership_with_an_unknown_role_grants_nothing_and_affects_no_other() {
     let (backends, service) = start().await;
     fill(&backends.table()).await;
     let odd = ["lower-olga", "viewer-vera"];
@@ -279,7 +279,7 @@ async fn a_membership_with_an_unknown_role_is_repaired_removed_and_left() {
         .remove(ORG, "viewer-vera", "viewer-vera")
         .await
         .unwrap();
-    // Another writer's repair is not overwritten by one that did not see it.
+    // A repair does not overwrite a concurrent repair of another writer.
     put_odd("Emperor").await;
     let held = backends
         .dynamodb
@@ -376,7 +376,8 @@ async fn names_that_the_tutorial_takes_again_inherit_nothing() {
     let (backends, service) = start().await;
     let table = backends.table();
     fill(&table).await;
-    // Of the tutorial, and of this service with a member whom the tutorial added.
+    // One organization of the tutorial, and one of this service with a member that the
+    // tutorial added.
     service
         .create_organization("own-org", OLIVIA)
         .await
@@ -402,13 +403,13 @@ async fn names_that_the_tutorial_takes_again_inherit_nothing() {
     service.delete_user("Odd_Name@x").await.unwrap();
     assert!(!tutorial_creates_user(&table, "Odd_Name@x").await);
 
-    // What is left is removed; then the names are free again.
+    // After the clean-up, the names are free again.
     let cleaner =
         Replica::start_with(&backends.serve_settings(), cleaning(&backends, 100_000)).await;
     eventually("all is cleaned up", async || tasks_left(&table).await == 0).await;
     drop(cleaner);
     assert!(tutorial_creates_user(&table, "Odd_Name@x").await);
-    // An hour is longer than entries of the cache live.
+    // A tombstone lasts an hour, longer than an entry of the cache.
     backends.flush_cache().await;
     assert_eq!(service.role_of("ab", "Odd_Name@x").await, None);
     for organization in [ORG, "own-org"] {
@@ -444,7 +445,7 @@ async fn members_whom_the_tutorial_adds_from_its_cache_after_the_deletion_are_re
     tuning.clean_up.as_mut().unwrap().retention = Duration::from_secs(2);
     let cleaner = Replica::start_with(&backends.serve_settings(), tuning).await;
     let members = "ORGMEMBERS#olivia-org";
-    eventually("what was left is removed", async || {
+    eventually("the orphan is removed", async || {
         table.count(members, "MEMBER#Odd_Name@x").await == 0
     })
     .await;
@@ -609,7 +610,7 @@ async fn a_deleted_name_is_taken_again_by_the_service_while_its_tombstone_stands
 }
 
 #[tokio::test]
-async fn what_the_service_writes_is_what_the_tutorial_reads() {
+async fn records_of_the_service_have_the_attributes_that_the_tutorial_reads() {
     let (backends, service) = start().await;
     let table = backends.table();
     service.found_olivia_org_with_michael().await;
@@ -637,10 +638,8 @@ async fn what_the_service_writes_is_what_the_tutorial_reads() {
     }
 }
 
-/// DynamoDB Local takes the longer to change an index the more tables it has: these
-/// tests come first there.
 #[tokio::test]
-async fn what_others_write_where_this_service_writes_nothing_is_changed_all_the_same() {
+async fn records_with_explicit_default_values_can_be_changed() {
     let (backends, service) = start().await;
     let text = |text: &str| AttributeValue::S(text.to_owned());
     let zero = || AttributeValue::N("0".to_owned());
@@ -691,6 +690,7 @@ async fn what_others_write_where_this_service_writes_nothing_is_changed_all_the_
     service.delete_user("olivia").await.unwrap();
 }
 
+/// Run first against DynamoDB Local, which changes an index more slowly with each table.
 mod indexes {
     use super::*;
 
@@ -740,7 +740,7 @@ mod indexes {
     }
 
     #[tokio::test]
-    async fn setup_puts_owners_that_others_wrote_into_their_index() {
+    async fn setup_indexes_the_owners_that_other_writers_stored() {
         let backends = Backends::start().await;
         let settings = backends.serve_settings().backends;
         let table = backends.table();
@@ -763,7 +763,7 @@ mod indexes {
     }
 
     #[tokio::test]
-    async fn an_owner_leaves_though_the_index_of_owners_cannot_be_read_or_is_missing() {
+    async fn an_owner_can_leave_without_a_readable_index_of_owners() {
         let (backends, service) = start().await;
         let (olivia, michael) = ("oliviaowner", "membermichael");
         service.found_olivia_org_with_michael().await;
@@ -773,7 +773,7 @@ mod indexes {
         let script = &backends.dynamodb;
         script.answer_about("Query", "ownerOf-SK-index", 400, &denied);
         service.remove(ORG, olivia, olivia).await.unwrap();
-        script.behave();
+        script.clear_rules();
         let again = service.add(ORG, olivia, Role::Owner, michael).await;
         again.unwrap();
         backends.table().drop_index("ownerOf-SK-index").await;

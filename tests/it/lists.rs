@@ -1,4 +1,4 @@
-//! Lists are complete, page by page, and tell of nothing that is gone.
+//! Lists are complete, page by page, and contain no deleted record.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +17,7 @@ const MICHAEL: &str = "membermichael";
 /// Environment variable with the number of members of the large organization.
 const MEMBERS: &str = "LIST_MEMBERS";
 
-/// A page: what is on it, and the token of the next one.
+/// A page: its entries, and the token of the next page.
 type Page<T> = (Vec<T>, String);
 
 async fn members(
@@ -93,7 +93,7 @@ async fn organizations(
     Ok((names.collect(), page.next_page_token))
 }
 
-/// All pages of a list, and how many they are.
+/// The entries of all pages of a list, and the number of pages.
 async fn all<T>(mut page: impl AsyncFnMut(String) -> Result<Page<T>, Status>) -> (Vec<T>, usize) {
     let (mut all, mut pages, mut token) = (Vec::new(), 0, String::new());
     loop {
@@ -118,7 +118,7 @@ async fn member_names(replica: &Replica, organization: &str) -> Vec<String> {
     memberships.map(|it| it.member_username).collect()
 }
 
-/// An organization as the tutorial would have made it.
+/// The items of an organization as the tutorial writes them.
 fn large_organization(members: usize) -> Vec<Vec<(&'static str, String)>> {
     let user = |name: &str| {
         vec![
@@ -152,7 +152,7 @@ fn large_organization(members: usize) -> Vec<Vec<(&'static str, String)>> {
 }
 
 #[tokio::test]
-async fn every_member_is_on_one_page_while_others_come_and_go() {
+async fn every_member_is_on_one_page_while_others_are_added_and_removed() {
     let count: usize = std::env::var(MEMBERS).map_or(2500, |count| count.parse().unwrap());
     let (backends, service) = start().await;
     backends.table().end_stream().await;
@@ -166,7 +166,7 @@ async fn every_member_is_on_one_page_while_others_come_and_go() {
                 if done.is_cancelled() {
                     return changes;
                 }
-                // Between the others, before and after the page that is read.
+                // The name sorts between the others, before or after the page that is read.
                 let name = format!("member{number:06}x");
                 let request = pb::CreateUserRequest {
                     username: name.clone(),
@@ -210,7 +210,7 @@ async fn every_member_is_on_one_page_while_others_come_and_go() {
 }
 
 #[tokio::test]
-async fn all_users_and_organizations_are_listed_and_none_that_is_gone() {
+async fn lists_of_users_and_organizations_are_complete_without_deleted_ones() {
     let (_backends, service) = start().await;
     let names: Vec<_> = (0..23).map(|number| format!("name{number}")).collect();
     for name in &names {
@@ -229,7 +229,7 @@ async fn all_users_and_organizations_are_listed_and_none_that_is_gone() {
 }
 
 #[tokio::test]
-async fn a_user_s_organizations_are_listed_and_none_that_was_left() {
+async fn a_list_of_a_user_s_organizations_is_complete_without_former_ones() {
     let (_backends, service) = start().await;
     service.found_olivia_org().await;
     let names: Vec<_> = (0..11).map(|number| format!("org-{number:02}")).collect();
@@ -248,7 +248,7 @@ async fn a_user_s_organizations_are_listed_and_none_that_was_left() {
 }
 
 #[tokio::test]
-async fn a_list_of_members_shows_the_suspended_ones_and_leaves_out_members_without_a_user() {
+async fn a_list_of_members_includes_suspended_users_and_omits_deleted_ones() {
     let (_backends, service) = start().await;
     service.found_olivia_org_with_michael().await;
     let suspension = pb::SuspendUserRequest {
@@ -278,16 +278,16 @@ async fn a_list_of_members_shows_the_suspended_ones_and_leaves_out_members_witho
 }
 
 #[tokio::test]
-async fn a_page_token_is_good_for_its_own_list_only_and_not_to_be_made() {
+async fn a_page_token_works_only_for_its_own_list_and_cannot_be_forged() {
     let (backends, service) = start().await;
     let other = backends.replica().await;
     service.found_olivia_org_with_michael().await;
-    // One name is as long as the other's.
+    // One of the names is as long as the organization's.
     for name in ["other-org", "olivia-orb"] {
         service.create_organization(name, OLIVIA).await.unwrap();
     }
     let (first, token) = members(&service, ORG, 1, "").await.unwrap();
-    // On any replica, and with another size.
+    // The token works on any replica, and with another page size.
     let (second, end) = members(&other, ORG, 2, &token).await.unwrap();
     assert_eq!((first.len(), second.len(), end.as_str()), (1, 1, ""));
     let refused = |refused: Result<(), Status>| {
@@ -323,7 +323,7 @@ async fn a_page_token_is_good_for_its_own_list_only_and_not_to_be_made() {
 }
 
 #[tokio::test]
-async fn that_an_index_is_missing_is_said_only_where_the_table_says_so() {
+async fn a_missing_index_is_reported_only_for_a_validation_error_of_an_index_query() {
     let (backends, service) = start().await;
     service.found_olivia_org().await;
     let script = &backends.dynamodb;
@@ -339,7 +339,7 @@ async fn that_an_index_is_missing_is_said_only_where_the_table_says_so() {
 }
 
 #[tokio::test]
-async fn pages_have_a_default_size_and_a_greatest_one() {
+async fn pages_have_a_default_size_and_a_maximum_size() {
     let (backends, service) = start().await;
     backends.table().put_many(large_organization(1100)).await;
     for (size, expected) in [(0, 50), (7, 7), (1000, 1000), (i32::MAX, 1000)] {
@@ -354,13 +354,12 @@ async fn pages_have_a_default_size_and_a_greatest_one() {
     assert_refused(refused, Code::NotFound, "USER_NOT_FOUND");
 }
 
-/// DynamoDB Local takes the longer to change an index the more tables it has: these
-/// tests come first there.
+/// Run first against DynamoDB Local, which changes an index more slowly with each table.
 mod indexes {
     use super::*;
 
     #[tokio::test]
-    async fn what_others_wrote_is_listed_once_setup_has_seen_it() {
+    async fn records_of_other_writers_are_listed_after_setup_has_indexed_them() {
         let backends = Backends::start().await;
         backends.table().drop_index("listKey-PK-index").await;
         backends.table().put_many(large_organization(3)).await;
@@ -375,7 +374,7 @@ mod indexes {
             ["member000000", "member000001", "member000002", OLIVIA]
         );
         assert_eq!(organizations(&service, 0, "").await.unwrap().0, [ORG]);
-        // Once more changes nothing.
+        // A second setup changes nothing.
         let again = provision::run(&backend_settings, None).await.unwrap();
         assert_eq!(again.table, "exists");
     }

@@ -34,6 +34,7 @@ mod overload;
 mod ownership;
 mod permissions;
 mod profiles;
+mod reference;
 mod remote_calls;
 mod requests;
 mod rooms;

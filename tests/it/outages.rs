@@ -1,5 +1,5 @@
-//! The cache is gone for long: reads and, after a moment, writes go on without
-//! it; when it comes back, nothing from before is believed.
+//! A long outage of the cache: reads and, after a short wait, writes continue without it.
+//! After its return, no older entry is used.
 
 use std::time::Duration;
 
@@ -14,16 +14,15 @@ const ORG: &str = "olivia-org";
 const OLIVIA: &str = "oliviaowner";
 const MICHAEL: &str = "membermichael";
 
-/// A switch that is quick enough for tests.
+/// Settings with a switch that is quick enough for tests.
 fn quick() -> coherence::CoherenceSettings {
     coherence::CoherenceSettings {
-        // Long, so that a busy machine is not taken for a slow cache.
+        // Long, so that a busy machine does not count as a slow cache.
         cache_read_timeout: PATIENCE,
         timing: coherence::Timing {
             view_ttl: Duration::from_millis(400),
             ..coherence::Timing::default()
         },
-        invalidator: None,
         ..coherence::CoherenceSettings::default()
     }
 }
@@ -32,7 +31,7 @@ async fn quick_replica(backends: &Backends) -> Replica {
     Replica::start_with(&backends.serve_settings(), quick()).await
 }
 
-/// Waits until Olivia's membership is answered from the cache.
+/// Waits until Olivia's membership is served from the cache.
 async fn wait_for_the_cache(replica: &Replica) {
     let patience = Instant::now() + PATIENCE;
     while replica.check(ORG, OLIVIA).await.unwrap().source() != Source::Cache {
@@ -41,7 +40,7 @@ async fn wait_for_the_cache(replica: &Replica) {
     }
 }
 
-/// The names of the cache's generations that the calls were about.
+/// The generations of the cache, from the keys of the look-ups.
 fn generations(backends: &Backends) -> Vec<String> {
     let keys = backends.momento.seen("GetBatch").join(" ");
     let generations = keys.split(' ').filter_map(|key| key.split('/').nth(2));
@@ -52,7 +51,7 @@ fn generations(backends: &Backends) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn writes_go_on_without_the_cache_and_nothing_stale_is_seen_when_it_is_back() {
+async fn writes_continue_without_the_cache_and_no_read_is_stale_after_its_return() {
     let backends = Backends::start().await;
     let replicas = [
         quick_replica(&backends).await,
@@ -82,9 +81,9 @@ async fn writes_go_on_without_the_cache_and_nothing_stale_is_seen_when_it_is_bac
     }
     other.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
 
-    // Back, as it was left: Michael's membership is still in it.
+    // The cache returns with its old entries: Michael's membership is still in it.
     backends.forget_calls();
-    backends.momento.behave();
+    backends.momento.clear_rules();
     for replica in &replicas {
         wait_for_the_cache(replica).await;
         assert_eq!(replica.role_of(ORG, MICHAEL).await, None);
@@ -93,7 +92,7 @@ async fn writes_go_on_without_the_cache_and_nothing_stale_is_seen_when_it_is_bac
 }
 
 #[tokio::test]
-async fn a_cache_over_its_limit_fails_no_call_and_is_used_again_when_it_has_room() {
+async fn a_throttled_cache_fails_no_call_and_is_used_again_afterwards() {
     let backends = Backends::start().await;
     let service = quick_replica(&backends).await;
     service.found_olivia_org_with_michael().await;
@@ -106,7 +105,7 @@ async fn a_cache_over_its_limit_fails_no_call_and_is_used_again_when_it_has_room
     assert_eq!((read.is_member, read.source()), (true, Source::Store));
     service.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
     assert_eq!(service.role_of(ORG, MICHAEL).await, None);
-    backends.momento.behave();
+    backends.momento.clear_rules();
     wait_for_the_cache(&service).await;
     assert_eq!(service.role_of(ORG, MICHAEL).await, None);
 }
@@ -120,13 +119,13 @@ async fn a_replica_that_cannot_follow_the_switch_stops_using_the_cache_in_time()
     service.replica.settle().await;
     let read = behind.replica.check(ORG, MICHAEL).await.unwrap();
     assert_eq!((read.is_member, read.source()), (true, Source::Cache));
-    // From here on this replica does not learn of the switch.
+    // From now on, this replica cannot read the switch.
     behind.dynamodb.refuse("BesideGetItem", "", 0, usize::MAX);
     service.momento.refuse("SetIf", "", 0, usize::MAX);
     service.replica.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
     let read = behind.replica.check(ORG, MICHAEL).await.unwrap();
     assert_eq!((read.is_member, read.source()), (false, Source::Store));
-    // Its writes need to know.
+    // Its writes need the switch.
     let refused = behind.replica.create_user("late").await;
     assert_refused(refused, Code::Unavailable, "STORE_UNAVAILABLE");
 }
@@ -161,7 +160,7 @@ async fn a_write_that_has_no_time_to_leave_the_cache_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_write_that_cannot_be_confirmed_in_time_says_so_and_is_confirmed_later() {
+async fn a_write_that_cannot_be_confirmed_in_time_reports_it_and_is_confirmed_later() {
     let backends = Backends::start().await;
     let service = quick_replica(&backends).await;
     let other = quick_replica(&backends).await;
@@ -180,11 +179,11 @@ async fn a_write_that_cannot_be_confirmed_in_time_says_so_and_is_confirmed_later
         Code::Unavailable,
         "APPLIED_NOT_CONFIRMED",
     );
-    // Without a request id, it is not to be sent again.
+    // Without a request id, the request must not be sent again.
     assert!(details.retry_info().is_none());
     service.settle().await;
     assert_eq!(other.role_of(ORG, MICHAEL).await, None);
-    // It could only be confirmed by leaving the cache.
+    // Only leaving the cache could confirm the write.
     let steps = backends.dynamodb.seen("BesidePutItem").join(" ");
     assert!(steps.contains("WARM"), "{steps}");
 }
@@ -205,7 +204,7 @@ fn remove_michael(
 }
 
 #[tokio::test]
-async fn a_write_that_leaves_the_cache_waits_for_those_who_do_not_know_it_yet() {
+async fn a_write_that_leaves_the_cache_waits_for_replicas_with_an_older_view() {
     let backends = Backends::start().await;
     let unhurried = coherence::CoherenceSettings {
         timing: coherence::Timing::default(),
@@ -217,14 +216,13 @@ async fn a_write_that_leaves_the_cache_waits_for_those_who_do_not_know_it_yet() 
     let commit = service.dynamodb.hold("TransactWriteItems", MICHAEL, 0);
     let removal = remove_michael(&service.replica);
     commit.reached().await;
-    // The fence is evicted, and what is about to be old is cached.
+    // The fence is evicted, and the record that is about to change is cached.
     backends.flush_cache().await;
     behind.replica.check(ORG, MICHAEL).await.unwrap();
     behind.replica.settle().await;
     let read = behind.replica.check(ORG, MICHAEL).await.unwrap();
     assert_eq!((read.is_member, read.source()), (true, Source::Cache));
-    // From here on this replica does not learn of the switch, and the writer
-    // cannot fence.
+    // From now on, this replica cannot read the switch, and the writer cannot fence.
     behind.dynamodb.refuse("BesideGetItem", "", 0, usize::MAX);
     service.momento.refuse("SetIf", "", 0, usize::MAX);
     commit.release();
@@ -233,11 +231,11 @@ async fn a_write_that_leaves_the_cache_waits_for_those_who_do_not_know_it_yet() 
 }
 
 #[tokio::test]
-async fn a_write_is_not_acknowledged_while_its_replica_cannot_look_at_the_switch() {
+async fn a_write_is_not_acknowledged_while_its_replica_cannot_read_the_switch() {
     let backends = Backends::start().await;
     let service = quick_replica(&backends).await;
     service.found_olivia_org_with_michael().await;
-    // Both attempts: one does not last as long as a view.
+    // Holds both attempts: one attempt is shorter than the life of a view.
     let commits = [0, 0].map(|skip| backends.dynamodb.hold("TransactWriteItems", MICHAEL, skip));
     let removal = remove_michael(&service);
     commits[0].reached().await;
@@ -261,11 +259,11 @@ async fn put_switch(backends: &Backends, phase: &str) {
     table.set_text(register, register, "phase", phase).await;
 }
 
-/// Waits until Olivia's membership is answered from the table.
+/// Waits until Olivia's membership is served from the table.
 async fn wait_for_the_table(replica: &Replica) {
     let patience = Instant::now() + PATIENCE;
     while replica.check(ORG, OLIVIA).await.unwrap().source() == Source::Cache {
-        assert!(Instant::now() < patience, "the cache is not left");
+        assert!(Instant::now() < patience, "the cache is still used");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -278,7 +276,7 @@ async fn a_write_that_began_before_the_cache_was_in_use_publishes_nothing() {
         service.found_olivia_org().await;
         service.settle().await;
         wait_for_the_cache(&service).await;
-        // The service itself cannot move the switch on.
+        // The service itself cannot advance the switch.
         backends.momento.refuse("BesideSetIf", "", 0, usize::MAX);
         put_switch(&backends, "READY").await;
         wait_for_the_table(&service).await;
@@ -314,7 +312,7 @@ async fn a_cache_that_fails_between_commit_and_confirmation_is_left() {
 }
 
 #[tokio::test]
-async fn an_operator_flushes_everything() {
+async fn an_operator_can_flush_the_whole_cache() {
     let backends = Backends::start().await;
     let service = quick_replica(&backends).await;
     service.found_olivia_org().await;
@@ -329,7 +327,7 @@ async fn an_operator_flushes_everything() {
 }
 
 #[tokio::test]
-async fn what_is_written_during_a_flush_is_read_at_once() {
+async fn writes_during_a_flush_are_visible_at_once() {
     let backends = Backends::start().await;
     let replicas = [
         quick_replica(&backends).await,
@@ -356,7 +354,7 @@ async fn what_is_written_during_a_flush_is_read_at_once() {
 }
 
 #[tokio::test]
-async fn a_switch_that_somebody_deleted_is_made_anew_with_an_empty_cache() {
+async fn a_deleted_switch_is_created_again_with_an_empty_cache() {
     let backends = Backends::start().await;
     let service = quick_replica(&backends).await;
     service.found_olivia_org().await;
@@ -382,7 +380,7 @@ async fn a_switch_that_somebody_deleted_is_made_anew_with_an_empty_cache() {
 }
 
 #[tokio::test]
-async fn replicas_whose_clocks_differ_by_minutes_do_not_answer_stale() {
+async fn replicas_whose_clocks_differ_by_minutes_serve_no_stale_reads() {
     fn early() -> Timestamp {
         Timestamp(Timestamp::now().0 - 60_000)
     }

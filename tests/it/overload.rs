@@ -1,5 +1,5 @@
-//! More than there is room for, and connections that are of no use: others are
-//! served all the same, and nothing of it lasts.
+//! Overload, and connections that send nothing useful: other callers are still served,
+//! and the service recovers.
 
 use std::{
     net::SocketAddr,
@@ -38,7 +38,7 @@ async fn start_with(
     (backends, service)
 }
 
-/// A client on a connection of its own: without names, that is a caller.
+/// A client on its own connection: without authentication, each connection is a caller.
 async fn caller(addr: SocketAddr) -> Client {
     Client::connect(format!("http://{addr}")).await.unwrap()
 }
@@ -68,7 +68,7 @@ async fn check_in(
 }
 
 #[tokio::test]
-async fn a_flood_of_one_caller_leaves_others_their_turns() {
+async fn a_flood_of_one_caller_does_not_starve_other_callers() {
     const FLOOD: usize = 200;
     const AT_ONCE: u16 = 16;
     let (backends, service) = start_with(|server| server.calls_at_once = AT_ONCE).await;
@@ -77,33 +77,33 @@ async fn a_flood_of_one_caller_leaves_others_their_turns() {
     let held = backends.dynamodb.hold_all("BatchGetItem", "user-");
     let refused = AtomicUsize::new(0);
     let flood = join_all((0..FLOOD).map(async |number| {
-        // Of an organization of its own: no other check waits for the same read.
+        // Each check has its own organization: no two checks share a read.
         let names = [format!("org-{number}"), format!("user-{number}")];
-        let answer = check_in(hog.clone(), &names[0], &names[1]).await;
-        refused.fetch_add(usize::from(answer.is_err()), Ordering::SeqCst);
-        answer
+        let response = check_in(hog.clone(), &names[0], &names[1]).await;
+        refused.fetch_add(usize::from(response.is_err()), Ordering::SeqCst);
+        response
     }));
     let others = async {
         for _ in 0..3 {
-            let answer = check(guest.clone(), OLIVIA).await.unwrap();
-            assert_eq!(answer.role(), Role::Owner);
+            let response = check(guest.clone(), OLIVIA).await.unwrap();
+            assert_eq!(response.role(), Role::Owner);
         }
         // A removal does not wait for reads.
         service.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
-        // All others are refused though none of those in front of them ends.
-        let asked = || {
+        // All further checks are rejected, although no check before them ends.
+        let started = || {
             let reads = backends.dynamodb.seen("BatchGetItem").into_iter();
             reads.filter(|read| read.contains("user-")).count()
         };
-        eventually("the rest is refused", async || {
-            refused.load(Ordering::SeqCst) + asked() == FLOOD
+        eventually("all further checks are rejected", async || {
+            refused.load(Ordering::SeqCst) + started() == FLOOD
         })
         .await;
         drop(held);
     };
     let (flooded, ()) = tokio::join!(flood, others);
     let (served, refused): (Vec<_>, Vec<_>) = flooded.into_iter().partition(Result::is_ok);
-    // Where processors are busy, there are fewer places, down to four for each.
+    // On busy processors the limit is lower, down to four calls for each.
     assert!(
         (4..=AT_ONCE.into()).contains(&served.len()),
         "{}",
@@ -115,13 +115,13 @@ async fn a_flood_of_one_caller_leaves_others_their_turns() {
         let details = assert_refused(refused, Code::ResourceExhausted, "OVERLOADED");
         assert!(details.retry_info().is_some());
     }
-    // Nothing of it lasts.
-    backends.dynamodb.behave();
+    // The service has recovered.
+    backends.dynamodb.clear_rules();
     assert_eq!(check(hog, OLIVIA).await.unwrap().role(), Role::Owner);
 }
 
 #[tokio::test]
-async fn a_connection_has_room_for_256_calls_and_a_call_for_16_kib_of_headers() {
+async fn a_connection_allows_256_calls_and_a_call_allows_16_kib_of_headers() {
     let (_backends, service) = start().await;
     service.found_olivia_org().await;
     let stream = TcpStream::connect(service.addr).await.unwrap();
@@ -129,9 +129,9 @@ async fn a_connection_has_room_for_256_calls_and_a_call_for_16_kib_of_headers() 
     tokio::spawn(connection);
     let mut send = send.ready().await.unwrap();
     let anything = http::Request::get(format!("http://{}/", service.addr)).body(());
-    let (answer, _) = send.send_request(anything.unwrap(), true).unwrap();
-    // The server's settings come before its first answer.
-    answer.await.unwrap();
+    let (response, _) = send.send_request(anything.unwrap(), true).unwrap();
+    // The server's settings arrive before its first response.
+    response.await.unwrap();
     assert_eq!(send.current_max_send_streams(), 256);
 
     let client = caller(service.addr).await;
@@ -142,15 +142,15 @@ async fn a_connection_has_room_for_256_calls_and_a_call_for_16_kib_of_headers() 
         });
         let value = "x".repeat(kib * 1024).parse().unwrap();
         request.metadata_mut().insert("large", value);
-        let answer = client.clone().get_user(request).await;
-        assert_eq!(answer.is_ok(), is_taken, "{kib} KiB: {answer:?}");
+        let response = client.clone().get_user(request).await;
+        assert_eq!(response.is_ok(), is_taken, "{kib} KiB: {response:?}");
         if !is_taken {
-            assert_refused(answer, Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
+            assert_refused(response, Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
         }
     }
 }
 
-/// Whether the server closes the connection, having said anything before.
+/// Whether the server closes the connection, possibly after other bytes.
 pub async fn is_closed(connection: &mut TcpStream) -> bool {
     let mut buffer = [0; 4096];
     let closed = async {
@@ -165,7 +165,7 @@ pub async fn is_closed(connection: &mut TcpStream) -> bool {
 }
 
 #[tokio::test]
-async fn who_never_speaks_http2_is_cut_off() {
+async fn clients_that_never_speak_http2_are_disconnected() {
     let (_backends, service) = start().await;
     let mut silent = TcpStream::connect(service.addr).await.unwrap();
     let mut slow = TcpStream::connect(service.addr).await.unwrap();
@@ -192,13 +192,13 @@ async fn who_never_speaks_http2_is_cut_off() {
 }
 
 #[tokio::test]
-async fn a_silent_client_does_not_hold_the_service_up_when_it_stops() {
+async fn a_silent_client_does_not_delay_the_stop_of_the_service() {
     let (backends, mut service) = start().await;
     let silent = TcpStream::connect(service.addr).await.unwrap();
     service.found_olivia_org().await;
     service.stop();
     let began = Instant::now();
-    // Its place is taken by nobody else before it has ended.
+    // Its address is free once the service has ended.
     let rebound = async {
         while tokio::net::TcpListener::bind(service.addr).await.is_err() {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -210,7 +210,7 @@ async fn a_silent_client_does_not_hold_the_service_up_when_it_stops() {
 }
 
 #[tokio::test]
-async fn connections_beyond_the_most_are_closed_and_their_places_come_back() {
+async fn connections_beyond_the_limit_are_closed_until_other_connections_end() {
     let (_backends, service) = start_with(|server| server.max_connections = 3).await;
     service.found_olivia_org().await;
     let two = [caller(service.addr).await, caller(service.addr).await];
@@ -232,7 +232,7 @@ async fn connections_beyond_the_most_are_closed_and_their_places_come_back() {
 }
 
 #[tokio::test]
-async fn a_connection_that_is_old_is_renewed_and_no_call_fails() {
+async fn an_old_connection_is_renewed_and_no_call_fails() {
     let second = Duration::from_secs(1);
     let (_backends, service) = start_with(|server| {
         server.max_connection_age_s = second;
@@ -242,24 +242,24 @@ async fn a_connection_that_is_old_is_renewed_and_no_call_fails() {
     let until = Instant::now() + second * 3;
     while Instant::now() < until {
         match service.check(ORG, OLIVIA).await {
-            Ok(answer) => assert_eq!(answer.role(), Role::Owner),
+            Ok(response) => assert_eq!(response.role(), Role::Owner),
             Err(status) => assert!(!was_sent(&status), "{status:?}"),
         }
     }
-    // Raw, to see that it is asked to go, not thrown out.
+    // A raw connection shows that the server announces the end by GOAWAY.
     let mut attacker = Attacker::connect(service.addr).await;
-    attacker.hear(GOAWAY, 1).await;
+    attacker.wait_for_frames(GOAWAY, 1).await;
 }
 
 #[tokio::test]
-async fn a_watch_ends_with_its_connection_s_time_and_says_where_to_go_on() {
+async fn a_watch_ends_at_the_maximum_age_of_its_connection() {
     let backends = Backends::start().await;
     let mut settings = backends.serve_settings();
     settings.cache.stream_invalidator = true;
     settings.server.max_connection_age_s = Duration::from_secs(2);
     let service = Replica::start(&settings).await;
     let mut client = service.client.clone();
-    let watching = eventually("it is followed", async || {
+    let watching = eventually("the stream is followed", async || {
         let watch = client.watch_changes(pb::WatchChangesRequest::default());
         watch.await.is_ok()
     });
@@ -302,9 +302,9 @@ impl Attacker {
 
     /// Sends; `false` if the server has closed the connection.
     async fn send(&mut self, bytes: &[u8]) -> bool {
-        // What the server says is taken, so that it is not what holds it up.
-        let mut said = [0; 8192];
-        while let Ok(count) = self.connection.try_read(&mut said) {
+        // Reads the bytes of the server, so that they do not block it.
+        let mut received = [0; 8192];
+        while let Ok(count) = self.connection.try_read(&mut received) {
             if count == 0 {
                 return false;
             }
@@ -314,18 +314,18 @@ impl Attacker {
 }
 
 impl Attacker {
-    /// Waits until the server has said so many frames of this kind.
-    pub async fn hear(&mut self, kind: u8, count: usize) {
-        let mut said = Vec::new();
+    /// Waits until the server has sent this number of frames of this kind.
+    pub async fn wait_for_frames(&mut self, kind: u8, count: usize) {
+        let mut received = Vec::new();
         let mut buffer = [0; 4096];
-        let heard = async {
-            while count_frames(&said, kind) < count {
+        let enough = async {
+            while count_frames(&received, kind) < count {
                 let read = self.connection.read(&mut buffer).await.unwrap();
                 assert_ne!(read, 0, "the server has closed the connection");
-                said.extend(&buffer[..read]);
+                received.extend(&buffer[..read]);
             }
         };
-        timeout(PATIENCE, heard).await.unwrap();
+        timeout(PATIENCE, enough).await.unwrap();
     }
 }
 
@@ -360,7 +360,7 @@ fn head() -> Vec<u8> {
     head
 }
 
-/// A client beside an attacker: it is served meanwhile and afterwards.
+/// Asserts that another client is served during and after an attack.
 async fn is_harmless(attack: impl AsyncFnOnce(&mut Attacker)) {
     let (_backends, service) = start().await;
     service.found_olivia_org().await;
@@ -372,12 +372,12 @@ async fn is_harmless(attack: impl AsyncFnOnce(&mut Attacker)) {
     };
     let attack = timeout(PATIENCE, attack(&mut attacker));
     let (end, ()) = tokio::join!(attack, others);
-    end.expect("the attack was taken without end");
+    end.expect("the attack did not end");
     assert_eq!(service.role_of(ORG, OLIVIA).await, Some(Role::Owner));
 }
 
 #[tokio::test]
-async fn calls_that_are_reset_at_once_in_thousands_end_their_connection() {
+async fn thousands_of_calls_that_are_reset_at_once_end_their_connection() {
     is_harmless(async |attacker| {
         for stream in (1..).step_by(2) {
             let mut frames = frame(HEADERS, END_HEADERS, stream, &head());
@@ -391,7 +391,7 @@ async fn calls_that_are_reset_at_once_in_thousands_end_their_connection() {
 }
 
 #[tokio::test]
-async fn a_head_that_never_ends_ends_its_connection() {
+async fn an_endless_request_head_ends_its_connection() {
     is_harmless(async |attacker| {
         attacker.send(&frame(HEADERS, 0, 1, &head())).await;
         while attacker.send(&frame(CONTINUATION, 0, 1, &[0; 64])).await {}
@@ -400,7 +400,7 @@ async fn a_head_that_never_ends_ends_its_connection() {
 }
 
 #[tokio::test]
-async fn pings_and_settings_in_thousands_cost_others_nothing() {
+async fn thousands_of_pings_and_settings_do_not_affect_others() {
     is_harmless(async |attacker| {
         for _ in 0..10_000 {
             let mut frames = frame(PING, 0, 0, &[7; 8]);
@@ -414,11 +414,11 @@ async fn pings_and_settings_in_thousands_cost_others_nothing() {
 }
 
 #[tokio::test]
-async fn calls_that_never_send_their_message_end_with_their_time_and_leave_others_their_places() {
+async fn calls_that_never_send_their_message_time_out_and_do_not_starve_others() {
     let backends = Backends::start().await;
     let mut settings = backends.serve_settings();
     settings.server.calls_at_once = 16;
-    // Calls have as much time as outside of tests.
+    // Calls have the same time limits as in production.
     let service = Replica::start_with(&settings, settings.cache.to_coherence()).await;
     service.found_olivia_org().await;
     let mut attacker = Attacker::connect(service.addr).await;
@@ -434,17 +434,17 @@ async fn calls_that_never_send_their_message_end_with_their_time_and_leave_other
             assert_eq!(service.role_of(ORG, OLIVIA).await, Some(Role::Owner));
         }
     };
-    tokio::join!(attacker.hear(HEADERS, 100), others);
+    tokio::join!(attacker.wait_for_frames(HEADERS, 100), others);
 }
 
-/// A client that takes no more of an answer than its window says.
+/// A client that reads no more of a response than its window permits.
 pub struct Unwilling {
     addr: SocketAddr,
     send: h2::client::SendRequest<Bytes>,
 }
 
 impl Unwilling {
-    /// Takes no byte of an answer's message.
+    /// Reads no byte of a response message.
     pub async fn connect(addr: SocketAddr) -> Self {
         Self::with_window(addr, 0).await
     }
@@ -474,14 +474,14 @@ impl Unwilling {
             .header("te", "trailers")
             .header("content-type", "application/grpc");
         let mut send = self.send.clone().ready().await?;
-        let (answer, mut body) = send.send_request(call.body(()).unwrap(), false)?;
+        let (response, mut body) = send.send_request(call.body(()).unwrap(), false)?;
         body.send_data(framed, true)?;
-        Ok(answer)
+        Ok(response)
     }
 }
 
 #[tokio::test]
-async fn answers_that_are_never_taken_hold_no_places() {
+async fn responses_that_are_never_read_hold_no_slots() {
     const CALLS: usize = 100;
     let (_backends, service) = start_with(|server| server.calls_at_once = 16).await;
     service.found_olivia_org().await;
@@ -490,20 +490,20 @@ async fn answers_that_are_never_taken_hold_no_places() {
         consistency: None,
     };
     let mut unwilling = Unwilling::connect(service.addr).await;
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     for _ in 0..CALLS {
-        let answer = unwilling.call("GetUser", &message).await.unwrap();
-        answers.push(timeout(PATIENCE, answer).await.unwrap().unwrap());
+        let response = unwilling.call("GetUser", &message).await.unwrap();
+        responses.push(timeout(PATIENCE, response).await.unwrap().unwrap());
     }
     assert_eq!(service.role_of(ORG, OLIVIA).await, Some(Role::Owner));
-    for answer in &mut answers {
-        assert!(!answer.body().is_end_stream());
-        let none = futures_util::poll!(std::pin::pin!(answer.body_mut().data()));
+    for response in &mut responses {
+        assert!(!response.body().is_end_stream());
+        let none = futures_util::poll!(std::pin::pin!(response.body_mut().data()));
         assert!(none.is_pending(), "{none:?}");
     }
 }
 
-/// Reads that ask the table past the cache.
+/// Reads that query the table directly.
 #[derive(Debug, Clone, Copy)]
 enum TableRead {
     Lookup,
@@ -553,7 +553,7 @@ impl TableRead {
 }
 
 #[tokio::test]
-async fn look_ups_and_lists_are_among_the_table_reads_that_are_bounded() {
+async fn the_table_read_limit_covers_look_ups_and_lists() {
     const READS_AT_ONCE: u16 = 4;
     const CALLS: usize = 40;
     for read in [
@@ -587,8 +587,8 @@ async fn look_ups_and_lists_are_among_the_table_reads_that_are_bounded() {
         for refused in crowd {
             assert_refused(refused, Code::ResourceExhausted, "OVERLOADED");
         }
-        for answer in first {
-            if let Err(status) = answer {
+        for response in first {
+            if let Err(status) = response {
                 assert_eq!(status.code(), Code::NotFound, "{read:?} {status:?}");
             }
         }
@@ -596,7 +596,7 @@ async fn look_ups_and_lists_are_among_the_table_reads_that_are_bounded() {
 }
 
 #[tokio::test]
-async fn a_change_whose_caller_has_left_keeps_its_place_until_it_is_done() {
+async fn a_change_whose_caller_has_left_keeps_its_slot_until_it_ends() {
     let (backends, service) = start_with(|server| server.calls_at_once = 1).await;
     service.create_user(OLIVIA).await.unwrap();
     let held = backends.dynamodb.hold("TransactWriteItems", MICHAEL, 0);
@@ -611,7 +611,7 @@ async fn a_change_whose_caller_has_left_keeps_its_place_until_it_is_done() {
     held.reached().await;
     gone.abort();
     gone.await.unwrap_err();
-    // Its place is not free yet, however long one waits for it.
+    // Its slot is not free yet, however long the next call waits.
     let refused = service.create_user("another").await;
     assert_refused(refused, Code::ResourceExhausted, "OVERLOADED");
     held.release();

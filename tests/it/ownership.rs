@@ -23,8 +23,8 @@ async fn transfer(
         actor: actor.into(),
         ..pb::TransferOwnershipRequest::default()
     };
-    let answer = replica.client.clone().transfer_ownership(request).await?;
-    Ok(answer.into_inner())
+    let response = replica.client.clone().transfer_ownership(request).await?;
+    Ok(response.into_inner())
 }
 
 #[tokio::test]
@@ -59,8 +59,8 @@ async fn delete_organization(
         actor: actor.into(),
         ..pb::DeleteOrganizationRequest::default()
     };
-    let answer = replica.client.clone().delete_organization(request).await?;
-    Ok(answer.into_inner().organization.unwrap())
+    let response = replica.client.clone().delete_organization(request).await?;
+    Ok(response.into_inner().organization.unwrap())
 }
 
 fn deleting(username: &str) -> delete::Actor {
@@ -84,13 +84,13 @@ async fn an_owner_hands_over_and_becomes_an_admin_in_one_step() {
         assert_eq!(replica.role_of(ORG, MICHAEL).await, Some(Role::Owner));
         assert_eq!(replica.role_of(ORG, OLIVIA).await, Some(Role::Admin));
     }
-    // Who handed over can do so no more.
+    // The previous Owner cannot transfer the organization any more.
     let refused = transfer(&other, OLIVIA, by(OLIVIA)).await;
     assert_refused(refused, Code::PermissionDenied, "NOT_PERMITTED");
     let to_oneself = transfer(&other, MICHAEL, by(MICHAEL)).await.unwrap();
     assert_eq!(to_oneself.new_owner.unwrap().role(), Role::Owner);
     assert_eq!(to_oneself.previous_owner, None);
-    // To one who is an Owner already, only the other half is left to do.
+    // If the new Owner is an Owner already, only the demotion of the previous Owner remains.
     service
         .change_role(ORG, OLIVIA, Role::Owner, MICHAEL)
         .await
@@ -122,7 +122,7 @@ async fn the_platform_adds_an_owner_to_an_organization_that_has_none() {
     for replica in [&service, &other] {
         assert_eq!(replica.role_of(ORG, MICHAEL).await, Some(Role::Owner));
     }
-    // One who has a name that left a membership: of another incarnation, it is replaced.
+    // The name has a membership of an earlier incarnation: the transfer replaces it.
     service.create_user(OLIVIA).await.unwrap();
     assert_eq!(other.role_of(ORG, OLIVIA).await, None);
     transfer(&service, OLIVIA, platform()).await.unwrap();
@@ -139,7 +139,7 @@ async fn the_platform_adds_an_owner_to_an_organization_that_has_none() {
 }
 
 #[tokio::test]
-async fn an_organization_is_handed_over_by_owners_to_members_who_can_act() {
+async fn only_owners_can_transfer_ownership_and_only_to_active_members() {
     let (_backends, service) = start().await;
     service.found_olivia_org_with_michael().await;
     service.create_user("stranger").await.unwrap();
@@ -167,7 +167,7 @@ async fn an_organization_is_handed_over_by_owners_to_members_who_can_act() {
 }
 
 #[tokio::test]
-async fn the_platform_gives_an_organization_without_owners_a_new_one() {
+async fn the_platform_gives_an_organization_without_owners_a_new_owner() {
     let (_backends, service) = start().await;
     service.found_olivia_org_with_michael().await;
     service.delete_user(OLIVIA).await.unwrap();
@@ -178,7 +178,7 @@ async fn the_platform_gives_an_organization_without_owners_a_new_one() {
 }
 
 #[tokio::test]
-async fn the_members_of_a_deleted_organization_are_denied_at_once_also_under_its_name() {
+async fn members_of_a_deleted_organization_are_denied_at_once_and_under_a_reused_name() {
     let (backends, service) = start().await;
     let other = backends.replica().await;
     service.found_olivia_org_with_michael().await;
@@ -211,7 +211,7 @@ async fn the_members_of_a_deleted_organization_are_denied_at_once_also_under_its
     let refused = delete_organization(&service, "", platform.clone()).await;
     assert_refused(refused, Code::NotFound, "ORGANIZATION_NOT_FOUND");
 
-    // Taken again, by another: nobody inherits anything.
+    // Another user takes the name again: the former members inherit nothing.
     other.create_organization(ORG, MICHAEL).await.unwrap();
     assert_eq!(service.role_of(ORG, OLIVIA).await, None);
     assert_eq!(service.role_of(ORG, MICHAEL).await, Some(Role::Owner));

@@ -1,4 +1,4 @@
-//! Refusals and their details; the last Owner, also in a race.
+//! Rejections and their details; the last Owner, also in a race.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ async fn member(service: &Replica, name: &str, role: Role) {
 }
 
 #[tokio::test]
-async fn only_who_manages_members_learns_who_is_one_or_exists() {
+async fn only_managers_of_members_learn_whether_a_user_or_a_membership_exists() {
     let (_backends, service) = start().await;
     service.found_olivia_org().await;
     member(&service, "plain", Role::Member).await;
@@ -59,7 +59,7 @@ async fn the_last_owner_can_neither_leave_nor_be_demoted() {
     assert!(details.precondition_failure().is_some());
     assert_eq!(service.role_of(ORG, OLIVIA).await, Some(Role::Owner));
 
-    // An Owner whose user is deleted is no Owner who remains.
+    // An Owner whose user is deleted does not count as a remaining Owner.
     member(&service, "gone", Role::Owner).await;
     service.delete_user("gone").await.unwrap();
     let left = service.remove(ORG, OLIVIA, OLIVIA).await;
@@ -72,7 +72,7 @@ async fn the_last_owner_can_neither_leave_nor_be_demoted() {
 }
 
 #[tokio::test]
-async fn any_number_of_deleted_owners_does_not_hide_the_one_who_remains() {
+async fn many_deleted_owners_do_not_hide_the_remaining_one() {
     let (_backends, service) = start().await;
     service.found_olivia_org().await;
     for at in 0..30 {
@@ -87,7 +87,7 @@ async fn any_number_of_deleted_owners_does_not_hide_the_one_who_remains() {
 }
 
 #[tokio::test]
-async fn a_change_decided_on_a_membership_that_is_gone_does_not_bring_it_back() {
+async fn a_change_decided_on_a_replaced_membership_does_not_restore_it() {
     let (backends, service) = start().await;
     let other = backends.replica().await;
     service.found_olivia_org().await;
@@ -113,7 +113,7 @@ async fn a_change_decided_on_a_membership_that_is_gone_does_not_bring_it_back() 
 }
 
 #[tokio::test]
-async fn of_two_owners_who_leave_or_depose_each_other_at_once_one_remains() {
+async fn one_of_two_owners_who_leave_or_remove_each_other_at_once_remains() {
     let (backends, service) = start().await;
     let other = backends.replica().await;
     service.found_olivia_org().await;
@@ -146,7 +146,7 @@ async fn of_two_owners_who_leave_or_depose_each_other_at_once_one_remains() {
 }
 
 #[tokio::test]
-async fn of_many_who_take_one_name_at_once_one_succeeds() {
+async fn one_of_many_concurrent_creations_of_a_name_succeeds() {
     let (backends, service) = start().await;
     let other = backends.replica().await;
     let racing = (0..16).map(|at| {
@@ -197,16 +197,16 @@ async fn an_owner_leaves_a_large_organization() {
     let refused = service.remove(ORG, OLIVIA, OLIVIA).await;
     assert_refused(refused, Code::FailedPrecondition, "LAST_OWNER");
     let all = pages();
-    // Some servers count only what they return for the size of a page.
+    // Some servers count only the returned data for the size of a page.
     assert!((2..=8).contains(&all), "{all}");
 
-    // Found by the index, wherever it is in the organization.
+    // The index finds the other Owner at any position in the organization.
     member(&service, "zoe", Role::Owner).await;
     backends.forget_calls();
     service.remove(ORG, OLIVIA, OLIVIA).await.unwrap();
     assert_eq!((pages(), commits()), (1, 1));
 
-    // Put past the service, the index does not have it: found on the last page.
+    // An Owner that was put past the service is not in the index: the last page has it.
     service.create_user("zz-top").await.unwrap();
     let zoe = service.get_membership(ORG, "zoe").await.unwrap().0;
     let uid = service.get_user("zz-top").await.unwrap().0.uid;
@@ -225,10 +225,10 @@ async fn an_owner_leaves_a_large_organization() {
         .remove(ORG, "zoe", &zoe.member_username)
         .await
         .unwrap();
-    // Each page once: what took so long is not decided anew.
+    // Each page is read once: the long decision is not repeated.
     assert_eq!((pages(), commits()), (all, 1));
 
-    // And the first page is enough for one who is there.
+    // The first page suffices for an Owner that is on it.
     service
         .add(ORG, "zoe", Role::Owner, "zz-top")
         .await
@@ -251,7 +251,7 @@ async fn an_owner_leaves_a_large_organization() {
 }
 
 #[tokio::test]
-async fn a_decision_that_takes_too_long_changes_nothing_and_says_so() {
+async fn a_decision_beyond_its_deadline_changes_nothing_and_reports_it() {
     let (backends, service) = start().await;
     service.found_olivia_org().await;
     backends.dynamodb.delay("Query", PATIENCE);

@@ -1,4 +1,4 @@
-//! What describes users and organizations, their versions, and suspension.
+//! Profiles of users and organizations, their versions, and suspension.
 
 use std::collections::BTreeMap;
 
@@ -37,8 +37,8 @@ async fn update_user(
         update_mask,
         ..pb::UpdateUserRequest::default()
     };
-    let answer = replica.client.clone().update_user(request).await?;
-    Ok(answer.into_inner().user.unwrap())
+    let response = replica.client.clone().update_user(request).await?;
+    Ok(response.into_inner().user.unwrap())
 }
 
 async fn update_organization(
@@ -59,8 +59,8 @@ async fn update_organization(
         actor,
         ..pb::UpdateOrganizationRequest::default()
     };
-    let answer = replica.client.clone().update_organization(request).await?;
-    Ok(answer.into_inner().organization.unwrap())
+    let response = replica.client.clone().update_organization(request).await?;
+    Ok(response.into_inner().organization.unwrap())
 }
 
 async fn suspend_user(replica: &Replica, username: &str, etag: &str) -> Result<pb::User, Status> {
@@ -69,8 +69,8 @@ async fn suspend_user(replica: &Replica, username: &str, etag: &str) -> Result<p
         etag: etag.to_owned(),
         ..pb::SuspendUserRequest::default()
     };
-    let answer = replica.client.clone().suspend_user(request).await?;
-    Ok(answer.into_inner().user.unwrap())
+    let response = replica.client.clone().suspend_user(request).await?;
+    Ok(response.into_inner().user.unwrap())
 }
 
 async fn resume_user(replica: &Replica, username: &str) -> Result<pb::User, Status> {
@@ -78,8 +78,8 @@ async fn resume_user(replica: &Replica, username: &str) -> Result<pb::User, Stat
         username: username.to_owned(),
         ..pb::ResumeUserRequest::default()
     };
-    let answer = replica.client.clone().resume_user(request).await?;
-    Ok(answer.into_inner().user.unwrap())
+    let response = replica.client.clone().resume_user(request).await?;
+    Ok(response.into_inner().user.unwrap())
 }
 
 async fn suspend_organization(replica: &Replica) -> pb::Organization {
@@ -87,8 +87,8 @@ async fn suspend_organization(replica: &Replica) -> pb::Organization {
         organization_name: ORG.to_owned(),
         ..pb::SuspendOrganizationRequest::default()
     };
-    let answer = replica.client.clone().suspend_organization(request).await;
-    answer.unwrap().into_inner().organization.unwrap()
+    let response = replica.client.clone().suspend_organization(request).await;
+    response.unwrap().into_inner().organization.unwrap()
 }
 
 async fn resume_organization(replica: &Replica) -> pb::Organization {
@@ -96,8 +96,8 @@ async fn resume_organization(replica: &Replica) -> pb::Organization {
         organization_name: ORG.to_owned(),
         ..pb::ResumeOrganizationRequest::default()
     };
-    let answer = replica.client.clone().resume_organization(request).await;
-    answer.unwrap().into_inner().organization.unwrap()
+    let response = replica.client.clone().resume_organization(request).await;
+    response.unwrap().into_inner().organization.unwrap()
 }
 
 /// Two replicas that both have Olivia's and Michael's memberships cached.
@@ -114,7 +114,7 @@ async fn two_replicas() -> (Backends, Replica, Replica) {
 }
 
 #[tokio::test]
-async fn an_update_changes_what_the_mask_names_and_nothing_else() {
+async fn an_update_changes_only_the_fields_in_the_mask() {
     let (backends, service) = start().await;
     let other = backends.replica().await;
     let request = pb::CreateUserRequest {
@@ -158,16 +158,16 @@ async fn an_update_changes_what_the_mask_names_and_nothing_else() {
     let read = other.get_user(OLIVIA).await.unwrap();
     assert_eq!(read, (updated.clone(), Source::Cache));
 
-    // Without a mask: what is given.
+    // Without a mask, the fields that are given are changed.
     let updated = update_user(&service, edit.clone(), None).await.unwrap();
     assert_eq!(updated.labels, labels(&[("tier", "2")]));
     assert_eq!(updated.display_name, created.display_name);
-    // With all: what is not given is emptied.
+    // With the mask `*`, the fields that are not given are emptied.
     let updated = update_user(&service, edit.clone(), Some(mask(&["*"])))
         .await
         .unwrap();
     assert_eq!(updated.display_name, "");
-    // What changes nothing makes no version.
+    // An update without effect makes no version.
     let again = update_user(&service, edit.clone(), None).await.unwrap();
     assert_eq!(again, updated);
 
@@ -224,7 +224,7 @@ async fn labels_and_display_names_are_bounded() {
 }
 
 #[tokio::test]
-async fn a_change_of_another_version_than_the_etag_names_is_aborted() {
+async fn a_change_with_an_outdated_etag_is_aborted() {
     let (_backends, service) = start().await;
     service.found_olivia_org_with_michael().await;
     let before = service.get_user(OLIVIA).await.unwrap().0;
@@ -314,7 +314,7 @@ async fn a_suspended_user_is_denied_everywhere_at_once_until_resumed() {
         let membership = replica.get_membership(ORG, OLIVIA).await.unwrap().0;
         assert_eq!(membership.role(), Role::Owner);
         assert_eq!(membership.state(), State::Suspended);
-        // Who is suspended can act for nobody.
+        // A suspended user cannot act.
         let refused = replica.remove(ORG, MICHAEL, OLIVIA).await;
         assert_refused(refused, Code::PermissionDenied, "NOT_PERMITTED");
         let refused = replica.remove(ORG, OLIVIA, OLIVIA).await;
@@ -375,7 +375,7 @@ async fn a_suspended_member_can_be_managed_but_does_not_count_as_an_owner() {
 }
 
 #[tokio::test]
-async fn a_change_of_labels_alone_is_a_change() {
+async fn an_update_of_labels_alone_is_stored() {
     let (_backends, service) = start().await;
     service.found_olivia_org().await;
     let before = service.get_user(OLIVIA).await.unwrap().0;
@@ -413,7 +413,7 @@ async fn a_change_of_labels_alone_is_a_change() {
 }
 
 #[tokio::test]
-async fn an_organization_of_another_version_is_neither_suspended_nor_resumed() {
+async fn an_outdated_etag_prevents_suspension_and_resumption() {
     let (_backends, service) = start().await;
     service.found_olivia_org().await;
     let mut client = service.client.clone();
@@ -453,7 +453,7 @@ async fn an_organization_of_another_version_is_neither_suspended_nor_resumed() {
 }
 
 #[tokio::test]
-async fn a_change_leaves_attributes_that_this_version_does_not_know_as_they_are() {
+async fn a_change_keeps_attributes_of_newer_versions_of_the_service() {
     let (backends, service) = start().await;
     service.found_olivia_org_with_michael().await;
     let table = backends.table();
@@ -486,7 +486,7 @@ async fn a_change_leaves_attributes_that_this_version_does_not_know_as_they_are(
         attributes.contains(&"requestId".to_owned()),
         "{attributes:?}"
     );
-    // What is emptied is removed, and so is what the change before said of itself.
+    // An emptied attribute is removed, and so are the attributes about the previous change.
     let edit = pb::User {
         username: OLIVIA.to_owned(),
         ..pb::User::default()
@@ -514,7 +514,7 @@ async fn a_change_leaves_attributes_that_this_version_does_not_know_as_they_are(
         let item = table.partition(pk).await.remove(sk).unwrap();
         assert_eq!(item["ofANewerVersion"].as_s().unwrap(), "kept", "{sk}");
     }
-    // One who is added over what an earlier incarnation left is new.
+    // A membership that replaces one of an earlier incarnation is new.
     service.delete_user(MICHAEL).await.unwrap();
     service.create_user(MICHAEL).await.unwrap();
     service.transfer(ORG, OLIVIA, None).await.unwrap();
@@ -530,11 +530,11 @@ async fn a_change_leaves_attributes_that_this_version_does_not_know_as_they_are(
 }
 
 #[tokio::test]
-async fn a_text_that_is_not_shown_as_it_is_is_kept_where_it_was_and_put_nowhere_else() {
+async fn a_stored_text_with_invisible_characters_is_kept_and_a_new_one_is_rejected() {
     const ODD: &str = "Olivia\u{200b}";
     const NAME: &str = "olivia-of-old";
     let (backends, service) = start().await;
-    // As if it had been written before.
+    // Written past the service, which would reject the text.
     let key = format!("USER#{NAME}");
     let item = [
         ("PK", key.as_str()),

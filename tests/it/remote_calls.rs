@@ -1,5 +1,4 @@
-//! How many remote calls each RPC makes: counted by the servers, asserted
-//! exactly.
+//! The number of remote calls of each RPC, counted by the servers and asserted exactly.
 
 use account_service::proto::account_v1::{self as pb, Role, Source};
 
@@ -25,7 +24,7 @@ async fn assert_calls<T>(
 
 const ONE_GET: &[&str] = &["1 x Get"];
 const ONE_GET_BATCH: &[&str] = &["1 x GetBatch"];
-/// The look, the lease, the read, the fill.
+/// The look-up, the lease, the table read and the fill.
 const MISS: &[&str] = &["1 x Get", "2 x SetIf", "1 x GetItem"];
 /// The same for user, organization and membership.
 const MISS_OF_THREE: &[&str] = &["1 x GetBatch", "6 x SetIf", "1 x BatchGetItem"];
@@ -68,7 +67,7 @@ async fn a_missed_read_leases_reads_and_fills() {
 }
 
 #[tokio::test]
-async fn what_is_absent_is_cached_too() {
+async fn absent_records_are_cached_too() {
     let (backends, service) = start().await;
     let read = service.get_user("nobody");
     assert_calls(&backends, &service, read, MISS)
@@ -90,7 +89,7 @@ async fn what_is_absent_is_cached_too() {
 }
 
 #[tokio::test]
-async fn a_fully_consistent_read_leaves_the_cache_out() {
+async fn a_fully_consistent_read_skips_the_cache() {
     let (backends, service) = start().await;
     service.found_olivia_org().await;
     let request = pb::CheckMembershipRequest {
@@ -137,7 +136,7 @@ async fn a_batch_is_one_round_trip_on_hits_and_looks_each_record_up_once() {
 }
 
 #[tokio::test]
-async fn writes_that_grant_look_fence_read_commit_confirm_and_publish() {
+async fn writes_that_grant_look_up_fence_read_commit_confirm_and_publish() {
     let (backends, service) = start().await;
     let write = service.create_user(OLIVIA);
     let expected = &[
@@ -151,7 +150,8 @@ async fn writes_that_grant_look_fence_read_commit_confirm_and_publish() {
         .unwrap();
     service.create_user(MICHAEL).await.unwrap();
 
-    // Of the organization and of its founder's membership; and the founder.
+    // The batch looks up the organization and the founder's membership, the other look-up
+    // the founder.
     let write = service.create_organization(ORG, OLIVIA);
     let expected = &[
         "1 x Get",
@@ -164,7 +164,7 @@ async fn writes_that_grant_look_fence_read_commit_confirm_and_publish() {
         .await
         .unwrap();
 
-    // The second look is at what the grant stands on, beside the confirmation.
+    // The second look-up is of the records that the grant relies on, beside the confirmation.
     let grant = &[
         "1 x Get",
         "1 x GetBatch",
@@ -183,14 +183,14 @@ async fn writes_that_grant_look_fence_read_commit_confirm_and_publish() {
 }
 
 #[tokio::test]
-async fn writes_that_take_away_publish_nothing() {
+async fn writes_that_revoke_publish_nothing() {
     let (backends, service) = start().await;
     service.found_olivia_org().await;
     service
         .add(ORG, MICHAEL, Role::Admin, OLIVIA)
         .await
         .unwrap();
-    // Looks at the user and the organization: the answer says they are there.
+    // Looks up the user and the organization: the response reveals that they exist.
     let demotion = &[
         "1 x GetBatch",
         "2 x SetIf",
@@ -263,7 +263,7 @@ async fn suspensions_publish_nothing_and_resumptions_do() {
     assert_calls(&backends, &service, suspension, expected)
         .await
         .unwrap();
-    // The suspension's fence is gone: the resumption may replace what it left.
+    // The flush removes the suspension's fence, so that the resumption may publish.
     backends.flush_cache().await;
     let resumption = client.resume_user(pb::ResumeUserRequest {
         username: MICHAEL.to_owned(),
@@ -281,7 +281,7 @@ async fn suspensions_publish_nothing_and_resumptions_do() {
 }
 
 #[tokio::test]
-async fn writes_that_change_nothing_confirm_before_they_reveal_what_is_there() {
+async fn writes_that_change_nothing_confirm_before_they_reveal_a_record() {
     let (backends, service) = start().await;
     service.found_olivia_org_with_michael().await;
     let no_op = &["1 x GetBatch", "2 x SetIf", "1 x BatchGetItem"];
@@ -308,7 +308,7 @@ async fn writes_that_change_nothing_confirm_before_they_reveal_what_is_there() {
 }
 
 #[tokio::test]
-async fn the_last_owner_is_looked_for_only_when_an_owner_leaves() {
+async fn the_index_of_owners_is_queried_only_when_an_owner_leaves() {
     let (backends, service) = start().await;
     service.found_olivia_org().await;
     service
@@ -354,7 +354,7 @@ async fn a_request_id_costs_no_call_until_the_request_is_sent_again() {
 }
 
 #[tokio::test]
-async fn a_look_up_by_address_asks_the_table_who_has_it_and_the_cache_for_the_user() {
+async fn a_look_up_by_address_reads_the_claim_from_the_table_and_the_user_from_cache() {
     let (backends, service) = start().await;
     let mut client = service.client.clone();
     let request = pb::CreateUserRequest {
@@ -388,7 +388,7 @@ async fn a_page_of_a_list_is_a_query_and_a_round_trip_to_the_cache() {
     let (backends, service) = start().await;
     service.found_olivia_org_with_michael().await;
     let mut client = service.client.clone();
-    // The first token makes the key that tokens are signed with.
+    // The first page token creates the key that signs page tokens.
     let request = pb::ListOrganizationMembersRequest {
         organization_name: ORG.to_owned(),
         page_size: 1,

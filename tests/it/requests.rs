@@ -11,9 +11,9 @@ const ORG: &str = "olivia-org";
 const OLIVIA: &str = "oliviaowner";
 const MICHAEL: &str = "membermichael";
 
-type Answer = Pin<Box<dyn Future<Output = Result<String, Status>> + Send>>;
-/// Sends a request, always the same; returns all that the reply says.
-type Sending = Box<dyn Fn(&Client) -> Answer>;
+type PendingResponse = Pin<Box<dyn Future<Output = Result<String, Status>> + Send>>;
+/// Sends the same request each time; returns the whole response as text.
+type Sending = Box<dyn Fn(&Client) -> PendingResponse>;
 
 fn id() -> String {
     uuid::Uuid::new_v4().to_string()
@@ -35,7 +35,7 @@ macro_rules! request {
     }};
 }
 
-/// Every RPC that changes something, in an order in which each can.
+/// Every RPC that writes, in an order in which each succeeds.
 fn every_mutation() -> Vec<(&'static str, Sending)> {
     let user = pb::User {
         username: OLIVIA.to_owned(),
@@ -84,7 +84,7 @@ fn every_mutation() -> Vec<(&'static str, Sending)> {
             new_owner: MICHAEL,
             actor: pb::transfer_ownership_request::Actor::ActingUser(OLIVIA.to_owned()),
         }),
-        // Leaving: who sends it again may not act there any more.
+        // The actor leaves, and so has no permission when the request is sent again.
         request!(remove_user_from_organization RemoveUserFromOrganizationRequest {
             organization_name: ORG,
             member_username: OLIVIA,
@@ -108,15 +108,15 @@ async fn a_repeated_request_id_returns_the_change_whose_reply_was_lost() {
         }
         let lost = send(&service.client).await;
         assert_refused(lost, Code::Unavailable, "OUTCOME_UNKNOWN");
-        let answer = send(&other.client).await;
-        let answer = answer.unwrap_or_else(|status| panic!("{rpc}: {status:?}"));
+        let response = send(&other.client).await;
+        let response = response.unwrap_or_else(|status| panic!("{rpc}: {status:?}"));
         backends.flush_cache().await;
-        assert_eq!(send(&service.client).await.unwrap(), answer, "{rpc}");
+        assert_eq!(send(&service.client).await.unwrap(), response, "{rpc}");
     }
 }
 
 #[tokio::test]
-async fn a_change_whose_replica_died_is_returned_by_another_one() {
+async fn a_change_whose_replica_crashed_is_returned_by_another_replica() {
     let backends = Backends::start().await;
     for (rpc, send) in every_mutation() {
         let settings = backends.serve_settings().cache.to_coherence();
@@ -124,13 +124,14 @@ async fn a_change_whose_replica_died_is_returned_by_another_one() {
         let held = dying.dynamodb.hold_reply("TransactWriteItems", "");
         let sent = tokio::spawn(send(&dying.replica.client));
         held.reached().await;
-        // Committed, not confirmed, never answered; what it fenced is lost, too.
+        // The write is committed, but not confirmed, and has no response. Its fences are
+        // lost, too.
         sent.abort();
         drop(dying);
         backends.flush_cache().await;
         let other = backends.isolated(settings).await;
-        let answer = send(&other.replica.client).await;
-        answer.unwrap_or_else(|status| panic!("{rpc}: {status:?}"));
+        let response = send(&other.replica.client).await;
+        response.unwrap_or_else(|status| panic!("{rpc}: {status:?}"));
     }
 }
 
@@ -141,12 +142,13 @@ async fn a_request_that_is_sent_many_times_at_once_has_its_effect_once() {
     for (rpc, send) in every_mutation() {
         let clients = [&service.client, &other.client].into_iter().cycle();
         let sent = clients.take(8).map(&send);
-        let answers: Vec<_> = futures_util::future::join_all(sent).await;
-        let (answers, failures): (Vec<_>, Vec<_>) = answers.into_iter().partition(Result::is_ok);
-        assert!(!answers.is_empty(), "{rpc}: {failures:?}");
-        let answer = answers[0].as_ref().unwrap();
-        for other in &answers {
-            assert_eq!(other.as_ref().unwrap(), answer, "{rpc}");
+        let responses: Vec<_> = futures_util::future::join_all(sent).await;
+        let (responses, failures): (Vec<_>, Vec<_>) =
+            responses.into_iter().partition(Result::is_ok);
+        assert!(!responses.is_empty(), "{rpc}: {failures:?}");
+        let response = responses[0].as_ref().unwrap();
+        for other in &responses {
+            assert_eq!(other.as_ref().unwrap(), response, "{rpc}");
         }
         for failure in failures {
             assert_refused(failure, Code::Aborted, "CONTENTION");
@@ -155,7 +157,7 @@ async fn a_request_that_is_sent_many_times_at_once_has_its_effect_once() {
 }
 
 #[tokio::test]
-async fn another_request_with_the_same_id_is_refused() {
+async fn another_request_with_the_same_id_is_rejected() {
     let (_backends, service) = start().await;
     let request = |username: &str| pb::CreateUserRequest {
         username: username.to_owned(),
@@ -169,7 +171,7 @@ async fn another_request_with_the_same_id_is_refused() {
     let violations = &details.bad_request().unwrap().field_violations;
     assert_eq!(violations[0].field, "request_id");
     service.get_user(MICHAEL).await.unwrap_err();
-    // Of another method, too, although its fields are the same.
+    // A request of another method is rejected, too, although its fields are the same.
     let refused = client
         .delete_user(pb::DeleteUserRequest {
             username: OLIVIA.to_owned(),
@@ -182,7 +184,7 @@ async fn another_request_with_the_same_id_is_refused() {
 }
 
 #[tokio::test]
-async fn a_request_that_says_the_same_in_another_way_returns_the_first_outcome() {
+async fn an_equivalent_request_returns_the_first_outcome() {
     let (_backends, service) = start().await;
     service.create_user(OLIVIA).await.unwrap();
     let mut client = service.client.clone();
@@ -205,8 +207,8 @@ async fn a_request_that_says_the_same_in_another_way_returns_the_first_outcome()
         update_mask: None,
         ..update(id.clone(), &[])
     };
-    let mut with_what_cannot_be_changed = update(id.clone(), &["display_name", "first_name"]);
-    if let Some(user) = &mut with_what_cannot_be_changed.user {
+    let mut with_ignored_fields = update(id.clone(), &["display_name", "first_name"]);
+    if let Some(user) = &mut with_ignored_fields.user {
         user.set_state(State::Suspended);
         user.last_name = "not in the mask".to_owned();
     }
@@ -215,17 +217,17 @@ async fn a_request_that_says_the_same_in_another_way_returns_the_first_outcome()
         update(id.clone(), &["display_name", "first_name", "display_name"]),
         update(id.clone(), &[]),
         without_mask,
-        with_what_cannot_be_changed,
+        with_ignored_fields,
     ] {
-        let answer = client.update_user(again).await.unwrap().into_inner();
-        assert_eq!(answer, first);
+        let response = client.update_user(again).await.unwrap().into_inner();
+        assert_eq!(response, first);
     }
     let another = client.update_user(update(id, &["*"])).await;
     assert_refused(another, Code::InvalidArgument, "REQUEST_ID_REUSED");
 }
 
 #[tokio::test]
-async fn who_is_no_longer_permitted_learns_nothing_by_an_old_request() {
+async fn an_actor_without_permission_learns_nothing_from_an_old_request() {
     let (_backends, service) = start().await;
     service.found_olivia_org_with_michael().await;
     let mut client = service.client.clone();
@@ -245,7 +247,7 @@ async fn who_is_no_longer_permitted_learns_nothing_by_an_old_request() {
 }
 
 #[tokio::test]
-async fn who_gave_up_what_permitted_a_request_still_learns_what_came_of_it_unless_suspended() {
+async fn an_active_actor_receives_the_outcome_of_a_request_that_ended_its_permission() {
     let (_backends, service) = start().await;
     service.found_olivia_org_with_michael().await;
     let mut client = service.client.clone();
@@ -258,7 +260,7 @@ async fn who_gave_up_what_permitted_a_request_still_learns_what_came_of_it_unles
     };
     let first = client.remove_user_from_organization(leave.clone()).await;
     let again = client.remove_user_from_organization(leave.clone()).await;
-    let [first, again] = [first, again].map(|answer| answer.unwrap().into_inner());
+    let [first, again] = [first, again].map(|response| response.unwrap().into_inner());
     assert_eq!(again, first);
     let suspend = pb::SuspendUserRequest {
         username: MICHAEL.to_owned(),
@@ -270,7 +272,7 @@ async fn who_gave_up_what_permitted_a_request_still_learns_what_came_of_it_unles
 }
 
 #[tokio::test]
-async fn an_old_request_that_is_sent_again_does_not_undo_what_came_after_it() {
+async fn an_old_request_that_is_sent_again_does_not_undo_later_changes() {
     let (_backends, service) = start().await;
     service.create_user(OLIVIA).await.unwrap();
     let mut client = service.client.clone();
@@ -317,7 +319,7 @@ async fn a_request_that_changed_nothing_changes_nothing_when_it_is_sent_again() 
 }
 
 #[tokio::test]
-async fn a_request_that_was_refused_is_tried_anew() {
+async fn a_rejected_request_is_decided_anew_when_it_is_sent_again() {
     let (_backends, service) = start().await;
     service.create_user(OLIVIA).await.unwrap();
     let request = pb::CreateUserRequest {
@@ -333,7 +335,7 @@ async fn a_request_that_was_refused_is_tried_anew() {
 }
 
 #[tokio::test]
-async fn a_request_id_that_is_no_uuid_is_refused() {
+async fn a_request_id_that_is_no_uuid_is_rejected() {
     let (_backends, service) = start().await;
     for request_id in ["1", "00000000-0000-0000-0000-000000000000"] {
         let request = pb::CreateUserRequest {
@@ -349,7 +351,7 @@ async fn a_request_id_that_is_no_uuid_is_refused() {
 }
 
 #[tokio::test]
-async fn what_is_remembered_of_a_request_is_kept_for_a_day_and_then_forgotten() {
+async fn the_outcome_of_a_request_is_kept_for_a_day_and_then_expires() {
     let (backends, service) = start().await;
     let request_id = id();
     let request = pb::CreateUserRequest {

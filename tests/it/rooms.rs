@@ -1,4 +1,4 @@
-//! The rooms of the source keep to themselves.
+//! The dependencies between the rooms of the source.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,8 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Words and the rooms that may use them. `boot` puts the rooms together, and
-/// `local` stands in for what is outside.
+/// Words, and the rooms that may use them. `boot` connects the rooms, and `local`
+/// replaces the external services.
 const WORDS: [(&str, &[&str]); 12] = [
     (
         "aws_sdk_dynamodb",
@@ -38,7 +38,7 @@ const WORDS: [(&str, &[&str]); 12] = [
     ("account_v1", &["grpc/", "boot/", "proto.rs"]),
 ];
 
-/// Rooms and the rooms above them, which they must not know.
+/// Rooms, and the words that name rooms above them, which they must not use.
 const UPWARDS: [(&str, &[&str]); 4] = [
     ("domain/", &["crate::", "tokio", "prost", "uuid::", "serde"]),
     (
@@ -64,7 +64,7 @@ const UPWARDS: [(&str, &[&str]); 4] = [
 ];
 
 #[test]
-fn each_sdk_is_known_in_its_own_room_only() {
+fn each_sdk_is_named_in_its_own_room_only() {
     for (path, code) in sources() {
         for (word, rooms) in WORDS {
             let is_allowed = rooms.iter().any(|room| path.starts_with(room));
@@ -74,7 +74,7 @@ fn each_sdk_is_known_in_its_own_room_only() {
 }
 
 #[test]
-fn no_room_knows_the_rooms_above_it() {
+fn no_room_names_the_rooms_above_it() {
     for (path, code) in sources() {
         for (room, words) in UPWARDS {
             for word in words {
@@ -139,7 +139,7 @@ fn first_word(text: &str) -> String {
 }
 
 #[test]
-fn every_file_begins_with_what_it_is() {
+fn every_file_begins_with_a_description() {
     for (path, code) in sources() {
         assert!(code.starts_with("//! "), "{path}");
     }

@@ -32,7 +32,7 @@ async fn health_covers_the_server_and_the_service_until_it_stops() {
 }
 
 #[tokio::test]
-async fn a_call_that_is_under_way_when_the_service_stops_is_answered() {
+async fn a_call_in_progress_is_completed_when_the_service_stops() {
     let (backends, mut replica) = start().await;
     let late = backends.dynamodb.hold("TransactWriteItems", "olivia", 0);
     let client = replica.client.clone();
@@ -55,35 +55,35 @@ async fn create_user(mut client: Client, username: &str) -> pb::User {
 }
 
 #[tokio::test]
-async fn reflection_answers_what_it_does_not_know_with_an_error_and_goes_on() {
+async fn reflection_reports_an_unknown_symbol_as_an_error_and_continues() {
     use v1::server_reflection_request::MessageRequest;
     use v1::server_reflection_response::MessageResponse;
     let (_backends, replica) = start().await;
-    let ask = |symbol: &str| v1::ServerReflectionRequest {
+    let request_for = |symbol: &str| v1::ServerReflectionRequest {
         host: String::new(),
         message_request: Some(MessageRequest::FileContainingSymbol(symbol.to_owned())),
     };
     let channel = replica.channel.clone();
     let mut client = v1::server_reflection_client::ServerReflectionClient::new(channel);
-    let asked = [
+    let symbols = [
         "no.such.Symbol",
         "account.v1.ROLE_OWNER",
         "account.v1.AccountService.CheckMembership",
     ];
-    let answers = client.server_reflection_info(tokio_stream::iter(asked.map(ask)));
-    let answers: Vec<_> = answers.await.unwrap().into_inner().collect().await;
-    let answers: Vec<_> = answers.into_iter().map(Result::unwrap).collect();
-    assert_eq!(answers.len(), asked.len());
-    for (answer, symbol) in answers.iter().zip(asked) {
-        assert_eq!(answer.original_request, Some(ask(symbol)));
+    let responses = client.server_reflection_info(tokio_stream::iter(symbols.map(request_for)));
+    let responses: Vec<_> = responses.await.unwrap().into_inner().collect().await;
+    let responses: Vec<_> = responses.into_iter().map(Result::unwrap).collect();
+    assert_eq!(responses.len(), symbols.len());
+    for (response, symbol) in responses.iter().zip(symbols) {
+        assert_eq!(response.original_request, Some(request_for(symbol)));
     }
-    let Some(MessageResponse::ErrorResponse(error)) = &answers[0].message_response else {
-        panic!("{:?}", answers[0]);
+    let Some(MessageResponse::ErrorResponse(error)) = &responses[0].message_response else {
+        panic!("{:?}", responses[0]);
     };
     assert_eq!(error.error_code, i32::from(tonic::Code::NotFound));
-    for answer in &answers[1..] {
-        let Some(MessageResponse::FileDescriptorResponse(_)) = answer.message_response else {
-            panic!("{answer:?}");
+    for response in &responses[1..] {
+        let Some(MessageResponse::FileDescriptorResponse(_)) = response.message_response else {
+            panic!("{response:?}");
         };
     }
 }
@@ -99,13 +99,13 @@ async fn reflection_describes_the_service_in_both_versions() {
     };
     let mut client =
         v1::server_reflection_client::ServerReflectionClient::new(replica.channel.clone());
-    let answers = client.server_reflection_info(tokio_stream::once(request));
-    let mut answers = answers.await.unwrap().into_inner();
-    let answer = answers.next().await.unwrap().unwrap().message_response;
+    let responses = client.server_reflection_info(tokio_stream::once(request));
+    let mut responses = responses.await.unwrap().into_inner();
+    let response = responses.next().await.unwrap().unwrap().message_response;
     let Some(v1::server_reflection_response::MessageResponse::ListServicesResponse(services)) =
-        answer
+        response
     else {
-        panic!("{answer:?}");
+        panic!("{response:?}");
     };
     let names: Vec<_> = services.service.iter().map(|it| it.name.as_str()).collect();
     assert!(names.contains(&SERVICE), "{names:?}");
@@ -120,13 +120,13 @@ async fn reflection_describes_the_service_in_both_versions() {
     };
     let mut client =
         v1alpha::server_reflection_client::ServerReflectionClient::new(replica.channel.clone());
-    let answers = client.server_reflection_info(tokio_stream::once(request));
-    let mut answers = answers.await.unwrap().into_inner();
-    let answer = answers.next().await.unwrap().unwrap().message_response;
+    let responses = client.server_reflection_info(tokio_stream::once(request));
+    let mut responses = responses.await.unwrap().into_inner();
+    let response = responses.next().await.unwrap().unwrap().message_response;
     let Some(v1alpha::server_reflection_response::MessageResponse::FileDescriptorResponse(files)) =
-        answer
+        response
     else {
-        panic!("{answer:?}");
+        panic!("{response:?}");
     };
     assert!(!files.file_descriptor_proto.is_empty());
 }

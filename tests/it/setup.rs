@@ -1,4 +1,4 @@
-//! Setup of tables that are not there, are being made, or may not be used.
+//! Setup of tables that are missing, being created, or not accessible.
 
 use account_service::{boot::provision, config::BackendSettings};
 
@@ -22,7 +22,7 @@ async fn refusal(settings: &BackendSettings) -> String {
 }
 
 #[tokio::test]
-async fn both_of_two_setups_at_once_succeed() {
+async fn two_concurrent_setups_both_succeed() {
     let backends = Backends::start().await;
     let settings = backends.settings_of_another_table().backends;
     let create = backends
@@ -47,7 +47,7 @@ async fn setup_waits_until_a_new_table_and_its_indexes_can_be_used() {
     let settings = backends.settings_of_another_table().backends;
     let script = &backends.dynamodb;
     let not_found = error_body("ResourceNotFoundException");
-    // A table that has just been made may not be seen yet.
+    // A table may not be visible directly after its creation.
     script.answer("DescribeTable", 2, 400, &not_found);
     script.answer("DescribeTable", 1, 200, &described("CREATING", "ACTIVE"));
     script.answer("DescribeTable", 1, 200, &described("ACTIVE", "CREATING"));
@@ -60,7 +60,7 @@ async fn setup_waits_until_a_new_table_and_its_indexes_can_be_used() {
 }
 
 #[tokio::test]
-async fn a_right_that_setup_lacks_is_named_and_not_waited_for() {
+async fn setup_reports_a_missing_permission_without_a_wait() {
     let backends = Backends::start().await;
     let script = &backends.dynamodb;
     let denied = error_body("AccessDeniedException");
@@ -78,7 +78,7 @@ async fn a_right_that_setup_lacks_is_named_and_not_waited_for() {
             .await
             .contains("said the test")
     );
-    // A record that an earlier version wrote is to be put into its index.
+    // Setup has to put a record of an earlier version into its index.
     let table = backends.table();
     let (pk, sk) = ("USER#oliviaowner", "USER#oliviaowner");
     table.put(&[("PK", pk), ("SK", sk)]).await;
@@ -104,7 +104,7 @@ async fn a_record_that_is_deleted_while_setup_indexes_it_stays_deleted() {
 }
 
 #[tokio::test]
-async fn a_table_with_other_keys_is_refused() {
+async fn a_table_with_other_keys_is_rejected() {
     use aws_sdk_dynamodb::types::{
         AttributeDefinition, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType,
     };

@@ -1,5 +1,5 @@
-//! Reads that may be older: answered from memory, never older than they say, and
-//! never from before what the replica itself wrote.
+//! Reads with a staleness bound: served from memory, never older than their bound, and
+//! never older than the replica's own writes.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ async fn check(
 }
 
 #[tokio::test]
-async fn a_read_that_may_be_older_asks_neither_cache_nor_table_twice() {
+async fn a_read_with_a_staleness_bound_makes_no_second_remote_call() {
     let (backends, service) = start().await;
     service.found_olivia_org_with_michael().await;
     service.settle().await;
@@ -40,28 +40,28 @@ async fn a_read_that_may_be_older_asks_neither_cache_nor_table_twice() {
     assert_eq!(second.source(), Source::Memory);
     assert_eq!(second.role(), Role::Member);
     assert_eq!(backends.calls(), [""; 0]);
-    // Who does not ask for it never gets it.
+    // A read without a bound is not served from memory.
     assert_eq!(check(&service, None).await.source(), Source::Cache);
 }
 
 #[tokio::test]
-async fn what_another_replica_wrote_is_noticed_once_the_bound_is_over() {
+async fn a_write_of_another_replica_is_visible_after_the_staleness_bound() {
     const BOUND: Duration = Duration::from_millis(300);
     let (backends, service) = start().await;
     let other = backends.replica().await;
     service.found_olivia_org_with_michael().await;
     assert!(check(&service, Some(no_older_than(LONG))).await.is_member);
     other.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
-    let remembered = check(&service, Some(no_older_than(LONG))).await;
-    assert!(remembered.is_member);
-    assert_eq!(remembered.source(), Source::Memory);
+    let from_memory = check(&service, Some(no_older_than(LONG))).await;
+    assert!(from_memory.is_member);
+    assert_eq!(from_memory.source(), Source::Memory);
     sleep(BOUND).await;
     assert!(!check(&service, Some(no_older_than(BOUND))).await.is_member);
     assert!(!check(&service, None).await.is_member);
 }
 
 #[tokio::test]
-async fn what_the_replica_wrote_itself_is_never_answered_otherwise() {
+async fn a_replica_always_reads_its_own_writes() {
     let (_backends, service) = start().await;
     service.found_olivia_org_with_michael().await;
     for _ in 0..20 {
@@ -76,7 +76,7 @@ async fn what_the_replica_wrote_itself_is_never_answered_otherwise() {
 }
 
 #[tokio::test]
-async fn a_bound_in_the_past_is_refused() {
+async fn a_negative_staleness_bound_is_rejected() {
     let (_backends, service) = start().await;
     let staleness = prost_types::Duration {
         seconds: -1,
@@ -94,12 +94,12 @@ async fn a_bound_in_the_past_is_refused() {
 }
 
 #[tokio::test]
-async fn what_the_replica_s_own_write_stands_on_is_not_answered_from_before() {
+async fn reads_after_a_write_agree_with_the_records_that_it_relied_on() {
     let (backends, service) = start().await;
     let other = backends.replica().await;
     service.found_olivia_org().await;
     service.delete_user(MICHAEL).await.unwrap();
-    // Remembered: there is no such user.
+    // In memory: the user does not exist.
     assert!(!check(&service, Some(no_older_than(LONG))).await.is_member);
     other.create_user(MICHAEL).await.unwrap();
     service
@@ -108,7 +108,7 @@ async fn what_the_replica_s_own_write_stands_on_is_not_answered_from_before() {
         .unwrap();
     assert!(check(&service, Some(no_older_than(LONG))).await.is_member);
 
-    // Remembered: neither of them is a user.
+    // In memory: neither user exists.
     for name in [MICHAEL, OLIVIA] {
         service.delete_user(name).await.unwrap();
         assert!(!check_user(&service, name).await.is_member);
@@ -133,18 +133,18 @@ async fn what_the_replica_s_own_write_stands_on_is_not_answered_from_before() {
             consistency: Some(no_older_than(LONG)),
             ..pb::CheckMembershipRequest::default()
         };
-        let answer = service
+        let response = service
             .client
             .clone()
             .check_membership(request)
             .await
             .unwrap();
-        assert_eq!(answer.into_inner().role(), role, "{name}");
+        assert_eq!(response.into_inner().role(), role, "{name}");
     }
 }
 
 #[tokio::test]
-async fn that_nothing_had_to_be_changed_is_not_contradicted_from_before() {
+async fn reads_after_a_write_without_effect_agree_with_its_response() {
     let (backends, service) = start().await;
     let other = backends.replica().await;
     service.found_olivia_org().await;
@@ -152,7 +152,7 @@ async fn that_nothing_had_to_be_changed_is_not_contradicted_from_before() {
     assert!(!check_user(&service, MICHAEL).await.is_member);
     other.create_user(MICHAEL).await.unwrap();
     other.add(ORG, MICHAEL, Role::Member, OLIVIA).await.unwrap();
-    // Is so already: the answer stands on a user whom the replica does not remember.
+    // The role is the same already: the response relies on a user that is absent in memory.
     let kept = service
         .change_role(ORG, MICHAEL, Role::Member, OLIVIA)
         .await;
@@ -161,12 +161,12 @@ async fn that_nothing_had_to_be_changed_is_not_contradicted_from_before() {
 }
 
 #[tokio::test]
-async fn who_has_just_acted_is_not_denied_from_before() {
+async fn the_actor_of_a_write_is_not_denied_by_an_older_record_in_memory() {
     let (backends, service) = start().await;
     let other = backends.replica().await;
     service.found_olivia_org_with_michael().await;
     service.create_user("anna").await.unwrap();
-    // Remembered: Anna is no member.
+    // In memory: Anna is no member.
     assert!(!check_user(&service, "anna").await.is_member);
     other.add(ORG, "anna", Role::Owner, OLIVIA).await.unwrap();
     service.remove(ORG, MICHAEL, "anna").await.unwrap();
@@ -185,7 +185,7 @@ async fn check_user(replica: &Replica, username: &str) -> pb::CheckMembershipRes
 }
 
 #[tokio::test]
-async fn what_is_read_while_a_write_is_being_confirmed_is_not_remembered_after_it() {
+async fn a_read_during_the_confirmation_of_a_write_is_not_kept_in_memory() {
     let (backends, service) = start().await;
     let other = backends.replica().await;
     service.found_olivia_org_with_michael().await;

@@ -21,19 +21,19 @@ const ALWAYS: usize = usize::MAX;
 pub async fn health_of(replica: &Replica) -> ServingStatus {
     let mut health = HealthClient::new(replica.channel.clone());
     let service = "account.v1.AccountService".to_owned();
-    let answer = health.check(HealthCheckRequest { service }).await;
-    answer.unwrap().into_inner().status()
+    let response = health.check(HealthCheckRequest { service }).await;
+    response.unwrap().into_inner().status()
 }
 
-async fn is_answered_from_the_cache(replica: &Replica) -> bool {
-    let answer = replica.check(ORG, OLIVIA).await.unwrap();
-    assert_eq!(answer.role(), Role::Owner);
+async fn is_served_from_the_cache(replica: &Replica) -> bool {
+    let response = replica.check(ORG, OLIVIA).await.unwrap();
+    assert_eq!(response.role(), Role::Owner);
     replica.settle().await;
-    answer.source() == Source::Cache
+    response.source() == Source::Cache
 }
 
 #[tokio::test]
-async fn a_service_that_starts_without_the_cache_answers_and_uses_it_once_it_is_there() {
+async fn a_service_that_starts_without_the_cache_serves_and_uses_it_once_reachable() {
     let backends = Backends::start().await;
     for call in ["Get", "GetBatch", "SetIf", "BesideSetIf"] {
         backends.momento.refuse(call, "", 0, ALWAYS);
@@ -41,16 +41,16 @@ async fn a_service_that_starts_without_the_cache_answers_and_uses_it_once_it_is_
     let replica = backends.replica().await;
     assert_eq!(health_of(&replica).await, ServingStatus::Serving);
     replica.found_olivia_org().await;
-    assert!(!is_answered_from_the_cache(&replica).await);
-    backends.momento.behave();
+    assert!(!is_served_from_the_cache(&replica).await);
+    backends.momento.clear_rules();
     eventually("the cache is used", async || {
-        is_answered_from_the_cache(&replica).await
+        is_served_from_the_cache(&replica).await
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_service_that_starts_without_secrets_manager_uses_the_cache_once_it_has_the_credential() {
+async fn a_service_that_starts_without_secrets_manager_uses_the_cache_later() {
     let backends = Backends::start().await;
     let secrets = Arc::new(Script::default());
     let (_way, url) = backends.way_to_secrets(secrets.clone()).await;
@@ -59,44 +59,44 @@ async fn a_service_that_starts_without_secrets_manager_uses_the_cache_once_it_ha
     settings.backends.secrets_endpoint = Some(url);
     let replica = Replica::start(&settings).await;
     replica.found_olivia_org().await;
-    assert!(!is_answered_from_the_cache(&replica).await);
-    secrets.behave();
+    assert!(!is_served_from_the_cache(&replica).await);
+    secrets.clear_rules();
     eventually("the cache is used", async || {
-        is_answered_from_the_cache(&replica).await
+        is_served_from_the_cache(&replica).await
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_service_that_starts_without_the_table_is_not_ready_and_becomes_so_by_itself() {
+async fn a_service_that_starts_without_the_table_becomes_ready_once_it_is_reachable() {
     let backends = Backends::start().await;
     for call in ["DescribeTable", "GetItem", "BatchGetItem", "BesideGetItem"] {
         backends.dynamodb.refuse(call, "", 0, ALWAYS);
     }
     let replica = backends.replica().await;
     assert_eq!(health_of(&replica).await, ServingStatus::NotServing);
-    // Nor is it to be restarted.
+    // The liveness check does not request a restart.
     let mut health = HealthClient::new(replica.channel.clone());
     let service = "liveness".to_owned();
     let alive = health.check(HealthCheckRequest { service }).await.unwrap();
     assert_eq!(alive.into_inner().status(), ServingStatus::Serving);
-    let answer = replica.check(ORG, OLIVIA).await;
-    let details = assert_refused(answer, Code::Unavailable, "STORE_UNAVAILABLE");
+    let response = replica.check(ORG, OLIVIA).await;
+    let details = assert_refused(response, Code::Unavailable, "STORE_UNAVAILABLE");
     assert!(details.retry_info().is_some());
-    backends.dynamodb.behave();
-    eventually("it is ready", async || {
+    backends.dynamodb.clear_rules();
+    eventually("the replica is ready", async || {
         health_of(&replica).await == ServingStatus::Serving
     })
     .await;
     replica.found_olivia_org().await;
     eventually("the cache is used", async || {
-        is_answered_from_the_cache(&replica).await
+        is_served_from_the_cache(&replica).await
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_credential_that_is_rotated_is_used_without_a_restart_and_no_call_fails() {
+async fn a_rotated_credential_is_used_without_a_restart_and_no_call_fails() {
     let backends = Backends::start().await;
     let mut settings = backends.serve_settings();
     let server = &backends.embedded.momento;
@@ -104,10 +104,10 @@ async fn a_credential_that_is_rotated_is_used_without_a_restart_and_no_call_fail
     let replica = Replica::start(&settings).await;
     replica.found_olivia_org().await;
     replica.settle().await;
-    assert!(is_answered_from_the_cache(&replica).await);
+    assert!(is_served_from_the_cache(&replica).await);
 
     server.rotate_key();
-    assert!(!is_answered_from_the_cache(&replica).await);
+    assert!(!is_served_from_the_cache(&replica).await);
     let secret = &settings.backends.momento_secret_id;
     backends.put_secret(secret, server).await;
     replica
@@ -115,14 +115,14 @@ async fn a_credential_that_is_rotated_is_used_without_a_restart_and_no_call_fail
         .await
         .unwrap();
     eventually("the cache is used", async || {
-        is_answered_from_the_cache(&replica).await
+        is_served_from_the_cache(&replica).await
     })
     .await;
     replica.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
     assert_eq!(replica.role_of(ORG, MICHAEL).await, None);
 }
 
-/// A replica that reads its secret again every second, which a script sees.
+/// A replica that reads its secret again every second, and a script that records the reads.
 async fn watchful(backends: &Backends) -> (Replica, String, Arc<Script>, impl Drop + use<>) {
     let secrets = Arc::new(Script::default());
     let (way, url) = backends.way_to_secrets(secrets.clone()).await;
@@ -134,8 +134,8 @@ async fn watchful(backends: &Backends) -> (Replica, String, Arc<Script>, impl Dr
     (Replica::start(&settings).await, secret, secrets, way)
 }
 
-async fn looked_again(secrets: &Script) {
-    // The one before may have been under way when the secret was changed.
+async fn wait_for_two_reads(secrets: &Script) {
+    // The first read may have begun before the secret was changed.
     secrets.forget_calls();
     eventually("the secret was read twice", async || {
         secrets.seen("GetSecretValue").len() >= 2
@@ -144,38 +144,38 @@ async fn looked_again(secrets: &Script) {
 }
 
 #[tokio::test]
-async fn a_credential_that_is_rotated_is_found_before_the_cache_refuses_the_former() {
+async fn a_rotated_credential_is_read_before_the_cache_rejects_the_former_one() {
     let backends = Backends::start().await;
     let (replica, secret, secrets, _way) = watchful(&backends).await;
     replica.found_olivia_org().await;
     replica.settle().await;
-    // Nobody calls meanwhile, so that nothing is refused.
+    // There is no call meanwhile, so that the cache rejects nothing.
     backends.momento.forget_calls();
     backends.embedded.momento.rotate_key();
     backends
         .put_secret(&secret, &backends.embedded.momento)
         .await;
-    looked_again(&secrets).await;
+    wait_for_two_reads(&secrets).await;
     eventually("the new credential opens the cache", async || {
         !backends.momento.seen("Get").is_empty()
     })
     .await;
     eventually("the cache is used", async || {
-        is_answered_from_the_cache(&replica).await
+        is_served_from_the_cache(&replica).await
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_running_replica_does_not_change_over_to_another_cache() {
+async fn a_running_replica_does_not_switch_to_another_cache() {
     let backends = Backends::start().await;
     let (replica, secret, secrets, _way) = watchful(&backends).await;
     replica.found_olivia_org().await;
     replica.settle().await;
     let beyond = Backends::start().await;
     backends.put_secret(&secret, &beyond.embedded.momento).await;
-    looked_again(&secrets).await;
-    assert!(is_answered_from_the_cache(&replica).await);
+    wait_for_two_reads(&secrets).await;
+    assert!(is_served_from_the_cache(&replica).await);
     assert!(beyond.momento.seen("Get").is_empty());
     assert!(beyond.momento.seen("GetBatch").is_empty());
 }

@@ -59,7 +59,7 @@ async fn olivia_founds_an_organization_and_adds_michael() {
 }
 
 #[tokio::test]
-async fn a_deleted_user_is_out_at_once_and_a_new_one_of_that_name_inherits_nothing() {
+async fn a_deleted_user_is_denied_at_once_and_a_new_user_of_the_name_inherits_nothing() {
     let (backends, service) = start().await;
     let other = backends.replica().await;
     service.found_olivia_org_with_michael().await;
@@ -91,7 +91,7 @@ async fn a_deleted_user_is_out_at_once_and_a_new_one_of_that_name_inherits_nothi
 }
 
 #[tokio::test]
-async fn a_batch_answers_each_check_as_the_single_check_does() {
+async fn a_batch_returns_the_same_results_as_single_checks() {
     let (_backends, service) = start().await;
     service.found_olivia_org_with_michael().await;
     let check = |organization: &str, username: &str, minimum_role: Role| pb::MembershipCheck {
@@ -143,7 +143,7 @@ async fn a_batch_answers_each_check_as_the_single_check_does() {
 }
 
 #[tokio::test]
-async fn a_batch_of_a_thousand_checks_is_answered_in_order() {
+async fn a_batch_of_1000_checks_returns_its_results_in_order() {
     let (_backends, service) = start().await;
     service.found_olivia_org().await;
     let checks = (0..1000).map(|at| pb::MembershipCheck {

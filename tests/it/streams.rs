@@ -1,11 +1,12 @@
-//! Changes made past the protocol: the invalidator follows the table's stream
-//! and makes them visible.
+//! Changes past the service: the stream invalidator follows the table's stream and makes
+//! them visible.
 
 use std::{sync::Arc, time::Duration};
 
 use account_service::{
+    background::stream_invalidator::InvalidatorTiming,
     boot::Tuning,
-    coherence::{self, InvalidatorTiming},
+    coherence,
     proto::account_v1::{Role, Source},
 };
 
@@ -21,29 +22,33 @@ const OLIVIA: &str = "oliviaowner";
 const MICHAEL: &str = "membermichael";
 
 pub fn following() -> Tuning {
-    patient(coherence::CoherenceSettings {
+    let invalidator = InvalidatorTiming {
+        poll: pace(Duration::from_millis(10)),
+        beat: pace(Duration::from_millis(40)),
+        takeover: pace(Duration::from_millis(200)),
+        discover: pace(Duration::from_millis(100)),
+        rediscover: pace(Duration::from_millis(20)),
+        fence: Duration::from_secs(1),
+    };
+    let patient = patient(coherence::CoherenceSettings {
         cache_read_timeout: PATIENCE,
-        invalidator: Some(InvalidatorTiming {
-            poll: pace(Duration::from_millis(10)),
-            beat: pace(Duration::from_millis(40)),
-            takeover: pace(Duration::from_millis(200)),
-            discover: pace(Duration::from_millis(100)),
-            rediscover: pace(Duration::from_millis(20)),
-            fence: Duration::from_secs(1),
-        }),
         timing: coherence::Timing {
-            // So that what the invalidator fences is soon cached again.
+            // Short, so that records are soon cached again after the invalidator has fenced them.
             fence_ttl: Duration::from_secs(1),
             ..coherence::Timing::default()
         },
         ..coherence::CoherenceSettings::default()
-    })
+    });
+    Tuning {
+        invalidator: Some(invalidator),
+        ..patient
+    }
 }
 
-/// The same without following.
+/// The same without an invalidator.
 pub fn not_following() -> Tuning {
     let mut tuning = following();
-    tuning.cache.invalidator = None;
+    tuning.invalidator = None;
     tuning
 }
 
@@ -61,8 +66,8 @@ pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     assert!(waited.is_ok(), "never: {what}");
 }
 
-/// Renames a user in the console, whose old name is cached; returns once the
-/// replica answers with the new one.
+/// Renames a user in the console while the old name is cached. Waits until the replica
+/// returns the new name.
 async fn rename_and_wait(backends: &Backends, replica: &Replica, first_name: &str) {
     eventually("the old name is cached", async || {
         replica.get_user(OLIVIA).await.unwrap().1 == Source::Cache
@@ -73,7 +78,7 @@ async fn rename_and_wait(backends: &Backends, replica: &Replica, first_name: &st
         .table()
         .set_text(&key, &key, "firstName", first_name)
         .await;
-    eventually("the new name is answered", async || {
+    eventually("the new name is returned", async || {
         replica.get_user(OLIVIA).await.unwrap().0.first_name == first_name
     })
     .await;
@@ -91,7 +96,7 @@ async fn changes_in_the_console_become_visible() {
     assert!(read.is_member);
     let (pk, sk) = (format!("ORGMEMBERS#{ORG}"), format!("MEMBER#{MICHAEL}"));
     backends.table().delete(&pk, &sk).await;
-    eventually("the removal is answered", async || {
+    eventually("the removal is visible", async || {
         other.role_of(ORG, MICHAEL).await.is_none()
     })
     .await;
@@ -116,16 +121,16 @@ async fn a_change_whose_writer_crashed_before_it_confirmed_becomes_visible() {
         tokio::spawn(async move { client.remove_user_from_organization(request).await })
     };
     commit.reached().await;
-    // Its fence is evicted, and what is about to be old is cached.
+    // Its fence is evicted, and the membership that is about to be removed is cached.
     backends.flush_cache().await;
-    eventually("what is about to be old is cached", async || {
+    eventually("the membership is cached before its removal", async || {
         let read = service.check(ORG, MICHAEL).await.unwrap();
         read.is_member && read.source() == Source::Cache
     })
     .await;
     writer.cut_off();
     commit.release();
-    eventually("the removal is answered", async || {
+    eventually("the removal is visible", async || {
         service.role_of(ORG, MICHAEL).await.is_none()
     })
     .await;
@@ -133,7 +138,7 @@ async fn a_change_whose_writer_crashed_before_it_confirmed_becomes_visible() {
 }
 
 #[tokio::test]
-async fn a_change_is_passed_only_once_it_is_fenced() {
+async fn the_invalidator_passes_a_change_only_after_it_is_fenced() {
     let backends = Backends::start().await;
     let service = serving(&backends).await;
     service.found_olivia_org().await;
@@ -144,7 +149,7 @@ async fn a_change_is_passed_only_once_it_is_fenced() {
         service.get_user(OLIVIA).await.unwrap().1 == Source::Cache
     })
     .await;
-    // It can neither fence nor leave the cache.
+    // The follower can neither fence nor leave the cache.
     follower.momento.refuse("SetIf", OLIVIA, 0, usize::MAX);
     let (generation, always) = ("cache-generation", usize::MAX);
     follower
@@ -155,18 +160,18 @@ async fn a_change_is_passed_only_once_it_is_fenced() {
     let table = backends.table();
     table.set_text(&key, &key, "firstName", "After").await;
     let read = |seen: &str| follower.dynamodb.seen(seen).len();
-    eventually("the fence is tried", async || {
+    eventually("a fence is attempted", async || {
         !follower.momento.seen("SetIf").is_empty()
     })
     .await;
     let beats = read("BesideGetRecords");
-    eventually("the fence is given up", async || {
+    eventually("the follower reads the stream again", async || {
         read("BesideGetRecords") > beats + 3
     })
     .await;
-    follower.momento.behave();
-    follower.dynamodb.behave();
-    eventually("the new name is answered", async || {
+    follower.momento.clear_rules();
+    follower.dynamodb.clear_rules();
+    eventually("the new name is returned", async || {
         service.get_user(OLIVIA).await.unwrap().0.first_name == "After"
     })
     .await;
@@ -180,7 +185,7 @@ async fn a_late_publication_does_not_outlive_a_change_in_the_console() {
     let follower = backends.isolated(following()).await;
     service.found_olivia_org_with_michael().await;
     service.settle().await;
-    // Of what happened so far, nothing is left to be fenced.
+    // All changes so far are fenced.
     rename_and_wait(&backends, &service, "Later").await;
     eventually("the membership is cached", async || {
         service.check(ORG, MICHAEL).await.unwrap().source() == Source::Cache
@@ -197,14 +202,14 @@ async fn a_late_publication_does_not_outlive_a_change_in_the_console() {
     let (pk, sk) = (format!("ORGMEMBERS#{ORG}"), format!("MEMBER#{MICHAEL}"));
     let table = backends.table();
     table.set_text(&pk, &sk, "role", "Member").await;
-    // Also where only the writer's own fence is found.
+    // The follower fences also over the writer's own fence.
     eventually("the change is fenced", async || {
         !follower.momento.seen("SetIf").is_empty()
     })
     .await;
     publication.release();
     writer.replica.settle().await;
-    eventually("the change is answered", async || {
+    eventually("the change is visible", async || {
         service.role_of(ORG, MICHAEL).await == Some(Role::Member)
     })
     .await;
@@ -235,20 +240,20 @@ async fn a_reader_that_leased_before_a_change_in_the_console_fills_nothing_old()
     };
     tokio::join!(read, change);
     reader.replica.settle().await;
-    eventually("the new name is answered", async || {
+    eventually("the new name is returned", async || {
         service.get_user(OLIVIA).await.unwrap().0.first_name == "After"
     })
     .await;
 }
 
 #[tokio::test]
-async fn what_the_service_wrote_itself_stays_cached() {
+async fn writes_of_the_service_stay_cached() {
     let backends = Backends::start().await;
     let service = serving(&backends).await;
     service.found_olivia_org_with_michael().await;
     service.settle().await;
     let _follower = Replica::start_with(&backends.serve_settings(), following()).await;
-    // Later in the stream than all that.
+    // This change is later in the stream than all writes above.
     rename_and_wait(&backends, &service, "Later").await;
     let read = service.get_organization(ORG).await.unwrap();
     assert_eq!(read.1, Source::Cache);
@@ -260,7 +265,7 @@ async fn what_the_service_wrote_itself_stays_cached() {
 /// Follows as [`following`], but never takes over.
 fn never_taking_over() -> Tuning {
     let mut tuning = following();
-    tuning.cache.invalidator.as_mut().unwrap().takeover = Duration::from_secs(3600);
+    tuning.invalidator.as_mut().unwrap().takeover = Duration::from_secs(3600);
     tuning
 }
 
@@ -285,18 +290,18 @@ async fn one_replica_follows_and_another_takes_over_where_it_stopped() {
         first.dynamodb.refuse(call, "", 0, usize::MAX);
     }
     eventually("the second one follows", async || polls(&second) > 0).await;
-    let asked = second.dynamodb.seen("BesideGetShardIterator");
+    let requests = second.dynamodb.seen("BesideGetShardIterator");
     assert!(
-        asked
+        requests
             .iter()
-            .all(|asked| asked.contains("AFTER_SEQUENCE_NUMBER")),
-        "{asked:?}"
+            .all(|requests| requests.contains("AFTER_SEQUENCE_NUMBER")),
+        "{requests:?}"
     );
     third.settle().await;
     rename_and_wait(&backends, &third, "Twice").await;
 
-    // It comes back, and leaves the work to the other.
-    first.dynamodb.behave();
+    // The first one reaches the table again, and does not take over.
+    first.dynamodb.clear_rules();
     rename_and_wait(&backends, &third, "Thrice").await;
     first.dynamodb.forget_calls();
     rename_and_wait(&backends, &third, "Again").await;
@@ -321,7 +326,7 @@ async fn a_replica_that_stops_while_its_lease_is_written_hands_the_stream_over()
     let mut first = backends.isolated(patient.clone()).await;
     eventually("the first one follows", async || polls(&first) > 3).await;
     let second = backends.isolated(patient).await;
-    // What it wrote last arrives after it looked at what to give up.
+    // Its last write of the lease arrives after it has read the lease to release it.
     let late = first.dynamodb.hold("BesidePutItem", REGISTER, 0);
     late.reached().await;
     let giving_up = first.dynamodb.hold("BesidePutItem", REGISTER, 0);
@@ -332,7 +337,7 @@ async fn a_replica_that_stops_while_its_lease_is_written_hands_the_stream_over()
     let version = async || table.number(&key, &key, "ver").await;
     let before = version().await;
     late.release();
-    eventually("it arrives", async || version().await != before).await;
+    eventually("the write arrives", async || version().await != before).await;
     giving_up.release();
     eventually("the second one follows", async || polls(&second) > 0).await;
 }
@@ -365,17 +370,17 @@ async fn shards_are_followed_from_parents_to_children() {
     let (_way, settings) = backends.way(dynamodb.clone(), Arc::default()).await;
     let _follower = Replica::start_with(&settings, following()).await;
     rename_and_wait(&backends, &service, "Seen in the child").await;
-    let asked = dynamodb.seen("BesideGetShardIterator");
-    assert_eq!(asked.len(), 2, "{asked:?}");
-    assert!(asked[0].contains("parent"), "{asked:?}");
+    let requests = dynamodb.seen("BesideGetShardIterator");
+    assert_eq!(requests.len(), 2, "{requests:?}");
+    assert!(requests[0].contains("parent"), "{requests:?}");
     assert!(
-        asked[1].contains(&shard) && asked[1].contains("TRIM_HORIZON"),
-        "{asked:?}"
+        requests[1].contains(&shard) && requests[1].contains("TRIM_HORIZON"),
+        "{requests:?}"
     );
 }
 
 #[tokio::test]
-async fn cursors_that_expire_and_changes_that_are_trimmed_do_not_stop_it() {
+async fn expired_iterators_and_trimmed_changes_do_not_stop_the_invalidator() {
     let backends = Backends::start().await;
     let service = serving(&backends).await;
     service.found_olivia_org_with_michael().await;

@@ -1,5 +1,5 @@
-//! What is wrong in the tutorial's service, and impossible in this one. The
-//! numbers are those of the list in docs/faults.md.
+//! Faults of the tutorial's service that are impossible in this one. The numbers are
+//! those of the list in docs/faults.md.
 
 use account_service::proto::account_v1::Role;
 use tonic::Code;
@@ -73,7 +73,7 @@ async fn fault_3_a_cache_failure_after_the_commit_does_not_fail_the_write() {
 }
 
 #[tokio::test]
-async fn fault_3_a_failing_cache_fails_no_read_that_the_table_can_answer() {
+async fn fault_3_a_failing_cache_fails_no_read_that_the_table_can_serve() {
     let (backends, service) = start().await;
     service.found_olivia_org().await;
     backends.momento.refuse("Get", "", 0, usize::MAX);
@@ -171,7 +171,7 @@ async fn fault_5_a_deleted_user_cannot_found_an_organization() {
 }
 
 #[tokio::test]
-async fn fault_6_names_are_refused_and_never_rewritten() {
+async fn fault_6_invalid_names_are_rejected_and_never_rewritten() {
     let (_backends, service) = start().await;
     for name in ["日本", "#", "", "OliviaOwner", "olivia owner", "a/b"] {
         assert_refused(
@@ -192,23 +192,23 @@ async fn fault_7_outsiders_cannot_tell_whether_an_organization_exists() {
     let (_backends, service) = start().await;
     service.found_olivia_org().await;
     service.create_user("outsider").await.unwrap();
-    let mut answers = Vec::new();
+    let mut refusals = Vec::new();
     for organization in [ORG, NO_ORG] {
         for acting in ["outsider", "nobody"] {
             for target in [OLIVIA, MICHAEL, "outsider", "nobody"] {
-                answers.push(
+                refusals.push(
                     service
                         .add(organization, target, Role::Member, acting)
                         .await
                         .unwrap_err(),
                 );
-                answers.push(
+                refusals.push(
                     service
                         .change_role(organization, target, Role::Member, acting)
                         .await
                         .unwrap_err(),
                 );
-                answers.push(
+                refusals.push(
                     service
                         .remove(organization, target, acting)
                         .await
@@ -217,10 +217,10 @@ async fn fault_7_outsiders_cannot_tell_whether_an_organization_exists() {
             }
         }
     }
-    for answer in &answers {
-        assert_eq!(answer.code(), Code::PermissionDenied);
-        assert_eq!(answer.message(), answers[0].message());
-        assert_eq!(answer.details(), answers[0].details());
+    for refusal in &refusals {
+        assert_eq!(refusal.code(), Code::PermissionDenied);
+        assert_eq!(refusal.message(), refusals[0].message());
+        assert_eq!(refusal.details(), refusals[0].details());
     }
 }
 
@@ -242,7 +242,7 @@ async fn fault_8_a_create_whose_reply_was_lost_is_not_a_conflict_with_itself() {
 }
 
 #[tokio::test]
-async fn fault_8_a_transaction_conflict_is_retried_and_then_said_to_be_one() {
+async fn fault_8_a_transaction_conflict_is_retried_and_then_reported() {
     const CONFLICT: &str = r#"{
         "__type": "com.amazonaws.dynamodb.v20120810#TransactionCanceledException",
         "Message": "Transaction cancelled",

@@ -1,5 +1,5 @@
-//! What decides about a write is a condition of its transaction: another write that
-//! comes between the decision and the commit has the write decided anew.
+//! The records that decide about a write are conditions of its transaction. If another
+//! write changes them between the decision and the commit, the write is decided anew.
 
 use account_service::proto::account_v1::{
     self as pb, Role, delete_organization_request as delete, update_organization_request as update,
@@ -14,7 +14,7 @@ const SECOND: &str = "second";
 const ADMIN: &str = "admin";
 const MEMBER: &str = "member";
 const OUTSIDER: &str = "outsider";
-/// A user who is not there.
+/// A user who does not exist.
 const NEWCOMER: &str = "newcomer";
 
 /// A write, or an edit past the service.
@@ -23,11 +23,11 @@ enum Write {
     Add(&'static str, &'static str, Role),
     ChangeRole(&'static str, &'static str, Role),
     Remove(&'static str, &'static str),
-    /// From a user, or from the platform.
+    /// By a user, or by the platform.
     Transfer(Option<&'static str>, &'static str),
     UpdateOrganization(&'static str),
     DeleteOrganization(&'static str),
-    /// Of another name.
+    /// An organization of another name.
     Found(&'static str),
     CreateUser(&'static str),
     DeleteUser(&'static str),
@@ -177,7 +177,7 @@ const ORGANIZATION_EXISTS: Expected = Err((Code::AlreadyExists, "ORGANIZATION_AL
 const LAST_OWNER: Expected = Err((Code::FailedPrecondition, "LAST_OWNER"));
 const SUSPENDED: Expected = Err((Code::FailedPrecondition, "NEW_OWNER_SUSPENDED"));
 
-/// Every write on behalf of a user, and on which target.
+/// Every write on behalf of a user, with its target.
 const BY_ADMIN: [Write; 4] = [
     Write::Add(ADMIN, OUTSIDER, Role::Member),
     Write::ChangeRole(ADMIN, MEMBER, Role::Admin),
@@ -190,7 +190,7 @@ const BY_OWNER: [Write; 3] = [
     Write::Remove(OWNER, OWNER),
 ];
 
-/// What takes a role away from a person who has one.
+/// Writes that take a person's role away.
 fn depositions(person: &'static str) -> Vec<Write> {
     vec![
         Write::SuspendUser(person),
@@ -205,7 +205,7 @@ fn depositions(person: &'static str) -> Vec<Write> {
     ]
 }
 
-/// A write, what comes between its decision and its commit, and what it then comes to.
+/// A write, another write between its decision and its commit, and the expected result.
 fn cases() -> Vec<(Write, Write, Expected)> {
     let mut cases = Vec::new();
     let mut add = |write, expected, meanwhile: &[Write]| {
@@ -215,7 +215,7 @@ fn cases() -> Vec<(Write, Write, Expected)> {
         add(write, NOT_PERMITTED, &depositions(ADMIN));
     }
     for write in BY_OWNER {
-        // Who leaves may do so as a plain Member, too.
+        // A plain Member may leave, too.
         let mut deposed = depositions(OWNER);
         if matches!(write, Write::Remove(..)) {
             deposed.retain(|it| !matches!(it, Write::ChangeRole(..)));
@@ -328,7 +328,7 @@ async fn race(
     result
 }
 
-/// What the table holds of an organization.
+/// The items of an organization in the table.
 async fn stored(world: &World<'_>) -> Vec<String> {
     let mut stored = Vec::new();
     for kind in ["ORG", "ORGMEMBERS"] {
@@ -341,7 +341,7 @@ async fn stored(world: &World<'_>) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_write_whose_grounds_change_before_its_commit_is_decided_anew() {
+async fn a_write_is_decided_anew_if_a_record_that_it_read_changes_before_its_commit() {
     let (backends, service) = start().await;
     let table = backends.table();
     table.end_stream().await;
@@ -360,9 +360,9 @@ async fn a_write_whose_grounds_change_before_its_commit_is_decided_anew() {
         match expected {
             Ok(()) => result.unwrap_or_else(|status| panic!("{what}: {status:?}")),
             Err((code, reason)) => {
-                assert!(result.is_err(), "{what}: done");
+                assert!(result.is_err(), "{what}: succeeded");
                 assert_refused(result, code, reason);
-                // Said to have done nothing, it did nothing: told again, the same.
+                // A rejected write changes nothing: repeated, it is rejected in the same way.
                 let before = stored(&world).await;
                 assert_refused(world.apply(write).await, code, reason);
                 assert_eq!(stored(&world).await, before, "{what}");
@@ -381,7 +381,7 @@ async fn update_user(service: &Replica, user: pb::User) -> Result<pb::User, Stat
 }
 
 #[tokio::test]
-async fn of_two_updates_at_once_neither_is_lost() {
+async fn two_concurrent_updates_are_both_kept() {
     let (backends, service) = start().await;
     service.found_olivia_org().await;
     let olivia = |first_name: &str, last_name: &str| pb::User {
@@ -439,7 +439,7 @@ async fn of_two_updates_at_once_neither_is_lost() {
 }
 
 #[tokio::test]
-async fn a_change_of_a_version_that_another_one_replaces_meanwhile_is_aborted() {
+async fn a_change_whose_etag_becomes_outdated_before_the_commit_is_aborted() {
     let (backends, service) = start().await;
     service.found_olivia_org_with_michael().await;
     let user = service.get_user("oliviaowner").await.unwrap().0;

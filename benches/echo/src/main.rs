@@ -1,5 +1,5 @@
-//! A bare tonic server that answers every check at once: the limit. Built as the
-//! service is, with the same allocator.
+//! A bare tonic server that responds to every check at once: the limit. Built like the service,
+//! with the same allocator.
 
 use std::net::SocketAddr;
 

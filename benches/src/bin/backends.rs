@@ -1,8 +1,7 @@
-//! DynamoDB, Momento and Secrets Manager in a process of their own, as far away
-//! as they are told to be. Prints the environment that `serve` needs, line by
-//! line and then an empty one, and obeys what it reads, line by line:
-//! `cache ok`, `cache refuse`, `cache hang`, `cache flush`, `calls`. Prints after each
-//! what was asked since, as JSON.
+//! DynamoDB, Momento and Secrets Manager in one process, with adjustable delays. Prints the
+//! environment variables for `serve`, one a line, and then an empty line. Reads commands, one a
+//! line: `cache ok`, `cache refuse`, `cache hang`, `cache flush`, `calls`. After each, prints the
+//! calls and bytes since the previous command, as JSON.
 
 use std::{
     collections::BTreeMap,
@@ -40,16 +39,16 @@ use tonic::Status;
 
 #[derive(Parser)]
 struct Arguments {
-    /// How long the cache takes for an answer, in microseconds.
+    /// Delay of the cache's responses, in microseconds.
     #[arg(long, default_value_t = 0)]
     cache_us: u64,
-    /// How long the table takes for an answer, in microseconds.
+    /// Delay of the table's responses, in microseconds.
     #[arg(long, default_value_t = 0)]
     table_us: u64,
-    /// Counts bytes, at the price of passing them on.
+    /// Counts bytes, by relays in front of the backends.
     #[arg(long)]
     meter: bool,
-    /// Threads; the system lets none of them wait for long until another has done.
+    /// Threads. With several, no request waits long for another one.
     #[arg(long, default_value_t = 1)]
     threads: usize,
 }
@@ -61,7 +60,7 @@ enum Mood {
     Hang,
 }
 
-/// Delays, refuses, withholds and counts what the cache is asked.
+/// Delays, rejects, withholds and counts the requests to the cache.
 struct Way {
     delay: Duration,
     mood: Mutex<Mood>,
@@ -77,24 +76,24 @@ impl Gate for Way {
     async fn pass(&self, call: DataCall, _: &[&[u8]]) -> Result<Fate, Status> {
         *lock(&self.calls).entry(call).or_default() += 1;
         if !self.delay.is_zero() {
-            // tokio's timer is a millisecond coarse.
+            // tokio's timer has a resolution of a millisecond.
             Timer::after(self.delay).await;
         }
         let mood = *lock(&self.mood);
         match mood {
             Mood::Ok => Ok(Fate::Served),
-            Mood::Refuse => Err(Status::unavailable("the cache refuses")),
+            Mood::Refuse => Err(Status::unavailable("the cache rejects requests")),
             Mood::Hang => std::future::pending().await,
         }
     }
 }
 
-/// Bytes that were passed on, and back.
+/// Relayed bytes: of requests, and of responses.
 #[derive(Default)]
 struct Meter([AtomicU64; 2]);
 
 impl Meter {
-    /// Those since this was last asked.
+    /// The bytes since the last read.
     fn read(&self) -> [u64; 2] {
         self.0
             .each_ref()
@@ -102,7 +101,7 @@ impl Meter {
     }
 }
 
-/// Passes bytes on, those that come back so much later.
+/// Starts a relay. Bytes of responses are delayed.
 async fn relay(upstream: SocketAddr, delay: Duration, meter: &Arc<Meter>) -> Result<SocketAddr> {
     let meter = meter.clone();
     let listener = TcpListener::bind(ANY_PORT).await?;
@@ -156,7 +155,7 @@ async fn pass_on(
 fn dev_settings() -> Result<DevSettings> {
     match Cli::try_parse_from(["account-service", "dev"])?.command {
         Command::Dev(settings) => Ok(settings),
-        _ => bail!("`dev` is not what it was"),
+        _ => bail!("`dev` is another command"),
     }
 }
 
@@ -211,7 +210,7 @@ async fn serve(arguments: Arguments) -> Result<()> {
             "cache hang" => *lock(&way.mood) = Mood::Hang,
             "cache flush" => embedded.momento.evictor().flush(&settings.cache_name),
             "calls" => {}
-            other => bail!("{other:?} is no order"),
+            other => bail!("{other:?} is not a command"),
         }
         let calls = std::mem::take(&mut *lock(&way.calls));
         let calls: BTreeMap<_, _> = calls

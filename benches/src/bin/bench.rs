@@ -1,4 +1,4 @@
-//! Measures the service beside its limit and its peers: `just bench`.
+//! Compares the service with its limit and its peers: `just bench`.
 
 use std::{
     fs::{self, File},
@@ -23,7 +23,7 @@ use tokio::{runtime::Builder, task::LocalSet};
 struct Arguments {
     #[command(flatten)]
     programs: Programs,
-    /// Where the raw rows go.
+    /// File for the raw rows.
     #[arg(long, default_value = "target/bench/rows.csv")]
     rows: PathBuf,
     /// Seconds of a run.
@@ -38,32 +38,32 @@ struct Arguments {
 
 #[derive(Subcommand, Clone, Copy, PartialEq, Eq)]
 enum What {
-    /// Processor time of a check, beside the echo and peers.
+    /// CPU time of a check, compared with the echo and peers.
     Cpu,
-    /// The service against the echo alone: for trying things.
+    /// The service compared with the echo alone: for quick experiments.
     Quick,
-    /// Instructions of a check in all, beside the echo, by callgrind.
+    /// All instructions of a check, compared with the echo, by callgrind.
     Instructions,
-    /// Latency at the same pace, beside peers.
+    /// Latency at the same rate, compared with peers.
     Peers,
     /// Latency at an open pace that keeps the processor busy for 30 % of the time, over
-    /// a cache that is a millisecond away.
+    /// a cache with a delay of a millisecond.
     Latency,
-    /// The highest rate at which 99.9 % are answered within 5 ms.
+    /// The highest rate at which 99.9 % of the checks end within 5 ms.
     Rate,
-    /// From start to the first answered check; memory.
+    /// Time from start to the first check; memory.
     Start,
-    /// A cache that refuses, hangs, and is flushed, at load.
+    /// A cache that rejects requests, hangs, and is flushed, at load.
     Faults,
-    /// What is answered of ever more checks, with the cache and without.
+    /// Successful checks at increasing load, with the cache and without.
     Overload,
-    /// What a flood by one caller does to another one's latency.
+    /// The effect of one caller's flood on the latency of another caller.
     Flood,
     /// One replica, and two that share the load.
     Replicas,
-    /// What reads from the replica's memory gain.
+    /// The gain of reads from the replica's memory.
     Staleness,
-    /// What a check asks of the backends: calls and bytes.
+    /// Calls and bytes of a check to the backends.
     Remote,
 }
 
@@ -74,12 +74,13 @@ struct Measured {
     caller: Caller,
 }
 
-/// Connections over which a subject is asked.
+/// Connections to a subject.
 const CONNECTIONS: usize = 4;
-/// For so long at least a subject is asked before it is measured, and at most.
+/// Shortest warm-up of a subject.
 const WARM: Duration = Duration::from_secs(3);
+/// Longest warm-up of a subject.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// A latency beyond which a rate counts as too high.
+/// The latency beyond which a rate counts as too high.
 const TOO_LATE: Duration = Duration::from_millis(5);
 
 impl Measured {
@@ -92,7 +93,7 @@ impl Measured {
         })
     }
 
-    /// So many more connections, by which the table may answer, too.
+    /// More connections, on which responses from the table are accepted, too.
     async fn also_by_the_table(&self, connections: usize) -> Result<Caller> {
         let mut target = self.subject.target.clone();
         target.answers.push(peers::yes(Source::Store));
@@ -109,7 +110,7 @@ struct Bench {
 /// One run.
 struct Run {
     seen: Seen,
-    /// Processor time of a call, in microseconds.
+    /// CPU time of a call, in microseconds.
     cpu_us: f64,
     /// The part of the run in which the processor was busy.
     busy: f64,
@@ -152,7 +153,7 @@ impl Bench {
         Ok(Run { seen, cpu_us, busy })
     }
 
-    /// Runs at an open pace as often as a comparison does, and prints the medians.
+    /// Runs at an open pace, once for each pair of a comparison, and prints the medians.
     async fn at_a_rate(&mut self, measured: &Measured, calls_a_second: u32) -> Result<()> {
         let mut runs = Vec::new();
         for _ in 0..self.pairs {
@@ -172,7 +173,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Runs in the order A B B A; returns the ratio of processor time a call.
+    /// Runs in the order A B B A. Returns the ratios of CPU time a call.
     async fn compare(&mut self, a: &Measured, b: &Measured, pace: Pace) -> Result<Ratios> {
         let mut pairs = Vec::new();
         let mut rates = (Vec::new(), Vec::new());
@@ -207,7 +208,7 @@ const HEADER_OF_RATES: &str =
     "\n| | calls/s | processor busy | p50, µs | p99, µs | p99.9, µs |\n|---|---|---|---|---|---|";
 const HEADER: &str = "\n| A | B | calls at once | A, µs of CPU a call | B, µs of CPU a call | B to A (least–greatest) | A, calls/s | B, calls/s |\n|---|---|---|---|---|---|---|---|";
 
-/// The service, with what checks ask for in the table and in the cache.
+/// The service, with the records of the checks in the table and in the cache.
 async fn filled(
     programs: &Programs,
     backends: &Backends,
@@ -262,8 +263,8 @@ async fn cpu(bench: &mut Bench, programs: &Programs, is_quick: bool) -> Result<(
     Ok(())
 }
 
-/// Calls at once while instructions are counted: with more, look-ups would take longer
-/// under callgrind than they may.
+/// Concurrent calls while instructions are counted. With more, look-ups would exceed their time
+/// limit under callgrind.
 const AT_ONCE: [usize; 2] = [1, 8];
 
 /// Callgrind writes its output into this folder, for `callgrind_annotate`.
@@ -296,7 +297,7 @@ async fn instructions(bench: &Bench, mut programs: Programs, folder: &Path) -> R
     Ok(())
 }
 
-/// What one would use instead, as far as it is there.
+/// The installed alternatives to the service.
 async fn all_rivals(programs: &Programs, backends: &Backends) -> Result<Vec<Measured>> {
     let rivals = [
         peers::node(programs, backends)?,
@@ -310,7 +311,7 @@ async fn all_rivals(programs: &Programs, backends: &Backends) -> Result<Vec<Meas
     Ok(warmed)
 }
 
-/// Calls a second at which latencies are compared: the first is what the slowest stands.
+/// Calls a second at which latencies are compared. The slowest peer sustains the first rate.
 const EQUAL_RATES: [u32; 2] = [1000, 4000];
 
 async fn equal_rates(bench: &mut Bench, programs: &Programs) -> Result<()> {
@@ -321,7 +322,7 @@ async fn equal_rates(bench: &mut Bench, programs: &Programs) -> Result<()> {
     for calls_a_second in EQUAL_RATES {
         bench.at_a_rate(&service, calls_a_second).await?;
         for rival in &rivals {
-            // Not all stand what the service does.
+            // Not all peers sustain the rates of the service.
             if let Err(error) = bench.at_a_rate(rival, calls_a_second).await {
                 println!("| {} | {calls_a_second}: {error} |", rival.name);
             }
@@ -330,11 +331,11 @@ async fn equal_rates(bench: &mut Bench, programs: &Programs) -> Result<()> {
     Ok(())
 }
 
-/// Of its processor, what a subject uses where latencies are told.
+/// Share of the processor that a subject uses while latencies are measured.
 const PART: f64 = 0.3;
 
-/// Calls a second that keep a subject's processor busy for that part of the time. How
-/// much a call takes depends on how many there are.
+/// Calls a second that keep a subject's processor busy for that share of the time. The CPU time
+/// of a call depends on the rate.
 async fn rate_of_part(bench: &mut Bench, measured: &Measured) -> Result<u32> {
     let mut calls_a_second = 1000;
     for _ in 0..4 {
@@ -365,7 +366,7 @@ async fn latency(bench: &mut Bench, programs: &Programs) -> Result<()> {
     }
     let mean = |[count, sum]: [f64; 2]| sum / count * 1e6;
     println!(
-        "in the service, in the mean: {:.0} µs a check, {:.0} µs of them a look-up that {:.1} checks share",
+        "in the service, on average: {:.0} µs a check, {:.0} µs of them a look-up that {:.1} checks share",
         mean(within.calls),
         mean(within.look_ups),
         within.calls[0] / within.look_ups[0],
@@ -373,7 +374,7 @@ async fn latency(bench: &mut Bench, programs: &Programs) -> Result<()> {
     Ok(())
 }
 
-/// Durations that the service reports: how many, and their sum in seconds.
+/// Durations that the service reports: their number, and their sum in seconds.
 #[derive(Default)]
 struct Times {
     calls: [f64; 2],
@@ -401,7 +402,7 @@ impl Times {
     }
 }
 
-/// What all series with such labels say together.
+/// The sum of all series with these labels.
 fn series(metrics: &str, name: &str, labels: &str) -> Result<f64> {
     let text = ureq::get(format!("http://{metrics}/metrics"))
         .call()?
@@ -415,7 +416,7 @@ fn series(metrics: &str, name: &str, labels: &str) -> Result<f64> {
         .sum())
 }
 
-/// The highest rate, within 5 %, that most of three runs stand.
+/// The highest rate, within 5 %, at which at least two of three runs succeed.
 async fn highest_rate(bench: &mut Bench, measured: &Measured) -> Result<(u32, f64)> {
     let mut best = (0, 0.0);
     let (mut low, mut high) = (500, 64_000);
@@ -424,7 +425,7 @@ async fn highest_rate(bench: &mut Bench, measured: &Measured) -> Result<(u32, f6
         let mut stood = 0;
         let mut busy = Vec::new();
         for _ in 0..3 {
-            // Where calls fail, it is too high; what that did to others is to be over.
+            // A rate with failed calls is too high. The pause ends the effects on the next run.
             let Ok(run) = bench.run(measured, Pace::Open(middle)).await else {
                 tokio::time::sleep(WARM).await;
                 continue;
@@ -466,13 +467,13 @@ async fn start(programs: &Programs) -> Result<()> {
         let caller = Caller::connect(subject.target.clone(), 1).await?;
         caller.call().await?;
         starts.push(began.elapsed().as_secs_f64() * 1000.0);
-        // A client that is not there to hear that the end comes would be waited for.
+        // Otherwise the service would wait for this idle client when it ends.
         drop(caller);
         tokio::time::sleep(Duration::from_millis(10)).await;
         subject.process.end()?;
     }
     println!(
-        "start to first answered check: {:.1} ms (median of {starts:.1?})",
+        "start to the first served check: {:.1} ms (median of {starts:.1?})",
         median(&starts)
     );
     drop(service);
@@ -482,7 +483,7 @@ async fn start(programs: &Programs) -> Result<()> {
     memory(peers::service(programs, &backends, &room)?).await
 }
 
-/// Connections that are opened before they are used.
+/// Connections that are opened together, before their first calls.
 const FRESH_CONNECTIONS: usize = 200;
 
 async fn memory(subject: Subject) -> Result<()> {
@@ -509,7 +510,7 @@ async fn memory(subject: Subject) -> Result<()> {
 /// Calls a second while the cache fails.
 const FAULTY_RATE: u32 = 3000;
 const FAULT_AT: Duration = Duration::from_secs(2);
-/// From here on, the service has to have found its way.
+/// Time after the fault in which the service adapts.
 const SETTLED: Duration = Duration::from_millis(100);
 
 async fn faults(programs: &Programs) -> Result<()> {
@@ -517,8 +518,8 @@ async fn faults(programs: &Programs) -> Result<()> {
         "\n| the cache | calls | failed | p99 before, ms | p99 in the first 100 ms | p99 in the 3 s after | table reads |\n|---|---|---|---|---|---|---|"
     );
     for (name, order) in [
-        ("refuses", "cache refuse"),
-        ("does not answer", "cache hang"),
+        ("rejects", "cache refuse"),
+        ("does not respond", "cache hang"),
         ("is flushed", "cache flush"),
     ] {
         let mut backends = Backends::start(programs, 1000, 5000)?;
@@ -557,16 +558,16 @@ async fn faults(programs: &Programs) -> Result<()> {
     Ok(())
 }
 
-/// Connections that bring more calls at once than the service takes.
+/// Connections for more concurrent calls than the service admits.
 const MANY_CONNECTIONS: usize = 64;
-/// Calls a second, of which ever fewer are answered.
+/// Calls a second, up to a clear overload.
 const OVERLOADS: [u32; 6] = [1000, 2000, 4000, 8000, 16_000, 32_000];
 
 async fn overload(bench: &mut Bench, programs: &Programs) -> Result<()> {
     println!(
-        "\n| the cache | checks/s | answered | refused | failed | p50, ms | p99, ms | table reads/s |\n|---|---|---|---|---|---|---|---|"
+        "\n| the cache | checks/s | served | rejected | failed | p50, ms | p99, ms | table reads/s |\n|---|---|---|---|---|---|---|---|"
     );
-    for (name, order) in [("answers", None), ("refuses", Some("cache refuse"))] {
+    for (name, order) in [("responds", None), ("rejects", Some("cache refuse"))] {
         let mut backends = Backends::start_on(programs, 1000, 5000, 8)?;
         let metrics = peers::free_address()?;
         let measured = filled(programs, &backends, &[("METRICS_ADDR", &metrics)]).await?;
@@ -595,8 +596,8 @@ async fn overload(bench: &mut Bench, programs: &Programs) -> Result<()> {
     Ok(())
 }
 
-/// Makes calls from a thread of its own, as from another machine: who asks in this
-/// one does not wait until those calls are sent and their answers read.
+/// Makes calls from a separate thread, as from another machine, so that calls of this thread do
+/// not wait for them.
 async fn elsewhere(
     target: impl FnOnce() -> Target + Send + 'static,
     connections: usize,
@@ -612,7 +613,7 @@ async fn elsewhere(
     tokio::task::spawn_blocking(calls).await?
 }
 
-/// Runs what makes calls in a runtime of this thread.
+/// Runs a future that makes calls, in a runtime on this thread.
 fn run_here<T>(what: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, what)
@@ -626,8 +627,8 @@ async fn flood(bench: &mut Bench, programs: &Programs) -> Result<()> {
         "\n| the flood | the guest alone, p50 and p99, µs | in the flood | ratio of p50 (least–greatest) | of p99 | calls of the flood, a second |\n|---|---|---|---|---|---|"
     );
     for (name, asks_backends) in [
-        ("980 questions, then one that is none", false),
-        ("980 questions", true),
+        ("980 checks, then an invalid one", false),
+        ("980 checks", true),
     ] {
         let mut p50 = Vec::new();
         let mut p99 = Vec::new();
@@ -651,7 +652,7 @@ async fn flood(bench: &mut Bench, programs: &Programs) -> Result<()> {
             let (flooded, flood) = (flooded?, flood?);
             ensure!(
                 flooded.failed == 0,
-                "the guest was refused {} times",
+                "the guest was rejected {} times",
                 flooded.failed
             );
             p50.push((micros(&alone, 0.5), micros(&flooded, 0.5)));
@@ -674,7 +675,7 @@ async fn flood(bench: &mut Bench, programs: &Programs) -> Result<()> {
     Ok(())
 }
 
-/// Calls at once for each of two replicas: half of what one has, and as many.
+/// Concurrent calls for each of two replicas: half as many as for one alone, and as many.
 const EACH: [usize; 2] = [32, 64];
 
 async fn replicas(bench: &mut Bench, programs: &Programs) -> Result<()> {
@@ -699,7 +700,7 @@ async fn replicas(bench: &mut Bench, programs: &Programs) -> Result<()> {
             pairs.push((both, 2.0 * alone));
         }
     }
-    println!("\nwhat two replicas do with their processors, to what one does with its own:");
+    println!("\ncapacity of two replicas, relative to one:");
     for (pairs, each) in pairs.iter().zip(EACH) {
         println!(
             "{each} calls at once for each, to 64: {}",

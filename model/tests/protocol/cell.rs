@@ -1,20 +1,20 @@
 //! One cache entry, and the requests that change it.
 
-/// What makes an entry unlike any other.
+/// The unique mark of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Nonce {
     pub client: usize,
     pub number: u8,
 }
 
-/// What the cache holds under the key.
+/// The entry of the cache under the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Cell {
     Empty,
     Lease(Nonce),
     Fence(Nonce),
-    /// The version of the record that the table held when it was read. Version
-    /// 0 is the record's absence.
+    /// The version of the record in the table at the time of the read. Version 0 is the
+    /// absence of the record.
     Value(u8),
 }
 
@@ -27,13 +27,13 @@ pub enum Request {
         expected: Cell,
         value: Cell,
     },
-    /// `SetIfNotEqual` of a value with a nonce of its own, and plain `Set`.
+    /// `SetIfNotEqual` of a value with a unique nonce, and plain `Set`.
     Overwrite(Cell),
     Delete,
 }
 
 impl Request {
-    /// Executes the request as one step; says whether it stored anything.
+    /// Executes the request as one step. Returns whether it was stored.
     pub fn execute(self, cell: &mut Cell) -> bool {
         let new = match self {
             Self::SetIfAbsent(value) => (*cell == Cell::Empty).then_some(value),
@@ -48,23 +48,23 @@ impl Request {
     }
 }
 
-/// What was promised so far, and whether it was kept.
+/// The promises of the protocol so far, and their violations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ledger {
-    /// Whether reads must not go back.
+    /// Whether reads must be monotonic.
     is_monotonic: bool,
     /// The newest version that was acknowledged, or revealed by a write that
     /// changed nothing.
     pub acknowledged: u8,
     /// The newest version that a read returned.
     pub returned: u8,
-    /// A read returned less than was acknowledged before it began.
+    /// A read returned an older version than one that was acknowledged before it began.
     pub is_stale: bool,
-    /// A read returned less than another had returned before it began.
+    /// A read returned an older version than one that was returned before it began.
     pub went_back: bool,
 }
 
-/// What was known when a read began.
+/// The promises at the start of a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Floor {
     acknowledged: u8,

@@ -1,33 +1,33 @@
-//! Lease, fence and confirm, for one key: two readers, two writers, and a cache
-//! that evicts, expires, is late and loses messages.
+//! Lease, fence and confirm, for one key: two readers, two writers, and a cache that evicts and
+//! expires entries, and delays and loses messages.
 
 use stateright::{Model, Property};
 
 use crate::cell::{Cell, Floor, Ledger, Nonce, Request};
 
-pub const FRESH: &str = "no read is older than what was acknowledged before it began";
-pub const MONOTONIC: &str = "no read is older than what was read before it began";
+pub const FRESH: &str = "no read is older than a version acknowledged before it began";
+pub const MONOTONIC: &str = "no read is older than a version returned before it began";
 
-/// The protocol, or one that lacks something.
+/// The protocol, and simpler variants that lack a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Variant {
-    /// As the service does it.
+    /// The protocol of the service.
     LeaseFenceConfirm,
-    /// Readers and writers set what they know.
+    /// Readers set the version that they read, writers set the version that they wrote.
     ReadAndWriteAside,
-    /// Readers set what they know, writers delete after the commit.
+    /// Readers set the version that they read, writers delete after the commit.
     DeleteAfterCommit,
-    /// Readers fill if there is nothing, without a lease.
+    /// Readers fill an empty entry, without a lease.
     FillWithoutLease,
-    /// Writers delete after the commit, and acknowledge also if that failed.
+    /// Writers delete after the commit, and also acknowledge if the deletion failed.
     AcknowledgeFailedDelete,
     /// Writers do not fence again after the commit.
     FenceBeforeCommitOnly,
-    /// Writers acknowledge, and then confirm.
+    /// Writers acknowledge before they confirm.
     AcknowledgeBeforeConfirm,
-    /// Writers set what they wrote instead of confirming.
+    /// Writers set the version that they wrote, and do not confirm.
     PublishAfterCommit,
-    /// Writers publish whenever their confirming fence is still there.
+    /// Writers publish whenever their confirming fence is still in the cache.
     PublishOnAnyConfirm,
     /// Readers join a flight that has read the table already.
     JoinAnyFlight,
@@ -35,25 +35,25 @@ pub enum Variant {
     NoOpWithoutFence,
     /// Readers read the table while they take the lease.
     LeaseBesideRead,
-    /// Writers publish also where their first fence replaced another writer's.
+    /// Writers also publish if their first fence replaced another writer's.
     PublishOverForeignFence,
 }
 
-/// What a writer does.
+/// The kind of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Changes the record.
     Change,
-    /// Finds that there is nothing to change, and says so.
+    /// Finds nothing to change, and acknowledges that.
     NoOp,
 }
 
-/// How far to look.
+/// The bounds of the exploration.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
     /// Reads of each reader, one after the other.
     pub reads: u8,
-    /// Entries that vanish before somebody removes them: evicted or expired.
+    /// Evictions and expiries of the entry.
     pub evictions: u8,
     /// Requests that are late or lost.
     pub failures: u8,
@@ -73,7 +73,7 @@ pub struct State {
     /// Version of the record in the table.
     table: u8,
     cell: Cell,
-    /// Requests that nobody waits for any more.
+    /// Requests that are executed late or never.
     late: Vec<Request>,
     readers: [Reader; 2],
     writers: [Writer; 2],
@@ -94,15 +94,15 @@ struct Reader {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Reading {
     Idle,
-    /// Has asked for the lease.
+    /// Has requested the lease.
     Leasing(Nonce),
     /// Is about to read the table, and may fill under the lease.
     Missed(Option<Nonce>),
     /// Has read the table.
     Found(u8, Option<Nonce>),
-    /// Has read the table and asks for the lease, where the two overlap.
+    /// Has read the table and has requested the lease, in variants that overlap both.
     FoundLeasing(u8, Nonce),
-    /// Waits for what the other reader finds.
+    /// Waits for the result of the other reader.
     Joined,
 }
 
@@ -116,25 +116,25 @@ struct Writer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Fence {
     nonce: Nonce,
-    /// Whether it is known to have replaced no other writer's fence.
+    /// Whether it certainly replaced no other writer's fence.
     is_first: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Writing {
     Idle,
-    /// Is about to look at what its fence will replace; `found` if the decision
-    /// is made already.
+    /// Is about to read the entry that its fence will replace. `found`: the decision is made
+    /// already.
     Peeking {
         found: Option<u8>,
     },
-    /// Has sent a fence, to replace just what it has seen, if that is no fence.
+    /// Has sent a fence. With `seen`, it replaces only that entry, which is no fence.
     Fencing {
         fence: Nonce,
         seen: Option<Cell>,
         found: Option<u8>,
     },
-    /// Is about to read what the decision stands on.
+    /// Is about to read the record for its decision.
     Deciding {
         fence: Fence,
     },
@@ -143,7 +143,7 @@ enum Writing {
         fence: Fence,
         found: u8,
     },
-    /// Has asked to replace its own fence by another one.
+    /// Has requested to replace its own fence by another one.
     Renewing {
         fence: Fence,
         confirm: Nonce,
@@ -154,7 +154,7 @@ enum Writing {
         confirm: Nonce,
         version: u8,
     },
-    /// Has sent what is to end the write, in variants that do not confirm.
+    /// Has sent the last request of the write, in variants that do not confirm.
     Invalidating {
         version: u8,
     },
@@ -165,29 +165,29 @@ enum Writing {
 pub enum Action {
     /// A reader begins a read and looks into the cache.
     Look(usize),
-    /// A reader begins a read and the cache does not answer.
+    /// A reader begins a read, and the cache does not respond.
     LookInVain(usize),
     /// A reader begins a read and joins the other reader's.
     Join(usize),
-    /// The lease request is executed and answered.
+    /// The lease request is executed, and its response arrives.
     Lease(usize),
     /// The lease request is late or lost.
     LeaseFails(usize),
     /// A reader reads the table.
     Read(usize),
-    /// A reader returns what it read, and sends the fill.
+    /// A reader returns the version that it read, and sends the fill.
     Return(usize),
     /// A writer begins.
     Begin(usize),
-    /// A writer begins, and has decided before it fences.
+    /// A writer begins, and decides before it fences.
     BeginDecided(usize),
-    /// A writer looks at what its fence will replace.
+    /// A writer reads the entry that its fence will replace.
     Peek(usize),
-    /// The writer's request is executed and answered.
+    /// The writer's request is executed, and its response arrives.
     Serve(usize),
     /// The writer's request is late or lost.
     Fail(usize),
-    /// A writer reads what its decision stands on.
+    /// A writer reads the record for its decision.
     Decide(usize),
     /// A writer commits.
     Commit(usize),
@@ -395,7 +395,7 @@ fn lease_request(nonce: Nonce) -> Request {
     Request::SetIfAbsent(Cell::Lease(nonce))
 }
 
-/// The lease request was answered, or was not.
+/// The reader continues after the lease request, with or without the lease.
 fn leased(state: &mut State, r: usize, lease: Option<Nonce>) {
     let reader = &mut state.readers[r];
     reader.step = match reader.step {
@@ -516,7 +516,7 @@ impl Coherence {
         !is_silent && !has_no_fences
     }
 
-    /// The request that a writer waits for.
+    /// The running request of a writer.
     fn request(self, state: &State, w: usize) -> Option<Request> {
         Some(match state.writers[w].step {
             Writing::Fencing { fence, seen, .. } => match seen {
@@ -589,8 +589,8 @@ impl Coherence {
         };
     }
 
-    /// The write may be acknowledged, and published if no other writer can be
-    /// between its fence and its confirmation.
+    /// Acknowledges the write, and publishes it if no other writer can be between its fence
+    /// and its confirmation.
     fn confirmed(self, state: &mut State, confirm: Nonce, version: u8, is_alone: bool) {
         state.ledger.acknowledge(version);
         if is_alone || self.variant == Variant::PublishOnAnyConfirm {
@@ -650,7 +650,7 @@ impl Coherence {
             return None;
         };
         if state.table != found {
-            // Decided on what is no longer so: all over again.
+            // The record has changed since the decision: the write starts again.
             state.writers[w].step = Writing::Idle;
             return Some(());
         }

@@ -1,9 +1,8 @@
-//! The generation switch: how the cache is left when it cannot be reached, and
-//! how an empty one is entered. Two replicas, each with a reader and a writer.
+//! The generation switch: replicas leave an unreachable cache, and use an empty generation later.
+//! Two replicas, each with a reader and a writer.
 //!
-//! Time is abstract: a replica's view of the switch may become too old at any
-//! moment, and to have waited for as long as a view may live is to know that
-//! every view from before the wait has become too old.
+//! Time is abstract: a replica's view of the switch may expire at any moment. A wait for the
+//! lifetime of a view ends only when every view from before the wait has expired.
 
 use stateright::{Model, Property};
 
@@ -14,34 +13,34 @@ use crate::{
 
 const REPLICAS: usize = 2;
 
-/// The switch, or one that lacks something.
+/// The switch, and simpler variants that lack a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Variant {
-    /// As the service does it.
+    /// The switch of the service.
     Switch,
     /// Writers do not wait before they acknowledge without the cache.
     WritersDoNotWait,
-    /// The switch steps on as soon as it likes.
+    /// The switch takes its steps without waiting.
     StepsDoNotWait,
-    /// The new generation is used as soon as it is there.
+    /// Readers use the new generation at the same step as writers.
     NoReady,
-    /// Writers look at the switch before the commit only.
+    /// Writers read the switch only before the commit.
     LookBeforeCommit,
-    /// Writers publish also into a generation that is not in use yet.
+    /// Writers also publish into a generation that is not in use yet.
     PublishBeforeUse,
-    /// The cache is used again as it was left.
+    /// The former generation is used again.
     SameGeneration,
 }
 
-/// How far to look.
+/// The bounds of the exploration.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
     /// Reads of each replica, one after the other.
     pub reads: u8,
-    /// Times that the switch leaves the cache: a writer could not reach it, or
-    /// an operator asked for it.
+    /// Times that the switch leaves the cache: a writer could not reach it, or an operator
+    /// requested it.
     pub trips: u8,
-    /// Entries that vanish before somebody removes them.
+    /// Evictions and expiries of entries.
     pub evictions: u8,
 }
 
@@ -55,13 +54,13 @@ pub struct Generations {
 enum Phase {
     /// Readers and writers use the cache.
     On,
-    /// Nobody uses the cache.
+    /// No replica uses the cache.
     Warm,
-    /// Writers use the cache.
+    /// Only writers use the cache.
     Ready,
 }
 
-/// The switch, as the table holds it.
+/// The switch in the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Switch {
     phase: Phase,
@@ -77,8 +76,7 @@ pub struct State {
     cells: Vec<Cell>,
     late: Vec<(usize, Request)>,
     switch: Switch,
-    /// What each replica believes the switch to be; `None` if it knows too
-    /// little.
+    /// The view of each replica. `None` if it has expired.
     views: [Option<Switch>; REPLICAS],
     readers: [Reader; REPLICAS],
     writers: [Writer; REPLICAS],
@@ -98,17 +96,16 @@ struct Reader {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Reading {
     Idle,
-    /// Is to look into this generation.
+    /// Is about to look into this generation.
     Looking(usize),
-    /// Is to read the table, and may fill this generation under the lease.
+    /// Is about to read the table, and may fill this generation under the lease.
     Missed(Option<(usize, Nonce)>),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Writer {
     step: Writing,
-    /// The generation that was in use, and this writer's fence in it, before
-    /// the commit.
+    /// The switch before the commit, and this writer's fence in its generation.
     fence: Option<(Switch, Nonce)>,
     nonces: u8,
 }
@@ -118,9 +115,9 @@ enum Writing {
     Idle,
     /// Has sent a fence.
     Fencing(Switch, Nonce),
-    /// Is about to commit; holds what it looked at before.
+    /// Is about to commit. Holds the switch from before the commit.
     Committing(Switch),
-    /// Has committed, and looks at the switch.
+    /// Has committed, and is about to read the switch.
     Looking {
         before: Switch,
         version: u8,
@@ -131,7 +128,7 @@ enum Writing {
         confirm: Nonce,
         version: u8,
     },
-    /// Waits until nobody can be using the cache.
+    /// Waits until no replica can use the cache.
     Waiting {
         switch: Switch,
         version: u8,
@@ -143,30 +140,30 @@ enum Writing {
 pub enum Action {
     /// A replica reads the switch.
     Refresh(usize),
-    /// A replica's view becomes too old.
+    /// A replica's view expires.
     Expire(usize),
     /// The switch takes its next step towards use.
     Step,
-    /// An operator asks for a fresh generation.
+    /// An operator requests a new generation.
     Flush,
     /// A reader begins.
     BeginRead(usize),
-    /// A reader looks into the cache and, if there is nothing, takes the lease.
+    /// A reader looks into the cache, and takes the lease if there is no entry.
     Look(usize),
     /// A reader reads the table and returns.
     Read(usize),
     /// A writer begins.
     BeginWrite(usize),
-    /// The writer's request is executed and answered.
+    /// The writer's request is executed, and its response arrives.
     Serve(usize),
     /// The writer's request is late or lost: the writer makes the switch leave
     /// the cache.
     FailAndTrip(usize),
     /// A writer commits.
     Commit(usize),
-    /// A writer looks at the switch after the commit.
+    /// A writer reads the switch after the commit.
     LookAtSwitch(usize),
-    /// A writer has waited for long enough.
+    /// A writer acknowledges after its wait.
     Acknowledge(usize),
     /// An entry is evicted or expires.
     Vanish(usize),
@@ -349,7 +346,7 @@ impl Model for Generations {
 }
 
 impl State {
-    /// Whether every view from before this step of the switch is too old.
+    /// Whether every view from before this step of the switch has expired.
     fn has_waited_since(&self, step: u8) -> bool {
         let mut views = self.views.iter().flatten();
         views.all(|view| view.step >= step)
@@ -364,8 +361,8 @@ impl State {
         }
     }
 
-    /// A writer confirms by renewing its own fence if it has one in this
-    /// generation; the model leaves out that it falls back to overwriting.
+    /// A writer confirms by renewing its own fence in this generation, or by overwriting. The
+    /// model omits a failed renewal before the overwrite.
     fn confirm_request(&self, w: usize, switch: Switch, confirm: Nonce) -> Request {
         match self.writers[w].fence {
             Some((before, fence))

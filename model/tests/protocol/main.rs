@@ -1,5 +1,5 @@
-//! The cache protocol as a model, checked exhaustively within bounds: the
-//! protocol holds, and every simpler one is found broken.
+//! The cache protocol as a model, checked exhaustively within bounds: the protocol holds, and
+//! every simpler variant breaks.
 
 #![expect(clippy::panic, reason = "a test that cannot go on has failed")]
 
@@ -14,7 +14,7 @@ use stateright::{Checker, HasDiscoveries, Model};
 use coherence::{Coherence, FRESH, Kind, MONOTONIC};
 use generation::Generations;
 
-/// Enough for every broken variant; in both, the whole is explored in seconds.
+/// Bounds within which every simpler variant breaks. Each is explored in seconds.
 const SMALL: coherence::Bounds = coherence::Bounds {
     reads: 1,
     evictions: 1,
@@ -45,7 +45,7 @@ where
     checker.assert_properties();
 }
 
-/// The shortest way to a state in which the property does not hold.
+/// Finds the shortest path to a state in which the property does not hold.
 fn assert_breaks<M>(what: &str, model: M, property: &'static str)
 where
     M: Model + Send + Sync + 'static,
@@ -87,7 +87,7 @@ const CHANGES: [Kind; 2] = [Kind::Change, Kind::Change];
 const CHANGE_AND_NO_OP: [Kind; 2] = [Kind::Change, Kind::NoOp];
 
 #[test]
-fn the_protocol_never_answers_stale() {
+fn the_protocol_never_returns_a_stale_version() {
     for writers in [CHANGES, CHANGE_AND_NO_OP] {
         let model = coherence(coherence::Variant::LeaseFenceConfirm, writers, SMALL);
         assert_holds(&format!("lease, fence, confirm; {writers:?}"), model);
@@ -107,7 +107,7 @@ fn without_eviction_reads_do_not_go_back() {
 }
 
 #[test]
-fn every_simpler_protocol_answers_stale() {
+fn every_simpler_protocol_returns_a_stale_version() {
     use coherence::Variant;
     for (variant, writers) in [
         (Variant::ReadAndWriteAside, CHANGES),
@@ -138,7 +138,7 @@ fn publishing_over_another_writers_fence_lets_reads_go_back() {
 }
 
 #[test]
-fn the_switch_never_answers_stale() {
+fn the_switch_never_returns_a_stale_version() {
     let model = Generations {
         variant: generation::Variant::Switch,
         bounds: SMALL_SWITCH,
@@ -147,7 +147,7 @@ fn the_switch_never_answers_stale() {
 }
 
 #[test]
-fn every_simpler_switch_answers_stale() {
+fn every_simpler_switch_returns_a_stale_version() {
     use generation::Variant;
     for variant in [
         Variant::WritersDoNotWait,

@@ -93,7 +93,7 @@ impl StreamInvalidator {
 
     /// Waits for the lease and follows the stream. Never ends.
     pub async fn run(&self) {
-        self.leader.run(self.lead()).await;
+        self.leader.run(Box::pin(self.lead())).await;
     }
 
     async fn lead(&self) {

@@ -1,18 +1,14 @@
 //! Look-ups that come while many are under way share one round trip.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
-use async_trait::async_trait;
 use foldhash::fast::RandomState;
 use indexmap::IndexSet;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{runtime::Handle, sync::oneshot, task::yield_now, time::timeout};
 use tracing::{Instrument as _, Span};
 
-use crate::cache::{Cache, Error, FailureKind, Found, Keys, is_long};
+use crate::cache::{Error, FailureKind, Found, Keys, client::Connections, is_long};
 use crate::telemetry;
 
 /// Look-ups that are sent at once, each on its own; those that come meanwhile wait for
@@ -32,7 +28,7 @@ pub struct Batching(Arc<Shared>);
 
 /// What lanes have in common.
 struct Shared {
-    cache: Arc<dyn Cache>,
+    cache: Arc<Connections>,
     lanes: Mutex<Lanes>,
     /// Longest that a shared look-up may hold its lane.
     patience: Duration,
@@ -64,7 +60,7 @@ impl Batching {
     /// Sends look-ups to this cache; the answers to those that share a round trip
     /// are waited for so long.
     #[must_use]
-    pub fn new(cache: Arc<dyn Cache>, patience: Duration) -> Self {
+    pub fn new(cache: Arc<Connections>, patience: Duration) -> Self {
         Self(Arc::new(Shared {
             cache,
             lanes: Mutex::new(Lanes {
@@ -74,6 +70,29 @@ impl Batching {
             }),
             patience,
         }))
+    }
+
+    /// Looks up keys, alone or together with other look-ups.
+    ///
+    /// # Errors
+    /// No response.
+    pub async fn get(&self, keys: &Keys) -> Result<Vec<Found>, Error> {
+        if keys.len() > MAX_KEYS_TO_SHARE {
+            return self.0.cache.look_up(keys).await;
+        }
+        match self.enter(keys) {
+            Turn::Now(lane) => {
+                let found = lane.0.cache.look_up(keys).await;
+                drop(lane);
+                found
+            }
+            Turn::Later(answered) => answered.await.unwrap_or_else(|_| {
+                Err(Error::new(
+                    FailureKind::Unavailable,
+                    "the look-up ended without an answer",
+                ))
+            }),
+        }
     }
 
     fn enter(&self, keys: &Keys) -> Turn {
@@ -126,7 +145,7 @@ fn start(shared: &Arc<Shared>) -> Option<(Lane, Vec<Waiting>, bool)> {
 }
 
 fn lock(lanes: &Mutex<Lanes>) -> MutexGuard<'_, Lanes> {
-    lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    lanes.lock()
 }
 
 enum Turn {
@@ -182,7 +201,7 @@ impl Lane {
         }
         // It can be in one trace only; the others tell how long was waited.
         let span = spans.first().cloned().unwrap_or_else(Span::none);
-        let look_up = self.0.cache.get(&keys).instrument(span);
+        let look_up = self.0.cache.look_up(&keys).instrument(span);
         let found = timeout(self.0.patience, look_up).await;
         let found = found
             .unwrap_or_else(|_| Err(Error::new(FailureKind::Unavailable, "no answer in time")));
@@ -249,59 +268,16 @@ impl Lanes {
     }
 }
 
-#[async_trait]
-impl Cache for Batching {
-    async fn get(&self, keys: &Keys) -> Result<Vec<Found>, Error> {
-        if keys.len() > MAX_KEYS_TO_SHARE {
-            return self.0.cache.get(keys).await;
-        }
-        match self.enter(keys) {
-            Turn::Now(lane) => {
-                let found = lane.0.cache.get(keys).await;
-                drop(lane);
-                found
-            }
-            Turn::Later(answered) => answered.await.unwrap_or_else(|_| {
-                Err(Error::new(
-                    FailureKind::Unavailable,
-                    "the look-up ended without an answer",
-                ))
-            }),
-        }
-    }
-
-    async fn set_if_absent(&self, key: &str, value: &[u8], ttl: Duration) -> Result<bool, Error> {
-        self.0.cache.set_if_absent(key, value, ttl).await
-    }
-
-    async fn set_if_equal(
-        &self,
-        key: &str,
-        value: &[u8],
-        expected: &[u8],
-        ttl: Duration,
-    ) -> Result<bool, Error> {
-        self.0.cache.set_if_equal(key, value, expected, ttl).await
-    }
-
-    async fn set_if_not_equal(
-        &self,
-        key: &str,
-        value: &[u8],
-        ttl: Duration,
-    ) -> Result<bool, Error> {
-        self.0.cache.set_if_not_equal(key, value, ttl).await
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use async_trait::async_trait;
     use futures_util::future::{join, join_all};
     use tokio::runtime::Builder;
 
     use super::*;
+    use crate::cache::Cache;
 
     /// A cache that holds every key under itself, and counts look-ups.
     #[derive(Default)]
@@ -343,10 +319,16 @@ mod tests {
         }
     }
 
+    fn batching(cache: Arc<Echo>) -> Batching {
+        let connections = Connections::default();
+        connections.put(cache);
+        Batching::new(Arc::new(connections), Duration::from_secs(60))
+    }
+
     #[tokio::test]
     async fn everybody_gets_what_they_asked_for_of_few_look_ups() {
         let cache = Arc::new(Echo::default());
-        let batching = Batching::new(cache.clone(), Duration::from_secs(60));
+        let batching = batching(cache.clone());
         let look_ups = (0..200).map(async |number: usize| {
             let keys = [number, number / 2, number / 3].map(|key| key.to_string());
             let found = batching
@@ -377,7 +359,7 @@ mod tests {
             never_answers: true,
             ..Echo::default()
         });
-        let batching = Arc::new(Batching::new(silent, Duration::from_secs(60)));
+        let batching = Arc::new(batching(silent));
         runtime.block_on(async {
             for number in 0.. {
                 let asked = batching.clone();

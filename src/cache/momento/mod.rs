@@ -8,6 +8,7 @@ mod response_stream;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use async_trait::async_trait;
 use futures_util::future::try_join;
 use momento::{
     CacheClient, MomentoError, MomentoErrorCode,
@@ -25,7 +26,7 @@ pub use self::{
 };
 
 use self::consistent_get::Lookups;
-use super::{Error, FailureKind, Found, Keys};
+use super::{Cache, Error, FailureKind, Found, Keys};
 use crate::telemetry::{Backend, BackendCall, Outcome};
 
 /// Longest to wait for the connection, and for the first answer.
@@ -128,9 +129,9 @@ impl Momento {
     }
 }
 
-/// See [`super::Cache`], for what each does.
-impl Momento {
-    pub(super) async fn get(&self, keys: &Keys) -> Result<Vec<Found>, Error> {
+#[async_trait]
+impl Cache for Momento {
+    async fn get(&self, keys: &Keys) -> Result<Vec<Found>, Error> {
         let operation = match keys.len() {
             0 => return Ok(Vec::new()),
             1 => "Get",
@@ -139,17 +140,12 @@ impl Momento {
         watched(operation, |context| self.lookups.get(keys, context)).await
     }
 
-    pub(super) async fn set_if_absent(
-        &self,
-        key: &str,
-        value: &[u8],
-        ttl: Duration,
-    ) -> Result<bool, Error> {
+    async fn set_if_absent(&self, key: &str, value: &[u8], ttl: Duration) -> Result<bool, Error> {
         let request = SetIfAbsentRequest::new(&self.cache, key, value).ttl(ttl);
         Ok(self.set_if(request).await? == SetIfAbsentResponse::Stored)
     }
 
-    pub(super) async fn set_if_equal(
+    async fn set_if_equal(
         &self,
         key: &str,
         value: &[u8],
@@ -160,7 +156,7 @@ impl Momento {
         Ok(self.set_if(request).await? == SetIfEqualResponse::Stored)
     }
 
-    pub(super) async fn set_if_not_equal(
+    async fn set_if_not_equal(
         &self,
         key: &str,
         value: &[u8],

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -11,9 +11,10 @@ use moka::{
     ops::compute::{CompResult, Op},
     sync::Cache,
 };
+use parking_lot::{Mutex, MutexGuard};
 use tonic::{Status, metadata::MetadataValue};
 
-/// Room for items, in bytes; beyond it, what is used least is evicted.
+/// Most bytes of items. Beyond it, the least used items are evicted.
 const MAX_BYTES: u64 = 256 * 1024 * 1024;
 /// Largest item, in bytes: Momento's default limit.
 const MAX_ITEM_BYTES: usize = 1024 * 1024;
@@ -25,9 +26,9 @@ pub(super) struct Items(Cache<Vec<u8>, CachedItem>);
 #[derive(Debug, Clone)]
 struct CachedItem {
     value: Arc<[u8]>,
-    /// What was there before, and until when.
+    /// The previous value, and the time of its replacement.
     before: Option<(Arc<[u8]>, Instant)>,
-    /// When the item is gone. `None`: beyond what the clock can say.
+    /// The time of expiry. `None`: later than the clock can represent.
     gone_at: Option<Instant>,
 }
 
@@ -37,8 +38,8 @@ impl CachedItem {
     }
 }
 
-/// Lets the store drop expired items; whether one is there is decided by its
-/// own `gone_at`.
+/// The expiry of items in moka, which frees their memory. Look-ups compare `gone_at`
+/// themselves.
 struct ByItem;
 
 impl Expiry<Vec<u8>, CachedItem> for ByItem {
@@ -75,8 +76,7 @@ impl Items {
         Self(items)
     }
 
-    /// The value under the key, or the one before it if that was there until `lag`
-    /// ago.
+    /// The value under the key, or the previous value if it was replaced less than `lag` ago.
     pub(super) fn get(&self, key: &[u8], lag: Duration) -> Option<Vec<u8>> {
         let item = self.0.get(key).filter(CachedItem::is_there)?;
         let value = match &item.before {
@@ -86,8 +86,8 @@ impl Items {
         Some(value.to_vec())
     }
 
-    /// Stores the item if `condition` holds of the value that is there, as one
-    /// step; says whether it did.
+    /// Stores the item if `condition` holds for the present value, as one step. Returns
+    /// whether it was stored.
     pub(super) fn set_if(
         &self,
         key: Vec<u8>,
@@ -142,7 +142,7 @@ pub(super) struct Caches(Arc<Mutex<BTreeMap<String, Items>>>);
 
 impl Caches {
     fn by_name(&self) -> MutexGuard<'_, BTreeMap<String, Items>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     pub(super) fn get(&self, name: &str) -> Result<Items, Status> {
@@ -178,7 +178,7 @@ mod tests {
     const NOW: Duration = Duration::ZERO;
 
     #[test]
-    fn an_item_is_gone_when_its_time_to_live_is_over() {
+    fn an_item_expires_after_its_time_to_live() {
         let items = Items::new();
         let set = |ttl| items.set_if(b"k".to_vec(), b"v".to_vec(), ttl, |found| found.is_none());
         assert!(set(30).unwrap());
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn who_may_be_answered_late_is_told_what_was_there_before() {
+    fn a_stale_look_up_returns_the_previous_value() {
         let items = Items::new();
         let set = |value: &[u8]| items.set_if(b"k".to_vec(), value.to_vec(), 60_000, |_| true);
         set(b"old").unwrap();
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn of_racing_conditional_sets_one_wins() {
+    fn only_one_of_several_racing_conditional_sets_is_stored() {
         let items = Items::new();
         let stored = std::thread::scope(|scope| {
             let races: Vec<_> = (0..32_u8)
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_momento_refuses_is_refused() {
+    fn items_that_momento_rejects_are_rejected() {
         let items = Items::new();
         let set = |size, ttl| items.set_if(b"k".to_vec(), vec![0; size], ttl, |_| true);
         assert_eq!(set(1, 0).unwrap_err().code(), tonic::Code::InvalidArgument);

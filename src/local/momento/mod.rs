@@ -4,16 +4,12 @@
 mod items;
 mod service;
 
-use std::{
-    io,
-    net::SocketAddr,
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use momento_protos::{
     cache_client::scs_server::ScsServer, control_client::scs_control_server::ScsControlServer,
 };
+use parking_lot::RwLock;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tonic::{
     Request, Status, metadata::KeyAndValueRef, transport::Server, transport::server::TcpIncoming,
@@ -39,47 +35,46 @@ pub enum DataCall {
     Delete,
 }
 
-/// What becomes of a call.
+/// The fate of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// It is executed and answered.
+    /// It is executed, and its response is sent.
     Served,
-    /// It is executed twice before it is answered.
+    /// It is executed twice before its response is sent.
     ServedTwice,
-    /// It is executed, and its answer lost.
+    /// It is executed, and its response is lost.
     Unanswered,
-    /// It is executed, and its answer takes so long.
+    /// It is executed, and its response is delayed.
     Slow(Duration),
-    /// Of a GetBatch: the stream of answers ends after so many.
+    /// It is a GetBatch, and its stream ends after this number of responses.
     Cut(usize),
 }
 
-/// Sees every data call before it is served: to count, to delay, to refuse, to
-/// lose.
+/// Receives every data call before it is served, and may count, delay, reject or lose it.
 #[tonic::async_trait]
 pub trait Gate: Send + Sync + 'static {
-    /// Lets the call pass, at the time of its choosing, or refuses it.
+    /// Decides the fate of a call, possibly after a delay, or rejects the call.
     async fn pass(&self, call: DataCall, keys: &[&[u8]]) -> Result<Fate, Status>;
 
-    /// A call says that it is part of a trace, by W3C's `traceparent` and `tracestate`.
+    /// Receives the trace of a call: W3C's `traceparent` and `tracestate`.
     fn in_trace(&self, _parent: &str, _state: &str) {}
 
-    /// How old an answer may be to a look-up that does not ask for what was written
-    /// last: it is what was there before, if that was replaced since.
+    /// Staleness of look-ups without a consistent read: they return the previous value for
+    /// this time after its replacement.
     fn lag(&self) -> Duration {
         Duration::ZERO
     }
 
-    /// How long after the last answer the stream of a GetBatch ends.
+    /// Delay from the last response of a GetBatch to the end of its stream.
     fn end_after(&self) -> Duration {
         Duration::ZERO
     }
 
-    /// The caller of a GetBatch left before the stream of answers ended.
+    /// Receives the event that the caller of a GetBatch has dropped the stream before its end.
     fn left(&self) {}
 }
 
-/// Lets everything pass at once.
+/// Serves every call at once.
 #[derive(Debug, Clone, Copy)]
 pub struct OpenGate;
 
@@ -98,7 +93,7 @@ struct Momento {
 }
 
 impl Momento {
-    /// The items of the cache that the call names, if the caller may use it.
+    /// The items of the cache that the call names. Rejects callers without the API key.
     fn admit<T>(&self, request: &Request<T>) -> Result<Items, Status> {
         self.authenticate(request)?;
         let header = |name| request.metadata().get(name)?.to_str().ok();
@@ -111,7 +106,7 @@ impl Momento {
         self.caches.get(name)
     }
 
-    /// How old the answers to a look-up may be.
+    /// The staleness of a look-up.
     fn lag<T>(&self, request: &Request<T>) -> Duration {
         match request.metadata().get("read-concern") {
             Some(concern) if concern == "consistent" => Duration::ZERO,
@@ -134,7 +129,7 @@ impl Momento {
     }
 }
 
-/// A server that is running. Stops when dropped.
+/// A running server. Dropping it stops the server.
 #[derive(Debug)]
 pub struct MomentoServer {
     addr: SocketAddr,
@@ -144,35 +139,34 @@ pub struct MomentoServer {
 }
 
 impl MomentoServer {
-    /// Where the server listens.
+    /// The address of the server.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// Starts another server with the same caches and credential, so that the
-    /// calls of some clients pass another gate.
+    /// Starts another server with the same caches and credential, and another gate for the
+    /// calls of some clients.
     ///
     /// # Errors
-    /// The address cannot be listened on.
+    /// The server cannot listen on the address.
     pub async fn start_beside(&self, addr: SocketAddr, gate: Arc<dyn Gate>) -> io::Result<Self> {
         serve(addr, self.caches.clone(), self.api_key.clone(), gate).await
     }
 
-    /// Drops items, as a cache does that needs the room.
+    /// An evictor of items, for evictions as in a full cache.
     #[must_use]
     pub fn evictor(&self) -> Evictor {
         Evictor(self.caches.clone())
     }
 
-    /// Makes another key of the one that opens this server and those beside it:
-    /// from now on the former is refused.
+    /// Replaces the API key of this server and of the servers beside it. From now on the
+    /// former key is rejected.
     pub fn rotate_key(&self) {
         self.api_key.rotate();
     }
 
-    /// The secret that opens this server, as `accounts/MomentoAuthToken` holds
-    /// it.
+    /// The secret for this server, in the form of `accounts/MomentoAuthToken`.
     #[must_use]
     pub fn secret(&self) -> secrecy::SecretString {
         let secret = serde_json::json!({
@@ -189,19 +183,19 @@ impl Drop for MomentoServer {
     }
 }
 
-/// Drops items of a server's caches.
+/// Evicts items of a server's caches.
 #[derive(Debug, Clone)]
 pub struct Evictor(Caches);
 
 impl Evictor {
-    /// Drops an item.
+    /// Evicts an item.
     pub fn evict(&self, cache: &str, key: &[u8]) {
         if let Ok(items) = self.0.get(cache) {
             items.delete(key);
         }
     }
 
-    /// Drops all items of a cache.
+    /// Evicts all items of a cache.
     pub fn flush(&self, cache: &str) {
         if let Ok(items) = self.0.get(cache) {
             items.clear();
@@ -212,7 +206,7 @@ impl Evictor {
 /// Starts a server without caches.
 ///
 /// # Errors
-/// The address cannot be listened on.
+/// The server cannot listen on the address.
 pub async fn start(addr: SocketAddr, gate: Arc<dyn Gate>) -> io::Result<MomentoServer> {
     serve(addr, Caches::default(), ApiKey::new(), gate).await
 }
@@ -247,7 +241,7 @@ async fn serve(
     })
 }
 
-/// The key that opens a server.
+/// The API key of a server.
 #[derive(Debug, Clone)]
 struct ApiKey(Arc<RwLock<Arc<str>>>);
 
@@ -257,19 +251,16 @@ impl ApiKey {
     }
 
     fn get(&self) -> Arc<str> {
-        self.0
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.0.read().clone()
     }
 
     fn rotate(&self) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = new_api_key();
+        *self.0.write() = new_api_key();
     }
 }
 
-/// A v2 API key, as far as clients look into it: three parts, the second one
-/// base64url of `{"t":"g"}`.
+/// A v2 API key, with the form that clients check: three parts, the second one base64url of
+/// `{"t":"g"}`.
 fn new_api_key() -> Arc<str> {
     format!("e30.eyJ0IjoiZyJ9.{}", Uuid::new_v4().simple()).into()
 }

@@ -1,5 +1,5 @@
-//! Momento's wire protocol: the calls that the SDK makes for scalar items and
-//! for managing caches. The rest is UNIMPLEMENTED.
+//! Momento's wire protocol: the calls of the SDK for scalar items and for the management of
+//! caches. The other calls are UNIMPLEMENTED.
 
 use std::{future::ready, pin::Pin, sync::Arc, time::Duration};
 
@@ -41,8 +41,8 @@ macro_rules! service {
 }
 
 impl Momento {
-    /// Serves a call as the gate wants it, also if the caller has gone away
-    /// meanwhile. A call served twice is answered as the first time.
+    /// Serves a call with the fate that the gate decides, also after its caller has
+    /// disconnected. A call that is served twice returns the first response.
     async fn through_gate<T: Send + 'static>(
         &self,
         call: DataCall,
@@ -62,12 +62,12 @@ impl Momento {
             answer
         };
         let served = tokio::spawn(served).await;
-        served.unwrap_or_else(|_| Err(Status::internal("the call ended without an answer")))
+        served.unwrap_or_else(|_| Err(Status::internal("the call ended without a response")))
     }
 }
 
 fn lost() -> Status {
-    Status::unavailable("the answer was lost")
+    Status::unavailable("the response was lost")
 }
 
 service! {

@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use async_trait::async_trait;
 use aws_sdk_dynamodb::{
     operation::transact_write_items::TransactWriteItemsError,
     types::{AttributeValue, Put, TransactWriteItem},
@@ -14,7 +13,7 @@ use super::{Attributes, DynamoDb, failed, primary_key, primary_key_of, register,
 use crate::{
     domain::{Etag, Key, RecordChange, Timestamp},
     store::{
-        ChangeLog, Deletion, Error, LOG_RETENTION, LogId,
+        Deletion, Error, LOG_RETENTION, LogId,
         item::{self, Item},
         keys,
     },
@@ -23,9 +22,14 @@ use crate::{
 /// Most changes of one read.
 const PAGE: u16 = 100;
 
-#[async_trait]
-impl ChangeLog for DynamoDb {
-    async fn append(
+impl DynamoDb {
+    /// Appends at most [`MAX_APPENDED`] changes, the first one with the number
+    /// `first`, and writes a register with them, as
+    /// [`Registers::swap_register`]: all or nothing.
+    ///
+    /// # Errors
+    /// The table did not say: all may be written, now or later.
+    pub async fn append(
         &self,
         log: &LogId,
         first: u64,
@@ -61,7 +65,16 @@ impl ChangeLog for DynamoDb {
         }
     }
 
-    async fn read_log(&self, log: &LogId, after: u64) -> Result<Vec<(u64, RecordChange)>, Error> {
+    /// The next changes after a number, at most 100 of them, with their numbers.
+    /// None, if there are none yet.
+    ///
+    /// # Errors
+    /// The table could not be read.
+    pub async fn read_log(
+        &self,
+        log: &LogId,
+        after: u64,
+    ) -> Result<Vec<(u64, RecordChange)>, Error> {
         let (pk, _) = keys::of_logged(log, after.saturating_add(1));
         let (_, sk) = keys::of_logged(log, after);
         let output = self
@@ -81,7 +94,12 @@ impl ChangeLog for DynamoDb {
         Ok(items.filter_map(|item| logged(item, now)).collect())
     }
 
-    async fn oldest_kept(&self, log: &LogId, end: u64) -> Result<u64, Error> {
+    /// The number of the oldest change that is kept, of those below `end`; `end`
+    /// if there is none.
+    ///
+    /// # Errors
+    /// The table could not be read.
+    pub async fn oldest_kept(&self, log: &LogId, end: u64) -> Result<u64, Error> {
         let now = Timestamp::now();
         // The first block whose last change is kept.
         let mut blocks = 0..end / keys::LOG_BLOCK;
@@ -103,7 +121,12 @@ impl ChangeLog for DynamoDb {
         Ok(end)
     }
 
-    async fn deletions(&self, deleted: &[(Key, Etag)]) -> Result<Vec<Option<Deletion>>, Error> {
+    /// How this service deleted these versions of records, if it was this
+    /// service. For at most 100 versions.
+    ///
+    /// # Errors
+    /// The table could not be read.
+    pub async fn deletions(&self, deleted: &[(Key, Etag)]) -> Result<Vec<Option<Deletion>>, Error> {
         let keys = deleted.iter();
         let keys: Vec<_> = keys
             .map(|(key, version)| keys::of_deletion(key, version))

@@ -2,10 +2,8 @@
 
 use std::collections::HashMap;
 
-use async_trait::async_trait;
 use aws_sdk_dynamodb::types::AttributeValue;
 use aws_sdk_dynamodbstreams::{
-    Client,
     config::http::HttpResponse,
     error::{ProvideErrorMetadata, SdkError},
     types::{self as sdk, OperationType, ShardIteratorType, StreamViewType},
@@ -15,30 +13,22 @@ use super::{DynamoDb, ErrorKind, failed, primary_key_of, to_item};
 use crate::{
     domain::{ChangeKind, Key, Timestamp},
     store::{
-        ChangeStream, Changed, ChangedRecord, Error, Left, Position, Shard, ShardId, ShardIterator,
-        StreamError, StreamId, StreamPage,
+        Changed, ChangedRecord, Error, Left, Position, Shard, ShardId, ShardIterator, StreamError,
+        StreamId, StreamPage,
         item::{self, Item},
         keys,
     },
 };
 
-/// Reads the stream of a table.
-#[derive(Debug, Clone)]
-pub struct DynamoDbStream {
-    table: DynamoDb,
-    client: Client,
-}
-
-impl DynamoDbStream {
-    pub(super) fn new(table: DynamoDb, client: Client) -> Self {
-        Self { table, client }
-    }
-}
-
-#[async_trait]
-impl ChangeStream for DynamoDbStream {
-    async fn stream(&self) -> Result<Option<StreamId>, Error> {
-        let table = self.table.describe().await?;
+/// The table's stream: the changes by all writers, in shards. Changes of one record are in
+/// order along a shard and its descendants. Shards begin and end.
+impl DynamoDb {
+    /// The stream that the table has now.
+    ///
+    /// # Errors
+    /// The table could not be asked.
+    pub async fn stream(&self) -> Result<Option<StreamId>, Error> {
+        let table = self.describe().await?;
         let is_on = table
             .stream_specification()
             .is_some_and(|stream| stream.stream_enabled);
@@ -46,18 +36,21 @@ impl ChangeStream for DynamoDbStream {
         Ok(arn.map(|arn| StreamId(arn.to_owned())))
     }
 
-    async fn shards(&self, stream: &StreamId) -> Result<Vec<Shard>, StreamError> {
+    /// The shards that are listed now. Listings may lack one for a while.
+    ///
+    /// # Errors
+    /// The stream could not be asked.
+    pub async fn stream_shards(&self, stream: &StreamId) -> Result<Vec<Shard>, StreamError> {
         let mut shards = Vec::new();
         let mut after = None;
         loop {
-            let output = self
-                .client
+            let describe = self
+                .streams
                 .describe_stream()
                 .stream_arn(&stream.0)
-                .set_exclusive_start_shard_id(after)
-                .send()
-                .await
-                .map_err(stream_failed)?;
+                .set_exclusive_start_shard_id(after);
+            // Boxed, here and below: the futures of the SDK are large.
+            let output = Box::pin(describe.send()).await.map_err(stream_failed)?;
             let Some(description) = output.stream_description else {
                 return Ok(shards);
             };
@@ -74,14 +67,18 @@ impl ChangeStream for DynamoDbStream {
         }
     }
 
-    async fn cursor(
+    /// A cursor at a position of a shard. Good for 15 minutes.
+    ///
+    /// # Errors
+    /// See [`StreamError`].
+    pub async fn shard_iterator(
         &self,
         stream: &StreamId,
         shard: &ShardId,
         position: &Position,
     ) -> Result<ShardIterator, StreamError> {
         let request = self
-            .client
+            .streams
             .get_shard_iterator()
             .stream_arn(&stream.0)
             .shard_id(&shard.0);
@@ -91,16 +88,20 @@ impl ChangeStream for DynamoDbStream {
                 .shard_iterator_type(ShardIteratorType::AfterSequenceNumber)
                 .sequence_number(sequence),
         };
-        let output = request.send().await.map_err(stream_failed)?;
+        let output = Box::pin(request.send()).await.map_err(stream_failed)?;
         output
             .shard_iterator
             .map(ShardIterator)
             .ok_or(StreamError::Gone)
     }
 
-    async fn changes(&self, cursor: &ShardIterator) -> Result<StreamPage, StreamError> {
-        let request = self.client.get_records().shard_iterator(&cursor.0);
-        let output = request.send().await.map_err(stream_failed)?;
+    /// The changes from a cursor on, at most 1000.
+    ///
+    /// # Errors
+    /// See [`StreamError`].
+    pub async fn stream_page(&self, cursor: &ShardIterator) -> Result<StreamPage, StreamError> {
+        let request = self.streams.get_records().shard_iterator(&cursor.0);
+        let output = Box::pin(request.send()).await.map_err(stream_failed)?;
         let records = output.records.unwrap_or_default().into_iter();
         Ok(StreamPage {
             changes: records.filter_map(changed).collect(),

@@ -2,7 +2,6 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use async_trait::async_trait;
 use aws_sdk_dynamodb::{
     config::{http::HttpResponse, retry::RetryConfig},
     error::{BuildError, ProvideErrorMetadata as _, SdkError},
@@ -12,6 +11,7 @@ use aws_sdk_dynamodb::{
         ReturnValuesOnConditionCheckFailure, TransactWriteItem, Update,
     },
 };
+use backon::{BackoffBuilder as _, ExponentialBuilder};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -20,22 +20,31 @@ use super::{
     to_attributes, unusable,
 };
 use crate::{
-    backoff,
     domain::{Origin, Record, Role, State, Timestamp, Uid},
     error_chain::describe,
     store::{
-        CommitError, Error, ErrorKind, REQUEST_RETENTION, Step, Store, StoredClaim,
+        CommitError, Error, ErrorKind, REQUEST_RETENTION, Step, StoredClaim,
         item::{self, Item, Value},
         keys,
     },
 };
 
+/// Pauses between attempts: 25 ms and 50 ms, and up to as much again by jitter.
+const RETRY_PAUSES: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(RETRY_PAUSE)
+    .with_max_times(MAX_ATTEMPTS as usize - 1)
+    .with_jitter();
+
 /// Retention of deletions: longer than the table's stream.
 const DELETION_RETENTION: Duration = Duration::from_secs(48 * 3600);
 
-#[async_trait]
-impl Store for DynamoDb {
-    async fn commit(&self, steps: &[Step], origin: &Origin) -> Result<(), CommitError> {
+impl DynamoDb {
+    /// Applies all steps or none, and stores their origin. At most 50 steps, each of another
+    /// record.
+    ///
+    /// # Errors
+    /// See [`CommitError`].
+    pub async fn commit(&self, steps: &[Step], origin: &Origin) -> Result<(), CommitError> {
         // The id is DynamoDB's idempotency token and an attribute of every written item. By
         // either, a retry learns that an earlier attempt succeeded.
         let write_id = Uuid::new_v4().to_string();
@@ -47,7 +56,7 @@ impl Store for DynamoDb {
         }
         let end = Instant::now() + self.operation_timeout;
         let mut may_be_applied = false;
-        let mut attempt = 1;
+        let mut pauses = RETRY_PAUSES.build();
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let error = match self.transact(items.clone(), &write_id, left).await {
@@ -58,15 +67,14 @@ impl Store for DynamoDb {
                 Err(error) => error,
             };
             may_be_applied |= matches!(error, CommitError::OutcomeUnknown(_));
-            let pause = backoff::up_to(RETRY_PAUSE * attempt);
-            let is_last = attempt == MAX_ATTEMPTS
-                || Instant::now() + pause >= end
-                || !is_worth_retrying(&error, may_be_applied);
-            if is_last || !self.budget.pay() {
-                return Err(of_all_attempts(error, may_be_applied));
+            let pause = pauses.next().filter(|pause| {
+                let is_in_time = Instant::now() + *pause < end;
+                is_in_time && is_worth_retrying(&error, may_be_applied)
+            });
+            match pause {
+                Some(pause) if self.budget.pay() => tokio::time::sleep(pause).await,
+                _ => return Err(of_all_attempts(error, may_be_applied)),
             }
-            tokio::time::sleep(pause).await;
-            attempt += 1;
         }
     }
 }

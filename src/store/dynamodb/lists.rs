@@ -1,8 +1,7 @@
-//! Lists, page by page: members from the table itself, the rest from its indexes.
+//! page by page: members from the table itself, the rest from its indexes.
 
 use std::collections::HashMap;
 
-use async_trait::async_trait;
 use aws_sdk_dynamodb::{
     error::ProvideErrorMetadata as _,
     operation::query::{QueryOutput, builders::QueryFluentBuilder},
@@ -13,7 +12,7 @@ use super::{Attributes, DynamoDb, decode, failed, primary_key, primary_key_of};
 use crate::{
     domain::{Key, Membership, OrganizationName, Role, Username},
     store::{
-        Directory, Error, ErrorKind, ListPosition, Listed, Lists, Slice,
+        Directory, Error, ErrorKind, ListPosition, Listed, Slice,
         item::ROLE,
         keys::{
             self, INVERTED_INDEX, LIST_INDEX, LIST_KEY, OWNER_INDEX, OWNER_OF, PARTITION_KEY,
@@ -22,9 +21,15 @@ use crate::{
     },
 };
 
-#[async_trait]
-impl Lists for DynamoDb {
-    async fn members(
+/// Lists, page by page. A page may have fewer entries than the limit, or none. A record that
+/// is created or deleted meanwhile may be missing. Every other record is on exactly one page.
+impl DynamoDb {
+    /// The memberships of an organization by the member's name, strongly consistent,
+    /// ineffective ones included.
+    ///
+    /// # Errors
+    /// The table could not be read.
+    pub async fn members(
         &self,
         organization: &OrganizationName,
         slice: Slice<'_>,
@@ -51,7 +56,11 @@ impl Lists for DynamoDb {
         Ok(Listed { found, next })
     }
 
-    async fn organizations_of(
+    /// The organizations of which a user was a member moments ago, by name.
+    ///
+    /// # Errors
+    /// The index could not be read.
+    pub async fn organizations_of(
         &self,
         user: &Username,
         slice: Slice<'_>,
@@ -80,7 +89,11 @@ impl Lists for DynamoDb {
         })
     }
 
-    async fn directory(
+    /// All users, or all organizations, as of moments ago, in no particular order.
+    ///
+    /// # Errors
+    /// The index could not be read.
+    pub async fn directory(
         &self,
         directory: Directory,
         slice: Slice<'_>,
@@ -133,7 +146,7 @@ impl Lists for DynamoDb {
 }
 
 impl DynamoDb {
-    /// See [`crate::store::StrongReads::owner_hints`].
+    /// See [`Self::owner_hints`].
     pub(super) async fn query_owner_index(
         &self,
         organization: &OrganizationName,
@@ -154,7 +167,7 @@ impl DynamoDb {
         }
     }
 
-    /// See [`crate::store::StrongReads::owners`].
+    /// See [`Self::owners`].
     pub(super) async fn query_owners(
         &self,
         organization: &OrganizationName,
@@ -193,7 +206,8 @@ impl DynamoDb {
             .table_name(&self.table)
             .set_exclusive_start_key(start)
             .set_limit(limit.map(Into::into));
-        query.send().await.map_err(|error| {
+        // Boxed: the futures of the SDK are large.
+        Box::pin(query.send()).await.map_err(|error| {
             let is_invalid = error.code() == Some("ValidationException");
             let mut failed = failed(error);
             if is_of_index && is_invalid {

@@ -12,7 +12,6 @@ mod table;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use async_trait::async_trait;
 use aws_config::SdkConfig;
 use aws_sdk_dynamodb::{
     Client,
@@ -20,20 +19,19 @@ use aws_sdk_dynamodb::{
     error::{ProvideErrorMetadata, SdkError},
     types::{AttributeValue, KeysAndAttributes},
 };
+use backon::{BackoffBuilder as _, ExponentialBuilder};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
-pub use change_stream::DynamoDbStream;
 pub use table::{Created, Finding, Findings};
 
 use self::retry_budget::Budget;
 use super::{
     Error, ErrorKind, ListPosition, Listed, OWNER_HINTS, READ_MAX_KEYS, READS_AT_ONCE, Remembered,
-    StoredClaim, StrongReads,
+    StoredClaim,
     item::{self, Item, Value},
     keys,
 };
 use crate::{
-    backoff,
     domain::{Email, Key, OrganizationName, Record, Request, Username},
     error_chain::describe,
     telemetry::{AwsCalls, Backend},
@@ -51,16 +49,18 @@ const PAGE_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Attempts per operation.
 const MAX_ATTEMPTS: u32 = 3;
-/// Longest pause before the second attempt. Doubles for the third.
-const RETRY_PAUSE: Duration = Duration::from_millis(50);
-/// Retries of keys that DynamoDB left unprocessed.
-const MAX_UNPROCESSED_ROUNDS: u32 = 4;
-/// Longest pause before the first of these retries. Doubles each time.
-const UNPROCESSED_PAUSE: Duration = Duration::from_millis(20);
+/// Pause before the second attempt. Doubles for the third.
+const RETRY_PAUSE: Duration = Duration::from_millis(25);
+/// Pauses before retries of keys that DynamoDB left unprocessed: 10 ms to 80 ms, and up to as
+/// much again by jitter.
+const UNPROCESSED_PAUSES: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_millis(10))
+    .with_max_times(4)
+    .with_jitter();
 
 type Attributes = HashMap<String, AttributeValue>;
 
-/// TableSettings of the table.
+/// The settings of the table.
 #[derive(Debug, Clone)]
 pub struct TableSettings {
     /// Name of the table.
@@ -73,10 +73,11 @@ pub struct TableSettings {
     pub operation_timeout: Duration,
 }
 
-/// The table, over one long-lived client.
+/// The table, over one long-lived client, and the client of its stream. Clones share both.
 #[derive(Debug, Clone)]
 pub struct DynamoDb {
     client: Client,
+    streams: aws_sdk_dynamodbstreams::Client,
     table: String,
     attempt_timeout: Duration,
     operation_timeout: Duration,
@@ -85,7 +86,7 @@ pub struct DynamoDb {
 }
 
 impl DynamoDb {
-    /// Builds the client. Does no I/O.
+    /// Builds the clients. Does no I/O.
     #[must_use]
     pub fn new(aws: &SdkConfig, settings: TableSettings) -> Self {
         let (attempt, operation) = (settings.attempt_timeout, settings.operation_timeout);
@@ -93,29 +94,22 @@ impl DynamoDb {
             .retry_config(retries())
             .timeout_config(timeouts(attempt, operation))
             .interceptor(AwsCalls(Backend::DynamoDb));
-        config.set_endpoint_url(settings.endpoint.or(aws.endpoint_url().map(str::to_owned)));
+        let mut streams = aws_sdk_dynamodbstreams::config::Builder::from(aws)
+            .retry_config(retries())
+            .timeout_config(timeouts(PAGE_ATTEMPT_TIMEOUT, PAGE_TIMEOUT))
+            .interceptor(AwsCalls(Backend::DynamoDbStreams));
+        if let Some(endpoint) = settings.endpoint {
+            config = config.endpoint_url(&endpoint);
+            streams = streams.endpoint_url(endpoint);
+        }
         Self {
             client: Client::from_conf(config.build()),
+            streams: aws_sdk_dynamodbstreams::Client::from_conf(streams.build()),
             table: settings.table,
             attempt_timeout: attempt,
             operation_timeout: operation,
             budget: Arc::default(),
         }
-    }
-
-    /// A reader of the table's stream. `endpoint` is used instead of the
-    /// region's. Does no I/O.
-    #[must_use]
-    pub fn stream(&self, aws: &SdkConfig, endpoint: Option<String>) -> DynamoDbStream {
-        let mut config = aws_sdk_dynamodbstreams::config::Builder::from(aws)
-            .retry_config(retries())
-            .timeout_config(timeouts(PAGE_ATTEMPT_TIMEOUT, PAGE_TIMEOUT))
-            .interceptor(AwsCalls(Backend::DynamoDbStreams));
-        if endpoint.is_some() {
-            config.set_endpoint_url(endpoint);
-        }
-        let client = aws_sdk_dynamodbstreams::Client::from_conf(config.build());
-        DynamoDbStream::new(self.clone(), client)
     }
 
     async fn get(&self, key: &Key) -> Result<Option<Record>, Error> {
@@ -124,15 +118,14 @@ impl DynamoDb {
     }
 
     async fn get_item(&self, key: &(String, String)) -> Result<Option<Attributes>, Error> {
-        let output = self
+        let get = self
             .client
             .get_item()
             .table_name(&self.table)
             .set_key(Some(primary_key(key)))
-            .consistent_read(true)
-            .send()
-            .await
-            .map_err(failed)?;
+            .consistent_read(true);
+        // Boxed, here and below: the futures of the SDK are large.
+        let output = Box::pin(get.send()).await.map_err(failed)?;
         Ok(output.item)
     }
 
@@ -161,7 +154,8 @@ impl DynamoDb {
         if wanted.is_empty() {
             return Ok(items);
         }
-        for round in 0..=MAX_UNPROCESSED_ROUNDS {
+        let mut pauses = UNPROCESSED_PAUSES.build();
+        loop {
             // Built anew each time, so that no response decides the consistency of the next
             // read.
             let consistent = KeysAndAttributes::builder()
@@ -169,28 +163,31 @@ impl DynamoDb {
                 .set_keys(Some(wanted))
                 .build()
                 .map_err(unusable)?;
-            let output = self
-                .client
-                .batch_get_item()
-                .request_items(&self.table, consistent)
-                .send()
-                .await
-                .map_err(failed)?;
+            let get = self.client.batch_get_item();
+            let get = get.request_items(&self.table, consistent);
+            let output = Box::pin(get.send()).await.map_err(failed)?;
             items.extend(output.responses.into_iter().flatten().flat_map(|it| it.1));
             let unprocessed = output.unprocessed_keys.unwrap_or_default();
             match unprocessed.into_values().next() {
                 None => return Ok(items),
                 Some(rest) => wanted = rest.keys,
             }
-            tokio::time::sleep(backoff::up_to(UNPROCESSED_PAUSE * 2_u32.pow(round))).await;
+            let Some(pause) = pauses.next() else {
+                return Err(Error::new(ErrorKind::Throttled, "keys stay unprocessed"));
+            };
+            tokio::time::sleep(pause).await;
         }
-        Err(Error::new(ErrorKind::Throttled, "keys stay unprocessed"))
     }
 }
 
-#[async_trait]
-impl StrongReads for DynamoDb {
-    async fn read_strong(&self, keys: &[Key]) -> Result<Vec<Option<Record>>, Error> {
+/// Reads that may guard a write: they reflect every committed change, and use no cache.
+impl DynamoDb {
+    /// Returns the record of each key, in the order of the keys. `None`: no such record. Each
+    /// record is as of an instant during the call. Together they are no snapshot.
+    ///
+    /// # Errors
+    /// The table could not be read.
+    pub async fn read_strong(&self, keys: &[Key]) -> Result<Vec<Option<Record>>, Error> {
         match keys {
             [] => Ok(Vec::new()),
             [key] => Ok(vec![self.get(key).await?]),
@@ -207,11 +204,24 @@ impl StrongReads for DynamoDb {
         }
     }
 
-    async fn owner_hints(&self, organization: &OrganizationName) -> Result<Vec<Username>, Error> {
+    /// Returns at most [`OWNER_HINTS`] users who were Owners of the organization moments ago,
+    /// by an index: candidates to read first. Empty if the table lacks the index.
+    ///
+    /// # Errors
+    /// As [`Self::read_strong`].
+    pub async fn owner_hints(
+        &self,
+        organization: &OrganizationName,
+    ) -> Result<Vec<Username>, Error> {
         self.query_owner_index(organization, OWNER_HINTS).await
     }
 
-    async fn owners(
+    /// Returns a page of the users whose memberships have the role Owner, deleted users
+    /// included. The pages read the whole partition of the organization, up to 1 MB each.
+    ///
+    /// # Errors
+    /// As [`Self::read_strong`].
+    pub async fn owners(
         &self,
         organization: &OrganizationName,
         after: Option<&ListPosition>,
@@ -219,7 +229,11 @@ impl StrongReads for DynamoDb {
         self.query_owners(organization, after).await
     }
 
-    async fn email_claim(&self, email: &Email) -> Result<Option<StoredClaim>, Error> {
+    /// Returns the claim of an e-mail address.
+    ///
+    /// # Errors
+    /// The table could not be read, or the item says nothing of the kind.
+    pub async fn email_claim(&self, email: &Email) -> Result<Option<StoredClaim>, Error> {
         let Some(item) = self.get_item(&keys::of_email(email)).await? else {
             return Ok(None);
         };
@@ -229,7 +243,11 @@ impl StrongReads for DynamoDb {
             .ok_or_else(|| Error::new(ErrorKind::Malformed, "the item of an e-mail address"))
     }
 
-    async fn remembered(&self, request: &Request) -> Result<Option<Remembered>, Error> {
+    /// Returns what is remembered of a request, see [`Step::Remember`].
+    ///
+    /// # Errors
+    /// The table could not be read, or the item says nothing of the kind.
+    pub async fn remembered(&self, request: &Request) -> Result<Option<Remembered>, Error> {
         let Some(item) = self.get_item(&keys::of_request(request)).await? else {
             return Ok(None);
         };
@@ -244,7 +262,7 @@ impl StrongReads for DynamoDb {
 fn retries() -> RetryConfig {
     RetryConfig::standard()
         .with_max_attempts(MAX_ATTEMPTS)
-        .with_initial_backoff(RETRY_PAUSE)
+        .with_initial_backoff(RETRY_PAUSE * 2)
 }
 
 fn timeouts(attempt: Duration, operation: Duration) -> TimeoutConfig {

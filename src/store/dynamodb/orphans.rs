@@ -1,13 +1,12 @@
 //! Tasks of the orphan clean-up: an item for each deletion, all in one partition.
 
-use async_trait::async_trait;
 use aws_sdk_dynamodb::{error::ProvideErrorMetadata as _, types::AttributeValue};
 
 use super::{DynamoDb, failed, lists::last_key, primary_key, primary_key_of, to_item};
 use crate::{
     domain::Orphans,
     store::{
-        Error, ErrorKind, ListPosition, Listed, OrphanTasks, item,
+        Error, ErrorKind, ListPosition, Listed, item,
         keys::{self, SORT_KEY},
     },
 };
@@ -15,25 +14,27 @@ use crate::{
 /// Deletions of a page.
 const PAGE: i32 = 100;
 
-#[async_trait]
-impl OrphanTasks for DynamoDb {
-    async fn orphans(
+impl DynamoDb {
+    /// A page of tasks. An item that is no task is an error.
+    ///
+    /// # Errors
+    /// The table could not be read.
+    pub async fn orphans(
         &self,
         after: Option<&ListPosition>,
     ) -> Result<Listed<Result<Orphans, Error>>, Error> {
         let start =
             after.map(|ListPosition(sk)| primary_key(&(keys::LEFTOVERS.to_owned(), sk.clone())));
-        let output = self
+        let query = self
             .client
             .query()
             .table_name(&self.table)
             .key_condition_expression("PK = :pk")
             .expression_attribute_values(":pk", AttributeValue::S(keys::LEFTOVERS.to_owned()))
             .set_exclusive_start_key(start)
-            .limit(PAGE)
-            .send()
-            .await
-            .map_err(failed)?;
+            .limit(PAGE);
+        // Boxed, here and below: the futures of the SDK are large.
+        let output = Box::pin(query.send()).await.map_err(failed)?;
         let next = last_key(&output, SORT_KEY);
         let items = output.items.unwrap_or_default().into_iter();
         let found = items.map(|item| {
@@ -50,7 +51,12 @@ impl OrphanTasks for DynamoDb {
         Ok(Listed { found, next })
     }
 
-    async fn free_name(&self, orphans: &Orphans) -> Result<(), Error> {
+    /// Removes the tombstone of this very deletion, if it is there still: other writers
+    /// may take the name from now on.
+    ///
+    /// # Errors
+    /// The table could not be written.
+    pub async fn free_name(&self, orphans: &Orphans) -> Result<(), Error> {
         let delete = self.client.delete_item().table_name(&self.table);
         let delete = delete
             .set_key(Some(primary_key(&keys::of(&orphans.gone.key()))))
@@ -68,7 +74,7 @@ impl OrphanTasks for DynamoDb {
                 delete.condition_expression("#state = :tombstone AND attribute_not_exists(#uid)")
             }
         };
-        match delete.send().await {
+        match Box::pin(delete.send()).await {
             Err(error) if error.code() != Some("ConditionalCheckFailedException") => {
                 Err(failed(error))
             }
@@ -77,9 +83,14 @@ impl OrphanTasks for DynamoDb {
         }
     }
 
-    async fn finish(&self, orphans: &Orphans) -> Result<(), Error> {
+    /// Removes the task.
+    ///
+    /// # Errors
+    /// The table could not be written.
+    pub async fn finish(&self, orphans: &Orphans) -> Result<(), Error> {
         let delete = self.client.delete_item().table_name(&self.table);
         let delete = delete.set_key(Some(primary_key(&keys::of_orphans(orphans))));
-        delete.send().await.map(drop).map_err(failed)
+        let deleted = Box::pin(delete.send()).await;
+        deleted.map(drop).map_err(failed)
     }
 }

@@ -43,7 +43,7 @@ impl Registers for DynamoDb {
             .set_condition_expression(put.condition_expression)
             .set_expression_attribute_names(put.expression_attribute_names)
             .set_expression_attribute_values(put.expression_attribute_values);
-        match put.send().await {
+        match Box::pin(put.send()).await {
             Ok(_) => Ok(Some(version)),
             Err(error)
                 if matches!(

@@ -23,12 +23,12 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// must returns the answer of a call that has to succeed.
-func must[T any](answer T, err error) T {
+// must returns the response of a call that has to succeed.
+func must[T any](response T, err error) T {
 	if err != nil {
 		log.Fatal(err)
 	}
-	return answer
+	return response
 }
 
 func assert(isTrue bool, what string, values ...any) {
@@ -48,12 +48,12 @@ func reason(err error) (codes.Code, string) {
 	return found.Code(), ""
 }
 
-func tell(ctx context.Context, accounts pb.AccountServiceClient) {
+func walkThrough(ctx context.Context, accounts pb.AccountServiceClient) {
 	must(accounts.CreateUser(ctx, &pb.CreateUserRequest{Username: "go-olivia", FirstName: "Olivia", LastName: "Smith"}))
 	must(accounts.CreateUser(ctx, &pb.CreateUserRequest{Username: "go-michael"}))
 	must(accounts.CreateOrganization(ctx, &pb.CreateOrganizationRequest{OrganizationName: "go-org", FoundingUser: "go-olivia"}))
 	check := &pb.CheckMembershipRequest{OrganizationName: "go-org", Username: "go-michael"}
-	assert(!must(accounts.CheckMembership(ctx, check)).GetIsMember(), "a member too early")
+	assert(!must(accounts.CheckMembership(ctx, check)).GetIsMember(), "a member before the addition")
 	must(accounts.AddUserToOrganization(ctx, &pb.AddUserToOrganizationRequest{
 		OrganizationName: "go-org", MemberUsername: "go-michael", Role: pb.Role_ROLE_MEMBER, AddingUser: "go-olivia",
 	}))
@@ -72,11 +72,11 @@ func page(ctx context.Context, accounts pb.AccountServiceClient) {
 	var names []string
 	request := &pb.ListOrganizationMembersRequest{OrganizationName: "go-org", PageSize: 1}
 	for {
-		answer := must(accounts.ListOrganizationMembers(ctx, request))
-		for _, membership := range answer.GetMemberships() {
+		response := must(accounts.ListOrganizationMembers(ctx, request))
+		for _, membership := range response.GetMemberships() {
 			names = append(names, membership.GetMemberUsername())
 		}
-		if request.PageToken = answer.GetNextPageToken(); request.PageToken == "" {
+		if request.PageToken = response.GetNextPageToken(); request.PageToken == "" {
 			break
 		}
 	}
@@ -122,12 +122,12 @@ func main() {
 	defer channel.Close()
 	accounts := pb.NewAccountServiceClient(channel)
 	ctx := context.Background()
-	tell(ctx, accounts)
+	walkThrough(ctx, accounts)
 	page(ctx, accounts)
 	sendTwice(ctx, accounts)
 	watch(ctx, accounts)
 	_, err := accounts.CreateUser(ctx, &pb.CreateUserRequest{Username: "go-olivia"})
 	code, why := reason(err)
 	assert(code == codes.AlreadyExists && why == "USER_ALREADY_EXISTS", "error", err)
-	fmt.Println("go: the story is told, the errors are as documented")
+	fmt.Println("go: the story is complete, the errors are as documented")
 }

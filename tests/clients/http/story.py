@@ -14,24 +14,24 @@ MICHAEL = ORGANIZATION + "/members/http-michael"
 
 
 def call(method, path, body=None):
-    """The code and the JSON body of the answer."""
+    """The code and the JSON body of the response."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(BASE + path, data, method=method)
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return answer.status, json.load(answer)
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return response.status, json.load(response)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
 
 
 def ok(method, path, body=None):
-    code, answer = call(method, path, body)
-    assert code == 200, (method, path, code, answer)
-    return answer
+    code, response = call(method, path, body)
+    assert code == 200, (method, path, code, response)
+    return response
 
 
-def has(answer, **fields):
-    assert fields.items() <= answer.items(), answer
+def has(response, **fields):
+    assert fields.items() <= response.items(), response
 
 
 def the_tutorials_calls():
@@ -43,9 +43,9 @@ def the_tutorials_calls():
     has(ok("POST", "/organizations", organization)["organization"], **organization)
     owner = ok("GET", ORGANIZATION + "/members/http-olivia")["membership"]
     has(owner, organizationName="http-org", memberUsername="http-olivia", role="ROLE_OWNER")
-    code, answer = call("GET", MICHAEL)
-    assert code == 404, answer
-    assert [detail.get("reason") for detail in answer["details"]][0] == "MEMBERSHIP_NOT_FOUND", answer
+    code, response = call("GET", MICHAEL)
+    assert code == 404, response
+    assert [detail.get("reason") for detail in response["details"]][0] == "MEMBERSHIP_NOT_FOUND", response
     adding = {"memberUsername": "http-michael", "role": "ROLE_MEMBER", "addingUser": "http-olivia"}
     has(ok("POST", ORGANIZATION + "/members", adding)["membership"], memberUsername="http-michael", role="ROLE_MEMBER")
     member = ok("GET", MICHAEL)["membership"]
@@ -93,13 +93,13 @@ def memberships():
 
 
 def errors():
-    code, answer = call("POST", "/users", {"username": "Bad Name"})
-    assert code == 400, answer
-    assert answer["details"][1]["fieldViolations"][0]["field"] == "username", answer
-    code, answer = call("POST", "/users", {"usrname": "misspelt"})
-    assert code == 400, answer
-    code, answer = call("PATCH", ORGANIZATION + "?actingUser=http-olivia", {"displayName": "Mine"})
-    assert code == 403, answer
+    code, response = call("POST", "/users", {"username": "Bad Name"})
+    assert code == 400, response
+    assert response["details"][1]["fieldViolations"][0]["field"] == "username", response
+    code, response = call("POST", "/users", {"usrname": "misspelt"})
+    assert code == 400, response
+    code, response = call("PATCH", ORGANIZATION + "?actingUser=http-olivia", {"displayName": "Mine"})
+    assert code == 403, response
 
 
 def changes():
@@ -117,4 +117,4 @@ def the_end():
 
 for part in (the_tutorials_calls, users, organizations, memberships, errors, changes, the_end):
     part()
-print("HTTP/JSON: the story was told")
+print("HTTP/JSON: the story is complete")

@@ -1,9 +1,9 @@
-"""Creates a user whose first attempt is applied, and whose reply is lost.
+"""Creates a user. The first attempt is applied, and its response is lost.
 
     python retries.py SERVICE_CONFIG HOST:PORT USERNAME [REQUEST_ID]
 
-Without a request id the library must not retry: it would meet its own user. With one
-it retries, and gets the user that its first attempt created.
+Without a request id, the library must not retry: the user would exist already. With one,
+it retries, and receives the user that its first attempt created.
 """
 
 import sys

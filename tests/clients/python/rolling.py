@@ -1,4 +1,4 @@
-"""Calls replicas with the recommended settings until its input ends; fails if a call does.
+"""Calls replicas with the recommended settings until its input ends; fails if a call fails.
 
     python rolling.py SERVICE_CONFIG HOST:PORT...
 """
@@ -22,7 +22,7 @@ def main():
     options = [
         ("grpc.service_config", open(config).read()),
         ("grpc.keepalive_time_ms", 30_000),
-        # A list of addresses is no authority that HTTP/2 allows.
+        # HTTP/2 does not allow a list of addresses as authority.
         ("grpc.default_authority", "accounts"),
     ]
     with grpc.insecure_channel("ipv4:" + ",".join(replicas), options) as channel:
@@ -71,8 +71,8 @@ def call(accounts, number, over, counts, failures):
                     request_id=str(uuid.uuid4()),
                 )
             )
-            question = pb.CheckMembershipRequest(organization_name=organization, username=user)
-            assert accounts.CheckMembership(question).is_member
+            check = pb.CheckMembershipRequest(organization_name=organization, username=user)
+            assert accounts.CheckMembership(check).is_member
             accounts.RemoveUserFromOrganization(
                 pb.RemoveUserFromOrganizationRequest(
                     organization_name=organization,
@@ -82,7 +82,7 @@ def call(accounts, number, over, counts, failures):
                 )
             )
             for _ in range(2):
-                assert not accounts.CheckMembership(question).is_member
+                assert not accounts.CheckMembership(check).is_member
             counts[number] += 1
     except Exception as failure:
         failures.append(repr(failure))

@@ -1,5 +1,5 @@
 """The tutorial's story with a client generated from proto/, lists by pages, a
-retry, a watch that is resumed, and which codes and details errors carry.
+retry, a watch that is resumed, and the codes and details of errors.
 
 Usage: story.py HOST:PORT SERVICE_CONFIG, with the generated modules on the path.
 """
@@ -37,7 +37,7 @@ def refused(call, request):
     raise AssertionError(f"{request} was not refused")
 
 
-def tell(accounts):
+def walk_through(accounts):
     """The walk-through."""
     olivia = accounts.CreateUser(
         pb.CreateUserRequest(username="py-olivia", first_name="Olivia", last_name="Smith"),
@@ -62,8 +62,8 @@ def tell(accounts):
         ),
         timeout=5,
     )
-    answer = accounts.CheckMembership(check, timeout=5)
-    assert answer.is_member and answer.role == resources.ROLE_MEMBER
+    response = accounts.CheckMembership(check, timeout=5)
+    assert response.is_member and response.role == resources.ROLE_MEMBER
 
     batch = pb.BatchCheckMembershipsRequest(
         checks=[
@@ -96,17 +96,17 @@ def page(accounts):
         )
     listed, pages = [], 0
     while True:
-        answer = accounts.ListUserOrganizations(request, timeout=5)
-        listed += [membership.organization_name for membership in answer.memberships]
+        response = accounts.ListUserOrganizations(request, timeout=5)
+        listed += [membership.organization_name for membership in response.memberships]
         pages += 1
-        request.page_token = answer.next_page_token
+        request.page_token = response.next_page_token
         if not request.page_token:
             break
     assert listed == ["py-org", *names] and pages >= 3, listed
 
 
 def send_twice(accounts):
-    """A write whose reply was lost, as far as the client knows."""
+    """A write that is sent again, as after a lost response."""
     create = pb.CreateUserRequest(username="py-once", request_id=str(uuid.uuid4()))
     first = accounts.CreateUser(create, timeout=5).user
     assert accounts.CreateUser(create, timeout=5).user == first
@@ -116,7 +116,7 @@ def send_twice(accounts):
 
 
 def watch(accounts):
-    """What changed so far, in two parts: the second goes on after the first."""
+    """The changes so far, in two parts: the second resumes after the first."""
     whole = []
     cursor = None
     for want in (2, 4):
@@ -140,7 +140,7 @@ def watch(accounts):
 
 
 def err(accounts):
-    """Errors, with what a client can branch on."""
+    """Errors, with the codes and reasons that a client can branch on."""
     code, reason, found = refused(accounts.CreateUser, pb.CreateUserRequest(username="a#b"))
     assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
     assert found["BadRequest"].field_violations[0].field == "username"
@@ -176,12 +176,12 @@ def main():
         ]
     with grpc.insecure_channel(sys.argv[1], options) as channel:
         accounts = rpc.AccountServiceStub(channel)
-        tell(accounts)
+        walk_through(accounts)
         page(accounts)
         send_twice(accounts)
         watch(accounts)
         err(accounts)
-    print("python: the story is told, the errors are as documented")
+    print("python: the story is complete, the errors are as documented")
 
 
 if __name__ == "__main__":

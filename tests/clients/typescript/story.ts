@@ -41,7 +41,7 @@ function call<Req, Res>(rpc: Unary<Req, Res>, request: Req): Promise<Res> {
   });
 }
 
-async function tell() {
+async function walkThrough() {
   for (const username of ["ts-olivia", "ts-michael"]) {
     await call(client.createUser, CreateUserRequest.fromPartial({ username }));
   }
@@ -86,7 +86,7 @@ async function sendTwice() {
   assert.deepEqual(await call(client.createUser, create), first);
 }
 
-/** So many changes. */
+/** The first `want` changes. */
 async function changes(request: WatchChangesRequest, want: number): Promise<Change[]> {
   const seen: Change[] = [];
   const stream = client.watchChanges(request, { deadline: Date.now() + 20_000 });
@@ -123,10 +123,10 @@ async function err() {
   assert.match(details.toString(), /USER_ALREADY_EXISTS/);
 }
 
-await tell();
+await walkThrough();
 await page();
 await sendTwice();
 await watch();
 await err();
 client.close();
-console.log("typescript: the story is told, the errors are as documented");
+console.log("typescript: the story is complete, the errors are as documented");

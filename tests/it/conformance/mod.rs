@@ -1,5 +1,5 @@
-//! Who may do what: every operation, by every kind of actor, on every kind of
-//! target, in every state.
+//! Permissions: every operation, by every kind of actor, on every kind of target, in
+//! every state.
 
 mod rules;
 mod world;
@@ -15,7 +15,9 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use self::{
-    rules::{Answer, Bond, ORGANIZATIONS, Operation, Organization, Person, ROLES, Target, people},
+    rules::{
+        ORGANIZATIONS, Operation, Organization, Outcome, Person, ROLES, Relation, Target, people,
+    },
     world::{Part, Stored, World},
 };
 use crate::harness::{Replica, Table, start};
@@ -29,10 +31,10 @@ struct Case {
     target: Target,
 }
 
-/// Every call that can be made in a world.
+/// Every possible call in a world.
 fn cases(world: &World) -> Vec<Case> {
     let by_role = |of: fn(Role) -> Operation| ROLES.map(of).into_iter();
-    let on_somebody: Vec<_> = by_role(Operation::Add)
+    let with_target: Vec<_> = by_role(Operation::Add)
         .chain(by_role(Operation::ChangeRole))
         .chain([Operation::Remove, Operation::Transfer])
         .collect();
@@ -40,8 +42,8 @@ fn cases(world: &World) -> Vec<Case> {
     for actor in people().map(Some).chain([None]) {
         let mut targets: Vec<_> = world.others().map(Target::Other).collect();
         targets.extend(actor.map(|_| Target::Oneself));
-        for &operation in &on_somebody {
-            // The platform has no way to ask for the others.
+        for &operation in &with_target {
+            // The platform cannot request the other operations.
             if actor.is_none() && operation != Operation::Transfer {
                 continue;
             }
@@ -51,7 +53,7 @@ fn cases(world: &World) -> Vec<Case> {
                 target,
             }));
         }
-        // These have no target.
+        // These operations have no target.
         cases.extend(
             [Operation::Update, Operation::Delete].map(|operation| Case {
                 actor,
@@ -118,28 +120,28 @@ async fn call(service: &Replica, world: &World, case: Case) -> Result<(), Status
     }
 }
 
-fn answer(result: Result<(), Status>) -> Answer {
+fn outcome(result: Result<(), Status>) -> Outcome {
     let Err(status) = result else {
-        return Answer::Done;
+        return Outcome::Done;
     };
     let details = status.get_error_details();
     let reason = details.error_info().map(|info| info.reason.as_str());
     match (status.code(), reason) {
-        (Code::PermissionDenied, Some("NOT_PERMITTED")) => Answer::NotPermitted,
-        (Code::NotFound, Some("USER_NOT_FOUND")) => Answer::UserNotFound,
-        (Code::NotFound, Some("MEMBERSHIP_NOT_FOUND")) => Answer::MembershipNotFound,
-        (Code::NotFound, Some("ORGANIZATION_NOT_FOUND")) => Answer::OrganizationNotFound,
-        (Code::AlreadyExists, Some("MEMBERSHIP_ALREADY_EXISTS")) => Answer::MembershipExists,
-        (Code::AlreadyExists, Some("ORGANIZATION_ALREADY_EXISTS")) => Answer::OrganizationExists,
-        (Code::AlreadyExists, Some("USER_ALREADY_EXISTS")) => Answer::UserExists,
-        (Code::FailedPrecondition, Some("LAST_OWNER")) => Answer::LastOwner,
-        (Code::FailedPrecondition, Some("NEW_OWNER_SUSPENDED")) => Answer::NewOwnerSuspended,
-        _ => panic!("no rule says {status:?}"),
+        (Code::PermissionDenied, Some("NOT_PERMITTED")) => Outcome::NotPermitted,
+        (Code::NotFound, Some("USER_NOT_FOUND")) => Outcome::UserNotFound,
+        (Code::NotFound, Some("MEMBERSHIP_NOT_FOUND")) => Outcome::MembershipNotFound,
+        (Code::NotFound, Some("ORGANIZATION_NOT_FOUND")) => Outcome::OrganizationNotFound,
+        (Code::AlreadyExists, Some("MEMBERSHIP_ALREADY_EXISTS")) => Outcome::MembershipExists,
+        (Code::AlreadyExists, Some("ORGANIZATION_ALREADY_EXISTS")) => Outcome::OrganizationExists,
+        (Code::AlreadyExists, Some("USER_ALREADY_EXISTS")) => Outcome::UserExists,
+        (Code::FailedPrecondition, Some("LAST_OWNER")) => Outcome::LastOwner,
+        (Code::FailedPrecondition, Some("NEW_OWNER_SUSPENDED")) => Outcome::NewOwnerSuspended,
+        _ => panic!("unexpected status: {status:?}"),
     }
 }
 
-/// Asserts that the table holds what the rules say after a call that was done, and
-/// that nothing else changed.
+/// Asserts that a successful call has changed the table as the rules require, and
+/// nothing else.
 fn assert_done(world: &World, case: Case, before: &Stored, after: &Stored) {
     let what = format!("{:?} {case:?}", world.state);
     let Case {
@@ -183,29 +185,32 @@ async fn run(state: Organization, service: Arc<Replica>, table: Arc<Table>) -> u
     let before = world.stored(&table).await;
     let cases = cases(&world);
     for &case in &cases {
-        let expected = rules::answer(state, case.actor, case.operation, case.target);
-        if expected == Answer::Done {
+        let expected = rules::outcome(state, case.actor, case.operation, case.target);
+        if expected == Outcome::Done {
             let stored = world.stored(&table).await;
             assert_eq!(
                 stored, before,
-                "a refusal before {case:?} changed something"
+                "a rejected call before {case:?} changed the table"
             );
         }
-        let answered = answer(call(&service, &world, case).await);
-        assert_eq!(answered, expected, "{state:?} {case:?}");
-        if answered == Answer::Done {
+        let actual = outcome(call(&service, &world, case).await);
+        assert_eq!(actual, expected, "{state:?} {case:?}");
+        if actual == Outcome::Done {
             let after = world.stored(&table).await;
             assert_done(&world, case, &before, &after);
             world.restore(&table, &before, &after).await;
         }
     }
     let stored = world.stored(&table).await;
-    assert_eq!(stored, before, "{state:?}: a refusal changed something");
+    assert_eq!(
+        stored, before,
+        "{state:?}: a rejected call changed the table"
+    );
     cases.len()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_actor_may_do_what_the_rules_say_to_every_target_and_nothing_else() {
+async fn every_call_by_every_actor_on_every_target_follows_the_rules() {
     let (backends, service) = start().await;
     let (service, table) = (Arc::new(service), Arc::new(backends.table()));
     let worlds = ORGANIZATIONS.map(|state| {
@@ -213,7 +218,7 @@ async fn every_actor_may_do_what_the_rules_say_to_every_target_and_nothing_else(
         tokio::spawn(run)
     });
     let cases: usize = join_all(worlds).await.into_iter().map(Result::unwrap).sum();
-    println!("{cases} calls answered as the rules say");
+    println!("{cases} calls follow the rules");
 }
 
 fn state_of(organization: Organization, person: Person) -> State {
@@ -224,8 +229,8 @@ fn state_of(organization: Organization, person: Person) -> State {
     }
 }
 
-/// What is told of a person, in every way in which it can be asked.
-async fn assert_told(service: &Replica, world: &World, person: Person) {
+/// Asserts the responses of all reads about a person.
+async fn assert_reads(service: &Replica, world: &World, person: Person) {
     let what = format!("{:?} {person:?}", world.state);
     let organization = &world.organization;
     let name = world.name(Part::Actor, person);
@@ -238,7 +243,7 @@ async fn assert_told(service: &Replica, world: &World, person: Person) {
             username: name.clone(),
             minimum_role: minimum.unwrap_or(Role::Unspecified).into(),
         };
-        // The roles' numbers fall as the roles rise.
+        // A higher role has a lower number.
         let suffices = |role: Role| minimum.is_none_or(|least| role as i32 <= least as i32);
         let one = pb::CheckMembershipRequest {
             organization_name: check.organization_name.clone(),
@@ -271,7 +276,7 @@ async fn assert_told(service: &Replica, world: &World, person: Person) {
             assert_eq!(membership.state(), state_of(world.state, person), "{what}");
         }
         Err(status) => {
-            assert_eq!(answer(Err(status)), Answer::MembershipNotFound, "{what}");
+            assert_eq!(outcome(Err(status)), Outcome::MembershipNotFound, "{what}");
             assert_eq!(stored, None, "{what}");
         }
     }
@@ -283,11 +288,11 @@ async fn assert_told(service: &Replica, world: &World, person: Person) {
         Ok(page) => {
             let listed = page.into_inner().memberships;
             assert_eq!(listed.first().map(pb::Membership::role), stored, "{what}");
-            assert_ne!(person.bond, Bond::Nobody, "{what}");
+            assert_ne!(person.relation, Relation::NoUser, "{what}");
         }
         Err(status) => {
-            assert_eq!(answer(Err(status)), Answer::UserNotFound, "{what}");
-            assert_eq!(person.bond, Bond::Nobody, "{what}");
+            assert_eq!(outcome(Err(status)), Outcome::UserNotFound, "{what}");
+            assert_eq!(person.relation, Relation::NoUser, "{what}");
         }
     }
 }
@@ -301,7 +306,7 @@ async fn assert_members_listed(service: &Replica, world: &World) {
     let page = match client.list_organization_members(request).await {
         Ok(page) => page.into_inner(),
         Err(status) => {
-            assert_eq!(answer(Err(status)), Answer::OrganizationNotFound);
+            assert_eq!(outcome(Err(status)), Outcome::OrganizationNotFound);
             assert!(!rules::exists(world.state));
             return;
         }
@@ -331,22 +336,22 @@ async fn assert_members_listed(service: &Replica, world: &World) {
 }
 
 #[tokio::test]
-async fn every_question_about_everybody_is_answered_by_the_memberships_that_count() {
+async fn every_read_about_every_person_reflects_memberships_that_count() {
     let (_backends, service) = start().await;
     for state in ORGANIZATIONS {
         let world = World::make(state, &service).await;
         for person in people() {
-            assert_told(&service, &world, person).await;
+            assert_reads(&service, &world, person).await;
         }
         assert_members_listed(&service, &world).await;
     }
 }
 
-/// Asks to found the world's organization.
-async fn found(service: &Replica, world: &World, founder: Person) -> Answer {
+/// Tries to found the world's organization.
+async fn found(service: &Replica, world: &World, founder: Person) -> Outcome {
     let founder = world.name(Part::Actor, founder);
     let organization = &world.organization;
-    answer(
+    outcome(
         service
             .create_organization(organization, &founder)
             .await
@@ -355,7 +360,7 @@ async fn found(service: &Replica, world: &World, founder: Person) -> Answer {
 }
 
 #[tokio::test]
-async fn every_user_who_is_not_suspended_founds_what_is_not_there() {
+async fn every_active_user_can_found_an_organization_that_does_not_exist() {
     let (backends, service) = start().await;
     let table = backends.table();
     for state in ORGANIZATIONS {
@@ -363,16 +368,16 @@ async fn every_user_who_is_not_suspended_founds_what_is_not_there() {
         let before = world.stored(&table).await;
         for founder in people() {
             let expected = match founder {
-                _ if founder.bond == Bond::Nobody => Answer::UserNotFound,
-                _ if founder.is_suspended => Answer::NotPermitted,
-                _ if rules::exists(state) => Answer::OrganizationExists,
-                _ => Answer::Done,
+                _ if founder.relation == Relation::NoUser => Outcome::UserNotFound,
+                _ if founder.is_suspended => Outcome::NotPermitted,
+                _ if rules::exists(state) => Outcome::OrganizationExists,
+                _ => Outcome::Done,
             };
-            let answered = found(&service, &world, founder).await;
-            assert_eq!(answered, expected, "{state:?} {founder:?}");
+            let actual = found(&service, &world, founder).await;
+            assert_eq!(actual, expected, "{state:?} {founder:?}");
             let after = world.stored(&table).await;
             let name = world.name(Part::Actor, founder);
-            if answered == Answer::Done {
+            if actual == Outcome::Done {
                 assert_eq!(after.role(&name), Some("Owner"));
                 assert_eq!(after.organization.len(), 1);
                 let others = |stored: &Stored| stored.without(&[&name]).members;
@@ -385,7 +390,7 @@ async fn every_user_who_is_not_suspended_founds_what_is_not_there() {
     }
 }
 
-/// What the platform does to users.
+/// The platform's operations on users.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum OnUser {
     Create,
@@ -431,9 +436,9 @@ async fn call_on_user(service: &Replica, operation: OnUser, username: &str) -> R
 }
 
 #[tokio::test]
-async fn the_platform_does_to_users_what_their_state_allows() {
+async fn the_platform_changes_users_as_their_state_allows() {
     let (_backends, service) = start().await;
-    // `None`: no such user.
+    // `None`: the user does not exist.
     let states = [None, Some(State::Active), Some(State::Suspended)];
     let operations = [
         OnUser::Create,
@@ -459,13 +464,13 @@ async fn the_platform_does_to_users_what_their_state_allows() {
                     .unwrap();
             }
             let expected = match (state, operation) {
-                (None, OnUser::Create) => Answer::Done,
-                (None, _) => Answer::UserNotFound,
-                (Some(_), OnUser::Create) => Answer::UserExists,
-                (Some(_), _) => Answer::Done,
+                (None, OnUser::Create) => Outcome::Done,
+                (None, _) => Outcome::UserNotFound,
+                (Some(_), OnUser::Create) => Outcome::UserExists,
+                (Some(_), _) => Outcome::Done,
             };
-            let answered = answer(call_on_user(&service, operation, &name).await);
-            assert_eq!(answered, expected, "{what}");
+            let actual = outcome(call_on_user(&service, operation, &name).await);
+            assert_eq!(actual, expected, "{what}");
             let state_after = match (state, operation) {
                 (_, OnUser::Delete) | (None, OnUser::Update | OnUser::Suspend | OnUser::Resume) => {
                     None
@@ -484,16 +489,16 @@ async fn the_platform_does_to_users_what_their_state_allows() {
 }
 
 #[tokio::test]
-async fn the_platform_suspends_and_resumes_every_organization_that_is_there() {
+async fn the_platform_suspends_and_resumes_every_existing_organization() {
     let (_backends, service) = start().await;
     for state in ORGANIZATIONS {
         let world = World::make(state, &service).await;
         let mut client = service.client.clone();
         let organization_name = world.organization.clone();
         let expected = if rules::exists(state) {
-            Answer::Done
+            Outcome::Done
         } else {
-            Answer::OrganizationNotFound
+            Outcome::OrganizationNotFound
         };
         for wanted in [
             State::Suspended,
@@ -515,7 +520,7 @@ async fn the_platform_suspends_and_resumes_every_organization_that_is_there() {
                 };
                 client.resume_organization(request).await.map(drop)
             };
-            assert_eq!(answer(called), expected, "{state:?} {wanted:?}");
+            assert_eq!(outcome(called), expected, "{state:?} {wanted:?}");
             let found = service.get_organization(&world.organization).await;
             let found = found.ok().map(|(organization, _)| organization.state());
             assert_eq!(found, rules::exists(state).then_some(wanted), "{state:?}");

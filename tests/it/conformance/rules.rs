@@ -1,38 +1,38 @@
-//! The rules of `docs/permissions.md`, written down once more and apart from the
-//! service: what each call answers, and what the table holds afterwards.
+//! The rules of `docs/permissions.md`, implemented apart from the service: the outcome of
+//! each call, and the contents of the table afterwards.
 
 use account_service::proto::account_v1::Role;
 
-/// What binds a person to the organization.
+/// The relation of a person to the organization.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bond {
+pub enum Relation {
     /// A membership with this role.
     Member(Role),
-    /// A user, and no member.
+    /// A user who is no member.
     Outsider,
     /// A user whose name belonged to an Owner who was deleted.
     Namesake,
-    /// No user.
-    Nobody,
+    /// A name without a user.
+    NoUser,
 }
 
 /// A kind of person.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Person {
-    pub bond: Bond,
+    pub relation: Relation,
     pub is_suspended: bool,
 }
 
 /// The state of the organization.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Organization {
-    /// With an Owner beside each one who acts.
+    /// With another Owner besides the acting one.
     Active,
     /// With no other Owner whose role counts.
     WithOneOwner,
     Suspended,
     Deleted,
-    /// Deleted, and its name taken again by somebody else.
+    /// Deleted, and its name taken again by another user.
     TakenAgain,
 }
 
@@ -45,7 +45,7 @@ pub const ORGANIZATIONS: [Organization; 5] = [
 ];
 pub const ROLES: [Role; 3] = [Role::Owner, Role::Admin, Role::Member];
 
-/// What is asked for.
+/// The operation of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
     Add(Role),
@@ -56,7 +56,7 @@ pub enum Operation {
     Delete,
 }
 
-/// On whom.
+/// The target of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
     Other(Person),
@@ -64,9 +64,9 @@ pub enum Target {
     Oneself,
 }
 
-/// What is answered.
+/// The outcome of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Answer {
+pub enum Outcome {
     Done,
     NotPermitted,
     UserNotFound,
@@ -81,26 +81,31 @@ pub enum Answer {
 
 /// Every kind of person.
 pub fn people() -> impl Iterator<Item = Person> {
-    let bonds =
-        ROLES
-            .into_iter()
-            .map(Bond::Member)
-            .chain([Bond::Outsider, Bond::Namesake, Bond::Nobody]);
-    bonds
-        .flat_map(|bond| [false, true].map(|is_suspended| Person { bond, is_suspended }))
-        .filter(|person| person.bond != Bond::Nobody || !person.is_suspended)
+    let relations = ROLES.into_iter().map(Relation::Member).chain([
+        Relation::Outsider,
+        Relation::Namesake,
+        Relation::NoUser,
+    ]);
+    relations
+        .flat_map(|relation| {
+            [false, true].map(|is_suspended| Person {
+                relation,
+                is_suspended,
+            })
+        })
+        .filter(|person| person.relation != Relation::NoUser || !person.is_suspended)
 }
 
-/// Whether there is an organization.
+/// Whether the organization exists.
 pub fn exists(organization: Organization) -> bool {
     organization != Organization::Deleted
 }
 
-/// The role of the membership that is there, whether it counts or not.
+/// The role of the stored membership, whether it counts or not.
 pub fn stored_role(organization: Organization, person: Person) -> Option<Role> {
     use Organization::{Active, Suspended, WithOneOwner};
-    match person.bond {
-        Bond::Member(role) if matches!(organization, Active | WithOneOwner | Suspended) => {
+    match person.relation {
+        Relation::Member(role) if matches!(organization, Active | WithOneOwner | Suspended) => {
             Some(role)
         }
         _ => None,
@@ -113,16 +118,16 @@ pub fn role(organization: Organization, person: Person) -> Option<Role> {
     stored_role(organization, person).filter(|_| counts)
 }
 
-/// What is answered; `actor` is `None` for the platform.
-pub fn answer(
+/// The outcome of a call; `actor` is `None` for the platform.
+pub fn outcome(
     organization: Organization,
     actor: Option<Person>,
     operation: Operation,
     target: Target,
-) -> Answer {
+) -> Outcome {
     let person = match (target, actor) {
         (Target::Other(person), _) | (Target::Oneself, Some(person)) => person,
-        (Target::Oneself, None) => unreachable!("the platform is nobody"),
+        (Target::Oneself, None) => unreachable!("the platform is no user"),
     };
     let is_self = target == Target::Oneself;
     let acting = actor.and_then(|actor| role(organization, actor));
@@ -133,45 +138,45 @@ pub fn answer(
 
     match operation {
         Operation::Update | Operation::Delete if actor.is_none() && !exists(organization) => {
-            Answer::OrganizationNotFound
+            Outcome::OrganizationNotFound
         }
-        Operation::Update if manager || actor.is_none() => Answer::Done,
-        Operation::Delete if owner || actor.is_none() => Answer::Done,
+        Operation::Update if manager || actor.is_none() => Outcome::Done,
+        Operation::Delete if owner || actor.is_none() => Outcome::Done,
         Operation::Add(granted) if owner || (manager && granted != Role::Owner) => {
-            match (person.bond, member) {
-                (Bond::Nobody, _) => Answer::UserNotFound,
-                (_, Some(_)) => Answer::MembershipExists,
-                (_, None) => Answer::Done,
+            match (person.relation, member) {
+                (Relation::NoUser, _) => Outcome::UserNotFound,
+                (_, Some(_)) => Outcome::MembershipExists,
+                (_, None) => Outcome::Done,
             }
         }
         Operation::ChangeRole(granted) if owner || (manager && granted != Role::Owner) => {
             match member {
-                None => Answer::MembershipNotFound,
-                Some(Role::Owner) if !owner => Answer::NotPermitted,
-                Some(Role::Owner) if is_last && granted != Role::Owner => Answer::LastOwner,
-                Some(_) => Answer::Done,
+                None => Outcome::MembershipNotFound,
+                Some(Role::Owner) if !owner => Outcome::NotPermitted,
+                Some(Role::Owner) if is_last && granted != Role::Owner => Outcome::LastOwner,
+                Some(_) => Outcome::Done,
             }
         }
-        Operation::Remove if is_last => Answer::LastOwner,
-        Operation::Remove if is_self && acting.is_some() => Answer::Done,
+        Operation::Remove if is_last => Outcome::LastOwner,
+        Operation::Remove if is_self && acting.is_some() => Outcome::Done,
         Operation::Remove if manager => match member {
-            None => Answer::MembershipNotFound,
-            Some(Role::Owner) if !owner => Answer::NotPermitted,
-            Some(_) => Answer::Done,
+            None => Outcome::MembershipNotFound,
+            Some(Role::Owner) if !owner => Outcome::NotPermitted,
+            Some(_) => Outcome::Done,
         },
         Operation::Transfer if owner || actor.is_none() => match member {
-            None if actor.is_some() => Answer::MembershipNotFound,
-            None if !exists(organization) => Answer::OrganizationNotFound,
-            None if person.bond == Bond::Nobody => Answer::UserNotFound,
-            Some(_) if person.is_suspended && actor.is_some() => Answer::NewOwnerSuspended,
-            None | Some(_) => Answer::Done,
+            None if actor.is_some() => Outcome::MembershipNotFound,
+            None if !exists(organization) => Outcome::OrganizationNotFound,
+            None if person.relation == Relation::NoUser => Outcome::UserNotFound,
+            Some(_) if person.is_suspended && actor.is_some() => Outcome::NewOwnerSuspended,
+            None | Some(_) => Outcome::Done,
         },
-        _ => Answer::NotPermitted,
+        _ => Outcome::NotPermitted,
     }
 }
 
-/// The stored role of the target, and of the actor, after what was done; `None`:
-/// no membership.
+/// The stored roles of the target and of the actor after a successful call; `None`: no
+/// membership.
 pub fn afterwards(
     organization: Organization,
     actor: Option<Person>,

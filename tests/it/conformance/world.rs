@@ -1,18 +1,18 @@
-//! An organization in one state, with every kind of person in it and around it,
-//! made by the service alone.
+//! An organization in one state, with every kind of member and outsider, created by the
+//! service alone.
 
 use std::collections::{BTreeMap, HashMap};
 
 use account_service::proto::account_v1::{self as pb, Role};
 use aws_sdk_dynamodb::types::AttributeValue;
 
-use super::rules::{Bond, ORGANIZATIONS, Organization, Person, Target, people};
+use super::rules::{ORGANIZATIONS, Organization, Person, Relation, Target, people};
 use crate::harness::{Replica, Table};
 
 /// Items by sort key.
 pub type Items = BTreeMap<String, HashMap<String, AttributeValue>>;
 
-/// What the table holds of an organization: the organization, and its members.
+/// The items of an organization and of its members in the table.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Stored {
     pub organization: Items,
@@ -24,7 +24,7 @@ pub struct World {
     pub organization: String,
 }
 
-/// Of two persons of a kind, the one who acts or the other.
+/// One of two persons of a kind: the actor or the target.
 #[derive(Debug, Clone, Copy)]
 pub enum Part {
     Actor,
@@ -42,10 +42,13 @@ impl World {
 
     /// The name of a person of this kind.
     pub fn name(&self, part: Part, person: Person) -> String {
-        let Person { bond, is_suspended } = person;
-        let kind = match bond {
-            Bond::Member(role) => format!("{role:?}"),
-            _ => format!("{bond:?}"),
+        let Person {
+            relation,
+            is_suspended,
+        } = person;
+        let kind = match relation {
+            Relation::Member(role) => format!("{role:?}"),
+            _ => format!("{relation:?}"),
         };
         let state = if is_suspended { "suspended" } else { "active" };
         format!("{}.{part:?}.{kind}.{state}", self.organization).to_lowercase()
@@ -55,26 +58,26 @@ impl World {
         match (target, actor) {
             (Target::Other(person), _) => self.name(Part::Target, person),
             (Target::Oneself, Some(actor)) => self.name(Part::Actor, actor),
-            (Target::Oneself, None) => unreachable!("the platform is nobody"),
+            (Target::Oneself, None) => unreachable!("the platform is no user"),
         }
     }
 
-    /// All on whom somebody can act.
+    /// All targets, except the actor.
     pub fn others(&self) -> impl Iterator<Item = Person> {
         people().filter(|person| self.is_there(Part::Target, *person))
     }
 
     fn is_there(&self, part: Part, person: Person) -> bool {
-        let is_owner = person.bond == Bond::Member(Role::Owner) && !person.is_suspended;
+        let is_owner = person.relation == Relation::Member(Role::Owner) && !person.is_suspended;
         let is_another_owner = is_owner && matches!(part, Part::Target);
         !(is_another_owner && self.state == Organization::WithOneOwner)
     }
 
-    /// Makes the world.
+    /// Creates the world.
     pub async fn make(state: Organization, service: &Replica) -> Self {
         let world = Self::new(state);
         let founder = Person {
-            bond: Bond::Member(Role::Owner),
+            relation: Relation::Member(Role::Owner),
             is_suspended: false,
         };
         let founder = world.name(Part::Actor, founder);
@@ -121,20 +124,20 @@ impl World {
     }
 
     async fn join(&self, service: &Replica, person: Person, name: &str, founder: &str) {
-        if person.bond == Bond::Nobody {
+        if person.relation == Relation::NoUser {
             return;
         }
         service.create_user(name).await.unwrap();
-        let role = match person.bond {
-            Bond::Member(role) => Some(role),
-            Bond::Namesake => Some(Role::Owner),
-            Bond::Outsider | Bond::Nobody => None,
+        let role = match person.relation {
+            Relation::Member(role) => Some(role),
+            Relation::Namesake => Some(Role::Owner),
+            Relation::Outsider | Relation::NoUser => None,
         };
         if let Some(role) = role {
             let added = service.add(&self.organization, name, role, founder).await;
             added.unwrap();
         }
-        if person.bond == Bond::Namesake {
+        if person.relation == Relation::Namesake {
             service.delete_user(name).await.unwrap();
             service.create_user(name).await.unwrap();
         }
@@ -160,8 +163,8 @@ impl World {
         }
     }
 
-    /// Makes the table hold again what it held before, past the service: what
-    /// decides about writes is never cached.
+    /// Restores the contents of the table, past the service. No write depends on cached
+    /// records.
     pub async fn restore(&self, table: &Table, before: &Stored, after: &Stored) {
         let [organization, members] = self.partitions();
         let parts = [
@@ -188,7 +191,7 @@ impl Stored {
         Some(item.get("role")?.as_s().unwrap())
     }
 
-    /// All but these members.
+    /// All except these members.
     pub fn without(&self, names: &[&str]) -> Self {
         let mut others = self.clone();
         for name in names {

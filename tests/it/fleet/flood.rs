@@ -1,4 +1,4 @@
-//! What one caller's flood does to another one's latency: `just flood`.
+//! The effect of one caller's flood on another caller's latency: `just flood`.
 
 use std::{
     fmt,
@@ -16,12 +16,12 @@ use crate::harness::Client;
 
 const ORG: &str = "flood-org";
 const FOUNDER: &str = "founder";
-/// Connections of the flood, and calls under way on each. Its calls cost the service
-/// much and the cache nothing: so many questions, the last of which is none.
+/// Connections of the flood, and concurrent calls on each. A call costs the service much
+/// and the cache nothing: a batch of valid checks, and a last one that is invalid.
 const CONNECTIONS: usize = 4;
 const CALLS: usize = 64;
-const QUESTIONS: usize = 100;
-/// Calls of the guest, one after the other, in each part.
+const CHECKS: usize = 100;
+/// Sequential calls of the guest in each part.
 const GUEST_CALLS: usize = 600;
 const GUEST_PAUSE: Duration = Duration::from_millis(5);
 
@@ -33,7 +33,7 @@ impl Latencies {
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
             clippy::cast_precision_loss,
-            reason = "a place in a short list"
+            reason = "an index of a short list"
         )]
         let place = (self.0.len() as f64 * share) as usize;
         self.0[place.min(self.0.len() - 1)].as_secs_f64() * 1000.0
@@ -55,8 +55,8 @@ fn check() -> pb::MembershipCheck {
     }
 }
 
-/// Asks again and again, in a thread of its own, so that the flood's callers do not
-/// hold up who measures.
+/// Measures the latency of checks in a thread of its own, so that the flood's callers do
+/// not delay the measurement.
 async fn guest(addr: String) -> Latencies {
     let measure = async move {
         let mut client = Client::connect(format!("http://{addr}")).await.unwrap();
@@ -91,7 +91,7 @@ async fn hog(addr: &str, is_over: &AtomicBool, counts: &[AtomicUsize; 2]) {
         let mut client = client.clone();
         async move {
             while !is_over.load(Ordering::Relaxed) {
-                let mut checks = vec![check(); QUESTIONS];
+                let mut checks = vec![check(); CHECKS];
                 checks.push(pb::MembershipCheck::default());
                 let request = pb::BatchCheckMembershipsRequest {
                     checks,
@@ -108,7 +108,7 @@ async fn hog(addr: &str, is_over: &AtomicBool, counts: &[AtomicUsize; 2]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement: `just flood`"]
-async fn a_flood_leaves_others_their_latency() {
+async fn a_flood_does_not_slow_other_callers() {
     let fleet = Fleet::start(1).await;
     let mut founder = fleet.client();
     let request = pb::CreateUserRequest {
@@ -122,7 +122,7 @@ async fn a_flood_leaves_others_their_latency() {
         ..pb::CreateOrganizationRequest::default()
     };
     founder.create_organization(request).await.unwrap();
-    // A cache that takes its millisecond, as a real one does.
+    // A delay of 1 ms, as a real cache has.
     let cache = &fleet.backends.momento;
     cache.delay("GetBatch", Duration::from_millis(1));
     let addr = fleet.places[0].addr.clone();
@@ -141,7 +141,7 @@ async fn a_flood_leaves_others_their_latency() {
     let (_, flooded) = tokio::join!(flood, flooded);
     println!("beside a flood: {flooded}");
     let [served, refused] = counts.map(AtomicUsize::into_inner);
-    println!("of the flood, {served} calls were looked at and {refused} refused");
+    println!("flood: {served} calls were processed, {refused} were rejected");
     let ratio = |share| flooded.quantile(share) / alone.quantile(share);
     println!("ratio: p50 {:.2}, p99 {:.2}", ratio(0.5), ratio(0.99));
 }

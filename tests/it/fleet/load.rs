@@ -1,8 +1,8 @@
-//! Mixed load whose every answer is checked.
+//! Mixed load with a check of every response.
 //!
-//! Each membership belongs to one worker, which alone changes it and so knows
-//! what it is; everybody reads it, and is answered right if nobody changed it
-//! meanwhile.
+//! Each membership belongs to one worker. Only this worker changes it, so its role is
+//! known. All workers read it. If it was not changed meanwhile, the response must be the
+//! known role.
 
 use std::{
     fmt,
@@ -26,13 +26,13 @@ const ORGANIZATIONS: usize = 4;
 /// Users that each worker adds and removes.
 const OWN_USERS: usize = 4;
 const FOUNDER: &str = "founder";
-/// Pause before a call that was not sent is sent again.
+/// Pause before a call that was not sent is retried.
 const UNSENT_PAUSE: Duration = Duration::from_millis(10);
 /// Pause of a worker between two operations.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// What clients do when a call fails: as
-/// `clients/service_config_request_id.json` says: each of their writes has a `request_id`.
+/// The retry policy of clients, from `clients/service_config_request_id.json`: each of
+/// their writes has a `request_id`.
 #[derive(Debug, Clone)]
 pub struct Policy {
     attempts: u32,
@@ -43,7 +43,7 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// What the documentation recommends.
+    /// The policy that the documentation recommends.
     pub fn recommended() -> Self {
         let file = concat!(
             env!("CARGO_MANIFEST_DIR"),
@@ -70,8 +70,8 @@ impl Policy {
         }
     }
 
-    /// Calls until it succeeds, fails for good, or was tried often enough; all
-    /// attempts share one deadline.
+    /// Retries a call until it succeeds, fails with an error that is not retried, or has
+    /// used all attempts. All attempts share one deadline.
     async fn call<T, F: Future<Output = Result<T, Status>>>(
         &self,
         call: impl Fn(Duration) -> F,
@@ -81,7 +81,7 @@ impl Policy {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let status = match call(left).await {
-                Ok(answer) => return Ok(answer),
+                Ok(response) => return Ok(response),
                 Err(status) => status,
             };
             if !was_sent(&status) && Instant::now() < deadline {
@@ -102,9 +102,9 @@ impl Policy {
     }
 }
 
-/// Whether the call reached a server. One that did not, because its connection was
-/// about to close or, with `waitForReady`, because there was none, gRPC's own
-/// libraries send again by themselves; tonic does not.
+/// Whether the call reached a server. A call does not if its connection is about to close
+/// or, with `waitForReady`, if there is no connection. gRPC's own libraries retry such a
+/// call; tonic does not.
 pub fn was_sent(status: &Status) -> bool {
     let cause = std::error::Error::source(status).map(|cause| format!("{cause:?}"));
     let is_unsent = |cause: String| {
@@ -115,8 +115,8 @@ pub fn was_sent(status: &Status) -> bool {
     !cause.is_some_and(is_unsent)
 }
 
-/// Whether the connection was lost under the call, which gRPC's own libraries
-/// report as UNAVAILABLE, and tonic as UNKNOWN.
+/// Whether the connection was lost during the call. gRPC's own libraries report this as
+/// UNAVAILABLE, and tonic as UNKNOWN.
 fn was_cut_off(status: &Status) -> bool {
     let is_local = std::error::Error::source(status).is_some();
     status.code() == Code::Unknown && is_local
@@ -126,7 +126,7 @@ fn was_cut_off(status: &Status) -> bool {
 struct Cell {
     organization: String,
     user: String,
-    /// How often it was changed, and what it is; unknown while it is changed.
+    /// The number of changes, and the role; `None` while a change makes it unknown.
     state: Mutex<(u64, Option<Known>)>,
 }
 
@@ -143,16 +143,16 @@ impl Cell {
     }
 }
 
-/// What came of the load.
+/// The results of the load.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// Reads that were answered, and checked.
+    /// Reads whose responses were checked.
     pub reads: usize,
     /// Changes that were acknowledged.
     pub acknowledged: usize,
     /// Calls that failed, after all attempts.
     pub failed: Vec<String>,
-    /// Answers that were wrong.
+    /// Wrong responses.
     pub wrong: Vec<String>,
 }
 
@@ -160,7 +160,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} reads checked, {} changes acknowledged, {} calls failed {:?}, {} answers wrong {:?}",
+            "{} reads checked, {} changes acknowledged, {} calls failed {:?}, {} responses wrong {:?}",
             self.reads,
             self.acknowledged,
             self.failed.len(),
@@ -223,7 +223,7 @@ impl Load {
         load
     }
 
-    /// Works until it is over.
+    /// Runs the workers until `is_over` is set.
     pub async fn run(&self, is_over: &AtomicBool) {
         join_all((0..self.workers).map(|worker| self.work(worker, is_over))).await;
     }
@@ -245,13 +245,13 @@ impl Load {
         }
     }
 
-    /// Gives or takes the membership, and reads what it made of it.
+    /// Changes the membership, and reads it after an acknowledged change.
     async fn change(&self, cell: &Cell) {
         let (_, before) = cell.known();
         let before = match before {
             Some(before) => before,
             // An earlier change may or may not have been applied.
-            None => match self.find_out(cell).await {
+            None => match self.resolve(cell).await {
                 Some(found) => found,
                 None => return,
             },
@@ -329,9 +329,9 @@ impl Load {
         }
     }
 
-    /// What a change whose outcome is unknown has left. Its last attempt may be
-    /// under way still, but for no longer than a write may take.
-    async fn find_out(&self, cell: &Cell) -> Option<Known> {
+    /// Reads a membership after a change of unknown outcome. The last attempt may still be
+    /// in progress, but no longer than a write may take.
+    async fn resolve(&self, cell: &Cell) -> Option<Known> {
         sleep(Duration::from_secs(4)).await;
         let found = self.check(cell, true).await.ok()?;
         cell.set(Some(found));
@@ -372,8 +372,8 @@ impl Load {
             let (mut client, request) = (self.client.clone(), within(left, &request));
             async move { client.check_membership(request).await }
         };
-        let answer = self.policy.call(attempt).await?.into_inner();
-        Ok(answer.is_member.then(|| answer.role()))
+        let response = self.policy.call(attempt).await?.into_inner();
+        Ok(response.is_member.then(|| response.role()))
     }
 
     async fn read_batch(&self) {
@@ -393,10 +393,10 @@ impl Load {
             async move { client.batch_check_memberships(request).await }
         };
         match self.policy.call(attempt).await {
-            Ok(answer) => {
-                let answers = answer.into_inner().results;
-                for ((cell, before), answer) in cells.into_iter().zip(before).zip(answers) {
-                    self.compare(cell, before, answer.is_member.then(|| answer.role()));
+            Ok(response) => {
+                let responses = response.into_inner().results;
+                for ((cell, before), response) in cells.into_iter().zip(before).zip(responses) {
+                    self.compare(cell, before, response.is_member.then(|| response.role()));
                 }
             }
             Err(status) => self.note_failure("batch", &status),
@@ -419,13 +419,13 @@ impl Load {
         }
     }
 
-    /// Every acknowledged change is there, in the table and in what each replica
-    /// answers.
+    /// Asserts that every acknowledged change is in the table, and in the responses of each
+    /// replica.
     pub async fn verify_all(&self, fleet: &Fleet) {
         for cell in &self.cells {
             let known = match cell.known() {
                 (_, Some(known)) => known,
-                (_, None) => self.find_out(cell).await.unwrap(),
+                (_, None) => self.resolve(cell).await.unwrap(),
             };
             assert_eq!(
                 self.check(cell, true).await.unwrap(),

@@ -1,5 +1,5 @@
 //! Several processes of the binary under load, while they are restarted, killed
-//! and cut off from what they need.
+//! and cut off from their backends.
 
 mod flood;
 pub mod load;
@@ -32,7 +32,7 @@ use crate::harness::{
 
 use self::load::{Load, Policy};
 
-/// Replicas at addresses that stay theirs.
+/// Replicas at fixed addresses.
 pub struct Fleet {
     backends: Backends,
     places: Vec<Place>,
@@ -41,7 +41,7 @@ pub struct Fleet {
 pub struct Place {
     addr: String,
     metrics: SocketAddr,
-    /// What it says of itself.
+    /// The replica's standard error.
     log: Log,
     server: Mutex<Option<Server>>,
 }
@@ -83,7 +83,7 @@ impl Fleet {
         *server.lock().unwrap() = Some(started);
     }
 
-    /// Waits until a replica says that it serves.
+    /// Waits until a replica reports that it serves.
     async fn serving(&self, place: usize) {
         let serves = async {
             while !is_serving(&self.places[place].addr).await {
@@ -91,8 +91,8 @@ impl Fleet {
             }
         };
         if tokio::time::timeout(PATIENCE, serves).await.is_err() {
-            let said = self.places[place].log.read();
-            panic!("replica {place} does not serve; it said {said:?}");
+            let output = self.places[place].log.read();
+            panic!("replica {place} does not serve; its log: {output:?}");
         }
     }
 
@@ -126,7 +126,7 @@ impl Fleet {
         server.as_ref().map(Server::pid)
     }
 
-    /// A client as the documentation recommends it: it knows all replicas.
+    /// A client that uses all replicas, as the documentation recommends.
     fn client(&self) -> Client {
         let endpoints = self.places.iter().map(|place| endpoint(&place.addr));
         Client::new(Channel::balance_list(endpoints))
@@ -146,9 +146,9 @@ async fn is_serving(addr: &str) -> bool {
     };
     let service = "account.v1.AccountService".to_owned();
     let mut health = HealthClient::new(channel);
-    let answer = health.check(HealthCheckRequest { service });
-    match tokio::time::timeout(Duration::from_secs(1), answer).await {
-        Ok(Ok(answer)) => answer.get_ref().status() == ServingStatus::Serving,
+    let response = health.check(HealthCheckRequest { service });
+    match tokio::time::timeout(Duration::from_secs(1), response).await {
+        Ok(Ok(response)) => response.get_ref().status() == ServingStatus::Serving,
         Ok(Err(_)) | Err(_) => false,
     }
 }
@@ -185,8 +185,8 @@ async fn a_rolling_restart_under_load_fails_no_call() {
     load.verify_all(&fleet).await;
 }
 
-/// A program that calls the addresses it is given until its input ends, and fails
-/// if a call does.
+/// Environment variable with a program. The program calls the addresses in its arguments
+/// until its input ends, and fails if a call fails.
 const CLIENT: &str = "FLEET_CLIENT";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -203,12 +203,12 @@ async fn a_rolling_restart_fails_no_call_of_a_grpc_library() {
         .kill_on_drop(true)
         .spawn()
         .unwrap();
-    let mut said = BufReader::new(client.stdout.take().unwrap()).lines();
-    let first = tokio::time::timeout(PATIENCE, said.next_line()).await;
+    let mut output = BufReader::new(client.stdout.take().unwrap()).lines();
+    let first = tokio::time::timeout(PATIENCE, output.next_line()).await;
     assert_eq!(first.unwrap().unwrap().as_deref(), Some("under way"));
     fleet.restart_all_twice().await;
     drop(client.stdin.take());
-    println!("{:?}", said.next_line().await.unwrap());
+    println!("{:?}", output.next_line().await.unwrap());
     let ended = tokio::time::timeout(PATIENCE, client.wait()).await;
     assert!(ended.unwrap().unwrap().success());
 }

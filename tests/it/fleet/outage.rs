@@ -1,5 +1,5 @@
-//! Full load while the cache is lost and found again, second by second: what
-//! callers see, and what the table is asked. `docs/pictures/draw` draws it.
+//! Full load while the cache fails and recovers: the callers' results and the table
+//! reads in each second. `docs/pictures/draw` draws them.
 
 use std::{
     fs,
@@ -19,25 +19,25 @@ use tonic::{Code, Request};
 use super::Fleet;
 use crate::harness::Client;
 
-/// File that the rows are written to.
+/// Environment variable with the file for the rows.
 const ROWS: &str = "OUTAGE_ROWS";
 const REPLICAS: usize = 2;
-/// Callers, each of which asks again as soon as it is answered.
+/// Callers. Each sends its next request as soon as the previous call has ended.
 const READERS: usize = 64;
 const WRITERS: usize = 4;
-/// The embedded table takes the longer for a change the more there were.
+/// A pause, because each change makes the embedded table slower.
 const BETWEEN_WRITES: Duration = Duration::from_millis(500);
-/// Users whom checks are about, most of whom are no members.
+/// Users that are checked. They are no members.
 const USERS: usize = 2_000;
 const TABLE_TAKES: Duration = Duration::from_millis(5);
 /// How long each state of the cache lasts.
 const LASTS: Duration = Duration::from_secs(15);
-/// What the cache is asked, also to see whether it is back.
+/// The calls to the cache, including the probe of an unreachable cache.
 const CALLS: [&str; 4] = ["Get", "GetBatch", "SetIf", "BesideSetIf"];
 const ORG: &str = "outage-org";
 const FOUNDER: &str = "founder";
 
-/// What happened in a second.
+/// The results of one second.
 #[derive(Debug, Default, Clone)]
 struct Second {
     latencies: Vec<Duration>,
@@ -62,11 +62,11 @@ async fn read(client: Client, watch: &Watch) {
         });
         request.set_timeout(Duration::from_secs(3));
         let began = Instant::now();
-        let answer = client.check_membership(request).await;
+        let response = client.check_membership(request).await;
         let took = began.elapsed();
         let pause = {
             let mut second = watch.current.lock().unwrap();
-            match answer {
+            match response {
                 Ok(_) => {
                     second.latencies.push(took);
                     Duration::ZERO
@@ -118,19 +118,19 @@ async fn write(client: Client, number: usize, watch: &Watch) {
     }
 }
 
-/// Writes a row for each second, until it is over.
-async fn tell(fleet: &Fleet, watch: &Watch, state: &Mutex<&'static str>) {
+/// Writes a row for each second, until the measurement is over.
+async fn write_rows(fleet: &Fleet, watch: &Watch, state: &Mutex<&'static str>) {
     let mut rows = std::env::var(ROWS)
         .ok()
         .map(|path| fs::File::create(path).unwrap());
     let head = "second,state,reads,refused,failed,p50_ms,p99_ms,table_reads,writes,failed_writes";
-    let mut say = |line: &str| {
+    let mut write_line = |line: &str| {
         println!("{line}");
         if let Some(rows) = &mut rows {
             writeln!(rows, "{line}").unwrap();
         }
     };
-    say(head);
+    write_line(head);
     let mut seconds = interval(Duration::from_secs(1));
     seconds.tick().await;
     let mut number = 0;
@@ -148,7 +148,7 @@ async fn tell(fleet: &Fleet, watch: &Watch, state: &Mutex<&'static str>) {
             let took = second.latencies.get(place).copied().unwrap_or_default();
             took.as_secs_f64() * 1000.0
         };
-        say(&format!(
+        write_line(&format!(
             "{number},{},{},{},{},{:.2},{:.2},{table_reads},{},{}",
             state.lock().unwrap(),
             second.latencies.len(),
@@ -164,7 +164,7 @@ async fn tell(fleet: &Fleet, watch: &Watch, state: &Mutex<&'static str>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement: `docs/pictures/draw`"]
-async fn the_table_is_spared_while_the_cache_is_away() {
+async fn the_table_is_protected_while_the_cache_is_unreachable() {
     let fleet = Fleet::start(REPLICAS).await;
     let metrics = fleet.places.iter().map(|place| place.metrics.to_string());
     println!("metrics {}", metrics.collect::<Vec<_>>().join(","));
@@ -201,7 +201,7 @@ async fn the_table_is_spared_while_the_cache_is_away() {
             cache.refuse(call, "", 0, usize::MAX);
         }
         sleep(LASTS).await;
-        cache.behave();
+        cache.clear_rules();
         *state.lock().unwrap() = "back";
         sleep(LASTS).await;
         *state.lock().unwrap() = "silent";
@@ -209,7 +209,7 @@ async fn the_table_is_spared_while_the_cache_is_away() {
             cache.delay(call, Duration::from_secs(3600));
         }
         sleep(LASTS).await;
-        cache.behave();
+        cache.clear_rules();
         *state.lock().unwrap() = "back again";
         sleep(LASTS).await;
         *state.lock().unwrap() = "emptied";
@@ -217,5 +217,5 @@ async fn the_table_is_spared_while_the_cache_is_away() {
         sleep(LASTS).await;
         watch.is_over.store(true, Ordering::Relaxed);
     };
-    tokio::join!(readers, writers, states, tell(&fleet, &watch, &state));
+    tokio::join!(readers, writers, states, write_rows(&fleet, &watch, &state));
 }

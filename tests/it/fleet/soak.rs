@@ -1,4 +1,4 @@
-//! Mixed load for as long as one likes, with faults of every kind: `just soak`.
+//! Mixed load for a chosen time, with faults of every kind: `just soak`.
 
 use std::{fmt, fs, time::Duration};
 
@@ -10,18 +10,18 @@ use crate::harness::{
     script::error_body,
 };
 
-/// How long, in minutes.
+/// Environment variable with the duration in minutes.
 const MINUTES: &str = "SOAK_MINUTES";
 const REPLICAS: usize = 3;
 const WORKERS: usize = 12;
-/// The replica that nothing happens to, so that it can be seen to stay as it was.
+/// The replica that is never restarted: its use of resources must not grow.
 const STEADY: usize = 0;
 /// Time between two faults.
 const BETWEEN: Duration = Duration::from_secs(8);
 /// How long a fault lasts.
 const LASTS: Duration = Duration::from_secs(3);
 
-/// What a process holds.
+/// The resources of a process.
 #[derive(Debug, Clone, Copy)]
 struct Held {
     after: Duration,
@@ -45,7 +45,7 @@ impl fmt::Display for Held {
     }
 }
 
-fn look(fleet: &Fleet, began: Instant) -> Held {
+fn measure(fleet: &Fleet, began: Instant) -> Held {
     let pid = fleet.pid(STEADY).unwrap();
     let metrics = scrape(fleet.places[STEADY].metrics);
     let metric = |name: &str| {
@@ -61,7 +61,7 @@ fn look(fleet: &Fleet, began: Instant) -> Held {
     }
 }
 
-/// Does something to the fleet; returns what.
+/// Causes a random fault; returns its name.
 async fn disturb(fleet: &Fleet) -> &'static str {
     let Fleet { backends, .. } = fleet;
     let (table, cache) = (&backends.dynamodb, &backends.momento);
@@ -144,8 +144,8 @@ async fn disturb(fleet: &Fleet) -> &'static str {
     };
     println!("{what}");
     sleep(LASTS).await;
-    table.behave();
-    cache.behave();
+    table.clear_rules();
+    cache.clear_rules();
     for place in 0..REPLICAS {
         fleet.serving(place).await;
     }
@@ -153,8 +153,8 @@ async fn disturb(fleet: &Fleet) -> &'static str {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes as long as it is told: `just soak`"]
-async fn hours_of_load_and_faults_leave_nothing_behind() {
+#[ignore = "takes as long as `SOAK_MINUTES`: `just soak`"]
+async fn a_replica_leaks_no_resources_under_load_and_faults() {
     let minutes: f64 = std::env::var(MINUTES).map_or(1.0, |text| text.parse().unwrap());
     let duration = Duration::from_secs_f64(minutes * 60.0);
     let fleet = Fleet::start(REPLICAS).await;
@@ -166,13 +166,13 @@ async fn hours_of_load_and_faults_leave_nothing_behind() {
             sleep(BETWEEN).await;
             *faults.entry(disturb(&fleet).await).or_default() += 1;
             fleet.backends.forget_calls();
-            let held = look(&fleet, began);
+            let held = measure(&fleet, began);
             println!("{held}");
             seen.push(held);
         }
-        // What is under way ends.
+        // Calls in progress end.
         sleep(BETWEEN).await;
-        seen.push(look(&fleet, began));
+        seen.push(measure(&fleet, began));
         (faults, seen)
     };
     let (load, (faults, seen)) =

@@ -14,10 +14,10 @@ use super::{Backends, Client, log_lines};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_account-service");
 
-/// The processor that servers are to have to themselves, as `taskset` names it.
+/// The processor that is reserved for servers, in the notation of `taskset`.
 const PROCESSOR: &str = "REPLICA_PROCESSOR";
 
-/// The binary with nothing in its environment but what a test sets.
+/// The binary with an empty environment, except for AWS credentials and region.
 pub fn command(arguments: &[&str]) -> Command {
     let mut command = match std::env::var(PROCESSOR) {
         Ok(processor) => {
@@ -37,8 +37,8 @@ pub fn command(arguments: &[&str]) -> Command {
     command
 }
 
-/// A file for a process's standard error, whose lines are inspected and which is removed
-/// when it is dropped.
+/// A file for a process's standard error. Dropping it inspects the lines and removes the
+/// file.
 pub struct Log(TempDir);
 
 impl Drop for Log {
@@ -64,7 +64,7 @@ impl Log {
         options.append(true).create(true).open(self.path()).unwrap()
     }
 
-    /// Everything that was written so far.
+    /// The text written so far.
     pub fn read(&self) -> String {
         fs::read_to_string(self.path()).unwrap()
     }
@@ -78,7 +78,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts `dev` and waits until it says where it serves, and its last line.
+    /// Starts `dev` and waits for its address and the last line of its greeting.
     pub fn dev(data_dir: &Path) -> Self {
         let mut command = command(&["dev", "--listen-addr", "127.0.0.1:0", "--data-dir"]);
         command.arg(data_dir);
@@ -124,17 +124,17 @@ impl Server {
         self.child.id()
     }
 
-    /// The most memory that the process has had resident, in KiB.
+    /// The peak resident memory of the process, in KiB.
     pub fn peak_memory_kib(&self) -> u64 {
         memory_kib(self.pid(), "VmHWM:")
     }
 
-    /// The memory that the process has resident now, in KiB.
+    /// The current resident memory of the process, in KiB.
     pub fn memory_kib(&self) -> u64 {
         memory_kib(self.pid(), "VmRSS:")
     }
 
-    /// SIGKILL: nothing is said, nothing is finished.
+    /// SIGKILL: ends the process without a shutdown.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -151,7 +151,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Already gone where a test has ended it.
+        // Fails if the test has already ended the process.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -189,13 +189,13 @@ pub fn over(backends: &Backends, arguments: &[&str]) -> Command {
     command
 }
 
-/// An address at which nobody listens.
+/// A local address without a listener.
 pub fn free_address() -> SocketAddr {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     free.local_addr().unwrap()
 }
 
-/// What Prometheus would get from there.
+/// The metrics at this address, as Prometheus receives them.
 pub fn scrape(addr: SocketAddr) -> String {
     let mut stream = TcpStream::connect(addr).unwrap();
     let request = "GET /metrics HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";

@@ -1,4 +1,4 @@
-//! The calls of the story, short enough for tests.
+//! Short methods of `Replica` for common calls.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tonic::Status;
 
 use super::Replica;
 
-/// What a read says whose answer may be so old.
+/// The consistency of a read whose response may be this old.
 pub fn no_older_than(staleness: Duration) -> pb::ReadConsistency {
     let staleness = staleness.try_into().unwrap();
     pb::ReadConsistency {
@@ -138,7 +138,7 @@ impl Replica {
         Ok(reply.into_inner().membership.unwrap())
     }
 
-    /// By an Owner, or by the platform.
+    /// Transfers ownership as this user, or as the platform if it is `None`.
     pub async fn transfer(
         &self,
         organization: &str,
@@ -197,11 +197,11 @@ impl Replica {
             usernames: names.iter().map(|name| name.as_ref().to_owned()).collect(),
             consistency: None,
         };
-        let answer = self.client.clone().batch_get_users(request).await;
-        answer.unwrap().into_inner()
+        let reply = self.client.clone().batch_get_users(request).await;
+        reply.unwrap().into_inner()
     }
 
-    /// The role that a check answers; `None` if not a member.
+    /// The role that a check returns; `None` if the user is not a member.
     pub async fn role_of(&self, organization: &str, username: &str) -> Option<pb::Role> {
         let reply = self.check(organization, username).await.unwrap();
         assert_eq!(reply.is_member, reply.role() != pb::Role::Unspecified);
@@ -209,7 +209,7 @@ impl Replica {
         reply.is_member.then(|| reply.role())
     }
 
-    /// Users `oliviaowner` and `membermichael`, and `olivia-org`, founded by
+    /// Creates users `oliviaowner` and `membermichael`, and `olivia-org`, founded by
     /// `oliviaowner`.
     pub async fn found_olivia_org(&self) {
         self.create_user("oliviaowner").await.unwrap();
@@ -219,7 +219,7 @@ impl Replica {
             .unwrap();
     }
 
-    /// As [`Self::found_olivia_org`], and `membermichael` is a Member.
+    /// As [`Self::found_olivia_org`], and adds `membermichael` as a Member.
     pub async fn found_olivia_org_with_michael(&self) {
         self.found_olivia_org().await;
         self.add(

@@ -1,5 +1,5 @@
-//! Stands before a DynamoDB server, passes every request on as it is, and lets a
-//! script see it.
+//! A proxy in front of a DynamoDB server. A script records each request and decides its
+//! fate.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -71,8 +71,7 @@ fn consumed(response: &[u8]) -> f64 {
     units.map(Option::unwrap_or_default).sum()
 }
 
-/// A request that has arrived is dealt with, also if nobody waits for it any
-/// more.
+/// Completes a request that has arrived, even if its caller has left.
 async fn pass_on(State(proxy): State<Proxy>, request: Request) -> Response {
     tokio::spawn(pass_one_on(proxy, request)).await.unwrap()
 }
@@ -83,7 +82,7 @@ async fn pass_one_on(proxy: Proxy, request: Request) -> Response {
     let target = parts.headers["x-amz-target"].to_str().unwrap();
     let about = String::from_utf8_lossy(&body);
     let is_of_streams = target.starts_with("DynamoDBStreams");
-    // The note of a deletion is written by RPCs, and read beside them.
+    // RPCs write the note of a deletion. Only background work reads it.
     let is_of_notes = target.ends_with("BatchGetItem") && about.contains("DELETED#");
     let is_beside = is_of_notes
         || ["SERVICE#", "CHANGELOG#"]
@@ -100,10 +99,10 @@ async fn pass_one_on(proxy: Proxy, request: Request) -> Response {
         let state = header("tracestate").unwrap_or_default();
         proxy.script.in_trace(parent, state);
     }
-    let fate = proxy.script.meet(&operation, &about).await;
+    let fate = proxy.script.on_call(&operation, &about).await;
     match &fate {
         Fate::Refused => return StatusCode::SERVICE_UNAVAILABLE.into_response(),
-        Fate::Answered(status, body) => {
+        Fate::Responded(status, body) => {
             let status = StatusCode::from_u16(*status).unwrap();
             return (status, body.clone()).into_response();
         }
@@ -134,7 +133,7 @@ async fn pass_one_on(proxy: Proxy, request: Request) -> Response {
     }
     match fate {
         Fate::Unanswered => return StatusCode::SERVICE_UNAVAILABLE.into_response(),
-        Fate::AnsweredLate(gate) => gate.pass().await,
+        Fate::ReplyHeld(gate) => gate.pass().await,
         Fate::Slow(delay) => tokio::time::sleep(delay).await,
         Fate::ServedTwice => drop(send().await),
         Fate::Abandoned => std::future::pending().await,

@@ -1,5 +1,5 @@
-//! Log lines of all replicas in the test process, and of processes with a `Log`, are
-//! inspected: a line names no user, and shows a reader what it means.
+//! Inspects the log lines of all replicas in the test process, and of processes with a
+//! `Log`: a line contains no user's name, no control character and no debug form.
 
 use std::{
     io,
@@ -19,17 +19,17 @@ const USERS: [&str; 8] = [
     "łukasz",
     "@example.com",
 ];
-/// Targets of lines that are not a library's.
+/// Targets of the service's own lines.
 const OUR_TARGETS: [&str; 2] = ["account_service", "audit"];
-/// Rust's debug forms of what has a plain form.
+/// Parts of Rust's debug forms.
 const FORMS_OF_CODE: [&str; 4] = ["Some(", "None", "Ok(", "Err("];
 /// Longest line, in bytes.
 const MAX_LINE: usize = 4096;
 
-/// What is wrong with a line; `None` if nothing is.
+/// The fault of a line; `None` if the line is clean.
 fn fault(line: &str) -> Option<String> {
     let is_ours = OUR_TARGETS.iter().any(|target| line.contains(target));
-    // Libraries show at these levels what is sent.
+    // At these levels, libraries log the data that they send.
     if !is_ours && ["DEBUG", "TRACE"].iter().any(|level| line.contains(level)) {
         return None;
     }
@@ -44,12 +44,12 @@ fn fault(line: &str) -> Option<String> {
     }
     let shows_code = |form: &&&str| is_ours && line.contains(**form);
     if let Some(form) = FORMS_OF_CODE.iter().find(shows_code) {
-        return Some(format!("it shows how the code is written: {form}"));
+        return Some(format!("it contains a debug form: {form}"));
     }
     (line.len() > MAX_LINE).then(|| format!("it has {} bytes", line.len()))
 }
 
-/// Panics if a line of a process's log is not as it has to be.
+/// Panics if a line of a process's log is not clean.
 pub fn assert_clean(log: &str) {
     for line in log.lines() {
         if let Some(fault) = fault(line) {
@@ -83,7 +83,7 @@ impl<'a> MakeWriter<'a> for Inspector {
 }
 
 impl io::Write for Inspector {
-    /// A whole line is written at once.
+    /// The subscriber writes a whole line at once.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         static ONE: Mutex<()> = Mutex::new(());
         let text = String::from_utf8_lossy(line);

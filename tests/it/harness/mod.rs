@@ -1,4 +1,4 @@
-//! Starts the service with its backends, and says what it does to them.
+//! Starts the service with its backends, and records its calls to them.
 
 pub mod binary;
 mod calls;
@@ -22,9 +22,9 @@ use account_service::{
         CacheSettings, CallerSettings, DevSettings, LogSettings, ServeSettings, ServerSettings,
         TraceSettings,
     },
+    grpc::AccountService,
     local::{ANY_PORT, Embedded, momento},
     proto::account_v1::account_service_client::AccountServiceClient,
-    service::Accounts,
     store::OPERATION_TIMEOUT,
     telemetry::LogFormat,
 };
@@ -45,12 +45,12 @@ pub type Client = AccountServiceClient<Channel>;
 const DYNAMODB_ENDPOINT: &str = "TEST_DYNAMODB_ENDPOINT";
 /// The same for Secrets Manager.
 const SECRETS_ENDPOINT: &str = "TEST_SECRETS_ENDPOINT";
-/// Timeouts that are not what a test is about.
+/// A timeout that is too long to affect a test.
 pub const LONG_TIMEOUT: Duration = Duration::from_secs(20);
-/// Longest that anything in a test is waited for.
+/// The longest wait in a test.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Longest operation of the table. DynamoDB Local is slow on a busy machine until its code
+/// The timeout of a table operation. DynamoDB Local is slow on a busy machine until its code
 /// is compiled.
 pub fn table_timeout() -> Duration {
     if is_embedded() {
@@ -64,8 +64,8 @@ fn is_embedded() -> bool {
     std::env::var_os(DYNAMODB_ENDPOINT).is_none()
 }
 
-/// The interval of a loop beside calls: ten times longer against another DynamoDB server
-/// than the embedded one. DynamoDB Local serves one call at a time.
+/// The interval of a background loop: ten times longer if DynamoDB is not the embedded
+/// server, because DynamoDB Local serves one call at a time.
 pub fn pace(interval: Duration) -> Duration {
     if is_embedded() {
         interval
@@ -77,11 +77,11 @@ pub fn pace(interval: Duration) -> Duration {
 /// The backends: servers that any number of replicas share.
 pub struct Backends {
     pub embedded: Embedded,
-    /// Sees the DynamoDB calls, by the operation's name and the request's body.
+    /// The script of the DynamoDB calls, by the operation's name and the request's body.
     pub dynamodb: Arc<Script>,
-    /// Sees the Momento calls, by the RPC's name and the keys.
+    /// The script of the Momento calls, by the RPC's name and the keys.
     pub momento: Arc<Script>,
-    batch_answers: Arc<AtomicUsize>,
+    batch_responses: Arc<AtomicUsize>,
     proxy: DynamoDbProxy,
     settings: DevSettings,
 }
@@ -91,12 +91,12 @@ pub struct Replica {
     pub addr: std::net::SocketAddr,
     pub client: Client,
     pub channel: Channel,
-    accounts: Accounts,
+    service: AccountService,
     stop: Option<oneshot::Sender<()>>,
 }
 
-/// Waits for a DynamoDB that has just been started and takes long for its first
-/// operations.
+/// Sets the backends up, with retries: the first operations of a new DynamoDB server are
+/// slow.
 async fn set_up(embedded: &Embedded) {
     let began = Instant::now();
     while let Err(error) = embedded.set_up().await {
@@ -109,10 +109,10 @@ impl Backends {
         log_lines::inspect();
         let settings = dev_settings();
         let momento = Arc::new(Script::default());
-        let batch_answers = Arc::new(AtomicUsize::new(usize::MAX));
+        let batch_responses = Arc::new(AtomicUsize::new(usize::MAX));
         let gate = Arc::new(MomentoGate {
             script: momento.clone(),
-            batch_answers: batch_answers.clone(),
+            batch_responses: batch_responses.clone(),
         });
         let embedded = Embedded::start(&settings, gate).await.unwrap();
         set_up(&embedded).await;
@@ -122,7 +122,7 @@ impl Backends {
             embedded,
             dynamodb,
             momento,
-            batch_answers,
+            batch_responses,
             proxy,
             settings,
         }
@@ -139,7 +139,7 @@ impl Backends {
         Replica::start(&self.serve_settings()).await
     }
 
-    /// A replica with its own way to the backends.
+    /// A replica with its own path to the backends.
     pub async fn isolated(&self, tuning: impl Into<Tuning>) -> Isolated {
         let (dynamodb, momento) = <(Arc<Script>, Arc<Script>)>::default();
         let (way, settings) = self.way(dynamodb.clone(), momento.clone()).await;
@@ -151,12 +151,12 @@ impl Backends {
         }
     }
 
-    /// A way to the backends on which these scripts rule.
+    /// A path to the backends that these scripts control.
     pub async fn way(&self, dynamodb: Arc<Script>, momento: Arc<Script>) -> (Way, ServeSettings) {
         let proxy = DynamoDbProxy::start(self.embedded.dynamodb_url(), dynamodb).await;
         let gate = Arc::new(MomentoGate {
             script: momento,
-            batch_answers: self.batch_answers.clone(),
+            batch_responses: self.batch_responses.clone(),
         });
         let server = self.embedded.momento.start_beside(ANY_PORT, gate).await;
         let server = server.unwrap();
@@ -170,7 +170,7 @@ impl Backends {
         (way, settings)
     }
 
-    /// A way to Secrets Manager on which this script rules, and its URL.
+    /// A path to Secrets Manager that this script controls, and its URL.
     pub async fn way_to_secrets(&self, script: Arc<Script>) -> (impl Drop + use<>, String) {
         let upstream = self.serve_settings().backends.secrets_endpoint.unwrap();
         let proxy = DynamoDbProxy::start(upstream, script).await;
@@ -178,7 +178,7 @@ impl Backends {
         (proxy, url)
     }
 
-    /// Stores the secret of the Momento server under a name that exists.
+    /// Stores the secret of the Momento server under an existing name.
     pub async fn put_secret(&self, name: &str, server: &momento::MomentoServer) {
         use secrecy::ExposeSecret as _;
         let put = self.secrets_client().put_secret_value().secret_id(name);
@@ -196,7 +196,7 @@ impl Backends {
         name
     }
 
-    /// A client of the table that the service does not know of.
+    /// A client of the table, independent of the service.
     pub fn table(&self) -> Table {
         Table::new(&self.embedded.dynamodb_url(), &self.settings.table_name)
     }
@@ -229,9 +229,9 @@ impl Backends {
         Replica::start(&settings).await
     }
 
-    /// Ends every further batch stream of the cache after this many answers.
-    pub fn cut_batches_after(&self, answers: usize) {
-        self.batch_answers.store(answers, Ordering::SeqCst);
+    /// Ends every further batch stream of the cache after this many responses.
+    pub fn cut_batches_after(&self, responses: usize) {
+        self.batch_responses.store(responses, Ordering::SeqCst);
     }
 
     /// Empties the cache, as an operator would.
@@ -240,7 +240,7 @@ impl Backends {
         self.momento_client().flush_cache(cache).await.unwrap();
     }
 
-    /// A client of Secrets Manager that the service does not know of.
+    /// A client of Secrets Manager, independent of the service.
     pub fn secrets_client(&self) -> aws_sdk_secretsmanager::Client {
         let settings = self.serve_settings().backends;
         let config = aws_sdk_secretsmanager::Config::builder()
@@ -252,7 +252,7 @@ impl Backends {
         aws_sdk_secretsmanager::Client::from_conf(config)
     }
 
-    /// A client of the cache that the service does not know of.
+    /// A client of the cache, independent of the service.
     pub fn momento_client(&self) -> ::momento::CacheClient {
         use secrecy::ExposeSecret as _;
         let secret = self.embedded.momento.secret();
@@ -274,7 +274,7 @@ impl Backends {
         self.momento.forget_calls();
     }
 
-    /// Every backend call since they were last forgotten, as `2 x Get`.
+    /// The backend calls since `forget_calls`, as `2 x Get`.
     pub fn calls(&self) -> Vec<String> {
         let mut calls = self.momento.calls();
         calls.extend(self.dynamodb.calls());
@@ -282,7 +282,7 @@ impl Backends {
     }
 }
 
-/// A replica whose calls to the backends no other replica's calls are mixed with.
+/// A replica whose calls to the backends are recorded separately.
 pub struct Isolated {
     pub replica: Replica,
     pub dynamodb: Arc<Script>,
@@ -298,14 +298,14 @@ impl Isolated {
     }
 }
 
-/// A way to the backends. DeletedName when dropped.
+/// A path to the backends, until it is dropped.
 pub struct Way {
     _proxy: DynamoDbProxy,
     _momento: momento::MomentoServer,
 }
 
-/// Takes its time, so that how busy the machine is decides nothing. Tests of what is
-/// given up in time say themselves how long that is.
+/// Long time limits, so that a busy machine does not affect a test. A test of a time limit
+/// sets that limit itself.
 pub fn patient(mut cache: coherence::CoherenceSettings) -> Tuning {
     cache.timing.fence_attempt = LONG_TIMEOUT;
     cache.timing.fence_patience = LONG_TIMEOUT;
@@ -329,14 +329,14 @@ impl Replica {
         tuning: impl Into<Tuning>,
     ) -> Result<Self, boot::Error> {
         let mut tuning = tuning.into();
-        // A test that sets the time of an attempt is about the service's own bounds.
+        // A test that sets the timeout of an attempt tests the service's own bounds.
         if settings.backends.dynamodb_attempt_timeout_ms == table_timeout() {
             tuning.operation_timeout = Some(table_timeout());
             tuning.cache.timing.fence_ttl += table_timeout().saturating_sub(OPERATION_TIMEOUT);
         }
         let (listener, addr) = boot::listen(&settings.server).await?;
         let app = Box::pin(App::boot_with(settings, tuning)).await?;
-        let accounts = app.accounts().clone();
+        let service = app.service().clone();
         let (stop, stopped) = oneshot::channel();
         tokio::spawn(async move {
             let stopped = async {
@@ -346,7 +346,7 @@ impl Replica {
         });
         let endpoint = Channel::from_shared(format!("http://{addr}")).unwrap();
         let channel = if settings.server.callers.tls_cert.is_some() {
-            // Of no use before it knows whom to trust.
+            // Without a TLS configuration, it cannot connect.
             endpoint.connect_lazy()
         } else {
             endpoint.connect().await.unwrap()
@@ -355,12 +355,12 @@ impl Replica {
             addr,
             client: Client::new(channel.clone()),
             channel,
-            accounts,
+            service,
             stop: Some(stop),
         })
     }
 
-    /// Asks the server to stop, as SIGTERM does.
+    /// Stops the server, as SIGTERM does.
     pub fn stop(&mut self) {
         if let Some(stop) = self.stop.take() {
             let _ = stop.send(());
@@ -369,7 +369,7 @@ impl Replica {
 
     /// Waits until no fill, publication or repair is under way.
     pub async fn settle(&self) {
-        tokio::time::timeout(PATIENCE, self.accounts.drain())
+        tokio::time::timeout(PATIENCE, self.service.coherence().drain())
             .await
             .unwrap();
     }
@@ -398,9 +398,9 @@ fn dev_settings() -> DevSettings {
             listen_addr: ANY_PORT,
             drain_timeout_ms: Duration::from_secs(10),
             watch_patience_ms: Duration::from_secs(2),
-            // Its calls would be counted.
+            // The clean-up's calls would be counted.
             clean_up_rate: 0,
-            // So that how busy the machine is decides nothing.
+            // No limit, so that a busy machine does not affect a test.
             calls_at_once: u16::MAX,
             max_connections: 10_000,
             max_connection_age_s: Duration::from_secs(1800),
@@ -410,13 +410,13 @@ fn dev_settings() -> DevSettings {
             callers: CallerSettings::default(),
         },
         cache: CacheSettings {
-            // Long, so that a busy machine does not change what is counted.
+            // Long, so that a busy machine does not affect the counts.
             cache_read_timeout_ms: LONG_TIMEOUT,
             table_reads_at_once: 64,
             membership_ttl_s: Duration::from_secs(60),
             profile_ttl_s: Duration::from_secs(300),
             absent_ttl_s: Duration::from_secs(10),
-            // Its calls would be counted, and hide what the protocol lacks.
+            // The invalidator's calls would be counted, and would hide defects of the protocol.
             stream_invalidator: false,
         },
         log: LogSettings {
@@ -428,7 +428,7 @@ fn dev_settings() -> DevSettings {
 
 struct MomentoGate {
     script: Arc<Script>,
-    batch_answers: Arc<AtomicUsize>,
+    batch_responses: Arc<AtomicUsize>,
 }
 
 #[tonic::async_trait]
@@ -440,16 +440,20 @@ impl momento::Gate for MomentoGate {
             .collect();
         let keys = keys.join(" ");
         let beside = if keys.ends_with("/probe") { BESIDE } else { "" };
-        match self.script.meet(&format!("{beside}{call:?}"), &keys).await {
+        match self
+            .script
+            .on_call(&format!("{beside}{call:?}"), &keys)
+            .await
+        {
             script::Fate::Served => {
-                let answers = self.batch_answers.load(Ordering::SeqCst);
-                Ok(momento::Fate::Cut(answers))
+                let responses = self.batch_responses.load(Ordering::SeqCst);
+                Ok(momento::Fate::Cut(responses))
             }
             script::Fate::Unanswered => Ok(momento::Fate::Unanswered),
             script::Fate::ServedTwice => Ok(momento::Fate::ServedTwice),
-            script::Fate::Cut(answers) => Ok(momento::Fate::Cut(answers)),
+            script::Fate::Cut(responses) => Ok(momento::Fate::Cut(responses)),
             script::Fate::Slow(delay) => Ok(momento::Fate::Slow(delay)),
-            script::Fate::Answered(429, what) => Err(Status::resource_exhausted(what)),
+            script::Fate::Responded(429, what) => Err(Status::resource_exhausted(what)),
             _ => Err(Status::unavailable("refused by the test")),
         }
     }
@@ -459,7 +463,7 @@ impl momento::Gate for MomentoGate {
     }
 
     fn lag(&self) -> Duration {
-        // As Momento may, where it is not asked for what was written last.
+        // As in Momento, a look-up that is not consistent may be stale.
         Duration::from_millis(500)
     }
 }

@@ -1,4 +1,4 @@
-//! Records the calls that a server gets, and does to them what a test wants.
+//! Records the calls to a server, and applies the rules of a test to them.
 
 use std::{
     collections::BTreeMap,
@@ -13,34 +13,34 @@ use tokio::sync::{Notify, Semaphore};
 
 use super::PATIENCE;
 
-/// Begins the names of calls that the service makes for itself, beside the RPCs.
+/// The prefix of the names of the service's background calls.
 pub const BESIDE: &str = "Beside";
 
-/// The body of an answer by which DynamoDB refuses a call.
+/// The body of a DynamoDB error response.
 pub fn error_body(code: &str) -> String {
     format!(r#"{{"__type":"com.amazonaws.dynamodb.v20120810#{code}","message":"said the test"}}"#)
 }
 
-/// What happens to calls.
+/// The recorded calls to a server, and the rules for further ones.
 #[derive(Default)]
 pub struct Script {
     seen: Mutex<Vec<(String, String)>>,
     /// W3C's `traceparent` and `tracestate` of calls that had them.
     traces: Mutex<Vec<String>>,
     rules: Mutex<Vec<Rule>>,
-    /// What calls cost the table, in capacity units; `None`: not asked for.
+    /// The capacity units of calls; `None` if they are not metered.
     charges: Mutex<Option<Vec<(String, f64)>>>,
-    /// Decides instead of the rules.
+    /// Replaces the rules.
     chaos: Option<Arc<dyn Chaos>>,
-    /// Whether no call arrives any more.
+    /// Whether all calls are rejected.
     is_cut_off: AtomicBool,
 }
 
-/// Decides what becomes of each call.
+/// Decides the fate of each call.
 #[tonic::async_trait]
 pub trait Chaos: Send + Sync + 'static {
-    /// A call arrives.
-    async fn meet(&self, call: &str, about: &str) -> Fate;
+    /// Returns the fate of a call that has arrived.
+    async fn on_call(&self, call: &str, about: &str) -> Fate;
 }
 
 struct Rule {
@@ -58,40 +58,39 @@ enum Action {
     Hold(Arc<Gate>),
     HoldReply(Arc<Gate>),
     Wait(Arc<Semaphore>),
-    Answer(u16, String),
+    Respond(u16, String),
     Delay(Duration),
     Refuse,
     LoseReply,
 }
 
-/// Where a call waits.
+/// Holds a call.
 #[derive(Debug, Default)]
 pub struct Gate {
     reached: Notify,
     released: Notify,
 }
 
-/// What became of a call.
+/// The fate of a call.
 #[derive(Debug)]
 pub enum Fate {
-    /// It is to be served.
+    /// It is served.
     Served,
-    /// It is to be refused.
+    /// It is rejected.
     Refused,
-    /// It is to be served, and its reply lost.
+    /// It is served, and its reply is lost.
     Unanswered,
-    /// It is to be served, and its reply to wait.
-    AnsweredLate(Arc<Gate>),
-    /// It is to be answered with this status and body, and not served.
-    Answered(u16, String),
-    /// It is to be served twice.
+    /// It is served, and its reply is held.
+    ReplyHeld(Arc<Gate>),
+    /// It is not served. Its response has this status and body.
+    Responded(u16, String),
+    /// It is served twice.
     ServedTwice,
-    /// It is to be served, and its reply to take so long.
+    /// It is served, and its reply is delayed.
     Slow(Duration),
-    /// Of a cache's batch: it is to be served, and its replies to end after so
-    /// many.
+    /// A batch of the cache: it is served, and its replies end after this many.
     Cut(usize),
-    /// It is to be served, and never answered.
+    /// It is served, and its reply is never sent.
     Abandoned,
 }
 
@@ -106,11 +105,11 @@ impl Gate {
 pub struct Held(Arc<Gate>);
 
 impl Held {
-    /// Waits until the call is there.
+    /// Waits until the call arrives.
     pub async fn reached(&self) {
         tokio::time::timeout(PATIENCE, self.0.reached.notified())
             .await
-            .expect("the call that is to be held never came");
+            .expect("the call to be held did not arrive");
     }
 
     pub fn release(self) {
@@ -134,7 +133,7 @@ impl Drop for HeldAll {
 }
 
 impl Script {
-    /// A script that remembers no calls.
+    /// A script without rules. It records no calls.
     pub fn chaotic(chaos: Arc<dyn Chaos>) -> Self {
         Self {
             chaos: Some(chaos),
@@ -142,37 +141,36 @@ impl Script {
         }
     }
 
-    /// Holds the next `call` about something whose text contains `about`, after
-    /// letting `skip` such calls pass.
+    /// Holds the next `call` whose text contains `about`, after letting `skip` such calls
+    /// pass.
     pub fn hold(&self, call: &'static str, about: &str, skip: usize) -> Held {
         let gate = Arc::new(Gate::default());
         self.add(call, about, skip, 1, Action::Hold(gate.clone()));
         Held(gate)
     }
 
-    /// Serves the next `call` about something whose text contains `about`, and
-    /// holds its reply.
+    /// Serves the next `call` whose text contains `about`, and holds its reply.
     pub fn hold_reply(&self, call: &'static str, about: &str) -> Held {
         let gate = Arc::new(Gate::default());
         self.add(call, about, 0, 1, Action::HoldReply(gate.clone()));
         Held(gate)
     }
 
-    /// Holds every further `call` about something whose text contains `about`.
+    /// Holds every further `call` whose text contains `about`.
     pub fn hold_all(&self, call: &'static str, about: &str) -> HeldAll {
         let opens = Arc::new(Semaphore::new(0));
         self.add(call, about, 0, usize::MAX, Action::Wait(opens.clone()));
         HeldAll(opens)
     }
 
-    /// Answers the next `times` such calls with this status and body.
+    /// Responds to the next `times` such calls with this status and body.
     pub fn answer(&self, call: &'static str, times: usize, status: u16, body: &str) {
-        self.add(call, "", 0, times, Action::Answer(status, body.to_owned()));
+        self.add(call, "", 0, times, Action::Respond(status, body.to_owned()));
     }
 
-    /// Answers every such call about something whose text contains `about`.
+    /// Responds to every further `call` whose text contains `about`.
     pub fn answer_about(&self, call: &'static str, about: &str, status: u16, body: &str) {
-        let action = Action::Answer(status, body.to_owned());
+        let action = Action::Respond(status, body.to_owned());
         self.add(call, about, 0, usize::MAX, action);
     }
 
@@ -181,12 +179,12 @@ impl Script {
         self.delay_about(call, "", delay);
     }
 
-    /// Delays every further `call` about something whose text contains `about`.
+    /// Delays every further `call` whose text contains `about`.
     pub fn delay_about(&self, call: &'static str, about: &str, delay: Duration) {
         self.add(call, about, 0, usize::MAX, Action::Delay(delay));
     }
 
-    /// Refuses the next `times` such calls.
+    /// Rejects the next `times` such calls, after letting `skip` of them pass.
     pub fn refuse(&self, call: &'static str, about: &str, skip: usize, times: usize) {
         self.add(call, about, skip, times, Action::Refuse);
     }
@@ -196,13 +194,13 @@ impl Script {
         self.add(call, about, 0, 1, Action::LoseReply);
     }
 
-    /// From now on, no call arrives. Calls that wait go on.
+    /// Rejects all further calls. Calls that already wait are not affected.
     pub fn cut_off(&self) {
         self.is_cut_off.store(true, Ordering::SeqCst);
     }
 
-    /// Forgets all rules.
-    pub fn behave(&self) {
+    /// Removes all rules.
+    pub fn clear_rules(&self) {
         self.rules.lock().unwrap().clear();
     }
 
@@ -220,7 +218,7 @@ impl Script {
         self.seen.lock().unwrap().clear();
     }
 
-    /// From now on, the table says what calls cost.
+    /// Records the capacity units of all further calls.
     pub fn meter(&self) {
         *self.charges.lock().unwrap() = Some(Vec::new());
     }
@@ -236,8 +234,7 @@ impl Script {
             .push((call.to_owned(), units));
     }
 
-    /// The units of the calls since they were last metered, without those that
-    /// the service makes for itself.
+    /// The capacity units of the calls since `meter`, without background calls.
     pub fn charged(&self) -> f64 {
         let charges = self.charges.lock().unwrap();
         let charges = charges.iter().flatten();
@@ -245,8 +242,7 @@ impl Script {
         of_rpcs.map(|(_, units)| units).sum()
     }
 
-    /// The calls since they were last forgotten, as `2 x Get`, without those that
-    /// the service makes for itself.
+    /// The calls since `forget_calls`, as `2 x Get`, without background calls.
     pub fn calls(&self) -> Vec<String> {
         let mut counts = BTreeMap::<_, usize>::new();
         let seen = self.seen.lock().unwrap();
@@ -259,15 +255,14 @@ impl Script {
             .collect()
     }
 
-    /// What the calls of this name, since they were last forgotten, were about.
+    /// The texts of the calls of this name since `forget_calls`.
     pub fn seen(&self, call: &str) -> Vec<String> {
         let seen = self.seen.lock().unwrap();
         let seen = seen.iter().filter(|(name, _)| name == call);
         seen.map(|(_, about)| about.clone()).collect()
     }
 
-    /// Every call, also those that the service makes for itself, and what it was
-    /// about.
+    /// All calls with their texts, including background calls.
     pub fn all_seen(&self) -> Vec<(String, String)> {
         let seen = self.seen.lock().unwrap();
         let seen = seen.iter().map(|(call, about)| {
@@ -277,21 +272,21 @@ impl Script {
         seen.collect()
     }
 
-    /// A call has these headers.
+    /// Records the trace headers of a call.
     pub fn in_trace(&self, parent: &str, state: &str) {
         let headers = format!("{parent} {state}");
         self.traces.lock().unwrap().push(headers);
     }
 
-    /// The headers of all calls that had them.
+    /// The recorded trace headers.
     pub fn traces(&self) -> Vec<String> {
         self.traces.lock().unwrap().clone()
     }
 
-    /// A call arrives.
-    pub async fn meet(&self, call: &str, about: &str) -> Fate {
+    /// Records a call that has arrived; returns its fate.
+    pub async fn on_call(&self, call: &str, about: &str) -> Fate {
         if let Some(chaos) = &self.chaos {
-            return chaos.meet(call, about).await;
+            return chaos.on_call(call, about).await;
         }
         if self.is_cut_off.load(Ordering::SeqCst) {
             return Fate::Refused;
@@ -302,8 +297,8 @@ impl Script {
             None => Fate::Served,
             Some(Action::Refuse) => Fate::Refused,
             Some(Action::LoseReply) => Fate::Unanswered,
-            Some(Action::HoldReply(gate)) => Fate::AnsweredLate(gate),
-            Some(Action::Answer(status, body)) => Fate::Answered(status, body),
+            Some(Action::HoldReply(gate)) => Fate::ReplyHeld(gate),
+            Some(Action::Respond(status, body)) => Fate::Responded(status, body),
             Some(Action::Delay(delay)) => {
                 tokio::time::sleep(delay).await;
                 Fate::Served
@@ -313,7 +308,7 @@ impl Script {
                 Fate::Served
             }
             Some(Action::Wait(opens)) => {
-                // It has no permits: acquiring ends when it is closed.
+                // The semaphore has no permits: `acquire` returns when it is closed.
                 let _ = opens.acquire().await;
                 Fate::Served
             }

@@ -1,4 +1,4 @@
-//! The table, written and read past the service.
+//! A client of the table that bypasses the service.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -9,10 +9,10 @@ use aws_sdk_dynamodb::types::AttributeValue;
 
 use super::credentials;
 
-/// The table, written and read past the service.
+/// A client of the table that bypasses the service.
 pub struct Table {
     pub client: aws_sdk_dynamodb::Client,
-    /// Its name.
+    /// The table's name.
     pub name: String,
     url: String,
 }
@@ -36,8 +36,8 @@ impl Table {
         put.set_item(Some(item.collect())).send().await.unwrap();
     }
 
-    /// Ends the table's stream: the servers that run beside tests take the
-    /// longer for a write the more their stream holds.
+    /// Disables the table's stream, because the servers of tests write more slowly the more
+    /// records their stream holds.
     pub async fn end_stream(&self) {
         let stream = aws_sdk_dynamodb::types::StreamSpecification::builder();
         let stream = stream.stream_enabled(false).build().unwrap();
@@ -176,7 +176,7 @@ impl Table {
         deletions.collect::<()>().await;
     }
 
-    /// How many items have sort keys, under a partition key, that begin like this.
+    /// The number of items under a partition key whose sort keys have this prefix.
     pub async fn count(&self, pk: &str, sk: &str) -> usize {
         let text = |text: &str| AttributeValue::S(text.to_owned());
         let query = self.client.query().table_name(&self.name);

@@ -1,4 +1,4 @@
-//! Checks histories. Knows nothing of how the service works.
+//! Checks histories against a sequential model, which shares no code with the service.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -7,31 +7,31 @@ use std::{
 
 use account_service::proto::account_v1::{self as pb, Role};
 
-use super::record::{ORGANIZATIONS, Operation, Part, Profile, Told, USERS, What};
+use super::record::{Call, ORGANIZATIONS, Operation, Outcome, Part, Profile, USERS};
 
-/// How long after its answer a write of unknown outcome may still be applied.
+/// The time after its end in which a write of unknown outcome may still be applied.
 pub const STRAGGLE: Duration = Duration::from_secs(1);
 const STRAGGLE_NS: u128 = STRAGGLE.as_nanos();
 
-/// When an operation cannot happen any more.
-fn over(operation: &Operation) -> u128 {
-    match operation.told {
-        Told::Unknown => operation.ended + STRAGGLE_NS,
+/// The latest time at which an operation can take effect.
+fn last_effect(operation: &Operation) -> u128 {
+    match operation.outcome {
+        Outcome::Unknown => operation.ended + STRAGGLE_NS,
         _ => operation.ended,
     }
 }
 
-/// A part of what the table holds that is written as a whole.
+/// A part of the table's contents that is written as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Register {
     User(usize),
     Profile(usize, Part),
     Organization(usize),
-    /// The membership of the user and the organization that there are.
+    /// The membership between the current organization and the current user.
     Membership(usize, usize),
 }
 
-/// What a register holds.
+/// The value of a register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Value {
     Absent,
@@ -40,7 +40,7 @@ enum Value {
     Role(Role),
 }
 
-/// What an answer says of a register.
+/// A statement about the value of a register.
 #[derive(Debug, Clone, Copy)]
 enum Fact {
     Is(Value),
@@ -59,8 +59,8 @@ impl Fact {
 }
 
 impl Register {
-    /// What it holds before anything was done.
-    fn at_first(self) -> Value {
+    /// The value before the first operation.
+    fn initial(self) -> Value {
         match self {
             Self::Organization(_) => ACTIVE,
             Self::User(_) | Self::Profile(..) | Self::Membership(..) => Value::Absent,
@@ -68,135 +68,140 @@ impl Register {
     }
 }
 
-/// What the register holds once this was done; `None` if it is not written.
-fn written(what: What, register: Register) -> Option<Value> {
+/// The value that a successful call leaves in the register; `None` if it does not write it.
+fn written(call: Call, register: Register) -> Option<Value> {
     use Register::{Membership, Organization, Profile, User};
     let same = |one: usize, other: usize, value: Value| (one == other).then_some(value);
-    match (what, register) {
-        (What::CreateUser(user), User(of)) => same(user, of, ACTIVE),
-        (What::CreateUser(user), Profile(of, _)) => same(user, of, Value::Number(0)),
-        (What::CreateUser(user), Membership(_, of)) => same(user, of, Value::Absent),
-        (What::DeleteUser(user), User(of) | Profile(of, _) | Membership(_, of)) => {
+    match (call, register) {
+        (Call::CreateUser(user), User(of)) => same(user, of, ACTIVE),
+        (Call::CreateUser(user), Profile(of, _)) => same(user, of, Value::Number(0)),
+        (Call::CreateUser(user), Membership(_, of)) => same(user, of, Value::Absent),
+        (Call::DeleteUser(user), User(of) | Profile(of, _) | Membership(_, of)) => {
             same(user, of, Value::Absent)
         }
-        (What::SetUserState(user, state), User(of)) => same(user, of, Value::Is(state)),
-        (What::Update(user, part, number), Profile(of, of_part)) if part == of_part => {
+        (Call::SetUserState(user, state), User(of)) => same(user, of, Value::Is(state)),
+        (Call::Update(user, part, number), Profile(of, of_part)) if part == of_part => {
             same(user, of, Value::Number(number))
         }
-        (What::CreateOrganization(name), Organization(of)) => same(name, of, ACTIVE),
-        (What::DeleteOrganization(name), Organization(of)) => same(name, of, Value::Absent),
-        (What::CreateOrganization(name) | What::DeleteOrganization(name), Membership(of, _)) => {
+        (Call::CreateOrganization(name), Organization(of)) => same(name, of, ACTIVE),
+        (Call::DeleteOrganization(name), Organization(of)) => same(name, of, Value::Absent),
+        (Call::CreateOrganization(name) | Call::DeleteOrganization(name), Membership(of, _)) => {
             same(name, of, Value::Absent)
         }
-        (What::SetOrganizationState(name, state), Organization(of)) => {
+        (Call::SetOrganizationState(name, state), Organization(of)) => {
             same(name, of, Value::Is(state))
         }
-        (What::Add(at, user, role) | What::ChangeRole(at, user, role), Membership(of, of_user)) => {
+        (Call::Add(at, user, role) | Call::ChangeRole(at, user, role), Membership(of, of_user)) => {
             ((at, user) == (of, of_user)).then_some(Value::Role(role))
         }
-        (What::Transfer(at, user), Membership(of, of_user)) => {
+        (Call::Transfer(at, user), Membership(of, of_user)) => {
             ((at, user) == (of, of_user)).then_some(Value::Role(Role::Owner))
         }
-        (What::Remove(at, user), Membership(of, of_user)) => {
+        (Call::Remove(at, user), Membership(of, of_user)) => {
             ((at, user) == (of, of_user)).then_some(Value::Absent)
         }
         _ => None,
     }
 }
 
-/// What an answer says: one of these is so, each of several registers.
-fn told(operation: &Operation) -> Vec<Vec<(Register, Fact)>> {
+/// The statements of a response: the facts of at least one of these lists hold.
+fn statements(operation: &Operation) -> Vec<Vec<(Register, Fact)>> {
     use Fact::{Is, IsNot};
     use Register::{Membership, Organization, Profile, User};
-    let Operation { what, told, .. } = *operation;
-    match (what, told) {
-        (What::Check(at, user), Told::IsMember(Some(role))) => vec![vec![
+    let Operation { call, outcome, .. } = *operation;
+    match (call, outcome) {
+        (Call::Check(at, user), Outcome::IsMember(Some(role))) => vec![vec![
             (Membership(at, user), Is(Value::Role(role))),
             (User(user), Is(ACTIVE)),
             (Organization(at), Is(ACTIVE)),
         ]],
-        (What::Check(at, user), Told::IsMember(None)) => vec![
+        (Call::Check(at, user), Outcome::IsMember(None)) => vec![
             vec![(Membership(at, user), Is(Value::Absent))],
             vec![(User(user), IsNot(ACTIVE))],
             vec![(Organization(at), IsNot(ACTIVE))],
         ],
-        (What::GetUser(user), Told::IsUser(Some(profile))) => vec![vec![
+        (Call::GetUser(user), Outcome::IsUser(Some(profile))) => vec![vec![
             (User(user), Is(Value::Is(profile.state))),
             (Profile(user, Part::First), Is(Value::Number(profile.first))),
             (Profile(user, Part::Last), Is(Value::Number(profile.last))),
         ]],
-        (What::CreateUser(user), Told::Exists) => vec![vec![(User(user), IsNot(Value::Absent))]],
-        (What::CreateOrganization(name), Told::Exists) => {
+        (Call::CreateUser(user), Outcome::Exists) => vec![vec![(User(user), IsNot(Value::Absent))]],
+        (Call::CreateOrganization(name), Outcome::Exists) => {
             vec![vec![(Organization(name), IsNot(Value::Absent))]]
         }
-        (What::Add(at, user, _), Told::Exists) => {
+        (Call::Add(at, user, _), Outcome::Exists) => {
             vec![vec![(Membership(at, user), IsNot(Value::Absent))]]
         }
-        (What::Add(at, user, _) | What::Transfer(at, user), Told::NoUser) => vec![vec![
+        (Call::Add(at, user, _) | Call::Transfer(at, user), Outcome::NoUser) => vec![vec![
             (User(user), Is(Value::Absent)),
             (Membership(at, user), Is(Value::Absent)),
         ]],
-        (What::GetUser(user), Told::IsUser(None))
+        (Call::GetUser(user), Outcome::IsUser(None))
         | (
-            What::DeleteUser(user)
-            | What::SetUserState(user, _)
-            | What::Update(user, ..)
-            | What::SetEmail(user, _),
-            Told::NoUser,
+            Call::DeleteUser(user)
+            | Call::SetUserState(user, _)
+            | Call::Update(user, ..)
+            | Call::SetEmail(user, _),
+            Outcome::NoUser,
         ) => vec![vec![(User(user), Is(Value::Absent))]],
         (
-            What::DeleteOrganization(name)
-            | What::SetOrganizationState(name, _)
-            | What::Transfer(name, _),
-            Told::NoOrganization,
+            Call::DeleteOrganization(name)
+            | Call::SetOrganizationState(name, _)
+            | Call::Transfer(name, _),
+            Outcome::NoOrganization,
         ) => vec![vec![(Organization(name), Is(Value::Absent))]],
-        (What::ChangeRole(at, user, _) | What::Remove(at, user), Told::NoMember) => {
+        (Call::ChangeRole(at, user, _) | Call::Remove(at, user), Outcome::NoMember) => {
             vec![vec![(Membership(at, user), Is(Value::Absent))]]
         }
         (
-            What::Add(at, ..) | What::ChangeRole(at, ..) | What::Remove(at, _),
-            Told::NotPermitted,
+            Call::Add(at, ..) | Call::ChangeRole(at, ..) | Call::Remove(at, _),
+            Outcome::NotPermitted,
         ) => vec![vec![(Organization(at), IsNot(ACTIVE))]],
         _ => Vec::new(),
     }
 }
 
-/// What a refusal says that later answers may not contradict.
+/// The fact in an error response that later responses must not contradict.
 fn revealed(operation: &Operation, register: Register) -> Option<Fact> {
-    // Whom it is not permitted learns nothing.
-    if operation.what.is_read() || operation.told == Told::NotPermitted {
+    // `NotPermitted` reveals nothing.
+    if operation.call.is_read() || operation.outcome == Outcome::NotPermitted {
         return None;
     }
-    let facts = told(operation).into_iter().flatten();
+    let facts = statements(operation).into_iter().flatten();
     let mut facts = facts.filter(|(of, _)| *of == register);
     facts.next().map(|(_, fact)| fact)
 }
 
-/// What was done to a register.
+/// The operations on a register.
 #[derive(Debug, Default)]
 struct Log {
-    /// What was written, or may have been: not before one time, nor after the other.
+    /// Applied and possible writes: the earliest time, the latest time, and the value.
     writes: Vec<(u128, u128, Value)>,
-    /// What was acknowledged, between these times: whatever was there before it is gone,
-    /// but for what the fact allows.
+    /// Acknowledged operations: begin, end, and a fact. Earlier values that the fact
+    /// excludes are gone; without a fact, all earlier values.
     ends: Vec<(u128, u128, Option<Fact>)>,
 }
 
 impl Log {
     fn of(register: Register, history: &[Operation]) -> Self {
         let mut log = Self::default();
-        log.writes.push((0, 0, register.at_first()));
+        log.writes.push((0, 0, register.initial()));
         for operation in history {
             let Operation {
-                told, began, ended, ..
+                outcome,
+                began,
+                ended,
+                ..
             } = *operation;
-            let written = written(operation.what, register);
-            match (told, written) {
-                (Told::Done, Some(value)) => {
+            let written = written(operation.call, register);
+            match (outcome, written) {
+                (Outcome::Done, Some(value)) => {
                     log.writes.push((began, ended, value));
                     log.ends.push((began, ended, None));
                 }
-                (Told::Unknown, Some(value)) => log.writes.push((began, over(operation), value)),
+                (Outcome::Unknown, Some(value)) => {
+                    log.writes.push((began, last_effect(operation), value));
+                }
                 _ => {
                     let revealed = revealed(operation, register);
                     log.ends
@@ -207,8 +212,8 @@ impl Log {
         log
     }
 
-    /// Whether some write could have left the register as the reader was told.
-    fn may_tell(&self, fact: Fact, read: &Operation) -> bool {
+    /// Whether a write explains the fact in the response to a read.
+    fn is_explained(&self, fact: Fact, read: &Operation) -> bool {
         self.writes.iter().any(|(began, ended, left)| {
             fact.holds(*left)
                 && *began < read.ended
@@ -220,27 +225,31 @@ impl Log {
     }
 }
 
-/// No answer may be older than what was acknowledged or revealed before it was
-/// asked for. Returns what breaks that.
-pub fn stale_answers(history: &[Operation]) -> Vec<String> {
+/// Returns the stale responses. They are older than a state that was acknowledged or
+/// revealed before their requests.
+pub fn stale_responses(history: &[Operation]) -> Vec<String> {
     let mut logs: HashMap<Register, Log> = HashMap::new();
     let mut violations = Vec::new();
     for read in history {
-        let told = told(read);
+        let alternatives = statements(read);
         let mut may_be = |(register, fact): &(Register, Fact)| {
             let log = logs.entry(*register);
             let log = log.or_insert_with(|| Log::of(*register, history));
-            log.may_tell(*fact, read)
+            log.is_explained(*fact, read)
         };
-        if !told.is_empty() && !told.iter().any(|facts| facts.iter().all(&mut may_be)) {
-            let (organization, user) = of(read.what);
+        if !alternatives.is_empty()
+            && !alternatives
+                .iter()
+                .any(|facts| facts.iter().all(&mut may_be))
+        {
+            let (organization, user) = of(read.call);
             let organizations = organization.map_or(0..ORGANIZATIONS, |it| it..it + 1);
             let users = user.map_or(0..USERS, |it| it..it + 1);
             let is_around = |other: &&Operation| {
                 let mut pairs = organizations
                     .clone()
                     .flat_map(|organization| users.clone().map(move |user| (organization, user)));
-                pairs.any(|(organization, user)| other.what.concerns(organization, user))
+                pairs.any(|(organization, user)| other.call.concerns(organization, user))
             };
             let around: Vec<_> = history.iter().filter(is_around).collect();
             violations.push(format!("stale: {read:?}\n{}", context(&around, read.began)));
@@ -249,28 +258,28 @@ pub fn stale_answers(history: &[Operation]) -> Vec<String> {
     violations
 }
 
-/// The organization and the user of an operation.
-fn of(what: What) -> (Option<usize>, Option<usize>) {
-    match what {
-        What::CreateUser(user)
-        | What::DeleteUser(user)
-        | What::SetUserState(user, _)
-        | What::Update(user, ..)
-        | What::SetEmail(user, _)
-        | What::GetUser(user) => (None, Some(user)),
-        What::CreateOrganization(name)
-        | What::DeleteOrganization(name)
-        | What::SetOrganizationState(name, _) => (Some(name), None),
-        What::Add(at, user, _)
-        | What::ChangeRole(at, user, _)
-        | What::Remove(at, user)
-        | What::Transfer(at, user)
-        | What::Check(at, user) => (Some(at), Some(user)),
+/// The organization and the user of a call.
+fn of(call: Call) -> (Option<usize>, Option<usize>) {
+    match call {
+        Call::CreateUser(user)
+        | Call::DeleteUser(user)
+        | Call::SetUserState(user, _)
+        | Call::Update(user, ..)
+        | Call::SetEmail(user, _)
+        | Call::GetUser(user) => (None, Some(user)),
+        Call::CreateOrganization(name)
+        | Call::DeleteOrganization(name)
+        | Call::SetOrganizationState(name, _) => (Some(name), None),
+        Call::Add(at, user, _)
+        | Call::ChangeRole(at, user, _)
+        | Call::Remove(at, user)
+        | Call::Transfer(at, user)
+        | Call::Check(at, user) => (Some(at), Some(user)),
     }
 }
 
-/// The state of one user, one organization and their membership, were operations
-/// instantaneous.
+/// The sequential model: the state of one user, one organization and their membership
+/// between instantaneous operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct State {
     user: Option<Profile>,
@@ -301,11 +310,11 @@ impl State {
             .filter(|_| is_active && self.is_organization_active())
     }
 
-    /// The state after it was done; `None` if it could not be.
-    fn after_done(self, what: What) -> Option<Self> {
+    /// The state after a successful call; `None` if the call cannot succeed.
+    fn after_done(self, call: Call) -> Option<Self> {
         let is_active = self.is_organization_active();
-        match what {
-            What::CreateUser(_) => self.user.is_none().then_some(Self {
+        match call {
+            Call::CreateUser(_) => self.user.is_none().then_some(Self {
                 user: Some(Profile {
                     state: pb::State::Active,
                     first: 0,
@@ -314,64 +323,63 @@ impl State {
                 membership: None,
                 ..self
             }),
-            What::DeleteUser(_) => self.user.is_some().then_some(Self {
+            Call::DeleteUser(_) => self.user.is_some().then_some(Self {
                 user: None,
                 membership: None,
                 ..self
             }),
-            What::SetUserState(_, state) => self.with_user(|user| user.state = state),
-            What::Update(_, Part::First, number) => self.with_user(|user| user.first = number),
-            What::Update(_, Part::Last, number) => self.with_user(|user| user.last = number),
-            What::SetEmail(..) => self.with_user(|_| {}),
-            What::CreateOrganization(_) => self.organization.is_none().then_some(Self {
+            Call::SetUserState(_, state) => self.with_user(|user| user.state = state),
+            Call::Update(_, Part::First, number) => self.with_user(|user| user.first = number),
+            Call::Update(_, Part::Last, number) => self.with_user(|user| user.last = number),
+            Call::SetEmail(..) => self.with_user(|_| {}),
+            Call::CreateOrganization(_) => self.organization.is_none().then_some(Self {
                 organization: Some(pb::State::Active),
                 membership: None,
                 ..self
             }),
-            What::DeleteOrganization(_) => self.organization.is_some().then_some(Self {
+            Call::DeleteOrganization(_) => self.organization.is_some().then_some(Self {
                 organization: None,
                 membership: None,
                 ..self
             }),
-            What::SetOrganizationState(_, state) => self.organization.is_some().then_some(Self {
+            Call::SetOrganizationState(_, state) => self.organization.is_some().then_some(Self {
                 organization: Some(state),
                 ..self
             }),
-            What::Add(_, _, role) => {
+            Call::Add(_, _, role) => {
                 (is_active && self.user.is_some() && self.membership.is_none())
                     .then_some(self.with(Some(role)))
             }
-            What::ChangeRole(_, _, role) => {
+            Call::ChangeRole(_, _, role) => {
                 (is_active && self.membership.is_some()).then_some(self.with(Some(role)))
             }
-            What::Remove(..) => (is_active && self.membership.is_some()).then_some(self.with(None)),
-            What::Transfer(..) => (self.organization.is_some() && self.user.is_some())
+            Call::Remove(..) => (is_active && self.membership.is_some()).then_some(self.with(None)),
+            Call::Transfer(..) => (self.organization.is_some() && self.user.is_some())
                 .then_some(self.with(Some(Role::Owner))),
-            What::Check(..) | What::GetUser(_) => None,
+            Call::Check(..) | Call::GetUser(_) => None,
         }
     }
 
-    /// The state after an operation that was told this; `None` if it could not
-    /// have been.
-    fn after(self, what: What, told: Told) -> Option<Self> {
+    /// The state after a call with this outcome; `None` if the outcome is impossible.
+    fn after(self, call: Call, outcome: Outcome) -> Option<Self> {
         let is_active = self.is_organization_active();
         let by_owner = matches!(
-            what,
-            What::Add(..) | What::ChangeRole(..) | What::Remove(..)
+            call,
+            Call::Add(..) | Call::ChangeRole(..) | Call::Remove(..)
         );
-        let is_so = match (what, told) {
-            (_, Told::Done) => return self.after_done(what),
-            (_, Told::Unknown) => return Some(self.after_done(what).unwrap_or(self)),
-            (_, Told::Nothing) => true,
-            (_, Told::IsMember(role)) => self.effective() == role,
-            (_, Told::IsUser(user)) => self.user == user,
-            (_, Told::NotPermitted) => by_owner && !is_active,
-            (_, Told::NoOrganization) => self.organization.is_none(),
-            (What::CreateUser(_) | What::SetEmail(..), Told::Exists) => self.user.is_some(),
-            (What::CreateOrganization(_), Told::Exists) => self.organization.is_some(),
-            (_, Told::Exists) => is_active && self.membership.is_some(),
-            (_, Told::NoUser) => self.user.is_none() && (is_active || !by_owner),
-            (_, Told::NoMember) => self.membership.is_none() && (is_active || !by_owner),
+        let is_so = match (call, outcome) {
+            (_, Outcome::Done) => return self.after_done(call),
+            (_, Outcome::Unknown) => return Some(self.after_done(call).unwrap_or(self)),
+            (_, Outcome::Nothing) => true,
+            (_, Outcome::IsMember(role)) => self.effective() == role,
+            (_, Outcome::IsUser(user)) => self.user == user,
+            (_, Outcome::NotPermitted) => by_owner && !is_active,
+            (_, Outcome::NoOrganization) => self.organization.is_none(),
+            (Call::CreateUser(_) | Call::SetEmail(..), Outcome::Exists) => self.user.is_some(),
+            (Call::CreateOrganization(_), Outcome::Exists) => self.organization.is_some(),
+            (_, Outcome::Exists) => is_active && self.membership.is_some(),
+            (_, Outcome::NoUser) => self.user.is_none() && (is_active || !by_owner),
+            (_, Outcome::NoMember) => self.membership.is_none() && (is_active || !by_owner),
         };
         is_so.then_some(self)
     }
@@ -390,15 +398,15 @@ impl State {
     }
 }
 
-/// Every operation must seem to happen at one instant between question and
-/// answer. Returns what breaks that.
+/// Returns the violations of linearizability: every operation must seem to happen at one
+/// instant between request and response.
 pub fn not_linearizable(history: &[Operation]) -> Vec<String> {
     memberships()
         .filter_map(|(organization, user)| {
             let operations: Vec<_> = history
                 .iter()
-                .filter(|operation| operation.what.concerns(organization, user))
-                .filter(|operation| operation.told != Told::Nothing)
+                .filter(|operation| operation.call.concerns(organization, user))
+                .filter(|operation| operation.outcome != Outcome::Nothing)
                 .collect();
             let stuck = first_impossible(&operations)?;
             Some(format!(
@@ -409,22 +417,22 @@ pub fn not_linearizable(history: &[Operation]) -> Vec<String> {
         .collect()
 }
 
-/// A way in which the operations until now can have happened. Of those that are not
-/// answered yet, it says which have happened already.
+/// A way in which the operations until now can have happened. The sets contain the
+/// operations that have happened and are still open.
 #[derive(Debug, Clone, Default)]
 struct Way {
     state: State,
-    /// Those that were done.
+    /// Successful operations.
     done: BTreeSet<usize>,
-    /// Those of unknown outcome.
+    /// Operations of unknown outcome.
     unknown: BTreeSet<usize>,
-    /// Those that changed nothing.
+    /// Operations that changed nothing.
     seen: BTreeSet<usize>,
 }
 
 impl Way {
-    /// Whatever can follow upon the other can follow upon this: what was seen needs
-    /// not be seen any more, and what need not happen may still.
+    /// Whether every continuation of the other way also continues this one: fewer
+    /// operations still have to happen, and more may.
     fn covers(&self, other: &Self) -> bool {
         self.unknown.is_subset(&other.unknown) && self.seen.is_superset(&other.seen)
     }
@@ -441,12 +449,12 @@ impl Way {
     }
 }
 
-/// Ways, without those that others cover.
+/// A set of ways. No way covers another one.
 #[derive(Debug, Default)]
 struct Ways(HashMap<(State, BTreeSet<usize>), Vec<Way>>);
 
 impl Ways {
-    /// Whether it is a new one.
+    /// Adds a way, unless another one covers it. Returns whether it was added.
     fn add(&mut self, way: Way) -> bool {
         let known = self.0.entry((way.state, way.done.clone())).or_default();
         if known.iter().any(|it| it.covers(&way)) {
@@ -463,9 +471,9 @@ impl Ways {
 }
 
 /// Follows all ways in which the operations can have happened; returns the first
-/// operation whose answer is in none of them.
+/// operation whose outcome is impossible in all of them.
 fn first_impossible(operations: &[&Operation]) -> Option<Operation> {
-    let ended = |id: usize| over(operations[id]);
+    let ended = |id: usize| last_effect(operations[id]);
     let beginnings = operations.iter().enumerate();
     let beginnings = beginnings.map(|(id, operation)| (operation.began, true, id));
     let ends = (0..operations.len()).map(|id| (ended(id), false, id));
@@ -473,7 +481,7 @@ fn first_impossible(operations: &[&Operation]) -> Option<Operation> {
     events.sort_unstable();
 
     let mut ways = vec![Way::default()];
-    // In the order of their ends.
+    // Sorted by their ends.
     let mut open: BTreeSet<(u128, usize)> = BTreeSet::new();
     for (_, is_beginning, id) in events {
         if is_beginning {
@@ -490,8 +498,8 @@ fn first_impossible(operations: &[&Operation]) -> Option<Operation> {
     None
 }
 
-/// The ways in which an operation that is answered now has happened, or need not.
-/// Others happen only where it would not have been possible before them.
+/// The ways after the end of an operation: it has happened, or, if its outcome is unknown,
+/// never does. Other operations are added to a way only until this one has happened.
 fn ways_past(
     id: usize,
     ways: Vec<Way>,
@@ -500,18 +508,18 @@ fn ways_past(
 ) -> Vec<Way> {
     let mut past = Ways::default();
     let mut tried = Ways::default();
-    if operations[id].told == Told::Unknown {
+    if operations[id].outcome == Outcome::Unknown {
         for way in &ways {
             past.add(way.clone().forget(id));
         }
     }
     let mut untried = ways;
     while let Some(mut way) = untried.pop() {
-        // What changes nothing happens as soon as it can.
+        // An operation that changes nothing happens as soon as possible.
         for (_, other) in open {
-            let Operation { what, told, .. } = *operations[*other];
-            let is_seen = !matches!(told, Told::Done | Told::Unknown);
-            if is_seen && way.state.after(what, told).is_some() {
+            let Operation { call, outcome, .. } = *operations[*other];
+            let is_seen = !matches!(outcome, Outcome::Done | Outcome::Unknown);
+            if is_seen && way.state.after(call, outcome).is_some() {
                 way.seen.insert(*other);
             }
         }
@@ -522,25 +530,25 @@ fn ways_past(
         if !tried.add(way.clone()) {
             continue;
         }
-        // Of those that do the same, the one that is to happen first.
+        // Of equal operations, only the one that ends first.
         let mut kinds = HashSet::new();
         for (_, other) in open {
-            let Operation { what, told, .. } = *operations[*other];
-            if way.happened(*other) || !kinds.insert((what, told)) {
+            let Operation { call, outcome, .. } = *operations[*other];
+            if way.happened(*other) || !kinds.insert((call, outcome)) {
                 continue;
             }
-            let Some(after) = way.state.after(what, told) else {
+            let Some(after) = way.state.after(call, outcome) else {
                 continue;
             };
             let mut longer = Way {
                 state: after,
                 ..way.clone()
             };
-            match told {
-                Told::Done => longer.done.insert(*other),
-                // It can as well not happen.
-                Told::Unknown if after == way.state => continue,
-                Told::Unknown => longer.unknown.insert(*other),
+            match outcome {
+                Outcome::Done => longer.done.insert(*other),
+                // Without an effect, it need not happen.
+                Outcome::Unknown if after == way.state => continue,
+                Outcome::Unknown => longer.unknown.insert(*other),
                 _ => continue,
             };
             untried.push(longer);
@@ -562,7 +570,7 @@ fn context(operations: &[&Operation], began: u128) -> String {
         let (began, ended) = (millis(it.began), millis(it.ended));
         format!(
             "    {began:>9.3} - {ended:>9.3} ms  {:?} -> {:?}",
-            it.what, it.told
+            it.call, it.outcome
         )
     });
     lines.collect::<Vec<_>>().join("\n")
@@ -577,10 +585,10 @@ fn millis(nanos: u128) -> f64 {
 mod tests {
     use super::*;
 
-    fn operation(what: What, told: Told, began: u128, ended: u128) -> Operation {
+    fn operation(call: Call, outcome: Outcome, began: u128, ended: u128) -> Operation {
         Operation {
-            what,
-            told,
+            call,
+            outcome,
             began,
             ended,
         }
@@ -588,105 +596,115 @@ mod tests {
 
     fn founded() -> Vec<Operation> {
         vec![
-            operation(What::CreateUser(0), Told::Done, 0, 1),
-            operation(What::Add(0, 0, Role::Member), Told::Done, 2, 3),
+            operation(Call::CreateUser(0), Outcome::Done, 0, 1),
+            operation(Call::Add(0, 0, Role::Member), Outcome::Done, 2, 3),
         ]
     }
 
     fn check(member: Option<Role>, began: u128, ended: u128) -> Operation {
-        operation(What::Check(0, 0), Told::IsMember(member), began, ended)
+        operation(Call::Check(0, 0), Outcome::IsMember(member), began, ended)
     }
 
     #[test]
-    fn a_read_of_what_was_removed_before_it_began_is_stale() {
+    fn a_read_of_a_membership_removed_before_the_read_began_is_stale() {
         let mut history = founded();
-        history.push(operation(What::Remove(0, 0), Told::Done, 4, 6));
+        history.push(operation(Call::Remove(0, 0), Outcome::Done, 4, 6));
         history.push(check(Some(Role::Member), 5, 8));
-        assert!(stale_answers(&history).is_empty());
+        assert!(stale_responses(&history).is_empty());
         assert!(not_linearizable(&history).is_empty());
         history.push(check(Some(Role::Member), 7, 8));
-        assert_eq!(stale_answers(&history).len(), 1);
+        assert_eq!(stale_responses(&history).len(), 1);
         assert_eq!(not_linearizable(&history).len(), 1);
     }
 
     #[test]
-    fn a_read_that_contradicts_what_a_write_revealed_is_stale() {
+    fn a_read_that_contradicts_the_error_of_an_earlier_write_is_stale() {
         let mut history = founded();
-        history.push(operation(What::Remove(0, 0), Told::Unknown, 4, 5));
-        history.push(operation(What::Remove(0, 0), Told::NoMember, 6, 7));
-        assert!(stale_answers(&history).is_empty());
+        history.push(operation(Call::Remove(0, 0), Outcome::Unknown, 4, 5));
+        history.push(operation(Call::Remove(0, 0), Outcome::NoMember, 6, 7));
+        assert!(stale_responses(&history).is_empty());
         history.push(check(Some(Role::Member), 8, 9));
-        assert_eq!(stale_answers(&history).len(), 1);
+        assert_eq!(stale_responses(&history).len(), 1);
     }
 
     #[test]
-    fn a_read_stands_on_the_user_and_on_the_organization_too() {
+    fn a_check_depends_on_the_user_and_on_the_organization_too() {
         let suspended = pb::State::Suspended;
-        for what in [
-            What::SetUserState(0, suspended),
-            What::SetOrganizationState(0, suspended),
-            What::DeleteOrganization(0),
-            What::DeleteUser(0),
+        for call in [
+            Call::SetUserState(0, suspended),
+            Call::SetOrganizationState(0, suspended),
+            Call::DeleteOrganization(0),
+            Call::DeleteUser(0),
         ] {
             let mut history = founded();
-            history.push(operation(what, Told::Done, 4, 6));
+            history.push(operation(call, Outcome::Done, 4, 6));
             for (role, violations) in [(Some(Role::Member), 1), (None, 0)] {
                 let mut history = history.clone();
                 history.push(check(role, 5, 8));
-                assert!(stale_answers(&history).is_empty(), "{what:?}");
+                assert!(stale_responses(&history).is_empty(), "{call:?}");
                 history.push(check(role, 7, 8));
-                assert_eq!(stale_answers(&history).len(), violations, "{what:?}");
+                assert_eq!(stale_responses(&history).len(), violations, "{call:?}");
             }
         }
     }
 
     #[test]
-    fn a_lost_update_is_stale() {
+    fn a_read_that_misses_an_acknowledged_update_is_stale() {
         let mut history = founded();
-        history.push(operation(What::Update(0, Part::First, 1), Told::Done, 4, 6));
-        history.push(operation(What::Update(0, Part::Last, 2), Told::Done, 5, 7));
+        history.push(operation(
+            Call::Update(0, Part::First, 1),
+            Outcome::Done,
+            4,
+            6,
+        ));
+        history.push(operation(
+            Call::Update(0, Part::Last, 2),
+            Outcome::Done,
+            5,
+            7,
+        ));
         let user = |first, last| {
             let profile = Profile {
                 state: pb::State::Active,
                 first,
                 last,
             };
-            operation(What::GetUser(0), Told::IsUser(Some(profile)), 8, 9)
+            operation(Call::GetUser(0), Outcome::IsUser(Some(profile)), 8, 9)
         };
         history.push(user(1, 2));
-        assert!(stale_answers(&history).is_empty());
+        assert!(stale_responses(&history).is_empty());
         assert!(not_linearizable(&history).is_empty());
         history.push(user(0, 2));
-        assert_eq!(stale_answers(&history).len(), 1);
+        assert_eq!(stale_responses(&history).len(), 1);
         assert_eq!(not_linearizable(&history).len(), ORGANIZATIONS);
     }
 
     #[test]
-    fn reads_that_go_back_are_not_linearizable() {
+    fn reads_that_go_back_in_time_are_not_linearizable() {
         let mut history = founded();
-        history.push(operation(What::DeleteUser(0), Told::Done, 4, 20));
+        history.push(operation(Call::DeleteUser(0), Outcome::Done, 4, 20));
         history.push(check(None, 5, 6));
         assert!(not_linearizable(&history).is_empty());
         history.push(check(Some(Role::Member), 7, 8));
-        assert!(stale_answers(&history).is_empty());
+        assert!(stale_responses(&history).is_empty());
         assert_eq!(not_linearizable(&history).len(), 1);
     }
 
-    /// Whether the operations that are left can happen one after the other, by trying
-    /// all orders.
+    /// Whether the remaining operations can happen one after the other, by trying all
+    /// orders.
     fn can_happen(state: State, left: &[Operation]) -> bool {
-        if left.iter().all(|it| it.told == Told::Unknown) {
+        if left.iter().all(|it| it.outcome == Outcome::Unknown) {
             return true;
         }
         (0..left.len()).any(|next| {
             let mut rest = left.to_vec();
             let it = rest.remove(next);
-            // What was answered before it began has happened, or never does.
-            let is_over = |other: &Operation| over(other) <= it.began;
+            // An operation that ended before `it` began cannot happen after it.
+            let is_over = |other: &Operation| last_effect(other) <= it.began;
             let (gone, rest): (Vec<_>, Vec<_>) = rest.into_iter().partition(is_over);
-            gone.iter().all(|other| other.told == Told::Unknown)
+            gone.iter().all(|other| other.outcome == Outcome::Unknown)
                 && state
-                    .after(it.what, it.told)
+                    .after(it.call, it.outcome)
                     .is_some_and(|after| can_happen(after, &rest))
         })
     }
@@ -695,35 +713,42 @@ mod tests {
         let roles = [Role::Member, Role::Admin];
         let mut any = |_| {
             let role = roles[random.usize(..2)];
-            let what = match random.usize(..12) {
-                0 => What::CreateUser(0),
-                1 => What::DeleteUser(0),
-                2 | 3 => What::Add(0, 0, role),
-                4 => What::ChangeRole(0, 0, role),
-                5 => What::Remove(0, 0),
-                6 => What::SetUserState(0, pb::State::Suspended),
-                7 => What::DeleteOrganization(0),
-                8 => What::CreateOrganization(0),
-                _ => What::Check(0, 0),
+            let call = match random.usize(..12) {
+                0 => Call::CreateUser(0),
+                1 => Call::DeleteUser(0),
+                2 | 3 => Call::Add(0, 0, role),
+                4 => Call::ChangeRole(0, 0, role),
+                5 => Call::Remove(0, 0),
+                6 => Call::SetUserState(0, pb::State::Suspended),
+                7 => Call::DeleteOrganization(0),
+                8 => Call::CreateOrganization(0),
+                _ => Call::Check(0, 0),
             };
-            let told = match what {
-                What::Check(..) => {
-                    Told::IsMember([None, Some(roles[0]), Some(roles[1])][random.usize(..3)])
+            let outcome = match call {
+                Call::Check(..) => {
+                    Outcome::IsMember([None, Some(roles[0]), Some(roles[1])][random.usize(..3)])
                 }
-                What::CreateUser(_) => [Told::Done, Told::Exists, Told::Unknown][random.usize(..3)],
-                _ => [Told::Done, Told::Done, Told::NoMember, Told::Unknown][random.usize(..4)],
+                Call::CreateUser(_) => {
+                    [Outcome::Done, Outcome::Exists, Outcome::Unknown][random.usize(..3)]
+                }
+                _ => [
+                    Outcome::Done,
+                    Outcome::Done,
+                    Outcome::NoMember,
+                    Outcome::Unknown,
+                ][random.usize(..4)],
             };
             let began = random.u128(..12) * STRAGGLE_NS / 2;
             let ended = began + 1 + random.u128(..4) * STRAGGLE_NS / 2;
-            operation(what, told, began, ended)
+            operation(call, outcome, began, ended)
         };
-        let mut history = vec![operation(What::CreateUser(0), Told::Done, 0, 1)];
+        let mut history = vec![operation(Call::CreateUser(0), Outcome::Done, 0, 1)];
         history.extend((0..6).map(&mut any));
         history
     }
 
     #[test]
-    fn what_is_found_is_what_trying_all_orders_finds() {
+    fn the_checker_agrees_with_a_search_of_all_orders() {
         let mut random = fastrand::Rng::with_seed(7);
         let mut possible = 0;
         for _ in 0..5_000 {
@@ -740,21 +765,26 @@ mod tests {
     }
 
     #[test]
-    fn many_who_ask_at_once_for_long_are_checked_soon() {
+    fn the_checker_is_fast_for_many_long_concurrent_calls() {
         let mut history = founded();
         for number in 0..200 {
             let began = 4 + number;
-            let told = Told::IsMember(Some(
+            let outcome = Outcome::IsMember(Some(
                 [Role::Member, Role::Admin][usize::from(number % 2 == 0)],
             ));
-            history.push(operation(What::Check(0, 0), told, began, 10_000));
+            history.push(operation(Call::Check(0, 0), outcome, began, 10_000));
             let role = [Role::Admin, Role::Member][usize::from(number % 2 == 0)];
-            let told = if number % 10 == 0 {
-                Told::Done
+            let outcome = if number % 10 == 0 {
+                Outcome::Done
             } else {
-                Told::Unknown
+                Outcome::Unknown
             };
-            history.push(operation(What::ChangeRole(0, 0, role), told, began, 10_000));
+            history.push(operation(
+                Call::ChangeRole(0, 0, role),
+                outcome,
+                began,
+                10_000,
+            ));
         }
         assert!(not_linearizable(&history).is_empty());
     }

@@ -1,5 +1,5 @@
-//! The faults of a world: what becomes of a call is a function of the seed, the
-//! replica, the call, what it is about, and how many such calls there were.
+//! The faults of a world. The fate of a backend call is a function of the seed, the
+//! replica, the call, its text, and the number of such calls so far.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -11,14 +11,16 @@ use std::{
     time::Duration,
 };
 
-use account_service::coherence::Sabotage;
 use tokio::sync::Notify;
 
 use crate::harness::script::{BESIDE, Chaos, Fate, error_body};
 
-/// How often what happens: of a thousand calls, or in a world.
+/// The frequencies of faults, mostly per thousand calls.
 #[derive(Debug, Clone)]
-#[expect(clippy::struct_excessive_bools, reason = "each says what a world has")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a property of a world"
+)]
 pub struct Profile {
     pub delayed: u32,
     pub slow_reply: u32,
@@ -27,9 +29,9 @@ pub struct Profile {
     pub cache_reply_lost: u32,
     pub cache_twice: u32,
     pub cache_cut: u32,
-    /// Evictions of what was set, before or after it.
+    /// Evictions of an entry, before or after it is set.
     pub cache_evicted: u32,
-    /// Transactions that take long to arrive.
+    /// Transactions that arrive late.
     pub commit_delayed: u32,
     pub table_refused: u32,
     pub table_reply_lost: u32,
@@ -37,34 +39,33 @@ pub struct Profile {
     pub table_throttled: u32,
     pub table_unprocessed: u32,
     pub table_conflict: u32,
-    /// Of ten worlds, how many have the cache wiped, gone for a while, and
-    /// replicas killed.
+    /// Chances out of ten, at each occasion: the cache is wiped, the cache is
+    /// unreachable for a while, the replica is killed.
     pub wipes: u32,
     pub outages: u32,
     pub kills: u32,
-    /// Whether times to live are so short that entries expire under way.
+    /// Whether times to live are so short that entries expire during operations.
     pub expires: bool,
     /// How long readers wait for the cache.
     pub cache_read_timeout_ms: u64,
-    /// How long fences live, if not as usual.
+    /// The time to live of fences, if it is not the default.
     pub fence_ttl_ms: Option<u64>,
-    /// How long every other world keeps records, and their absence, if not as
-    /// usual.
+    /// The time to live of records, and of their absence, in every other world, if it is
+    /// not the default.
     pub entry_ttl_ms: Option<u64>,
     /// Whether all operations concern one membership.
     pub is_narrow: bool,
-    /// Whether users and organizations are suspended: the records of one check are
-    /// then no snapshot.
+    /// Whether users and organizations are suspended. The records of a check are then no
+    /// snapshot.
     pub suspends: bool,
-    /// Whether answers must be linearizable, not only fresh.
+    /// Whether histories must be linearizable, and not only free of stale responses.
     pub is_linearizable: bool,
-    /// How old every other check's answer may be, at most.
+    /// The longest staleness that half of the reads accept.
     pub longest_staleness_ms: Option<u64>,
-    pub sabotage: Option<Sabotage>,
 }
 
 impl Profile {
-    /// Everything fails.
+    /// Faults of every kind.
     pub fn hostile() -> Self {
         Self {
             cache_evicted: 40,
@@ -80,7 +81,7 @@ impl Profile {
         }
     }
 
-    /// Calls are late or lost, and nothing worse.
+    /// Faults of single calls: no evictions, no outages, no killed replicas.
     pub fn lossy() -> Self {
         Self {
             delayed: 150,
@@ -109,11 +110,10 @@ impl Profile {
             suspends: false,
             is_linearizable: true,
             longest_staleness_ms: None,
-            sabotage: None,
         }
     }
 
-    /// The same, and half of the checks may be answered from a while ago.
+    /// As [`Self::lossy`], and half of the checks accept a stale response.
     pub fn remembering() -> Self {
         Self {
             longest_staleness_ms: Some(200),
@@ -122,8 +122,8 @@ impl Profile {
         }
     }
 
-    /// Calls are late, some of them very late, and entries vanish: what a broken
-    /// protocol does not survive.
+    /// Calls are late, some of them very late, and entries are evicted. Broken protocols
+    /// fail under these faults.
     pub fn evicting() -> Self {
         Self {
             delayed: 300,
@@ -143,7 +143,7 @@ impl Profile {
     }
 }
 
-/// Where a replica is killed.
+/// The point of a write at which a replica is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kill {
     AfterFence,
@@ -154,10 +154,10 @@ pub enum Kill {
 /// Counts the faults of a world.
 pub type Tally = Arc<Mutex<BTreeMap<&'static str, usize>>>;
 
-/// Drops an entry of the cache, by its key.
+/// Evicts an entry of the cache, by its key.
 pub type Evict = Arc<dyn Fn(&str) + Send + Sync>;
 
-/// The faults on the way between one replica and the backends.
+/// The faults between one replica and the backends.
 pub struct Faults {
     seed: u64,
     replica: usize,
@@ -168,9 +168,9 @@ pub struct Faults {
     kill: Mutex<Option<(Kill, usize)>>,
     has_committed: AtomicBool,
     is_dead: AtomicBool,
-    /// Whether the cache is gone.
+    /// Whether the cache is unreachable.
     is_cache_gone: Arc<AtomicBool>,
-    /// Told when the replica is killed.
+    /// Notified when the replica is killed.
     pub died: Notify,
 }
 
@@ -198,7 +198,7 @@ impl Faults {
         }
     }
 
-    /// Kills the replica at this point of a write, after so many commits.
+    /// Kills the replica at this point of a write, after `after` writes have passed it.
     pub fn kill_at(&self, kill: Kill, after: usize) {
         *self.kill.lock().unwrap() = Some((kill, after));
     }
@@ -218,7 +218,7 @@ impl Faults {
         fastrand::Rng::with_seed(hasher.finish())
     }
 
-    /// Whether the replica is to die at this call.
+    /// The point at which the replica is to be killed, if this call has reached it.
     fn dies_at(&self, call: &str) -> Option<Kill> {
         let mut kill = self.kill.lock().unwrap();
         let (point, after) = kill.as_mut()?;
@@ -249,7 +249,7 @@ impl Faults {
     }
 
     fn delay(&self, chance: &mut fastrand::Rng) -> Duration {
-        // Mostly short; now and then as long as it may be.
+        // Mostly short, and sometimes close to the longest.
         let longest = Duration::from_millis(self.profile.longest_delay_ms);
         longest.mul_f64(chance.f64().powi(4))
     }
@@ -257,7 +257,7 @@ impl Faults {
 
 #[tonic::async_trait]
 impl Chaos for Faults {
-    async fn meet(&self, call: &str, about: &str) -> Fate {
+    async fn on_call(&self, call: &str, about: &str) -> Fate {
         if self.is_dead.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
@@ -378,24 +378,24 @@ fn table_fault(
     }
     if happens(profile.table_throttled) {
         let body = error_body("ProvisionedThroughputExceededException");
-        return Some(("table throttled", Fate::Answered(400, body)));
+        return Some(("table throttled", Fate::Responded(400, body)));
     }
     if call == "BatchGetItem" && happens(profile.table_unprocessed) {
-        let asked: serde_json::Value = serde_json::from_str(about).unwrap();
+        let request: serde_json::Value = serde_json::from_str(about).unwrap();
         let body = serde_json::json!({
             "Responses": {},
-            "UnprocessedKeys": asked["RequestItems"],
+            "UnprocessedKeys": request["RequestItems"],
         });
-        return Some(("table unprocessed", Fate::Answered(200, body.to_string())));
+        return Some(("table unprocessed", Fate::Responded(200, body.to_string())));
     }
     if call == "TransactWriteItems" && happens(profile.table_conflict) {
         let body = r#"{"__type":"com.amazonaws.dynamodb.v20120810#TransactionCanceledException","Message":"Transaction cancelled","CancellationReasons":[{"Code":"TransactionConflict"}]}"#;
-        return Some(("table conflict", Fate::Answered(400, body.to_owned())));
+        return Some(("table conflict", Fate::Responded(400, body.to_owned())));
     }
     None
 }
 
-/// A cache key without the generation, which is another one in each run.
+/// A cache key without the generation, which differs in each run.
 fn short(keys: &str) -> &str {
     keys.splitn(4, '/').nth(3).unwrap_or(keys)
 }

@@ -1,11 +1,11 @@
-//! What clients asked, and what they were told.
+//! The calls of clients, and their outcomes.
 
 use std::time::Instant;
 
 use account_service::proto::account_v1::{Role, State};
 
-/// Names of users, of organizations and of e-mail addresses: few, so that operations
-/// meet.
+/// The numbers of users, of organizations and of e-mail addresses: small, so that
+/// operations conflict.
 pub const USERS: usize = 2;
 pub const ORGANIZATIONS: usize = 2;
 pub const ADDRESSES: usize = 2;
@@ -17,14 +17,14 @@ pub enum Part {
     Last,
 }
 
-/// What was asked. Users and organizations by number.
+/// A call. Users, organizations and addresses have numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum What {
+pub enum Call {
     CreateUser(usize),
     DeleteUser(usize),
     SetUserState(usize, State),
     Update(usize, Part, u8),
-    /// Claims an address, or gives up whichever the user has.
+    /// Claims an address, or releases the user's address.
     SetEmail(usize, Option<usize>),
     GetUser(usize),
     CreateOrganization(usize),
@@ -38,7 +38,7 @@ pub enum What {
     Check(usize, usize),
 }
 
-/// What a read shows of a user.
+/// The parts of a user that a read shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Profile {
     pub state: State,
@@ -46,41 +46,41 @@ pub struct Profile {
     pub last: u8,
 }
 
-/// What was told.
+/// The outcome of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Told {
-    /// It was done.
+pub enum Outcome {
+    /// The change was applied.
     Done,
     /// The user's role in the organization.
     IsMember(Option<Role>),
     /// The user.
     IsUser(Option<Profile>),
-    /// There is such a user, organization, member or claim already.
+    /// The user, organization, membership or claim exists already.
     Exists,
-    /// There is no such user.
+    /// The user does not exist.
     NoUser,
-    /// There is no such organization.
+    /// The organization does not exist.
     NoOrganization,
-    /// There is no such member.
+    /// The membership does not exist.
     NoMember,
-    /// The Owner who acts may not.
+    /// The acting Owner has no permission.
     NotPermitted,
-    /// Nothing was done.
+    /// The call had no effect.
     Nothing,
-    /// It may have been done.
+    /// The change may have been applied.
     Unknown,
 }
 
 /// One operation. Times are nanoseconds since the history began.
 #[derive(Debug, Clone, Copy)]
 pub struct Operation {
-    pub what: What,
-    pub told: Told,
+    pub call: Call,
+    pub outcome: Outcome,
     pub began: u128,
     pub ended: u128,
 }
 
-impl What {
+impl Call {
     /// Whether the operation only reads.
     pub fn is_read(self) -> bool {
         matches!(self, Self::Check(..) | Self::GetUser(_))

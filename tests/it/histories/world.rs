@@ -1,5 +1,5 @@
-//! One world: backends, replicas that die and come again, clients, and what
-//! they saw.
+//! One world: backends, replicas that are killed and replaced, clients, and their
+//! history.
 
 use std::{
     collections::BTreeMap,
@@ -20,27 +20,27 @@ use tonic_types::StatusExt as _;
 use super::{
     checker,
     faults::{Evict, Faults, Kill, Profile, Tally},
-    record::{ADDRESSES, Clock, ORGANIZATIONS, Operation, Part, Told, USERS, What},
+    record::{ADDRESSES, Call, Clock, ORGANIZATIONS, Operation, Outcome, Part, USERS},
 };
 use crate::harness::{Backends, Client, Replica, Way, no_older_than, script::Script};
 
 const REPLICAS: usize = 3;
 const CLIENTS: usize = 6;
 const OPERATIONS_OF_A_CLIENT: usize = 60;
-/// Times that a replica's start is tried.
+/// Attempts to start a replica.
 const STARTS: u32 = 20;
 /// Attempts at a write that has a request id.
 const ATTEMPTS: usize = 3;
-/// Times that the end of a world is looked at.
-const LAST_LOOKS: usize = 3;
-/// Founds the organizations, and acts.
+/// Checks of the claims at the end of a world.
+const FINAL_CHECKS: usize = 3;
+/// The user that founds the organizations, and acts in them.
 const ROOT: &str = "root";
 
-/// What worlds came to.
+/// The results of worlds.
 #[derive(Debug, Default)]
 pub struct Report {
     pub operations: usize,
-    pub told: BTreeMap<String, usize>,
+    pub outcomes: BTreeMap<String, usize>,
     pub faults: BTreeMap<&'static str, usize>,
     pub violations: Vec<String>,
 }
@@ -48,8 +48,8 @@ pub struct Report {
 impl Report {
     pub fn add(&mut self, other: Self) {
         self.operations += other.operations;
-        for (told, count) in other.told {
-            *self.told.entry(told).or_default() += count;
+        for (outcome, count) in other.outcomes {
+            *self.outcomes.entry(outcome).or_default() += count;
         }
         for (fault, count) in other.faults {
             *self.faults.entry(fault).or_default() += count;
@@ -65,7 +65,7 @@ impl fmt::Display for Report {
             f,
             "{} operations {:?}, {faults} faults {:?}, {} violations",
             self.operations,
-            self.told,
+            self.outcomes,
             self.faults,
             self.violations.len()
         )
@@ -102,7 +102,7 @@ struct World {
     clock: Clock,
 }
 
-/// Runs a world to its end and checks what was seen.
+/// Runs a world to its end and checks its history.
 pub async fn run(seed: u64, profile: Profile) -> Report {
     let world = Arc::new(World {
         seed,
@@ -129,17 +129,17 @@ pub async fn run(seed: u64, profile: Profile) -> Report {
     }
     keepers.shutdown().await;
     let mut report = world.report();
-    let claims = world.claims_that_contradict().await;
+    let claims = world.contradictory_claims().await;
     report.violations.extend(claims);
     report
 }
 
 impl World {
-    /// Founds the organizations, while nothing fails yet.
+    /// Founds the organizations, before the faults begin.
     async fn found(&self) {
         let founder = self.backends.replica().await;
-        // On a machine that is too busy, an answer may not be in time.
-        let is_there = |answer: Result<(), Status>| match answer {
+        // On a busy machine, a call may time out.
+        let is_there = |response: Result<(), Status>| match response {
             Ok(()) => true,
             Err(status) => status.code() == Code::AlreadyExists,
         };
@@ -151,13 +151,13 @@ impl World {
         founder.settle().await;
     }
 
-    /// An address is one user's at most, and finds that user. Looks again while a
-    /// transaction may be on its way that changes both.
-    async fn claims_that_contradict(&self) -> Vec<String> {
+    /// Checks that an address belongs to at most one user, and that its look-up finds that
+    /// user. Checks again while a late transaction may still change both.
+    async fn contradictory_claims(&self) -> Vec<String> {
         let witness = self.backends.replica().await;
         let mut violations = Vec::new();
-        for _ in 0..LAST_LOOKS {
-            violations = self.look_at_claims(witness.client.clone()).await;
+        for _ in 0..FINAL_CHECKS {
+            violations = self.check_claims(witness.client.clone()).await;
             if violations.is_empty() {
                 break;
             }
@@ -166,7 +166,7 @@ impl World {
         violations
     }
 
-    async fn look_at_claims(&self, mut client: Client) -> Vec<String> {
+    async fn check_claims(&self, mut client: Client) -> Vec<String> {
         let strongly = || {
             let requirement = pb::read_consistency::Requirement::FullyConsistent(true);
             Some(pb::ReadConsistency {
@@ -197,8 +197,8 @@ impl World {
             let with_it = users.iter().filter(|user| user.email == email);
             let with_it: Vec<_> = with_it.map(|user| user.username.clone()).collect();
             if with_it != Vec::from_iter(found.clone()) {
-                let what = format!("{email} finds {found:?}, and is of {with_it:?}");
-                violations.push(format!("seed {}: {what}", self.seed));
+                let mismatch = format!("{email} finds {found:?}, but belongs to {with_it:?}");
+                violations.push(format!("seed {}: {mismatch}", self.seed));
             }
         }
         violations
@@ -219,7 +219,7 @@ impl World {
             timing.fence_ttl = Duration::from_millis(fence_ttl_ms);
         }
         let defaults = coherence::CoherenceSettings::default();
-        // What is kept hides some mistakes, what expires hides others.
+        // Long times to live hide some mistakes, short ones hide others.
         let expires_soon = self.seed.is_multiple_of(2);
         let entry_ttl = self.profile.entry_ttl_ms.filter(|_| expires_soon);
         let entry_ttl = entry_ttl.map(Duration::from_millis);
@@ -229,13 +229,11 @@ impl World {
             profile_ttl: ttl(defaults.profile_ttl),
             absent_ttl: ttl(defaults.absent_ttl),
             cache_read_timeout: Duration::from_millis(self.profile.cache_read_timeout_ms),
-            // A cache that is not asked hides mistakes.
+            // An open circuit breaker would hide mistakes.
             cache_failures: u32::MAX,
             table_reads_at_once: defaults.table_reads_at_once,
             wall_clock: wall_clock(replica),
             timing,
-            sabotage: self.profile.sabotage,
-            invalidator: None,
         }
     }
 
@@ -263,7 +261,7 @@ impl World {
         let runtime = Mortal(Some(runtime));
         let cache = self.settings(number);
         let start = async move {
-            // As whatever runs replicas does: try until it starts.
+            // Retries the start, as an orchestrator does.
             for _ in 0..STARTS {
                 if let Ok(replica) = Replica::try_start_with(&settings, cache.clone()).await {
                     return replica;
@@ -287,10 +285,10 @@ impl World {
         clients[chance.usize(..clients.len())].clone()
     }
 
-    /// How old the answer to this may be.
-    fn staleness(&self, what: What, chance: &mut fastrand::Rng) -> Duration {
-        match (what, self.profile.longest_staleness_ms) {
-            (What::Check(..) | What::GetUser(_), Some(longest)) if chance.bool() => {
+    /// The staleness that the client accepts.
+    fn staleness(&self, call: Call, chance: &mut fastrand::Rng) -> Duration {
+        match (call, self.profile.longest_staleness_ms) {
+            (Call::Check(..) | Call::GetUser(_), Some(longest)) if chance.bool() => {
                 Duration::from_millis(chance.u64(1..=longest))
             }
             _ => Duration::ZERO,
@@ -300,20 +298,20 @@ impl World {
     fn report(&self) -> Report {
         let mut history = self.history.lock().unwrap().clone();
         history.sort_by_key(|operation| operation.began);
-        let mut violations = checker::stale_answers(&history);
+        let mut violations = checker::stale_responses(&history);
         if self.profile.is_linearizable {
             violations.extend(checker::not_linearizable(&history));
         }
-        let mut told = BTreeMap::new();
+        let mut outcomes = BTreeMap::new();
         for operation in &history {
-            let name = format!("{:?}", operation.told);
+            let name = format!("{:?}", operation.outcome);
             let name = name.split('(').next().unwrap_or_default().to_owned();
-            *told.entry(name).or_default() += 1;
+            *outcomes.entry(name).or_default() += 1;
         }
         let with_seed = |violation| format!("seed {}: {violation}", self.seed);
         Report {
             operations: history.len(),
-            told,
+            outcomes,
             faults: self.tally.lock().unwrap().clone(),
             violations: violations.into_iter().map(with_seed).collect(),
         }
@@ -337,7 +335,7 @@ fn user_name(user: usize) -> String {
     format!("user-{user}")
 }
 
-/// Lets the replica be killed, and starts another in its place. Never ends.
+/// Schedules kills of the replica, and starts another in its place. Never returns.
 async fn keep_replica(world: Arc<World>, place: usize, victim: Victim, faults: Arc<Faults>) {
     let mut chance = world.chance(100 + place as u64);
     let mut running = (victim, faults);
@@ -356,7 +354,7 @@ async fn keep_replica(world: Arc<World>, place: usize, victim: Victim, faults: A
     }
 }
 
-/// Wipes the cache, and lets it be gone for a while. Never ends.
+/// Wipes the cache, and makes it unreachable for a while. Never returns.
 async fn disturb_the_cache(world: Arc<World>) {
     let mut chance = world.chance(200);
     loop {
@@ -380,14 +378,14 @@ async fn disturb_the_cache(world: Arc<World>) {
 async fn drive(world: Arc<World>, number: usize) {
     let mut chance = world.chance(number as u64);
     for _ in 0..OPERATIONS_OF_A_CLIENT {
-        let what = choose(&mut chance, &world.profile);
-        let staleness = world.staleness(what, &mut chance);
+        let call = choose(&mut chance, &world.profile);
+        let staleness = world.staleness(call, &mut chance);
         let began = world.clock.now();
-        let told = ask_until_known(&world, &mut chance, what, staleness).await;
+        let outcome = send_until_known(&world, &mut chance, call, staleness).await;
         let operation = Operation {
-            what,
-            told,
-            // As if it had been asked when its answer may be from.
+            call,
+            outcome,
+            // The data may be this old, so the checker treats the call as that much earlier.
             began: began.saturating_sub(staleness.as_nanos()),
             ended: world.clock.now(),
         };
@@ -395,7 +393,7 @@ async fn drive(world: Arc<World>, number: usize) {
     }
 }
 
-fn choose(chance: &mut fastrand::Rng, profile: &Profile) -> What {
+fn choose(chance: &mut fastrand::Rng, profile: &Profile) -> Call {
     let (organization, user) = if profile.is_narrow {
         (0, 0)
     } else {
@@ -407,17 +405,17 @@ fn choose(chance: &mut fastrand::Rng, profile: &Profile) -> What {
         Role::Admin
     };
     if profile.is_narrow {
-        // Where all meet in one place, more writes would leave it fenced all the time.
+        // All calls concern one membership: more writes would keep it fenced all the time.
         return match chance.u32(0..220) {
-            0..180 => What::Check(organization, user),
-            180..193 => What::Add(organization, user, role),
-            193..204 => What::Remove(organization, user),
-            204..210 => What::ChangeRole(organization, user, role),
-            210..216 => What::CreateUser(user),
-            _ => What::DeleteUser(user),
+            0..180 => Call::Check(organization, user),
+            180..193 => Call::Add(organization, user, role),
+            193..204 => Call::Remove(organization, user),
+            204..210 => Call::ChangeRole(organization, user, role),
+            210..216 => Call::CreateUser(user),
+            _ => Call::DeleteUser(user),
         };
     }
-    // More often active than suspended, and there than not.
+    // Active more often than suspended; created more often than deleted.
     let state = if profile.suspends && chance.u32(0..5) < 2 {
         State::Suspended
     } else {
@@ -429,55 +427,54 @@ fn choose(chance: &mut fastrand::Rng, profile: &Profile) -> What {
         Part::Last
     };
     match chance.u32(0..100) {
-        0..50 => What::Check(organization, user),
-        50..57 => What::GetUser(user),
-        57..68 => What::Add(organization, user, role),
-        68..74 => What::Remove(organization, user),
-        74..79 => What::ChangeRole(organization, user, role),
-        79..81 => What::Transfer(organization, user),
-        81..86 => What::CreateUser(user),
-        86..88 => What::DeleteUser(user),
-        88..90 => What::SetUserState(user, state),
-        90..92 => What::SetOrganizationState(organization, state),
-        92 => What::DeleteOrganization(organization),
-        93..95 => What::CreateOrganization(organization),
-        95..98 => What::Update(user, part, chance.u8(1..=9)),
+        0..50 => Call::Check(organization, user),
+        50..57 => Call::GetUser(user),
+        57..68 => Call::Add(organization, user, role),
+        68..74 => Call::Remove(organization, user),
+        74..79 => Call::ChangeRole(organization, user, role),
+        79..81 => Call::Transfer(organization, user),
+        81..86 => Call::CreateUser(user),
+        86..88 => Call::DeleteUser(user),
+        88..90 => Call::SetUserState(user, state),
+        90..92 => Call::SetOrganizationState(organization, state),
+        92 => Call::DeleteOrganization(organization),
+        93..95 => Call::CreateOrganization(organization),
+        95..98 => Call::Update(user, part, chance.u8(1..=9)),
         _ => {
             let address = chance.bool().then(|| chance.usize(..ADDRESSES));
-            What::SetEmail(user, address)
+            Call::SetEmail(user, address)
         }
     }
 }
 
-/// Asks, and asks again while it is not known whether it was done, as a client may that
-/// has given the request an id.
-async fn ask_until_known(
+/// Sends a request. A request with an id is retried while its outcome is unknown.
+async fn send_until_known(
     world: &World,
     chance: &mut fastrand::Rng,
-    what: What,
+    call: Call,
     staleness: Duration,
-) -> Told {
-    let has_id = !what.is_read() && chance.bool();
+) -> Outcome {
+    let has_id = !call.is_read() && chance.bool();
     let request_id = has_id.then(|| uuid::Uuid::from_u128(chance.u128(1..)).to_string());
     let request_id = request_id.unwrap_or_default();
     let attempts = if has_id { ATTEMPTS } else { 1 };
-    let mut told = Told::Nothing;
+    let mut outcome = Outcome::Nothing;
     for attempt in 1..=attempts {
         let client = world.client(chance);
-        told = match (ask(client, what, staleness, &request_id).await, attempt) {
-            (told, 1) => told,
-            // Once it was done, it is said to be done.
-            (Told::Done, _) => Told::Done,
-            // An earlier attempt may still be on its way.
-            _ => Told::Unknown,
+        outcome = match (send(client, call, staleness, &request_id).await, attempt) {
+            (outcome, 1) => outcome,
+            // A retry of an applied request returns success.
+            (Outcome::Done, _) => Outcome::Done,
+            // An earlier attempt may still be in progress.
+            _ => Outcome::Unknown,
         };
-        if told != Told::Unknown {
+        if outcome != Outcome::Unknown {
             break;
         }
-        // A replica that is down answers at once; do not only ask that one.
+        // A replica that is down fails at once: without a pause, all attempts may hit it.
         tokio::time::sleep(Duration::from_millis(chance.u64(1..20))).await;
     }
-    told
+    outcome
 }
 
 fn address(number: usize) -> String {
@@ -485,11 +482,11 @@ fn address(number: usize) -> String {
 }
 
 #[expect(clippy::too_many_lines, reason = "each call is short")]
-async fn ask(mut client: Client, what: What, staleness: Duration, request_id: &str) -> Told {
+async fn send(mut client: Client, call: Call, staleness: Duration, request_id: &str) -> Outcome {
     let request_id = request_id.to_owned();
     let consistency = (!staleness.is_zero()).then(|| no_older_than(staleness));
-    let answer = match what {
-        What::CreateUser(user) => {
+    let response = match call {
+        Call::CreateUser(user) => {
             let request = pb::CreateUserRequest {
                 username: user_name(user),
                 request_id,
@@ -497,7 +494,7 @@ async fn ask(mut client: Client, what: What, staleness: Duration, request_id: &s
             };
             client.create_user(request).await.map(drop)
         }
-        What::DeleteUser(user) => {
+        Call::DeleteUser(user) => {
             let request = pb::DeleteUserRequest {
                 username: user_name(user),
                 request_id,
@@ -505,7 +502,7 @@ async fn ask(mut client: Client, what: What, staleness: Duration, request_id: &s
             };
             client.delete_user(request).await.map(drop)
         }
-        What::SetUserState(user, State::Suspended) => {
+        Call::SetUserState(user, State::Suspended) => {
             let request = pb::SuspendUserRequest {
                 username: user_name(user),
                 request_id,
@@ -513,7 +510,7 @@ async fn ask(mut client: Client, what: What, staleness: Duration, request_id: &s
             };
             client.suspend_user(request).await.map(drop)
         }
-        What::SetUserState(user, _) => {
+        Call::SetUserState(user, _) => {
             let request = pb::ResumeUserRequest {
                 username: user_name(user),
                 request_id,
@@ -521,7 +518,7 @@ async fn ask(mut client: Client, what: What, staleness: Duration, request_id: &s
             };
             client.resume_user(request).await.map(drop)
         }
-        What::Update(user, part, number) => {
+        Call::Update(user, part, number) => {
             let (first, last) = match part {
                 Part::First => (number.to_string(), String::new()),
                 Part::Last => (String::new(), number.to_string()),
@@ -538,7 +535,7 @@ async fn ask(mut client: Client, what: What, staleness: Duration, request_id: &s
             };
             client.update_user(request).await.map(drop)
         }
-        What::SetEmail(user, email) => {
+        Call::SetEmail(user, email) => {
             let request = pb::UpdateUserRequest {
                 user: Some(pb::User {
                     username: user_name(user),
@@ -552,16 +549,16 @@ async fn ask(mut client: Client, what: What, staleness: Duration, request_id: &s
             };
             client.update_user(request).await.map(drop)
         }
-        What::GetUser(user) => {
+        Call::GetUser(user) => {
             let request = pb::GetUserRequest {
                 username: user_name(user),
                 consistency,
             };
             match client.get_user(request).await {
-                Ok(answer) => {
-                    let user = answer.into_inner().user.unwrap();
+                Ok(response) => {
+                    let user = response.into_inner().user.unwrap();
                     let number = |text: &str| text.parse().unwrap_or(0);
-                    return Told::IsUser(Some(super::record::Profile {
+                    return Outcome::IsUser(Some(super::record::Profile {
                         state: user.state(),
                         first: number(&user.first_name),
                         last: number(&user.last_name),
@@ -570,7 +567,7 @@ async fn ask(mut client: Client, what: What, staleness: Duration, request_id: &s
                 Err(status) => Err(status),
             }
         }
-        What::CreateOrganization(organization) => {
+        Call::CreateOrganization(organization) => {
             let request = pb::CreateOrganizationRequest {
                 organization_name: organization_name(organization),
                 founding_user: ROOT.to_owned(),
@@ -579,7 +576,7 @@ async fn ask(mut client: Client, what: What, staleness: Duration, request_id: &s
             };
             client.create_organization(request).await.map(drop)
         }
-        What::DeleteOrganization(organization) => {
+        Call::DeleteOrganization(organization) => {
             let request = pb::DeleteOrganizationRequest {
                 organization_name: organization_name(organization),
                 actor: Some(pb::delete_organization_request::Actor::AsPlatform(true)),
@@ -588,7 +585,7 @@ async fn ask(mut client: Client, what: What, staleness: Duration, request_id: &s
             };
             client.delete_organization(request).await.map(drop)
         }
-        What::SetOrganizationState(organization, State::Suspended) => {
+        Call::SetOrganizationState(organization, State::Suspended) => {
             let request = pb::SuspendOrganizationRequest {
                 organization_name: organization_name(organization),
                 request_id,
@@ -596,7 +593,7 @@ async fn ask(mut client: Client, what: What, staleness: Duration, request_id: &s
             };
             client.suspend_organization(request).await.map(drop)
         }
-        What::SetOrganizationState(organization, _) => {
+        Call::SetOrganizationState(organization, _) => {
             let request = pb::ResumeOrganizationRequest {
                 organization_name: organization_name(organization),
                 request_id,
@@ -604,7 +601,7 @@ async fn ask(mut client: Client, what: What, staleness: Duration, request_id: &s
             };
             client.resume_organization(request).await.map(drop)
         }
-        What::Add(organization, user, role) => {
+        Call::Add(organization, user, role) => {
             let request = pb::AddUserToOrganizationRequest {
                 organization_name: organization_name(organization),
                 member_username: user_name(user),
@@ -614,7 +611,7 @@ async fn ask(mut client: Client, what: What, staleness: Duration, request_id: &s
             };
             client.add_user_to_organization(request).await.map(drop)
         }
-        What::ChangeRole(organization, user, role) => {
+        Call::ChangeRole(organization, user, role) => {
             let request = pb::ChangeMemberRoleRequest {
                 organization_name: organization_name(organization),
                 member_username: user_name(user),
@@ -625,7 +622,7 @@ async fn ask(mut client: Client, what: What, staleness: Duration, request_id: &s
             };
             client.change_member_role(request).await.map(drop)
         }
-        What::Remove(organization, user) => {
+        Call::Remove(organization, user) => {
             let request = pb::RemoveUserFromOrganizationRequest {
                 organization_name: organization_name(organization),
                 member_username: user_name(user),
@@ -633,10 +630,10 @@ async fn ask(mut client: Client, what: What, staleness: Duration, request_id: &s
                 request_id,
                 ..pb::RemoveUserFromOrganizationRequest::default()
             };
-            let answer = client.remove_user_from_organization(request).await;
-            answer.map(drop)
+            let response = client.remove_user_from_organization(request).await;
+            response.map(drop)
         }
-        What::Transfer(organization, user) => {
+        Call::Transfer(organization, user) => {
             let request = pb::TransferOwnershipRequest {
                 organization_name: organization_name(organization),
                 new_owner: user_name(user),
@@ -645,7 +642,7 @@ async fn ask(mut client: Client, what: What, staleness: Duration, request_id: &s
             };
             client.transfer_ownership(request).await.map(drop)
         }
-        What::Check(organization, user) => {
+        Call::Check(organization, user) => {
             let request = pb::CheckMembershipRequest {
                 organization_name: organization_name(organization),
                 username: user_name(user),
@@ -653,25 +650,25 @@ async fn ask(mut client: Client, what: What, staleness: Duration, request_id: &s
                 ..pb::CheckMembershipRequest::default()
             };
             match client.check_membership(request).await {
-                Ok(answer) => {
-                    let answer = answer.into_inner();
-                    let role = answer.is_member.then(|| answer.role());
-                    return Told::IsMember(role);
+                Ok(response) => {
+                    let response = response.into_inner();
+                    let role = response.is_member.then(|| response.role());
+                    return Outcome::IsMember(role);
                 }
                 Err(status) => Err(status),
             }
         }
     };
-    match answer {
-        Ok(()) => Told::Done,
-        Err(status) => match (what, refused(&status)) {
-            (What::GetUser(_), Told::NoUser) => Told::IsUser(None),
-            (_, told) => told,
+    match response {
+        Ok(()) => Outcome::Done,
+        Err(status) => match (call, outcome_of_error(&status)) {
+            (Call::GetUser(_), Outcome::NoUser) => Outcome::IsUser(None),
+            (_, outcome) => outcome,
         },
     }
 }
 
-fn refused(status: &Status) -> Told {
+fn outcome_of_error(status: &Status) -> Outcome {
     let details = status.get_error_details();
     let reason = details.error_info().map(|info| info.reason.as_str());
     match reason {
@@ -680,23 +677,23 @@ fn refused(status: &Status) -> Told {
             | "ORGANIZATION_ALREADY_EXISTS"
             | "MEMBERSHIP_ALREADY_EXISTS"
             | "EMAIL_ALREADY_EXISTS",
-        ) => Told::Exists,
-        Some("USER_NOT_FOUND") => Told::NoUser,
-        Some("ORGANIZATION_NOT_FOUND") => Told::NoOrganization,
-        Some("NOT_PERMITTED") => Told::NotPermitted,
-        Some("MEMBERSHIP_NOT_FOUND") => Told::NoMember,
+        ) => Outcome::Exists,
+        Some("USER_NOT_FOUND") => Outcome::NoUser,
+        Some("ORGANIZATION_NOT_FOUND") => Outcome::NoOrganization,
+        Some("NOT_PERMITTED") => Outcome::NotPermitted,
+        Some("MEMBERSHIP_NOT_FOUND") => Outcome::NoMember,
         Some(
             "CACHE_UNAVAILABLE" | "CONTENTION" | "OVERLOADED" | "STORE_UNAVAILABLE"
             | "STORE_THROTTLED",
-        ) => Told::Nothing,
-        Some("APPLIED_NOT_CONFIRMED" | "OUTCOME_UNKNOWN" | "DEADLINE_EXCEEDED") => Told::Unknown,
+        ) => Outcome::Nothing,
+        Some("APPLIED_NOT_CONFIRMED" | "OUTCOME_UNKNOWN" | "DEADLINE_EXCEEDED") => Outcome::Unknown,
         None if matches!(
             status.code(),
             Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded
         ) =>
         {
-            Told::Unknown
+            Outcome::Unknown
         }
-        _ => panic!("not an answer to this: {status:?}"),
+        _ => panic!("unexpected status: {status:?}"),
     }
 }

@@ -54,7 +54,7 @@ public final class Story {
     }
   }
 
-  private void tell() {
+  private void walkThrough() {
     for (String username : List.of("java-olivia", "java-michael")) {
       soon().createUser(CreateUserRequest.newBuilder().setUsername(username).build());
     }
@@ -64,12 +64,12 @@ public final class Story {
                 .setOrganizationName("java-org")
                 .setFoundingUser("java-olivia")
                 .build());
-    CheckMembershipRequest question =
+    CheckMembershipRequest request =
         CheckMembershipRequest.newBuilder()
             .setOrganizationName("java-org")
             .setUsername("java-michael")
             .build();
-    check(soon().checkMembership(question).getIsMember(), false);
+    check(soon().checkMembership(request).getIsMember(), false);
     soon()
         .addUserToOrganization(
             AddUserToOrganizationRequest.newBuilder()
@@ -78,7 +78,7 @@ public final class Story {
                 .setRole(Role.ROLE_MEMBER)
                 .setAddingUser("java-olivia")
                 .build());
-    check(soon().checkMembership(question).getRole(), Role.ROLE_MEMBER);
+    check(soon().checkMembership(request).getRole(), Role.ROLE_MEMBER);
     BatchCheckMembershipsRequest.Builder batch = BatchCheckMembershipsRequest.newBuilder();
     for (String username : List.of("java-olivia", "java-michael", "java-nobody")) {
       batch.addChecks(
@@ -121,7 +121,7 @@ public final class Story {
     check(soon().createUser(create), soon().createUser(create));
   }
 
-  /** So many changes. */
+  /** The first {@code want} changes. */
   private List<Change> changes(WatchChangesRequest request, int want) {
     List<Change> seen = new ArrayList<>();
     Context.CancellableContext context = Context.current().withCancellation();
@@ -173,12 +173,12 @@ public final class Story {
             .keepAliveTimeout(10, TimeUnit.SECONDS)
             .build();
     Story story = new Story(AccountServiceGrpc.newBlockingStub(channel));
-    story.tell();
+    story.walkThrough();
     story.page();
     story.sendTwice();
     story.watch();
     story.err();
     channel.shutdownNow().awaitTermination(5, TimeUnit.SECONDS);
-    System.out.println("java: the story is told, the errors are as documented");
+    System.out.println("java: the story is complete, the errors are as documented");
   }
 }

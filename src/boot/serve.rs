@@ -1,0 +1,290 @@
+//! Serving: the server with its limits and middleware, the background loops beside it, and
+//! the bounded drain at the end.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{net::TcpListener, sync::Notify};
+use tokio_util::sync::CancellationToken;
+use tonic::{body::Body, transport::Server};
+use tonic_health::pb::health_server::{Health, HealthServer};
+use tower::util::{MapRequestLayer, MapResponseLayer, option_layer};
+
+use super::{App, Error, auth::CallerAuth};
+use crate::{
+    coherence::Coherence,
+    config::ServerSettings,
+    grpc::{
+        AuthLayer, ConcurrencyLimitLayer, DEFAULT_DEADLINE, FastPathLayer, HEAVY_CALL_CPU,
+        LongestCall, MetricsLayer, Readiness, reflection_v1, reflection_v1alpha,
+        with_error_details,
+    },
+    telemetry,
+    transport::listener,
+};
+
+/// Idle client connections are checked this often.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+/// How long the check may take.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Calls of one connection that are under way at once. A client that wants more opens
+/// more connections.
+const MAX_STREAMS_PER_CONNECTION: u32 = 256;
+/// Streams of one connection that the service had to reset before it closes the
+/// connection, in all its life: honest clients cause few, by sending on after
+/// they were refused.
+const MAX_RESETS: usize = 4096;
+/// Streams that a client may open and reset before the service has looked at
+/// them.
+const MAX_EARLY_RESETS: usize = 20;
+/// What a client may send before the service has taken it, in bytes: of one call
+/// and of a connection. HTTP/2 takes a small frame for 256 bytes, and closes a connection
+/// whose frames are more than its window: there has to be room for those of all calls.
+const STREAM_WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 256 * 1024;
+/// How much longer than the longest deadline a request may take to arrive.
+const BODY_GRACE: Duration = Duration::from_secs(2);
+/// How long a connection that is to be closed may go on with what is under way.
+const AGE_GRACE: Duration = Duration::from_secs(60);
+/// Connections of clients that no admitted call has come over yet.
+const MAX_UNAUTHENTICATED: usize = 256;
+/// Time for the first admitted call of a connection.
+const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(30);
+/// Connections of probes.
+const HEALTH_CONNECTIONS: listener::Limits =
+    listener::Limits::never_authenticated(64, Duration::from_secs(60));
+/// Calls of one connection of a probe that are under way at once.
+const MAX_STREAMS_OF_A_PROBE: u32 = 8;
+/// Pause between looks at a table that cannot be used yet.
+const READY_PAUSE: Duration = Duration::from_millis(500);
+/// Largest header block that HTTP/2 takes, in bytes. Larger than the metadata of a call
+/// may be, so that a call with too much metadata gets a gRPC status.
+const MAX_HEADER_BYTES: u32 = 64 * 1024;
+
+/// As many connections as the settings say, and as the process may have open files.
+pub(super) fn limits_of_connections(settings: &ServerSettings) -> listener::Limits {
+    let wanted = usize::try_from(settings.max_connections).unwrap_or(usize::MAX);
+    let most = listener::raise_open_files();
+    let unauthenticated = MAX_UNAUTHENTICATED.min(most / 4);
+    let authenticated = wanted.min(most - unauthenticated);
+    if authenticated < wanted {
+        tracing::warn!(
+            authenticated,
+            "fewer connections than MAX_CONNECTIONS: the process may not have more open files"
+        );
+    }
+    listener::Limits {
+        authenticated,
+        unauthenticated,
+        authentication: AUTHENTICATION_TIMEOUT,
+        lifetime: settings.max_connection_age_s + AGE_GRACE,
+    }
+}
+
+impl App {
+    /// Serves until `shutdown` resolves, then reports NOT_SERVING, accepts
+    /// nothing more, and waits a bounded time for the calls and the writes that
+    /// are under way.
+    ///
+    /// # Errors
+    /// [`Error::Serve`].
+    pub async fn serve(
+        mut self,
+        listener: TcpListener,
+        shutdown: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), Error> {
+        let readiness = Readiness::new().await;
+        let health_server = readiness.server();
+        report(&readiness, self.is_ready).await;
+        let health_beside = serve_health(self.health_listener.take(), readiness.server());
+        let become_ready = {
+            let (readiness, stopping) = (readiness.clone(), self.stopping.clone());
+            async {
+                if !self.is_ready {
+                    become_ready(self.service.coherence(), &self.auth, readiness, stopping).await;
+                }
+                std::future::pending::<()>().await;
+            }
+        };
+        let draining = Arc::new(Notify::new());
+        let stop = {
+            let draining = draining.clone();
+            let stopping = self.stopping.clone();
+            async move {
+                shutdown.await;
+                tracing::info!("stopping");
+                stopping.cancel();
+                report(&readiness, false).await;
+                draining.notify_one();
+            }
+        };
+        let (reflection_v1, reflection_v1alpha) = if self.describes_itself {
+            let v1 = reflection_v1::server().map_err(serve_failed)?;
+            let v1alpha = reflection_v1alpha::server().map_err(serve_failed)?;
+            (Some(v1), Some(v1alpha))
+        } else {
+            (None, None)
+        };
+        let concurrency_limit = ConcurrencyLimitLayer::new(self.calls_at_once, HEAVY_CALL_CPU);
+        let longest_call = self.longest_call.map(|longest| {
+            MapRequestLayer::new(move |mut request: http::Request<Body>| {
+                request.extensions_mut().insert(LongestCall(longest));
+                request
+            })
+        });
+        let server = server_builder()
+            .timeout(self.longest_call.unwrap_or(DEFAULT_DEADLINE) + BODY_GRACE)
+            .max_connection_age(self.max_connection_age)
+            .layer(MetricsLayer::new())
+            .layer(MapResponseLayer::new(with_error_details))
+            .layer(AuthLayer(self.auth.authorizer()))
+            .layer(concurrency_limit.clone())
+            .layer(option_layer(longest_call))
+            .layer(FastPathLayer(self.service.clone().into_server()))
+            .add_service(health_server)
+            .add_optional_service(reflection_v1)
+            .add_optional_service(reflection_v1alpha)
+            .serve_with_incoming_shutdown(
+                listener::accept(listener, self.auth.tls(), self.connections),
+                stop,
+            );
+        let serve_and_drain = async {
+            let ended = server.await;
+            // Also where it ended by itself, the time to drain is bounded.
+            draining.notify_one();
+            self.service.coherence().drain().await;
+            if let Some(invalidator) = &self.invalidator {
+                invalidator.resign().await;
+            }
+            if let Some(clean_up) = &self.clean_up {
+                clean_up.resign().await;
+            }
+            ended.map_err(serve_failed)
+        };
+        let overdue = async {
+            draining.notified().await;
+            tokio::time::sleep(self.drain_timeout).await;
+        };
+        tokio::select! {
+            ended = serve_and_drain => ended,
+            // Never ends: writes need it until they are drained.
+            () = self.run_background(&concurrency_limit) => {
+                tracing::error!("what runs beside calls has ended");
+                Ok(())
+            }
+            () = become_ready => Ok(()),
+            ended = health_beside => ended,
+            () = overdue => {
+                tracing::warn!("calls, writes or repairs were still under way when the time to drain was over");
+                Ok(())
+            }
+        }
+    }
+}
+
+impl App {
+    /// Runs the loops beside calls. Never ends.
+    async fn run_background(&self, concurrency_limit: &ConcurrencyLimitLayer) {
+        let follow_stream = Box::pin(async {
+            match &self.invalidator {
+                Some(invalidator) => invalidator.run().await,
+                None => std::future::pending().await,
+            }
+        });
+        let clean_up = Box::pin(async {
+            match &self.clean_up {
+                Some(clean_up) => clean_up.run().await,
+                None => std::future::pending().await,
+            }
+        });
+        tokio::select! {
+            () = self.service.coherence().run_generation_switch() => {}
+            () = follow_stream => {}
+            () = clean_up => {}
+            () = self.auth.run_refresh() => {}
+            () = self.momento_credentials.run_refresh() => {}
+            () = concurrency_limit.run_limit_adjustment() => {}
+            () = telemetry::run_upkeep() => {}
+        }
+    }
+}
+
+/// A server with the limits of its connections. No time of grace is set for
+/// their age: with one, tonic ends them without saying so before.
+fn server_builder() -> Server {
+    Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
+        .http2_max_local_error_reset_streams(Some(MAX_RESETS))
+        .http2_max_pending_accept_reset_streams(Some(MAX_EARLY_RESETS))
+        .http2_max_header_list_size(MAX_HEADER_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .timeout(DEFAULT_DEADLINE + BODY_GRACE)
+}
+
+/// Reports that the service is serving once the table has answered and somebody can be
+/// admitted.
+async fn become_ready(
+    coherence: &Coherence,
+    auth: &CallerAuth,
+    readiness: Readiness,
+    stopping: CancellationToken,
+) {
+    loop {
+        match coherence.read_generation().await {
+            Ok(()) if auth.is_ready() => break,
+            Ok(()) => {}
+            Err(error) => tracing::warn!(%error, "not serving yet: the table cannot be used"),
+        }
+        tokio::time::sleep(READY_PAUSE).await;
+    }
+    // What was reported last stands.
+    if !stopping.is_cancelled() {
+        report(&readiness, true).await;
+    }
+}
+
+/// Answers health checks on an address of their own. Ends only if it fails.
+async fn serve_health<H: Health>(
+    listener: Option<TcpListener>,
+    health: HealthServer<H>,
+) -> Result<(), Error> {
+    let Some(listener) = listener else {
+        return std::future::pending().await;
+    };
+    server_builder()
+        .max_concurrent_streams(MAX_STREAMS_OF_A_PROBE)
+        .add_service(health)
+        .serve_with_incoming(listener::accept(listener, None, HEALTH_CONNECTIONS))
+        .await
+        .map_err(serve_failed)
+}
+
+async fn report(readiness: &Readiness, is_serving: bool) {
+    readiness.set(is_serving).await;
+    if is_serving {
+        tracing::info!("serving");
+    }
+}
+
+/// Resolves on SIGTERM and on SIGINT.
+pub async fn stop_signal() {
+    let interrupt = tokio::signal::ctrl_c();
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt => {}
+            }
+            return;
+        }
+    }
+    let _ = interrupt.await;
+}
+
+fn serve_failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::Serve(error.into())
+}

@@ -1,0 +1,239 @@
+//! Look-ups of records in Momento. A failed look-up costs a table read, and never more than
+//! its timeout.
+
+use std::{collections::HashSet, sync::Arc, sync::LazyLock, time::Duration};
+
+use metrics::Counter;
+use tokio::{
+    sync::Semaphore,
+    task::consume_budget,
+    time::{Instant, timeout, timeout_at},
+};
+
+use super::{
+    CoherenceSettings, Projection,
+    circuit_breaker::{CircuitBreakers, Decision},
+    entries::{Entries, Unusable},
+    generation_switch::GenerationSwitch,
+    namespace::Namespace,
+    table_read_limiter::MAX_WAIT,
+};
+use crate::{
+    cache::{self, Found, Keys},
+    domain::Key,
+    telemetry::CACHE_LOOKUPS,
+};
+
+/// Leases that one read takes. Further misses are read without filling the cache.
+const MAX_LEASES_PER_READ: usize = 300;
+/// Long look-ups at once.
+const MAX_LONG_LOOKUPS: usize = 4;
+
+/// Registered once: every read increments them.
+static LOOKUPS: LazyLock<[Counter; 4]> = LazyLock::new(|| {
+    ["hit", "miss", "unusable", "failed"]
+        .map(|result| metrics::counter!(CACHE_LOOKUPS, "result" => result))
+});
+
+/// Looks records up in Momento.
+pub(super) struct CacheLookups {
+    entries: Arc<Entries>,
+    generation_switch: Arc<GenerationSwitch>,
+    circuit_breakers: CircuitBreakers,
+    long_lookups: Semaphore,
+    timeout: Duration,
+}
+
+/// The result of the look-ups of one read.
+pub(super) struct Lookup<V> {
+    /// Records that the cache had, in the order of the keys.
+    pub(super) records: Vec<Option<V>>,
+    /// Positions of the keys that the cache did not have.
+    pub(super) unknown: Vec<usize>,
+    /// Keys without an entry: a read that takes the lease fills them.
+    pub(super) missed: HashSet<Key>,
+    /// When to stop waiting for the cache. `None` if it was not queried.
+    pub(super) deadline: Option<Instant>,
+    counts: Counts,
+}
+
+/// Numbers of keys by result.
+#[derive(Default)]
+struct Counts {
+    hit: u64,
+    miss: u64,
+    /// The entry cannot be used, nor filled.
+    unusable: u64,
+    /// The cache failed.
+    failed: u64,
+}
+
+/// Why a look-up has no result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LookupFailure {
+    /// The cache was not queried: its circuit breaker is open, it is no longer in use, or
+    /// too many long look-ups are running.
+    Skipped,
+    /// The cache failed, or did not respond in time.
+    Failed,
+}
+
+impl<V: Projection> Lookup<V> {
+    fn empty(keys: &[Key]) -> Self {
+        Self {
+            records: vec![None; keys.len()],
+            unknown: Vec::new(),
+            missed: HashSet::new(),
+            deadline: None,
+            counts: Counts::default(),
+        }
+    }
+
+    /// Counts the results in the metrics.
+    fn count(&self) {
+        let Counts {
+            hit,
+            miss,
+            unusable,
+            failed,
+        } = self.counts;
+        for (counter, count) in LOOKUPS.iter().zip([hit, miss, unusable, failed]) {
+            if count > 0 {
+                counter.increment(count);
+            }
+        }
+    }
+}
+
+impl CacheLookups {
+    pub(super) fn new(
+        entries: Arc<Entries>,
+        generation_switch: Arc<GenerationSwitch>,
+        settings: &CoherenceSettings,
+    ) -> Self {
+        Self {
+            entries,
+            generation_switch,
+            circuit_breakers: CircuitBreakers::new(settings.cache_failures),
+            long_lookups: Semaphore::new(MAX_LONG_LOOKUPS),
+            timeout: settings.cache_read_timeout,
+        }
+    }
+
+    /// Looks the keys up. `None`: the cache was not queried. More keys than one look-up takes
+    /// are several look-ups of about the same size, one after the other. After a failure, the
+    /// rest is not looked up, and nothing is filled.
+    pub(super) async fn look_up<V: Projection>(
+        &self,
+        keys: &[Key],
+        namespace: &Namespace,
+    ) -> Option<Lookup<V>> {
+        let mut lookup = Lookup::empty(keys);
+        let lookups = keys.len().div_ceil(cache::MAX_KEYS).max(1);
+        let keys_per_lookup = keys.len().div_ceil(lookups).max(1);
+        for (look_up, keys) in keys.chunks(keys_per_lookup).enumerate() {
+            let first = look_up * keys_per_lookup;
+            let queried = self.query(keys, namespace, &mut lookup.deadline).await;
+            let (cache_keys, found) = match queried {
+                Ok(found) => found,
+                Err(LookupFailure::Skipped) if look_up == 0 => return None,
+                Err(failure) => {
+                    if failure == LookupFailure::Failed {
+                        lookup.counts.failed += keys.len() as u64;
+                    }
+                    lookup.unknown.extend(first..lookup.records.len());
+                    lookup.missed.clear();
+                    break;
+                }
+            };
+            self.take(first, keys, &cache_keys, found, &mut lookup)
+                .await;
+        }
+        lookup.count();
+        Some(lookup)
+    }
+
+    /// Takes the result of one look-up, of the keys from position `first` on.
+    async fn take<V: Projection>(
+        &self,
+        first: usize,
+        keys: &[Key],
+        cache_keys: &Keys,
+        found: Vec<Found>,
+        lookup: &mut Lookup<V>,
+    ) {
+        let mut found = found.into_iter();
+        let now = self.entries.now();
+        for (position, (key, cache_key)) in (first..).zip(keys.iter().zip(cache_keys.iter())) {
+            consume_budget().await;
+            match found.next() {
+                Some(Found::Hit(bytes)) => match self.entries.decode(&bytes, cache_key, key, now) {
+                    Ok(record) => {
+                        lookup.counts.hit += 1;
+                        lookup.records[position] = record;
+                        continue;
+                    }
+                    Err(Unusable) => lookup.counts.unusable += 1,
+                },
+                Some(Found::Miss) => {
+                    lookup.counts.miss += 1;
+                    if lookup.missed.len() < MAX_LEASES_PER_READ {
+                        lookup.missed.insert(key.clone());
+                    }
+                }
+                Some(Found::Unknown) | None => lookup.counts.failed += 1,
+            }
+            lookup.unknown.push(position);
+        }
+    }
+
+    /// Sends one look-up, unless the circuit breaker is open. Sets the deadline for the
+    /// leases that follow.
+    async fn query(
+        &self,
+        keys: &[Key],
+        namespace: &Namespace,
+        wait_until: &mut Option<Instant>,
+    ) -> Result<(Keys, Vec<Found>), LookupFailure> {
+        let permit = if cache::is_long(keys.len()) {
+            // Boxed: large and rare.
+            Some(Box::pin(self.acquire_long_lookup(namespace)).await?)
+        } else {
+            None
+        };
+        let breaker = self.circuit_breakers.for_keys(keys.len());
+        let decision = breaker.decide();
+        if decision == Decision::Skip {
+            return Err(LookupFailure::Skipped);
+        }
+        let deadline = Instant::now() + self.timeout;
+        *wait_until = Some(deadline);
+        let cache_keys = namespace.keys(keys);
+        let found = timeout_at(deadline, self.entries.cache.get(&cache_keys)).await;
+        drop(permit);
+        match found {
+            Ok(Ok(found)) => {
+                breaker.succeeded();
+                return Ok((cache_keys, found));
+            }
+            Ok(Err(error)) => breaker.failed(decision, &error),
+            Err(_) => breaker.failed(decision, &"no response in time"),
+        }
+        Err(LookupFailure::Failed)
+    }
+
+    /// Waits for the permit of a long look-up. Few run at once, so that neither the cache nor
+    /// this process is busy with them alone. A timeout here is no failure of the cache.
+    async fn acquire_long_lookup(
+        &self,
+        namespace: &Namespace,
+    ) -> Result<impl Sized + use<'_>, LookupFailure> {
+        let permit = timeout(MAX_WAIT, self.long_lookups.acquire()).await;
+        let permit = permit.map_err(|_| LookupFailure::Skipped)?;
+        if self.generation_switch.in_use().as_ref() == Some(namespace) {
+            Ok(permit)
+        } else {
+            Err(LookupFailure::Skipped)
+        }
+    }
+}

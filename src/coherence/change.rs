@@ -1,0 +1,113 @@
+//! Changes of the table: their decisions, plans and results.
+
+use std::{any::Any, sync::Arc};
+
+use async_trait::async_trait;
+
+use crate::{
+    domain::{Key, Record},
+    store::{self, DynamoDb, Step},
+};
+
+/// A permit that a write holds until it has ended.
+pub type HeldPermit = Arc<dyn Any + Send + Sync>;
+
+/// A change of the table. [`super::WritePath::apply`] may call [`Self::decide`] more than once,
+/// each time on what the table holds then.
+#[async_trait]
+pub trait Change: Send + Sync + 'static {
+    /// Result of the change.
+    type Output: Send + 'static;
+    /// Reason of a refusal.
+    type Refusal: Send + 'static;
+
+    /// All keys that the change can affect, whether there is a record or not.
+    fn touches(&self) -> Vec<Key>;
+
+    /// Whether the plan may publish records, see [`Plan::publish`].
+    fn may_publish(&self) -> bool {
+        false
+    }
+
+    /// Decides, on strong reads only.
+    async fn decide(
+        &self,
+        table: &DynamoDb,
+    ) -> Result<Verdict<Self::Output, Self::Refusal>, store::Error>;
+}
+
+/// Decision of a change.
+#[derive(Debug)]
+pub enum Verdict<T, R> {
+    /// Commit this plan.
+    Commit(Plan<T>),
+    /// The table holds already what the change asks for.
+    Keep {
+        /// Result of the change.
+        output: T,
+        /// See [`Plan::premises`].
+        premises: Vec<Record>,
+    },
+    /// Refuse, and reveal what the table holds. Later reads must not contradict it.
+    Refuse {
+        /// The reason.
+        refusal: R,
+        /// Keys without a record that the refusal reveals, besides the touched ones.
+        absent: Vec<Key>,
+        /// See [`Plan::premises`].
+        premises: Vec<Record>,
+    },
+    /// Refuse, and reveal nothing.
+    Deny(R),
+}
+
+impl<T, R> Verdict<T, R> {
+    /// Refuses because of the touched keys alone.
+    pub fn refuse(refusal: R) -> Self {
+        Self::Refuse {
+            refusal,
+            absent: Vec::new(),
+            premises: Vec::new(),
+        }
+    }
+}
+
+/// A transaction, and its effect on the cache.
+#[derive(Debug)]
+pub struct Plan<T> {
+    /// The transaction.
+    pub steps: Vec<Step>,
+    /// Records to put into the cache once the write is confirmed. Only records that grant:
+    /// after a write that revokes, the fences stay.
+    pub publish: Vec<Record>,
+    /// Records of other writes, as they were read, that the result reveals. Later reads
+    /// must not contradict them.
+    pub premises: Vec<Record>,
+    /// Result of the change.
+    pub output: T,
+}
+
+/// Reason why a change was not acknowledged.
+#[derive(Debug)]
+pub enum WriteError<R> {
+    /// The change refused.
+    Refused(R),
+    /// Nothing was changed: the fences could not be placed, and there was no
+    /// time left to do without the cache.
+    CacheUnavailable,
+    /// The change was applied, but cached answers may be older than it for a
+    /// while.
+    NotConfirmed,
+    /// The table did not say whether the change was applied.
+    OutcomeUnknown(store::Error),
+    /// Nothing was changed: others changed the same records again and again.
+    Contention,
+    /// Nothing was changed: too many writes are under way.
+    Overloaded,
+    /// Nothing was changed: too little time was left.
+    TooLate,
+    /// Nothing was changed: the table failed.
+    Store(store::Error),
+    /// The task of the write ended without a result.
+    Interrupted,
+}

@@ -1,0 +1,125 @@
+//! The entries of records in Momento: how long they live, and how a read or a write replaces
+//! one.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::{CoherenceSettings, Entry, Nonce, Projection, Tag, namespace::Namespace};
+use crate::{
+    cache::MomentoClient,
+    domain::{Key, Record, Timestamp},
+    telemetry::CACHE_FILLS,
+};
+
+/// Added to an entry's time to live for its greatest accepted age. It covers the time
+/// between the table read and the fill.
+const AGE_SLACK: Duration = Duration::from_secs(1);
+/// Variation of times to live, in percent either way, so that entries that were filled
+/// together do not expire together.
+const TTL_JITTER_PERCENT: u32 = 10;
+/// Longest that a probe of the cache may take.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(250);
+/// Longest that a fill may take: little less than its lease lives.
+const FILL_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// The entries of records, over the Momento client.
+pub(super) struct Entries {
+    pub(super) cache: MomentoClient,
+    settings: CoherenceSettings,
+}
+
+/// The entry cannot be used, nor filled: a lease, a fence, another format, too old.
+pub(super) struct Unusable;
+
+impl Entries {
+    pub(super) fn new(cache: MomentoClient, settings: CoherenceSettings) -> Self {
+        Self { cache, settings }
+    }
+
+    /// The time of entries, by the wall clock.
+    pub(super) fn now(&self) -> Timestamp {
+        (self.settings.wall_clock)()
+    }
+
+    /// The greatest accepted age of the entry of `key`, should the cache keep it beyond its
+    /// time to live.
+    pub(super) fn max_age(&self, key: &Key, is_present: bool) -> Duration {
+        let longest_ttl = self.ttl(key, is_present) * (100 + TTL_JITTER_PERCENT) / 100;
+        longest_ttl + AGE_SLACK
+    }
+
+    /// Whether the cache stores a fence.
+    pub(super) async fn probe(&self, namespace: &Namespace) -> bool {
+        let key = namespace.probe_key();
+        let fence = Entry::new(Tag::Fence).encode(&key);
+        let stored = self.cache.set_if_not_equal(&key, &fence, PROBE_TIMEOUT);
+        matches!(timeout(PROBE_TIMEOUT, stored).await, Ok(Ok(true)))
+    }
+
+    /// Decodes the entry of `key` that was stored under `cache_key`, if it can be used.
+    pub(super) fn decode<V: Projection>(
+        &self,
+        bytes: &[u8],
+        cache_key: &[u8],
+        key: &Key,
+        now: Timestamp,
+    ) -> Result<Option<V>, Unusable> {
+        let (record, read_time) = V::decode(bytes, cache_key, key).ok_or(Unusable)?;
+        let age_ms = now.0.saturating_sub(read_time.0);
+        let age = Duration::from_millis(u64::try_from(age_ms).unwrap_or(0));
+        if age <= self.max_age(key, record.is_some()) {
+            Ok(record)
+        } else {
+            Err(Unusable)
+        }
+    }
+
+    /// Replaces `expected`, a lease or a fence of this replica, by a record. A failure is
+    /// harmless: the entry expires, and the next reader fills it.
+    pub(super) async fn replace(
+        &self,
+        namespace: &Namespace,
+        key: &Key,
+        expected: &[u8],
+        record: Option<Record>,
+        read_time: Timestamp,
+    ) {
+        let cache_key = namespace.key(key);
+        let ttl = self.ttl(key, record.is_some());
+        let entry = Entry::new(match record {
+            Some(record) => Tag::Present { record, read_time },
+            None => Tag::Absent { read_time },
+        });
+        let value = entry.encode(&cache_key);
+        let ttl = jittered(ttl, entry.nonce);
+        let stored = self.cache.set_if_equal(&cache_key, &value, expected, ttl);
+        let stored = timeout(FILL_TIMEOUT, stored).await;
+        let result = if matches!(stored, Ok(Ok(true))) {
+            "stored"
+        } else {
+            "refused"
+        };
+        metrics::counter!(CACHE_FILLS, "result" => result).increment(1);
+        match stored {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "cache not filled"),
+            Err(_) => tracing::debug!("cache not filled: too slow"),
+        }
+    }
+
+    /// Time to live of the entry of `key`.
+    fn ttl(&self, key: &Key, is_present: bool) -> Duration {
+        match (key, is_present) {
+            (_, false) => self.settings.absent_ttl,
+            (Key::Membership(..), true) => self.settings.membership_ttl,
+            (Key::User(_) | Key::Organization(_), true) => self.settings.profile_ttl,
+        }
+    }
+}
+
+/// `ttl` with jitter drawn from the entry's own nonce.
+fn jittered(ttl: Duration, nonce: Nonce) -> Duration {
+    let share = u32::from(nonce.jitter()) * 2 * TTL_JITTER_PERCENT / u32::from(u8::MAX);
+    ttl * (100 - TTL_JITTER_PERCENT + share) / 100
+}

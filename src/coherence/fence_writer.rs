@@ -1,0 +1,269 @@
+//! Fences in Momento: their placement, renewal and replacement by a written record.
+
+use std::{sync::Arc, time::Duration};
+
+use backon::{BackoffBuilder as _, ConstantBuilder};
+use bytes::Bytes;
+use futures_util::future::join_all;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{
+    Entry, Tag, Timing,
+    entries::Entries,
+    generation_switch::{Phase, SwitchView},
+    namespace::Namespace,
+};
+use crate::{
+    cache::{self, Found},
+    domain::{Key, Record, Timestamp},
+    telemetry::CACHE_FENCES,
+};
+
+/// Pauses between attempts to place a fence: 10 ms, and up to as much again by jitter.
+const FENCE_PAUSES: ConstantBuilder = ConstantBuilder::new()
+    .with_delay(Duration::from_millis(10))
+    .without_max_times()
+    .with_jitter();
+
+/// A fence in the cache.
+#[derive(Debug)]
+struct Fence {
+    key: Key,
+    /// The entry as stored.
+    bytes: Vec<u8>,
+    /// Whether no other write of the key can be between its fence and its confirmation:
+    /// neither this fence nor the ones that it renewed replaced a fence of another write.
+    is_alone: bool,
+}
+
+/// The fences of a write, one on each key.
+#[derive(Debug)]
+pub(super) struct Fences {
+    /// The state of the switch when they were sent.
+    pub(super) view: SwitchView,
+    placed: Vec<Fence>,
+    /// When the first of them was sent. None expires earlier than
+    /// [`super::Timing::fence_ttl`] after that.
+    pub(super) since: Instant,
+}
+
+/// The entry that a fence replaces.
+#[derive(Debug, Clone)]
+enum Replaced {
+    /// No entry.
+    Nothing,
+    /// An entry that is no fence.
+    Entry(Bytes),
+    /// A fence of this write.
+    Own {
+        /// As stored.
+        bytes: Vec<u8>,
+        /// See [`Fence::is_alone`].
+        is_alone: bool,
+    },
+    /// Possibly a fence of another write.
+    Unknown,
+}
+
+/// Places fences.
+pub(super) struct FenceWriter {
+    entries: Arc<Entries>,
+    timing: Timing,
+}
+
+impl FenceWriter {
+    pub(super) fn new(entries: Arc<Entries>, timing: Timing) -> Self {
+        Self { entries, timing }
+    }
+
+    /// Fences all keys. `None` if a fence could not be placed.
+    pub(super) async fn fence(
+        &self,
+        view: &SwitchView,
+        keys: &[Key],
+        may_publish: bool,
+    ) -> Option<Fences> {
+        let replaced = if may_publish {
+            self.peek(&view.namespace, keys).await
+        } else {
+            vec![Replaced::Unknown; keys.len()]
+        };
+        self.fence_all(view, keys, replaced, "fence").await
+    }
+
+    /// Fences all keys again. `None` if a fence could not be placed.
+    pub(super) async fn fence_again(
+        &self,
+        view: &SwitchView,
+        keys: &[Key],
+        own: Option<&Fences>,
+        step: &'static str,
+    ) -> Option<Fences> {
+        let replaced = keys.iter().map(|key| {
+            let mut own = own.into_iter().flat_map(|own| &own.placed);
+            own.find(|fence| fence.key == *key)
+                .map_or(Replaced::Unknown, |own| Replaced::Own {
+                    bytes: own.bytes.clone(),
+                    is_alone: own.is_alone,
+                })
+        });
+        self.fence_all(view, keys, replaced.collect(), step).await
+    }
+
+    async fn fence_all(
+        &self,
+        view: &SwitchView,
+        keys: &[Key],
+        replaced: Vec<Replaced>,
+        step: &'static str,
+    ) -> Option<Fences> {
+        let since = Instant::now();
+        let placed = join_all(keys.iter().zip(replaced).map(|(key, replaced)| async move {
+            let fence = match self.fence_over(&view.namespace, key, replaced).await {
+                Some(fence) => Some(fence),
+                None => self.place_fence(&view.namespace, key).await,
+            };
+            let result = if fence.is_some() { "placed" } else { "failed" };
+            metrics::counter!(CACHE_FENCES, "step" => step, "result" => result).increment(1);
+            fence
+        }));
+        Some(Fences {
+            view: view.clone(),
+            placed: placed.await.into_iter().collect::<Option<_>>()?,
+            since,
+        })
+    }
+
+    /// Looks keys up within the time of an attempt to fence. Nothing if that fails.
+    pub(super) async fn look_up_to_fence(
+        &self,
+        cache_keys: &cache::Keys,
+    ) -> impl Iterator<Item = Found> + use<> {
+        let attempt = self.timing.fence_attempt;
+        let found = timeout(attempt, self.entries.cache.get(cache_keys)).await;
+        found.into_iter().flatten().flatten()
+    }
+
+    async fn peek(&self, namespace: &Namespace, keys: &[Key]) -> Vec<Replaced> {
+        let cache_keys = namespace.keys(keys);
+        let mut found = self.look_up_to_fence(&cache_keys).await;
+        let replaced =
+            keys.iter()
+                .zip(cache_keys.iter())
+                .map(|(key, cache_key)| match found.next() {
+                    Some(Found::Miss) => Replaced::Nothing,
+                    Some(Found::Hit(bytes)) => match Entry::decode(&bytes, cache_key, key) {
+                        None
+                        | Some(Entry {
+                            tag: Tag::Fence, ..
+                        }) => Replaced::Unknown,
+                        Some(_) => Replaced::Entry(bytes),
+                    },
+                    Some(Found::Unknown) | None => Replaced::Unknown,
+                });
+        replaced.collect()
+    }
+
+    /// Replaces exactly this entry by a fence, if it is still there and certainly no fence of
+    /// another write.
+    async fn fence_over(
+        &self,
+        namespace: &Namespace,
+        key: &Key,
+        replaced: Replaced,
+    ) -> Option<Fence> {
+        let cache_key = namespace.key(key);
+        let bytes = Entry::new(Tag::Fence).encode(&cache_key);
+        let ttl = self.timing.fence_ttl;
+        let (expected, is_alone) = match replaced {
+            Replaced::Unknown => return None,
+            Replaced::Nothing => (None, true),
+            Replaced::Entry(bytes) => (Some(bytes), true),
+            Replaced::Own { bytes, is_alone } => (Some(bytes.into()), is_alone),
+        };
+        let is_stored = match expected {
+            None => {
+                let stored = self.entries.cache.set_if_absent(&cache_key, &bytes, ttl);
+                self.is_fence_stored(stored).await
+            }
+            Some(expected) => {
+                let stored = self
+                    .entries
+                    .cache
+                    .set_if_equal(&cache_key, &bytes, &expected, ttl);
+                self.is_fence_stored(stored).await
+            }
+        };
+        is_stored.then(|| Fence {
+            key: key.clone(),
+            bytes,
+            is_alone,
+        })
+    }
+
+    /// Places a fence over any entry. Each attempt has its own nonce, so that a late attempt
+    /// cannot turn the next one into a no-op.
+    async fn place_fence(&self, namespace: &Namespace, key: &Key) -> Option<Fence> {
+        let cache_key = namespace.key(key);
+        let ttl = self.timing.fence_ttl;
+        let deadline = Instant::now() + self.timing.fence_patience;
+        for pause in FENCE_PAUSES.build() {
+            let bytes = Entry::new(Tag::Fence).encode(&cache_key);
+            let stored = self.entries.cache.set_if_not_equal(&cache_key, &bytes, ttl);
+            if self.is_fence_stored(stored).await {
+                return Some(Fence {
+                    key: key.clone(),
+                    bytes,
+                    is_alone: false,
+                });
+            }
+            if Instant::now() >= deadline {
+                break;
+            }
+            sleep(pause).await;
+        }
+        None
+    }
+
+    async fn is_fence_stored(
+        &self,
+        stored: impl Future<Output = Result<bool, cache::Error>>,
+    ) -> bool {
+        match timeout(self.timing.fence_attempt, stored).await {
+            Ok(Ok(is_stored)) => is_stored,
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "fence not placed");
+                false
+            }
+            Err(_) => {
+                tracing::debug!("fence not placed: no response in time");
+                false
+            }
+        }
+    }
+
+    /// Replaces fences by the written records, so that the next read is a hit. Only if no other
+    /// write of the key is running: its fence must stay. And only in a generation that was in
+    /// use all along: before that, some writes do not fence.
+    pub(super) async fn publish(&self, records: Vec<Record>, fences: Fences, read_time: Timestamp) {
+        let Fences { view, placed, .. } = fences;
+        if view.phase != Phase::On {
+            return;
+        }
+        let namespace = &view.namespace;
+        join_all(records.into_iter().map(|record| {
+            let key = record.key();
+            let fence = placed
+                .iter()
+                .find(|fence| fence.key == key && fence.is_alone);
+            async move {
+                if let Some(Fence { bytes, .. }) = fence {
+                    self.entries
+                        .replace(namespace, &key, bytes, Some(record), read_time)
+                        .await;
+                }
+            }
+        }))
+        .await;
+    }
+}

@@ -1,0 +1,185 @@
+//! Tests of the generation switch, on a paused clock.
+
+use std::{sync::Mutex as StdMutex, time::Duration};
+
+use async_trait::async_trait;
+
+use super::*;
+use crate::store::Register;
+
+/// Registers whose replies take their time, and that remember each write.
+#[derive(Default)]
+struct SlowRegisters {
+    reply_takes: Duration,
+    held: StdMutex<Option<Register>>,
+    writes: StdMutex<Vec<(Phase, Instant)>>,
+}
+
+impl SlowRegisters {
+    /// The writes, which have left the cache once and come back.
+    fn once_round(&self) -> Vec<(Phase, Instant)> {
+        let writes = self.writes.lock().unwrap().clone();
+        let phases: Vec<_> = writes.iter().map(|(phase, _)| *phase).collect();
+        assert_eq!(phases, [Phase::On, Phase::Warm, Phase::Ready, Phase::On]);
+        writes
+    }
+}
+
+#[async_trait]
+impl Registers for SlowRegisters {
+    async fn table_identity(&self) -> Result<String, store::Error> {
+        Ok("table".to_owned())
+    }
+
+    async fn read_register(&self, _: &str) -> Result<Option<Register>, store::Error> {
+        let held = self.held.lock().unwrap().clone();
+        sleep(self.reply_takes).await;
+        Ok(held)
+    }
+
+    async fn swap_register(
+        &self,
+        _: &str,
+        found: Option<u64>,
+        values: &BTreeMap<String, String>,
+    ) -> Result<Option<u64>, store::Error> {
+        let version = {
+            let mut held = self.held.lock().unwrap();
+            let is_found = held.as_ref().map(|register| register.version) == found;
+            is_found.then(|| {
+                let version = found.unwrap_or(0) + 1;
+                *held = Some(Register {
+                    version,
+                    values: values.clone(),
+                });
+                let (phase, _) = parse(values).unwrap();
+                self.writes.lock().unwrap().push((phase, Instant::now()));
+                version
+            })
+        };
+        sleep(self.reply_takes).await;
+        Ok(version)
+    }
+}
+
+const TAKES: Duration = Duration::from_millis(300);
+
+fn slow() -> (Arc<SlowRegisters>, GenerationSwitch) {
+    let registers = Arc::new(SlowRegisters {
+        reply_takes: TAKES,
+        ..SlowRegisters::default()
+    });
+    let generation_switch = GenerationSwitch::new(registers.clone(), Timing::default());
+    (registers, generation_switch)
+}
+
+/// The same, with a cache that was taken out of use.
+async fn slow_and_left() -> (Arc<SlowRegisters>, GenerationSwitch) {
+    let (registers, generation_switch) = slow();
+    generation_switch.begin().await.unwrap();
+    let view = generation_switch.refresh().await.unwrap();
+    generation_switch.leave(&view).await.unwrap();
+    (registers, generation_switch)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_view_is_valid_for_its_time_from_when_its_read_was_sent() {
+    let (_, generation_switch) = slow();
+    generation_switch.begin().await.unwrap();
+    let sent = Instant::now();
+    generation_switch.refresh().await.unwrap();
+    assert_eq!(sent.elapsed(), TAKES);
+    let valid_until = sent + Timing::default().view_ttl;
+    sleep_until(valid_until - Duration::from_millis(1)).await;
+    assert!(generation_switch.in_use().is_some());
+    sleep_until(valid_until).await;
+    assert!(generation_switch.in_use().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_switch_goes_through_ready_and_waits_before_each_step() {
+    let (registers, generation_switch) = slow();
+    generation_switch.begin().await.unwrap();
+    let before = generation_switch.refresh().await.unwrap();
+    generation_switch.renew().await.unwrap();
+    let writes = registers.once_round();
+    for steps in writes[1..].windows(2) {
+        // Since the reply to the write before: then it was learned.
+        let waited = steps[1].1 - steps[0].1;
+        assert_eq!(waited, TAKES + Timing::default().settle());
+    }
+    assert!(generation_switch.in_use().is_some());
+    assert_ne!(generation_switch.in_use(), Some(before.namespace));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flush_ends_also_where_the_cache_was_left_before() {
+    let (registers, generation_switch) = slow_and_left().await;
+    let another = GenerationSwitch::new(registers.clone(), Timing::default());
+    let (first, second) = tokio::join!(generation_switch.renew(), another.renew());
+    first.unwrap();
+    second.unwrap();
+    registers.once_round();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cache_that_responds_again_is_used_only_after_both_waits() {
+    let (registers, generation_switch) = slow_and_left().await;
+    let run = generation_switch.run(|_| async { true });
+    let _ = timeout(Duration::from_secs(60), run).await;
+    let writes = registers.once_round();
+    for steps in writes[1..].windows(2) {
+        let waited = steps[1].1 - steps[0].1;
+        assert!(waited >= Timing::default().settle(), "{waited:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn views_outlive_no_wait_for_them() {
+    let timing = Timing::default();
+    assert!(timing.settle() > timing.view_ttl);
+    let (_, generation_switch) = slow();
+    generation_switch.begin().await.unwrap();
+    let view = generation_switch.refresh().await.unwrap();
+    let left = generation_switch.leave(&view).await.unwrap();
+    assert_eq!(
+        generation_switch.settled_at(&left),
+        Instant::now() + timing.settle()
+    );
+    sleep(Duration::from_millis(100)).await;
+    // Seeing the same state again does not begin the wait anew.
+    let again = generation_switch.refresh().await.unwrap();
+    assert_eq!(
+        generation_switch.settled_at(&again),
+        generation_switch.settled_at(&left)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_warm_and_ready_reads_do_not_use_the_cache() {
+    let (_, generation_switch) = slow();
+    // There is no switch yet: it begins as after an outage.
+    let mut view = generation_switch.refresh().await.unwrap();
+    for phase in [Phase::Warm, Phase::Ready] {
+        assert_eq!(view.phase, phase);
+        assert!(generation_switch.in_use().is_none());
+        view = generation_switch
+            .step(&view, phase.next(), view.generation.clone())
+            .await
+            .unwrap();
+    }
+    assert!(generation_switch.in_use().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_switch_that_another_replica_has_moved_is_not_moved_again() {
+    let (registers, generation_switch) = slow();
+    generation_switch.begin().await.unwrap();
+    let other = GenerationSwitch::new(registers.clone(), Timing::default());
+    let view = generation_switch.refresh().await.unwrap();
+    let theirs = other.refresh().await.unwrap();
+    let left = other.leave(&theirs).await.unwrap();
+    let seen = generation_switch.leave(&view).await.unwrap();
+    assert!(seen.is_same(&left));
+    assert_eq!(registers.writes.lock().unwrap().len(), 2);
+}

@@ -1,0 +1,76 @@
+//! The generated pages of the documentation: settings and metrics, from the code.
+//! `UPDATE_DOCS=yes cargo test --test it reference::` writes them.
+
+use std::{fmt::Write as _, fs, path::Path};
+
+use account_service::{config::Cli, telemetry};
+use clap::CommandFactory as _;
+
+/// Compares a page with what the code says, or writes it.
+fn assert_generated(path: &str, expected: &str) {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(&file, expected).unwrap();
+    }
+    let page = fs::read_to_string(&file).unwrap_or_default();
+    assert!(
+        page == expected,
+        "{path} is outdated: run `UPDATE_DOCS=yes cargo test --test it reference::`"
+    );
+}
+
+#[test]
+fn the_page_of_settings_is_generated_from_the_command_line() {
+    let mut page = String::from(
+        "# Settings\n\n\
+         Generated from `src/config.rs`. Each setting is a flag and an environment variable; an empty variable counts as\n\
+         unset. Secrets are no settings: the Momento credential is read from Secrets Manager.\n",
+    );
+    for command in Cli::command().get_subcommands() {
+        let name = command.get_name();
+        if command.is_hide_set() || command.get_arguments().next().is_none() {
+            continue;
+        }
+        let about = command.get_about().map(ToString::to_string);
+        writeln!(page, "\n## `{name}`\n\n{}\n", about.unwrap_or_default()).unwrap();
+        page.push_str("| flag | variable | default | |\n|---|---|---|---|\n");
+        for setting in command.get_arguments() {
+            page.push_str(&row(setting));
+        }
+    }
+    assert_generated("docs/settings.md", &page);
+}
+
+fn row(setting: &clap::Arg) -> String {
+    let flag = setting.get_long().unwrap_or_default();
+    let variable = setting.get_env().map(|name| name.to_string_lossy());
+    let variable = variable.map_or(String::new(), |name| format!("`{name}`"));
+    let defaults = setting.get_default_values().iter();
+    let defaults: Vec<_> = defaults.map(|value| value.to_string_lossy()).collect();
+    let default = match defaults.join(",") {
+        default if !default.is_empty() && setting.get_action().takes_values() => {
+            format!("`{default}`")
+        }
+        _ if setting.is_required_set() => "required".to_owned(),
+        _ => String::new(),
+    };
+    let help = setting.get_long_help().or_else(|| setting.get_help());
+    let help = help.map(ToString::to_string).unwrap_or_default();
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    let help = help.replace('|', "\\|");
+    format!("| `--{flag}` | {variable} | {default} | {help} |\n")
+}
+
+#[test]
+fn the_page_of_metrics_is_generated_from_their_descriptions() {
+    let mut page = String::from(
+        "# Metrics\n\n\
+         Generated from `src/telemetry/metrics.rs`. `--metrics-addr` serves them for Prometheus.\n\
+         [operations.md](operations.md#metrics) shows how to use them.\n\n\
+         | metric | |\n|---|---|\n",
+    );
+    for (name, help) in telemetry::ALL {
+        writeln!(page, "| `{name}` | {help} |").unwrap();
+    }
+    assert_generated("docs/metrics.md", &page);
+}
