@@ -10,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use metrics::gauge;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
@@ -22,11 +21,8 @@ use crate::{
 
 /// Pause before the first probe. Doubles after each failed probe.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// Pauses between probes.
-const PROBE_PAUSES: ExponentialBuilder = ExponentialBuilder::new()
-    .with_min_delay(FIRST_PAUSE)
-    .with_max_delay(Duration::from_millis(1600))
-    .without_max_times();
+/// Longest pause between probes.
+const MAX_PAUSE: Duration = Duration::from_millis(1600);
 
 /// A circuit breaker for each kind of look-up: late responses to long ones do not stop short
 /// ones.
@@ -70,8 +66,6 @@ struct Probes {
     due: Instant,
     /// The pause until the next probe.
     pause: Duration,
-    /// The pauses after further failed probes.
-    pauses: ExponentialBackoff,
 }
 
 /// What a look-up does.
@@ -141,7 +135,7 @@ impl CircuitBreaker {
             let mut probes = self.probes();
             if decision == Decision::Probe {
                 if self.is_open() {
-                    probes.pause = probes.pauses.next().unwrap_or(probes.pause);
+                    probes.pause = MAX_PAUSE.min(probes.pause * 2);
                     probes.postpone();
                 }
                 return;
@@ -177,11 +171,9 @@ impl CircuitBreaker {
 
 impl Probes {
     fn new() -> Self {
-        let mut pauses = PROBE_PAUSES.build();
         Self {
             due: Instant::now(),
-            pause: pauses.next().unwrap_or(FIRST_PAUSE),
-            pauses,
+            pause: FIRST_PAUSE,
         }
     }
 

@@ -1,7 +1,7 @@
 //! The generated pages of the documentation: settings and metrics, from the code.
 //! `UPDATE_DOCS=yes cargo test --test it reference::` writes them.
 
-use std::{fmt::Write as _, fs, path::Path};
+use std::{collections::BTreeSet, fmt::Write as _, fs, path::Path};
 
 use account_service::{config::Cli, telemetry};
 use clap::CommandFactory as _;
@@ -26,16 +26,23 @@ fn the_page_of_settings_is_generated_from_the_command_line() {
          Generated from `src/config.rs`. Each setting is a flag and an environment variable; an empty variable counts as\n\
          unset. Secrets are no settings: the Momento credential is read from Secrets Manager.\n",
     );
+    let mut of_serve = BTreeSet::new();
     for command in Cli::command().get_subcommands() {
         let name = command.get_name();
-        if command.is_hide_set() || command.get_arguments().next().is_none() {
-            continue;
-        }
         let about = command.get_about().map(ToString::to_string);
-        writeln!(page, "\n## `{name}`\n\n{}\n", about.unwrap_or_default()).unwrap();
-        page.push_str("| flag | variable | default | |\n|---|---|---|---|\n");
-        for setting in command.get_arguments() {
-            page.push_str(&row(setting));
+        writeln!(page, "\n## `{name}`\n\n{}.", about.unwrap_or_default()).unwrap();
+        let rows: Vec<_> = command.get_arguments().map(row).collect();
+        let is_of_serve = |row: &String| of_serve.contains(row);
+        if rows.iter().any(is_of_serve) {
+            page.push_str("Some settings are those of `serve`.\n");
+        }
+        let own: Vec<_> = rows.iter().filter(|row| !is_of_serve(row)).collect();
+        if !own.is_empty() {
+            page.push_str("\n| flag | variable | default | |\n|---|---|---|---|\n");
+        }
+        own.iter().for_each(|row| page.push_str(row));
+        if name == "serve" {
+            of_serve.extend(rows);
         }
     }
     assert_generated("docs/settings.md", &page);
