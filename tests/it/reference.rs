@@ -40,7 +40,9 @@ fn the_page_of_settings_is_generated_from_the_command_line() {
         if !own.is_empty() {
             page.push_str("\n| flag | variable | default | |\n|---|---|---|---|\n");
         }
-        own.iter().for_each(|row| page.push_str(row));
+        for row in own {
+            page.push_str(row);
+        }
         if name == "serve" {
             of_serve.extend(rows);
         }

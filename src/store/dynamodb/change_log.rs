@@ -23,9 +23,9 @@ use crate::{
 const PAGE: u16 = 100;
 
 impl DynamoDb {
-    /// Appends at most [`MAX_APPENDED`] changes, the first one with the number
+    /// Appends at most [`crate::store::MAX_APPENDED`] changes, the first one with the number
     /// `first`, and writes a register with them, as
-    /// [`Registers::swap_register`]: all or nothing.
+    /// [`crate::store::Registers::swap_register`]: all or nothing.
     ///
     /// # Errors
     /// The table did not say: all may be written, now or later.

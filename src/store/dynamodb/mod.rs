@@ -243,7 +243,7 @@ impl DynamoDb {
             .ok_or_else(|| Error::new(ErrorKind::Malformed, "the item of an e-mail address"))
     }
 
-    /// Returns what is remembered of a request, see [`Step::Remember`].
+    /// Returns what is remembered of a request, see [`crate::store::Step::Remember`].
     ///
     /// # Errors
     /// The table could not be read, or the item says nothing of the kind.
