@@ -1,4 +1,5 @@
-//! Settings to a serving server. Only this room names the concrete backends.
+//! The server from its settings: the clients of the backends, the service and its background
+//! loops.
 
 mod auth;
 mod error;
@@ -39,6 +40,7 @@ pub use self::{
 
 /// Longest that fencing the records of one stream event may take.
 const INVALIDATE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Values that are no settings of the command line. Tests change them.
 #[derive(Debug, Clone)]
 pub struct Tuning {
@@ -94,12 +96,10 @@ pub struct App {
 }
 
 impl App {
-    /// Connects the backends and puts the service together. Backends that cannot
-    /// be reached are left for later.
+    /// Connects the backends and builds the service. Unreachable backends are connected later.
     ///
     /// # Errors
-    /// A setting is wrong, or a backend is missing, malformed or refuses what is
-    /// asked of it.
+    /// A setting is wrong, or a backend is missing, malformed or rejects a request.
     pub async fn boot(settings: &ServeSettings) -> Result<Self, Error> {
         Self::boot_with(settings, settings.cache.to_coherence()).await
     }
@@ -196,8 +196,7 @@ impl App {
     }
 }
 
-/// Listens where the settings say; returns the address, with the port if it was
-/// left open.
+/// Listens on the address of the settings. Returns the address with the actual port.
 ///
 /// # Errors
 /// [`Error::Listen`].

@@ -22,42 +22,39 @@ use crate::{
     transport::listener,
 };
 
-/// Idle client connections are checked this often.
+/// Interval of checks of idle client connections.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-/// How long the check may take.
+/// Longest wait for the response to such a check.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Calls of one connection that are under way at once. A client that wants more opens
-/// more connections.
+/// Most concurrent calls of one connection. A client that needs more opens more connections.
 const MAX_STREAMS_PER_CONNECTION: u32 = 256;
-/// Streams of one connection that the service had to reset before it closes the
-/// connection, in all its life: honest clients cause few, by sending on after
-/// they were refused.
+/// Most streams of one connection that the service resets before it closes the connection.
+/// Honest clients cause few resets, by sending on after a rejection.
 const MAX_RESETS: usize = 4096;
-/// Streams that a client may open and reset before the service has looked at
-/// them.
+/// Most streams that a client may open and reset before the service has accepted them.
 const MAX_EARLY_RESETS: usize = 20;
-/// What a client may send before the service has taken it, in bytes: of one call
-/// and of a connection. HTTP/2 takes a small frame for 256 bytes, and closes a connection
-/// whose frames are more than its window: there has to be room for those of all calls.
+/// HTTP/2 windows of a call and of a connection, in bytes. The HTTP/2 library counts a small
+/// frame as 256 bytes, and closes a connection whose frames exceed its window: the window
+/// has room for the frames of all calls.
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 256 * 1024;
-/// How much longer than the longest deadline a request may take to arrive.
+/// Time that a request may take to arrive beyond the longest deadline.
 const BODY_GRACE: Duration = Duration::from_secs(2);
-/// How long a connection that is to be closed may go on with what is under way.
+/// Time for running calls of a connection that is closed for its age.
 const AGE_GRACE: Duration = Duration::from_secs(60);
-/// Connections of clients that no admitted call has come over yet.
+/// Most connections without an admitted call.
 const MAX_UNAUTHENTICATED: usize = 256;
 /// Time for the first admitted call of a connection.
 const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(30);
 /// Connections of probes.
 const HEALTH_CONNECTIONS: listener::Limits =
     listener::Limits::never_authenticated(64, Duration::from_secs(60));
-/// Calls of one connection of a probe that are under way at once.
+/// Most concurrent calls of one connection of a probe.
 const MAX_STREAMS_OF_A_PROBE: u32 = 8;
-/// Pause between looks at a table that cannot be used yet.
+/// Interval of reading a table that cannot be used yet.
 const READY_PAUSE: Duration = Duration::from_millis(500);
-/// Largest header block that HTTP/2 takes, in bytes. Larger than the metadata of a call
-/// may be, so that a call with too much metadata gets a gRPC status.
+/// Largest header block of HTTP/2, in bytes. Larger than the greatest accepted metadata of a
+/// call, so that a call with too much metadata gets a gRPC status.
 const MAX_HEADER_BYTES: u32 = 64 * 1024;
 
 /// As many connections as the settings say, and as the process may have open files.
@@ -81,9 +78,8 @@ pub(super) fn limits_of_connections(settings: &ServerSettings) -> listener::Limi
 }
 
 impl App {
-    /// Serves until `shutdown` resolves, then reports NOT_SERVING, accepts
-    /// nothing more, and waits a bounded time for the calls and the writes that
-    /// are under way.
+    /// Serves until `shutdown` resolves. Then reports NOT_SERVING, accepts no more calls, and
+    /// waits a bounded time for running calls and writes.
     ///
     /// # Errors
     /// [`Error::Serve`].
@@ -117,48 +113,14 @@ impl App {
                 draining.notify_one();
             }
         };
-        let (reflection_v1, reflection_v1alpha) = if self.describes_itself {
-            let v1 = reflection_v1::server().map_err(serve_failed)?;
-            let v1alpha = reflection_v1alpha::server().map_err(serve_failed)?;
-            (Some(v1), Some(v1alpha))
-        } else {
-            (None, None)
-        };
         let concurrency_limit = ConcurrencyLimitLayer::new(self.calls_at_once, HEAVY_CALL_CPU);
-        let longest_call = self.longest_call.map(|longest| {
-            MapRequestLayer::new(move |mut request: http::Request<Body>| {
-                request.extensions_mut().insert(LongestCall(longest));
-                request
-            })
-        });
-        let server = server_builder()
-            .timeout(self.longest_call.unwrap_or(DEFAULT_DEADLINE) + BODY_GRACE)
-            .max_connection_age(self.max_connection_age)
-            .layer(MetricsLayer::new())
-            .layer(MapResponseLayer::new(with_error_details))
-            .layer(AuthLayer(self.auth.authorizer()))
-            .layer(concurrency_limit.clone())
-            .layer(option_layer(longest_call))
-            .layer(FastPathLayer(self.service.clone().into_server()))
-            .add_service(health_server)
-            .add_optional_service(reflection_v1)
-            .add_optional_service(reflection_v1alpha)
-            .serve_with_incoming_shutdown(
-                listener::accept(listener, self.auth.tls(), self.connections),
-                stop,
-            );
+        let server = self.serve_calls(listener, health_server, concurrency_limit.clone(), stop);
         let serve_and_drain = async {
             let ended = server.await;
-            // Also where it ended by itself, the time to drain is bounded.
+            // Also after a failure of the server, the time to drain is bounded.
             draining.notify_one();
-            self.service.coherence().drain().await;
-            if let Some(invalidator) = &self.invalidator {
-                invalidator.resign().await;
-            }
-            if let Some(clean_up) = &self.clean_up {
-                clean_up.resign().await;
-            }
-            ended.map_err(serve_failed)
+            self.drain().await;
+            ended
         };
         let overdue = async {
             draining.notified().await;
@@ -168,13 +130,13 @@ impl App {
             ended = serve_and_drain => ended,
             // Never ends: writes need it until they are drained.
             () = self.run_background(&concurrency_limit) => {
-                tracing::error!("what runs beside calls has ended");
+                tracing::error!("a background loop has ended");
                 Ok(())
             }
             () = become_ready => Ok(()),
             ended = health_beside => ended,
             () = overdue => {
-                tracing::warn!("calls, writes or repairs were still under way when the time to drain was over");
+                tracing::warn!("calls, writes or repairs were still running at the end of the drain timeout");
                 Ok(())
             }
         }
@@ -182,7 +144,59 @@ impl App {
 }
 
 impl App {
-    /// Runs the loops beside calls. Never ends.
+    /// Serves calls, behind all middleware, until `shutdown` resolves.
+    async fn serve_calls<H: Health>(
+        &self,
+        listener: TcpListener,
+        health: HealthServer<H>,
+        concurrency_limit: ConcurrencyLimitLayer,
+        shutdown: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), Error> {
+        let (reflection_v1, reflection_v1alpha) = if self.describes_itself {
+            let v1 = reflection_v1::server().map_err(serve_failed)?;
+            let v1alpha = reflection_v1alpha::server().map_err(serve_failed)?;
+            (Some(v1), Some(v1alpha))
+        } else {
+            (None, None)
+        };
+        let longest_call = self.longest_call.map(|longest| {
+            MapRequestLayer::new(move |mut request: http::Request<Body>| {
+                request.extensions_mut().insert(LongestCall(longest));
+                request
+            })
+        });
+        server_builder()
+            .timeout(self.longest_call.unwrap_or(DEFAULT_DEADLINE) + BODY_GRACE)
+            .max_connection_age(self.max_connection_age)
+            .layer(MetricsLayer::new())
+            .layer(MapResponseLayer::new(with_error_details))
+            .layer(AuthLayer(self.auth.authorizer()))
+            .layer(concurrency_limit)
+            .layer(option_layer(longest_call))
+            .layer(FastPathLayer(self.service.clone().into_server()))
+            .add_service(health)
+            .add_optional_service(reflection_v1)
+            .add_optional_service(reflection_v1alpha)
+            .serve_with_incoming_shutdown(
+                listener::accept(listener, self.auth.tls(), self.connections),
+                shutdown,
+            )
+            .await
+            .map_err(serve_failed)
+    }
+
+    /// Waits for running writes, and releases the leases.
+    async fn drain(&self) {
+        self.service.coherence().drain().await;
+        if let Some(invalidator) = &self.invalidator {
+            invalidator.resign().await;
+        }
+        if let Some(clean_up) = &self.clean_up {
+            clean_up.resign().await;
+        }
+    }
+
+    /// Runs the background loops. Never ends.
     async fn run_background(&self, concurrency_limit: &ConcurrencyLimitLayer) {
         let follow_stream = Box::pin(async {
             match &self.invalidator {
@@ -208,8 +222,8 @@ impl App {
     }
 }
 
-/// A server with the limits of its connections. No time of grace is set for
-/// their age: with one, tonic ends them without saying so before.
+/// A server with the limits of its connections. Their age has no grace time: with one, tonic
+/// closes them without a GOAWAY before.
 fn server_builder() -> Server {
     Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
@@ -223,7 +237,7 @@ fn server_builder() -> Server {
         .timeout(DEFAULT_DEADLINE + BODY_GRACE)
 }
 
-/// Reports that the service is serving once the table has answered and somebody can be
+/// Reports that the service is serving once the table has responded and a caller can be
 /// admitted.
 async fn become_ready(
     coherence: &Coherence,

@@ -1,21 +1,20 @@
 //! The table of errors and their gRPC statuses. Details for operators are in the log, details
 //! for callers in the status.
 
+mod refusal;
+
 use std::{collections::HashMap, time::Duration};
 
 use tonic::{Code, Status, metadata::MetadataValue};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+pub use super::reason::{DOMAIN, Reason};
 use crate::{
     auth::{Caller, Refused},
-    domain::{OrganizationName, Username},
-    service::{Error, NoPageToken, Refusal, WatchError},
+    service::{Error, WatchError},
     store::{self, ErrorKind},
     telemetry::Throttle,
 };
-
-/// Domain of every `google.rpc.ErrorInfo`.
-pub const DOMAIN: &str = "account.v1";
 
 /// Trailer with the time until a retry, by the gRPC specification of retries.
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
@@ -30,112 +29,6 @@ static REFUSALS: Throttle = Throttle::new(10);
 static REFUSALS_OF_KNOWN: Throttle = Throttle::new(10);
 const RETRY_SOON: Duration = Duration::from_millis(100);
 const RETRY_LATER: Duration = Duration::from_secs(1);
-
-macro_rules! reasons {
-    ($($(#[$doc:meta])+ $name:ident = $text:literal,)+) => {
-        /// The reason why a call failed, stable for callers to branch on.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum Reason {
-            $($(#[$doc])+ $name,)+
-        }
-
-        impl Reason {
-            /// Every reason.
-            pub const ALL: &[Self] = &[$(Self::$name),+];
-
-            /// The reason in `google.rpc.ErrorInfo`.
-            #[must_use]
-            pub fn as_str(self) -> &'static str {
-                match self {
-                    $(Self::$name => $text,)+
-                }
-            }
-        }
-    };
-}
-
-reasons! {
-    /// A field breaks its bounds.
-    InvalidField = "INVALID_FIELD",
-    /// The body is not a message of the method's request type.
-    MalformedMessage = "MALFORMED_MESSAGE",
-    /// The request is larger than the server accepts.
-    MessageTooLarge = "MESSAGE_TOO_LARGE",
-    /// The response would be larger than clients accept.
-    ResponseTooLarge = "RESPONSE_TOO_LARGE",
-    /// The compression of the request is not accepted.
-    UnsupportedCompression = "UNSUPPORTED_COMPRESSION",
-    /// There is no such method.
-    UnknownMethod = "UNKNOWN_METHOD",
-    /// The call has no credentials.
-    NoCredentials = "NO_CREDENTIALS",
-    /// The credentials of the call are not valid.
-    InvalidCredentials = "INVALID_CREDENTIALS",
-    /// The keys that verify tokens could not be read yet.
-    KeysUnavailable = "KEYS_UNAVAILABLE",
-    /// The caller may not call this method.
-    MethodNotGranted = "METHOD_NOT_GRANTED",
-    /// The caller may not act on behalf of this user, or of the platform.
-    ActingNotGranted = "ACTING_NOT_GRANTED",
-    /// There is no such user.
-    UserNotFound = "USER_NOT_FOUND",
-    /// There is no such organization.
-    OrganizationNotFound = "ORGANIZATION_NOT_FOUND",
-    /// The user is not a member.
-    MembershipNotFound = "MEMBERSHIP_NOT_FOUND",
-    /// No user has the e-mail address.
-    EmailNotFound = "EMAIL_NOT_FOUND",
-    /// Another user has the e-mail address.
-    EmailAlreadyExists = "EMAIL_ALREADY_EXISTS",
-    /// The user's name is taken.
-    UserAlreadyExists = "USER_ALREADY_EXISTS",
-    /// The organization's name is taken.
-    OrganizationAlreadyExists = "ORGANIZATION_ALREADY_EXISTS",
-    /// The user is a member already.
-    MembershipAlreadyExists = "MEMBERSHIP_ALREADY_EXISTS",
-    /// The acting user may not do this.
-    NotPermitted = "NOT_PERMITTED",
-    /// The organization would be left without an Owner.
-    LastOwner = "LAST_OWNER",
-    /// The new Owner is suspended.
-    NewOwnerSuspended = "NEW_OWNER_SUSPENDED",
-    /// Nothing was changed: the resource has another version.
-    EtagMismatch = "ETAG_MISMATCH",
-    /// Another request had the same `request_id`.
-    RequestIdReused = "REQUEST_ID_REUSED",
-    /// Changes after the cursor are no longer kept, or may have been missed.
-    CursorExpired = "CURSOR_EXPIRED",
-    /// No replica follows the table's stream.
-    ChangesNotFollowed = "CHANGES_NOT_FOLLOWED",
-    /// Too many watch streams are open.
-    TooManyWatchers = "TOO_MANY_WATCHERS",
-    /// The client did not receive changes in time.
-    SlowConsumer = "SLOW_CONSUMER",
-    /// This replica stops.
-    Stopping = "STOPPING",
-    /// Nothing was changed: stale reads could not be ruled out.
-    CacheUnavailable = "CACHE_UNAVAILABLE",
-    /// The write was applied, but reads may return older records for a while.
-    AppliedNotConfirmed = "APPLIED_NOT_CONFIRMED",
-    /// The table did not report whether the write was applied.
-    OutcomeUnknown = "OUTCOME_UNKNOWN",
-    /// Nothing was changed: other writes changed the same records.
-    Contention = "CONTENTION",
-    /// Nothing was done: this replica has reached a limit.
-    Overloaded = "OVERLOADED",
-    /// The table is unreachable or unusable.
-    StoreUnavailable = "STORE_UNAVAILABLE",
-    /// The table throttles requests.
-    StoreThrottled = "STORE_THROTTLED",
-    /// The table lacks an index.
-    IndexMissing = "INDEX_MISSING",
-    /// The table holds a malformed item.
-    MalformedItem = "MALFORMED_ITEM",
-    /// The deadline passed.
-    DeadlineExceeded = "DEADLINE_EXCEEDED",
-    /// A bug of the service.
-    Internal = "INTERNAL",
-}
 
 /// The status of a call that is not admitted.
 pub(super) fn not_admitted(refused: &Refused, path: &str) -> Status {
@@ -199,7 +92,7 @@ pub(super) enum Repetition {
 /// repeated.
 pub(super) fn of(error: Error, repetition: Repetition) -> Status {
     match error {
-        Error::Refused(refusal) => refused(refusal),
+        Error::Refused(refusal) => refusal::refused(refusal),
         Error::Store(error) => store_failed(&error),
         Error::CacheUnavailable => retry(
             Reason::CacheUnavailable,
@@ -290,108 +183,6 @@ pub(super) fn deadline_exceeded() -> Status {
 /// A status with a reason and no other details.
 pub(super) fn plain(code: Code, reason: Reason, message: &str) -> Status {
     Status::with_error_details(code, message, info(reason, &[]))
-}
-
-fn refused(refusal: Refusal) -> Status {
-    match refusal {
-        Refusal::UserExists(username) => resource(
-            Code::AlreadyExists,
-            Reason::UserAlreadyExists,
-            "User",
-            username.to_string(),
-        ),
-        Refusal::OrganizationExists(name) => resource(
-            Code::AlreadyExists,
-            Reason::OrganizationAlreadyExists,
-            "Organization",
-            name.to_string(),
-        ),
-        Refusal::MembershipExists(organization, member) => resource(
-            Code::AlreadyExists,
-            Reason::MembershipAlreadyExists,
-            "Membership",
-            membership_name(&organization, &member),
-        ),
-        Refusal::UserNotFound(username) => resource(
-            Code::NotFound,
-            Reason::UserNotFound,
-            "User",
-            username.to_string(),
-        ),
-        Refusal::OrganizationNotFound(name) => resource(
-            Code::NotFound,
-            Reason::OrganizationNotFound,
-            "Organization",
-            name.to_string(),
-        ),
-        Refusal::MembershipNotFound(organization, member) => resource(
-            Code::NotFound,
-            Reason::MembershipNotFound,
-            "Membership",
-            membership_name(&organization, &member),
-        ),
-        Refusal::EmailExists => plain(
-            Code::AlreadyExists,
-            Reason::EmailAlreadyExists,
-            "another user has this e-mail address",
-        ),
-        Refusal::EmailNotFound => plain(
-            Code::NotFound,
-            Reason::EmailNotFound,
-            "no user has this e-mail address",
-        ),
-        Refusal::InvalidUser(field, why) => invalid_field(format!("user.{field}"), why),
-        Refusal::InvalidOrganization(field, why) => {
-            invalid_field(format!("organization.{field}"), why)
-        }
-        Refusal::NewOwnerSuspended(username) => {
-            let mut details = info(
-                Reason::NewOwnerSuspended,
-                &[("username", username.as_str())],
-            );
-            details.add_precondition_failure_violation(
-                Reason::NewOwnerSuspended.as_str(),
-                username.to_string(),
-                "an organization must keep at least one Owner who can act",
-            );
-            Status::with_error_details(
-                Code::FailedPrecondition,
-                "the new Owner is suspended: the organization would be left without an Owner who can act",
-                details,
-            )
-        }
-        Refusal::NotPermitted => plain(
-            Code::PermissionDenied,
-            Reason::NotPermitted,
-            "the acting user may not do this in this organization, or there is no such organization",
-        ),
-        Refusal::EtagMismatch => plain(
-            Code::Aborted,
-            Reason::EtagMismatch,
-            "the etag is not that of the current version of the resource; read the resource again",
-        ),
-        Refusal::RequestIdReused => {
-            let why = "another request has used this id";
-            field(Reason::RequestIdReused, "request_id", why.to_owned())
-        }
-        Refusal::NoPageToken => invalid_field("page_token", NoPageToken.to_string()),
-        Refusal::LastOwner(organization) => {
-            let mut details = info(
-                Reason::LastOwner,
-                &[("organization_name", organization.as_str())],
-            );
-            details.add_precondition_failure_violation(
-                Reason::LastOwner.as_str(),
-                organization.to_string(),
-                "an organization must keep at least one Owner",
-            );
-            Status::with_error_details(
-                Code::FailedPrecondition,
-                "the last Owner cannot leave, be demoted or be removed",
-                details,
-            )
-        }
-    }
 }
 
 /// The status of a watch that ended.
@@ -525,28 +316,6 @@ fn store_failed(error: &store::Error) -> Status {
             "the table holds a malformed item",
         ),
     }
-}
-
-/// The resource name of a membership: the names of the organization and of the member,
-/// separated by `/`. A `/` within the organization's name becomes `%2F`.
-fn membership_name(organization: &OrganizationName, member: &Username) -> String {
-    let organization = organization.as_str();
-    if organization.contains('/') {
-        let organization = organization.replace('%', "%25").replace('/', "%2F");
-        return format!("{organization}/{member}");
-    }
-    format!("{organization}/{member}")
-}
-
-fn resource(code: Code, reason: Reason, kind: &str, name: String) -> Status {
-    let verb = match code {
-        Code::AlreadyExists => "exists already",
-        _ => "does not exist",
-    };
-    let message = format!("{} {name:?} {verb}", kind.to_lowercase());
-    let mut details = info(reason, &[]);
-    details.set_resource_info(format!("{DOMAIN}.{kind}"), name, "", message.clone());
-    Status::with_error_details(code, message, details)
 }
 
 /// The write was applied, or may have been. Without a `request_id`, a retry could meet the

@@ -1,14 +1,11 @@
 //! Memberships: get, add, change role, remove, leave.
 
-use std::time::Duration;
-
 use async_trait::async_trait;
-use tokio::time::timeout;
 
 use super::{
     Accounts, Call, Error, Freshness, Refusal, Source,
     idempotency::Repeatable,
-    is_version,
+    membership_changes::{ChangeRole, RemoveMember},
     read_set::{ReadSet, keys_around, keys_of_member, transaction},
     store_failed,
 };
@@ -16,16 +13,10 @@ use crate::{
     coherence::{Change, Plan, Verdict},
     domain::{
         Actor, Etag, Key, Membership, Organization, OrganizationName, Record, Role, Stamp,
-        Standing, Timestamp, User, Username, may_add, may_change_role, may_remove,
-        standing_membership,
+        Standing, Timestamp, User, Username, may_add, standing_membership,
     },
     store::{self, DynamoDb, Step},
 };
-
-/// Longest read of the index of Owners.
-const HINT_PATIENCE: Duration = Duration::from_secs(1);
-/// Owners that are read together to find a remaining one.
-const OWNERS_AT_ONCE: usize = 25;
 
 /// A member to add.
 #[derive(Debug, Clone)]
@@ -142,7 +133,7 @@ pub(super) fn standing(records: Vec<Option<Record>>) -> Option<Standing> {
     standing_membership(user.as_ref(), organization.as_ref(), membership)
 }
 
-async fn read_actor_and_target(
+pub(super) async fn read_actor_and_target(
     table: &DynamoDb,
     organization: &OrganizationName,
     actor: &Username,
@@ -153,7 +144,7 @@ async fn read_actor_and_target(
     ReadSet::read(table, actor.into_iter().chain(target)).await
 }
 
-fn membership_key(organization: &OrganizationName, username: &Username) -> Key {
+pub(super) fn membership_key(organization: &OrganizationName, username: &Username) -> Key {
     Key::Membership(organization.clone(), username.clone())
 }
 
@@ -169,99 +160,12 @@ pub(super) fn not_a_member<T>(
 }
 
 /// Refuses because the membership has another version than the etag.
-fn another_version<T>(
+pub(super) fn another_version<T>(
     found: &ReadSet,
     organization: &OrganizationName,
     username: &Username,
 ) -> Verdict<T, Refusal> {
     found.refuse(keys_around(organization, username), Refusal::EtagMismatch)
-}
-
-/// The search for a remaining Owner when another one leaves.
-struct OtherOwners<'a> {
-    table: &'a DynamoDb,
-    organization: &'a OrganizationName,
-    leaving: &'a Username,
-    /// Records of Owners who do not remain.
-    others: ReadSet,
-}
-
-impl OtherOwners<'_> {
-    /// Adds the condition that another Owner remains. Refuses if there is none. `found` has
-    /// the records of the leaving Owner's membership.
-    async fn require_one<T>(
-        table: &DynamoDb,
-        organization: &OrganizationName,
-        leaving: &Username,
-        found: &ReadSet,
-        conditions: &mut Vec<Step>,
-    ) -> Result<Result<(), Verdict<T, Refusal>>, store::Error> {
-        let mut search = OtherOwners {
-            table,
-            organization,
-            leaving,
-            others: ReadSet::empty(),
-        };
-        if let Some(remains) = search.find().await? {
-            conditions.extend(remains);
-            return Ok(Ok(()));
-        }
-        let mut others = search.others;
-        let mut because_of: Vec<_> = others.keys().cloned().collect();
-        because_of.extend(keys_around(organization, leaving));
-        others.extend(found.clone());
-        let refusal = Refusal::LastOwner(organization.clone());
-        Ok(Err(others.refuse(because_of, refusal)))
-    }
-
-    /// The conditions that another Owner remains. `None` if there is none.
-    async fn find(&mut self) -> Result<Option<Vec<Step>>, store::Error> {
-        let hints = timeout(HINT_PATIENCE, self.table.owner_hints(self.organization));
-        let hints = match hints.await {
-            Ok(Ok(hints)) => hints,
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "the index of Owners cannot be read");
-                Vec::new()
-            }
-            Err(_) => Vec::new(),
-        };
-        if let Some(remains) = self.find_among(&hints).await? {
-            return Ok(Some(remains));
-        }
-        // The index may miss an Owner: only the members themselves prove that there is
-        // none.
-        let mut after = None;
-        loop {
-            let page = self.table.owners(self.organization, after.as_ref()).await?;
-            if let Some(remains) = self.find_among(&page.found).await? {
-                return Ok(Some(remains));
-            }
-            after = match page.next {
-                None => return Ok(None),
-                next => next,
-            };
-        }
-    }
-
-    /// Owners whose users are deleted or suspended do not remain.
-    async fn find_among(&mut self, owners: &[Username]) -> Result<Option<Vec<Step>>, store::Error> {
-        let organization = self.organization;
-        let others: Vec<_> = owners.iter().filter(|it| *it != self.leaving).collect();
-        for some in others.chunks(OWNERS_AT_ONCE) {
-            let keys = some
-                .iter()
-                .flat_map(|owner| keys_of_member(organization, owner));
-            let found = ReadSet::read(self.table, keys).await?;
-            let remaining = some
-                .iter()
-                .find(|owner| found.role(organization, owner) == Some(Role::Owner));
-            if let Some(owner) = remaining {
-                return Ok(Some(found.still_counts(organization, owner)));
-            }
-            self.others.extend(found);
-        }
-        Ok(None)
-    }
 }
 
 /// A user who becomes a member.
@@ -363,187 +267,6 @@ impl Change for AddMember {
             publish: vec![Record::Membership(standing.membership.clone())],
             premises: found.around(organization_name, member_username),
             output: standing,
-        }))
-    }
-}
-
-struct ChangeRole {
-    role: RoleToChange,
-    now: Timestamp,
-}
-
-impl Repeatable for ChangeRole {
-    fn gives_up_permission(&self) -> Option<&Username> {
-        let change = &self.role;
-        let is_own = change.acting_user == change.member_username;
-        is_own.then_some(&change.acting_user)
-    }
-}
-
-#[async_trait]
-impl Change for ChangeRole {
-    type Output = Standing;
-    type Refusal = Refusal;
-
-    fn touches(&self) -> Vec<Key> {
-        let RoleToChange {
-            organization_name,
-            member_username,
-            ..
-        } = &self.role;
-        vec![membership_key(organization_name, member_username)]
-    }
-
-    fn may_publish(&self) -> bool {
-        self.role.role > Role::Member
-    }
-
-    async fn decide(&self, table: &DynamoDb) -> Result<Verdict<Standing, Refusal>, store::Error> {
-        let RoleToChange {
-            organization_name,
-            member_username,
-            role,
-            acting_user,
-            etag,
-        } = &self.role;
-        let found =
-            read_actor_and_target(table, organization_name, acting_user, member_username).await?;
-        let actor = match found.role(organization_name, acting_user) {
-            Some(actor) if may_add(actor, *role) => actor,
-            _ => return Ok(Verdict::Deny(Refusal::NotPermitted)),
-        };
-        let Some(target) = found.member(organization_name, member_username) else {
-            return Ok(not_a_member(&found, organization_name, member_username));
-        };
-        if !may_change_role(actor, target.membership.role, *role) {
-            return Ok(Verdict::Deny(Refusal::NotPermitted));
-        }
-        if !is_version(etag.as_ref(), &target.membership.stamp) {
-            return Ok(another_version(&found, organization_name, member_username));
-        }
-        if target.membership.role == Some(*role) {
-            return Ok(Verdict::Keep {
-                output: target,
-                premises: found.around(organization_name, member_username),
-            });
-        }
-        let Standing {
-            membership: target,
-            state,
-        } = target;
-        let mut conditions = found.still_counts(organization_name, acting_user);
-        conditions.extend(found.still_counts(organization_name, member_username));
-        // An Owner who acts on another one remains.
-        if target.role == Some(Role::Owner)
-            && acting_user == member_username
-            && let Err(refused) = OtherOwners::require_one(
-                table,
-                organization_name,
-                member_username,
-                &found,
-                &mut conditions,
-            )
-            .await?
-        {
-            return Ok(refused);
-        }
-        let membership = Membership {
-            role: Some(*role),
-            stamp: target.stamp.changed(self.now),
-            ..target.clone()
-        };
-        let is_grant = Some(*role) > target.role;
-        let record = Record::Membership(membership.clone());
-        let update = Step::Update {
-            found: Record::Membership(target),
-            record: record.clone(),
-        };
-        Ok(Verdict::Commit(Plan {
-            steps: transaction(vec![update], conditions),
-            publish: if is_grant { vec![record] } else { Vec::new() },
-            premises: found.around(organization_name, member_username),
-            output: Standing { membership, state },
-        }))
-    }
-}
-
-struct RemoveMember(MemberToRemove);
-
-impl Repeatable for RemoveMember {
-    fn gives_up_permission(&self) -> Option<&Username> {
-        let change = &self.0;
-        let is_own = change.acting_user == change.member_username;
-        is_own.then_some(&change.acting_user)
-    }
-}
-
-#[async_trait]
-impl Change for RemoveMember {
-    type Output = Standing;
-    type Refusal = Refusal;
-
-    fn touches(&self) -> Vec<Key> {
-        let MemberToRemove {
-            organization_name,
-            member_username,
-            ..
-        } = &self.0;
-        vec![membership_key(organization_name, member_username)]
-    }
-
-    async fn decide(&self, table: &DynamoDb) -> Result<Verdict<Standing, Refusal>, store::Error> {
-        let MemberToRemove {
-            organization_name,
-            member_username,
-            acting_user,
-            etag,
-        } = &self.0;
-        let found =
-            read_actor_and_target(table, organization_name, acting_user, member_username).await?;
-        let is_leaving = acting_user == member_username;
-        let acting = found.member(organization_name, acting_user);
-        let Some(acting) = acting.and_then(Standing::into_effective) else {
-            return Ok(Verdict::Deny(Refusal::NotPermitted));
-        };
-        let is_permitted = |target| {
-            let may_remove = |role| may_remove(role, target);
-            is_leaving || acting.role.is_some_and(may_remove)
-        };
-        if !is_permitted(Some(Role::Member)) {
-            return Ok(Verdict::Deny(Refusal::NotPermitted));
-        }
-        let Some(target) = found.member(organization_name, member_username) else {
-            return Ok(not_a_member(&found, organization_name, member_username));
-        };
-        if !is_permitted(target.membership.role) {
-            return Ok(Verdict::Deny(Refusal::NotPermitted));
-        }
-        if !is_version(etag.as_ref(), &target.membership.stamp) {
-            return Ok(another_version(&found, organization_name, member_username));
-        }
-        let mut conditions = found.still_counts(organization_name, acting_user);
-        // An Owner who removes another one remains.
-        if target.membership.role == Some(Role::Owner)
-            && is_leaving
-            && let Err(refused) = OtherOwners::require_one(
-                table,
-                organization_name,
-                member_username,
-                &found,
-                &mut conditions,
-            )
-            .await?
-        {
-            return Ok(refused);
-        }
-        let delete = Step::Delete {
-            found: Record::Membership(target.membership.clone()),
-        };
-        Ok(Verdict::Commit(Plan {
-            steps: transaction(vec![delete], conditions),
-            publish: Vec::new(),
-            premises: Vec::new(),
-            output: target,
         }))
     }
 }

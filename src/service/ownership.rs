@@ -176,9 +176,27 @@ impl Change for TransferOwnership {
                 premises,
             });
         }
+        Ok(self.transfer(&found, new, previous.as_ref(), premises))
+    }
+}
+
+impl TransferOwnership {
+    /// Makes the new owner an Owner, and the previous one an Admin.
+    fn transfer(
+        &self,
+        found: &ReadSet,
+        new: Standing,
+        previous: Option<&Standing>,
+        premises: Vec<Record>,
+    ) -> Verdict<Owners, Refusal> {
+        let OwnershipToTransfer {
+            organization_name,
+            new_owner,
+            actor,
+        } = &self.ownership;
         let changes = [
             Some((&new, Role::Owner)),
-            previous.as_ref().map(|previous| (previous, Role::Admin)),
+            previous.map(|previous| (previous, Role::Admin)),
         ];
         let mut updates = Vec::new();
         let mut publish = Vec::new();
@@ -205,15 +223,15 @@ impl Change for TransferOwnership {
             previous: standings.next(),
         };
         if updates.is_empty() {
-            return Ok(Verdict::Keep { output, premises });
+            return Verdict::Keep { output, premises };
         }
-        let mut conditions = actor.conditions(&found, organization_name);
+        let mut conditions = actor.conditions(found, organization_name);
         conditions.extend(found.still_counts(organization_name, new_owner));
-        Ok(Verdict::Commit(Plan {
+        Verdict::Commit(Plan {
             steps: transaction(updates, conditions),
             publish,
             premises,
             output,
-        }))
+        })
     }
 }

@@ -4,11 +4,13 @@
 mod change_log;
 mod change_stream;
 mod commit;
+mod condition;
 mod lists;
 mod orphans;
 mod register;
 mod retry_budget;
 mod table;
+mod transaction;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 

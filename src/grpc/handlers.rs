@@ -1,0 +1,512 @@
+//! The handlers: each parses a request, calls a use case and encodes the result.
+
+use tonic::{Request, Response, Status};
+
+use super::{
+    AccountService, WatchStream, convert, deadline,
+    memory_budget::{RecordCount, Requester},
+    middleware, status,
+    watch::Begin,
+    write_request::{self, RunningChange},
+};
+use crate::{
+    domain::State,
+    proto::account_v1::{self as pb, account_service_server},
+    service::{Call, OrganizationToEdit, UserToEdit},
+};
+
+impl AccountService {
+    async fn edit_user(
+        &self,
+        user: UserToEdit,
+        change: RunningChange,
+        call: Call,
+    ) -> Result<pb::User, Status> {
+        let edit = self.accounts.edit_user(user, call);
+        change.run(edit).await.map(|user| convert::user(&user))
+    }
+
+    async fn edit_organization(
+        &self,
+        organization: OrganizationToEdit,
+        change: RunningChange,
+        call: Call,
+    ) -> Result<pb::Organization, Status> {
+        let edit = self.accounts.edit_organization(organization, call);
+        let organization = change.run(edit).await?;
+        Ok(convert::organization(&organization))
+    }
+}
+
+type RpcResult<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl account_service_server::AccountService for AccountService {
+    async fn create_user(
+        &self,
+        request: Request<pb::CreateUserRequest>,
+    ) -> RpcResult<pb::CreateUserResponse> {
+        let (request, change, call) = write_request::open(request)?;
+        let new = convert::new_user(&request)?;
+        let user = change.run(self.accounts.create_user(new, call)).await?;
+        Ok(Response::new(pb::CreateUserResponse {
+            user: Some(convert::user(&user)),
+        }))
+    }
+
+    async fn get_user(
+        &self,
+        request: Request<pb::GetUserRequest>,
+    ) -> RpcResult<pb::GetUserResponse> {
+        let deadline = deadline::of(&request);
+        let request = request.into_inner();
+        let username = convert::username("username", &request.username)?;
+        let freshness = convert::freshness(request.consistency)?;
+        let (user, source) = deadline
+            .bound(self.accounts.get_user(username, freshness))
+            .await?;
+        Ok(Response::new(pb::GetUserResponse {
+            user: Some(convert::user(&user)),
+            source: convert::source(source).into(),
+        }))
+    }
+
+    async fn lookup_user(
+        &self,
+        request: Request<pb::LookupUserRequest>,
+    ) -> RpcResult<pb::LookupUserResponse> {
+        let deadline = deadline::of(&request);
+        let request = request.into_inner();
+        let email = convert::wanted_email(&request.email)?;
+        let freshness = convert::freshness(request.consistency)?;
+        let (user, source) = deadline
+            .bound(self.accounts.look_up_user(email, freshness))
+            .await?;
+        Ok(Response::new(pb::LookupUserResponse {
+            user: Some(convert::user(&user)),
+            source: convert::source(source).into(),
+        }))
+    }
+
+    async fn batch_get_users(
+        &self,
+        request: Request<pb::BatchGetUsersRequest>,
+    ) -> RpcResult<pb::BatchGetUsersResponse> {
+        let deadline = deadline::of(&request);
+        let caller = Requester::of(request.extensions());
+        let request = request.into_inner();
+        let names = convert::usernames(&request.usernames)?;
+        let freshness = convert::freshness(request.consistency)?;
+        let records = RecordCount::Profiles(names.len());
+        let _reservation = self
+            .memory_budget
+            .reserve(records, &caller, deadline)
+            .await?;
+        let batch = deadline
+            .bound(self.accounts.get_users(names, freshness))
+            .await?;
+        Ok(Response::new(pb::BatchGetUsersResponse {
+            users: convert::answer(batch.found.iter().map(convert::user))?,
+            not_found: batch.not_found.iter().map(ToString::to_string).collect(),
+            source: convert::source(batch.source).into(),
+        }))
+    }
+
+    async fn update_user(
+        &self,
+        request: Request<pb::UpdateUserRequest>,
+    ) -> RpcResult<pb::UpdateUserResponse> {
+        let (request, change, call) = write_request::open(request)?;
+        let user = convert::user_to_update(&request)?;
+        let user = Some(self.edit_user(user, change, call).await?);
+        Ok(Response::new(pb::UpdateUserResponse { user }))
+    }
+
+    async fn suspend_user(
+        &self,
+        request: Request<pb::SuspendUserRequest>,
+    ) -> RpcResult<pb::SuspendUserResponse> {
+        let (request, change, call) = write_request::open(request)?;
+        let user = convert::user_in_state(&request.username, &request.etag, State::Suspended)?;
+        let user = Some(self.edit_user(user, change, call).await?);
+        Ok(Response::new(pb::SuspendUserResponse { user }))
+    }
+
+    async fn resume_user(
+        &self,
+        request: Request<pb::ResumeUserRequest>,
+    ) -> RpcResult<pb::ResumeUserResponse> {
+        let (request, change, call) = write_request::open(request)?;
+        let user = convert::user_in_state(&request.username, &request.etag, State::Active)?;
+        let user = Some(self.edit_user(user, change, call).await?);
+        Ok(Response::new(pb::ResumeUserResponse { user }))
+    }
+
+    async fn delete_user(
+        &self,
+        request: Request<pb::DeleteUserRequest>,
+    ) -> RpcResult<pb::DeleteUserResponse> {
+        let (request, change, call) = write_request::open(request)?;
+        let user = convert::user_to_delete(&request)?;
+        let user = change.run(self.accounts.delete_user(user, call)).await?;
+        Ok(Response::new(pb::DeleteUserResponse {
+            user: Some(convert::user(&user)),
+        }))
+    }
+
+    async fn create_organization(
+        &self,
+        request: Request<pb::CreateOrganizationRequest>,
+    ) -> RpcResult<pb::CreateOrganizationResponse> {
+        let (request, change, call) = write_request::open(request)?;
+        let new = convert::new_organization(&request)?;
+        let organization = change
+            .run(self.accounts.create_organization(new, call))
+            .await?;
+        Ok(Response::new(pb::CreateOrganizationResponse {
+            organization: Some(convert::organization(&organization)),
+        }))
+    }
+
+    async fn get_organization(
+        &self,
+        request: Request<pb::GetOrganizationRequest>,
+    ) -> RpcResult<pb::GetOrganizationResponse> {
+        let deadline = deadline::of(&request);
+        let request = request.into_inner();
+        let name = convert::organization_name("organization_name", &request.organization_name)?;
+        let freshness = convert::freshness(request.consistency)?;
+        let (organization, source) = deadline
+            .bound(self.accounts.get_organization(name, freshness))
+            .await?;
+        Ok(Response::new(pb::GetOrganizationResponse {
+            organization: Some(convert::organization(&organization)),
+            source: convert::source(source).into(),
+        }))
+    }
+
+    async fn batch_get_organizations(
+        &self,
+        request: Request<pb::BatchGetOrganizationsRequest>,
+    ) -> RpcResult<pb::BatchGetOrganizationsResponse> {
+        let deadline = deadline::of(&request);
+        let caller = Requester::of(request.extensions());
+        let request = request.into_inner();
+        let names = convert::organization_names(&request.organization_names)?;
+        let freshness = convert::freshness(request.consistency)?;
+        let records = RecordCount::Profiles(names.len());
+        let _reservation = self
+            .memory_budget
+            .reserve(records, &caller, deadline)
+            .await?;
+        let batch = deadline
+            .bound(self.accounts.get_organizations(names, freshness))
+            .await?;
+        Ok(Response::new(pb::BatchGetOrganizationsResponse {
+            organizations: convert::answer(batch.found.iter().map(convert::organization))?,
+            not_found: batch.not_found.iter().map(ToString::to_string).collect(),
+            source: convert::source(batch.source).into(),
+        }))
+    }
+
+    async fn update_organization(
+        &self,
+        request: Request<pb::UpdateOrganizationRequest>,
+    ) -> RpcResult<pb::UpdateOrganizationResponse> {
+        let (request, change, call) = write_request::open(request)?;
+        let organization = convert::organization_to_update(&request)?;
+        let organization = Some(self.edit_organization(organization, change, call).await?);
+        Ok(Response::new(pb::UpdateOrganizationResponse {
+            organization,
+        }))
+    }
+
+    async fn suspend_organization(
+        &self,
+        request: Request<pb::SuspendOrganizationRequest>,
+    ) -> RpcResult<pb::SuspendOrganizationResponse> {
+        let (request, change, call) = write_request::open(request)?;
+        let organization = convert::organization_in_state(
+            &request.organization_name,
+            &request.etag,
+            State::Suspended,
+        )?;
+        let organization = Some(self.edit_organization(organization, change, call).await?);
+        Ok(Response::new(pb::SuspendOrganizationResponse {
+            organization,
+        }))
+    }
+
+    async fn resume_organization(
+        &self,
+        request: Request<pb::ResumeOrganizationRequest>,
+    ) -> RpcResult<pb::ResumeOrganizationResponse> {
+        let (request, change, call) = write_request::open(request)?;
+        let organization = convert::organization_in_state(
+            &request.organization_name,
+            &request.etag,
+            State::Active,
+        )?;
+        let organization = Some(self.edit_organization(organization, change, call).await?);
+        Ok(Response::new(pb::ResumeOrganizationResponse {
+            organization,
+        }))
+    }
+
+    async fn transfer_ownership(
+        &self,
+        request: Request<pb::TransferOwnershipRequest>,
+    ) -> RpcResult<pb::TransferOwnershipResponse> {
+        let (request, change, call) = write_request::open(request)?;
+        let ownership = convert::ownership_to_transfer(&request)?;
+        let owners = change
+            .run(self.accounts.transfer_ownership(ownership, call))
+            .await?;
+        Ok(Response::new(pb::TransferOwnershipResponse {
+            new_owner: Some(convert::membership(&owners.new)),
+            previous_owner: owners.previous.as_ref().map(convert::membership),
+        }))
+    }
+
+    async fn delete_organization(
+        &self,
+        request: Request<pb::DeleteOrganizationRequest>,
+    ) -> RpcResult<pb::DeleteOrganizationResponse> {
+        let (request, change, call) = write_request::open(request)?;
+        let organization = convert::organization_to_delete(&request)?;
+        let organization = change
+            .run(self.accounts.delete_organization(organization, call))
+            .await?;
+        Ok(Response::new(pb::DeleteOrganizationResponse {
+            organization: Some(convert::organization(&organization)),
+        }))
+    }
+
+    async fn add_user_to_organization(
+        &self,
+        request: Request<pb::AddUserToOrganizationRequest>,
+    ) -> RpcResult<pb::AddUserToOrganizationResponse> {
+        let (request, change, call) = write_request::open(request)?;
+        let member = convert::member_to_add(&request)?;
+        let membership = change.run(self.accounts.add_member(member, call)).await?;
+        Ok(Response::new(pb::AddUserToOrganizationResponse {
+            membership: Some(convert::membership(&membership)),
+        }))
+    }
+
+    async fn get_membership(
+        &self,
+        request: Request<pb::GetMembershipRequest>,
+    ) -> RpcResult<pb::GetMembershipResponse> {
+        let deadline = deadline::of(&request);
+        let request = request.into_inner();
+        let (organization, member) =
+            convert::membership_names(&request.organization_name, &request.member_username)?;
+        let freshness = convert::freshness(request.consistency)?;
+        let (membership, source) = deadline
+            .bound(
+                self.accounts
+                    .get_membership(organization, member, freshness),
+            )
+            .await?;
+        Ok(Response::new(pb::GetMembershipResponse {
+            membership: Some(convert::membership(&membership)),
+            source: convert::source(source).into(),
+        }))
+    }
+
+    async fn change_member_role(
+        &self,
+        request: Request<pb::ChangeMemberRoleRequest>,
+    ) -> RpcResult<pb::ChangeMemberRoleResponse> {
+        let (request, change, call) = write_request::open(request)?;
+        let role = convert::role_to_change(&request)?;
+        let membership = change.run(self.accounts.change_role(role, call)).await?;
+        Ok(Response::new(pb::ChangeMemberRoleResponse {
+            membership: Some(convert::membership(&membership)),
+        }))
+    }
+
+    async fn remove_user_from_organization(
+        &self,
+        request: Request<pb::RemoveUserFromOrganizationRequest>,
+    ) -> RpcResult<pb::RemoveUserFromOrganizationResponse> {
+        let (request, change, call) = write_request::open(request)?;
+        let member = convert::member_to_remove(&request)?;
+        let membership = change
+            .run(self.accounts.remove_member(member, call))
+            .await?;
+        Ok(Response::new(pb::RemoveUserFromOrganizationResponse {
+            membership: Some(convert::membership(&membership)),
+        }))
+    }
+
+    async fn list_users(
+        &self,
+        request: Request<pb::ListUsersRequest>,
+    ) -> RpcResult<pb::ListUsersResponse> {
+        let deadline = deadline::of(&request);
+        let caller = Requester::of(request.extensions());
+        let request = request.into_inner();
+        let page = convert::page(
+            request.page_size,
+            request.page_token,
+            convert::MAX_PROFILES_PAGE,
+        )?;
+        let records = RecordCount::Profiles(page.size.into());
+        let _reservation = self
+            .memory_budget
+            .reserve(records, &caller, deadline)
+            .await?;
+        let page = deadline.bound(self.accounts.list_users(page)).await?;
+        Ok(Response::new(pb::ListUsersResponse {
+            users: page.entries.iter().map(convert::user).collect(),
+            next_page_token: page.next_token,
+        }))
+    }
+
+    async fn list_organizations(
+        &self,
+        request: Request<pb::ListOrganizationsRequest>,
+    ) -> RpcResult<pb::ListOrganizationsResponse> {
+        let deadline = deadline::of(&request);
+        let caller = Requester::of(request.extensions());
+        let request = request.into_inner();
+        let page = convert::page(
+            request.page_size,
+            request.page_token,
+            convert::MAX_PROFILES_PAGE,
+        )?;
+        let records = RecordCount::Profiles(page.size.into());
+        let _reservation = self
+            .memory_budget
+            .reserve(records, &caller, deadline)
+            .await?;
+        let page = deadline
+            .bound(self.accounts.list_organizations(page))
+            .await?;
+        Ok(Response::new(pb::ListOrganizationsResponse {
+            organizations: page.entries.iter().map(convert::organization).collect(),
+            next_page_token: page.next_token,
+        }))
+    }
+
+    async fn list_organization_members(
+        &self,
+        request: Request<pb::ListOrganizationMembersRequest>,
+    ) -> RpcResult<pb::ListOrganizationMembersResponse> {
+        let deadline = deadline::of(&request);
+        let caller = Requester::of(request.extensions());
+        let request = request.into_inner();
+        let name = convert::organization_name("organization_name", &request.organization_name)?;
+        let page = convert::page(
+            request.page_size,
+            request.page_token,
+            convert::MAX_MEMBERSHIPS_PAGE,
+        )?;
+        let records = RecordCount::Memberships(page.size.into());
+        let _reservation = self
+            .memory_budget
+            .reserve(records, &caller, deadline)
+            .await?;
+        let page = deadline
+            .bound(self.accounts.list_members(name, page))
+            .await?;
+        Ok(Response::new(pb::ListOrganizationMembersResponse {
+            memberships: page.entries.iter().map(convert::membership).collect(),
+            next_page_token: page.next_token,
+        }))
+    }
+
+    async fn list_user_organizations(
+        &self,
+        request: Request<pb::ListUserOrganizationsRequest>,
+    ) -> RpcResult<pb::ListUserOrganizationsResponse> {
+        let deadline = deadline::of(&request);
+        let caller = Requester::of(request.extensions());
+        let request = request.into_inner();
+        let user = convert::username("username", &request.username)?;
+        let page = convert::page(
+            request.page_size,
+            request.page_token,
+            convert::MAX_MEMBERSHIPS_PAGE,
+        )?;
+        let records = RecordCount::Memberships(page.size.into());
+        let _reservation = self
+            .memory_budget
+            .reserve(records, &caller, deadline)
+            .await?;
+        let page = deadline
+            .bound(self.accounts.list_memberships(user, page))
+            .await?;
+        Ok(Response::new(pb::ListUserOrganizationsResponse {
+            memberships: page.entries.iter().map(convert::membership).collect(),
+            next_page_token: page.next_token,
+        }))
+    }
+
+    type WatchChangesStream = WatchStream;
+
+    async fn watch_changes(
+        &self,
+        request: Request<pb::WatchChangesRequest>,
+    ) -> RpcResult<WatchStream> {
+        let begin = Begin::of(request.extensions());
+        let flow = middleware::flow_of(request.extensions());
+        let (start, filter) = convert::watch(&request.into_inner())?;
+        let place = self.watchers.try_acquire(flow);
+        let place = place.ok_or_else(status::too_many_watchers)?;
+        let watcher = self.accounts.watch(start, filter).await;
+        let watcher = watcher.map_err(status::watch_failed)?;
+        let stream = WatchStream::start(watcher, place, self.watch.clone(), begin);
+        Ok(Response::new(stream))
+    }
+
+    async fn check_membership(
+        &self,
+        request: Request<pb::CheckMembershipRequest>,
+    ) -> RpcResult<pb::CheckMembershipResponse> {
+        let deadline = deadline::of(&request);
+        let request = request.into_inner();
+        let freshness = convert::freshness(request.consistency)?;
+        let check = convert::check(
+            "",
+            &request.organization_name,
+            &request.username,
+            request.minimum_role,
+        )?;
+        let (result, source) = deadline
+            .bound(self.accounts.check(check, freshness))
+            .await?;
+        let result = convert::check_result(result);
+        Ok(Response::new(pb::CheckMembershipResponse {
+            is_member: result.is_member,
+            role: result.role,
+            satisfied: result.satisfied,
+            source: convert::source(source).into(),
+        }))
+    }
+
+    async fn batch_check_memberships(
+        &self,
+        request: Request<pb::BatchCheckMembershipsRequest>,
+    ) -> RpcResult<pb::BatchCheckMembershipsResponse> {
+        let deadline = deadline::of(&request);
+        let caller = Requester::of(request.extensions());
+        let request = request.into_inner();
+        let freshness = convert::freshness(request.consistency)?;
+        let checks = convert::checks(&request.checks)?;
+        let records = RecordCount::Memberships(checks.len());
+        let _reservation = self
+            .memory_budget
+            .reserve(records, &caller, deadline)
+            .await?;
+        let (results, source) = deadline
+            .bound(self.accounts.check_batch(&checks, freshness))
+            .await?;
+        Ok(Response::new(pb::BatchCheckMembershipsResponse {
+            results: results.into_iter().map(convert::check_result).collect(),
+            source: convert::source(source).into(),
+        }))
+    }
+}

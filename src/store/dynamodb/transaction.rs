@@ -1,0 +1,164 @@
+//! The items of a transaction: the operations of each step, with their conditions.
+
+use std::time::Duration;
+
+use aws_sdk_dynamodb::{
+    error::BuildError,
+    types::{
+        ConditionCheck, Delete, Put, ReturnValuesOnConditionCheckFailure, TransactWriteItem, Update,
+    },
+};
+
+use super::{DynamoDb, condition::Condition, primary_key, to_attributes};
+use crate::{
+    domain::{Key, Record, Timestamp},
+    store::{
+        REQUEST_RETENTION, Step,
+        item::{self, Item, Value},
+        keys,
+    },
+};
+
+/// Retention of deletions: longer than the table's stream.
+const DELETION_RETENTION: Duration = Duration::from_secs(48 * 3600);
+
+impl DynamoDb {
+    /// The operations of a step. `noted` are the attributes of the change.
+    pub(super) fn transact_items(
+        &self,
+        step: &Step,
+        noted: &Item,
+    ) -> Result<Vec<TransactWriteItem>, BuildError> {
+        let put = |key, item, condition| self.transact_put(key, [item, noted.clone()], condition);
+        let item = match step {
+            Step::Require { key, found } => self.transact_check(key, found.as_ref())?,
+            Step::Create { record, found } => {
+                let mut item = item::encode(record);
+                for (name, value) in keys::index_attributes(record) {
+                    item.extend(value.map(|value| (name.to_owned(), Value::Text(value))));
+                }
+                let condition = Condition::exactly(found.as_ref());
+                put(&keys::of(&record.key()), item, condition)?
+            }
+            Step::Update { found, record } => self.transact_update(found, record, noted)?,
+            Step::Delete { found } => {
+                let condition = Condition::exactly(Some(found));
+                let key = keys::of(&found.key());
+                let now = Timestamp::now();
+                if let Some(tombstone) = item::encode_tombstone(found, now) {
+                    return Ok(vec![put(&key, tombstone, condition)?]);
+                }
+                let delete = self.transact_delete(&key, condition)?;
+                let key = keys::of_deletion(&found.key(), &found.stamp().etag());
+                let deletion = item::encode_deletion(now, now.after(DELETION_RETENTION));
+                return Ok(vec![delete, put(&key, deletion, Condition::default())?]);
+            }
+            Step::Claim {
+                email,
+                claim,
+                found,
+            } => {
+                let key = keys::of_email(email);
+                let condition = Condition::claim(found.as_ref());
+                match claim {
+                    Some(claim) => put(&key, item::encode_claim(claim), condition)?,
+                    None => self.transact_delete(&key, condition)?,
+                }
+            }
+            Step::CleanUp(orphans) => {
+                let item = item::encode_orphans(orphans);
+                put(&keys::of_orphans(orphans), item, Condition::default())?
+            }
+            Step::Remember { request, outcome } => {
+                let expires = Timestamp::now().after(REQUEST_RETENTION);
+                let item = item::encode_request(request, outcome, expires);
+                put(&keys::of_request(request), item, Condition::no_item())?
+            }
+        };
+        Ok(vec![item])
+    }
+
+    fn transact_check(
+        &self,
+        key: &Key,
+        found: Option<&Record>,
+    ) -> Result<TransactWriteItem, BuildError> {
+        let condition = Condition::facts(found);
+        let check = ConditionCheck::builder()
+            .table_name(&self.table)
+            .set_key(Some(primary_key(&keys::of(key))))
+            .condition_expression(condition.expression)
+            .set_expression_attribute_names(condition.names)
+            .set_expression_attribute_values(condition.values)
+            .build()?;
+        Ok(TransactWriteItem::builder().condition_check(check).build())
+    }
+
+    fn transact_update(
+        &self,
+        found: &Record,
+        record: &Record,
+        noted: &Item,
+    ) -> Result<TransactWriteItem, BuildError> {
+        let (mut set, mut gone) = item::difference(found, record);
+        set.extend(noted.clone());
+        for (name, value) in keys::index_attributes(record) {
+            match value {
+                Some(value) => drop(set.insert(name.to_owned(), Value::Text(value))),
+                None => gone.push(name.to_owned()),
+            }
+        }
+        let left_out = item::OPTIONAL_ORIGIN.iter();
+        let left_out = left_out.filter(|name| !noted.contains_key(**name));
+        gone.extend(left_out.map(|name| (*name).to_owned()));
+
+        let mut condition = Condition::exactly(Some(found));
+        let expression = condition.update(set, gone);
+        let update = Update::builder()
+            .table_name(&self.table)
+            .set_key(Some(primary_key(&keys::of(&record.key()))))
+            .update_expression(expression)
+            .condition_expression(condition.expression)
+            .set_expression_attribute_names(condition.names)
+            .set_expression_attribute_values(condition.values)
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
+            .build()?;
+        Ok(TransactWriteItem::builder().update(update).build())
+    }
+
+    fn transact_delete(
+        &self,
+        key: &(String, String),
+        condition: Condition,
+    ) -> Result<TransactWriteItem, BuildError> {
+        let delete = Delete::builder()
+            .table_name(&self.table)
+            .set_key(Some(primary_key(key)))
+            .condition_expression(condition.expression)
+            .set_expression_attribute_names(condition.names)
+            .set_expression_attribute_values(condition.values)
+            .build()?;
+        Ok(TransactWriteItem::builder().delete(delete).build())
+    }
+
+    fn transact_put(
+        &self,
+        key: &(String, String),
+        parts: [Item; 2],
+        condition: Condition,
+    ) -> Result<TransactWriteItem, BuildError> {
+        let mut attributes = primary_key(key);
+        attributes.extend(parts.into_iter().flat_map(to_attributes));
+        let put = Put::builder()
+            .table_name(&self.table)
+            .set_item(Some(attributes))
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
+            .set_condition_expression(
+                Some(condition.expression).filter(|expression| !expression.is_empty()),
+            )
+            .set_expression_attribute_names(condition.names)
+            .set_expression_attribute_values(condition.values)
+            .build()?;
+        Ok(TransactWriteItem::builder().put(put).build())
+    }
+}
