@@ -1,20 +1,24 @@
 //! Settings. Each is a flag with an environment variable and, where useful, a default.
 //! Secrets are not settings: they come from Secrets Manager.
 
-use std::{ffi::OsStr, net::SocketAddr, path::PathBuf, time::Duration};
+mod server;
+mod values;
+
+use std::{ffi::OsStr, path::PathBuf, time::Duration};
 
 use clap::{
     Arg, ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand,
     builder::{BoolishValueParser, Resettable},
     error::{ContextKind, ContextValue, ErrorKind},
 };
-use jsonwebtoken::Algorithm;
 use secrecy::SecretString;
 
-use crate::{
-    auth::KeySource,
-    telemetry::{LogFormat, TraceExport},
+pub use self::server::{CallerSettings, ServerSettings, TraceSettings};
+use self::values::{
+    attempt_millis, cache_name, host_and_port, log_filter, millis, not_empty, seconds, table_name,
+    url,
 };
+use crate::telemetry::LogFormat;
 
 /// Users, organizations and memberships over gRPC, stored in DynamoDB, cached in
 /// Momento.
@@ -195,160 +199,6 @@ pub struct HealthcheckSettings {
     pub timeout_ms: Duration,
 }
 
-/// The gRPC server.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Server")]
-pub struct ServerSettings {
-    /// Address to listen on. Port 0: any free port.
-    #[arg(
-        long,
-        env = "LISTEN_ADDR",
-        value_name = "IP:PORT",
-        default_value = "127.0.0.1:50051"
-    )]
-    pub listen_addr: SocketAddr,
-    /// Longest wait for running calls after SIGTERM, in milliseconds.
-    #[arg(long, env = "DRAIN_TIMEOUT_MS", value_name = "MS", default_value = "10000", value_parser = millis)]
-    pub drain_timeout_ms: Duration,
-    /// Longest wait of a WatchChanges stream for its client to receive a
-    /// response, in milliseconds.
-    #[arg(long, env = "WATCH_PATIENCE_MS", value_name = "MS", default_value = "30000", value_parser = millis)]
-    pub watch_patience_ms: Duration,
-    /// Most concurrent reads, and most concurrent changes. Further calls wait up
-    /// to 250 ms in a queue that is fair between callers, and are then rejected.
-    /// While the processors are overloaded, the limit falls, but not below 4 for
-    /// each processor.
-    #[arg(long, env = "CALLS_AT_ONCE", value_name = "COUNT", default_value_t = 1024, value_parser = clap::value_parser!(u16).range(16..))]
-    pub calls_at_once: u16,
-    /// Most open connections on which a call was admitted. At the limit, the caller
-    /// with the most connections loses its oldest one to a caller with fewer. A
-    /// connection takes some 20 kB.
-    #[arg(long, env = "MAX_CONNECTIONS", value_name = "COUNT", default_value_t = 4000, value_parser = clap::value_parser!(u32).range(1..))]
-    pub max_connections: u32,
-    /// Age of a connection, in seconds, at which the server requests its client to
-    /// reconnect, so that clients find new replicas. WatchChanges streams end then,
-    /// too.
-    #[arg(long, env = "MAX_CONNECTION_AGE_S", value_name = "S", default_value = "1800", value_parser = seconds)]
-    pub max_connection_age_s: Duration,
-    /// Most memberships of deleted users and organizations that all replicas
-    /// together remove in a second. 0: this replica removes none.
-    #[arg(
-        long,
-        env = "CLEAN_UP_RATE",
-        value_name = "COUNT",
-        default_value_t = 250
-    )]
-    pub clean_up_rate: u32,
-    /// Address to serve metrics on, for Prometheus. Without it, the service has
-    /// no metrics.
-    #[arg(long, env = "METRICS_ADDR", value_name = "IP:PORT")]
-    pub metrics_addr: Option<SocketAddr>,
-    /// Additional address for health checks, always without TLS: for probes that
-    /// do not support TLS.
-    #[arg(long, env = "HEALTH_ADDR", value_name = "IP:PORT")]
-    pub health_addr: Option<SocketAddr>,
-    /// The export of traces.
-    #[command(flatten)]
-    pub traces: TraceSettings,
-    /// Authentication and authorization of callers.
-    #[command(flatten)]
-    pub callers: CallerSettings,
-}
-
-/// The export of traces.
-#[derive(Debug, Clone, Default, Args)]
-#[command(next_help_heading = "Traces")]
-pub struct TraceSettings {
-    /// Collector of traces, by OTLP over gRPC, such as http://127.0.0.1:4317.
-    /// Without it, there are no traces.
-    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL", value_parser = url)]
-    pub otlp_endpoint: Option<String>,
-    /// Share of traced calls, from 0 to 1, among the calls whose caller has not
-    /// decided.
-    #[arg(long, env = "OTEL_TRACES_SAMPLER_ARG", value_name = "SHARE", default_value = "0.01", value_parser = share)]
-    pub trace_ratio: f64,
-}
-
-impl TraceSettings {
-    /// The export of traces. `None` without a collector.
-    #[must_use]
-    pub fn export(&self) -> Option<TraceExport> {
-        let endpoint = self.otlp_endpoint.clone()?;
-        let ratio = self.trace_ratio;
-        Some(TraceExport { endpoint, ratio })
-    }
-}
-
-/// Authentication and authorization of callers.
-#[derive(Debug, Clone, Default, Args)]
-#[command(next_help_heading = "Callers")]
-pub struct CallerSettings {
-    /// File with the policy: the methods that each caller may call, and the actors on
-    /// whose behalf. Without it, every caller may do everything.
-    #[arg(long, env = "POLICY_FILE", value_name = "FILE")]
-    pub policy: Option<PathBuf>,
-    /// Permit addresses other than loopback without a policy or without TLS.
-    #[arg(long, env = "INSECURE", value_parser = BoolishValueParser::new())]
-    pub insecure: bool,
-    /// File with the server's certificate and its intermediate certificates, in PEM.
-    /// Read again when it changes.
-    #[arg(long, env = "TLS_CERT", value_name = "FILE", requires = "tls_key")]
-    pub tls_cert: Option<PathBuf>,
-    /// File with the certificate's private key, in PEM.
-    #[arg(long, env = "TLS_KEY", value_name = "FILE", requires = "tls_cert")]
-    pub tls_key: Option<PathBuf>,
-    /// File with the roots of clients' certificates, in PEM. The policy identifies a
-    /// certificate by the first URI among its alternative names, else by the first DNS
-    /// name. Without --jwks, every client needs a certificate.
-    #[arg(
-        long,
-        env = "TLS_CLIENT_CA",
-        value_name = "FILE",
-        requires = "tls_cert",
-        requires = "policy"
-    )]
-    pub tls_client_ca: Option<PathBuf>,
-    /// File with the revocation lists for clients' certificates, in PEM: one of each
-    /// issuing authority. Read again when it changes; open connections stay open.
-    #[arg(
-        long,
-        env = "TLS_CLIENT_CRL",
-        value_name = "FILE",
-        requires = "tls_client_ca"
-    )]
-    pub tls_client_crl: Option<PathBuf>,
-    /// File or https:// URL of the JSON Web Key Set that verifies bearer tokens. Read
-    /// again every 5 minutes, and when a token names an unknown key.
-    #[arg(
-        long,
-        env = "JWKS",
-        value_name = "FILE|URL",
-        requires = "jwt_issuer",
-        requires = "jwt_audience",
-        requires = "policy"
-    )]
-    pub jwks: Option<KeySource>,
-    /// Required issuer of tokens.
-    #[arg(long, env = "JWT_ISSUER", value_name = "ISSUER", value_parser = not_empty)]
-    pub jwt_issuer: Option<String>,
-    /// Required audience of tokens.
-    #[arg(long, env = "JWT_AUDIENCE", value_name = "AUDIENCE", value_parser = not_empty)]
-    pub jwt_audience: Option<String>,
-    /// Accepted signature algorithms of tokens.
-    #[arg(
-        long,
-        env = "JWT_ALGORITHMS",
-        value_name = "NAMES",
-        value_delimiter = ',',
-        default_values = ["RS256", "ES256", "EdDSA"],
-        value_parser = algorithm
-    )]
-    pub jwt_algorithms: Vec<Algorithm>,
-    /// Disable the gRPC server reflection.
-    #[arg(long, env = "NO_REFLECTION", value_parser = BoolishValueParser::new())]
-    pub no_reflection: bool,
-}
-
 /// Table, cache and secret.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Backends")]
@@ -467,87 +317,6 @@ pub fn momento_secret_from_env(lookup: impl Fn(&str) -> Option<String>) -> Optio
         .filter_map(|name| Some((name.to_owned(), lookup(name)?.into())))
         .collect();
     (!fields.is_empty()).then(|| serde_json::Value::Object(fields).to_string().into())
-}
-
-fn millis(text: &str) -> Result<Duration, String> {
-    number(text, 600_000).map(Duration::from_millis)
-}
-
-fn attempt_millis(text: &str) -> Result<Duration, String> {
-    number(text, 2000).map(Duration::from_millis)
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    number(text, 86_400).map(Duration::from_secs)
-}
-
-fn number(text: &str, max: u64) -> Result<u64, String> {
-    text.parse()
-        .ok()
-        .filter(|number| (1..=max).contains(number))
-        .ok_or_else(|| format!("must be a whole number from 1 to {max}"))
-}
-
-fn share(text: &str) -> Result<f64, String> {
-    text.parse()
-        .ok()
-        .filter(|share| (0.0..=1.0).contains(share))
-        .ok_or_else(|| "must be a number from 0 to 1".to_owned())
-}
-
-/// An algorithm with key pairs. With a shared secret, every verifier could also sign.
-fn algorithm(text: &str) -> Result<Algorithm, String> {
-    use Algorithm::{HS256, HS384, HS512};
-    match text.parse() {
-        Ok(HS256 | HS384 | HS512) => Err("shared secrets are not accepted".to_owned()),
-        Ok(algorithm) => Ok(algorithm),
-        Err(_) => Err("must be RS256 to RS512, PS256 to PS512, ES256, ES384 or EdDSA".to_owned()),
-    }
-}
-
-fn host_and_port(text: &str) -> Result<String, String> {
-    let is_port = |port: &str| port.parse::<u16>().is_ok();
-    match text.rsplit_once(':') {
-        Some((host, port)) if !host.is_empty() && is_port(port) => Ok(text.to_owned()),
-        _ => Err("must be a host and a port, such as localhost:50051".to_owned()),
-    }
-}
-
-fn not_empty(text: &str) -> Result<String, String> {
-    if text.trim().is_empty() {
-        return Err("must not be empty".to_owned());
-    }
-    Ok(text.to_owned())
-}
-
-fn table_name(text: &str) -> Result<String, String> {
-    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
-    if (3..=255).contains(&text.len()) && text.bytes().all(is_allowed) {
-        return Ok(text.to_owned());
-    }
-    Err("must be 3 to 255 characters of A-Z, a-z, 0-9, '_', '.' and '-'".to_owned())
-}
-
-fn cache_name(text: &str) -> Result<String, String> {
-    let is_allowed = |byte: u8| byte.is_ascii_graphic();
-    if (3..=255).contains(&text.len()) && text.bytes().all(is_allowed) {
-        return Ok(text.to_owned());
-    }
-    Err("must be 3 to 255 printable ASCII characters".to_owned())
-}
-
-fn url(text: &str) -> Result<String, String> {
-    let uri: http::Uri = text.parse().map_err(|_| "must be a URL".to_owned())?;
-    match uri.scheme_str() {
-        Some("http" | "https") if uri.host().is_some() => Ok(text.to_owned()),
-        _ => Err("must be a URL that begins with http:// or https://".to_owned()),
-    }
-}
-
-fn log_filter(text: &str) -> Result<String, String> {
-    text.parse::<tracing_subscriber::EnvFilter>()
-        .map_err(|error| error.to_string())?;
-    Ok(text.to_owned())
 }
 
 #[cfg(test)]

@@ -1,19 +1,22 @@
 //! Orphan clean-up: removes the memberships of deleted users and organizations. One
 //! replica at a time, at a bounded rate.
 
+mod tasks;
+
 use std::{
     collections::{BTreeMap, HashMap, hash_map::Entry},
     time::Duration,
 };
 
-use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use tokio::time::{Instant, sleep, sleep_until};
 
+pub use self::tasks::OrphanCleanupTiming;
+use self::tasks::{Skipped, Task, Tasks};
 use super::leader_lease::{Candidate, HeldLease, LeaderLease};
 use crate::{
     domain::{Actor, DeletedName, Key, Membership, Origin, Orphans, Record, Uid},
     store::{self, CommitError, DynamoDb, ListPosition, Listed, Slice, Step},
-    telemetry::{LEFTOVERS_REMOVED, LEFTOVERS_SKIPPED},
+    telemetry::LEFTOVERS_REMOVED,
 };
 
 /// The register of the leader lease.
@@ -24,112 +27,15 @@ const PAGE: u16 = 100;
 const AT_ONCE: usize = 25;
 /// Failed tasks in a row that end a pass.
 const MAX_FAILURES: u32 = 3;
-/// Longest pause before a task is retried, as a multiple of the first one.
-const MAX_RETRY_FACTOR: u32 = 64;
 /// Most tasks that are tracked from pass to pass. The orphans of other tasks are removed,
 /// too. Those tasks are finished later, when they are tracked.
 const MAX_TASKS: usize = 10_000;
-
-/// Intervals and rate of the clean-up.
-#[derive(Debug, Clone, Copy)]
-pub struct OrphanCleanupTiming {
-    /// Pause between passes.
-    pub poll: Duration,
-    /// Longest time between two writes of the lease.
-    pub beat: Duration,
-    /// Time without a write after which another replica takes the lease.
-    pub takeover: Duration,
-    /// Time after a deletion within which indexes may miss orphans. Also the first pause
-    /// before a task with skipped orphans is retried.
-    pub settle: Duration,
-    /// Time after a deletion within which other writers may add memberships of the deleted
-    /// record, because they cached it. The tombstone stays for as long.
-    pub retention: Duration,
-    /// Most memberships removed in a second.
-    pub rate: u32,
-}
-
-impl OrphanCleanupTiming {
-    /// The default intervals, with this rate.
-    #[must_use]
-    pub fn with_rate(rate: u32) -> Self {
-        Self {
-            poll: Duration::from_secs(5),
-            beat: Duration::from_secs(2),
-            takeover: Duration::from_secs(10),
-            settle: Duration::from_secs(60),
-            // The tutorial's code caches a user for 30 minutes.
-            retention: Duration::from_secs(3600),
-            rate,
-        }
-    }
-
-    /// The pauses before retries of a task.
-    fn retry_pauses(&self) -> ExponentialBackoff {
-        ExponentialBuilder::new()
-            .with_min_delay(self.settle)
-            .with_max_delay(self.settle * MAX_RETRY_FACTOR)
-            .without_max_times()
-            .build()
-    }
-}
 
 /// Removes orphans while this replica holds the lease.
 pub struct OrphanCleanup {
     table: DynamoDb,
     leader: LeaderLease,
     timing: OrphanCleanupTiming,
-}
-
-/// The tasks that this replica has read while it held the lease.
-type Tasks = HashMap<(DeletedName, Option<Uid>), Task>;
-
-/// A task. Times are of this replica's own clock, because clocks of replicas may differ.
-struct Task {
-    /// When the task was first read.
-    since: Instant,
-    /// When the task was last read.
-    met: Instant,
-    /// When the task is processed next.
-    due: Instant,
-    /// The pauses before further retries.
-    pauses: ExponentialBackoff,
-    /// Whether the tombstone was removed.
-    is_name_free: bool,
-}
-
-impl Task {
-    fn met_first(now: Instant, timing: &OrphanCleanupTiming) -> Self {
-        Self {
-            since: now,
-            met: now,
-            due: now,
-            pauses: timing.retry_pauses(),
-            is_name_free: false,
-        }
-    }
-}
-
-/// Orphans that could not be removed in one pass.
-#[derive(Default)]
-struct Skipped {
-    count: u64,
-    first: Option<store::Error>,
-}
-
-impl Skipped {
-    fn one(&mut self, error: store::Error) {
-        self.count += 1;
-        self.first.get_or_insert(error);
-    }
-
-    fn report(self) {
-        metrics::counter!(LEFTOVERS_SKIPPED).increment(self.count);
-        if let Some(error) = self.first {
-            let count = self.count;
-            tracing::warn!(count, %error, "the clean-up passed over what it could not remove");
-        }
-    }
 }
 
 /// Reason why this replica stops for now.

@@ -1,5 +1,8 @@
 //! Watching changes: the change log in order, from any position.
 
+mod beats;
+mod filter;
+
 use std::{fmt, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
@@ -8,12 +11,15 @@ use tokio::{
     time::{Instant, sleep},
 };
 
+pub use self::filter::ChangeFilter;
+use self::{
+    beats::{Beats, Followed},
+    filter::Interest,
+};
 use super::{Accounts, Freshness};
 use crate::{
     coherence::ReadPath,
-    domain::{
-        ChangeKind, CheckFacts, Key, OrganizationName, Record, RecordChange, Timestamp, Username,
-    },
+    domain::{CheckFacts, Key, OrganizationName, Record, RecordChange, Username},
     store::{self, DynamoDb, LogHead, LogId},
     telemetry::WATCHERS,
 };
@@ -27,8 +33,6 @@ const READS_AT_ONCE: usize = 8;
 const POLL: Duration = Duration::from_millis(250);
 /// Longest interval of responses without changes.
 const PROGRESS: Duration = Duration::from_secs(10);
-/// Time without a beat after which the stream counts as not followed.
-const LONGEST_SILENCE: Duration = Duration::from_secs(60);
 /// Longest wait for a beat of the stream's follower, if the time of the last beat is far from
 /// this replica's clock. A follower beats every 2 s. The server waits 5 s for a response to
 /// begin.
@@ -39,61 +43,6 @@ pub struct ChangeLog {
     table: DynamoDb,
     reads: Semaphore,
     beats: Mutex<Option<Beats>>,
-}
-
-/// The beats of the stream's follower, timed by this replica's monotonic clock.
-#[derive(Debug, Clone, Copy)]
-struct Beats {
-    /// The version of the register at the last read.
-    version: u64,
-    /// When that version was first read.
-    since: Instant,
-    /// When the register was last read.
-    looked: Instant,
-    /// Whether this replica saw the register change to that version.
-    is_moving: bool,
-}
-
-/// Whether the stream is followed.
-enum Followed {
-    Yes,
-    No,
-    /// Unknown until the next beat.
-    Unclear,
-}
-
-impl Beats {
-    /// The beats after a read of the register.
-    fn look(before: Option<Self>, version: u64) -> Self {
-        let now = Instant::now();
-        match before {
-            // A slow read may return an older version.
-            Some(before) if before.version >= version => Self {
-                looked: now,
-                ..before
-            },
-            // After a long time without a read, the time of the change is unknown.
-            before => Self {
-                version,
-                since: now,
-                looked: now,
-                is_moving: before.is_some_and(|it| now - it.looked < LONGEST_SILENCE),
-            },
-        }
-    }
-
-    /// `beat` is the time of the last beat, by the follower's wall clock. Clocks may differ,
-    /// so this replica's own observations take precedence.
-    fn followed(&self, beat: Timestamp) -> Followed {
-        let apart = Duration::from_millis(beat.0.abs_diff(Timestamp::now().0));
-        if self.since.elapsed() >= LONGEST_SILENCE {
-            Followed::No
-        } else if self.is_moving || apart < LONGEST_SILENCE {
-            Followed::Yes
-        } else {
-            Followed::Unclear
-        }
-    }
 }
 
 impl ChangeLog {
@@ -149,71 +98,6 @@ pub enum Start {
     Oldest,
     /// After the cursor of an earlier watch.
     After(Cursor),
-}
-
-/// The filter of a watch. Default: all changes.
-#[derive(Debug, Clone, Default)]
-pub struct ChangeFilter {
-    /// Changes of this organization and of its memberships, and changes that suspend, resume
-    /// or delete its members.
-    pub organization: Option<OrganizationName>,
-    /// Changes of this user and of the user's memberships, and changes that suspend, resume
-    /// or delete the user's organizations.
-    pub user: Option<Username>,
-}
-
-/// Whether a change matches the filter.
-enum Interest {
-    Told,
-    NotTold,
-    /// It matches if this membership exists.
-    IfMember(OrganizationName, Username),
-}
-
-impl ChangeFilter {
-    fn interest(&self, change: &RecordChange) -> Interest {
-        let wants_organization = |it| self.organization.as_ref().is_none_or(|wanted| wanted == it);
-        let wants_user = |it| self.user.as_ref().is_none_or(|wanted| wanted == it);
-        match (&change.key, &self.organization, &self.user) {
-            (Key::Membership(organization, user), ..) => {
-                Interest::of(wants_organization(organization) && wants_user(user))
-            }
-            (Key::User(user), None, _) => Interest::of(wants_user(user)),
-            (Key::Organization(it), _, None) => Interest::of(wants_organization(it)),
-            (Key::User(user), Some(organization), _)
-                if wants_user(user) && changes_standing(change) =>
-            {
-                Interest::IfMember(organization.clone(), user.clone())
-            }
-            (Key::Organization(organization), _, Some(user))
-                if wants_organization(organization) && changes_standing(change) =>
-            {
-                Interest::IfMember(organization.clone(), user.clone())
-            }
-            (Key::User(_) | Key::Organization(_), ..) => Interest::NotTold,
-        }
-    }
-}
-
-impl Interest {
-    fn of(is_told: bool) -> Self {
-        if is_told { Self::Told } else { Self::NotTold }
-    }
-}
-
-/// Whether a change of a user or an organization may affect its memberships.
-fn changes_standing(change: &RecordChange) -> bool {
-    let state = |record: &Option<Record>| match record {
-        Some(Record::User(user)) => Some(user.state),
-        Some(Record::Organization(organization)) => Some(organization.state),
-        Some(Record::Membership(_)) | None => None,
-    };
-    match (change.kind, state(&change.before), state(&change.after)) {
-        (ChangeKind::Created, ..) => false,
-        (ChangeKind::Updated, Some(before), Some(after)) => before != after,
-        // A deletion, or a change with an omitted image.
-        (ChangeKind::Deleted | ChangeKind::Updated, ..) => true,
-    }
 }
 
 /// Reason why a watch ends.
@@ -400,8 +284,8 @@ impl Watcher {
         let mut pending = Vec::with_capacity(read.len());
         for (number, change) in read {
             let is_told = match self.filter.interest(&change) {
-                Interest::Told => true,
-                Interest::NotTold => false,
+                Interest::Included => true,
+                Interest::Excluded => false,
                 Interest::IfMember(organization, user) => {
                     self.is_of_member(&change, organization, user).await?
                 }
@@ -442,35 +326,6 @@ impl Watcher {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn is_followed(beats: &Beats, beat: Timestamp) -> Option<bool> {
-        match beats.followed(beat) {
-            Followed::Yes => Some(true),
-            Followed::No => Some(false),
-            Followed::Unclear => None,
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn observed_beats_take_precedence_over_clocks() {
-        let (near, far) = (Timestamp::now(), Timestamp(0));
-        let first = Beats::look(None, 7);
-        assert_eq!(is_followed(&first, near), Some(true));
-        assert_eq!(is_followed(&first, far), None);
-        sleep(LONGEST_SILENCE / 2).await;
-        let moved = Beats::look(Some(first), 8);
-        assert_eq!(is_followed(&moved, far), Some(true));
-        // No further beat, at any difference of the clocks.
-        sleep(LONGEST_SILENCE).await;
-        let silent = Beats::look(Some(moved), 8);
-        for beat in [near, far] {
-            assert_eq!(is_followed(&silent, beat), Some(false));
-        }
-        // A beat at an unknown time, between two reads that are far apart.
-        sleep(LONGEST_SILENCE).await;
-        let late = Beats::look(Some(silent), 9);
-        assert_eq!(is_followed(&late, far), None);
-    }
 
     #[test]
     fn a_cursor_is_parsed_from_its_text_form() {

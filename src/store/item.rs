@@ -1,13 +1,20 @@
 //! Records as items: attribute names and types, free of any SDK. Items of other writers
 //! are valid, too.
 
+mod bookkeeping;
+
 use std::{collections::HashMap, fmt};
 
-use super::{Deletion, Remembered, StoredClaim, keys};
+pub(super) use self::bookkeeping::{
+    OPTIONAL_ORIGIN, decode_deletion, decode_logged, decode_made, decode_orphans, decode_request,
+    decode_update_time, encode_deletion, encode_logged, encode_origin, encode_orphans,
+    encode_request,
+};
+
+use super::StoredClaim;
 use crate::domain::{
-    Actor, ChangeKind, Digest, Email, EmailClaim, FreeText, Key, Labels, Made, Membership,
-    Organization, Origin, Orphans, Record, RecordChange, Request, RequestId, Role, ServiceName,
-    Stamp, State, Timestamp, Uid, User, Username,
+    Email, EmailClaim, FreeText, Key, Labels, Membership, Organization, Record, Role, Stamp, State,
+    Timestamp, Uid, User, Username,
 };
 
 pub(super) const VERSION: &str = "ver";
@@ -214,182 +221,6 @@ pub(super) fn difference(before: &Record, after: &Record) -> (Item, Vec<String>)
     (set, gone)
 }
 
-/// The optional attributes of [`encode_origin`].
-pub(super) const OPTIONAL_ORIGIN: [&str; 3] = [CHANGED_BY, CALLED_BY, REQUEST_ID];
-
-/// The attributes of the change that wrote an item. The platform has no attribute.
-pub(super) fn encode_origin(origin: &Origin, write_id: &str) -> Item {
-    let mut item = Item::new();
-    put_text(&mut item, WRITE_ID, write_id);
-    if let Actor::User(username) = &origin.actor {
-        put_text(&mut item, CHANGED_BY, username.as_str());
-    }
-    if let Some(caller) = &origin.caller {
-        // With the id of the write, because other writers leave an unknown attribute unchanged.
-        let called_by = format!("{write_id} {}", caller.as_str());
-        put_text(&mut item, CALLED_BY, &called_by);
-    }
-    if let Some(request_id) = &origin.request_id {
-        put_text(&mut item, REQUEST_ID, request_id.as_str());
-    }
-    item
-}
-
-/// The item of a request's outcome.
-pub(super) fn encode_request(request: &Request, outcome: &[Record], expires: Timestamp) -> Item {
-    let mut item = Item::new();
-    put_text(&mut item, FINGERPRINT, request.fingerprint.as_str());
-    let outcome = outcome.iter().map(|record| {
-        let mut image = encode(record);
-        let (pk, sk) = keys::of(&record.key());
-        put_text(&mut image, keys::PARTITION_KEY, &pk);
-        put_text(&mut image, keys::SORT_KEY, &sk);
-        Value::Map(image)
-    });
-    item.insert(OUTCOME.to_owned(), Value::List(outcome.collect()));
-    put_expiry(&mut item, expires);
-    item
-}
-
-/// The outcome in the item of a request. `None` if the item is not of a request.
-pub(super) fn decode_request(item: &Item) -> Option<Remembered> {
-    let Some(Value::List(outcome)) = item.get(OUTCOME) else {
-        return None;
-    };
-    let outcome = outcome.iter().map(|image| {
-        let Value::Map(image) = image else {
-            return None;
-        };
-        let [pk, sk] = [keys::PARTITION_KEY, keys::SORT_KEY].map(|name| text(image, name));
-        decode(&keys::key_of_item(pk?, sk?)?, image)
-    });
-    Some(Remembered {
-        fingerprint: Digest::from_text(text(item, FINGERPRINT)?.to_owned()),
-        outcome: outcome.collect::<Option<_>>()?,
-    })
-}
-
-/// The item of the deletion of a version of a record.
-pub(super) fn encode_deletion(now: Timestamp, expires: Timestamp) -> Item {
-    let mut item = Item::new();
-    put_number(&mut item, UPDATE_TIME, now.0);
-    put_expiry(&mut item, expires);
-    item
-}
-
-/// The item of a clean-up task.
-pub(super) fn encode_orphans(orphans: &Orphans) -> Item {
-    let mut item = Item::new();
-    put_uid(&mut item, UID, orphans.uid.as_ref());
-    put_number(&mut item, UPDATE_TIME, orphans.time.0);
-    item
-}
-
-/// The clean-up task of an item and its sort key.
-pub(super) fn decode_orphans(sk: &str, item: &Item) -> Option<Orphans> {
-    let (gone, uid_in_key) = keys::gone(sk)?;
-    let time = stamp(item).update_time?;
-    let uid = uid(item, UID).or(uid_in_key);
-    Some(Orphans { gone, uid, time })
-}
-
-/// The time of this service's last write of an item.
-pub(super) fn decode_update_time(item: &Item) -> Option<Timestamp> {
-    stamp(item).update_time
-}
-
-/// The deletion in an item of [`encode_deletion`].
-pub(super) fn decode_deletion(item: &Item) -> Option<Deletion> {
-    Some(Deletion {
-        time: stamp(item).update_time,
-        made: decode_made(item)?,
-    })
-}
-
-/// The change of this service that wrote an item. `None` if another writer did.
-pub(super) fn decode_made(item: &Item) -> Option<Made> {
-    let actor = text(item, CHANGED_BY).map_or(Some(Actor::Platform), |name| {
-        Username::parse_existing(name).ok().map(Actor::User)
-    });
-    let change_id = text(item, WRITE_ID)?;
-    let called_by = text(item, CALLED_BY).and_then(|text| text.split_once(' '));
-    let called_by = called_by.filter(|(of_change, _)| *of_change == change_id);
-    Some(Made {
-        change_id: change_id.to_owned(),
-        origin: Origin {
-            actor: actor?,
-            caller: called_by.map(|(_, name)| ServiceName::new(name)),
-            request_id: text(item, REQUEST_ID).and_then(|id| RequestId::parse(id).ok()),
-        },
-    })
-}
-
-/// The item of a change in the log. Images over [`MAX_LOGGED_IMAGE`] are omitted.
-pub(super) fn encode_logged(change: &RecordChange, expires: Timestamp) -> Item {
-    let mut item = Item::new();
-    if let Some(made) = &change.made {
-        item.extend(encode_origin(&made.origin, &made.change_id));
-    }
-    let (pk, sk) = keys::of(&change.key);
-    put_text(&mut item, RECORD_PK, &pk);
-    put_text(&mut item, RECORD_SK, &sk);
-    let kind = match change.kind {
-        ChangeKind::Created => CREATED,
-        ChangeKind::Updated => UPDATED,
-        ChangeKind::Deleted => DELETED,
-    };
-    put_text(&mut item, KIND, kind);
-    if let Some(Timestamp(millis)) = change.time {
-        put_number(&mut item, UPDATE_TIME, millis);
-    }
-    for (name, image) in [(BEFORE, &change.before), (AFTER, &change.after)] {
-        let image = image.as_ref().map(encode);
-        if let Some(image) = image.filter(|image| size(image) <= MAX_LOGGED_IMAGE) {
-            item.insert(name.to_owned(), Value::Map(image));
-        }
-    }
-    put_expiry(&mut item, expires);
-    item
-}
-
-/// The change in an item of the log, if it has not expired.
-pub(super) fn decode_logged(item: &Item, now: Timestamp) -> Option<RecordChange> {
-    let expires = number(item, EXPIRE_TIME)?;
-    let key = keys::key_of_item(text(item, RECORD_PK)?, text(item, RECORD_SK)?)?;
-    let kind = match text(item, KIND)? {
-        CREATED => ChangeKind::Created,
-        UPDATED => ChangeKind::Updated,
-        DELETED => ChangeKind::Deleted,
-        _ => return None,
-    };
-    let image = |name| match item.get(name) {
-        Some(Value::Map(image)) => decode(&key, image),
-        _ => None,
-    };
-    let change = RecordChange {
-        kind,
-        before: image(BEFORE),
-        after: image(AFTER),
-        time: stamp(item).update_time,
-        made: decode_made(item),
-        key,
-    };
-    (expires > now.0.div_euclid(1000)).then_some(change)
-}
-
-/// Bytes of all texts: about the size of the item.
-fn size(item: &Item) -> usize {
-    fn of(value: &Value) -> usize {
-        match value {
-            Value::Text(text) | Value::Number(text) => text.len(),
-            Value::List(list) => list.iter().map(of).sum(),
-            Value::Map(map) => size(map),
-        }
-    }
-    let item = item.iter();
-    item.map(|(name, value)| name.len() + of(value)).sum()
-}
-
 /// DynamoDB deletes the item some time after this.
 pub(super) fn put_expiry(item: &mut Item, expires: Timestamp) {
     put_number(item, EXPIRE_TIME, expires.0.div_euclid(1000));
@@ -507,111 +338,4 @@ fn number(item: &Item, name: &str) -> Option<i64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::domain::{OrganizationName, Username};
-
-    fn membership_key() -> Key {
-        Key::Membership(
-            OrganizationName::parse_new("olivia-org").unwrap(),
-            Username::parse_new("membermichael").unwrap(),
-        )
-    }
-
-    #[test]
-    fn an_item_of_the_tutorial_is_a_record() {
-        let mut item = Item::new();
-        put_text(&mut item, ORGANIZATION_NAME, "olivia-org");
-        put_text(&mut item, MEMBER_USERNAME, "membermichael");
-        put_text(&mut item, ROLE, "Admin");
-        let record = decode(&membership_key(), &item).unwrap();
-        let membership = record.into_membership().unwrap();
-        assert_eq!(membership.role, Some(Role::Admin));
-        assert_eq!(membership.member_uid, None);
-        assert_eq!(membership.stamp, Stamp::default());
-    }
-
-    #[test]
-    fn an_encoded_membership_is_decoded() {
-        let record = Record::Membership(Membership {
-            organization_name: OrganizationName::parse_new("olivia-org").unwrap(),
-            member_username: Username::parse_new("membermichael").unwrap(),
-            role: Some(Role::Owner),
-            adding_user: Some("oliviaowner".to_owned()),
-            organization_uid: Uid::from_text("o"),
-            member_uid: Uid::from_text("m"),
-            stamp: Stamp::created(Timestamp(1)).changed(Timestamp(2)),
-        });
-        assert_eq!(
-            decode(&record.key(), &encode(&record)).unwrap(),
-            record.clone()
-        );
-    }
-
-    #[test]
-    fn a_user_with_all_attributes_is_decoded() {
-        let labels = [("team", "accounts"), ("tier", "")];
-        let record = Record::User(User {
-            username: Username::parse_new("oliviaowner").unwrap(),
-            first_name: FreeText::parse_new("Olivia").unwrap(),
-            last_name: FreeText::default(),
-            display_name: FreeText::parse_new("Olivia #1").unwrap(),
-            email: Some(Email::parse_new("Olivia@example.com").unwrap()),
-            labels: Labels::parse(labels.into_iter(), FreeText::parse_new).unwrap(),
-            state: State::Suspended,
-            uid: Uid::from_text("u"),
-            stamp: Stamp::created(Timestamp(1)),
-        });
-        assert_eq!(decode(&record.key(), &encode(&record)), Some(record));
-    }
-
-    #[test]
-    fn attributes_of_other_types_count_as_missing_and_an_unknown_state_as_a_suspension() {
-        let key = Key::User(Username::parse_new("oliviaowner").unwrap());
-        let odd = Value::Map(Item::new());
-        let mut item = Item::new();
-        for name in [VERSION, CREATE_TIME, UPDATE_TIME, UID, FIRST_NAME, LABELS] {
-            item.insert(name.to_owned(), odd.clone());
-        }
-        let user = decode(&key, &item).and_then(Record::into_user).unwrap();
-        assert_eq!((user.stamp, user.uid), (Stamp::default(), None));
-        assert_eq!(user.state, State::Active);
-        for state in [Value::Text("BANNED".to_owned()), odd] {
-            item.insert(STATE.to_owned(), state);
-            let user = decode(&key, &item).and_then(Record::into_user).unwrap();
-            assert_eq!(user.state, State::Suspended);
-        }
-    }
-
-    #[test]
-    fn a_membership_without_a_known_role_has_none() {
-        let mut item = Item::new();
-        for role in [None, Some("Emperor"), Some("owner"), Some("")] {
-            if let Some(role) = role {
-                put_text(&mut item, ROLE, role);
-            }
-            let membership = decode(&membership_key(), &item);
-            let membership = membership.and_then(Record::into_membership).unwrap();
-            assert_eq!(membership.role, None);
-            assert_eq!(encode(&Record::Membership(membership)).get(ROLE), None);
-        }
-    }
-
-    #[test]
-    fn attributes_with_default_values_are_left_out() {
-        let item = encode(&Record::User(User {
-            username: Username::parse_new("oliviaowner").unwrap(),
-            first_name: FreeText::default(),
-            last_name: FreeText::default(),
-            display_name: FreeText::default(),
-            email: None,
-            labels: Labels::default(),
-            state: State::Active,
-            uid: None,
-            stamp: Stamp::default(),
-        }));
-        for name in [DISPLAY_NAME, EMAIL, LABELS, STATE] {
-            assert_eq!(item.get(name), None, "{name}");
-        }
-    }
-}
+mod tests;
