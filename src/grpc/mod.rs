@@ -1,5 +1,4 @@
-//! The gRPC handlers: each parses a request, calls a use case and renders the result. No
-//! room below knows gRPC.
+//! The gRPC service: its handlers, middleware and statuses. No module below uses gRPC.
 
 mod account_service;
 mod convert;

@@ -108,7 +108,7 @@ pub struct Slice<'a> {
     pub limit: u16,
 }
 
-/// A position in a list, opaque to other rooms.
+/// A position in a list, opaque to other modules.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListPosition(pub String);
 

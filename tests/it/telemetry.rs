@@ -30,7 +30,7 @@ use crate::{
         binary::{Log, Server, free_address, over, scrape, serve_over},
         script::Script,
     },
-    rooms::sources,
+    modules::sources,
     streams::eventually,
 };
 

@@ -1,5 +1,5 @@
 //! The table in DynamoDB: strongly consistent reads, and the client's settings. Only this
-//! room knows the DynamoDB SDK.
+//! module uses the DynamoDB SDK.
 
 mod change_log;
 mod change_stream;

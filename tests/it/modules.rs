@@ -1,4 +1,4 @@
-//! The dependencies between the rooms of the source.
+//! The dependencies between the modules of the source.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Words, and the rooms that may use them. `boot` connects the rooms, and `local`
+/// Words, and the modules that may use them. `boot` connects the modules, and `local`
 /// replaces the external services.
 const WORDS: [(&str, &[&str]); 12] = [
     (
@@ -31,14 +31,14 @@ const WORDS: [(&str, &[&str]); 12] = [
             "telemetry/traces.rs",
         ],
     ),
-    ("jsonwebtoken", &["auth/", "config.rs"]),
+    ("jsonwebtoken", &["auth/", "config"]),
     ("x509_parser", &["auth/"]),
     ("reqwest", &["auth/"]),
     ("rustls", &["transport/", "cache/momento/connection.rs"]),
     ("account_v1", &["grpc/", "boot/", "proto.rs"]),
 ];
 
-/// Rooms, and the words that name rooms above them, which they must not use.
+/// Modules, and the words that name modules above them, which they must not use.
 const UPWARDS: [(&str, &[&str]); 4] = [
     ("domain/", &["crate::", "tokio", "prost", "uuid::", "serde"]),
     (
@@ -64,21 +64,21 @@ const UPWARDS: [(&str, &[&str]); 4] = [
 ];
 
 #[test]
-fn each_sdk_is_named_in_its_own_room_only() {
+fn each_sdk_is_named_in_its_own_module_only() {
     for (path, code) in sources() {
-        for (word, rooms) in WORDS {
-            let is_allowed = rooms.iter().any(|room| path.starts_with(room));
+        for (word, modules) in WORDS {
+            let is_allowed = modules.iter().any(|module| path.starts_with(module));
             assert!(is_allowed || !code.contains(word), "{path} uses {word}");
         }
     }
 }
 
 #[test]
-fn no_room_names_the_rooms_above_it() {
+fn no_module_names_the_modules_above_it() {
     for (path, code) in sources() {
-        for (room, words) in UPWARDS {
+        for (module, words) in UPWARDS {
             for word in words {
-                let is_upwards = path.starts_with(room) && code.contains(word);
+                let is_upwards = path.starts_with(module) && code.contains(word);
                 assert!(!is_upwards, "{path} uses {word}");
             }
         }
@@ -86,19 +86,19 @@ fn no_room_names_the_rooms_above_it() {
 }
 
 #[test]
-fn no_room_depends_on_itself_through_others() {
+fn no_module_depends_on_itself_through_others() {
     let mut dependencies: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for (path, code) in sources() {
-        let (room, _) = path.split_once('/').unwrap_or((&path, ""));
-        let room = room.trim_end_matches(".rs").to_owned();
+        let (module, _) = path.split_once('/').unwrap_or((&path, ""));
+        let module = module.trim_end_matches(".rs").to_owned();
         dependencies
-            .entry(room)
+            .entry(module)
             .or_default()
-            .extend(rooms_in(&code));
+            .extend(modules_in(&code));
     }
     assert!(dependencies["grpc"].contains("service") && dependencies["boot"].contains("grpc"));
-    for (room, direct) in &dependencies {
-        let others = direct.iter().filter(|other| *other != room);
+    for (module, direct) in &dependencies {
+        let others = direct.iter().filter(|other| *other != module);
         let mut reached: BTreeSet<_> = others.clone().collect();
         let mut waiting: Vec<_> = others.collect();
         while let Some(next) = waiting.pop() {
@@ -106,19 +106,19 @@ fn no_room_depends_on_itself_through_others() {
             waiting.extend(further.filter(|further| reached.insert(*further)));
         }
         assert!(
-            !reached.contains(room),
-            "{room} depends on itself through {direct:?}"
+            !reached.contains(module),
+            "{module} depends on itself through {direct:?}"
         );
     }
 }
 
-/// Rooms that code names after `crate::`, alone or in a group of imports.
-fn rooms_in(code: &str) -> BTreeSet<String> {
-    let mut rooms = BTreeSet::new();
+/// Modules that code names after `crate::`, alone or in a group of imports.
+fn modules_in(code: &str) -> BTreeSet<String> {
+    let mut modules = BTreeSet::new();
     for (at, named) in code.match_indices("crate::") {
         let rest = &code[at + named.len()..];
         let Some(group) = rest.strip_prefix('{') else {
-            rooms.insert(first_word(rest));
+            modules.insert(first_word(rest));
             continue;
         };
         let (group, _) = group.split_once(';').unwrap();
@@ -127,10 +127,10 @@ fn rooms_in(code: &str) -> BTreeSet<String> {
             depth += i32::from(c == '{') - i32::from(c == '}');
             c == ',' && depth == 0
         });
-        rooms.extend(members.map(first_word));
+        modules.extend(members.map(first_word));
     }
-    rooms.remove("");
-    rooms
+    modules.remove("");
+    modules
 }
 
 fn first_word(text: &str) -> String {
@@ -142,6 +142,21 @@ fn first_word(text: &str) -> String {
 fn every_file_begins_with_a_description() {
     for (path, code) in sources() {
         assert!(code.starts_with("//! "), "{path}");
+    }
+}
+
+#[test]
+fn every_place_in_the_glossary_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let glossary = fs::read_to_string(root.join("docs/glossary.md")).unwrap();
+    let places = glossary.lines().filter_map(|row| {
+        let (_, place) = row.strip_suffix("` |")?.rsplit_once("| `")?;
+        Some(place)
+    });
+    let places: Vec<_> = places.collect();
+    assert!(places.len() > 30, "{places:?}");
+    for place in places {
+        assert!(root.join("src").join(place).exists(), "{place}");
     }
 }
 
