@@ -108,8 +108,8 @@ impl Process {
         while named(number + 1).exists() {
             number += 1;
         }
-        let told = std::fs::read_to_string(named(number))?;
-        let total = told.lines().find_map(|line| line.strip_prefix("summary: "));
+        let totals = std::fs::read_to_string(named(number))?;
+        let total = totals.lines().find_map(|line| line.strip_prefix("summary: "));
         Ok(total.context("no summary")?.trim().parse()?)
     }
 

@@ -13,7 +13,7 @@ import (
 	pb "gateway/gen/account/v1"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
-	// So that the details of errors are told, too.
+	// So that responses include the details of errors.
 	_ "google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"

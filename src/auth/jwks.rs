@@ -149,7 +149,7 @@ impl VerificationKeys {
             .build()?;
         let known = match load(&source, &http).await {
             Ok(known) => Some(known),
-            Err(error) if error.may_pass() => {
+            Err(error) if error.is_transient() => {
                 tracing::warn!(%source, %error, "starting without the keys of tokens");
                 None
             }
@@ -239,7 +239,7 @@ impl VerificationKeys {
 
 impl KeySourceError {
     /// Whether a retry may succeed without a change by an operator.
-    fn may_pass(&self) -> bool {
+    fn is_transient(&self) -> bool {
         match self {
             Self::Url(error) => error.status().is_none_or(|status| status.is_server_error()),
             Self::File(_) | Self::TooLarge | Self::Form(_) | Self::NoKey => false,

@@ -14,7 +14,7 @@ const OWNER: &str = "owner";
 /// Attempts to release a lease.
 const RELEASE_ATTEMPTS: usize = 3;
 
-/// A leader lease, as one replica takes part in it.
+/// One replica's side of a leader lease.
 pub struct LeaderLease {
     table: DynamoDb,
     /// Name of the register.
@@ -64,7 +64,7 @@ impl LeaderLease {
         std::future::pending::<()>().await;
     }
 
-    /// This replica, which has not read the lease yet.
+    /// This replica as a candidate that has not read the lease yet.
     #[must_use]
     pub fn candidate(&self) -> Candidate<'_> {
         Candidate {
@@ -111,7 +111,7 @@ impl LeaderLease {
     }
 
     async fn release(&self) -> Result<(), store::Error> {
-        // The holder's last write may still be on its way, and be applied first.
+        // The holder's last write may still be in progress, and be applied first.
         for _ in 0..RELEASE_ATTEMPTS {
             let Some(Register {
                 version,
@@ -138,7 +138,7 @@ impl LeaderLease {
 /// A replica that waits for a lease.
 pub struct Candidate<'a> {
     lease: &'a LeaderLease,
-    /// The version that was last read, and since when it is unchanged.
+    /// The version of the last read, and the time since which it is unchanged.
     seen: Option<(u64, Instant)>,
 }
 

@@ -27,8 +27,8 @@ const PAGE: u16 = 100;
 const AT_ONCE: usize = 25;
 /// Failed tasks in a row that end a pass.
 const MAX_FAILURES: u32 = 3;
-/// Most tasks that are tracked from pass to pass. The orphans of other tasks are removed,
-/// too. Those tasks are finished later, when they are tracked.
+/// Most tasks that are tracked from pass to pass. The orphans of further tasks are removed, too.
+/// Such a task is finished once it is tracked.
 const MAX_TASKS: usize = 10_000;
 
 /// Removes orphans while this replica holds the lease.
@@ -77,10 +77,10 @@ impl OrphanCleanup {
         let mut candidate = self.leader.candidate();
         let mut tasks = HashMap::new();
         loop {
-            match self.lead_once(&mut candidate, &mut tasks).await {
+            match self.run_pass(&mut candidate, &mut tasks).await {
                 Ok(()) | Err(Interruption::Deposed) => {}
                 Err(Interruption::Failed(error)) => {
-                    tracing::warn!(%error, "what deletions left is not removed");
+                    tracing::warn!(%error, "orphans cannot be removed");
                 }
             }
             sleep(self.timing.poll).await;
@@ -88,7 +88,7 @@ impl OrphanCleanup {
     }
 
     /// Processes all tasks once. A failed task is retried later.
-    async fn lead_once(
+    async fn run_pass(
         &self,
         candidate: &mut Candidate<'_>,
         tasks: &mut Tasks,
@@ -107,13 +107,15 @@ impl OrphanCleanup {
         candidate.forget();
         let mut lease = self.write_lease(register.map(|it| it.version)).await?;
         let mut skipped = Skipped::default();
-        let passed = self.pass(page, tasks, &mut lease, &mut skipped).await;
+        let processed = self
+            .process_due(page, tasks, &mut lease, &mut skipped)
+            .await;
         skipped.report();
-        passed
+        processed
     }
 
     /// Processes all tasks that are due, from the first page on.
-    async fn pass(
+    async fn process_due(
         &self,
         first: Listed<Result<Orphans, store::Error>>,
         tasks: &mut Tasks,
@@ -132,7 +134,7 @@ impl OrphanCleanup {
                         continue;
                     }
                 };
-                match self.look_after(orphans, tasks, lease, skipped).await {
+                match self.process_task(orphans, tasks, lease, skipped).await {
                     Ok(()) => failures = 0,
                     // The table fails. Failed tasks are not due for a while, so that the next
                     // pass reaches later tasks.
@@ -150,7 +152,7 @@ impl OrphanCleanup {
             page = self.table.orphans(Some(&next)).await?;
         }
         // Another replica has finished the tasks that were not read.
-        tasks.retain(|_, task| task.met >= begun);
+        tasks.retain(|_, task| task.last_read >= begun);
         Ok(())
     }
 
@@ -158,7 +160,7 @@ impl OrphanCleanup {
     ///
     /// # Errors
     /// The table fails for now, or the lease is lost.
-    async fn look_after(
+    async fn process_task(
         &self,
         orphans: Orphans,
         tasks: &mut Tasks,
@@ -168,25 +170,25 @@ impl OrphanCleanup {
         let now = Instant::now();
         let has_room = tasks.len() < MAX_TASKS;
         let key = (orphans.gone.clone(), orphans.uid.clone());
-        let mut untracked = Task::met_first(now, &self.timing);
+        let mut untracked = Task::new(now, &self.timing);
         let task = match tasks.entry(key.clone()) {
             Entry::Vacant(vacant) if has_room => vacant.insert(untracked),
             Entry::Vacant(_) => &mut untracked,
             Entry::Occupied(known) => known.into_mut(),
         };
-        task.met = now;
+        task.last_read = now;
         if now < task.due {
             return Ok(());
         }
         let settled = task.since + self.timing.settle;
         let retained = settled.max(task.since + self.timing.retention);
-        // The default: ever later, because the cause may stay for long.
+        // The default after a failure: the pauses grow, because the cause may last.
         let retry = task.pauses.next().unwrap_or(self.timing.settle);
         task.due = now + retry;
         let before = skipped.count;
         let is_any = match self.remove(&orphans, lease, skipped).await {
             Ok(is_any) => is_any,
-            Err(Interruption::Failed(error)) if !error.kind.may_pass() => {
+            Err(Interruption::Failed(error)) if !error.kind.is_transient() => {
                 skipped.one(error);
                 return Ok(());
             }
@@ -205,7 +207,7 @@ impl OrphanCleanup {
         } else if !task.is_name_free {
             self.table.free_name(&orphans).await?;
             task.is_name_free = true;
-            // One more pass: until now other writers could add memberships.
+            // One more pass is needed: until now, other writers could add memberships.
             task.due = now;
         } else {
             self.table.finish(&orphans).await?;
@@ -282,7 +284,7 @@ impl OrphanCleanup {
         Duration::from_secs(1) * removed / self.timing.rate.max(1)
     }
 
-    /// The memberships of the deleted incarnation, and memberships that name none.
+    /// The memberships of the deleted incarnation, and memberships without an incarnation.
     async fn list(
         &self,
         orphans: &Orphans,
@@ -311,9 +313,9 @@ impl OrphanCleanup {
         Ok(listed)
     }
 
-    /// Drops the memberships that may belong to another incarnation of the name, and
-    /// returns the condition under which the others are orphans. A membership that names
-    /// no incarnation is an orphan unless a record without an identity has the name.
+    /// Drops the memberships that may belong to another incarnation of the name, and returns the
+    /// condition under which the others are orphans. A membership without an incarnation is an
+    /// orphan unless the present record of the name has no uid.
     async fn keep_orphans(
         &self,
         orphans: &Orphans,
@@ -361,14 +363,14 @@ impl OrphanCleanup {
             match self.table.commit(&steps, &origin).await {
                 Ok(()) => metrics::counter!(LEFTOVERS_REMOVED).increment(group.len() as u64),
                 Err(CommitError::NotApplied(error) | CommitError::OutcomeUnknown(error))
-                    if error.kind.may_pass() =>
+                    if error.kind.is_transient() =>
                 {
                     return Err(error.into());
                 }
                 Err(_) if group.len() > 1 => groups.extend(group.chunks(1)),
                 Err(CommitError::Stale | CommitError::Conflict) => skipped.one(store::Error::new(
                     store::ErrorKind::Unavailable,
-                    "a membership changes while it is removed",
+                    "a membership was changed during its removal",
                 )),
                 Err(CommitError::NotApplied(error) | CommitError::OutcomeUnknown(error)) => {
                     skipped.one(error);

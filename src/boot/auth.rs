@@ -1,4 +1,4 @@
-//! Settings to the authorizer, and the refresh of its keys and certificates.
+//! The authorizer from its settings, and the refresh of its keys and certificates.
 
 use std::{net::SocketAddr, path::Path, sync::Arc};
 
@@ -21,7 +21,7 @@ impl CallerAuth {
     /// Reads the files and URLs of the settings.
     ///
     /// # Errors
-    /// One of them cannot be used, or the settings would admit everybody.
+    /// One of them cannot be used, or the settings would admit every caller.
     pub async fn prepare(settings: &ServerSettings) -> Result<Self, Error> {
         let callers = &settings.callers;
         assert_secure(settings.listen_addr, callers)?;

@@ -1,4 +1,4 @@
-//! Errors of the start, with what to do about each.
+//! Errors of the commands, each with its remedy.
 
 use std::{io, net::SocketAddr, path::PathBuf};
 
@@ -10,8 +10,7 @@ use crate::{
     transport::tls::TlsError,
 };
 
-/// Why the service did not start. Each message says what is wrong and what to
-/// do about it.
+/// Reason why the service did not start. Each message has the problem and its remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No AWS region is set, and none can be found.
@@ -22,10 +21,10 @@ pub enum Error {
     Secret {
         /// The secret.
         id: String,
-        /// Why.
+        /// The cause.
         source: secrets_manager::Error,
     },
-    /// There is no secret, and nothing to create it from.
+    /// There is no secret, and no variable to create it from.
     #[error(
         "there is no secret {id:?}; set MOMENTO_API_KEY and MOMENTO_ENDPOINT, or \
          MOMENTO_AUTH_TOKEN, in the environment to create it"
@@ -42,7 +41,7 @@ pub enum Error {
     Credential {
         /// The secret.
         id: String,
-        /// Why.
+        /// The cause.
         source: CredentialError,
     },
     /// The table cannot be used.
@@ -50,7 +49,7 @@ pub enum Error {
     Table {
         /// The table.
         name: String,
-        /// Why.
+        /// The cause.
         source: store::Error,
     },
     /// The cache cannot be used.
@@ -58,7 +57,7 @@ pub enum Error {
     Cache {
         /// The cache.
         name: String,
-        /// Why.
+        /// The cause.
         source: cache::Error,
     },
     /// The secret was changed to a credential for another cache.
@@ -70,18 +69,18 @@ pub enum Error {
         /// The secret.
         id: String,
     },
-    /// The address cannot be listened on.
+    /// The server cannot listen on the address.
     #[error("cannot listen on {addr}: {source}; choose another address")]
     Listen {
         /// The address.
         addr: SocketAddr,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// What was given is no event of a DynamoDB stream.
-    #[error("standard input is no DynamoDB stream event: {0}")]
+    /// The input is not an event of a DynamoDB stream.
+    #[error("standard input is not a DynamoDB stream event: {0}")]
     Event(#[source] serde_json::Error),
-    /// Changed records may still be answered from the cache as they were.
+    /// The cache may still serve old versions of the changed records.
     #[error("the changed records could not be fenced in time; try again")]
     NotFenced,
     /// Metrics cannot be served.
@@ -90,15 +89,15 @@ pub enum Error {
     /// Traces cannot be exported.
     #[error("traces cannot be exported: {0}; correct --otlp-endpoint")]
     Traces(#[source] telemetry::TracesError),
-    /// Everybody who can reach the address could do everything.
+    /// Every client that reaches the address would have all permissions.
     #[error(
-        "{addr} can be reached from elsewhere, and there is no {what}; give --policy with \
-         --tls-client-ca or --jwks, and --tls-cert, or say --insecure"
+        "{addr} is reachable from other hosts, and there is no {what}; set --policy with \
+         --tls-client-ca or --jwks, and --tls-cert, or set --insecure"
     )]
     Insecure {
         /// The address.
         addr: SocketAddr,
-        /// What there is none of.
+        /// The missing protection.
         what: &'static str,
     },
     /// The policy cannot be used.
@@ -106,21 +105,21 @@ pub enum Error {
     Policy {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// Callers could not show who they are.
-    #[error("there is a policy, but no way to show who calls; give --tls-client-ca or --jwks")]
+    /// Callers could not authenticate.
+    #[error("there is a policy, but callers cannot authenticate; set --tls-client-ca or --jwks")]
     NoIdentity,
-    /// TLS cannot be spoken.
-    #[error("TLS cannot be spoken: {0}; correct the file")]
+    /// TLS cannot be used.
+    #[error("TLS cannot be used: {0}; correct the file")]
     Tls(#[from] TlsError),
     /// The keys of tokens cannot be read.
     #[error("the keys at {from} cannot be used: {source}; correct --jwks")]
     Keys {
         /// The file or URL.
         from: KeySource,
-        /// Why.
+        /// The cause.
         source: KeySourceError,
     },
     /// The server failed.

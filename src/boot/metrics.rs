@@ -16,24 +16,24 @@ use crate::{
 /// Connections of scrapers.
 const SCRAPES: listener::Limits =
     listener::Limits::never_authenticated(64, Duration::from_secs(30));
-/// Longest that the head of a request for metrics may take.
+/// Longest time to receive the head of a request for metrics.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Largest head of a request for metrics, in bytes.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
-/// Pause between two clean-ups of what the recorder holds.
+/// Pause between two clean-ups of the recorder.
 const UPKEEP_PAUSE: Duration = Duration::from_secs(5);
 /// The text format of Prometheus.
 const TEXT_FORMAT: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4");
 
-/// Why metrics are not served.
+/// Reason why metrics are not served.
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsError {
-    /// The address cannot be listened on.
+    /// The server cannot listen on the address.
     #[error("cannot listen on {addr}: {source}")]
     Listen {
         /// The address.
         addr: SocketAddr,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
     /// Metrics were started before.
@@ -54,7 +54,7 @@ pub async fn start_metrics(addr: SocketAddr) -> Result<(), MetricsError> {
     Ok(())
 }
 
-/// Merges what was recorded. Never ends.
+/// Merges the recorded values at intervals. Never ends.
 async fn run_upkeep(recorder: Recorder) {
     loop {
         tokio::time::sleep(UPKEEP_PAUSE).await;
@@ -66,12 +66,12 @@ async fn serve(listener: TcpListener, recorder: Recorder) {
     let mut connections = listener::accept(listener, None, SCRAPES);
     while let Some(connection) = connections.next().await {
         let Ok(connection) = connection else { continue };
-        tokio::spawn(answer(connection, recorder.clone()));
+        tokio::spawn(respond(connection, recorder.clone()));
     }
 }
 
-/// Answers one request of a connection, and closes it: so none is idle.
-async fn answer(connection: Connection, recorder: Recorder) {
+/// Responds to one request of a connection, and closes it, so that no connection is idle.
+async fn respond(connection: Connection, recorder: Recorder) {
     let metrics = service_fn(|_| async {
         let mut response = Response::new(recorder.render());
         response.headers_mut().insert(CONTENT_TYPE, TEXT_FORMAT);
@@ -85,6 +85,6 @@ async fn answer(connection: Connection, recorder: Recorder) {
         .serve_connection(TokioIo::new(connection), metrics)
         .await;
     if let Err(error) = served {
-        tracing::debug!(%error, "metrics were not taken");
+        tracing::debug!(%error, "metrics were not sent");
     }
 }

@@ -38,10 +38,10 @@ pub use self::{
     serve::stop_signal,
 };
 
-/// Longest that fencing the records of one stream event may take.
+/// Longest time to fence the records of one stream event.
 const INVALIDATE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Values that are no settings of the command line. Tests change them.
+/// Values that are not settings of the command line. Tests change them.
 #[derive(Debug, Clone)]
 pub struct Tuning {
     /// The coherent cache.
@@ -128,8 +128,6 @@ impl App {
         let aws = load_aws(backends).await?;
         let table = table(&aws, backends, operation_timeout);
         let momento = MomentoClient::new(cache.cache_read_timeout);
-        let momento_credentials =
-            MomentoCredentials::begin(momento.clone(), &aws, backends).await?;
         let stopping = CancellationToken::new();
         let service_settings = ServiceSettings {
             coherence: cache,
@@ -139,13 +137,15 @@ impl App {
                 lifetime: settings.server.max_connection_age_s,
             },
         };
-        let service = AccountService::new(table.clone(), momento, service_settings);
+        let service = AccountService::new(table, momento, service_settings);
+        let momento_credentials =
+            MomentoCredentials::begin(service.cache().clone(), &aws, backends).await?;
         let is_ready = match service.coherence().read_generation().await {
             Ok(()) => auth.is_ready(),
             Err(source) => {
-                let may_pass = source.kind.may_pass();
+                let is_transient = source.kind.is_transient();
                 let error = table_error(backends, source);
-                if !may_pass {
+                if !is_transient {
                     return Err(error);
                 }
                 tracing::warn!(%error, "starting without the table: not serving yet");
@@ -160,9 +160,9 @@ impl App {
         Ok(Self {
             invalidator: invalidator.map(|timing| {
                 let fencing = service.coherence().fencing.clone();
-                StreamInvalidator::new(table.clone(), fencing, timing)
+                StreamInvalidator::new(service.table().clone(), fencing, timing)
             }),
-            clean_up: clean_up.map(|timing| OrphanCleanup::new(table, timing)),
+            clean_up: clean_up.map(|timing| OrphanCleanup::new(service.table().clone(), timing)),
             service,
             stopping,
             drain_timeout: settings.server.drain_timeout_ms,

@@ -10,8 +10,10 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::secrets_manager::{self as secrets_room, SecretsManager};
-use super::{Error, cache_error, connect_cache, secret_error, secrets};
+use super::{
+    Error, cache_error, connect_cache, secret_error, secrets,
+    secrets_manager::{self, SecretsManager},
+};
 use crate::{
     cache::{self, MomentoClient},
     config::BackendSettings,
@@ -31,7 +33,7 @@ pub struct MomentoCredentials {
     in_use: Mutex<Option<InUse>>,
 }
 
-/// The version of the secret.
+/// The secret in use, with its endpoint.
 struct InUse {
     secret: SecretString,
     endpoint: String,
@@ -42,7 +44,7 @@ impl MomentoCredentials {
     /// client stays without connections.
     ///
     /// # Errors
-    /// The secret or the cache is missing, malformed or rejected. Waiting would not help.
+    /// The secret or the cache is missing, malformed or rejected. A retry would not help.
     pub async fn begin(
         client: MomentoClient,
         aws: &SdkConfig,
@@ -56,7 +58,7 @@ impl MomentoCredentials {
         };
         match momento_credentials.renew().await {
             Ok(_) => {}
-            Err(error) if may_pass(&error) => {
+            Err(error) if is_transient(&error) => {
                 tracing::warn!(%error, "starting without the cache");
             }
             Err(error) => return Err(error),
@@ -95,7 +97,7 @@ impl MomentoCredentials {
         let id = &self.settings.momento_secret_id;
         let version = self.secrets.read(id).await;
         let version = version.map_err(|source| secret_error(&self.settings, source))?;
-        let secrets_room::Version { secret, created_s } = version;
+        let secrets_manager::Version { secret, created_s } = version;
         if let Some(in_use) = &*in_use
             && in_use.secret.expose_secret() == secret.expose_secret()
         {
@@ -103,7 +105,7 @@ impl MomentoCredentials {
         }
         let connections = connect_cache(&secret, &self.settings).await?;
         let endpoint = connections.endpoint().to_owned();
-        // Replicas would use different caches, and not see each other's fences.
+        // With different caches, replicas would not see each other's fences.
         if in_use.as_ref().is_some_and(|it| it.endpoint != endpoint) {
             return Err(Error::AnotherCache { id: id.clone() });
         }
@@ -112,16 +114,16 @@ impl MomentoCredentials {
         self.client.connect(Arc::new(connections));
         *in_use = Some(InUse { secret, endpoint });
         let created_s = created_s.unwrap_or_else(|| Timestamp::now().0 / 1000);
-        #[expect(clippy::cast_precision_loss, reason = "seconds are exact for long")]
+        #[expect(clippy::cast_precision_loss, reason = "exact for many years")]
         metrics::gauge!(CREDENTIAL_TIME).set(created_s as f64);
         Ok(true)
     }
 }
 
 /// Whether a retry may succeed.
-fn may_pass(error: &Error) -> bool {
+fn is_transient(error: &Error) -> bool {
     match error {
-        Error::Secret { source, .. } => matches!(source, secrets_room::Error::Unavailable(_)),
+        Error::Secret { source, .. } => matches!(source, secrets_manager::Error::Unavailable(_)),
         Error::Cache { source, .. } => source.kind == cache::FailureKind::Unavailable,
         _ => false,
     }

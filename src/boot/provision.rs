@@ -14,7 +14,7 @@ use crate::{
     store,
 };
 
-/// What was done, one line for each backend.
+/// The result of the setup, one line for each backend.
 #[derive(Debug)]
 pub struct Report {
     /// The table.
@@ -23,14 +23,14 @@ pub struct Report {
     pub secret: &'static str,
     /// The cache.
     pub cache: &'static str,
-    /// Items of a table that existed that are not served as their writers may expect.
+    /// The findings of the survey of an existing table.
     pub findings: store::Findings,
 }
 
-/// Creates what is missing. `new_secret` is stored if there is no secret yet.
+/// Creates the missing parts. `new_secret` is stored if there is no secret yet.
 ///
 /// # Errors
-/// Something cannot be created, or there is no secret and none to store.
+/// A part cannot be created, or there is neither a secret nor a `new_secret`.
 pub async fn run(
     settings: &BackendSettings,
     new_secret: Option<SecretString>,
@@ -67,9 +67,7 @@ pub async fn run(
     Ok(Report {
         table: match created {
             store::Created::Whole => CREATED,
-            store::Created::Parts => {
-                "exists; what it lacked of indexes, stream and time to live was added"
-            }
+            store::Created::Parts => "exists; missing indexes, stream or time to live were added",
             store::Created::Nothing => EXISTS,
         },
         secret: secret_report,
@@ -78,8 +76,8 @@ pub async fn run(
     })
 }
 
-/// Empties the cache, as far as anybody uses it: moves on to a new generation.
-/// Takes a few seconds, during which reads go to the table.
+/// Empties the cache by moving on to a new generation. Takes a few seconds, during which reads go
+/// to the table.
 ///
 /// # Errors
 /// The table cannot be used.
@@ -90,11 +88,11 @@ pub async fn flush(settings: &BackendSettings) -> Result<(), Error> {
     renewed.map_err(|source| boot::table_error(settings, source))
 }
 
-/// Fences the records that a DynamoDB stream event says were changed: a JSON
-/// object as a Lambda trigger gets it. Returns how many they are.
+/// Fences the changed records of a DynamoDB stream event: a JSON object as a Lambda trigger
+/// receives it. Returns their number.
 ///
 /// # Errors
-/// The text is no such event, or the records cannot be fenced.
+/// The text is not such an event, or the records cannot be fenced.
 pub async fn invalidate(settings: &ServeSettings, event: &str) -> Result<usize, Error> {
     let event: Event = serde_json::from_str(event).map_err(Error::Event)?;
     let keys = event.records.iter().map(|record| &record.dynamodb.keys);
@@ -108,7 +106,7 @@ pub async fn invalidate(settings: &ServeSettings, event: &str) -> Result<usize, 
     Ok(keys.len())
 }
 
-/// As much of an event as is needed.
+/// The parts of an event that are needed.
 #[derive(Deserialize)]
 struct Event {
     #[serde(rename = "Records")]

@@ -1,5 +1,4 @@
-//! Secrets Manager. Only this file knows its SDK. A secret leaves it only as a
-//! `SecretString`.
+//! Secrets Manager. Only this file uses its SDK. It returns secrets only as `SecretString`.
 
 use std::time::Duration;
 
@@ -16,14 +15,14 @@ use crate::{
     telemetry::{AwsCalls, Backend},
 };
 
-/// Longest a TCP and TLS handshake may take.
+/// Longest TCP and TLS handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1000);
-/// Longest one request may take.
+/// Longest attempt.
 const REQUEST_TIMEOUT: Duration = Duration::from_millis(1000);
 /// Attempts per operation.
 const MAX_ATTEMPTS: u32 = 3;
 
-/// Why a secret could not be read or created. Says nothing of its content.
+/// Reason why a secret could not be read or created. It reveals nothing of the content.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no such secret.
@@ -32,10 +31,10 @@ pub enum Error {
     /// The caller may not use the secret.
     #[error("access denied: {0}")]
     Denied(String),
-    /// The secret holds binary data, or nothing.
-    #[error("the secret holds no text")]
+    /// The secret has binary data, or is empty.
+    #[error("the secret has no text")]
     NotText,
-    /// Secrets Manager cannot be reached or failed.
+    /// Secrets Manager is unreachable or failed.
     #[error("Secrets Manager cannot be used: {0}")]
     Unavailable(String),
 }
@@ -43,9 +42,9 @@ pub enum Error {
 /// A version of a secret.
 #[derive(Debug)]
 pub struct Version {
-    /// What it holds.
+    /// Its content.
     pub secret: SecretString,
-    /// When it was put there, in seconds since 1970, if that is told.
+    /// Its creation time in seconds since 1970, if reported.
     pub created_s: Option<i64>,
 }
 

@@ -57,7 +57,7 @@ const READY_PAUSE: Duration = Duration::from_millis(500);
 /// call, so that a call with too much metadata gets a gRPC status.
 const MAX_HEADER_BYTES: u32 = 64 * 1024;
 
-/// As many connections as the settings say, and as the process may have open files.
+/// The limits of connections, from the settings and the open files that the process may have.
 pub(super) fn limits_of_connections(settings: &ServerSettings) -> listener::Limits {
     let wanted = usize::try_from(settings.max_connections).unwrap_or(usize::MAX);
     let most = listener::raise_open_files();
@@ -91,7 +91,7 @@ impl App {
         let readiness = Readiness::new().await;
         let health_server = readiness.server();
         report(&readiness, self.is_ready).await;
-        let health_beside = serve_health(self.health_listener.take(), readiness.server());
+        let separate_health = serve_health(self.health_listener.take(), readiness.server());
         let become_ready = {
             let (readiness, stopping) = (readiness.clone(), self.stopping.clone());
             async {
@@ -128,13 +128,13 @@ impl App {
         };
         tokio::select! {
             ended = serve_and_drain => ended,
-            // Never ends: writes need it until they are drained.
+            // Never ends: writes need the background loops until they are drained.
             () = self.run_background(&concurrency_limit) => {
                 tracing::error!("a background loop has ended");
                 Ok(())
             }
             () = become_ready => Ok(()),
-            ended = health_beside => ended,
+            ended = separate_health => ended,
             () = overdue => {
                 tracing::warn!("calls, writes or repairs were still running at the end of the drain timeout");
                 Ok(())
@@ -222,8 +222,8 @@ impl App {
     }
 }
 
-/// A server with the limits of its connections. Their age has no grace time: with one, tonic
-/// closes them without a GOAWAY before.
+/// A server with the limits of its connections. Their age has no grace time: with a grace time,
+/// tonic closes them without an earlier GOAWAY.
 fn server_builder() -> Server {
     Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
@@ -253,13 +253,13 @@ async fn become_ready(
         }
         tokio::time::sleep(READY_PAUSE).await;
     }
-    // What was reported last stands.
+    // A stopping service keeps reporting NOT_SERVING.
     if !stopping.is_cancelled() {
         report(&readiness, true).await;
     }
 }
 
-/// Answers health checks on an address of their own. Ends only if it fails.
+/// Serves health checks on a separate address. Ends only on a failure.
 async fn serve_health<H: Health>(
     listener: Option<TcpListener>,
     health: HealthServer<H>,

@@ -8,20 +8,19 @@ use tokio::sync::Notify;
 
 use super::{Cache, Error, FailureKind, Found, Keys, momento::Batching};
 
-/// The Momento client. Each operation is one round trip, tried once; the caller bounds its
-/// time. There is no plain set and no delete: every mutation is conditional, because Momento
-/// leaves it undefined how plain and conditional writes of one key mix. Clones share the
-/// connections.
+/// The Momento client. Each operation is one round trip without retries. The caller bounds its
+/// time. There is no plain set and no delete: every mutation is conditional, because Momento leaves
+/// it undefined how plain and conditional writes of one key mix. Clones share the connections.
 #[derive(Clone)]
 pub struct MomentoClient {
-    connections: Arc<Connections>,
+    connections: Arc<CurrentConnections>,
     lookups: Arc<Batching>,
 }
 
-/// The connections in use. Operations that are under way when they are replaced end with the
-/// connections that they began with.
+/// The connections in use. Operations in progress during a replacement end on their earlier
+/// connections.
 #[derive(Default)]
-pub(super) struct Connections {
+pub(super) struct CurrentConnections {
     current: RwLock<Option<Arc<dyn Cache>>>,
     credential_rejected: Notify,
 }
@@ -31,7 +30,7 @@ impl MomentoClient {
     /// its round trip with others.
     #[must_use]
     pub fn new(patience: Duration) -> Self {
-        let connections = Arc::new(Connections::default());
+        let connections = Arc::new(CurrentConnections::default());
         Self {
             lookups: Arc::new(Batching::new(connections.clone(), patience)),
             connections,
@@ -94,7 +93,7 @@ impl MomentoClient {
         self.connections.note_rejection(stored)
     }
 
-    /// Stores the value over anything but this very value. Returns whether it did.
+    /// Stores the value, unless the same value is under the key. Returns whether it did.
     ///
     /// # Errors
     /// No response: the value may be stored, now or later.
@@ -118,7 +117,7 @@ impl fmt::Debug for MomentoClient {
     }
 }
 
-impl Connections {
+impl CurrentConnections {
     pub(super) fn put(&self, connections: Arc<dyn Cache>) {
         let mut current = self.current.write();
         *current = Some(connections);

@@ -1,18 +1,18 @@
 //! The keys of a look-up, in one buffer.
 
-/// Field header before each key, with its length.
+/// The length before each key.
 type Length = u32;
 
 /// Keys of a look-up.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Keys {
-    /// Each with its length before it.
+    /// The keys, each after its length.
     text: Vec<u8>,
     count: usize,
 }
 
 impl Keys {
-    /// None yet, with room for so many keys of so many bytes in all.
+    /// An empty batch with capacity for this many keys, of this many bytes in total.
     #[must_use]
     pub fn with_capacity(keys: usize, bytes: usize) -> Self {
         Self {
@@ -21,7 +21,7 @@ impl Keys {
         }
     }
 
-    /// Adds one that consists of these parts, together less than 4 GiB.
+    /// Adds a key of these parts, together less than 4 GiB.
     pub fn push<P: AsRef<[u8]>>(&mut self, parts: &[P]) {
         let length: usize = parts.iter().map(|part| part.as_ref().len()).sum();
         let length = Length::try_from(length).unwrap_or(Length::MAX);
@@ -32,25 +32,25 @@ impl Keys {
         self.count += 1;
     }
 
-    /// How many there are.
+    /// The number of keys.
     #[must_use]
     pub fn len(&self) -> usize {
         self.count
     }
 
-    /// Whether there are none.
+    /// Whether there are no keys.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// Bytes of all of them.
+    /// Bytes of all keys.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.text.len() - self.count * size_of::<Length>()
     }
 
-    /// One after the other.
+    /// The keys, in order.
     pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
         let mut rest = &*self.text;
         std::iter::from_fn(move || {
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_what_was_put_in() {
+    fn pushed_keys_are_iterated_in_order() {
         let mut keys = Keys::with_capacity(3, 10);
         keys.push(&["a", "/", "b"]);
         keys.push::<&str>(&[]);

@@ -16,33 +16,33 @@ pub use self::{
     momento::{Credential, CredentialError, Momento, Settings},
 };
 
-/// Keys that are looked up at once, at most.
+/// Most keys of one look-up.
 pub const MAX_KEYS: usize = 300;
-/// Keys of a look-up beyond which it is long. More than the page of 50 that lists
-/// have unless told otherwise looks up, which are two for each entry and one.
+/// Most keys of a short look-up. More than the look-up of a list with the default page size of 50,
+/// which has two keys for each entry and one more.
 const LONG: usize = 128;
 
-/// Whether a look-up of so many keys is long: so long that short ones had to wait
-/// for its answer, and are kept apart from it.
+/// Whether a look-up of this many keys is long. Short look-ups are kept separate from long ones,
+/// because they would have to wait for the responses.
 #[must_use]
 pub fn is_long(keys: usize) -> bool {
     keys > LONG
 }
 
-/// What a look-up found.
+/// The result of the look-up of one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
     /// The value under the key.
     Hit(Bytes),
-    /// There is nothing under the key.
+    /// There is no value under the key.
     Miss,
-    /// The cache did not say.
+    /// The cache did not return a result.
     Unknown,
 }
 
-/// Connections to a cache. Each operation is one round trip, tried once. There is no plain set
-/// and no delete: every mutation is conditional, because Momento leaves it undefined how plain
-/// and conditional writes of one key mix.
+/// Connections to a cache. Each operation is one round trip without retries. There is no plain set
+/// and no delete: every mutation is conditional, because Momento leaves it undefined how plain and
+/// conditional writes of one key mix.
 #[async_trait]
 pub trait Cache: Send + Sync {
     /// Looks up distinct keys, at most [`MAX_KEYS`], with the consistent read concern. Returns
@@ -70,7 +70,7 @@ pub trait Cache: Send + Sync {
         ttl: Duration,
     ) -> Result<bool, Error>;
 
-    /// Stores the value over anything but this very value. Returns whether it did.
+    /// Stores the value, unless the same value is under the key. Returns whether it did.
     ///
     /// # Errors
     /// No response: the value may be stored, now or later.
@@ -78,16 +78,16 @@ pub trait Cache: Send + Sync {
     -> Result<bool, Error>;
 }
 
-/// What went wrong in the cache, as far as callers care.
+/// The kind of a failure of the cache, for callers to branch on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureKind {
-    /// The cache cannot be reached, is overloaded, or did not answer in time.
+    /// The cache is unreachable, is overloaded, or did not respond in time.
     Unavailable,
-    /// The credential was refused.
+    /// The cache rejects the credential.
     Credential,
     /// There is no cache of this name.
     Missing,
-    /// The cache refuses the request.
+    /// The cache rejects the request.
     Refused,
 }
 
@@ -95,9 +95,9 @@ impl FailureKind {
     fn as_str(self) -> &'static str {
         match self {
             Self::Unavailable => "the cache is unavailable",
-            Self::Credential => "the cache refuses the credential",
+            Self::Credential => "the cache rejects the credential",
             Self::Missing => "there is no such cache",
-            Self::Refused => "the cache refuses the request",
+            Self::Refused => "the cache rejects the request",
         }
     }
 }
@@ -108,7 +108,7 @@ impl FailureKind {
 pub struct Error {
     /// The kind.
     pub kind: FailureKind,
-    /// What happened, for operators. Holds no key and no credential.
+    /// The details, for operators, without keys and credentials.
     pub source: Box<dyn StdError + Send + Sync>,
 }
 
@@ -118,8 +118,8 @@ impl Error {
         Self { kind, source }
     }
 
-    /// The same for somebody else who waited for it.
-    fn told_again(&self) -> Self {
+    /// A copy for another caller of the same look-up.
+    fn to_copy(&self) -> Self {
         Self {
             kind: self.kind,
             source: self.source.to_string().into(),

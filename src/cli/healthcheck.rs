@@ -13,7 +13,7 @@ use crate::{config::HealthcheckSettings, error_chain::describe};
 /// The reason: the server is unreachable, does not respond in time, or is not serving.
 pub async fn check(settings: &HealthcheckSettings) -> Result<(), String> {
     let addr = &settings.addr;
-    let asked = tokio::time::timeout(settings.timeout_ms, async {
+    let checked = tokio::time::timeout(settings.timeout_ms, async {
         let endpoint = Endpoint::from_shared(format!("http://{addr}"));
         let channel = endpoint.map_err(|error| describe(&error))?.connect().await;
         let channel = channel.map_err(|error| describe(&error))?;
@@ -27,7 +27,7 @@ pub async fn check(settings: &HealthcheckSettings) -> Result<(), String> {
             other => Err(format!("the server reports {}", other.as_str_name())),
         }
     });
-    asked
+    checked
         .await
         .unwrap_or_else(|_| Err("no response in time".to_owned()))
         .map_err(|why| format!("{addr} is not serving: {why}"))

@@ -68,12 +68,12 @@ pub async fn run(command: Command) -> Result<(), Failure> {
                 let greeting = |addr| format!("serving on {addr}\n");
                 Ok(serve(&settings, greeting).await?)
             });
-            told(&settings.log, &settings.server.traces, serve).await?;
+            with_telemetry(&settings.log, &settings.server.traces, serve).await?;
         }
         #[cfg(feature = "local")]
         Command::Dev(settings) => {
             let dev = Box::pin(dev(&settings));
-            told(&settings.log, &settings.server.traces, dev).await?;
+            with_telemetry(&settings.log, &settings.server.traces, dev).await?;
         }
         Command::Setup(settings) => set_up(&settings).await?,
         Command::Flush(settings) => flush(&settings).await?,
@@ -103,7 +103,7 @@ async fn serve(
 }
 
 /// Runs a server with its logs and traces.
-async fn told<T>(
+async fn with_telemetry<T>(
     log: &LogSettings,
     traces: &TraceSettings,
     server: impl Future<Output = Result<T, Failure>>,

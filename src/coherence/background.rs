@@ -1,5 +1,5 @@
-//! Background tasks of the coherent cache: fills, writes and repairs. They outlive the calls
-//! that started them, and a replica that stops waits for them.
+//! Background tasks of the coherent cache: fills, writes and repairs. They outlive the calls that
+//! started them. A stopping replica waits for them.
 
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;

@@ -1,5 +1,4 @@
-//! Look-ups of records in Momento. A failed look-up costs a table read, and never more than
-//! its timeout.
+//! Look-ups of records in Momento. A failed look-up costs a table read, and at most its timeout.
 
 use std::{collections::HashSet, sync::Arc, sync::LazyLock, time::Duration};
 
@@ -13,7 +12,7 @@ use tokio::{
 use super::{
     CoherenceSettings, Projection,
     circuit_breaker::{CircuitBreakers, Decision},
-    entries::{Entries, Unusable},
+    entries::{EntryCache, Unusable},
     generation_switch::GenerationSwitch,
     namespace::Namespace,
     table_read_limiter::MAX_WAIT,
@@ -24,9 +23,9 @@ use crate::{
     telemetry::CACHE_LOOKUPS,
 };
 
-/// Leases that one read takes. Further misses are read without filling the cache.
+/// Most leases of one read. Further misses are read without filling the cache.
 const MAX_LEASES_PER_READ: usize = 300;
-/// Long look-ups at once.
+/// Most concurrent long look-ups.
 const MAX_LONG_LOOKUPS: usize = 4;
 
 /// Registered once: every read increments them.
@@ -37,7 +36,7 @@ static LOOKUPS: LazyLock<[Counter; 4]> = LazyLock::new(|| {
 
 /// Looks records up in Momento.
 pub(super) struct CacheLookups {
-    entries: Arc<Entries>,
+    entries: Arc<EntryCache>,
     generation_switch: Arc<GenerationSwitch>,
     circuit_breakers: CircuitBreakers,
     long_lookups: Semaphore,
@@ -52,7 +51,7 @@ pub(super) struct Lookup<V> {
     pub(super) unknown: Vec<usize>,
     /// Keys without an entry: a read that takes the lease fills them.
     pub(super) missed: HashSet<Key>,
-    /// When to stop waiting for the cache. `None` if it was not queried.
+    /// The deadline of waiting for the cache. `None`: it was not queried.
     pub(super) deadline: Option<Instant>,
     counts: Counts,
 }
@@ -62,13 +61,13 @@ pub(super) struct Lookup<V> {
 struct Counts {
     hit: u64,
     miss: u64,
-    /// The entry cannot be used, nor filled.
+    /// The entry can be neither used nor filled.
     unusable: u64,
     /// The cache failed.
     failed: u64,
 }
 
-/// Why a look-up has no result.
+/// Reason why a look-up has no result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum LookupFailure {
     /// The cache was not queried: its circuit breaker is open, it is no longer in use, or
@@ -107,7 +106,7 @@ impl<V: Projection> Lookup<V> {
 
 impl CacheLookups {
     pub(super) fn new(
-        entries: Arc<Entries>,
+        entries: Arc<EntryCache>,
         generation_switch: Arc<GenerationSwitch>,
         settings: &CoherenceSettings,
     ) -> Self {
@@ -120,9 +119,9 @@ impl CacheLookups {
         }
     }
 
-    /// Looks the keys up. `None`: the cache was not queried. More keys than one look-up takes
-    /// are several look-ups of about the same size, one after the other. After a failure, the
-    /// rest is not looked up, and nothing is filled.
+    /// Looks the keys up. `None`: the cache was not queried. Keys beyond the limit of one look-up
+    /// are split into look-ups of about the same size, one after the other. After a failure, the
+    /// remaining keys are not looked up, and no entry is filled.
     pub(super) async fn look_up<V: Projection>(
         &self,
         keys: &[Key],
@@ -196,7 +195,7 @@ impl CacheLookups {
         wait_until: &mut Option<Instant>,
     ) -> Result<(Keys, Vec<Found>), LookupFailure> {
         let permit = if cache::is_long(keys.len()) {
-            // Boxed: large and rare.
+            // Boxed: the future is large, and most look-ups do not need it.
             Some(Box::pin(self.acquire_long_lookup(namespace)).await?)
         } else {
             None
@@ -222,8 +221,9 @@ impl CacheLookups {
         Err(LookupFailure::Failed)
     }
 
-    /// Waits for the permit of a long look-up. Few run at once, so that neither the cache nor
-    /// this process is busy with them alone. A timeout here is no failure of the cache.
+    /// Waits for the permit of a long look-up. Few run at once, which leaves capacity of the cache
+    /// and of this process for short look-ups. A timeout here does not count as a failure of the
+    /// cache.
     async fn acquire_long_lookup(
         &self,
         namespace: &Namespace,

@@ -13,7 +13,7 @@ use crate::{
 pub type HeldPermit = Arc<dyn Any + Send + Sync>;
 
 /// A change of the table. [`super::WritePath::apply`] may call [`Self::decide`] more than once,
-/// each time on what the table holds then.
+/// each time on the present content of the table.
 #[async_trait]
 pub trait Change: Send + Sync + 'static {
     /// Result of the change.
@@ -21,7 +21,7 @@ pub trait Change: Send + Sync + 'static {
     /// Reason of a refusal.
     type Refusal: Send + 'static;
 
-    /// All keys that the change can affect, whether there is a record or not.
+    /// All keys that the change can affect, with or without a record.
     fn touches(&self) -> Vec<Key>;
 
     /// Whether the plan may publish records, see [`Plan::publish`].
@@ -41,14 +41,14 @@ pub trait Change: Send + Sync + 'static {
 pub enum Verdict<T, R> {
     /// Commit this plan.
     Commit(Plan<T>),
-    /// The table holds already what the change asks for.
+    /// The table already has the requested state.
     Keep {
         /// Result of the change.
         output: T,
         /// See [`Plan::premises`].
         premises: Vec<Record>,
     },
-    /// Refuse, and reveal what the table holds. Later reads must not contradict it.
+    /// Refuse, and reveal records of the table. Later reads must not contradict them.
     Refuse {
         /// The reason.
         refusal: R,
@@ -90,19 +90,18 @@ pub struct Plan<T> {
 /// Reason why a change was not acknowledged.
 #[derive(Debug)]
 pub enum WriteError<R> {
-    /// The change refused.
+    /// The change was refused.
     Refused(R),
-    /// Nothing was changed: the fences could not be placed, and there was no
-    /// time left to do without the cache.
+    /// Nothing was changed: the fences could not be placed, and too little time was left to leave
+    /// the cache.
     CacheUnavailable,
-    /// The change was applied, but cached answers may be older than it for a
-    /// while.
+    /// The change was applied, but reads may return older records for a while.
     NotConfirmed,
-    /// The table did not say whether the change was applied.
+    /// The table did not report whether the change was applied.
     OutcomeUnknown(store::Error),
-    /// Nothing was changed: others changed the same records again and again.
+    /// Nothing was changed: other writes changed the same records.
     Contention,
-    /// Nothing was changed: too many writes are under way.
+    /// Nothing was changed: too many background tasks are running.
     Overloaded,
     /// Nothing was changed: too little time was left.
     TooLate,

@@ -1,8 +1,8 @@
-//! Circuit breakers of look-ups in the cache: after some failures in a row, reads skip the
-//! cache, except for a probe now and then.
+//! Circuit breakers of look-ups in the cache: after some failures in a row, reads skip the cache,
+//! except for occasional probes.
 //!
-//! Reads only. A read that skips the cache costs a table read. A write that skipped its
-//! fences would leave old entries in the cache.
+//! Only reads have circuit breakers. A read that skips the cache costs a table read. A write that
+//! skipped its fences would leave old entries in the cache.
 
 use std::{
     fmt,
@@ -24,8 +24,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause between probes.
 const MAX_PAUSE: Duration = Duration::from_millis(1600);
 
-/// A circuit breaker for each kind of look-up: late responses to long ones do not stop short
-/// ones.
+/// A circuit breaker for each kind of look-up, so that late long look-ups do not stop short ones.
 pub(super) struct CircuitBreakers {
     short: CircuitBreaker,
     long: CircuitBreaker,
@@ -68,12 +67,12 @@ struct Probes {
     pause: Duration,
 }
 
-/// What a look-up does.
+/// The decision about a look-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Decision {
     /// Query the cache.
     Query,
-    /// Query the cache to see whether it responds again.
+    /// Query the cache to find out whether it responds again.
     Probe,
     /// Skip the cache.
     Skip,
@@ -89,7 +88,7 @@ impl CircuitBreaker {
         }
     }
 
-    /// Decides what the next look-up does.
+    /// Makes the decision about the next look-up.
     pub(super) fn decide(&self) -> Decision {
         if !self.is_open() {
             return Decision::Query;
@@ -109,7 +108,7 @@ impl CircuitBreaker {
         Decision::Skip
     }
 
-    /// A look-up succeeded.
+    /// Records the success of a look-up.
     pub(super) fn succeeded(&self) {
         if self.failures.load(Ordering::Relaxed) == 0 {
             return;
@@ -124,12 +123,12 @@ impl CircuitBreaker {
             failures
         };
         if failures > 0 {
-            tracing::info!(look_ups = self.kind, "the cache answers again");
+            tracing::info!(look_ups = self.kind, "the cache responds again");
         }
     }
 
-    /// A look-up failed that this decision made. Logs the first failure and the opening, not
-    /// each failure.
+    /// Records the failure of a look-up with this decision. Logs only the first failure and the
+    /// opening.
     pub(super) fn failed(&self, decision: Decision, error: &dyn fmt::Display) {
         let failures = {
             let mut probes = self.probes();
@@ -193,7 +192,7 @@ mod tests {
         let breaker = CircuitBreaker::new("short", 3);
         for _ in 0..3 {
             assert_eq!(breaker.decide(), Decision::Query);
-            breaker.failed(Decision::Query, &"no answer");
+            breaker.failed(Decision::Query, &"no response");
         }
         breaker
     }
@@ -202,8 +201,8 @@ mod tests {
     async fn a_success_between_failures_keeps_the_circuit_breaker_closed() {
         let breaker = CircuitBreaker::new("short", 3);
         for _ in 0..10 {
-            breaker.failed(Decision::Query, &"no answer");
-            breaker.failed(Decision::Query, &"no answer");
+            breaker.failed(Decision::Query, &"no response");
+            breaker.failed(Decision::Query, &"no response");
             breaker.succeeded();
         }
         assert_eq!(breaker.decide(), Decision::Query);
@@ -212,15 +211,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_look_up_in_each_pause_probes_and_pauses_grow_to_their_bound() {
         let breaker = open();
-        // Late failures of look-ups from before do not count.
-        breaker.failed(Decision::Query, &"no answer");
+        // Late failures of look-ups from before the opening do not count.
+        breaker.failed(Decision::Query, &"no response");
         for pause in [100, 200, 400, 800, 1600, 1600] {
             advance(Duration::from_millis(pause - 1)).await;
             assert_eq!(breaker.decide(), Decision::Skip, "{pause}");
             advance(Duration::from_millis(1)).await;
             assert_eq!(breaker.decide(), Decision::Probe, "{pause}");
             assert_eq!(breaker.decide(), Decision::Skip, "{pause}");
-            breaker.failed(Decision::Probe, &"no answer");
+            breaker.failed(Decision::Probe, &"no response");
         }
     }
 
@@ -237,13 +236,13 @@ mod tests {
     async fn a_successful_probe_closes_the_circuit_breaker_and_resets_it() {
         let breaker = open();
         advance(FIRST_PAUSE).await;
-        breaker.failed(breaker.decide(), &"no answer");
+        breaker.failed(breaker.decide(), &"no response");
         advance(FIRST_PAUSE * 2).await;
         assert_eq!(breaker.decide(), Decision::Probe);
         breaker.succeeded();
         assert_eq!(breaker.decide(), Decision::Query);
         for _ in 0..3 {
-            breaker.failed(Decision::Query, &"no answer");
+            breaker.failed(Decision::Query, &"no response");
         }
         advance(FIRST_PAUSE).await;
         assert_eq!(breaker.decide(), Decision::Probe);

@@ -1,5 +1,5 @@
-//! The entries of records in Momento: how long they live, and how a read or a write replaces
-//! one.
+//! The entries of records in Momento: their times to live, and their replacement by reads and
+//! writes.
 
 use std::time::Duration;
 
@@ -18,32 +18,33 @@ const AGE_SLACK: Duration = Duration::from_secs(1);
 /// Variation of times to live, in percent either way, so that entries that were filled
 /// together do not expire together.
 const TTL_JITTER_PERCENT: u32 = 10;
-/// Longest that a probe of the cache may take.
+/// Longest probe of the cache.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(250);
-/// Longest that a fill may take: little less than its lease lives.
+/// Longest fill: well below the time to live of its lease.
 const FILL_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The entries of records, over the Momento client.
-pub(super) struct Entries {
+pub(super) struct EntryCache {
     pub(super) cache: MomentoClient,
     settings: CoherenceSettings,
 }
 
-/// The entry cannot be used, nor filled: a lease, a fence, another format, too old.
+/// The entry can be neither used nor filled: it is a lease or a fence, too old, or of another
+/// format.
 pub(super) struct Unusable;
 
-impl Entries {
+impl EntryCache {
     pub(super) fn new(cache: MomentoClient, settings: CoherenceSettings) -> Self {
         Self { cache, settings }
     }
 
-    /// The time of entries, by the wall clock.
+    /// The present time, for the read times of entries.
     pub(super) fn now(&self) -> Timestamp {
         (self.settings.wall_clock)()
     }
 
-    /// The greatest accepted age of the entry of `key`, should the cache keep it beyond its
-    /// time to live.
+    /// The greatest accepted age of the entry of `key`, in case the cache keeps it beyond its time
+    /// to live.
     pub(super) fn max_age(&self, key: &Key, is_present: bool) -> Duration {
         let longest_ttl = self.ttl(key, is_present) * (100 + TTL_JITTER_PERCENT) / 100;
         longest_ttl + AGE_SLACK

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     Entry, Tag, Timing,
-    entries::Entries,
+    entries::EntryCache,
     generation_switch::{Phase, SwitchView},
     namespace::Namespace,
 };
@@ -31,8 +31,8 @@ struct Fence {
     key: Key,
     /// The entry as stored.
     bytes: Vec<u8>,
-    /// Whether no other write of the key can be between its fence and its confirmation:
-    /// neither this fence nor the ones that it renewed replaced a fence of another write.
+    /// Whether no other write of the key can be between its fence and its confirmation: this fence,
+    /// and the fences that it renewed, replaced no fence of another write.
     is_alone: bool,
 }
 
@@ -42,8 +42,8 @@ pub(super) struct Fences {
     /// The state of the switch when they were sent.
     pub(super) view: SwitchView,
     placed: Vec<Fence>,
-    /// When the first of them was sent. None expires earlier than
-    /// [`super::Timing::fence_ttl`] after that.
+    /// When the first fence was sent. Every fence lives at least [`super::Timing::fence_ttl`] from
+    /// then.
     pub(super) since: Instant,
 }
 
@@ -52,7 +52,7 @@ pub(super) struct Fences {
 enum Replaced {
     /// No entry.
     Nothing,
-    /// An entry that is no fence.
+    /// An entry that is not a fence.
     Entry(Bytes),
     /// A fence of this write.
     Own {
@@ -67,12 +67,12 @@ enum Replaced {
 
 /// Places fences.
 pub(super) struct FenceWriter {
-    entries: Arc<Entries>,
+    entries: Arc<EntryCache>,
     timing: Timing,
 }
 
 impl FenceWriter {
-    pub(super) fn new(entries: Arc<Entries>, timing: Timing) -> Self {
+    pub(super) fn new(entries: Arc<EntryCache>, timing: Timing) -> Self {
         Self { entries, timing }
     }
 
@@ -134,7 +134,7 @@ impl FenceWriter {
         })
     }
 
-    /// Looks keys up within the time of an attempt to fence. Nothing if that fails.
+    /// Looks keys up within [`Timing::fence_attempt`]. Returns nothing on a failure.
     pub(super) async fn look_up_to_fence(
         &self,
         cache_keys: &cache::Keys,
@@ -164,8 +164,8 @@ impl FenceWriter {
         replaced.collect()
     }
 
-    /// Replaces exactly this entry by a fence, if it is still there and certainly no fence of
-    /// another write.
+    /// Replaces exactly this entry by a fence. `None` if the entry has changed, or may be a fence
+    /// of another write.
     async fn fence_over(
         &self,
         namespace: &Namespace,
@@ -243,8 +243,8 @@ impl FenceWriter {
     }
 
     /// Replaces fences by the written records, so that the next read is a hit. Only if no other
-    /// write of the key is running: its fence must stay. And only in a generation that was in
-    /// use all along: before that, some writes do not fence.
+    /// write of the key is running, because its fence must stay. And only in a generation that is
+    /// in use: before that, some writes do not fence.
     pub(super) async fn publish(&self, records: Vec<Record>, fences: Fences, read_time: Timestamp) {
         let Fences { view, placed, .. } = fences;
         if view.phase != Phase::On {

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::{
     Entry, Tag, Timing,
-    entries::Entries,
+    entries::EntryCache,
     fence_writer::{FenceWriter, Fences},
     generation_switch::{GenerationSwitch, Phase},
     projection::LocalCaches,
@@ -22,12 +22,13 @@ use crate::{
 /// Pause between reads of a switch that cannot be read.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
-/// The write barrier: no read returns a state from before the write while it stands.
+/// The write barrier. While it stands, no reader fills the cache with, and no replica serves from
+/// the cache, a record that was read before the barrier was raised.
 #[derive(Debug)]
 pub(super) enum Barrier {
     /// A fence on each key.
     Fences(Fences),
-    /// No replica uses the cache, since then at the latest.
+    /// No replica uses the cache, since this time at the latest.
     Unused(Instant),
 }
 
@@ -40,7 +41,8 @@ impl Barrier {
         }
     }
 
-    /// Since when it stands, at the latest.
+    /// The start of its validity. No fence of it expires earlier than
+    /// [`Timing::fence_ttl`] after this.
     pub(super) fn since(&self) -> Instant {
         match self {
             Self::Fences(fences) => fences.since,
@@ -52,21 +54,21 @@ impl Barrier {
 /// The entry of a key, compared with the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cached {
-    /// The same, or none: a later fill reads the table later.
+    /// The same state, or no entry: a later fill reads the table later.
     Agrees,
-    /// Something else.
+    /// Another state of the record.
     Contradicts,
     /// A fence.
     Fenced,
-    /// A lease, under which something else may be filled; or no response.
+    /// A lease, which may be filled with another state; or no response.
     Unknown,
 }
 
 /// Reason why a barrier was not raised.
 #[derive(Debug)]
 pub(super) enum BarrierError {
-    /// The cache could not be fenced, and there was no time left to leave it.
-    TooLate,
+    /// The cache could be neither fenced nor taken out of use in time.
+    NotRaised,
     /// The switch could not be read or moved.
     Store(store::Error),
 }
@@ -75,13 +77,13 @@ pub(super) enum BarrierError {
 pub struct Fencing {
     generation_switch: Arc<GenerationSwitch>,
     local_caches: Arc<LocalCaches>,
-    entries: Arc<Entries>,
+    entries: Arc<EntryCache>,
     fences: FenceWriter,
 }
 
 impl Fencing {
     pub(super) fn new(
-        entries: Arc<Entries>,
+        entries: Arc<EntryCache>,
         generation_switch: Arc<GenerationSwitch>,
         local_caches: Arc<LocalCaches>,
         timing: Timing,
@@ -107,7 +109,7 @@ impl Fencing {
         ages.into_iter().max().unwrap_or_default()
     }
 
-    /// The time of entries, by the wall clock.
+    /// The present time, for the read times of entries.
     #[must_use]
     pub fn now(&self) -> Timestamp {
         self.entries.now()
@@ -118,9 +120,8 @@ impl Fencing {
         self.fences.publish(records, fences, read_time).await;
     }
 
-    /// Fences all keys, or waits until no replica uses the cache. If the write `may_publish`,
-    /// reads first the entries that the fences replace. `own` are fences of this write to
-    /// renew.
+    /// Fences all keys, or waits until no replica uses the cache. If the write `may_publish`, the
+    /// entries that the fences replace are read first. `own` are fences of this write to renew.
     pub(super) async fn barrier(
         &self,
         keys: &[Key],
@@ -138,7 +139,7 @@ impl Fencing {
                 if view.phase == Phase::Warm {
                     let settled_at = self.generation_switch.settled_at(&view);
                     if settled_at > deadline {
-                        return Err(BarrierError::TooLate);
+                        return Err(BarrierError::NotRaised);
                     }
                     sleep_until(settled_at).await;
                     return Ok(Barrier::Unused(Instant::now()));
@@ -156,12 +157,12 @@ impl Fencing {
             }
         };
         let barrier = timeout_at(deadline, barrier).await;
-        barrier.unwrap_or(Err(BarrierError::TooLate))
+        barrier.unwrap_or(Err(BarrierError::NotRaised))
     }
 
-    /// Ensures that nothing which was read before now can be filled or served from now on.
-    /// Fences all keys again, in the generation that is in use now, or waits until none is.
-    /// Retries until the deadline. `before` are the fences from before the commit.
+    /// Ensures that from now on no record is filled or served that was read before. Fences all keys
+    /// again, in the present generation, or waits until no replica uses the cache. Retries until
+    /// the deadline. `before` are the fences from before the commit.
     pub(super) async fn confirm(
         &self,
         keys: &[Key],
@@ -184,7 +185,7 @@ impl Fencing {
                     return Barrier::Fences(fences);
                 }
                 if let Err(error) = self.generation_switch.leave(&view).await {
-                    tracing::warn!(%error, "the cache cannot be left");
+                    tracing::warn!(%error, "the cache cannot be taken out of use");
                 }
             }
         };
@@ -195,7 +196,7 @@ impl Fencing {
         confirmed
     }
 
-    /// Compares the entry of each key with what the table holds.
+    /// Compares the entry of each key with its state in the table.
     pub async fn compare(&self, left: &HashMap<Key, Left>) -> Vec<(Key, Cached)> {
         let keys: Vec<_> = left.keys().cloned().collect();
         let Some(namespace) = self.generation_switch.in_use() else {

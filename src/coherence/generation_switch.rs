@@ -23,10 +23,10 @@ use crate::{
 
 /// Name of the register that holds the switch.
 const REGISTER: &str = "cache-generation";
-/// Names of its values.
+/// Names of the register's values.
 const PHASE: &str = "phase";
 const GENERATION: &str = "generation";
-/// Attempts to read or create the register, in case that it is deleted meanwhile.
+/// Most attempts to read or create the register, which may be deleted meanwhile.
 const MAX_LOADS: u32 = 3;
 /// Successful probes in a row before the cache is used again.
 const PROBES: u32 = 3;
@@ -74,8 +74,8 @@ pub(super) struct SwitchView {
     step: u64,
     /// When the read of the register was sent.
     sent: Instant,
-    /// When this replica first received this very state.
-    learned: Instant,
+    /// When this replica first received this state.
+    received: Instant,
 }
 
 impl SwitchView {
@@ -88,8 +88,8 @@ impl SwitchView {
 /// The generation switch of a deployment.
 pub struct GenerationSwitch {
     registers: Arc<dyn Registers>,
-    /// Identity of the table. It keeps tables apart that share a cache, a table and its
-    /// restored copy included. Read with the first view.
+    /// Identity of the table. It separates the entries of tables that share a cache, a table and
+    /// its restored copy included. Read with the first view.
     deployment: OnceCell<String>,
     timing: Timing,
     view: RwLock<Option<SwitchView>>,
@@ -124,16 +124,19 @@ impl GenerationSwitch {
         }
     }
 
-    /// When no replica acts on an older view than this one.
+    /// The time from which no replica acts on an older view than this one.
     pub(super) fn settled_at(&self, view: &SwitchView) -> Instant {
-        view.learned + self.timing.settle()
+        view.received + self.timing.settle()
     }
 
     /// Takes the cache out of use. The next generation is empty.
     pub(super) async fn leave(&self, from: &SwitchView) -> Result<SwitchView, store::Error> {
         let view = self.step(from, Phase::Warm, new_generation()).await?;
         if view.phase == Phase::Warm {
-            tracing::warn!(generation = view.generation, "the cache is left");
+            tracing::warn!(
+                generation = view.generation,
+                "the cache was taken out of use"
+            );
         }
         Ok(view)
     }
@@ -219,7 +222,7 @@ impl GenerationSwitch {
             Ok(view) => tracing::info!(
                 generation = view.generation,
                 phase = view.phase.as_str(),
-                "the cache answers"
+                "the cache responds again"
             ),
             Err(error) => tracing::warn!(%error, "the generation switch cannot be moved"),
         }
@@ -266,8 +269,8 @@ impl GenerationSwitch {
                 let (phase, generation) = parse(&register.values).ok_or_else(malformed)?;
                 return self.accept(phase, generation, register.version, sent).await;
             }
-            // Other replicas may still use the generation of a register that was deleted:
-            // begin as after an outage.
+            // Other replicas may still use the generation of a register that was deleted: begin in
+            // the phase Warm, as after an outage.
             let values = values(Phase::Warm, &new_generation());
             let begin = self.registers.swap_register(REGISTER, None, &values);
             begin.await?;
@@ -292,11 +295,11 @@ impl GenerationSwitch {
             generation,
             step,
             sent,
-            learned: Instant::now(),
+            received: Instant::now(),
         };
         let mut view = self.view.write();
         if let Some(old) = view.as_ref().filter(|old| old.is_same(&new)) {
-            new.learned = old.learned;
+            new.received = old.received;
         } else {
             metrics::counter!(GENERATION_STEPS, "phase" => phase.as_str()).increment(1);
         }
@@ -334,7 +337,7 @@ fn parse(values: &BTreeMap<String, String>) -> Option<(Phase, String)> {
 fn malformed() -> store::Error {
     store::Error::new(
         store::ErrorKind::Malformed,
-        format!("register {REGISTER} is not as this service writes it"),
+        format!("register {REGISTER} has no valid phase and generation"),
     )
 }
 

@@ -18,9 +18,10 @@ use crate::domain::Key;
 pub const MAX_STALENESS: Duration = Duration::from_secs(60);
 /// Capacity for each projection, in bytes. Beyond it, the least used records are evicted.
 const MAX_BYTES: u64 = 32 * 1024 * 1024;
-/// Bytes of a record besides its encoding, roughly.
+/// Approximate bytes of a record besides its encoding.
 const OVERHEAD: usize = 512;
-/// Write counters. Keys that share one sometimes keep each other out.
+/// Number of write counters. A write of a key may prevent the insertion of keys with the same
+/// counter.
 const COUNTERS: usize = 256;
 
 /// Records of one projection, by key.
@@ -28,8 +29,8 @@ const COUNTERS: usize = 256;
 #[doc(hidden)]
 pub struct LocalCache<V: Projection> {
     cached: Cache<Key, CachedRecord<V>>,
-    /// Numbers of writes, by a hash of the key. Locked while a record is inserted or removed,
-    /// so that a record which was read before a write is not inserted after it.
+    /// Write counters, by a hash of the key. Locked while a record is inserted or removed, so that
+    /// a record that was read before a write is not inserted after it.
     writes: Box<[Mutex<u64>]>,
     hashes: RandomState,
 }
@@ -37,11 +38,11 @@ pub struct LocalCache<V: Projection> {
 #[derive(Debug, Clone)]
 struct CachedRecord<V> {
     record: Arc<Option<V>>,
-    /// A time at which the table held this.
+    /// A time at which the table held this record.
     as_of: Instant,
 }
 
-/// Number of writes of a key before it was read.
+/// The write counter of a key before it was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Writes(u64);
 
@@ -65,13 +66,13 @@ impl<V: Projection> Default for LocalCache<V> {
 }
 
 impl<V: Projection> LocalCache<V> {
-    /// The record as of a time since `oldest`.
+    /// The record, unless it is older than `oldest`.
     pub(super) fn get(&self, key: &Key, oldest: Instant) -> Option<Arc<Option<V>>> {
         let cached = self.cached.get(key)?;
         (cached.as_of >= oldest).then_some(cached.record)
     }
 
-    /// To be called before a read whose record is to be inserted.
+    /// The write counter of a key. Get it before the read of a record to insert.
     pub(super) fn writes(&self, key: &Key) -> Writes {
         Writes(*self.counter(key))
     }
@@ -97,9 +98,12 @@ impl<V: Projection> LocalCache<V> {
     }
 
     fn counter(&self, key: &Key) -> MutexGuard<'_, u64> {
-        #[expect(clippy::cast_possible_truncation, reason = "a part of it will do")]
-        let place = self.hashes.hash_one(key) as usize % self.writes.len();
-        let counter = &self.writes[place];
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "a part of the hash suffices"
+        )]
+        let index = self.hashes.hash_one(key) as usize % self.writes.len();
+        let counter = &self.writes[index];
         counter.lock()
     }
 }

@@ -30,13 +30,13 @@ pub use self::{
     local_cache::MAX_STALENESS,
     namespace::Namespace,
     projection::Projection,
-    read_path::{Answer, Freshness, ReadPath, Source},
+    read_path::{Freshness, ReadPath, ReadResult, Source},
     settings::{CoherenceSettings, Timing},
     write_path::WritePath,
 };
 
 use self::{
-    background::BackgroundTasks, entries::Entries, generation_switch::GenerationSwitch,
+    background::BackgroundTasks, entries::EntryCache, generation_switch::GenerationSwitch,
     projection::LocalCaches,
 };
 use crate::{
@@ -77,7 +77,7 @@ pub struct Coherence {
     /// Invalidates records that other writers have changed.
     pub fencing: Arc<Fencing>,
     generation_switch: Arc<GenerationSwitch>,
-    entries: Arc<Entries>,
+    entries: Arc<EntryCache>,
     background: BackgroundTasks,
 }
 
@@ -88,7 +88,7 @@ impl Coherence {
     #[must_use]
     pub fn new(table: &DynamoDb, cache: &MomentoClient, settings: &CoherenceSettings) -> Self {
         let timing = settings.timing;
-        let entries = Arc::new(Entries::new(cache.clone(), settings.clone()));
+        let entries = Arc::new(EntryCache::new(cache.clone(), settings.clone()));
         let generation_switch = Arc::new(GenerationSwitch::new(Arc::new(table.clone()), timing));
         let local_caches = Arc::new(LocalCaches::default());
         let background = BackgroundTasks::default();

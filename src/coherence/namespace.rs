@@ -38,7 +38,7 @@ impl Namespace {
             Key::Organization(name) => [namespace, "/o/", name.as_str(), "", ""],
             Key::Membership(organization, member) => {
                 let organization = organization.as_str();
-                // No name has a control character: no two keys are alike.
+                // Names have no control characters, so no two keys are equal.
                 let separator = if organization.contains('/') {
                     "\n"
                 } else {
@@ -49,7 +49,7 @@ impl Namespace {
         }
     }
 
-    /// A key that no record has: to see whether the cache stores entries.
+    /// A key that no record has, for probes of the cache.
     pub(super) fn probe_key(&self) -> String {
         format!("{}/probe", self.0)
     }

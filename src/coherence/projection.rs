@@ -12,8 +12,8 @@ pub trait Projection: Clone + Send + Sync + 'static {
     /// The projection of a record.
     fn project(record: &Record) -> Self;
 
-    /// Decodes the entry of `key` that was stored under `cache_key`: the projection, and
-    /// when the table was read. `None` if the entry cannot be used.
+    /// Decodes the entry of `key` that was stored under `cache_key`: the projection, and the time
+    /// of the table read. `None` if the entry cannot be used.
     #[doc(hidden)]
     fn decode(bytes: &[u8], cache_key: &[u8], key: &Key) -> Option<(Option<Self>, Timestamp)>;
 
@@ -21,7 +21,7 @@ pub trait Projection: Clone + Send + Sync + 'static {
     #[doc(hidden)]
     fn local_cache(caches: &LocalCaches) -> &LocalCache<Self>;
 
-    /// Bytes that it takes on the heap, roughly.
+    /// Approximate bytes on the heap.
     #[doc(hidden)]
     fn bytes(&self) -> usize;
 }

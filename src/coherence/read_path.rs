@@ -1,5 +1,5 @@
-//! The read path: from the cache if it has an entry, else from the table, which then fills
-//! the cache under a lease.
+//! The read path. Records come from the cache or, if it has no entry, from the table. A table read
+//! then fills the cache under a lease.
 
 use std::{
     sync::{Arc, LazyLock},
@@ -13,7 +13,7 @@ use super::{
     CoherenceSettings, Projection,
     background::BackgroundTasks,
     cache_lookup::{CacheLookups, Lookup},
-    entries::Entries,
+    entries::EntryCache,
     generation_switch::GenerationSwitch,
     namespace::Namespace,
     projection::LocalCaches,
@@ -56,10 +56,10 @@ pub enum Source {
 
 /// The result of a read.
 #[derive(Debug, Clone)]
-pub struct Answer<V> {
+pub struct ReadResult<V> {
     /// The projection of each record, in the order of the keys. `None`: no such record.
     pub records: Vec<Option<V>>,
-    /// Their source.
+    /// The source of the records.
     pub source: Source,
 }
 
@@ -74,7 +74,7 @@ pub struct ReadPath {
 impl ReadPath {
     pub(super) fn new(
         table: DynamoDb,
-        entries: Arc<Entries>,
+        entries: Arc<EntryCache>,
         generation_switch: Arc<GenerationSwitch>,
         local_caches: Arc<LocalCaches>,
         background: BackgroundTasks,
@@ -91,13 +91,14 @@ impl ReadPath {
     /// Reads records by distinct keys.
     ///
     /// # Errors
-    /// Those of the table only. A cache that is down, slow or full of garbage costs at most
-    /// [`CoherenceSettings::cache_read_timeout`] for each look-up.
+    /// Errors of the table only. A cache that is unreachable, slow or full of garbage costs at most
+    /// [`CoherenceSettings::cache_read_timeout`] for each look-up, and 250 ms more for the permit of
+    /// a long look-up.
     pub async fn read<V: Projection>(
         &self,
         keys: &[Key],
         freshness: Freshness,
-    ) -> Result<Answer<V>, store::Error> {
+    ) -> Result<ReadResult<V>, store::Error> {
         let namespace = match freshness {
             Freshness::Coherent => self.generation_switch.in_use(),
             Freshness::Strong => None,
@@ -112,18 +113,18 @@ impl ReadPath {
     /// [`CoherenceSettings::table_reads_at_once`]. The request ends when the permit is dropped.
     ///
     /// # Errors
-    /// [`store::ErrorKind::Crowded`]: too many wait already, or it took too long.
+    /// [`store::ErrorKind::Crowded`]: too many reads wait already, or this one waited too long.
     pub async fn table_permit(&self) -> Result<SemaphorePermit<'_>, store::Error> {
         self.table.acquire().await
     }
 
-    /// Reads from the local cache what is fresh enough, and the rest from the cache or the
-    /// table into it.
+    /// Reads records from the local cache if they are fresh enough. Reads the other records from
+    /// the cache or the table, and inserts them into the local cache.
     async fn read_local<V: Projection>(
         &self,
         keys: &[Key],
         staleness: Duration,
-    ) -> Result<Answer<V>, store::Error> {
+    ) -> Result<ReadResult<V>, store::Error> {
         let local_cache = V::local_cache(&self.local_caches);
         let now = Instant::now();
         let oldest = now.checked_sub(staleness).unwrap_or(now);
@@ -139,19 +140,19 @@ impl ReadPath {
         count_local(known, positions.len());
         if positions.is_empty() {
             let source = Source::Memory;
-            return Ok(Answer { records, source });
+            return Ok(ReadResult { records, source });
         }
         let unknown: Vec<_> = positions.iter().map(|it| keys[*it].clone()).collect();
         let writes: Vec<_> = unknown.iter().map(|key| local_cache.writes(key)).collect();
         let namespace = self.generation_switch.in_use();
-        let answer = self.read_shared(&unknown, namespace).await?;
-        let found = unknown.iter().zip(writes).zip(answer.records);
+        let result = self.read_shared(&unknown, namespace).await?;
+        let found = unknown.iter().zip(writes).zip(result.records);
         for (position, ((key, writes), record)) in positions.into_iter().zip(found) {
             local_cache.insert(key, record.clone(), now, writes);
             records[position] = record;
         }
-        let source = answer.source;
-        Ok(Answer { records, source })
+        let source = result.source;
+        Ok(ReadResult { records, source })
     }
 
     /// Reads from the cache, if it is in use, and from the table.
@@ -159,15 +160,15 @@ impl ReadPath {
         &self,
         keys: &[Key],
         namespace: Option<Namespace>,
-    ) -> Result<Answer<V>, store::Error> {
+    ) -> Result<ReadResult<V>, store::Error> {
         let looked_up = match &namespace {
             Some(namespace) => self.lookups.look_up(keys, namespace).await,
             None => None,
         };
         let (Some(namespace), Some(lookup)) = (namespace, looked_up) else {
-            // Boxed, here and below: large and rare, so that a hit does not pay for its size.
+            // Boxed, here and below: the future is large, and a hit does not need it.
             let found = Box::pin(self.table.fetch(keys, None)).await?;
-            return Ok(Answer {
+            return Ok(ReadResult {
                 records: found.iter().map(|it| it.as_ref().map(V::project)).collect(),
                 source: Source::Store,
             });
@@ -180,7 +181,7 @@ impl ReadPath {
             ..
         } = lookup;
         if unknown.is_empty() {
-            return Ok(Answer {
+            return Ok(ReadResult {
                 records,
                 source: Source::Cache,
             });
@@ -195,7 +196,7 @@ impl ReadPath {
         for (position, record) in unknown.into_iter().zip(found) {
             records[position] = record.as_ref().map(V::project);
         }
-        Ok(Answer {
+        Ok(ReadResult {
             records,
             source: Source::Store,
         })

@@ -25,8 +25,8 @@ pub struct Timing {
 }
 
 impl Timing {
-    /// Time after which no replica acts on an older view of the switch: the validity of
-    /// views, and a part more because clocks run at different speeds.
+    /// Time after which no replica acts on an older view of the switch: the validity of views, and
+    /// a reserve because clocks run at different speeds.
     #[must_use]
     pub fn settle(&self) -> Duration {
         self.view_ttl * 9 / 8
@@ -70,8 +70,8 @@ pub struct CoherenceSettings {
     pub absent_ttl: Duration,
     /// Durations of the protocol's steps.
     pub timing: Timing,
-    /// The wall clock. It decides only how long an entry is accepted that the cache keeps
-    /// beyond its time to live, because clocks of replicas may differ.
+    /// The wall clock. Clocks of replicas may differ, so it only bounds the age of entries that the
+    /// cache keeps beyond their time to live, and of changes in the stream that may be cached.
     pub wall_clock: fn() -> Timestamp,
 }
 

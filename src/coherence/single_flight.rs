@@ -1,6 +1,6 @@
-//! Single flight: concurrent reads of a key share one table read. Only a read that has not
-//! been sent can be joined: a read that has been sent may have seen the table before a
-//! write that was acknowledged since.
+//! Single flight: concurrent reads of a key share one table read. Only a read that has not been
+//! sent can be joined: a read that has been sent may return the state from before a write that was
+//! acknowledged since.
 
 use std::{
     collections::HashMap,
@@ -19,9 +19,8 @@ use crate::{
     store,
 };
 
-/// Longest that a read waits for an earlier read of the same key, so that later readers
-/// can join it meanwhile. Bounds the reads of one key: one that is sent, and one more in
-/// each such time.
+/// Longest wait of a read for an earlier read of the same key. Later readers can join it meanwhile.
+/// A key is read at most once in each such time, besides the earlier read.
 const SPACING: Duration = Duration::from_millis(20);
 
 /// The result of a flight; `None` until it has landed.
@@ -42,8 +41,8 @@ struct Flights {
     sent: HashMap<Key, FlightEntry>,
 }
 
-/// A table read that other readers can join until it is sent. If it is dropped without a
-/// result, the readers that joined it have to read for themselves.
+/// A table read that other readers can join until it is sent. If it is dropped without a result,
+/// the readers that joined it read the table themselves.
 pub(super) struct Flight {
     flights: Arc<SingleFlight>,
     keys: Vec<Key>,
@@ -114,7 +113,7 @@ impl Flight {
                 let _ = landing.wait_for(Option::is_some).await;
             }
         };
-        // A flight that is sent earlier costs a read, and nothing else.
+        // After a timeout, the flight is sent anyway. That costs a read, and nothing else.
         let _ = timeout(SPACING, all_landed).await;
         let mut flights = self.flights.lock();
         for key in &self.keys {
@@ -124,8 +123,8 @@ impl Flight {
         }
     }
 
-    /// Shares the result, in the order of [`Self::keys`]. An error is shared only if it
-    /// cannot be about another key than the joined one.
+    /// Shares the result, in the order of [`Self::keys`]. An error is shared only by a flight of
+    /// one key: otherwise it could concern another key than the joined one.
     pub(super) fn land(&self, found: &Result<Vec<Option<Record>>, store::Error>) {
         if !self.is_joined.load(Ordering::SeqCst) || found.is_err() && self.keys.len() > 1 {
             return;

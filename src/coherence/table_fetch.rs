@@ -16,7 +16,7 @@ use tokio::{
 use super::{
     CoherenceSettings, Entry, Tag,
     background::BackgroundTasks,
-    entries::Entries,
+    entries::EntryCache,
     namespace::Namespace,
     single_flight::{Flight, SingleFlight},
     table_read_limiter::TableReadLimiter,
@@ -33,26 +33,26 @@ const CACHE_CALLS_AT_ONCE: usize = 64;
 /// Reads records from the table, and fills the cache.
 pub(super) struct TableFetch {
     table: DynamoDb,
-    entries: Arc<Entries>,
+    entries: Arc<EntryCache>,
     single_flight: Arc<SingleFlight>,
     limiter: TableReadLimiter,
     lease_ttl: Duration,
     background: BackgroundTasks,
 }
 
-/// Entries that a table read may fill.
+/// The entries that a table read may fill.
 pub(super) struct Fill {
     pub(super) namespace: Namespace,
     /// Keys without an entry.
     pub(super) missed: HashSet<Key>,
-    /// When to stop waiting for the cache.
+    /// The deadline of waiting for the cache.
     pub(super) deadline: Instant,
 }
 
 impl TableFetch {
     pub(super) fn new(
         table: DynamoDb,
-        entries: Arc<Entries>,
+        entries: Arc<EntryCache>,
         background: BackgroundTasks,
         settings: &CoherenceSettings,
     ) -> Self {
@@ -86,29 +86,29 @@ impl TableFetch {
             flight.keys().iter().cloned().zip(found?).collect()
         };
         drop(flight);
-        let mut left = Vec::new();
+        let mut remaining = Vec::new();
         for (key, joined) in keys.iter().zip(joined) {
             let Some(joined) = joined else { continue };
             match joined.record().await {
                 Some(record) => {
                     records.insert(key.clone(), record?);
                 }
-                None => left.push(key.clone()),
+                None => remaining.push(key.clone()),
             }
         }
-        let found = if left.is_empty() {
+        let found = if remaining.is_empty() {
             Vec::new()
         } else {
-            let _permit = self.limiter.acquire(left.len()).await?;
-            self.table.read_strong(&left).await?
+            let _permit = self.limiter.acquire(remaining.len()).await?;
+            self.table.read_strong(&remaining).await?
         };
-        records.extend(left.into_iter().zip(found));
+        records.extend(remaining.into_iter().zip(found));
         let take = |key| records.get_mut(key).and_then(Option::take);
         Ok(keys.iter().map(take).collect())
     }
 
-    /// Takes the leases, and then reads the table. At the same time, a fill could outlive a
-    /// write.
+    /// Takes the leases, and then reads the table. If both ran in parallel, a fill could store a
+    /// state from before a write.
     async fn read(
         &self,
         flight: &Flight,

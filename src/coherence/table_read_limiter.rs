@@ -1,5 +1,5 @@
-//! Limits the table reads of callers' reads, so that the loss of the cache can neither take
-//! the table down nor starve writes of it.
+//! Limits the table reads of callers' reads, so that the loss of the cache can neither overload the
+//! table nor starve writes.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -16,9 +16,9 @@ use crate::{
     telemetry::{TABLE_READS, TABLE_READS_SHED},
 };
 
-/// Waiting reads for each permit.
+/// Most waiting reads for each permit.
 const MAX_WAITING_PER_PERMIT: usize = 16;
-/// Longest that a read waits for permits.
+/// Longest wait of a read for permits.
 pub(super) const MAX_WAIT: Duration = Duration::from_millis(250);
 /// Keys for each permit that a read takes: those of one request to the table.
 const KEYS_PER_PERMIT: usize = store::READ_MAX_KEYS;

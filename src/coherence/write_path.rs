@@ -26,7 +26,7 @@ use crate::{
 const CONFIRM_RESERVE: Duration = Duration::from_millis(250);
 /// Confirmation ends this long before the deadline, so that its failure is returned.
 const RESPONSE_RESERVE: Duration = Duration::from_millis(50);
-/// Decisions of one change, which is decided again if the table changed meanwhile.
+/// Most decisions of one change. It is decided again if the table has changed meanwhile.
 const MAX_DECISIONS: usize = 16;
 /// Pauses between decisions: 5 ms to 80 ms, and up to as much again by jitter.
 const CONTENTION_PAUSES: ExponentialBuilder = ExponentialBuilder::new()
@@ -35,10 +35,11 @@ const CONTENTION_PAUSES: ExponentialBuilder = ExponentialBuilder::new()
     .with_max_times(MAX_DECISIONS)
     .with_jitter();
 
-/// Result of one decision.
+/// Result of one attempt: a decision, its barrier and its commit.
 enum Attempt<T, R> {
     Done(Result<T, WriteError<R>>),
-    /// The table changed meanwhile, or another change of this record is being committed.
+    /// The table changed meanwhile, or another change is being committed. With the contended
+    /// record.
     Again(Option<Key>),
 }
 
@@ -182,11 +183,12 @@ impl WritePath {
                 let revealed = self.confirm_revealed(keys, premises, deadline).await;
                 revealed.and(Err(WriteError::Refused(refusal)))
             }
+            // Returned above already.
             Verdict::Deny(refusal) => Err(WriteError::Refused(refusal)),
         })
     }
 
-    /// Ensures that no later read contradicts what the table holds now.
+    /// Ensures that no later read contradicts the present content of the table.
     async fn confirm_revealed<R>(
         &self,
         keys: &[Key],
@@ -233,7 +235,8 @@ impl WritePath {
         let confirmed = self
             .confirm_with_premises(keys, before, &premises, by)
             .await;
-        // The conditions of the transaction held when it was committed.
+        // The acknowledgement reveals the required records: older copies of them must not be
+        // served afterwards.
         self.local_caches.remove(&required);
         if confirmed.is_none() {
             tracing::warn!("write not confirmed; repairing in the background");
@@ -288,8 +291,8 @@ impl WritePath {
         confirmed.filter(|_| are_confirmed)
     }
 
-    /// Ensures that no later read contradicts the premises. One could, if the write that made
-    /// them was not confirmed.
+    /// Ensures that no later read contradicts the premises. A read could do so if the write of a
+    /// premise was not confirmed.
     async fn confirm_premises(&self, premises: &HashMap<Key, Left>, deadline: Instant) -> bool {
         if premises.is_empty() {
             return true;
@@ -339,8 +342,10 @@ impl WritePath {
 
 fn no_barrier<R>(no_barrier: BarrierError) -> WriteError<R> {
     match no_barrier {
-        BarrierError::TooLate => {
-            tracing::warn!("write refused: the cache can be neither fenced nor left in time");
+        BarrierError::NotRaised => {
+            tracing::warn!(
+                "write rejected: the cache could be neither fenced nor taken out of use in time"
+            );
             WriteError::CacheUnavailable
         }
         BarrierError::Store(error) => WriteError::Store(error),

@@ -10,11 +10,10 @@ use tokio::{
 
 use crate::domain::Key;
 
-/// Number of queues. Records that share a queue wait for each other, which costs time and
-/// nothing else.
+/// Number of queues. Records that share a queue wait for each other, which costs only time.
 const QUEUES: usize = 64;
 
-/// The head of a queue, if it was reached; left when this is dropped.
+/// The head of a queue, if it was reached. Dropping it leaves the queue.
 pub(super) type QueueHead<'a> = Option<MutexGuard<'a, ()>>;
 
 /// The queues of a replica.

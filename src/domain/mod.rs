@@ -1,5 +1,5 @@
-//! The account model: names, users, organizations, memberships and rules. Depends on the
-//! standard library only.
+//! The account model: names, users, organizations, memberships and rules. Depends on no other
+//! module.
 
 mod email;
 mod labels;
@@ -26,6 +26,9 @@ pub use names::{
 pub use organization::Organization;
 pub use origin::{Actor, Digest, Made, NoRequestId, Origin, Request, RequestId, ServiceName};
 pub use record::{ChangeKind, EmailClaim, Etag, Key, Record, RecordChange, Stamp, Timestamp, Uid};
-pub use rules::{effective_role, may_add, may_change_role, may_remove, standing_membership};
+pub use rules::{
+    DELETES_ORGANIZATION, TRANSFERS_OWNERSHIP, UPDATES_ORGANIZATION, effective_role, may_add,
+    may_change_role, may_remove, standing_membership,
+};
 pub use state::State;
 pub use user::User;

@@ -53,7 +53,7 @@ pub enum NameError {
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Username(Arc<str>);
 
-/// An organization's name: the same characters as a [`Username`].
+/// An organization's name: like a [`Username`], but new names have no `.` and no `_`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct OrganizationName(Arc<str>);
 

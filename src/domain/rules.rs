@@ -2,6 +2,13 @@
 
 use super::{Incarnation, Membership, MembershipFacts, Organization, Role, Standing, State, User};
 
+/// Least role of an actor who updates an organization.
+pub const UPDATES_ORGANIZATION: Role = Role::Admin;
+/// Least role of an actor who deletes an organization.
+pub const DELETES_ORGANIZATION: Role = Role::Owner;
+/// Least role of an actor who transfers the ownership of an organization.
+pub const TRANSFERS_OWNERSHIP: Role = Role::Owner;
+
 /// Whether an actor with the role `acting` may add a member with the role `granted`.
 #[must_use]
 pub fn may_add(acting: Role, granted: Role) -> bool {

@@ -14,10 +14,10 @@ use crate::{
     store::DynamoDb,
 };
 
-/// WatchChanges streams of one replica.
+/// Most WatchChanges streams of one replica.
 const MAX_WATCHERS: usize = 100;
-/// WatchChanges streams of one caller in a replica; of a connection, where callers
-/// have no names.
+/// Most WatchChanges streams of one caller in a replica or, if callers have no names, of one
+/// connection.
 const MAX_WATCHERS_PER_CALLER: usize = 25;
 
 /// The settings of the service.

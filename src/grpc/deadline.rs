@@ -71,14 +71,14 @@ pub(super) fn of<T>(request: &Request<T>) -> Deadline {
 
 /// Time granted to a call, at most `longest`.
 pub(super) fn granted(headers: &HeaderMap, longest: Duration) -> Duration {
-    let asked = headers
+    let timeout = headers
         .get(&TIMEOUT_HEADER)
         .and_then(|value| value.to_str().ok())
         .and_then(parse_timeout);
-    match asked {
-        Some(asked) => {
-            let headroom = (asked / HEADROOM_SHARE).min(MAX_HEADROOM);
-            asked.saturating_sub(headroom).min(longest)
+    match timeout {
+        Some(timeout) => {
+            let headroom = (timeout / HEADROOM_SHARE).min(MAX_HEADROOM);
+            timeout.saturating_sub(headroom).min(longest)
         }
         None => longest,
     }
@@ -158,13 +158,13 @@ mod tests {
     #[test]
     fn a_call_is_granted_its_timeout_less_the_headroom_for_its_response() {
         let longest = Duration::from_secs(5);
-        for (asked, is_granted) in [
+        for (timeout, is_granted) in [
             ("100m", Duration::from_millis(90)),
             ("4S", Duration::from_millis(3950)),
             ("1H", longest),
             ("soon", longest),
         ] {
-            assert_eq!(granted(&headers(asked), longest), is_granted, "{asked}");
+            assert_eq!(granted(&headers(timeout), longest), is_granted, "{timeout}");
         }
         assert_eq!(granted(&HeaderMap::new(), longest), longest);
     }
@@ -172,19 +172,19 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_time_since_its_arrival_reduces_the_time_of_a_call() {
         let arrival = Arrival::now();
-        let asked = headers("3S");
-        assert_eq!(arrival.time_left(&asked), Duration::from_millis(2950));
+        let timeout = headers("3S");
+        assert_eq!(arrival.time_left(&timeout), Duration::from_millis(2950));
         tokio::time::advance(Duration::from_secs(1)).await;
         assert_eq!(arrival.elapsed(), Duration::from_secs(1));
-        assert_eq!(arrival.time_left(&asked), Duration::from_millis(1950));
+        assert_eq!(arrival.time_left(&timeout), Duration::from_millis(1950));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_call_waits_for_a_permit_for_at_most_half_of_its_time() {
         let longest = Duration::from_millis(250);
-        for (asked, patience) in [("100m", Duration::from_millis(45)), ("3S", longest)] {
-            let patience_of_call = Arrival::now().patience(&headers(asked), longest);
-            assert_eq!(patience_of_call, patience, "{asked}");
+        for (timeout, patience) in [("100m", Duration::from_millis(45)), ("3S", longest)] {
+            let patience_of_call = Arrival::now().patience(&headers(timeout), longest);
+            assert_eq!(patience_of_call, patience, "{timeout}");
         }
     }
 }

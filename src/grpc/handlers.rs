@@ -106,7 +106,7 @@ impl account_service_server::AccountService for AccountService {
             .bound(self.accounts.get_users(names, freshness))
             .await?;
         Ok(Response::new(pb::BatchGetUsersResponse {
-            users: convert::answer(batch.found.iter().map(convert::user))?,
+            users: convert::bounded(batch.found.iter().map(convert::user))?,
             not_found: batch.not_found.iter().map(ToString::to_string).collect(),
             source: convert::source(batch.source).into(),
         }))
@@ -203,7 +203,7 @@ impl account_service_server::AccountService for AccountService {
             .bound(self.accounts.get_organizations(names, freshness))
             .await?;
         Ok(Response::new(pb::BatchGetOrganizationsResponse {
-            organizations: convert::answer(batch.found.iter().map(convert::organization))?,
+            organizations: convert::bounded(batch.found.iter().map(convert::organization))?,
             not_found: batch.not_found.iter().map(ToString::to_string).collect(),
             source: convert::source(batch.source).into(),
         }))
@@ -454,11 +454,11 @@ impl account_service_server::AccountService for AccountService {
         let begin = Begin::of(request.extensions());
         let flow = middleware::flow_of(request.extensions());
         let (start, filter) = convert::watch(&request.into_inner())?;
-        let place = self.watchers.try_acquire(flow);
-        let place = place.ok_or_else(status::too_many_watchers)?;
+        let permit = self.watchers.try_acquire(flow);
+        let permit = permit.ok_or_else(status::too_many_watchers)?;
         let watcher = self.accounts.watch(start, filter).await;
         let watcher = watcher.map_err(status::watch_failed)?;
-        let stream = WatchStream::start(watcher, place, self.watch.clone(), begin);
+        let stream = WatchStream::start(watcher, permit, self.watch.clone(), begin);
         Ok(Response::new(stream))
     }
 

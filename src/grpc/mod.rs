@@ -27,12 +27,12 @@ pub use reason::{DOMAIN, Reason};
 pub use reflection::{reflection_v1, reflection_v1alpha};
 pub use watch::{WatchLimits, WatchStream};
 
-/// Largest request of a batch that is read, in bytes. The largest sensible one, 1000
-/// checks of the longest names, has some 270 kB.
+/// Largest accepted request of a batch, in bytes. 1000 checks with the longest names have
+/// some 270 kB.
 pub const MAX_BATCH_REQUEST_BYTES: usize = 1024 * 1024;
-/// Largest other request that is read, in bytes. The largest sensible one, a user with
-/// all labels there may be, has some 12 kB.
+/// Largest accepted request of another method, in bytes. A user with the most labels has some
+/// 12 kB.
 pub const MAX_REQUEST_BYTES: usize = 32 * 1024;
-/// Largest sum of the records in an answer, in bytes. With what is around them, an
-/// answer stays below the 4 MiB that clients take by default.
-pub const MAX_ANSWER_BYTES: usize = 3840 * 1024;
+/// Largest sum of the records in a response, in bytes: with its other fields, a response stays
+/// below the 4 MiB that clients accept by default.
+pub const MAX_RESPONSE_BYTES: usize = 3840 * 1024;

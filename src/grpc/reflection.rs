@@ -127,14 +127,16 @@ macro_rules! reflection {
                 shared: &ReflectionState,
                 request: ServerReflectionRequest,
             ) -> ServerReflectionResponse {
-                let mut asked = request.clone();
+                let mut other_version = request.clone();
                 if let Some(MessageRequest::FileContainingSymbol(symbol)) =
-                    &mut asked.message_request
+                    &mut other_version.message_request
                     && let Some(of_value) = shared.enums.get(symbol)
                 {
                     symbol.clone_from(of_value);
                 }
-                let response = client.server_reflection_info(stream::iter([asked])).await;
+                let response = client
+                    .server_reflection_info(stream::iter([other_version]))
+                    .await;
                 let response = match response {
                     Ok(responses) => responses.into_inner().message().await,
                     Err(status) => Err(status),

@@ -138,7 +138,7 @@ pub(super) fn of(error: Error, repetition: Repetition) -> Status {
     }
 }
 
-/// The call got no permit in time.
+/// The call got no permit, or no memory, in time.
 pub(super) fn crowded() -> Status {
     retry(
         Reason::Overloaded,
@@ -276,7 +276,7 @@ pub(super) fn expired() -> Status {
 }
 
 /// The stream ends because the lifetime of its connection ends.
-pub(super) fn long_enough() -> Status {
+pub(super) fn lifetime_ended() -> Status {
     retry(
         Reason::Stopping,
         "the stream has reached its longest lifetime; continue after the last cursor",

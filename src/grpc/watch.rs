@@ -94,7 +94,7 @@ impl WatchStream {
             .max(LEAST_LIFETIME);
         let (left, over) = match begin.credentials {
             Some(credentials) if credentials < left => (credentials, status::expired()),
-            _ => (left, status::long_enough()),
+            _ => (left, status::lifetime_ended()),
         };
         let (sender, responses) = mpsc::channel(1);
         let end = Arc::new(Mutex::new(None));

@@ -46,8 +46,8 @@ pub(super) enum Acting<'a> {
     User(&'a str),
     /// The platform, in a request that could name a user.
     Platform,
-    /// No actor: a platform operation.
-    Nobody,
+    /// The message cannot name an actor: the policy grants or denies the method itself.
+    Unnamed,
 }
 
 macro_rules! mutations {
@@ -96,7 +96,7 @@ macro_rules! actor {
             match &request.actor {
                 Some(Actor::ActingUser(user)) => Acting::User(user),
                 Some(Actor::AsPlatform(true)) => Acting::Platform,
-                Some(Actor::AsPlatform(false)) | None => Acting::Nobody,
+                Some(Actor::AsPlatform(false)) | None => Acting::Unnamed,
             }
         }
     };
@@ -104,24 +104,24 @@ macro_rules! actor {
 
 mutations! {
     "CreateUser" CreateUserRequest {
-        acting: |_| Acting::Nobody,
+        acting: |_| Acting::Unnamed,
         resource: |it| ["", &it.username],
     }
     "UpdateUser" UpdateUserRequest {
-        acting: |_| Acting::Nobody,
+        acting: |_| Acting::Unnamed,
         resource: |it| ["", it.user.as_ref().map_or("", |user| &user.username)],
         normalize: convert::normalize_user,
     }
     "SuspendUser" SuspendUserRequest {
-        acting: |_| Acting::Nobody,
+        acting: |_| Acting::Unnamed,
         resource: |it| ["", &it.username],
     }
     "ResumeUser" ResumeUserRequest {
-        acting: |_| Acting::Nobody,
+        acting: |_| Acting::Unnamed,
         resource: |it| ["", &it.username],
     }
     "DeleteUser" DeleteUserRequest {
-        acting: |_| Acting::Nobody,
+        acting: |_| Acting::Unnamed,
         resource: |it| ["", &it.username],
     }
     "CreateOrganization" CreateOrganizationRequest {
@@ -137,11 +137,11 @@ mutations! {
         normalize: convert::normalize_organization,
     }
     "SuspendOrganization" SuspendOrganizationRequest {
-        acting: |_| Acting::Nobody,
+        acting: |_| Acting::Unnamed,
         resource: |it| [&it.organization_name, ""],
     }
     "ResumeOrganization" ResumeOrganizationRequest {
-        acting: |_| Acting::Nobody,
+        acting: |_| Acting::Unnamed,
         resource: |it| [&it.organization_name, ""],
     }
     "TransferOwnership" TransferOwnershipRequest {
@@ -175,7 +175,7 @@ pub(super) fn open<M: Mutation>(request: Request<M>) -> Result<(M, RunningChange
     let may_act = match message.acting() {
         Acting::User(username) => caller.may_act_for(username),
         Acting::Platform => caller.may_act_as_platform(),
-        Acting::Nobody => true,
+        Acting::Unnamed => true,
     };
     if !may_act {
         return Err(status::may_not_act(caller, M::RPC));
@@ -245,7 +245,7 @@ impl Audit {
             caller: caller.name.clone(),
             acting_user: match message.acting() {
                 Acting::User(name) => user(name),
-                Acting::Platform | Acting::Nobody => None,
+                Acting::Platform | Acting::Unnamed => None,
             },
             organization: OrganizationName::parse_existing(organization).ok(),
             user: user(member),

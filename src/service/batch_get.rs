@@ -57,14 +57,14 @@ impl Accounts {
             .map(|name| (name.clone(), key(name)))
             .filter(|(_, key)| seen.insert(key.clone()))
             .unzip();
-        let answer = self.reads.read(&keys, freshness).await;
-        let answer = answer.map_err(store_failed)?;
+        let result = self.reads.read(&keys, freshness).await;
+        let result = result.map_err(store_failed)?;
         let mut batch = Batch {
             found: Vec::new(),
             not_found: Vec::new(),
-            source: answer.source,
+            source: result.source,
         };
-        for (name, record) in names.into_iter().zip(answer.records) {
+        for (name, record) in names.into_iter().zip(result.records) {
             match record.and_then(&from_record) {
                 Some(found) => batch.found.push(found),
                 None => batch.not_found.push(name),

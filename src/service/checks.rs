@@ -1,4 +1,4 @@
-//! Membership checks: is a user a member of an organization, and with which role?
+//! Membership checks: the role of a user in an organization, if the user is a member.
 
 use std::collections::HashMap;
 
@@ -46,11 +46,11 @@ impl Accounts {
         freshness: Freshness,
     ) -> Result<(CheckResult, Source), Error> {
         let keys = keys_of_member(&check.organization_name, &check.username);
-        let answer = self.reads.read(&keys, freshness).await;
-        let answer = answer.map_err(store_failed)?;
-        let facts = |place: usize| answer.records.get(place)?.as_ref();
+        let result = self.reads.read(&keys, freshness).await;
+        let result = result.map_err(store_failed)?;
+        let facts = |position: usize| result.records.get(position)?.as_ref();
         let role = role_of([0, 1, 2].map(facts));
-        Ok((CheckResult::new(role, check.minimum_role), answer.source))
+        Ok((CheckResult::new(role, check.minimum_role), result.source))
     }
 
     /// Runs many checks. Each record is looked up once.
@@ -75,16 +75,16 @@ impl Accounts {
             }
             consume_budget().await;
         }
-        let answer = self.reads.read(&keys, freshness).await;
-        let answer = answer.map_err(store_failed)?;
+        let result = self.reads.read(&keys, freshness).await;
+        let result = result.map_err(store_failed)?;
         let mut results = Vec::with_capacity(checks.len());
         for check in checks {
-            let facts = |key| answer.records.get(*positions.get(&key)?)?.as_ref();
+            let facts = |key| result.records.get(*positions.get(&key)?)?.as_ref();
             let role = role_of(keys_of_check(check).map(facts));
             results.push(CheckResult::new(role, check.minimum_role));
             consume_budget().await;
         }
-        Ok((results, answer.source))
+        Ok((results, result.source))
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
     domain::{
         Key, Membership, Organization, Record, Request, Role, Standing, State, User, Username,
     },
-    store::{self, DynamoDb, Remembered, Step},
+    store::{self, DynamoDb, Step, StoredOutcome},
 };
 
 /// A result that can be stored: its records.
@@ -31,7 +31,7 @@ pub(super) trait StoredResult: Sized {
 pub(super) trait Repeatable {
     /// The acting user, if the change may revoke the acting user's own permission. Its
     /// repetition is then permitted without that permission.
-    fn gives_up_permission(&self) -> Option<&Username> {
+    fn self_revoking_actor(&self) -> Option<&Username> {
         None
     }
 }
@@ -42,7 +42,7 @@ pub(super) struct Once<C> {
     request: Request,
     /// Whether the change was decided before. The first decision assumes a new request. For
     /// a repeated request, its transaction fails.
-    is_again: AtomicBool,
+    was_decided: AtomicBool,
 }
 
 impl<C> Once<C> {
@@ -50,7 +50,7 @@ impl<C> Once<C> {
         Self {
             change,
             request,
-            is_again: AtomicBool::new(false),
+            was_decided: AtomicBool::new(false),
         }
     }
 }
@@ -59,16 +59,16 @@ impl<C> Once<C>
 where
     C: Repeatable + Change<Refusal = Refusal, Output: StoredResult + Sync>,
 {
-    fn remember(&self, output: &C::Output) -> Step {
-        Step::Remember {
+    fn store_outcome(&self, output: &C::Output) -> Step {
+        Step::StoreOutcome {
             request: self.request.clone(),
             outcome: output.records(),
         }
     }
 
     /// Whether an actor without permission for the change may get its stored outcome.
-    async fn may_ask(&self, table: &DynamoDb) -> Result<bool, store::Error> {
-        let Some(user) = self.change.gives_up_permission() else {
+    async fn may_recall(&self, table: &DynamoDb) -> Result<bool, store::Error> {
+        let Some(user) = self.change.self_revoking_actor() else {
             return Ok(false);
         };
         let found = ReadSet::read(table, [Key::User(user.clone())]).await?;
@@ -81,13 +81,13 @@ where
         &self,
         table: &DynamoDb,
     ) -> Result<Option<Verdict<C::Output, Refusal>>, store::Error> {
-        let Some(remembered) = table.remembered(&self.request).await? else {
+        let Some(stored_outcome) = table.stored_outcome(&self.request).await? else {
             return Ok(None);
         };
-        let Remembered {
+        let StoredOutcome {
             fingerprint,
             outcome,
-        } = remembered;
+        } = stored_outcome;
         if fingerprint != self.request.fingerprint {
             return Ok(Some(Verdict::Deny(Refusal::RequestIdReused)));
         }
@@ -119,26 +119,28 @@ where
     }
 
     async fn decide(&self, table: &DynamoDb) -> Result<Verdict<C::Output, Refusal>, store::Error> {
-        let is_again = self.is_again.swap(true, Ordering::Relaxed);
+        let was_decided = self.was_decided.swap(true, Ordering::Relaxed);
         let verdict = self.change.decide(table).await?;
-        if matches!(verdict, Verdict::Deny(Refusal::NotPermitted)) && !self.may_ask(table).await? {
+        if matches!(verdict, Verdict::Deny(Refusal::NotPermitted))
+            && !self.may_recall(table).await?
+        {
             return Ok(verdict);
         }
         // Read after the records of the decision: an earlier attempt with effects on these
         // records has stored its outcome by now.
-        if (is_again || !matches!(verdict, Verdict::Commit(_)))
+        if (was_decided || !matches!(verdict, Verdict::Commit(_)))
             && let Some(recalled) = self.recall(table).await?
         {
             return Ok(recalled);
         }
         Ok(match verdict {
             Verdict::Commit(mut plan) => {
-                plan.steps.push(self.remember(&plan.output));
+                plan.steps.push(self.store_outcome(&plan.output));
                 Verdict::Commit(plan)
             }
             // Stored, too: a later repetition must not change anything either.
             Verdict::Keep { output, premises } => Verdict::Commit(Plan {
-                steps: vec![self.remember(&output)],
+                steps: vec![self.store_outcome(&output)],
                 publish: Vec::new(),
                 premises,
                 output,

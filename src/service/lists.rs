@@ -41,8 +41,8 @@ impl Accounts {
         page: PageRequest,
     ) -> Result<Page<Standing>, Error> {
         let list = ListName::new("members", organization.as_str());
-        let place = self.page_tokens.open(&list, &page.token).await?;
-        let slice = page.slice(place.as_ref());
+        let position = self.page_tokens.open(&list, &page.token).await?;
+        let slice = page.slice(position.as_ref());
         let listed = self
             .listed(self.table.members(&organization, slice))
             .await?;
@@ -75,8 +75,8 @@ impl Accounts {
         page: PageRequest,
     ) -> Result<Page<Standing>, Error> {
         let list = ListName::new("organizations", user.as_str());
-        let place = self.page_tokens.open(&list, &page.token).await?;
-        let slice = page.slice(place.as_ref());
+        let position = self.page_tokens.open(&list, &page.token).await?;
+        let slice = page.slice(position.as_ref());
         let listed = self
             .listed(self.table.organizations_of(&user, slice))
             .await?;
@@ -132,8 +132,8 @@ impl Accounts {
         from_record: fn(Record) -> Option<T>,
     ) -> Result<Page<T>, Error> {
         let list = ListName::new("all", name);
-        let place = self.page_tokens.open(&list, &page.token).await?;
-        let slice = page.slice(place.as_ref());
+        let position = self.page_tokens.open(&list, &page.token).await?;
+        let slice = page.slice(position.as_ref());
         let listed = self.listed(self.table.directory(directory, slice)).await?;
         let records = self.coherent(&listed.found).await?.into_iter();
         Ok(Page {
@@ -152,8 +152,8 @@ impl Accounts {
     }
 
     async fn coherent(&self, keys: &[Key]) -> Result<Vec<Option<Record>>, Error> {
-        let answer = self.reads.read(keys, Freshness::Coherent).await;
-        Ok(answer.map_err(store_failed)?.records)
+        let result = self.reads.read(keys, Freshness::Coherent).await;
+        Ok(result.map_err(store_failed)?.records)
     }
 }
 

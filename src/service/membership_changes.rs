@@ -1,4 +1,4 @@
-//! Changes of a membership: its role, and its end.
+//! Changes of a membership: its role, and its removal.
 
 use async_trait::async_trait;
 
@@ -28,7 +28,7 @@ pub(super) struct ChangeRole {
 }
 
 impl Repeatable for ChangeRole {
-    fn gives_up_permission(&self) -> Option<&Username> {
+    fn self_revoking_actor(&self) -> Option<&Username> {
         let change = &self.role;
         let is_own = change.acting_user == change.member_username;
         is_own.then_some(&change.acting_user)
@@ -63,6 +63,7 @@ impl Change for ChangeRole {
         } = &self.role;
         let found =
             read_actor_and_target(table, organization_name, acting_user, member_username).await?;
+        // Before the target is known: an actor who may not grant the role learns nothing about it.
         let actor = match found.role(organization_name, acting_user) {
             Some(actor) if may_add(actor, *role) => actor,
             _ => return Ok(Verdict::Deny(Refusal::NotPermitted)),
@@ -88,7 +89,7 @@ impl Change for ChangeRole {
         } = target;
         let mut conditions = found.still_counts(organization_name, acting_user);
         conditions.extend(found.still_counts(organization_name, member_username));
-        // An Owner who acts on another one remains.
+        // An Owner who acts on another Owner remains.
         if target.role == Some(Role::Owner)
             && acting_user == member_username
             && let Err(refused) = OtherOwners::require_one(
@@ -125,7 +126,7 @@ impl Change for ChangeRole {
 pub(super) struct RemoveMember(pub(super) MemberToRemove);
 
 impl Repeatable for RemoveMember {
-    fn gives_up_permission(&self) -> Option<&Username> {
+    fn self_revoking_actor(&self) -> Option<&Username> {
         let change = &self.0;
         let is_own = change.acting_user == change.member_username;
         is_own.then_some(&change.acting_user)
@@ -177,7 +178,7 @@ impl Change for RemoveMember {
             return Ok(another_version(&found, organization_name, member_username));
         }
         let mut conditions = found.still_counts(organization_name, acting_user);
-        // An Owner who removes another one remains.
+        // An Owner who removes another Owner remains.
         if target.membership.role == Some(Role::Owner)
             && is_leaving
             && let Err(refused) = OtherOwners::require_one(

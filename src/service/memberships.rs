@@ -71,10 +71,10 @@ impl Accounts {
         freshness: Freshness,
     ) -> Result<(Standing, Source), Error> {
         let keys = keys_of_member(&organization, &username);
-        let answer = self.reads.read(&keys, freshness).await;
-        let answer = answer.map_err(store_failed)?;
-        standing(answer.records)
-            .map(|standing| (standing, answer.source))
+        let result = self.reads.read(&keys, freshness).await;
+        let result = result.map_err(store_failed)?;
+        standing(result.records)
+            .map(|standing| (standing, result.source))
             .ok_or(Error::Refused(Refusal::MembershipNotFound(
                 organization,
                 username,
@@ -148,7 +148,7 @@ pub(super) fn membership_key(organization: &OrganizationName, username: &Usernam
     Key::Membership(organization.clone(), username.clone())
 }
 
-/// Refuses because the target is no member. Only an actor who may manage members gets this
+/// Refuses because the target is not a member. Only an actor who may manage members gets this
 /// refusal.
 pub(super) fn not_a_member<T>(
     found: &ReadSet,

@@ -1,12 +1,14 @@
 //! The use cases, over the coherent table, independent of proto, AWS and Momento. The records
 //! that guard a write are read strongly, and are conditions of the write's transaction.
 
+mod actor;
 mod batch_get;
 mod checks;
 mod idempotency;
 mod lists;
 mod membership_changes;
 mod memberships;
+mod organization_changes;
 mod organizations;
 mod other_owners;
 mod ownership;
@@ -108,7 +110,6 @@ pub enum Refusal {
 /// Reason why a use case failed.
 pub type Error = WriteError<Refusal>;
 
-/// The result of a read, with its source.
 pub use crate::coherence::{Freshness, HeldPermit, Source};
 
 impl Accounts {

@@ -5,17 +5,17 @@ use async_trait::async_trait;
 use super::{
     Accounts, Call, Error, Freshness, Refusal, Source,
     idempotency::Repeatable,
-    is_version,
     memberships::NewMember,
     new_uid,
-    read_set::{ReadSet, deletion, keys_of_member, rewrite, transaction},
+    organization_changes::{DeleteOrganization, EditOrganization},
+    read_set::{ReadSet, keys_of_member, transaction},
     store_failed,
 };
 use crate::{
     coherence::{Change, Plan, Verdict},
     domain::{
-        Actor, DeletedName, Etag, FreeText, Key, Labels, Organization, OrganizationName, Record,
-        Role, Stamp, State, Timestamp, Uid, Username,
+        Actor, Etag, FreeText, Key, Labels, Organization, OrganizationName, Record, Role, Stamp,
+        State, Timestamp, Uid, Username,
     },
     store::{self, DynamoDb, Step},
 };
@@ -46,69 +46,6 @@ pub struct OrganizationToEdit {
     pub edit: OrganizationEdit,
 }
 
-impl Actor {
-    /// Whether the actor has at least this role.
-    pub(super) fn has(
-        &self,
-        least: Role,
-        found: &ReadSet,
-        organization: &OrganizationName,
-    ) -> bool {
-        match self {
-            Self::User(username) => found
-                .role(organization, username)
-                .is_some_and(|role| role >= least),
-            Self::Platform => true,
-        }
-    }
-
-    /// The records that decide whether the actor has a role.
-    pub(super) fn keys(&self, organization: &OrganizationName) -> Vec<Key> {
-        match self {
-            Self::User(username) => keys_of_member(organization, username).into(),
-            Self::Platform => Vec::new(),
-        }
-    }
-
-    /// The conditions that these records are unchanged.
-    pub(super) fn conditions(&self, found: &ReadSet, organization: &OrganizationName) -> Vec<Step> {
-        match self {
-            Self::User(username) => found.still_counts(organization, username),
-            Self::Platform => Vec::new(),
-        }
-    }
-}
-
-/// The organization and the conditions of a change, or the refusal.
-type Permitted<T> = Result<(Organization, Vec<Step>), Verdict<T, Refusal>>;
-
-impl Actor {
-    /// Whether the actor has the role `least`, and the organization has the version of the etag.
-    async fn may_change<T>(
-        &self,
-        least: Role,
-        table: &DynamoDb,
-        name: &OrganizationName,
-        etag: Option<&Etag>,
-    ) -> Result<Permitted<T>, store::Error> {
-        let mut keys = self.keys(name);
-        keys.push(Key::Organization(name.clone()));
-        let found = ReadSet::read(table, keys).await?;
-        if !self.has(least, &found, name) {
-            return Ok(Err(Verdict::Deny(Refusal::NotPermitted)));
-        }
-        let Some(organization) = found.organization(name) else {
-            let refusal = Refusal::OrganizationNotFound(name.clone());
-            return Ok(Err(Verdict::refuse(refusal)));
-        };
-        if !is_version(etag, &organization.stamp) {
-            return Ok(Err(Verdict::refuse(Refusal::EtagMismatch)));
-        }
-        let conditions = self.conditions(&found, name);
-        Ok(Ok((organization.clone(), conditions)))
-    }
-}
-
 /// An organization to delete.
 #[derive(Debug, Clone)]
 pub struct OrganizationToDelete {
@@ -132,28 +69,6 @@ pub enum OrganizationEdit {
     },
     /// Suspends or resumes.
     State(State),
-}
-
-impl OrganizationEdit {
-    /// The organization after the change, with its old stamp.
-    fn apply(&self, organization: &Organization) -> Organization {
-        let mut edited = organization.clone();
-        match self {
-            Self::State(state) => edited.state = *state,
-            Self::Profile {
-                display_name,
-                labels,
-            } => {
-                if let Some(display_name) = display_name {
-                    edited.display_name.clone_from(display_name);
-                }
-                if let Some(labels) = labels {
-                    edited.labels.clone_from(labels);
-                }
-            }
-        }
-        edited
-    }
 }
 
 impl Accounts {
@@ -220,12 +135,12 @@ impl Accounts {
         freshness: Freshness,
     ) -> Result<(Organization, Source), Error> {
         let key = Key::Organization(name.clone());
-        let answer = self.reads.read(&[key], freshness).await;
-        let answer = answer.map_err(store_failed)?;
-        let organization = answer.records.into_iter().flatten().next();
+        let result = self.reads.read(&[key], freshness).await;
+        let result = result.map_err(store_failed)?;
+        let organization = result.records.into_iter().flatten().next();
         organization
             .and_then(Record::into_organization)
-            .map(|organization| (organization, answer.source))
+            .map(|organization| (organization, result.source))
             .ok_or(Error::Refused(Refusal::OrganizationNotFound(name)))
     }
 }
@@ -312,117 +227,6 @@ impl Change for CreateOrganization {
             steps: transaction(writes, vec![found.still(user_key.clone())]),
             publish: vec![record, Record::Membership(owner.membership)],
             premises: found.record(&user_key).cloned().into_iter().collect(),
-            output: organization,
-        }))
-    }
-}
-
-/// Whether the changed texts of an organization are valid.
-fn may_replace(before: &Organization, after: &Organization) -> Result<(), Refusal> {
-    let shown = &after.display_name;
-    let may_replace = shown.may_replace(Some(before.display_name.as_str()));
-    may_replace.map_err(|why| Refusal::InvalidOrganization("display_name", why.to_string()))?;
-    let may_replace = after.labels.may_replace(&before.labels);
-    may_replace.map_err(|why| Refusal::InvalidOrganization("labels", why.to_string()))
-}
-
-struct EditOrganization {
-    organization: OrganizationToEdit,
-    now: Timestamp,
-}
-
-impl Repeatable for EditOrganization {}
-
-#[async_trait]
-impl Change for EditOrganization {
-    type Output = Organization;
-    type Refusal = Refusal;
-
-    fn touches(&self) -> Vec<Key> {
-        vec![Key::Organization(
-            self.organization.organization_name.clone(),
-        )]
-    }
-
-    fn may_publish(&self) -> bool {
-        let edit = &self.organization.edit;
-        !matches!(edit, OrganizationEdit::State(State::Suspended))
-    }
-
-    async fn decide(
-        &self,
-        table: &DynamoDb,
-    ) -> Result<Verdict<Organization, Refusal>, store::Error> {
-        let OrganizationToEdit {
-            organization_name,
-            actor,
-            etag,
-            edit,
-        } = &self.organization;
-        let permitted = actor
-            .may_change(Role::Admin, table, organization_name, etag.as_ref())
-            .await?;
-        let (organization, conditions) = match permitted {
-            Ok(permitted) => permitted,
-            Err(refused) => return Ok(refused),
-        };
-        let mut edited = edit.apply(&organization);
-        if edited == organization {
-            return Ok(Verdict::Keep {
-                output: edited,
-                premises: Vec::new(),
-            });
-        }
-        if let Err(refusal) = may_replace(&organization, &edited) {
-            return Ok(Verdict::Deny(refusal));
-        }
-        edited.stamp = organization.stamp.changed(self.now);
-        let [before, after] = [&organization, &edited].map(|it| Record::Organization(it.clone()));
-        let plan = rewrite(before, after, conditions, self.may_publish(), edited);
-        Ok(Verdict::Commit(plan))
-    }
-}
-
-struct DeleteOrganization(OrganizationToDelete);
-
-impl Repeatable for DeleteOrganization {
-    fn gives_up_permission(&self) -> Option<&Username> {
-        self.0.actor.user()
-    }
-}
-
-#[async_trait]
-impl Change for DeleteOrganization {
-    type Output = Organization;
-    type Refusal = Refusal;
-
-    fn touches(&self) -> Vec<Key> {
-        vec![Key::Organization(self.0.organization_name.clone())]
-    }
-
-    async fn decide(
-        &self,
-        table: &DynamoDb,
-    ) -> Result<Verdict<Organization, Refusal>, store::Error> {
-        let OrganizationToDelete {
-            organization_name,
-            actor,
-            etag,
-        } = &self.0;
-        let permitted = actor
-            .may_change(Role::Owner, table, organization_name, etag.as_ref())
-            .await?;
-        let (organization, conditions) = match permitted {
-            Ok(permitted) => permitted,
-            Err(refused) => return Ok(refused),
-        };
-        let record = Record::Organization(organization.clone());
-        let gone = DeletedName::Organization(organization_name.clone());
-        let delete = deletion(record, gone);
-        Ok(Verdict::Commit(Plan {
-            steps: transaction(delete, conditions),
-            publish: Vec::new(),
-            premises: Vec::new(),
             output: organization,
         }))
     }

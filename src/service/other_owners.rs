@@ -19,7 +19,7 @@ const HINT_PATIENCE: Duration = Duration::from_secs(1);
 /// Owners that are read together to find a remaining one.
 const OWNERS_AT_ONCE: usize = 25;
 
-/// The search for a remaining Owner when another one leaves.
+/// The search for a remaining Owner when another Owner leaves.
 pub(super) struct OtherOwners<'a> {
     table: &'a DynamoDb,
     organization: &'a OrganizationName,
@@ -70,8 +70,7 @@ impl OtherOwners<'_> {
         if let Some(remains) = self.find_among(&hints).await? {
             return Ok(Some(remains));
         }
-        // The index may miss an Owner: only the members themselves prove that there is
-        // none.
+        // The index may miss an Owner. Only the memberships themselves prove that there is none.
         let mut after = None;
         loop {
             let page = self.table.owners(self.organization, after.as_ref()).await?;
@@ -85,7 +84,7 @@ impl OtherOwners<'_> {
         }
     }
 
-    /// Owners whose users are deleted or suspended do not remain.
+    /// The conditions that one of these Owners remains. Deleted or suspended users do not count.
     async fn find_among(&mut self, owners: &[Username]) -> Result<Option<Vec<Step>>, store::Error> {
         let organization = self.organization;
         let others: Vec<_> = owners.iter().filter(|it| *it != self.leaving).collect();

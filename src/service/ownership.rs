@@ -11,8 +11,8 @@ use super::{
 use crate::{
     coherence::{Change, Plan, Verdict},
     domain::{
-        Actor, Key, Membership, OrganizationName, Record, Role, Stamp, Standing, State, Timestamp,
-        Username,
+        Actor, Key, Membership, OrganizationName, Record, Role, Stamp, Standing, State,
+        TRANSFERS_OWNERSHIP, Timestamp, Username,
     },
     store::{self, DynamoDb, Step},
 };
@@ -122,7 +122,7 @@ impl TransferOwnership {
 }
 
 impl Repeatable for TransferOwnership {
-    fn gives_up_permission(&self) -> Option<&Username> {
+    fn self_revoking_actor(&self) -> Option<&Username> {
         self.ownership.actor.user()
     }
 }
@@ -154,7 +154,7 @@ impl Change for TransferOwnership {
         let of_new_owner = keys_of_member(organization_name, new_owner);
         let keys = [actor.keys(organization_name), of_new_owner.into()].concat();
         let found = ReadSet::read(table, keys).await?;
-        if !actor.has(Role::Owner, &found, organization_name) {
+        if !actor.has(TRANSFERS_OWNERSHIP, &found, organization_name) {
             return Ok(Verdict::Deny(Refusal::NotPermitted));
         }
         let Some(new) = found.member(organization_name, new_owner) else {
@@ -168,7 +168,7 @@ impl Change for TransferOwnership {
             .and_then(|owner| found.member(organization_name, owner));
         // All users, and the organization: the result shows both memberships.
         let premises = found.profiles();
-        // An Owner who gives up the role must leave an Owner who can act.
+        // After a transfer from an Owner, the organization must have an Owner who can act.
         if new.state == State::Suspended && previous.is_some() {
             return Ok(Verdict::Refuse {
                 refusal: Refusal::NewOwnerSuspended(new_owner.clone()),

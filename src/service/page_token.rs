@@ -68,19 +68,19 @@ impl PageTokens {
     pub(super) async fn seal(
         &self,
         list: &ListName,
-        place: Option<ListPosition>,
+        position: Option<ListPosition>,
     ) -> Result<String, Error> {
-        let Some(ListPosition(place)) = place else {
+        let Some(ListPosition(position)) = position else {
             return Ok(String::new());
         };
         let signing = self.signing(list).await?;
-        let mac = signing.chain_update(&place).finalize().into_bytes();
-        let token = [&mac[..MAC_LEN], place.as_bytes()].concat();
+        let mac = signing.chain_update(&position).finalize().into_bytes();
+        let token = [&mac[..MAC_LEN], position.as_bytes()].concat();
         Ok(BASE64_URL_SAFE_NO_PAD.encode(token))
     }
 
     async fn signing(&self, list: &ListName) -> Result<Hmac<Sha256>, Error> {
-        let key = self.key.get_or_try_init(|| self.learn_key()).await;
+        let key = self.key.get_or_try_init(|| self.load_key()).await;
         let key = key.map_err(super::store_failed)?;
         let length = u64::try_from(list.0.len()).unwrap_or(u64::MAX);
         let signing = Hmac::<Sha256>::new_from_slice(key.as_bytes()).map_err(|_| {
@@ -95,7 +95,7 @@ impl PageTokens {
     }
 
     /// Reads the key that all replicas share, or creates it.
-    async fn learn_key(&self) -> Result<String, store::Error> {
+    async fn load_key(&self) -> Result<String, store::Error> {
         loop {
             let register = self.table.read_register(REGISTER).await?;
             if let Some(key) = register.and_then(|mut register| register.values.remove(KEY)) {
@@ -111,10 +111,10 @@ impl PageTokens {
 fn opened(signing: Hmac<Sha256>, token: &str) -> Option<ListPosition> {
     let bytes = (token.len() <= MAX_LEN).then(|| BASE64_URL_SAFE_NO_PAD.decode(token))?;
     let bytes = bytes.ok()?;
-    let (mac, place) = bytes.split_at_checked(MAC_LEN)?;
+    let (mac, position) = bytes.split_at_checked(MAC_LEN)?;
     signing
-        .chain_update(place)
+        .chain_update(position)
         .verify_truncated_left(mac)
         .ok()?;
-    String::from_utf8(place.to_vec()).ok().map(ListPosition)
+    String::from_utf8(position.to_vec()).ok().map(ListPosition)
 }

@@ -1,5 +1,5 @@
-//! The read set of a write: the records that it has read, and the conditions under which
-//! they are unchanged.
+//! The read set of a write: the records that it has read, and the conditions that their facts
+//! are unchanged.
 
 use std::collections::HashMap;
 
@@ -133,7 +133,7 @@ impl ReadSet {
         found.cloned().collect()
     }
 
-    /// The condition that a record is unchanged.
+    /// The condition that the facts of a record are unchanged, see [`Step::Require`].
     pub(super) fn still(&self, key: Key) -> Step {
         let found = self.record(&key).cloned();
         Step::Require { key, found }
@@ -217,6 +217,6 @@ fn key_of(step: &Step) -> Option<Key> {
         Step::Require { key, .. } => Some(key.clone()),
         Step::Create { record, .. } | Step::Update { record, .. } => Some(record.key()),
         Step::Delete { found } => Some(found.key()),
-        Step::Claim { .. } | Step::CleanUp(_) | Step::Remember { .. } => None,
+        Step::Claim { .. } | Step::CleanUp(_) | Step::StoreOutcome { .. } => None,
     }
 }

@@ -140,11 +140,11 @@ impl Accounts {
         freshness: Freshness,
     ) -> Result<(User, Source), Error> {
         let key = Key::User(username.clone());
-        let answer = self.reads.read(&[key], freshness).await;
-        let answer = answer.map_err(store_failed)?;
-        let user = answer.records.into_iter().flatten().next();
+        let result = self.reads.read(&[key], freshness).await;
+        let result = result.map_err(store_failed)?;
+        let user = result.records.into_iter().flatten().next();
         user.and_then(Record::into_user)
-            .map(|user| (user, answer.source))
+            .map(|user| (user, result.source))
             .ok_or(Error::Refused(Refusal::UserNotFound(username)))
     }
 
@@ -191,12 +191,12 @@ impl Accounts {
     }
 }
 
-/// Whether the claim is of this user, who still has the address.
+/// Whether the claim belongs to this user, and the user still has the address.
 fn has_claimed(user: &User, claim: &EmailClaim, email: &Email) -> bool {
-    let mine = user.email.as_ref();
+    let current = user.email.as_ref();
     user.uid == claim.uid
         && user.username == claim.username
-        && mine.is_some_and(|mine| mine.is_same(email))
+        && current.is_some_and(|current| current.is_same(email))
 }
 
 /// The steps that a change of a user needs for its e-mail claims, or the refusal because
@@ -215,7 +215,7 @@ async fn claims<T>(
             let key = Key::User(other.username.clone());
             let read = ReadSet::read(table, [key.clone()]).await?;
             let holder = read.user(&other.username);
-            // The claim may be of a user who was deleted in the console.
+            // The claim may belong to a user who was deleted in the console.
             if holder.is_some_and(|holder| has_claimed(holder, other, email)) {
                 return Ok(Err(read.refuse([key], Refusal::EmailExists)));
             }

@@ -26,7 +26,7 @@ use crate::{
 
 /// Most changes of one response.
 pub const MAX_CHANGES: usize = 25;
-/// Concurrent reads of the log for all watchers, apart from the reads of callers, so that
+/// Concurrent reads of the log for all watchers, separate from the reads of callers, so that
 /// neither delays the other.
 const READS_AT_ONCE: usize = 8;
 /// Interval of reading the log.
@@ -128,7 +128,7 @@ pub struct Watcher {
     cursor: Cursor,
     /// The numbers of changes that were read and not returned yet, with those that match.
     pending: std::vec::IntoIter<(u64, Option<RecordChange>)>,
-    last_told: Option<Instant>,
+    last_sent: Option<Instant>,
     _counted: Counted,
 }
 
@@ -177,7 +177,7 @@ impl Accounts {
             reads: self.reads.clone(),
             filter,
             pending: Vec::new().into_iter(),
-            last_told: None,
+            last_sent: None,
             _counted: counted,
         };
         watcher.read(Some(head)).await?;
@@ -188,20 +188,20 @@ impl Accounts {
 impl ChangeLog {
     /// The end of the log, if the stream is followed.
     async fn head(&self) -> Result<LogHead, WatchError> {
-        let give_up = Instant::now() + BEAT_PATIENCE;
+        let deadline = Instant::now() + BEAT_PATIENCE;
         loop {
             let head = LogHead::read(&self.table).await;
             let head = head.map_err(WatchError::Store)?;
             let (head, version) = head.ok_or(WatchError::NotFollowed)?;
             let beats = {
                 let mut beats = self.beats.lock();
-                let seen = Beats::look(*beats, version);
+                let seen = Beats::observe(*beats, version);
                 *beats = Some(seen);
                 seen
             };
             match beats.followed(head.beat) {
                 Followed::Yes if head.next > 0 => return Ok(head),
-                Followed::Unclear if Instant::now() < give_up => sleep(POLL).await,
+                Followed::Unclear if Instant::now() < deadline => sleep(POLL).await,
                 _ => return Err(WatchError::NotFollowed),
             }
         }
@@ -215,17 +215,17 @@ impl Watcher {
     /// # Errors
     /// See [`WatchError`]. Another watch may start after the last cursor.
     pub async fn next(&mut self) -> Result<ChangeBatch, WatchError> {
-        if self.last_told.is_none() {
-            self.last_told = Some(Instant::now());
-            return Ok(self.told(Vec::new()));
+        if self.last_sent.is_none() {
+            self.last_sent = Some(Instant::now());
+            return Ok(self.batch(Vec::new()));
         }
         loop {
             let changes = self.take_pending();
             if !changes.is_empty() {
-                self.last_told = Some(Instant::now());
-                return Ok(self.told(changes));
+                self.last_sent = Some(Instant::now());
+                return Ok(self.batch(changes));
             }
-            let is_time = self.last_told.is_none_or(|told| told.elapsed() >= PROGRESS);
+            let is_time = self.last_sent.is_none_or(|sent| sent.elapsed() >= PROGRESS);
             let head = if is_time {
                 Some(self.change_log.head().await?)
             } else {
@@ -234,8 +234,8 @@ impl Watcher {
             let is_any = self.read(head).await?;
             if is_time {
                 let changes = self.take_pending();
-                self.last_told = Some(Instant::now());
-                return Ok(self.told(changes));
+                self.last_sent = Some(Instant::now());
+                return Ok(self.batch(changes));
             }
             if !is_any {
                 sleep(POLL).await;
@@ -243,7 +243,7 @@ impl Watcher {
         }
     }
 
-    fn told(&self, changes: Vec<(RecordChange, Cursor)>) -> ChangeBatch {
+    fn batch(&self, changes: Vec<(RecordChange, Cursor)>) -> ChangeBatch {
         ChangeBatch {
             changes,
             cursor: self.cursor.clone(),
@@ -283,14 +283,14 @@ impl Watcher {
         }
         let mut pending = Vec::with_capacity(read.len());
         for (number, change) in read {
-            let is_told = match self.filter.interest(&change) {
+            let is_match = match self.filter.interest(&change) {
                 Interest::Included => true,
                 Interest::Excluded => false,
                 Interest::IfMember(organization, user) => {
                     self.is_of_member(&change, organization, user).await?
                 }
             };
-            pending.push((number, is_told.then_some(change)));
+            pending.push((number, is_match.then_some(change)));
         }
         let is_any = !pending.is_empty();
         self.pending = pending.into_iter();
@@ -305,12 +305,12 @@ impl Watcher {
         user: Username,
     ) -> Result<bool, WatchError> {
         let key = [Key::Membership(organization, user)];
-        let answer = self
+        let result = self
             .reads
             .read::<CheckFacts>(&key, Freshness::Coherent)
             .await;
-        let answer = answer.map_err(WatchError::Store)?;
-        let Some(CheckFacts::Membership(facts)) = answer.records.into_iter().flatten().next()
+        let result = result.map_err(WatchError::Store)?;
+        let Some(CheckFacts::Membership(facts)) = result.records.into_iter().flatten().next()
         else {
             return Ok(false);
         };

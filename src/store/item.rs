@@ -221,7 +221,7 @@ pub(super) fn difference(before: &Record, after: &Record) -> (Item, Vec<String>)
     (set, gone)
 }
 
-/// DynamoDB deletes the item some time after this.
+/// Sets the time after which DynamoDB deletes the item.
 pub(super) fn put_expiry(item: &mut Item, expires: Timestamp) {
     put_number(item, EXPIRE_TIME, expires.0.div_euclid(1000));
 }
@@ -330,7 +330,7 @@ fn number(item: &Item, name: &str) -> Option<i64> {
         let number: f64 = number.parse().ok()?;
         #[expect(
             clippy::cast_possible_truncation,
-            reason = "saturates, and the conditions of writes do, too"
+            reason = "saturates, like the conditions of writes"
         )]
         let whole = number.floor() as i64;
         Some(whole)

@@ -12,7 +12,7 @@ const LOG_DIGITS: usize = 20;
 pub const PARTITION_KEY: &str = "PK";
 /// Name of the sort key attribute.
 pub const SORT_KEY: &str = "SK";
-/// Name of the global index keyed sort key, then partition key.
+/// Name of the global index keyed by sort key, then partition key.
 pub const INVERTED_INDEX: &str = "SK-PK-index";
 
 /// The attribute of users and organizations by which all of them are listed.
@@ -71,8 +71,8 @@ pub(super) fn of(key: &Key) -> (String, String) {
     }
 }
 
-/// The key of the record in an item with this partition key and sort key; `None`
-/// for items that are no records.
+/// The key of the record in an item with this partition key and sort key; `None` for items that are
+/// not records.
 #[must_use]
 pub fn key_of_item(pk: &str, sk: &str) -> Option<Key> {
     let key = if let Some(name) = pk.strip_prefix("USER#") {
@@ -205,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_those_of_the_tutorial() {
+    fn keys_match_the_tutorial() {
         let user = Username::parse_new("oliviaowner").unwrap();
         let organization = OrganizationName::parse_new("olivia-org").unwrap();
         for (key, pk, sk) in [

@@ -1,5 +1,5 @@
-//! The head of the change log: which log it is, and how far it was written. It lives in the
-//! register of the leader lease, so that a page of changes and its checkpoint are one
+//! The head of the change log: the identity of the log, and the number of its next change. It is
+//! stored in the register of the leader lease, so that a page of changes and its checkpoint are one
 //! transaction.
 
 use std::{collections::BTreeMap, time::Duration};
@@ -16,8 +16,8 @@ pub const LOG_REGISTER: &str = "stream-invalidator";
 const LOG: &str = "log";
 const NEXT: &str = "next";
 const BEAT: &str = "beat";
-/// Longest time without a beat after which a log goes on. Later, the stream may have dropped
-/// changes: it keeps them for 24 hours.
+/// Longest time without a beat after which a log continues. After a longer time, the stream may
+/// have dropped changes: it keeps them for 24 hours.
 const LONGEST_PAUSE: Duration = Duration::from_secs(20 * 3600);
 
 /// The end of the change log.
@@ -42,7 +42,7 @@ impl LogHead {
         Ok(register.and_then(|Register { values, version }| Some((Self::of(&values)?, version))))
     }
 
-    /// The head of a new log, for when changes may have been missed.
+    /// The head of a new log, in case changes may have been missed.
     #[must_use]
     pub fn begin() -> Self {
         Self {

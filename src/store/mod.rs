@@ -1,5 +1,5 @@
-//! The store: strongly consistent reads and conditional transactions over one table. It
-//! knows records, not who may change them.
+//! The store: strongly consistent reads and conditional transactions over one table. It stores
+//! records, and does not decide on permissions.
 
 mod dynamodb;
 mod item;
@@ -20,14 +20,13 @@ use crate::domain::{
     ChangeKind, Digest, Email, EmailClaim, Key, Made, Orphans, Record, Request, Timestamp,
 };
 
-/// Most keys that one request to the table reads: those of a BatchGetItem, a limit
-/// of DynamoDB.
+/// Most keys of one request to the table: DynamoDB's limit of a BatchGetItem.
 pub const READ_MAX_KEYS: usize = 100;
-/// Requests to the table of one read that are under way at once.
+/// Most concurrent requests to the table of one read.
 pub const READS_AT_ONCE: usize = 4;
 
 /// Most users that [`DynamoDb::owner_hints`] returns.
-pub const OWNER_HINTS: usize = 25;
+pub const OWNER_HINTS: u16 = 25;
 
 /// The claim of an e-mail address, as stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +39,7 @@ pub struct StoredClaim {
 
 /// The stored outcome of a request, kept for at least [`REQUEST_RETENTION`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Remembered {
+pub struct StoredOutcome {
     /// Digest of the request.
     pub fingerprint: Digest,
     /// The records of its response.
@@ -53,22 +52,22 @@ pub const REQUEST_RETENTION: Duration = Duration::from_secs(24 * 3600);
 /// Registers: small items that replicas share, changed by compare-and-swap.
 #[async_trait]
 pub trait Registers: Send + Sync {
-    /// A unique identity of the table. A table that is deleted and created again has another.
+    /// A unique identity of the table. A table that is deleted and created again has a new
+    /// identity.
     ///
     /// # Errors
-    /// The table does not exist, is not keyed as it has to be, or may not be
-    /// described.
+    /// The table does not exist, has other keys, or may not be described.
     async fn table_identity(&self) -> Result<String, Error>;
 
     /// Reads a register, strongly consistently.
     ///
     /// # Errors
-    /// The table could not be read, or the item is no register.
+    /// The table could not be read, or the item is not a register.
     async fn read_register(&self, name: &str) -> Result<Option<Register>, Error>;
 
-    /// Writes a register if it is still at the version `found`, or still absent. Returns its
-    /// new version. `None`: it was not, or this write was applied and its response lost. A
-    /// read decides.
+    /// Writes a register if it is still at the version `found`, or still absent. Returns its new
+    /// version. `None`: the register has changed, or this write was applied and its response was
+    /// lost. A read shows which.
     ///
     /// # Errors
     /// No response: the register may be written, now or later.
@@ -121,25 +120,25 @@ pub struct Listed<T> {
     pub next: Option<ListPosition>,
 }
 
-/// Identity of a log. Where changes may have been missed, another one begins.
+/// Identity of a log. If changes may have been missed, a new log begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogId(pub String);
 
 /// A deletion that this service made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Deletion {
-    /// When.
+    /// Its time.
     pub time: Option<Timestamp>,
-    /// How.
+    /// Its origin.
     pub made: Made,
 }
 
-/// How long the log of changes is kept.
+/// Retention of the change log.
 pub const LOG_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Most changes that are appended together.
 pub const MAX_APPENDED: usize = 50;
 
-/// Identity of a stream. A stream that is turned off and on is another one.
+/// Identity of a stream. A stream that is turned off and on has a new identity.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamId(pub String);
 
@@ -147,7 +146,7 @@ pub struct StreamId(pub String);
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ShardId(pub String);
 
-/// A place to go on from in a shard.
+/// A cursor in a shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardIterator(pub String);
 
@@ -156,14 +155,14 @@ pub struct ShardIterator(pub String);
 pub struct Shard {
     /// Its identity.
     pub id: ShardId,
-    /// The shard whose changes come before this one's.
+    /// The shard that precedes this one.
     pub parent: Option<ShardId>,
 }
 
-/// Where to begin in a shard.
+/// The start of reading a shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Position {
-    /// At the oldest change that is kept: 24 hours.
+    /// At the oldest change that is kept, for 24 hours.
     Oldest,
     /// After the change with this sequence number.
     After(String),
@@ -174,18 +173,18 @@ pub enum Position {
 pub struct StreamPage {
     /// The changes, in order.
     pub changes: Vec<Changed>,
-    /// Where to go on; `None` at the end of a closed shard.
+    /// The cursor of the next page. `None` at the end of a closed shard.
     pub next: Option<ShardIterator>,
 }
 
 /// A change.
 #[derive(Debug, Clone)]
 pub struct Changed {
-    /// Where it is in the shard.
+    /// Its position in the shard.
     pub sequence: String,
-    /// About when it was made, by DynamoDB's clock.
+    /// Its approximate time, by DynamoDB's clock or as stored in a tombstone.
     pub time: Option<Timestamp>,
-    /// What was changed; `None` for items that are no records.
+    /// The changed record. `None` for items that are not records.
     pub record: Option<ChangedRecord>,
 }
 
@@ -194,105 +193,105 @@ pub struct Changed {
 pub struct ChangedRecord {
     /// Its key.
     pub key: Key,
-    /// What became of it.
+    /// The kind of the change.
     pub kind: ChangeKind,
     /// The record before, if the stream includes it.
     pub before: Option<Record>,
-    /// How this service wrote what is left, a tombstone included; `None` where it did
-    /// not, and where nothing is left.
+    /// The origin of the record or tombstone after the change. `None` if another writer wrote it,
+    /// or if there is none.
     pub made: Option<Made>,
-    /// What the change left.
+    /// The state after the change.
     pub left: Left,
 }
 
-/// What a change left under a key.
+/// The state of a key after a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Left {
     /// This record.
     Record(Record),
-    /// Nothing.
+    /// No record.
     Nothing,
-    /// The stream does not tell.
+    /// The stream does not include it.
     Unknown,
 }
 
-/// Why a stream could not be read.
+/// Reason why a stream could not be read.
 #[derive(Debug)]
 pub enum StreamError {
-    /// What is wanted is not kept any more.
+    /// The requested changes are no longer kept.
     Trimmed,
     /// The cursor is too old.
     Expired,
-    /// There is no such stream or shard any more.
+    /// The stream or the shard no longer exists.
     Gone,
-    /// The stream could not be asked.
+    /// The stream could not be read.
     Store(Error),
 }
 
-/// One part of a transaction. `found` is what a strong read returned; the
-/// transaction fails as [`CommitError::Stale`] where that no longer holds.
+/// One step of a transaction. `found` is the result of a strong read. If it no longer holds, the
+/// transaction fails as [`CommitError::Stale`].
 #[derive(Debug, Clone)]
 pub enum Step {
-    /// The facts on which a decision stands still hold: the record exists in
-    /// the same incarnation and, for a membership, with the same role; or there
-    /// is still no such record.
+    /// Requires that the facts of a decision still hold: the record exists in the same incarnation
+    /// and state, or as a membership of the same incarnations with the same role; or there is still
+    /// no such record.
     Require {
         /// The record.
         key: Key,
-        /// What it was.
+        /// The record as it was read.
         found: Option<Record>,
     },
-    /// Write a new record whole. It takes the place of exactly what was found: of
-    /// nothing, or of what an earlier incarnation of its names left.
+    /// Writes a new record. It replaces exactly what was found: no record, or the record of an
+    /// earlier incarnation of its names.
     Create {
         /// The new record.
         record: Record,
-        /// What it replaces.
+        /// The replaced record.
         found: Option<Record>,
     },
-    /// Change exactly what was found. Attributes in which the two records do not
-    /// differ stay as they are, also those that this version does not know.
+    /// Changes exactly the record that was found. Attributes that are equal in the two records stay
+    /// unchanged, and unknown attributes, too.
     Update {
         /// The record before.
         found: Record,
         /// The record after.
         record: Record,
     },
-    /// Delete exactly what was found. A user or an organization leaves a tombstone: the
-    /// name stays taken for writers that would give it no new identity, until
-    /// [`DynamoDb::free_name`].
+    /// Deletes exactly the record that was found. A user or an organization leaves a tombstone.
+    /// Until [`DynamoDb::free_name`], the name stays taken for writers that would not give it a new
+    /// uid.
     Delete {
-        /// What it was.
+        /// The record as it was read.
         found: Record,
     },
-    /// Say who has an e-mail address from now on, over exactly what was found.
+    /// Assigns or releases an e-mail address, over exactly the claim that was found.
     Claim {
         /// The address.
         email: Email,
-        /// Who has it; nobody, if `None`.
+        /// The claim of the new holder. `None` releases the address.
         claim: Option<EmailClaim>,
-        /// The claim that it replaces, of this very version.
+        /// The replaced claim, in exactly this version.
         found: Option<StoredClaim>,
     },
-    /// Have removed what a deletion leaves.
+    /// Adds the task to remove the orphans of a deletion.
     CleanUp(Orphans),
-    /// Remember a request, of which nothing was remembered yet.
-    Remember {
+    /// Stores the outcome of a request that has no stored outcome yet.
+    StoreOutcome {
         /// The request.
         request: Request,
-        /// The records that its answer shows.
+        /// The records of its response.
         outcome: Vec<Record>,
     },
 }
 
-/// What went wrong in the table, as far as callers care.
+/// The kind of an error of the table, for callers to branch on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// The table cannot be reached, or did not answer in time.
+    /// The table is unreachable, or did not respond in time.
     Unavailable,
     /// The table sheds load.
     Throttled,
-    /// Too many reads wait for the table already: it was not asked.
+    /// Too many reads wait for the table already: no request was sent.
     Crowded,
     /// There is no such table.
     Missing,
@@ -300,14 +299,14 @@ pub enum ErrorKind {
     NoIndex,
     /// The table has other keys, or may not be used.
     Unusable,
-    /// The table holds an item that is no record of its kind.
+    /// The table holds an item that is not of the expected kind.
     Malformed,
 }
 
 impl ErrorKind {
-    /// Whether waiting may mend it.
+    /// Whether a retry may succeed.
     #[must_use]
-    pub fn may_pass(self) -> bool {
+    pub fn is_transient(self) -> bool {
         matches!(self, Self::Unavailable | Self::Throttled | Self::Crowded)
     }
 
@@ -315,7 +314,7 @@ impl ErrorKind {
         match self {
             Self::Unavailable => "the table is unavailable",
             Self::Throttled => "the table sheds load",
-            Self::Crowded => "the table was not asked",
+            Self::Crowded => "no request was sent to the table",
             Self::Missing => "there is no such table",
             Self::NoIndex => "the table lacks an index",
             Self::Unusable => "the table is unusable",
@@ -330,7 +329,7 @@ impl ErrorKind {
 pub struct Error {
     /// The kind.
     pub kind: ErrorKind,
-    /// What happened, for operators.
+    /// The details, for operators.
     pub source: Arc<dyn StdError + Send + Sync>,
 }
 
@@ -343,15 +342,15 @@ impl Error {
     }
 }
 
-/// Why a transaction was not acknowledged.
+/// Reason why a transaction was not acknowledged.
 #[derive(Debug)]
 pub enum CommitError {
-    /// Nothing was changed: something found before is no longer so.
+    /// Nothing was changed: a record has changed since it was read.
     Stale,
     /// Nothing was changed: another transaction holds one of the items.
     Conflict,
-    /// Nothing was changed: the table refused or could not be reached.
+    /// Nothing was changed: the table rejected the transaction, or was unreachable.
     NotApplied(Error),
-    /// The table did not say whether the transaction was applied.
+    /// The table did not report whether the transaction was applied.
     OutcomeUnknown(Error),
 }

@@ -76,7 +76,7 @@ metrics! {
     labelled CACHE_FENCES = "account_cache_fences_total",
         "fences of writes, by step (fence, confirm) and result (placed, failed)";
     labelled WRITES = "account_writes_total",
-        "committed writes, by outcome (fenced, without_cache, not_confirmed, unknown)";
+        "writes whose commit was sent and not refused, by outcome (fenced, without_cache, not_confirmed, unknown)";
     counter CONTENTION = "account_contention_total",
         "writes that were decided again because another write had changed the same records";
     gauge CACHE_IN_USE = "account_cache_in_use",
@@ -99,7 +99,7 @@ metrics! {
     gauge INVALIDATOR_LAG = "account_invalidator_lag_seconds",
         "age of the invalidator's last processed change, by DynamoDB's clock; 0 when caught up";
     counter INVALIDATOR_FENCES = "account_invalidator_fences_total",
-        "keys that the invalidator fenced";
+        "cache entries that contradicted a change of the table's stream";
     counter CHANGES_LOGGED = "account_changes_logged_total",
         "changes that this replica wrote into the change log";
     counter LEFTOVERS_REMOVED = "account_leftovers_removed_total",

@@ -264,7 +264,7 @@ fn insecure_or_invalid_authentication_settings_are_rejected_at_the_start() {
         (
             loopback,
             vec!["--policy", &granting],
-            "no way to show who calls",
+            "callers cannot authenticate",
         ),
         (loopback, vec!["--policy", "/nowhere"], "/nowhere"),
         (loopback, vec!["--jwks", "keys.json"], "--jwt-issuer"),
@@ -389,7 +389,7 @@ async fn a_failed_start_reports_its_cause_in_one_line() {
         (
             SECRET,
             "wrong-key",
-            "refuses the credential",
+            "rejects the credential",
             "valid Momento",
         ),
         ("CACHE_NAME", "no-cache", "there is no such cache", "setup"),
@@ -608,7 +608,7 @@ async fn invalidate_fences_the_records_of_a_stream_event() {
     let output = run_over(&backends, "invalidate", "garbage");
     assert_eq!(output.status.code(), Some(1));
     let printed = String::from_utf8(output.stderr).unwrap();
-    assert!(printed.contains("no DynamoDB stream event"), "{printed}");
+    assert!(printed.contains("not a DynamoDB stream event"), "{printed}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -705,4 +705,16 @@ async fn metrics_are_served_at_the_configured_address() {
         assert!(std::time::Instant::now() < patience, "{}", scrape(addr));
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_endpoint_counts_as_unset() {
+    let backends = Backends::start().await;
+    let endpoint = backends.serve_settings().backends.dynamodb_endpoint;
+    let flushed = over(&backends, &["flush"])
+        .env("AWS_ENDPOINT_URL_DYNAMODB", "")
+        .env("AWS_ENDPOINT_URL", endpoint.unwrap())
+        .output()
+        .unwrap();
+    assert_eq!(flushed.status.code(), Some(0), "{}", text(&flushed));
 }

@@ -436,7 +436,7 @@ async fn add_to_ab(table: &Table, username: &str) {
 }
 
 #[tokio::test]
-async fn members_whom_the_tutorial_adds_from_its_cache_after_the_deletion_are_removed_too() {
+async fn members_that_the_tutorial_adds_from_its_cache_after_a_deletion_are_removed_too() {
     let (backends, service) = start().await;
     let table = backends.table();
     fill(&table).await;
@@ -722,7 +722,7 @@ mod indexes {
         let added = provision::run(&settings, None).await.unwrap();
         assert_eq!(
             added.table,
-            "exists; what it lacked of indexes, stream and time to live was added"
+            "exists; missing indexes, stream or time to live were added"
         );
         let again = provision::run(&settings, None).await.unwrap();
         assert_eq!(again.table, "exists");
@@ -752,7 +752,7 @@ mod indexes {
         let added = provision::run(&settings, None).await.unwrap();
         assert_eq!(
             added.table,
-            "exists; what it lacked of indexes, stream and time to live was added"
+            "exists; missing indexes, stream or time to live were added"
         );
         let attributes = table.attributes_of(pk, "MEMBER#olivia").await.unwrap();
         assert_eq!(attributes, ["PK", "SK", "ownerOf", "role"]);

@@ -1,5 +1,5 @@
 //! Faults of the tutorial's service that are impossible in this one. The numbers are
-//! those of the list in docs/faults.md.
+//! those of the list in docs/tutorial.md.
 
 use account_service::proto::account_v1::Role;
 use tonic::Code;

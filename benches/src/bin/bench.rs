@@ -384,8 +384,8 @@ struct Times {
 impl Times {
     fn read(metrics: &str) -> Result<Self> {
         let of = |name: &str, labels: &str| -> Result<[f64; 2]> {
-            let told = |what| series(metrics, &format!("{name}_{what}"), labels);
-            Ok([told("count")?, told("sum")?])
+            let sample = |what| series(metrics, &format!("{name}_{what}"), labels);
+            Ok([sample("count")?, sample("sum")?])
         };
         Ok(Self {
             calls: of("account_rpc_duration_seconds", "CheckMembership")?,
@@ -761,15 +761,15 @@ async fn remote(bench: &mut Bench, programs: &Programs) -> Result<()> {
             }
             each_once
         };
-        let asked: Value = serde_json::from_str(&backends.process.order("calls")?)?;
+        let counts: Value = serde_json::from_str(&backends.process.order("calls")?)?;
         #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
         let of_a_check = |it: &Value| it.as_f64().unwrap_or(f64::NAN) / checks as f64;
-        let calls = asked["calls"].as_object().into_iter().flatten();
+        let calls = counts["calls"].as_object().into_iter().flatten();
         let calls: Vec<_> = calls
             .map(|(call, times)| format!("{:.3} {call}", of_a_check(times)))
             .collect();
         let [cache, table] = ["cache", "table"].map(|backend| {
-            let [to, back] = [0, 1].map(|way| of_a_check(&asked[backend][way]));
+            let [to, back] = [0, 1].map(|way| of_a_check(&counts[backend][way]));
             format!("{to:.0}, {back:.0}")
         });
         println!("| {name} | {} | {cache} | {table} |", calls.join(", "));

@@ -6,6 +6,7 @@
 mod cell;
 mod coherence;
 mod generation;
+mod near_cache;
 
 use std::time::Instant;
 
@@ -13,6 +14,7 @@ use stateright::{Checker, HasDiscoveries, Model};
 
 use coherence::{Coherence, FRESH, Kind, MONOTONIC};
 use generation::Generations;
+use near_cache::NearCaches;
 
 /// Bounds within which every simpler variant breaks. Each is explored in seconds.
 const SMALL: coherence::Bounds = coherence::Bounds {
@@ -25,6 +27,14 @@ const SMALL_SWITCH: generation::Bounds = generation::Bounds {
     reads: 1,
     trips: 1,
     evictions: 0,
+};
+
+const SMALL_NEAR: near_cache::Bounds = near_cache::Bounds {
+    reads: 2,
+    failures: 0,
+    evictions: 0,
+    joins: 0,
+    crashes: 0,
 };
 
 /// Explores every state within the bounds; every property must hold in each.
@@ -165,6 +175,118 @@ fn every_simpler_switch_returns_a_stale_version() {
     }
 }
 
+/// Bounds with each kind of event that the near caches survive, one kind at a time.
+fn events_of_near_caches() -> [([bool; 2], near_cache::Bounds); 4] {
+    let (both, one) = ([true, true], [true, false]);
+    [
+        (
+            both,
+            near_cache::Bounds {
+                evictions: 2,
+                ..SMALL_NEAR
+            },
+        ),
+        (
+            both,
+            near_cache::Bounds {
+                failures: 1,
+                joins: 1,
+                ..SMALL_NEAR
+            },
+        ),
+        (
+            both,
+            near_cache::Bounds {
+                crashes: 1,
+                joins: 1,
+                ..SMALL_NEAR
+            },
+        ),
+        (
+            one,
+            near_cache::Bounds {
+                joins: 1,
+                evictions: 1,
+                ..SMALL_NEAR
+            },
+        ),
+    ]
+}
+
+#[test]
+fn near_caches_never_return_a_stale_version() {
+    for kind in [Kind::Change, Kind::NoOp] {
+        for (joined, bounds) in events_of_near_caches() {
+            let model = NearCaches {
+                variant: near_cache::Variant::Directory,
+                writers: [Some(Kind::Change), Some(kind)],
+                joined,
+                bounds,
+            };
+            assert_holds(
+                &format!("near caches; {kind:?} {joined:?} {bounds:?}"),
+                model,
+            );
+        }
+    }
+}
+
+#[test]
+fn every_simpler_near_cache_returns_a_stale_version() {
+    use near_cache::{Bounds, Variant};
+    let (both, one) = ([true, true], [true, false]);
+    let evictions = Bounds {
+        evictions: 2,
+        ..SMALL_NEAR
+    };
+    let failures = Bounds {
+        failures: 1,
+        joins: 1,
+        ..SMALL_NEAR
+    };
+    let joins = Bounds {
+        joins: 1,
+        ..SMALL_NEAR
+    };
+    for (variant, joined, bounds) in [
+        (Variant::DropWithoutHold, both, SMALL_NEAR),
+        (Variant::DropAfterCommit, both, evictions),
+        (Variant::JoinWithoutSettle, one, joins),
+        (Variant::NoLookAfterCommit, one, joins),
+        (Variant::EvictWithoutSettle, both, failures),
+        (Variant::RemoveWithoutSettle, both, failures),
+        (Variant::InstallOverFence, both, SMALL_NEAR),
+        (Variant::HoldSeenOnArrival, both, SMALL_NEAR),
+        (Variant::KeepOverRejoin, both, failures),
+        (Variant::InstallBeforeActive, one, joins),
+        (Variant::HoldsEndEarly, both, evictions),
+        (Variant::NoFences, both, SMALL_NEAR),
+        (Variant::ServeWithoutView, both, failures),
+    ] {
+        let model = NearCaches {
+            variant,
+            writers: CHANGES.map(Some),
+            joined,
+            bounds,
+        };
+        assert_breaks(&format!("{variant:?}"), model, FRESH);
+    }
+}
+
+#[test]
+fn a_replica_that_is_removed_from_the_directory_at_once_returns_a_stale_version() {
+    let model = NearCaches {
+        variant: near_cache::Variant::StrikeOffAtOnce,
+        writers: [Some(Kind::Change), None, Some(Kind::Change)],
+        joined: [true, true, false],
+        bounds: near_cache::Bounds {
+            failures: 1,
+            ..SMALL_NEAR
+        },
+    };
+    assert_breaks("StrikeOffAtOnce", model, FRESH);
+}
+
 #[test]
 #[ignore = "explores hundreds of millions of states; see docs/coherence.md"]
 fn the_protocol_holds_within_larger_bounds() {
@@ -200,4 +322,35 @@ fn the_switch_holds_within_larger_bounds() {
         bounds,
     };
     assert_holds(&format!("{bounds:?}"), model);
+}
+
+#[test]
+#[ignore = "explores hundreds of millions of states; see docs/coherence.md"]
+fn near_caches_hold_within_larger_bounds() {
+    let bounds = near_cache::Bounds {
+        reads: 2,
+        failures: 1,
+        evictions: 1,
+        joins: 1,
+        crashes: 1,
+    };
+    let two = NearCaches {
+        variant: near_cache::Variant::Directory,
+        writers: [Some(Kind::Change), None],
+        joined: [true, true],
+        bounds,
+    };
+    assert_holds(&format!("two replicas; {bounds:?}"), two);
+    let three = NearCaches {
+        variant: near_cache::Variant::Directory,
+        writers: [Some(Kind::Change), None, None],
+        joined: [true, true, false],
+        bounds: near_cache::Bounds {
+            reads: 1,
+            evictions: 0,
+            crashes: 0,
+            ..bounds
+        },
+    };
+    assert_holds("three replicas", three);
 }

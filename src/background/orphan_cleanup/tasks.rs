@@ -66,7 +66,7 @@ pub(super) struct Task {
     /// When the task was first read.
     pub(super) since: Instant,
     /// When the task was last read.
-    pub(super) met: Instant,
+    pub(super) last_read: Instant,
     /// When the task is processed next.
     pub(super) due: Instant,
     /// The pauses before further retries.
@@ -76,10 +76,10 @@ pub(super) struct Task {
 }
 
 impl Task {
-    pub(super) fn met_first(now: Instant, timing: &OrphanCleanupTiming) -> Self {
+    pub(super) fn new(now: Instant, timing: &OrphanCleanupTiming) -> Self {
         Self {
             since: now,
-            met: now,
+            last_read: now,
             due: now,
             pauses: timing.retry_pauses(),
             is_name_free: false,
@@ -104,7 +104,7 @@ impl Skipped {
         metrics::counter!(LEFTOVERS_SKIPPED).increment(self.count);
         if let Some(error) = self.first {
             let count = self.count;
-            tracing::warn!(count, %error, "the clean-up passed over what it could not remove");
+            tracing::warn!(count, %error, "the clean-up skipped orphans that it could not remove");
         }
     }
 }

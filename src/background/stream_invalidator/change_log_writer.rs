@@ -1,5 +1,5 @@
-//! Writes the change log, in the order of the stream: for one record, the order of its
-//! changes. A page's changes and its checkpoint are one transaction.
+//! Writes the change log in the order of the stream, which has the changes of each record in order.
+//! A page's changes and its checkpoint are one transaction.
 
 use super::{
     Stop, StreamInvalidator,
@@ -47,14 +47,14 @@ impl StreamInvalidator {
                 .append(&stream_progress.head.log, first, &changes, register);
             let version = appended.await.map_err(Stop::Failed)?;
             *lease = HeldLease::written_now(version.ok_or(Stop::Deposed)?);
-            stream_progress.is_ahead = false;
+            stream_progress.has_unsaved = false;
             metrics::counter!(CHANGES_LOGGED).increment(changes.len() as u64);
         }
         Ok(())
     }
 }
 
-/// Adds the origin of deletions that left no tombstone, which are those of memberships.
+/// Adds the origin of deletions without a tombstone: the deletions of memberships.
 async fn attribute_deletions(
     table: &DynamoDb,
     changes: &mut [RecordChange],
@@ -78,8 +78,8 @@ async fn attribute_deletions(
     Ok(())
 }
 
-/// The change of a record to log, with its position in the shard. `None`: nothing was
-/// changed, or the item is no record.
+/// The change of a record to log, with its position in the shard. `None`: nothing was changed, or
+/// the item is not a record.
 fn to_log(changed: Changed) -> Option<(String, RecordChange)> {
     let ChangedRecord {
         key,

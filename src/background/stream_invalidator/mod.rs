@@ -26,8 +26,8 @@ use crate::{
 const SHARDS_AT_ONCE: usize = 16;
 /// Changed records that are compared with the cache and fenced together.
 const RECORDS_AT_ONCE: usize = 100;
-/// Added to the age beyond which a change is skipped, because no entry is older: clocks
-/// differ, and the stream's times are rough.
+/// Added to the greatest age of an entry. Changes beyond that age are skipped. Clocks differ, and
+/// the stream's times are approximate.
 const CLOCK_SLACK: Duration = Duration::from_secs(600);
 
 /// Intervals of the invalidator.
@@ -102,7 +102,7 @@ impl StreamInvalidator {
         loop {
             match self.leader.read().await {
                 Ok(register) if candidate.may_take(register.as_ref()) => {
-                    if let Err(error) = self.lead_once(register).await {
+                    if let Err(error) = self.take_lease_and_follow(register).await {
                         tracing::warn!(%error, "the stream cannot be followed");
                     }
                     candidate.forget();
@@ -114,12 +114,10 @@ impl StreamInvalidator {
         }
     }
 
-    /// Takes the lease and follows the stream until it is lost.
-    async fn lead_once(&self, register: Option<Register>) -> Result<(), store::Error> {
+    /// Takes the lease and follows the stream until the lease is lost.
+    async fn take_lease_and_follow(&self, register: Option<Register>) -> Result<(), store::Error> {
         let Some(stream) = self.table.stream().await? else {
-            tracing::warn!(
-                "the table has no stream: changes that other writers make are not noticed"
-            );
+            tracing::warn!("the table has no stream: changes by other writers are not detected");
             sleep(self.timing.discover).await;
             return Ok(());
         };
@@ -152,7 +150,8 @@ impl StreamInvalidator {
                 return stop;
             }
             let since = lease.written.elapsed();
-            if (since >= self.timing.beat || stream_progress.is_ahead && since >= self.timing.poll)
+            if (since >= self.timing.beat
+                || stream_progress.has_unsaved && since >= self.timing.poll)
                 && let Err(stop) = self.beat(stream_progress, lease).await
             {
                 return stop;
@@ -229,18 +228,18 @@ impl StreamInvalidator {
             is_any_read = true;
             lag = lag.max(read.lag);
             if matches!(read.progress, Progress::Ended | Progress::Lost) {
-                // Its children are to be found.
+                // Its children must be listed.
                 stream_progress.discovered = None;
-                stream_progress.is_ahead = true;
+                stream_progress.has_unsaved = true;
             }
-            stream_progress.is_ahead |= read.is_ahead;
+            stream_progress.has_unsaved |= read.has_records;
             if read.is_interrupted {
                 tracing::warn!(
                     shard = id.0,
                     "changes may have been missed; a new log begins"
                 );
                 stream_progress.head = LogHead::begin();
-                stream_progress.is_ahead = true;
+                stream_progress.has_unsaved = true;
             }
             self.log(&id, read.changes, stream_progress, lease).await?;
             stream_progress.shards.insert(id, read.progress);
@@ -300,8 +299,8 @@ impl StreamInvalidator {
             .filter(|changed| self.may_be_cached(changed))
             .filter_map(|changed| changed.record.clone())
             .collect();
-        let is_ahead = !records.is_empty();
-        if is_ahead {
+        let has_records = !records.is_empty();
+        if has_records {
             self.invalidate(records).await?;
         }
         let progress = match next {
@@ -314,7 +313,7 @@ impl StreamInvalidator {
         Ok(Read {
             progress,
             changes,
-            is_ahead,
+            has_records,
             is_interrupted: false,
             lag,
         })
@@ -347,7 +346,8 @@ impl StreamInvalidator {
 
     async fn invalidate_some(&self, left: &HashMap<Key, Left>) -> Result<(), store::Error> {
         let compared = self.fencing.compare(left).await.into_iter();
-        // A fence, too: its write may be about to publish a record from before this change.
+        // Fenced keys, too: the write of a fence may be about to publish a record from before this
+        // change.
         let outdated: Vec<_> = compared
             .filter(|(_, cached)| *cached != Cached::Agrees)
             .collect();
@@ -365,11 +365,11 @@ impl StreamInvalidator {
         }
         Err(store::Error::new(
             store::ErrorKind::Unavailable,
-            "changes could not be fenced, nor the cache be left",
+            "the cache could be neither fenced nor taken out of use",
         ))
     }
 
-    /// The age of a change, by clocks and the stream's times.
+    /// The age of a change, by the wall clock and the stream's time.
     fn age_of(&self, changed: Option<&Changed>) -> Duration {
         let time = changed.and_then(|changed| changed.time);
         let millis = time.map_or(0, |time| self.fencing.now().0.saturating_sub(time.0));
@@ -387,7 +387,7 @@ impl StreamInvalidator {
             .write(Some(lease.version), stream_progress.values())
             .await;
         *lease = written.map_err(Stop::Failed)?.ok_or(Stop::Deposed)?;
-        stream_progress.is_ahead = false;
+        stream_progress.has_unsaved = false;
         Ok(())
     }
 
@@ -403,7 +403,7 @@ struct Read {
     /// The changes of the page.
     changes: Vec<Changed>,
     /// Whether there were changes of records.
-    is_ahead: bool,
+    has_records: bool,
     /// Whether changes before the page may have been missed.
     is_interrupted: bool,
     /// Age of the last change.
@@ -415,7 +415,7 @@ impl Read {
         Self {
             progress,
             changes: Vec::new(),
-            is_ahead: false,
+            has_records: false,
             is_interrupted: false,
             lag: Duration::ZERO,
         }

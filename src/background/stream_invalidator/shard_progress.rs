@@ -1,4 +1,4 @@
-//! Progress along the stream: shards, their checkpoints, and which shard may be read.
+//! Progress along the stream: the shards, their checkpoints, and the order of reading them.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -9,43 +9,43 @@ use crate::{
     store::{LogHead, Position, Shard, ShardId, ShardIterator, StreamId},
 };
 
-/// Names of its values: which stream it is, and how far it was read in each shard.
+/// Names of the register's values: the stream, and the checkpoint of each shard.
 const STREAM: &str = "stream";
 const SHARD: &str = "shard:";
 /// The checkpoint of a shard that was read to its end.
 const ENDED: &str = "END";
-/// Since when a shard that was read to its end is not listed any more.
+/// The time since which a shard that was read to its end is no longer listed.
 const UNLISTED: &str = "unlisted:";
-/// A shard that was read to its end is forgotten after it has not been listed for so
-/// long. The stream keeps changes for 24 hours: listed again later than that, the
-/// shard has nothing to be read twice.
+/// Time without a listing after which a shard that was read to its end is removed. The stream keeps
+/// changes for 24 hours. If the shard is listed again after that, it has no changes that could be
+/// read twice.
 const FORGET_AFTER: Duration = Duration::from_secs(26 * 3600);
 
-/// How far the stream was followed.
+/// The progress along the stream.
 pub(super) struct StreamProgress {
     pub(super) stream: StreamId,
     pub(super) head: LogHead,
     pub(super) shards: BTreeMap<ShardId, Progress>,
-    /// Shards that have ended and are not listed any more, and since when.
+    /// Ended shards that are no longer listed, and the time since then.
     unlisted: BTreeMap<ShardId, Timestamp>,
     pub(super) discovered: Option<Instant>,
-    /// Whether a shard has ended whose children are not listed yet.
+    /// Whether the children of an ended shard are not listed yet.
     pub(super) lacks_children: bool,
-    /// Whether there is more to remember than the register holds.
-    pub(super) is_ahead: bool,
+    /// Whether the progress is ahead of the register.
+    pub(super) has_unsaved: bool,
 }
 
-/// How far a shard was read.
+/// The progress along a shard.
 #[derive(Debug, Clone)]
 pub(super) enum Progress {
-    /// On from here.
+    /// To be read from this position.
     Open {
         position: Position,
         cursor: Option<ShardIterator>,
     },
-    /// To its end.
+    /// Read to its end.
     Ended,
-    /// The stream did not know it, though it was listed.
+    /// Listed, but not found in the stream.
     Lost,
 }
 
@@ -56,7 +56,7 @@ impl Progress {
 }
 
 impl StreamProgress {
-    /// Goes on where the register says, if it is about this stream.
+    /// Resumes at the checkpoints of the register, if they are of this stream.
     pub(super) fn resume(stream: StreamId, values: BTreeMap<String, String>) -> Self {
         let is_same = values.get(STREAM) == Some(&stream.0);
         let head = if is_same {
@@ -92,11 +92,11 @@ impl StreamProgress {
             head,
             discovered: None,
             lacks_children: false,
-            is_ahead: false,
+            has_unsaved: false,
         }
     }
 
-    /// Whether every shard that is known was read to its end.
+    /// Whether every known shard was read to its end.
     pub(super) fn has_ended(&self) -> bool {
         let mut shards = self.shards.values();
         !shards.any(Progress::is_open)
@@ -132,9 +132,9 @@ impl StreamProgress {
         values
     }
 
-    /// Opens listed shards whose parents were read to their ends or are not kept
-    /// any more, and forgets ended shards that have long not been listed: a listing
-    /// may lack a shard that a later one has again.
+    /// Opens listed shards whose parents were read to their ends or are no longer kept. Removes
+    /// ended shards after [`FORGET_AFTER`] without a listing, because a listing may lack a shard
+    /// that a later one has again.
     pub(super) fn add(&mut self, listed: &[Shard], now: Timestamp) {
         let is_listed = |id: &ShardId| listed.iter().any(|shard| shard.id == *id);
         let unlisted = &mut self.unlisted;
@@ -143,7 +143,7 @@ impl StreamProgress {
                 unlisted.remove(id);
                 return true;
             }
-            // Listed again, it is tried again.
+            // A lost shard is retried once it is listed again.
             if matches!(progress, Progress::Lost) {
                 return false;
             }
@@ -222,7 +222,7 @@ mod tests {
         stream_progress.add(&listed, now);
         assert_eq!(open(&stream_progress), ["b", "d"]);
         assert!(!stream_progress.lacks_children && !stream_progress.has_ended());
-        // Trimmed from the listing; its children go on.
+        // No longer listed. Its children are still read.
         stream_progress
             .shards
             .insert(ShardId("b".to_owned()), Progress::Ended);
@@ -250,7 +250,7 @@ mod tests {
         stream_progress.add(&listed[1..], almost);
         stream_progress.add(&listed, almost);
         assert_eq!(open(&stream_progress), ["b"]);
-        // Listed meanwhile: the time begins anew.
+        // Listed meanwhile: the time restarts.
         let later = almost.after(FORGET_AFTER);
         stream_progress.add(&listed[1..], later);
         assert!(
@@ -268,14 +268,14 @@ mod tests {
     }
 
     #[test]
-    fn a_shard_that_the_stream_did_not_know_is_tried_again_once_it_is_listed_again() {
+    fn a_lost_shard_is_retried_once_it_is_listed_again() {
         let mut stream_progress = stream_progress();
         let (listed, now) = ([shard("a", None)], Timestamp(0));
         stream_progress.add(&listed, now);
         stream_progress
             .shards
             .insert(ShardId("a".to_owned()), Progress::Lost);
-        // Not while it stays listed: it would begin a new log each time.
+        // Not retried while it stays listed: each retry would begin a new log.
         stream_progress.add(&listed, now);
         assert!(open(&stream_progress).is_empty());
         stream_progress.add(&[], now);

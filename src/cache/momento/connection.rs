@@ -34,11 +34,11 @@ const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 const FIRST_CALLS: usize = 100;
 /// A connection that is lost earlier counts as an attempt that failed.
 const STEADY: Duration = Duration::from_secs(1);
-/// Pauses after attempts to connect that fail: 50 ms to 800 ms, and up to as much again by
+/// Pauses after attempts to connect that fail: 25 ms to 400 ms, and up to as much again by
 /// jitter.
 const CONNECT_PAUSES: ExponentialBuilder = ExponentialBuilder::new()
-    .with_min_delay(Duration::from_millis(50))
-    .with_max_delay(Duration::from_millis(800))
+    .with_min_delay(Duration::from_millis(25))
+    .with_max_delay(Duration::from_millis(400))
     .without_max_times()
     .with_jitter();
 
@@ -131,7 +131,7 @@ enum Link {
     /// It is open.
     Open {
         sender: SendRequest<Bytes>,
-        /// To be told when the server takes no more calls.
+        /// Signals that the server accepts no more calls.
         lost: CancellationToken,
     },
     /// It was lost a moment ago, and is opened anew.
@@ -154,8 +154,8 @@ impl Channel {
     /// certificate it has to and speaks HTTP/2.
     pub(super) async fn connect(endpoint: Endpoint) -> io::Result<Self> {
         let opened = endpoint.open().await?;
-        let (told, links) = watch::channel(Link::Opening);
-        let keeper = tokio::spawn(keep(endpoint, opened, told));
+        let (link_sender, links) = watch::channel(Link::Opening);
+        let keeper = tokio::spawn(keep(endpoint, opened, link_sender));
         Ok(Self {
             links,
             _keeper: Arc::new(AbortOnDropHandle::new(keeper)),
@@ -204,22 +204,22 @@ impl Channel {
 async fn keep(
     endpoint: Endpoint,
     opened: (SendRequest<Bytes>, Connection),
-    told: watch::Sender<Link>,
+    link_sender: watch::Sender<Link>,
 ) {
     let mut opened = Ok(opened);
     let mut pauses = CONNECT_PAUSES.build();
     loop {
         let since = Instant::now();
         let lost = match opened {
-            Ok((sender, connection)) => used(sender, connection, &told).await,
+            Ok((sender, connection)) => used(sender, connection, &link_sender).await,
             Err(error) => error,
         };
         if since.elapsed() >= STEADY {
             tracing::info!(%lost, "a connection to the cache was lost");
             pauses = CONNECT_PAUSES.build();
-            told.send_replace(Link::Opening);
+            link_sender.send_replace(Link::Opening);
         } else {
-            told.send_replace(Link::Down(Arc::new(lost)));
+            link_sender.send_replace(Link::Down(Arc::new(lost)));
             sleep(pauses.next().unwrap_or_default()).await;
         }
         opened = endpoint.open().await;
@@ -230,10 +230,10 @@ async fn keep(
 async fn used(
     sender: SendRequest<Bytes>,
     connection: Connection,
-    told: &watch::Sender<Link>,
+    link_sender: &watch::Sender<Link>,
 ) -> io::Error {
     let lost = CancellationToken::new();
-    told.send_replace(Link::Open {
+    link_sender.send_replace(Link::Open {
         sender,
         lost: lost.clone(),
     });

@@ -244,12 +244,12 @@ mod tests {
         for key in keys {
             let framed = get_request(&[key].into_iter().collect()).unwrap();
             // An empty field is written, too; it says the same.
-            let asked = GetRequest::decode(&framed[5..]).unwrap();
-            assert_eq!(asked, request(key));
+            let decoded = GetRequest::decode(&framed[5..]).unwrap();
+            assert_eq!(decoded, request(key));
         }
         let framed = get_batch_request(&keys.into_iter().collect()).unwrap();
-        let asked = GetBatchRequest::decode(&framed[5..]).unwrap();
-        assert_eq!(asked.items, keys.map(request));
+        let decoded = GetBatchRequest::decode(&framed[5..]).unwrap();
+        assert_eq!(decoded.items, keys.map(request));
         assert_eq!(framed[..5], [0, 0, 0, 1, 63]);
         assert_eq!(framed.len(), 5 + 256 + 63);
     }

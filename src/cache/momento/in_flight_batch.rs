@@ -8,7 +8,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::{runtime::Handle, sync::oneshot, task::yield_now, time::timeout};
 use tracing::{Instrument as _, Span};
 
-use crate::cache::{Error, FailureKind, Found, Keys, client::Connections, is_long};
+use crate::cache::{Error, FailureKind, Found, Keys, client::CurrentConnections, is_long};
 use crate::telemetry;
 
 /// Look-ups that are sent at once, each on its own; those that come meanwhile wait for
@@ -23,12 +23,12 @@ const MOST_LANES: usize = 16;
 /// little, and be long in a lane.
 const MAX_KEYS_TO_SHARE: usize = 30;
 
-/// A cache whose look-ups share round trips under load.
+/// Look-ups that share round trips under load.
 pub struct Batching(Arc<Shared>);
 
 /// What lanes have in common.
 struct Shared {
-    cache: Arc<Connections>,
+    cache: Arc<CurrentConnections>,
     lanes: Mutex<Lanes>,
     /// Longest that a shared look-up may hold its lane.
     patience: Duration,
@@ -60,7 +60,7 @@ impl Batching {
     /// Sends look-ups to this cache; the answers to those that share a round trip
     /// are waited for so long.
     #[must_use]
-    pub fn new(cache: Arc<Connections>, patience: Duration) -> Self {
+    pub fn new(cache: Arc<CurrentConnections>, patience: Duration) -> Self {
         Self(Arc::new(Shared {
             cache,
             lanes: Mutex::new(Lanes {
@@ -212,10 +212,10 @@ impl Lane {
             let places = places.by_ref().take(keys);
             let found = match &found {
                 Ok(found) => {
-                    let told = |place| found.get(place).cloned().unwrap_or(Found::Unknown);
-                    Ok(places.map(told).collect())
+                    let result_at = |place| found.get(place).cloned().unwrap_or(Found::Unknown);
+                    Ok(places.map(result_at).collect())
                 }
-                Err(error) => Err(error.told_again()),
+                Err(error) => Err(error.to_copy()),
             };
             // A caller that does not wait any more needs no answer.
             let _ = answer.send(found);
@@ -246,7 +246,7 @@ fn together(passengers: &[Waiting]) -> (Keys, Vec<usize>) {
 }
 
 impl Lanes {
-    /// Those whom a lane takes whose look-up has ended: those for whom there was none.
+    /// The waiting look-ups that a lane takes after its own: those that no task gathers.
     fn board_more(&mut self) -> Vec<Waiting> {
         if self.is_gathering {
             Vec::new()
@@ -320,13 +320,13 @@ mod tests {
     }
 
     fn batching(cache: Arc<Echo>) -> Batching {
-        let connections = Connections::default();
+        let connections = CurrentConnections::default();
         connections.put(cache);
         Batching::new(Arc::new(connections), Duration::from_secs(60))
     }
 
     #[tokio::test]
-    async fn everybody_gets_what_they_asked_for_of_few_look_ups() {
+    async fn concurrent_look_ups_share_few_round_trips() {
         let cache = Arc::new(Echo::default());
         let batching = batching(cache.clone());
         let look_ups = (0..200).map(async |number: usize| {
@@ -362,9 +362,9 @@ mod tests {
         let batching = Arc::new(batching(silent));
         runtime.block_on(async {
             for number in 0.. {
-                let asked = batching.clone();
+                let client = batching.clone();
                 tokio::spawn(async move {
-                    asked
+                    client
                         .get(&[&*number.to_string()].into_iter().collect())
                         .await
                 });

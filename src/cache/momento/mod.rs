@@ -167,7 +167,7 @@ impl Cache for Momento {
     }
 }
 
-/// A call whose duration and outcome are told. It is given the headers of its
+/// Records the duration and the outcome of a call. The call gets the headers of its
 /// trace.
 async fn watched<T>(
     operation: &'static str,

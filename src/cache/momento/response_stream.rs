@@ -23,12 +23,12 @@ const OK: &[u8] = b"0";
 /// # Errors
 /// [`FailureKind::Refused`]: it is too long for any call.
 pub(super) fn framed(length: usize, put: impl FnOnce(&mut BytesMut)) -> Result<Bytes, Error> {
-    let Ok(told) = u32::try_from(length) else {
+    let Ok(length_field) = u32::try_from(length) else {
         return Err(Error::new(FailureKind::Refused, "the question is too long"));
     };
     let mut bytes = BytesMut::with_capacity(PREFIX + length);
     bytes.put_u8(0);
-    bytes.put_u32(told);
+    bytes.put_u32(length_field);
     put(&mut bytes);
     Ok(bytes.freeze())
 }

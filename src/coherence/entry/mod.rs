@@ -15,7 +15,8 @@ use crate::{
     proto::cache_v1 as wire,
 };
 
-/// Version of the format. A new field that affects a check needs a new version.
+/// Version of the format. A new field needs a new version: replicas of the former version would
+/// fill entries without it.
 pub(super) const SCHEMA: u32 = 3;
 
 /// 16 bytes, 122 bits of them random, that make every entry unique.
@@ -98,8 +99,8 @@ impl Entry {
         entry.encode_to_vec()
     }
 
-    /// Decodes the entry of `key` that was stored under `cache_key`. `None` if the bytes
-    /// are no entry of this format for this key.
+    /// Decodes the entry of `key` that was stored under `cache_key`. `None` if the bytes are not an
+    /// entry of this format for this key.
     #[must_use]
     pub fn decode(bytes: &[u8], cache_key: &[u8], key: &Key) -> Option<Self> {
         let entry = wire::Entry::decode(bytes).ok()?;
@@ -164,7 +165,7 @@ fn to_wire(record: &Record) -> wire::entry::Item {
     }
 }
 
-/// The record, if it is the one that `key` names.
+/// The record, if its names are those of `key`.
 fn from_wire(item: wire::entry::Item, key: &Key) -> Option<Record> {
     match (item, key) {
         (wire::entry::Item::User(user), Key::User(username))
@@ -298,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_encoded_is_decoded() {
+    fn an_encoded_entry_is_decoded() {
         let Record::Membership(with_role) = olivia_in_org() else {
             panic!("a membership")
         };
@@ -322,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_of_other_keys_and_formats_are_not_believed() {
+    fn entries_of_other_keys_and_formats_are_ignored() {
         let key = olivia().key();
         let bytes = present(olivia()).encode("k");
         assert_eq!(Entry::decode(&bytes, b"other", &key), None);
@@ -340,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn no_two_entries_are_alike() {
+    fn every_entry_is_unique() {
         let bytes: std::collections::HashSet<_> = (0..100)
             .map(|_| Entry::new(Tag::Fence).encode("k"))
             .collect();

@@ -21,14 +21,14 @@ mod entry {
     pub(super) const MEMBERSHIP: u8 = 8;
 }
 
-/// Fields of the uid and of whether it is suspended, of `account.cache.v1.User`.
+/// Numbers of the fields `uid` and `suspended` of `account.cache.v1.User`.
 const OF_USER: [u8; 2] = [4, 8];
-/// The same of `account.cache.v1.Organization`.
+/// The same for `account.cache.v1.Organization`.
 const OF_ORGANIZATION: [u8; 2] = [3, 7];
 
-/// Decodes the check facts of an entry, and when the table was read. `None` for leases,
-/// fences, and bytes that are no entry of this format for this key. Other fields are
-/// skipped, and may be invalid.
+/// Decodes the check facts of an entry, and the time of the table read. `None` for leases, fences,
+/// and bytes that are not an entry of this format for this key. Other fields are skipped, and may
+/// be invalid.
 pub(in crate::coherence) fn decode_facts(
     bytes: &[u8],
     cache_key: &[u8],
@@ -78,8 +78,8 @@ fn read(
     Ok((facts, Timestamp(read_time.cast_signed())))
 }
 
-/// Of an `account.cache.v1.User` or an `Organization`, by their fields of the uid and of
-/// whether it is suspended.
+/// Decodes the incarnation of an `account.cache.v1.User` or `Organization`, by the numbers of its
+/// fields `uid` and `suspended`.
 #[inline]
 fn incarnation(mut fields: Fields<'_>, [uid, suspended]: [u8; 2]) -> Result<Incarnation, Other> {
     fields.skip(1..=uid - 1)?;
@@ -93,7 +93,7 @@ fn incarnation(mut fields: Fields<'_>, [uid, suspended]: [u8; 2]) -> Result<Inca
     })
 }
 
-/// Of an `account.cache.v1.Membership`.
+/// Decodes the facts of an `account.cache.v1.Membership`.
 fn membership(mut fields: Fields<'_>) -> Result<MembershipFacts, Other> {
     fields.skip(1..=2)?;
     let role = match fields.bytes(3)? {
@@ -111,9 +111,8 @@ fn membership(mut fields: Fields<'_>) -> Result<MembershipFacts, Other> {
     })
 }
 
-/// The fields of a protobuf message in the order of their numbers, as they are written and
-/// as they are read. Fields that are not read are checked at the end, which rejects a field
-/// that comes too late.
+/// The fields of a protobuf message, written and read in the order of their numbers. Fields that
+/// were not read are checked at the end, which rejects fields out of order.
 struct Fields<'a>(&'a [u8]);
 
 /// Wire types: the lowest bits of a field's tag.
@@ -204,7 +203,7 @@ impl<'a> Fields<'a> {
 
     #[inline]
     fn delimited(&mut self) -> Result<&'a [u8], Other> {
-        // Nearly all are short.
+        // Nearly all lengths have one byte.
         if let [length @ ..0x80, rest @ ..] = self.0
             && let Some((bytes, rest)) = rest.split_at_checked(usize::from(*length))
         {

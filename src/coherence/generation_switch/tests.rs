@@ -7,17 +7,17 @@ use async_trait::async_trait;
 use super::*;
 use crate::store::Register;
 
-/// Registers whose replies take their time, and that remember each write.
+/// Registers with slow responses, which record all writes.
 #[derive(Default)]
 struct SlowRegisters {
-    reply_takes: Duration,
+    response_delay: Duration,
     held: StdMutex<Option<Register>>,
     writes: StdMutex<Vec<(Phase, Instant)>>,
 }
 
 impl SlowRegisters {
-    /// The writes, which have left the cache once and come back.
-    fn once_round(&self) -> Vec<(Phase, Instant)> {
+    /// The writes, which have taken the cache out of use once and back into use.
+    fn one_cycle(&self) -> Vec<(Phase, Instant)> {
         let writes = self.writes.lock().unwrap().clone();
         let phases: Vec<_> = writes.iter().map(|(phase, _)| *phase).collect();
         assert_eq!(phases, [Phase::On, Phase::Warm, Phase::Ready, Phase::On]);
@@ -33,7 +33,7 @@ impl Registers for SlowRegisters {
 
     async fn read_register(&self, _: &str) -> Result<Option<Register>, store::Error> {
         let held = self.held.lock().unwrap().clone();
-        sleep(self.reply_takes).await;
+        sleep(self.response_delay).await;
         Ok(held)
     }
 
@@ -57,16 +57,16 @@ impl Registers for SlowRegisters {
                 version
             })
         };
-        sleep(self.reply_takes).await;
+        sleep(self.response_delay).await;
         Ok(version)
     }
 }
 
-const TAKES: Duration = Duration::from_millis(300);
+const RESPONSE_DELAY: Duration = Duration::from_millis(300);
 
 fn slow() -> (Arc<SlowRegisters>, GenerationSwitch) {
     let registers = Arc::new(SlowRegisters {
-        reply_takes: TAKES,
+        response_delay: RESPONSE_DELAY,
         ..SlowRegisters::default()
     });
     let generation_switch = GenerationSwitch::new(registers.clone(), Timing::default());
@@ -74,7 +74,7 @@ fn slow() -> (Arc<SlowRegisters>, GenerationSwitch) {
 }
 
 /// The same, with a cache that was taken out of use.
-async fn slow_and_left() -> (Arc<SlowRegisters>, GenerationSwitch) {
+async fn slow_and_out_of_use() -> (Arc<SlowRegisters>, GenerationSwitch) {
     let (registers, generation_switch) = slow();
     generation_switch.begin().await.unwrap();
     let view = generation_switch.refresh().await.unwrap();
@@ -88,7 +88,7 @@ async fn a_view_is_valid_for_its_time_from_when_its_read_was_sent() {
     generation_switch.begin().await.unwrap();
     let sent = Instant::now();
     generation_switch.refresh().await.unwrap();
-    assert_eq!(sent.elapsed(), TAKES);
+    assert_eq!(sent.elapsed(), RESPONSE_DELAY);
     let valid_until = sent + Timing::default().view_ttl;
     sleep_until(valid_until - Duration::from_millis(1)).await;
     assert!(generation_switch.in_use().is_some());
@@ -102,32 +102,32 @@ async fn the_switch_goes_through_ready_and_waits_before_each_step() {
     generation_switch.begin().await.unwrap();
     let before = generation_switch.refresh().await.unwrap();
     generation_switch.renew().await.unwrap();
-    let writes = registers.once_round();
+    let writes = registers.one_cycle();
     for steps in writes[1..].windows(2) {
-        // Since the reply to the write before: then it was learned.
+        // The wait begins with the response to the write before.
         let waited = steps[1].1 - steps[0].1;
-        assert_eq!(waited, TAKES + Timing::default().settle());
+        assert_eq!(waited, RESPONSE_DELAY + Timing::default().settle());
     }
     assert!(generation_switch.in_use().is_some());
     assert_ne!(generation_switch.in_use(), Some(before.namespace));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flush_ends_also_where_the_cache_was_left_before() {
-    let (registers, generation_switch) = slow_and_left().await;
+async fn a_flush_ends_even_if_the_cache_was_left_before() {
+    let (registers, generation_switch) = slow_and_out_of_use().await;
     let another = GenerationSwitch::new(registers.clone(), Timing::default());
     let (first, second) = tokio::join!(generation_switch.renew(), another.renew());
     first.unwrap();
     second.unwrap();
-    registers.once_round();
+    registers.one_cycle();
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_cache_that_responds_again_is_used_only_after_both_waits() {
-    let (registers, generation_switch) = slow_and_left().await;
+    let (registers, generation_switch) = slow_and_out_of_use().await;
     let run = generation_switch.run(|_| async { true });
     let _ = timeout(Duration::from_secs(60), run).await;
-    let writes = registers.once_round();
+    let writes = registers.one_cycle();
     for steps in writes[1..].windows(2) {
         let waited = steps[1].1 - steps[0].1;
         assert!(waited >= Timing::default().settle(), "{waited:?}");
@@ -135,7 +135,7 @@ async fn a_cache_that_responds_again_is_used_only_after_both_waits() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn views_outlive_no_wait_for_them() {
+async fn views_expire_before_the_settle_time_is_over() {
     let timing = Timing::default();
     assert!(timing.settle() > timing.view_ttl);
     let (_, generation_switch) = slow();
@@ -147,7 +147,7 @@ async fn views_outlive_no_wait_for_them() {
         Instant::now() + timing.settle()
     );
     sleep(Duration::from_millis(100)).await;
-    // Seeing the same state again does not begin the wait anew.
+    // Another read of the same state does not restart the wait.
     let again = generation_switch.refresh().await.unwrap();
     assert_eq!(
         generation_switch.settled_at(&again),
@@ -177,8 +177,8 @@ async fn a_switch_that_another_replica_has_moved_is_not_moved_again() {
     generation_switch.begin().await.unwrap();
     let other = GenerationSwitch::new(registers.clone(), Timing::default());
     let view = generation_switch.refresh().await.unwrap();
-    let theirs = other.refresh().await.unwrap();
-    let left = other.leave(&theirs).await.unwrap();
+    let other_view = other.refresh().await.unwrap();
+    let left = other.leave(&other_view).await.unwrap();
     let seen = generation_switch.leave(&view).await.unwrap();
     assert!(seen.is_same(&left));
     assert_eq!(registers.writes.lock().unwrap().len(), 2);

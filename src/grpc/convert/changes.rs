@@ -43,9 +43,9 @@ pub(in crate::grpc) fn watch(
 }
 
 pub(in crate::grpc) fn changes(changed: &ChangeBatch) -> pb::WatchChangesResponse {
-    let told = changed.changes.iter();
+    let batch = changed.changes.iter();
     pb::WatchChangesResponse {
-        changes: told.map(|(it, cursor)| change(it, cursor)).collect(),
+        changes: batch.map(|(it, cursor)| change(it, cursor)).collect(),
         cursor: changed.cursor.to_string(),
     }
 }

@@ -4,6 +4,7 @@
 mod changes;
 mod profiles;
 mod replies;
+mod update_mask;
 
 use std::{
     fmt::{Arguments, Display},
@@ -16,13 +17,13 @@ use tonic::Status;
 pub(super) use self::{
     changes::{changes, watch},
     profiles::{
-        new_organization, new_user, normalize_organization, normalize_user, organization_in_state,
-        organization_to_delete, organization_to_update, user_in_state, user_to_delete,
-        user_to_update, wanted_email,
+        new_organization, new_user, organization_in_state, organization_to_delete,
+        organization_to_update, user_in_state, user_to_delete, user_to_update, wanted_email,
     },
     replies::{check_result, membership, organization, source, user},
+    update_mask::{normalize_organization, normalize_user},
 };
-use super::{MAX_ANSWER_BYTES, status};
+use super::{MAX_RESPONSE_BYTES, status};
 use crate::{
     domain::{Actor, Etag, NameError, OrganizationName, Role, Username},
     proto::account_v1::{self as pb, read_consistency::Requirement},
@@ -146,12 +147,12 @@ pub(super) fn organization_names(names: &[String]) -> Result<Vec<OrganizationNam
 ///
 /// # Errors
 /// RESPONSE_TOO_LARGE: clients would not accept the response.
-pub(super) fn answer<M: Message>(records: impl Iterator<Item = M>) -> Result<Vec<M>, Status> {
+pub(super) fn bounded<M: Message>(records: impl Iterator<Item = M>) -> Result<Vec<M>, Status> {
     let mut size = 0;
     let mut answer = Vec::new();
     for record in records {
         size += record.encoded_len();
-        if size > MAX_ANSWER_BYTES {
+        if size > MAX_RESPONSE_BYTES {
             return Err(status::response_too_large());
         }
         answer.push(record);

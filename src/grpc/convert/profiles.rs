@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use prost_types::FieldMask;
 use tonic::Status;
 
-use super::{actor, named, named_under, organization_name, username};
+use super::{actor, named, named_under, organization_name, update_mask::Masked, username};
 use crate::{
     domain::{Actor, Email, Etag, FreeText, Labels, NameError, OrganizationName, State, Username},
     grpc::status,
@@ -27,100 +26,15 @@ pub(in crate::grpc) fn new_user(request: &pb::CreateUserRequest) -> Result<NewUs
     })
 }
 
-/// The fields of a user that can be changed.
-const USER_FIELDS: [&str; 5] = ["first_name", "last_name", "display_name", "email", "labels"];
-/// The fields of an organization that can be changed.
-const ORGANIZATION_FIELDS: [&str; 2] = ["display_name", "labels"];
-
-/// Whether to change each of [`USER_FIELDS`].
-fn masked_user(mask: Option<&FieldMask>, user: &pb::User) -> Result<[bool; 5], Status> {
-    let is_given = [
-        !user.first_name.is_empty(),
-        !user.last_name.is_empty(),
-        !user.display_name.is_empty(),
-        !user.email.is_empty(),
-        !user.labels.is_empty(),
-    ];
-    masked(mask, USER_FIELDS, is_given)
-}
-
-/// Whether to change each of [`ORGANIZATION_FIELDS`].
-fn masked_organization(
-    mask: Option<&FieldMask>,
-    organization: &pb::Organization,
-) -> Result<[bool; 2], Status> {
-    let is_given = [
-        !organization.display_name.is_empty(),
-        !organization.labels.is_empty(),
-    ];
-    masked(mask, ORGANIZATION_FIELDS, is_given)
-}
-
-/// Reduces an update to the fields that it changes, and lists them in its mask.
-pub(in crate::grpc) fn normalize_user(request: &mut pb::UpdateUserRequest) {
-    let Some(user) = &mut request.user else {
-        return;
-    };
-    let Ok(fields) = masked_user(request.update_mask.as_ref(), user) else {
-        return;
-    };
-    let [first_name, last_name, display_name, email, labels] = fields;
-    let given = std::mem::take(user);
-    *user = pb::User {
-        username: given.username,
-        etag: given.etag,
-        first_name: kept(first_name, given.first_name),
-        last_name: kept(last_name, given.last_name),
-        display_name: kept(display_name, given.display_name),
-        email: kept(email, given.email),
-        labels: kept(labels, given.labels),
-        ..pb::User::default()
-    };
-    request.update_mask = Some(mask_of(USER_FIELDS, fields));
-}
-
-/// Like [`normalize_user`], for an organization.
-pub(in crate::grpc) fn normalize_organization(request: &mut pb::UpdateOrganizationRequest) {
-    let Some(organization) = &mut request.organization else {
-        return;
-    };
-    let Ok(fields) = masked_organization(request.update_mask.as_ref(), organization) else {
-        return;
-    };
-    let [display_name, labels] = fields;
-    let given = std::mem::take(organization);
-    *organization = pb::Organization {
-        organization_name: given.organization_name,
-        etag: given.etag,
-        display_name: kept(display_name, given.display_name),
-        labels: kept(labels, given.labels),
-        ..pb::Organization::default()
-    };
-    request.update_mask = Some(mask_of(ORGANIZATION_FIELDS, fields));
-}
-
-fn kept<T: Default>(is_kept: bool, value: T) -> T {
-    if is_kept { value } else { T::default() }
-}
-
-fn mask_of<const N: usize>(fields: [&str; N], is_masked: [bool; N]) -> FieldMask {
-    let fields = fields.into_iter().zip(is_masked);
-    let masked = fields.filter(|(_, is_masked)| *is_masked);
-    FieldMask {
-        paths: masked.map(|(field, _)| field.to_owned()).collect(),
-    }
-}
-
 pub(in crate::grpc) fn user_to_update(
     request: &pb::UpdateUserRequest,
 ) -> Result<UserToEdit, Status> {
     let no_user = || status::invalid_field("user", "must be set".to_owned());
     let user = request.user.as_ref().ok_or_else(no_user)?;
-    let [first_name, last_name, display_name, has_email, has_labels] =
-        masked_user(request.update_mask.as_ref(), user)?;
-    let text = |is_wanted: bool, field: &str, text: &str| {
-        let parsed = is_wanted.then(|| named_under("user.", field, FreeText::parse_existing(text)));
-        parsed.transpose()
+    let masked = Masked::of_user(request.update_mask.as_ref(), user)?;
+    let text = |field: &str, text: &str| {
+        let parse = || named_under("user.", field, FreeText::parse_existing(text));
+        masked.select(field, parse)
     };
     Ok(UserToEdit {
         username: named_under(
@@ -130,16 +44,16 @@ pub(in crate::grpc) fn user_to_update(
         )?,
         etag: Etag::from_text(&user.etag),
         edit: UserEdit::Profile {
-            first_name: text(first_name, "first_name", &user.first_name)?,
-            last_name: text(last_name, "last_name", &user.last_name)?,
-            display_name: text(display_name, "display_name", &user.display_name)?,
-            email: has_email
+            first_name: text("first_name", &user.first_name)?,
+            last_name: text("last_name", &user.last_name)?,
+            display_name: text("display_name", &user.display_name)?,
+            email: masked.select("email", || {
                 // The user may have the address already.
-                .then(|| email("user.email", &user.email, Email::parse_existing))
-                .transpose()?,
-            labels: has_labels
-                .then(|| labels("user.labels", &user.labels, FreeText::parse_existing))
-                .transpose()?,
+                email("user.email", &user.email, Email::parse_existing)
+            })?,
+            labels: masked.select("labels", || {
+                labels("user.labels", &user.labels, FreeText::parse_existing)
+            })?,
         },
     })
 }
@@ -172,8 +86,7 @@ pub(in crate::grpc) fn organization_to_update(
     let missing = |field| status::invalid_field(field, "must be set".to_owned());
     let organization = request.organization.as_ref();
     let organization = organization.ok_or_else(|| missing("organization"))?;
-    let [display_name, has_labels] =
-        masked_organization(request.update_mask.as_ref(), organization)?;
+    let masked = Masked::of_organization(request.update_mask.as_ref(), organization)?;
     let path = "organization.";
     let name = OrganizationName::parse_existing(&organization.organization_name);
     Ok(OrganizationToEdit {
@@ -181,21 +94,14 @@ pub(in crate::grpc) fn organization_to_update(
         actor: actor!(update_organization_request, request.actor),
         etag: Etag::from_text(&organization.etag),
         edit: OrganizationEdit::Profile {
-            display_name: display_name
-                .then(|| {
-                    let text = FreeText::parse_existing(&organization.display_name);
-                    named_under(path, "display_name", text)
-                })
-                .transpose()?,
-            labels: has_labels
-                .then(|| {
-                    labels(
-                        "organization.labels",
-                        &organization.labels,
-                        FreeText::parse_existing,
-                    )
-                })
-                .transpose()?,
+            display_name: masked.select("display_name", || {
+                let text = FreeText::parse_existing(&organization.display_name);
+                named_under(path, "display_name", text)
+            })?,
+            labels: masked.select("labels", || {
+                let given = &organization.labels;
+                labels("organization.labels", given, FreeText::parse_existing)
+            })?,
         },
     })
 }
@@ -222,28 +128,6 @@ pub(in crate::grpc) fn organization_in_state(
         etag: Etag::from_text(etag),
         edit: OrganizationEdit::State(state),
     })
-}
-
-/// Whether to change each field: the fields in the mask or, without a mask, those with a
-/// value.
-fn masked<const N: usize>(
-    mask: Option<&FieldMask>,
-    fields: [&str; N],
-    is_given: [bool; N],
-) -> Result<[bool; N], Status> {
-    let paths = mask.map_or(&[][..], |mask| &mask.paths);
-    if paths.is_empty() {
-        return Ok(is_given);
-    }
-    let is_known = |path: &str| path == "*" || fields.contains(&path);
-    if let Some(at) = paths.iter().position(|path| !is_known(path)) {
-        let why = format!("must be one of *, {}", fields.join(", "));
-        return Err(status::invalid_field(
-            format!("update_mask.paths[{at}]"),
-            why,
-        ));
-    }
-    Ok(fields.map(|field| paths.iter().any(|path| path == "*" || path == field)))
 }
 
 /// An e-mail address; `None` if empty.

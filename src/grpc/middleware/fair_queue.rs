@@ -110,8 +110,10 @@ impl FairQueue {
             state.is_contended = true;
             state.remove_cancelled(flow);
             let rejected = state.enqueue(flow, sender);
-            // A permit may have been released since `try_acquire`.
-            self.grant(&mut state);
+            if rejected.is_none() {
+                // A permit may have been released since `try_acquire`.
+                self.grant(&mut state);
+            }
             rejected
         };
         match timeout(max_wait, granted).await {

@@ -64,7 +64,7 @@ pub(super) fn refused(refusal: Refusal) -> Status {
         Refusal::EtagMismatch => plain(
             Code::Aborted,
             Reason::EtagMismatch,
-            "the etag is not that of the current version of the resource; read the resource again",
+            "the resource has another version than the etag; read the resource again",
         ),
         Refusal::RequestIdReused => {
             let why = "another request has used this id";
@@ -94,7 +94,7 @@ fn resource(code: Code, verb: &str, reason: Reason, kind: &str, name: String) ->
     Status::with_error_details(code, message, details)
 }
 
-/// A rule does not permit this for the present state of a resource.
+/// The status of a change that a rule forbids in the present state of a resource.
 fn precondition(reason: Reason, subject: (&str, &str), rule: &str, message: &str) -> Status {
     let mut details = info(reason, &[subject]);
     details.add_precondition_failure_violation(reason.as_str(), subject.1, rule);

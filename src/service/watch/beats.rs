@@ -1,4 +1,4 @@
-//! Whether the table's stream is followed, by the beats of the follower.
+//! Decides by the beats of the follower whether the table's stream is followed.
 
 use std::time::Duration;
 
@@ -17,8 +17,8 @@ pub(super) struct Beats {
     /// When that version was first read.
     since: Instant,
     /// When the register was last read.
-    looked: Instant,
-    /// Whether this replica saw the register change to that version.
+    last_read: Instant,
+    /// Whether this replica observed the change of the register to that version.
     is_moving: bool,
 }
 
@@ -32,26 +32,26 @@ pub(super) enum Followed {
 
 impl Beats {
     /// The beats after a read of the register.
-    pub(super) fn look(before: Option<Self>, version: u64) -> Self {
+    pub(super) fn observe(before: Option<Self>, version: u64) -> Self {
         let now = Instant::now();
         match before {
             // A slow read may return an older version.
             Some(before) if before.version >= version => Self {
-                looked: now,
+                last_read: now,
                 ..before
             },
             // After a long time without a read, the time of the change is unknown.
             before => Self {
                 version,
                 since: now,
-                looked: now,
-                is_moving: before.is_some_and(|it| now - it.looked < LONGEST_SILENCE),
+                last_read: now,
+                is_moving: before.is_some_and(|it| now - it.last_read < LONGEST_SILENCE),
             },
         }
     }
 
-    /// `beat` is the time of the last beat, by the follower's wall clock. Clocks may differ,
-    /// so this replica's own observations take precedence.
+    /// Whether the stream is followed. `beat` is the time of the last beat, by the follower's wall
+    /// clock. Clocks may differ, so this replica's own observations take precedence.
     pub(super) fn followed(&self, beat: Timestamp) -> Followed {
         let apart = Duration::from_millis(beat.0.abs_diff(Timestamp::now().0));
         if self.since.elapsed() >= LONGEST_SILENCE {
@@ -81,21 +81,21 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn observed_beats_take_precedence_over_clocks() {
         let (near, far) = (Timestamp::now(), Timestamp(0));
-        let first = Beats::look(None, 7);
+        let first = Beats::observe(None, 7);
         assert_eq!(is_followed(&first, near), Some(true));
         assert_eq!(is_followed(&first, far), None);
         sleep(LONGEST_SILENCE / 2).await;
-        let moved = Beats::look(Some(first), 8);
+        let moved = Beats::observe(Some(first), 8);
         assert_eq!(is_followed(&moved, far), Some(true));
         // No further beat, at any difference of the clocks.
         sleep(LONGEST_SILENCE).await;
-        let silent = Beats::look(Some(moved), 8);
+        let silent = Beats::observe(Some(moved), 8);
         for beat in [near, far] {
             assert_eq!(is_followed(&silent, beat), Some(false));
         }
         // A beat at an unknown time, between two reads that are far apart.
         sleep(LONGEST_SILENCE).await;
-        let late = Beats::look(Some(silent), 9);
+        let late = Beats::observe(Some(silent), 9);
         assert_eq!(is_followed(&late, far), None);
     }
 }

@@ -24,11 +24,11 @@ const PAGE: u16 = 100;
 
 impl DynamoDb {
     /// Appends at most [`crate::store::MAX_APPENDED`] changes, the first one with the number
-    /// `first`, and writes a register with them, as
-    /// [`crate::store::Registers::swap_register`]: all or nothing.
+    /// `first`, and writes a register as [`crate::store::Registers::swap_register`] does: all or
+    /// nothing.
     ///
     /// # Errors
-    /// The table did not say: all may be written, now or later.
+    /// No response: all may be written, now or later.
     pub async fn append(
         &self,
         log: &LogId,
@@ -65,8 +65,8 @@ impl DynamoDb {
         }
     }
 
-    /// The next changes after a number, at most 100 of them, with their numbers.
-    /// None, if there are none yet.
+    /// The next changes after a number, at most 100, with their numbers. Empty if there are none
+    /// yet.
     ///
     /// # Errors
     /// The table could not be read.
@@ -94,8 +94,7 @@ impl DynamoDb {
         Ok(items.filter_map(|item| logged(item, now)).collect())
     }
 
-    /// The number of the oldest change that is kept, of those below `end`; `end`
-    /// if there is none.
+    /// The number of the oldest kept change below `end`. `end` if there is none.
     ///
     /// # Errors
     /// The table could not be read.
@@ -105,7 +104,7 @@ impl DynamoDb {
         let mut blocks = 0..end / keys::LOG_BLOCK;
         while !blocks.is_empty() {
             let middle = u64::midpoint(blocks.start, blocks.end);
-            if self.ends_in_what_is_kept(log, middle, now).await? {
+            if self.ends_with_a_kept_change(log, middle, now).await? {
                 blocks.end = middle;
             } else {
                 blocks.start = middle + 1;
@@ -121,8 +120,8 @@ impl DynamoDb {
         Ok(end)
     }
 
-    /// How this service deleted these versions of records, if it was this
-    /// service. For at most 100 versions.
+    /// The deletions of at most 100 versions of records. `None` if this service did not delete the
+    /// version.
     ///
     /// # Errors
     /// The table could not be read.
@@ -142,7 +141,7 @@ impl DynamoDb {
 }
 
 impl DynamoDb {
-    async fn ends_in_what_is_kept(
+    async fn ends_with_a_kept_change(
         &self,
         log: &LogId,
         block: u64,

@@ -23,10 +23,10 @@ use crate::{
 /// The table's stream: the changes by all writers, in shards. Changes of one record are in
 /// order along a shard and its descendants. Shards begin and end.
 impl DynamoDb {
-    /// The stream that the table has now.
+    /// The present stream of the table.
     ///
     /// # Errors
-    /// The table could not be asked.
+    /// The table could not be described.
     pub async fn stream(&self) -> Result<Option<StreamId>, Error> {
         let table = self.describe().await?;
         let is_on = table
@@ -36,10 +36,10 @@ impl DynamoDb {
         Ok(arn.map(|arn| StreamId(arn.to_owned())))
     }
 
-    /// The shards that are listed now. Listings may lack one for a while.
+    /// The listed shards. Listings may lack a shard for a while.
     ///
     /// # Errors
-    /// The stream could not be asked.
+    /// The stream could not be described.
     pub async fn stream_shards(&self, stream: &StreamId) -> Result<Vec<Shard>, StreamError> {
         let mut shards = Vec::new();
         let mut after = None;
@@ -67,7 +67,7 @@ impl DynamoDb {
         }
     }
 
-    /// A cursor at a position of a shard. Good for 15 minutes.
+    /// A cursor at a position of a shard. Valid for 15 minutes.
     ///
     /// # Errors
     /// See [`StreamError`].
@@ -138,8 +138,8 @@ fn changed(record: sdk::Record) -> Option<Changed> {
     })
 }
 
-/// The change of a record. A tombstone is no record: its creation is the record's
-/// deletion, and its replacement is a creation. Its own removal is no change: `None`.
+/// The change of a record. A tombstone is not a record: its creation is the record's deletion, and
+/// its replacement is a creation. `None` for its removal, which is not a change.
 fn of_images(
     key: Key,
     kind: ChangeKind,
@@ -172,8 +172,8 @@ fn of_images(
     })
 }
 
-/// The attributes of an image, in the words of the other SDK. Those of a type that no
-/// record uses are empty maps.
+/// The attributes of an image, in the types of the other SDK. Attributes of types that no record
+/// uses become empty maps.
 fn attributes(image: HashMap<String, sdk::AttributeValue>) -> HashMap<String, AttributeValue> {
     let image = image.into_iter().map(|(name, value)| {
         let value = match value {
@@ -192,7 +192,7 @@ where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
 {
     match error.code() {
-        // The second one: a position that the stream does not know.
+        // The second code is for a position that the stream does not have.
         Some("TrimmedDataAccessException" | "ValidationException") => StreamError::Trimmed,
         Some("ExpiredIteratorException") => StreamError::Expired,
         Some("ResourceNotFoundException") => StreamError::Gone,
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_gone_only_if_the_stream_would_show_it() {
+    fn a_record_is_absent_only_if_the_stream_has_new_images() {
         use OperationType::{Modify, Remove};
         use StreamViewType::{KeysOnly, NewAndOldImages, NewImage, OldImage};
         for view in [NewImage, NewAndOldImages] {
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn tombstones_are_told_as_deletions_and_creations_and_their_removal_not_at_all() {
+    fn tombstones_appear_as_deletions_and_creations_and_their_removal_is_omitted() {
         use ChangeKind::{Created, Deleted, Updated};
         let key = || keys::key_of_item("USER#oliviaowner", "USER#oliviaowner").unwrap();
         let text = |text: &str| item::Value::Text(text.to_owned());
@@ -256,7 +256,7 @@ mod tests {
             let state = ("state".to_owned(), text(item::TOMBSTONE));
             Some(Item::from([state, ("writeId".to_owned(), text("w"))]))
         };
-        let told = |kind, images| {
+        let change_of = |kind, images| {
             let change = of_images(key(), kind, images, true)?;
             let after = matches!(change.left, Left::Record(_));
             let made = change.made.map(|made| made.change_id);
@@ -264,13 +264,13 @@ mod tests {
         };
         let made = Some("w".to_owned());
         let deletion = Some((Deleted, true, false, made));
-        assert_eq!(told(Updated, [user(), tombstone()]), deletion);
+        assert_eq!(change_of(Updated, [user(), tombstone()]), deletion);
         let creation = Some((Created, false, true, None));
-        assert_eq!(told(Updated, [tombstone(), user()]), creation);
-        assert_eq!(told(Deleted, [tombstone(), None]), None);
-        assert_eq!(told(Updated, [tombstone(), tombstone()]), None);
+        assert_eq!(change_of(Updated, [tombstone(), user()]), creation);
+        assert_eq!(change_of(Deleted, [tombstone(), None]), None);
+        assert_eq!(change_of(Updated, [tombstone(), tombstone()]), None);
         let update = Some((Updated, true, true, None));
-        assert_eq!(told(Updated, [user(), user()]), update);
+        assert_eq!(change_of(Updated, [user(), user()]), update);
     }
 
     #[test]

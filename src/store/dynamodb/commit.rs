@@ -26,19 +26,19 @@ const RETRY_PAUSES: ExponentialBuilder = ExponentialBuilder::new()
     .with_jitter();
 
 impl DynamoDb {
-    /// Applies all steps or none, and stores their origin. At most 50 steps, each of another
+    /// Applies all steps or none, and stores their origin. At most 50 steps, each of a different
     /// record.
     ///
     /// # Errors
     /// See [`CommitError`].
     pub async fn commit(&self, steps: &[Step], origin: &Origin) -> Result<(), CommitError> {
-        // The id is DynamoDB's idempotency token and an attribute of every written item. By
-        // either, a retry learns that an earlier attempt succeeded.
+        // The id is DynamoDB's idempotency token and an attribute of every written item. Each of
+        // them shows a retry that an earlier attempt has succeeded.
         let write_id = Uuid::new_v4().to_string();
-        let noted = item::encode_origin(origin, &write_id);
+        let origin_item = item::encode_origin(origin, &write_id);
         let mut items = Vec::with_capacity(steps.len());
         for step in steps {
-            let of_step = self.transact_items(step, &noted);
+            let of_step = self.transact_items(step, &origin_item);
             items.extend(of_step.map_err(|error| CommitError::NotApplied(unusable(error)))?);
         }
         let end = Instant::now() + self.operation_timeout;
@@ -66,8 +66,8 @@ impl DynamoDb {
     }
 }
 
-/// An attempt that may have been applied is always repeated: the repetition learns its
-/// outcome. Any other is repeated if the table may recover.
+/// An attempt that may have been applied is retried in any case: the retry finds its outcome. Any
+/// other attempt is retried if the table may recover.
 fn is_worth_retrying(error: &CommitError, may_be_applied: bool) -> bool {
     match error {
         CommitError::OutcomeUnknown(_) => true,
@@ -79,9 +79,9 @@ fn is_worth_retrying(error: &CommitError, may_be_applied: bool) -> bool {
     }
 }
 
-/// The error of all attempts. After one attempt that may have been applied, the outcome is
-/// unknown, also if a condition has failed since: that attempt may still be on its way, and
-/// be applied once the condition holds again.
+/// The error of all attempts. After one attempt that may have been applied, the outcome is unknown,
+/// also if a condition has failed since: that attempt may still be in progress, and be applied once
+/// the condition holds again.
 fn of_all_attempts(last: CommitError, may_be_applied: bool) -> CommitError {
     if !may_be_applied {
         return last;
@@ -90,7 +90,7 @@ fn of_all_attempts(last: CommitError, may_be_applied: bool) -> CommitError {
         CommitError::NotApplied(error) | CommitError::OutcomeUnknown(error) => error,
         CommitError::Conflict | CommitError::Stale => Error::new(
             ErrorKind::Unavailable,
-            "an earlier attempt of the transaction may be on its way, or hold the items",
+            "an earlier attempt of the transaction may be in progress, or hold the items",
         ),
     })
 }
@@ -107,14 +107,16 @@ impl DynamoDb {
         let once = aws_sdk_dynamodb::config::Builder::default()
             .retry_config(RetryConfig::disabled())
             .timeout_config(timeouts(self.attempt_timeout.min(left), left));
-        self.client
+        let transact = self
+            .client
             .transact_write_items()
             .set_transact_items(Some(items))
             .client_request_token(write_id)
             .customize()
-            .config_override(once)
-            .send()
-            .await
+            .config_override(once);
+        // Boxed: the futures of the SDK are large.
+        let transacted = Box::pin(transact.send()).await;
+        transacted
             .map(|_| ())
             .or_else(|error| classify(error, write_id))
     }
@@ -167,7 +169,7 @@ fn classify_cancellation(
     )))
 }
 
-/// Whether this very write put the item that failed a condition: an earlier attempt
+/// Whether this write put the item that failed a condition. If so, an earlier attempt has
 /// succeeded, and its response was lost.
 fn written_by(reason: &CancellationReason, write_id: &str) -> bool {
     reason

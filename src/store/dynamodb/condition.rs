@@ -1,4 +1,4 @@
-//! Conditions of a transaction: a step applies only to what was read.
+//! Conditions of a transaction: a step applies only to the records that were read.
 
 use std::collections::HashMap;
 
@@ -63,7 +63,7 @@ impl Condition {
         condition
     }
 
-    /// The address has this very claim. `None`: it has none.
+    /// The address has exactly this claim. `None`: it has none.
     pub(super) fn claim(found: Option<&StoredClaim>) -> Self {
         let Some(StoredClaim { claim, change_id }) = found else {
             return Self::no_item();
@@ -133,7 +133,7 @@ impl Condition {
         names.insert(name, attribute.to_owned());
     }
 
-    /// The identity is this one. `None`: the attribute is missing, empty, or no text.
+    /// The uid is this one. `None`: the attribute is missing, empty, or not a text.
     fn and_uid(&mut self, attribute: &str, uid: Option<&Uid>) {
         if let Some(uid) = uid {
             self.and_equal(attribute, Some(Value::Text(uid.as_str().to_owned())));
@@ -144,7 +144,7 @@ impl Condition {
         self.and(&format!("NOT ({name} > {empty})"));
     }
 
-    /// The version is this one. 0: the attribute is missing, no number, or below 1.
+    /// The version is this one. 0: the attribute is missing, not a number, or below 1.
     fn and_version(&mut self, version: u64) {
         let version = i64::try_from(version).unwrap_or(i64::MAX);
         if version > 0 {
@@ -155,7 +155,7 @@ impl Condition {
         self.and(&format!("NOT ({name} >= {one})"));
     }
 
-    /// The time is this one. `None`: the attribute is missing or no number.
+    /// The time is this one. `None`: the attribute is missing or not a number.
     fn and_create_time(&mut self, time: Option<Timestamp>) {
         if let Some(Timestamp(millis)) = time {
             self.and_whole(item::CREATE_TIME, millis);
@@ -166,8 +166,7 @@ impl Condition {
         self.and(&format!("NOT attribute_type({name}, {number})"));
     }
 
-    /// `whole` is the greatest whole number that is not above the attribute's, within
-    /// `i64`: so numbers are read.
+    /// The attribute, rounded down within `i64`, is `whole`. Reads round numbers in the same way.
     fn and_whole(&mut self, attribute: &str, whole: i64) {
         let number = |number: i64| Value::Number(number.to_string());
         if whole > i64::MIN {
@@ -181,7 +180,7 @@ impl Condition {
         }
     }
 
-    /// The state is this one; a suspension is any other than ACTIVE, as it was read.
+    /// The state is this one. As in reads, any state other than ACTIVE is a suspension.
     fn and_state(&mut self, state: State) {
         let active = Value::Text(State::Active.as_str().to_owned());
         let [name, active] = self.name_and_value(item::STATE, "active", active);
@@ -201,7 +200,7 @@ impl Condition {
         }
     }
 
-    /// The role is this one; `None` is any other than the known ones, as it was read.
+    /// The role is this one. `None`: as in reads, any unknown role.
     fn and_role(&mut self, role: Option<Role>) {
         let text = |role: Role| Value::Text(role.as_str().to_owned());
         if let Some(role) = role {

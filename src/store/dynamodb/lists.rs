@@ -1,4 +1,4 @@
-//! page by page: members from the table itself, the rest from its indexes.
+//! Queries of lists, page by page: members from the table, the other lists from its indexes.
 
 use std::collections::HashMap;
 
@@ -12,7 +12,7 @@ use super::{Attributes, DynamoDb, decode, failed, primary_key, primary_key_of};
 use crate::{
     domain::{Key, Membership, OrganizationName, Role, Username},
     store::{
-        Directory, Error, ErrorKind, ListPosition, Listed, Slice,
+        Directory, Error, ErrorKind, ListPosition, Listed, OWNER_HINTS, Slice,
         item::ROLE,
         keys::{
             self, INVERTED_INDEX, LIST_INDEX, LIST_KEY, OWNER_INDEX, OWNER_OF, PARTITION_KEY,
@@ -101,7 +101,7 @@ impl DynamoDb {
         let mut found = Vec::new();
         let (mut shard, mut after) = match slice.after {
             None => (0, None),
-            Some(place) => parse_directory_place(place)?,
+            Some(position) => parse_directory_place(position)?,
         };
         loop {
             let list_key = keys::list_key_of_shard(directory, shard);
@@ -146,11 +146,14 @@ impl DynamoDb {
 }
 
 impl DynamoDb {
-    /// See [`Self::owner_hints`].
-    pub(super) async fn query_owner_index(
+    /// Returns at most [`OWNER_HINTS`] users who were Owners of the organization moments ago,
+    /// by an index: candidates to read first. Empty if the table lacks the index.
+    ///
+    /// # Errors
+    /// The index could not be read.
+    pub async fn owner_hints(
         &self,
         organization: &OrganizationName,
-        limit: usize,
     ) -> Result<Vec<Username>, Error> {
         let query = self
             .client
@@ -159,16 +162,19 @@ impl DynamoDb {
             .key_condition_expression("#owner_of = :pk")
             .expression_attribute_names("#owner_of", OWNER_OF)
             .expression_attribute_values(":pk", AttributeValue::S(keys::members_of(organization)));
-        let limit = u16::try_from(limit).unwrap_or(u16::MAX);
-        match self.page(query, None, Some(limit)).await {
+        match self.page(query, None, Some(OWNER_HINTS)).await {
             Ok(output) => Ok(members_in(output)),
             Err(error) if error.kind == ErrorKind::NoIndex => Ok(Vec::new()),
             Err(error) => Err(error),
         }
     }
 
-    /// See [`Self::owners`].
-    pub(super) async fn query_owners(
+    /// Returns a page of the users whose memberships have the role Owner, deleted users
+    /// included. The pages read the whole partition of the organization, up to 1 MB each.
+    ///
+    /// # Errors
+    /// The table could not be read.
+    pub async fn owners(
         &self,
         organization: &OrganizationName,
         after: Option<&ListPosition>,
@@ -220,16 +226,16 @@ impl DynamoDb {
 
 /// The end of a directory's page: the shard, and the partition key in it.
 fn parse_directory_place(
-    ListPosition(place): &ListPosition,
+    ListPosition(position): &ListPosition,
 ) -> Result<(u8, Option<String>), Error> {
-    let parsed = place.split_once('|').and_then(|(shard, pk)| {
+    let parsed = position.split_once('|').and_then(|(shard, pk)| {
         let shard = shard
             .parse()
             .ok()
             .filter(|shard| *shard < keys::LIST_SHARDS)?;
         Some((shard, (!pk.is_empty()).then(|| pk.to_owned())))
     });
-    parsed.ok_or_else(|| Error::new(ErrorKind::Unusable, "a place that no page ended at"))
+    parsed.ok_or_else(|| Error::new(ErrorKind::Unusable, "the position is not the end of a page"))
 }
 
 pub(super) fn last_key(output: &QueryOutput, name: &str) -> Option<ListPosition> {

@@ -1,5 +1,5 @@
 //! The table in DynamoDB: strongly consistent reads, and the client's settings. Only this
-//! module uses the DynamoDB SDK.
+//! module calls DynamoDB.
 
 mod change_log;
 mod change_stream;
@@ -28,13 +28,12 @@ pub use table::{Created, Finding, Findings};
 
 use self::retry_budget::Budget;
 use super::{
-    Error, ErrorKind, ListPosition, Listed, OWNER_HINTS, READ_MAX_KEYS, READS_AT_ONCE, Remembered,
-    StoredClaim,
+    Error, ErrorKind, READ_MAX_KEYS, READS_AT_ONCE, StoredClaim, StoredOutcome,
     item::{self, Item, Value},
     keys,
 };
 use crate::{
-    domain::{Email, Key, OrganizationName, Record, Request, Username},
+    domain::{Email, Key, Record, Request},
     error_chain::describe,
     telemetry::{AwsCalls, Backend},
 };
@@ -43,15 +42,15 @@ use crate::{
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// Default of the longest attempt.
 pub const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(500);
-/// Default of the longest operation, with all attempts. Together with the fences' age at the
-/// start of a commit (1 s) it is shorter than their life (5 s).
+/// Default of the longest operation, with all attempts. With the greatest age of fences at the
+/// start of a commit (1 s), it is shorter than their time to live (5 s).
 pub const OPERATION_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest attempt to read a page of the stream, and all attempts: pages have up to 1 MB.
 const PAGE_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Attempts per operation.
 const MAX_ATTEMPTS: u32 = 3;
-/// Pause before the second attempt. Doubles for the third.
+/// Least pause before the second attempt. Doubles for the third. Jitter adds up to as much again.
 const RETRY_PAUSE: Duration = Duration::from_millis(25);
 /// Pauses before retries of keys that DynamoDB left unprocessed: 10 ms to 80 ms, and up to as
 /// much again by jitter.
@@ -100,10 +99,11 @@ impl DynamoDb {
             .retry_config(retries())
             .timeout_config(timeouts(PAGE_ATTEMPT_TIMEOUT, PAGE_TIMEOUT))
             .interceptor(AwsCalls(Backend::DynamoDbStreams));
-        if let Some(endpoint) = settings.endpoint {
-            config = config.endpoint_url(&endpoint);
-            streams = streams.endpoint_url(endpoint);
+        if settings.endpoint.is_some() {
+            streams.set_endpoint_url(settings.endpoint.clone());
         }
+        // Always set: otherwise the SDK takes an empty variable for an endpoint.
+        config.set_endpoint_url(settings.endpoint.or(aws.endpoint_url().map(str::to_owned)));
         Self {
             client: Client::from_conf(config.build()),
             streams: aws_sdk_dynamodbstreams::Client::from_conf(streams.build()),
@@ -185,7 +185,7 @@ impl DynamoDb {
 /// Reads that may guard a write: they reflect every committed change, and use no cache.
 impl DynamoDb {
     /// Returns the record of each key, in the order of the keys. `None`: no such record. Each
-    /// record is as of an instant during the call. Together they are no snapshot.
+    /// record is as of a time during the call. Together they are not a snapshot.
     ///
     /// # Errors
     /// The table could not be read.
@@ -206,35 +206,10 @@ impl DynamoDb {
         }
     }
 
-    /// Returns at most [`OWNER_HINTS`] users who were Owners of the organization moments ago,
-    /// by an index: candidates to read first. Empty if the table lacks the index.
-    ///
-    /// # Errors
-    /// As [`Self::read_strong`].
-    pub async fn owner_hints(
-        &self,
-        organization: &OrganizationName,
-    ) -> Result<Vec<Username>, Error> {
-        self.query_owner_index(organization, OWNER_HINTS).await
-    }
-
-    /// Returns a page of the users whose memberships have the role Owner, deleted users
-    /// included. The pages read the whole partition of the organization, up to 1 MB each.
-    ///
-    /// # Errors
-    /// As [`Self::read_strong`].
-    pub async fn owners(
-        &self,
-        organization: &OrganizationName,
-        after: Option<&ListPosition>,
-    ) -> Result<Listed<Username>, Error> {
-        self.query_owners(organization, after).await
-    }
-
     /// Returns the claim of an e-mail address.
     ///
     /// # Errors
-    /// The table could not be read, or the item says nothing of the kind.
+    /// The table could not be read, or the item is not a claim.
     pub async fn email_claim(&self, email: &Email) -> Result<Option<StoredClaim>, Error> {
         let Some(item) = self.get_item(&keys::of_email(email)).await? else {
             return Ok(None);
@@ -242,21 +217,21 @@ impl DynamoDb {
         let claim = item::decode_claim(&to_item(item));
         claim
             .map(Some)
-            .ok_or_else(|| Error::new(ErrorKind::Malformed, "the item of an e-mail address"))
+            .ok_or_else(|| Error::new(ErrorKind::Malformed, "the claim of an e-mail address"))
     }
 
-    /// Returns what is remembered of a request, see [`crate::store::Step::Remember`].
+    /// Returns the stored outcome of a request, see [`crate::store::Step::StoreOutcome`].
     ///
     /// # Errors
-    /// The table could not be read, or the item says nothing of the kind.
-    pub async fn remembered(&self, request: &Request) -> Result<Option<Remembered>, Error> {
+    /// The table could not be read, or the item is not an outcome.
+    pub async fn stored_outcome(&self, request: &Request) -> Result<Option<StoredOutcome>, Error> {
         let Some(item) = self.get_item(&keys::of_request(request)).await? else {
             return Ok(None);
         };
-        let remembered = item::decode_request(&to_item(item));
-        remembered.map(Some).ok_or_else(|| {
-            let what = format!("what is remembered of request {}", request.id.as_str());
-            Error::new(ErrorKind::Malformed, what)
+        let stored_outcome = item::decode_request(&to_item(item));
+        stored_outcome.map(Some).ok_or_else(|| {
+            let message = format!("the stored outcome of request {}", request.id.as_str());
+            Error::new(ErrorKind::Malformed, message)
         })
     }
 }
@@ -264,6 +239,7 @@ impl DynamoDb {
 fn retries() -> RetryConfig {
     RetryConfig::standard()
         .with_max_attempts(MAX_ATTEMPTS)
+        // The SDK draws pauses from 0 up to this.
         .with_initial_backoff(RETRY_PAUSE * 2)
 }
 

@@ -11,11 +11,11 @@ use crate::{
     },
 };
 
-/// Deletions of a page.
+/// Most tasks of a page.
 const PAGE: i32 = 100;
 
 impl DynamoDb {
-    /// A page of tasks. An item that is no task is an error.
+    /// A page of tasks. An item that is not a task is an error.
     ///
     /// # Errors
     /// The table could not be read.
@@ -40,19 +40,14 @@ impl DynamoDb {
         let found = items.map(|item| {
             let orphans =
                 primary_key_of(&item).and_then(|(_, sk)| item::decode_orphans(&sk, &to_item(item)));
-            orphans.ok_or_else(|| {
-                Error::new(
-                    ErrorKind::Malformed,
-                    "an item that should say what a deletion left",
-                )
-            })
+            orphans.ok_or_else(|| Error::new(ErrorKind::Malformed, "a task of the orphan clean-up"))
         });
         let found = found.collect();
         Ok(Listed { found, next })
     }
 
-    /// Removes the tombstone of this very deletion, if it is there still: other writers
-    /// may take the name from now on.
+    /// Removes the tombstone of this deletion, if it still exists. From then on, other writers can
+    /// take the name.
     ///
     /// # Errors
     /// The table could not be written.

@@ -91,7 +91,7 @@ impl Swap {
     }
 }
 
-/// The first version of a register: beyond the versions of a deleted one, because registers
+/// The first version of a register: beyond the versions of a deleted register, because registers
 /// are written less than a thousand times a second.
 fn first_version() -> u64 {
     u64::try_from(Timestamp::now().0).unwrap_or(1)

@@ -1,4 +1,4 @@
-//! The retry budget: while most calls fail, retries are bounded to a part of the calls.
+//! The retry budget: while most calls fail, retries are limited to a part of the calls.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -27,10 +27,10 @@ impl Budget {
         paid.is_ok()
     }
 
-    /// A call succeeded.
+    /// Earns a token for a successful call.
     pub(super) fn earn(&self) {
         let add = |tokens: u32| (tokens < FULL).then_some(tokens + 1);
-        // Full already.
+        // A full budget earns nothing.
         let _ = self
             .0
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn retries_end_with_the_budget_and_successes_bring_them_back() {
+    fn retries_end_with_the_budget_and_successes_refill_it() {
         let budget = Budget::default();
         assert_eq!((0..1000).filter(|_| budget.pay()).count(), 100);
         for _ in 0..COST {

@@ -42,15 +42,14 @@ pub enum Created {
     Nothing,
 }
 
-/// Items that are served otherwise than their writers may expect.
+/// Items that are not served as their writers may expect.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Findings {
     /// Records whose names are too long or have control characters: they are not served.
     pub names: Finding,
-    /// Memberships with a role that is none of the known ones: they grant nothing.
+    /// Memberships with an unknown role: they grant nothing.
     pub roles: Finding,
-    /// Users and organizations in a state that is none of the known ones: they count as
-    /// suspended.
+    /// Users and organizations in an unknown state: they count as suspended.
     pub states: Finding,
 }
 
@@ -63,7 +62,7 @@ pub struct Finding {
     pub examples: Vec<(String, String)>,
 }
 
-/// Items of the table that one request of a survey reads, at most.
+/// Most items that one request of a survey reads.
 const SURVEY_PAGE: i32 = 1000;
 /// Most examples of a [`Finding`].
 const MAX_EXAMPLES: usize = 5;
@@ -90,13 +89,12 @@ impl DynamoDb {
         Ok(format!("{}@{created}", arn.replace('/', "|")))
     }
 
-    /// Creates the table with its indexes, its stream and its time to live, on demand, and
-    /// waits until it is active. An existing table gets the missing ones. Returns the
-    /// findings of the survey of an existing table, too.
+    /// Creates the table with on-demand capacity, its indexes, its stream and its time to live, and
+    /// waits until it is active. Adds the missing parts to an existing table, and returns the
+    /// findings of its survey.
     ///
     /// # Errors
-    /// The table may not be created, described or updated, or exists with other
-    /// keys.
+    /// The table cannot be created, described or updated, or exists with other keys.
     pub async fn create_table(&self) -> Result<(Created, Findings), Error> {
         let table = match self.describe().await {
             Ok(table) => table,

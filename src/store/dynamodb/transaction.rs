@@ -23,13 +23,13 @@ use crate::{
 const DELETION_RETENTION: Duration = Duration::from_secs(48 * 3600);
 
 impl DynamoDb {
-    /// The operations of a step. `noted` are the attributes of the change.
+    /// The operations of a step, with the attributes of the change.
     pub(super) fn transact_items(
         &self,
         step: &Step,
-        noted: &Item,
+        origin: &Item,
     ) -> Result<Vec<TransactWriteItem>, BuildError> {
-        let put = |key, item, condition| self.transact_put(key, [item, noted.clone()], condition);
+        let put = |key, item, condition| self.transact_put(key, [item, origin.clone()], condition);
         let item = match step {
             Step::Require { key, found } => self.transact_check(key, found.as_ref())?,
             Step::Create { record, found } => {
@@ -40,7 +40,7 @@ impl DynamoDb {
                 let condition = Condition::exactly(found.as_ref());
                 put(&keys::of(&record.key()), item, condition)?
             }
-            Step::Update { found, record } => self.transact_update(found, record, noted)?,
+            Step::Update { found, record } => self.transact_update(found, record, origin)?,
             Step::Delete { found } => {
                 let condition = Condition::exactly(Some(found));
                 let key = keys::of(&found.key());
@@ -69,7 +69,7 @@ impl DynamoDb {
                 let item = item::encode_orphans(orphans);
                 put(&keys::of_orphans(orphans), item, Condition::default())?
             }
-            Step::Remember { request, outcome } => {
+            Step::StoreOutcome { request, outcome } => {
                 let expires = Timestamp::now().after(REQUEST_RETENTION);
                 let item = item::encode_request(request, outcome, expires);
                 put(&keys::of_request(request), item, Condition::no_item())?
@@ -98,10 +98,10 @@ impl DynamoDb {
         &self,
         found: &Record,
         record: &Record,
-        noted: &Item,
+        origin: &Item,
     ) -> Result<TransactWriteItem, BuildError> {
         let (mut set, mut gone) = item::difference(found, record);
-        set.extend(noted.clone());
+        set.extend(origin.clone());
         for (name, value) in keys::index_attributes(record) {
             match value {
                 Some(value) => drop(set.insert(name.to_owned(), Value::Text(value))),
@@ -109,7 +109,7 @@ impl DynamoDb {
             }
         }
         let left_out = item::OPTIONAL_ORIGIN.iter();
-        let left_out = left_out.filter(|name| !noted.contains_key(**name));
+        let left_out = left_out.filter(|name| !origin.contains_key(**name));
         gone.extend(left_out.map(|name| (*name).to_owned()));
 
         let mut condition = Condition::exactly(Some(found));

@@ -10,7 +10,7 @@ use crate::{
         Actor, ChangeKind, Digest, Made, Origin, Orphans, Record, RecordChange, Request, RequestId,
         ServiceName, Timestamp, Username,
     },
-    store::{Deletion, Remembered, keys},
+    store::{Deletion, StoredOutcome, keys},
 };
 
 /// The optional attributes of [`encode_origin`].
@@ -55,7 +55,7 @@ pub(in crate::store) fn encode_request(
 }
 
 /// The outcome in the item of a request. `None` if the item is not of a request.
-pub(in crate::store) fn decode_request(item: &Item) -> Option<Remembered> {
+pub(in crate::store) fn decode_request(item: &Item) -> Option<StoredOutcome> {
     let Some(Value::List(outcome)) = item.get(OUTCOME) else {
         return None;
     };
@@ -66,7 +66,7 @@ pub(in crate::store) fn decode_request(item: &Item) -> Option<Remembered> {
         let [pk, sk] = [keys::PARTITION_KEY, keys::SORT_KEY].map(|name| text(image, name));
         decode(&keys::key_of_item(pk?, sk?)?, image)
     });
-    Some(Remembered {
+    Some(StoredOutcome {
         fingerprint: Digest::from_text(text(item, FINGERPRINT)?.to_owned()),
         outcome: outcome.collect::<Option<_>>()?,
     })

@@ -44,7 +44,9 @@ async fn accept(listener: &TcpListener) -> Served<TcpStream> {
 }
 
 /// The next call.
-async fn asked<S: AsyncRead + AsyncWrite + Unpin>(served: &mut Served<S>) -> SendResponse<Bytes> {
+async fn next_call<S: AsyncRead + AsyncWrite + Unpin>(
+    served: &mut Served<S>,
+) -> SendResponse<Bytes> {
     served.accept().await.unwrap().unwrap().1
 }
 
@@ -108,7 +110,7 @@ async fn a_server_that_takes_no_more_calls_ends_those_that_it_has() {
     let (listener, url) = listen().await;
     let (channel, mut leaving) = tokio::join!(connect(&url), accept(&listener));
     let first = tokio::spawn(call(channel.clone(), url.clone()));
-    let held = asked(&mut leaving).await;
+    let held = next_call(&mut leaving).await;
     leaving.graceful_shutdown();
     // Calls that cross the news are still served.
     tokio::spawn(async move {
@@ -126,7 +128,7 @@ async fn a_server_that_takes_no_more_calls_ends_those_that_it_has() {
         }
     });
     let mut next = accept(&listener).await;
-    answer(asked(&mut next).await, "next");
+    answer(next_call(&mut next).await, "next");
     tokio::spawn(finish(next));
     assert_eq!(asking.await.unwrap(), "next");
     answer(held, "first");
@@ -134,7 +136,7 @@ async fn a_server_that_takes_no_more_calls_ends_those_that_it_has() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_gone_is_told_of_at_once_and_found_again() {
+async fn a_lost_server_fails_calls_at_once_and_is_connected_again() {
     let (listener, url) = listen().await;
     let addr = listener.local_addr().unwrap();
     let (channel, served) = tokio::join!(connect(&url), accept(&listener));
@@ -152,7 +154,7 @@ async fn a_server_that_is_gone_is_told_of_at_once_and_found_again() {
         call(channel.clone(), url.clone()).await
     };
     let serving = async {
-        answer(asked(&mut served).await, "found");
+        answer(next_call(&mut served).await, "found");
         finish(served).await;
     };
     select! {
@@ -228,7 +230,7 @@ async fn calls_are_sent_through_tls_to_a_server_that_is_who_it_says() {
                 continue;
             };
             let mut served = server::handshake(stream).await.unwrap();
-            answer(asked(&mut served).await, "secret");
+            answer(next_call(&mut served).await, "secret");
             tokio::spawn(finish(served));
         }
     });

@@ -64,7 +64,7 @@ fn records() -> [Record; 5] {
 }
 
 #[test]
-fn a_glance_sees_what_a_whole_reading_would() {
+fn the_partial_decode_returns_the_facts_of_every_record() {
     let read_time = Timestamp(1_800_000_000_000);
     let namespace = Namespace::new("accounts", "1");
     for record in records() {
@@ -78,7 +78,8 @@ fn a_glance_sees_what_a_whole_reading_would() {
     }
 }
 
-/// Bytes much like these: some are other ones, missing, new, or from elsewhere.
+/// A variation of these bytes: some are replaced, inserted, removed, or copied from another
+/// position.
 fn disturbed(bytes: &[u8], random: &mut fastrand::Rng) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     for _ in 0..random.usize(1..4) {
@@ -90,8 +91,8 @@ fn disturbed(bytes: &[u8], random: &mut fastrand::Rng) -> Vec<u8> {
             _ => {
                 let end = random.usize(at..bytes.len());
                 let part = bytes[at..end].to_vec();
-                let place = random.usize(..bytes.len());
-                bytes.splice(place..place, part);
+                let target = random.usize(..bytes.len());
+                bytes.splice(target..target, part);
             }
         }
     }
@@ -99,7 +100,7 @@ fn disturbed(bytes: &[u8], random: &mut fastrand::Rng) -> Vec<u8> {
 }
 
 #[test]
-fn a_glance_never_sees_what_a_whole_reading_would_not() {
+fn the_partial_decode_never_contradicts_the_full_decode() {
     use wire::entry::Item;
     let mut random = fastrand::Rng::with_seed(1);
     let namespace = Namespace::new("accounts", "1");
@@ -143,13 +144,13 @@ fn a_glance_never_sees_what_a_whole_reading_would_not() {
 }
 
 #[test]
-fn what_is_said_in_another_order_is_not_believed() {
+fn fields_out_of_order_are_rejected() {
     let suspended = [0x22, 0x01, b'u', 0x40, 0x01];
-    let (uid, said) = suspended.split_at(3);
+    let (uid, suspended_field) = suspended.split_at(3);
     let state = |fields: &[u8]| incarnation(Fields(fields), OF_USER).map(|it| it.state);
     assert_eq!(state(&suspended), Ok(State::Suspended));
     assert_eq!(state(uid), Ok(State::Active));
-    assert_eq!(state(&[said, uid].concat()), Err(Other));
+    assert_eq!(state(&[suspended_field, uid].concat()), Err(Other));
     assert_eq!(state(&[uid, uid].concat()), Err(Other));
     let owner = [&[0x1a, 0x05][..], b"Owner"].concat();
     let member = |fields: &[u8]| membership(Fields(fields)).map(|it| it.member_uid);
@@ -158,7 +159,7 @@ fn what_is_said_in_another_order_is_not_believed() {
     assert_eq!(member(&[&owner, &owner[..]].concat()), Err(Other));
     let unknown = [&[0x1a, 0x06][..], b"Viewer"].concat();
     assert_eq!(member(&unknown), Err(Other));
-    // Neither suspended nor not.
+    // The number of `suspended` exceeds 64 bits.
     let beyond = [&[0x40][..], &[0x80; 9], &[0x02]].concat();
     assert_eq!(state(&beyond), Err(Other));
     let most = [&[0x40][..], &[0x80; 9], &[0x01]].concat();
@@ -166,7 +167,7 @@ fn what_is_said_in_another_order_is_not_believed() {
 }
 
 #[test]
-fn what_is_not_to_be_believed_is_not_seen() {
+fn unusable_entries_have_no_facts() {
     let [record, _, organization, ..] = records();
     let (key, read_time) = (record.key(), Timestamp(1));
     let [namespace, other] = ["1", "2"].map(|generation| Namespace::new("accounts", generation));
@@ -188,7 +189,7 @@ fn what_is_not_to_be_believed_is_not_seen() {
     for end in 0..present.len() {
         assert_eq!(seen(&present[..end]), None, "{end}");
     }
-    // Twice the item, another schema, a group, a number without end.
+    // The entry twice, another schema, a group, an endless number, a truncated field.
     assert_eq!(seen(&present.repeat(2)), None);
     let mut other_schema = present.clone();
     other_schema[1] += 1;
@@ -196,12 +197,11 @@ fn what_is_not_to_be_believed_is_not_seen() {
     for rest in [&[0x4b][..], &[0x48, 0xff], &[0xff; 11], &[0x4a, 0x05, 0x00]] {
         assert_eq!(seen(&[&present, rest].concat()), None);
     }
-    // Fields that come too late, as nobody writes them: what is said of who is let in
-    // could be among them.
+    // Fields out of order, which no writer produces. They could affect the check.
     for late in [&[0x08, 0x03][..], &[0x32, 0x00], &[0x42, 0x00]] {
         assert_eq!(seen(&[&present, late].concat()), None);
     }
-    // Those of a later version.
+    // New fields of a later version.
     for new in [
         &[0x48, 0x01][..],
         &[0x4a, 0x01, 0x00],
@@ -210,7 +210,7 @@ fn what_is_not_to_be_believed_is_not_seen() {
     ] {
         assert!(seen(&[&present, new].concat()).is_some());
     }
-    // A key that only begins or ends like this one.
+    // Keys that are a part of this one, or contain it.
     for of_other in [&name[1..], &name[..name.len() - 1], "", &format!("{name}x")] {
         let entry = Entry::new(Tag::Absent { read_time }).encode(of_other);
         assert_eq!(seen(&entry), None, "{of_other}");

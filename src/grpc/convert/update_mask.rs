@@ -1,0 +1,131 @@
+//! Update masks: one table for each message, with a row for each field that an update can
+//! change.
+
+use prost_types::FieldMask;
+use tonic::Status;
+
+use crate::{grpc::status, proto::account_v1 as pb};
+
+/// A field that an update can change.
+struct Field<M> {
+    name: &'static str,
+    is_given: fn(&M) -> bool,
+    /// Moves the value of the field from one message to another.
+    take: fn(&mut M, &mut M),
+}
+
+macro_rules! fields {
+    ($($name:ident),+) => {
+        &[$(Field {
+            name: stringify!($name),
+            is_given: |message| !message.$name.is_empty(),
+            take: |to, from| to.$name = std::mem::take(&mut from.$name),
+        }),+]
+    };
+}
+
+const USER: &[Field<pb::User>] = fields![first_name, last_name, display_name, email, labels];
+const ORGANIZATION: &[Field<pb::Organization>] = fields![display_name, labels];
+
+/// The names of the fields to change.
+pub(super) struct Masked(Vec<&'static str>);
+
+impl Masked {
+    /// The fields of a user to change.
+    ///
+    /// # Errors
+    /// The mask names another field.
+    pub(super) fn of_user(mask: Option<&FieldMask>, user: &pb::User) -> Result<Self, Status> {
+        Self::of(mask, user, USER)
+    }
+
+    /// The fields of an organization to change.
+    ///
+    /// # Errors
+    /// The mask names another field.
+    pub(super) fn of_organization(
+        mask: Option<&FieldMask>,
+        organization: &pb::Organization,
+    ) -> Result<Self, Status> {
+        Self::of(mask, organization, ORGANIZATION)
+    }
+
+    /// `Some(value)` if the field is to be changed.
+    pub(super) fn select<T>(
+        &self,
+        field: &str,
+        value: impl FnOnce() -> Result<T, Status>,
+    ) -> Result<Option<T>, Status> {
+        self.0.contains(&field).then(value).transpose()
+    }
+
+    /// The fields in the mask or, without a mask, the fields with a value.
+    fn of<M>(mask: Option<&FieldMask>, message: &M, fields: &[Field<M>]) -> Result<Self, Status> {
+        let paths = mask.map_or(&[][..], |mask| &mask.paths);
+        let names = fields.iter().map(|field| field.name);
+        let is_known = |path: &str| path == "*" || names.clone().any(|name| name == path);
+        if let Some(at) = paths.iter().position(|path| !is_known(path)) {
+            let names: Vec<_> = names.collect();
+            return Err(status::invalid_field(
+                format!("update_mask.paths[{at}]"),
+                format!("must be one of *, {}", names.join(", ")),
+            ));
+        }
+        let is_masked = |field: &&Field<M>| {
+            if paths.is_empty() {
+                return (field.is_given)(message);
+            }
+            paths.iter().any(|path| path == "*" || path == field.name)
+        };
+        let masked = fields.iter().filter(is_masked);
+        Ok(Self(masked.map(|field| field.name).collect()))
+    }
+}
+
+/// Reduces an update to the fields that it changes, and lists them in its mask.
+pub(in crate::grpc) fn normalize_user(request: &mut pb::UpdateUserRequest) {
+    if let Some(user) = &mut request.user {
+        let reduced = pb::User {
+            username: user.username.clone(),
+            etag: user.etag.clone(),
+            ..pb::User::default()
+        };
+        normalize(user, reduced, &mut request.update_mask, USER);
+    }
+}
+
+/// Like [`normalize_user`], for an organization.
+pub(in crate::grpc) fn normalize_organization(request: &mut pb::UpdateOrganizationRequest) {
+    if let Some(organization) = &mut request.organization {
+        let reduced = pb::Organization {
+            organization_name: organization.organization_name.clone(),
+            etag: organization.etag.clone(),
+            ..pb::Organization::default()
+        };
+        normalize(
+            organization,
+            reduced,
+            &mut request.update_mask,
+            ORGANIZATION,
+        );
+    }
+}
+
+/// Replaces `message` by `reduced` with the fields to change. An invalid mask stays.
+fn normalize<M>(
+    message: &mut M,
+    mut reduced: M,
+    mask: &mut Option<FieldMask>,
+    fields: &[Field<M>],
+) {
+    let Ok(Masked(masked)) = Masked::of(mask.as_ref(), message, fields) else {
+        return;
+    };
+    for field in fields.iter().filter(|field| masked.contains(&field.name)) {
+        (field.take)(&mut reduced, message);
+    }
+    *message = reduced;
+    *mask = Some(FieldMask {
+        paths: masked.into_iter().map(str::to_owned).collect(),
+    });
+}

@@ -1,0 +1,74 @@
+//! Permissions of the actor of a change in an organization.
+
+use super::{
+    Refusal, is_version,
+    read_set::{ReadSet, keys_of_member},
+};
+use crate::{
+    coherence::Verdict,
+    domain::{Actor, Etag, Key, Organization, OrganizationName, Role},
+    store::{self, DynamoDb, Step},
+};
+
+impl Actor {
+    /// Whether the actor has at least this role.
+    pub(super) fn has(
+        &self,
+        least: Role,
+        found: &ReadSet,
+        organization: &OrganizationName,
+    ) -> bool {
+        match self {
+            Self::User(username) => found
+                .role(organization, username)
+                .is_some_and(|role| role >= least),
+            Self::Platform => true,
+        }
+    }
+
+    /// The records that decide whether the actor has a role.
+    pub(super) fn keys(&self, organization: &OrganizationName) -> Vec<Key> {
+        match self {
+            Self::User(username) => keys_of_member(organization, username).into(),
+            Self::Platform => Vec::new(),
+        }
+    }
+
+    /// The conditions that the facts of these records are unchanged.
+    pub(super) fn conditions(&self, found: &ReadSet, organization: &OrganizationName) -> Vec<Step> {
+        match self {
+            Self::User(username) => found.still_counts(organization, username),
+            Self::Platform => Vec::new(),
+        }
+    }
+}
+
+/// The organization and the conditions of a change, or the refusal.
+pub(super) type Permitted<T> = Result<(Organization, Vec<Step>), Verdict<T, Refusal>>;
+
+impl Actor {
+    /// Whether the actor has the role `least`, and the organization has the version of the etag.
+    pub(super) async fn may_change<T>(
+        &self,
+        least: Role,
+        table: &DynamoDb,
+        name: &OrganizationName,
+        etag: Option<&Etag>,
+    ) -> Result<Permitted<T>, store::Error> {
+        let mut keys = self.keys(name);
+        keys.push(Key::Organization(name.clone()));
+        let found = ReadSet::read(table, keys).await?;
+        if !self.has(least, &found, name) {
+            return Ok(Err(Verdict::Deny(Refusal::NotPermitted)));
+        }
+        let Some(organization) = found.organization(name) else {
+            let refusal = Refusal::OrganizationNotFound(name.clone());
+            return Ok(Err(Verdict::refuse(refusal)));
+        };
+        if !is_version(etag, &organization.stamp) {
+            return Ok(Err(Verdict::refuse(Refusal::EtagMismatch)));
+        }
+        let conditions = self.conditions(&found, name);
+        Ok(Ok((organization.clone(), conditions)))
+    }
+}

@@ -1,0 +1,160 @@
+//! Changes of an organization: its profile, its state, and its end.
+
+use async_trait::async_trait;
+
+use super::{
+    OrganizationEdit, OrganizationToDelete, OrganizationToEdit, Refusal,
+    idempotency::Repeatable,
+    read_set::{deletion, rewrite, transaction},
+};
+use crate::{
+    coherence::{Change, Plan, Verdict},
+    domain::{
+        DELETES_ORGANIZATION, DeletedName, Key, Organization, Record, State, Timestamp,
+        UPDATES_ORGANIZATION, Username,
+    },
+    store::{self, DynamoDb},
+};
+
+impl OrganizationEdit {
+    /// The organization after the change, with its old stamp.
+    fn apply(&self, organization: &Organization) -> Organization {
+        let mut edited = organization.clone();
+        match self {
+            Self::State(state) => edited.state = *state,
+            Self::Profile {
+                display_name,
+                labels,
+            } => {
+                if let Some(display_name) = display_name {
+                    edited.display_name.clone_from(display_name);
+                }
+                if let Some(labels) = labels {
+                    edited.labels.clone_from(labels);
+                }
+            }
+        }
+        edited
+    }
+}
+
+/// Whether the changed texts of an organization are valid.
+fn may_replace(before: &Organization, after: &Organization) -> Result<(), Refusal> {
+    let shown = &after.display_name;
+    let may_replace = shown.may_replace(Some(before.display_name.as_str()));
+    may_replace.map_err(|why| Refusal::InvalidOrganization("display_name", why.to_string()))?;
+    let may_replace = after.labels.may_replace(&before.labels);
+    may_replace.map_err(|why| Refusal::InvalidOrganization("labels", why.to_string()))
+}
+
+pub(super) struct EditOrganization {
+    pub(super) organization: OrganizationToEdit,
+    pub(super) now: Timestamp,
+}
+
+impl Repeatable for EditOrganization {}
+
+#[async_trait]
+impl Change for EditOrganization {
+    type Output = Organization;
+    type Refusal = Refusal;
+
+    fn touches(&self) -> Vec<Key> {
+        vec![Key::Organization(
+            self.organization.organization_name.clone(),
+        )]
+    }
+
+    fn may_publish(&self) -> bool {
+        let edit = &self.organization.edit;
+        !matches!(edit, OrganizationEdit::State(State::Suspended))
+    }
+
+    async fn decide(
+        &self,
+        table: &DynamoDb,
+    ) -> Result<Verdict<Organization, Refusal>, store::Error> {
+        let OrganizationToEdit {
+            organization_name,
+            actor,
+            etag,
+            edit,
+        } = &self.organization;
+        let permitted = actor
+            .may_change(
+                UPDATES_ORGANIZATION,
+                table,
+                organization_name,
+                etag.as_ref(),
+            )
+            .await?;
+        let (organization, conditions) = match permitted {
+            Ok(permitted) => permitted,
+            Err(refused) => return Ok(refused),
+        };
+        let mut edited = edit.apply(&organization);
+        if edited == organization {
+            return Ok(Verdict::Keep {
+                output: edited,
+                premises: Vec::new(),
+            });
+        }
+        if let Err(refusal) = may_replace(&organization, &edited) {
+            return Ok(Verdict::Deny(refusal));
+        }
+        edited.stamp = organization.stamp.changed(self.now);
+        let [before, after] = [&organization, &edited].map(|it| Record::Organization(it.clone()));
+        let plan = rewrite(before, after, conditions, self.may_publish(), edited);
+        Ok(Verdict::Commit(plan))
+    }
+}
+
+pub(super) struct DeleteOrganization(pub(super) OrganizationToDelete);
+
+impl Repeatable for DeleteOrganization {
+    fn self_revoking_actor(&self) -> Option<&Username> {
+        self.0.actor.user()
+    }
+}
+
+#[async_trait]
+impl Change for DeleteOrganization {
+    type Output = Organization;
+    type Refusal = Refusal;
+
+    fn touches(&self) -> Vec<Key> {
+        vec![Key::Organization(self.0.organization_name.clone())]
+    }
+
+    async fn decide(
+        &self,
+        table: &DynamoDb,
+    ) -> Result<Verdict<Organization, Refusal>, store::Error> {
+        let OrganizationToDelete {
+            organization_name,
+            actor,
+            etag,
+        } = &self.0;
+        let permitted = actor
+            .may_change(
+                DELETES_ORGANIZATION,
+                table,
+                organization_name,
+                etag.as_ref(),
+            )
+            .await?;
+        let (organization, conditions) = match permitted {
+            Ok(permitted) => permitted,
+            Err(refused) => return Ok(refused),
+        };
+        let record = Record::Organization(organization.clone());
+        let gone = DeletedName::Organization(organization_name.clone());
+        let delete = deletion(record, gone);
+        Ok(Verdict::Commit(Plan {
+            steps: transaction(delete, conditions),
+            publish: Vec::new(),
+            premises: Vec::new(),
+            output: organization,
+        }))
+    }
+}
