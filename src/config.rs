@@ -4,7 +4,7 @@
 mod server;
 mod values;
 
-use std::{ffi::OsStr, path::PathBuf, time::Duration};
+use std::{ffi::OsStr, time::Duration};
 
 use clap::{
     Arg, ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand,
@@ -137,7 +137,7 @@ pub struct DevSettings {
     /// Keep the table in this directory, so that it survives the process. Without
     /// a directory, the table is in memory.
     #[arg(long, env = "DATA_DIR", value_name = "DIR")]
-    pub data_dir: Option<PathBuf>,
+    pub data_dir: Option<std::path::PathBuf>,
     /// Use the DynamoDB at this endpoint instead of the embedded one.
     #[arg(long, env = "DEV_DYNAMODB_ENDPOINT", value_name = "URL", value_parser = url, conflicts_with = "data_dir")]
     pub dynamodb_endpoint: Option<String>,

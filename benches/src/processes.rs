@@ -109,7 +109,9 @@ impl Process {
             number += 1;
         }
         let totals = std::fs::read_to_string(named(number))?;
-        let total = totals.lines().find_map(|line| line.strip_prefix("summary: "));
+        let total = totals
+            .lines()
+            .find_map(|line| line.strip_prefix("summary: "));
         Ok(total.context("no summary")?.trim().parse()?)
     }
 
