@@ -3,8 +3,9 @@
 use tonic::{Request, Response, Status};
 
 use super::{
-    AccountService, WatchStream, convert, deadline,
-    memory_budget::{RecordCount, Requester},
+    AccountService, WatchStream, convert,
+    deadline::{self, Deadline},
+    memory_budget::{RecordCount, Requester, Reservation},
     middleware, status,
     watch::Begin,
     write_request::{self, RunningChange},
@@ -12,7 +13,7 @@ use super::{
 use crate::{
     domain::State,
     proto::account_v1::{self as pb, account_service_server},
-    service::{Call, OrganizationToEdit, UserToEdit},
+    service::{Call, Error, OrganizationToEdit, UserToEdit},
 };
 
 impl AccountService {
@@ -35,6 +36,24 @@ impl AccountService {
         let edit = self.accounts.edit_organization(organization, call);
         let organization = change.run(edit).await?;
         Ok(convert::organization(&organization))
+    }
+}
+
+impl AccountService {
+    /// Runs a use case within the memory budget. The memory of its records is reserved until the
+    /// reservation is dropped.
+    async fn reserve<T>(
+        &self,
+        records: RecordCount,
+        caller: &Requester,
+        deadline: Deadline,
+        use_case: impl Future<Output = Result<T, Error>>,
+    ) -> Result<(T, Reservation), Status> {
+        let reservation = self
+            .memory_budget
+            .reserve(records, caller, deadline)
+            .await?;
+        Ok((deadline.bound(use_case).await?, reservation))
     }
 }
 
@@ -98,13 +117,8 @@ impl account_service_server::AccountService for AccountService {
         let names = convert::usernames(&request.usernames)?;
         let freshness = convert::freshness(request.consistency)?;
         let records = RecordCount::Profiles(names.len());
-        let _reservation = self
-            .memory_budget
-            .reserve(records, &caller, deadline)
-            .await?;
-        let batch = deadline
-            .bound(self.accounts.get_users(names, freshness))
-            .await?;
+        let use_case = self.accounts.get_users(names, freshness);
+        let (batch, _reservation) = self.reserve(records, &caller, deadline, use_case).await?;
         Ok(Response::new(pb::BatchGetUsersResponse {
             users: convert::bounded(batch.found.iter().map(convert::user))?,
             not_found: batch.not_found.iter().map(ToString::to_string).collect(),
@@ -195,13 +209,8 @@ impl account_service_server::AccountService for AccountService {
         let names = convert::organization_names(&request.organization_names)?;
         let freshness = convert::freshness(request.consistency)?;
         let records = RecordCount::Profiles(names.len());
-        let _reservation = self
-            .memory_budget
-            .reserve(records, &caller, deadline)
-            .await?;
-        let batch = deadline
-            .bound(self.accounts.get_organizations(names, freshness))
-            .await?;
+        let use_case = self.accounts.get_organizations(names, freshness);
+        let (batch, _reservation) = self.reserve(records, &caller, deadline, use_case).await?;
         Ok(Response::new(pb::BatchGetOrganizationsResponse {
             organizations: convert::bounded(batch.found.iter().map(convert::organization))?,
             not_found: batch.not_found.iter().map(ToString::to_string).collect(),
@@ -354,11 +363,8 @@ impl account_service_server::AccountService for AccountService {
             convert::MAX_PROFILES_PAGE,
         )?;
         let records = RecordCount::Profiles(page.size.into());
-        let _reservation = self
-            .memory_budget
-            .reserve(records, &caller, deadline)
-            .await?;
-        let page = deadline.bound(self.accounts.list_users(page)).await?;
+        let use_case = self.accounts.list_users(page);
+        let (page, _reservation) = self.reserve(records, &caller, deadline, use_case).await?;
         Ok(Response::new(pb::ListUsersResponse {
             users: page.entries.iter().map(convert::user).collect(),
             next_page_token: page.next_token,
@@ -378,13 +384,8 @@ impl account_service_server::AccountService for AccountService {
             convert::MAX_PROFILES_PAGE,
         )?;
         let records = RecordCount::Profiles(page.size.into());
-        let _reservation = self
-            .memory_budget
-            .reserve(records, &caller, deadline)
-            .await?;
-        let page = deadline
-            .bound(self.accounts.list_organizations(page))
-            .await?;
+        let use_case = self.accounts.list_organizations(page);
+        let (page, _reservation) = self.reserve(records, &caller, deadline, use_case).await?;
         Ok(Response::new(pb::ListOrganizationsResponse {
             organizations: page.entries.iter().map(convert::organization).collect(),
             next_page_token: page.next_token,
@@ -405,13 +406,8 @@ impl account_service_server::AccountService for AccountService {
             convert::MAX_MEMBERSHIPS_PAGE,
         )?;
         let records = RecordCount::Memberships(page.size.into());
-        let _reservation = self
-            .memory_budget
-            .reserve(records, &caller, deadline)
-            .await?;
-        let page = deadline
-            .bound(self.accounts.list_members(name, page))
-            .await?;
+        let use_case = self.accounts.list_members(name, page);
+        let (page, _reservation) = self.reserve(records, &caller, deadline, use_case).await?;
         Ok(Response::new(pb::ListOrganizationMembersResponse {
             memberships: page.entries.iter().map(convert::membership).collect(),
             next_page_token: page.next_token,
@@ -432,13 +428,8 @@ impl account_service_server::AccountService for AccountService {
             convert::MAX_MEMBERSHIPS_PAGE,
         )?;
         let records = RecordCount::Memberships(page.size.into());
-        let _reservation = self
-            .memory_budget
-            .reserve(records, &caller, deadline)
-            .await?;
-        let page = deadline
-            .bound(self.accounts.list_memberships(user, page))
-            .await?;
+        let use_case = self.accounts.list_memberships(user, page);
+        let (page, _reservation) = self.reserve(records, &caller, deadline, use_case).await?;
         Ok(Response::new(pb::ListUserOrganizationsResponse {
             memberships: page.entries.iter().map(convert::membership).collect(),
             next_page_token: page.next_token,
@@ -497,13 +488,9 @@ impl account_service_server::AccountService for AccountService {
         let freshness = convert::freshness(request.consistency)?;
         let checks = convert::checks(&request.checks)?;
         let records = RecordCount::Memberships(checks.len());
-        let _reservation = self
-            .memory_budget
-            .reserve(records, &caller, deadline)
-            .await?;
-        let (results, source) = deadline
-            .bound(self.accounts.check_batch(&checks, freshness))
-            .await?;
+        let use_case = self.accounts.check_batch(&checks, freshness);
+        let ((results, source), _reservation) =
+            self.reserve(records, &caller, deadline, use_case).await?;
         Ok(Response::new(pb::BatchCheckMembershipsResponse {
             results: results.into_iter().map(convert::check_result).collect(),
             source: convert::source(source).into(),

@@ -22,6 +22,11 @@ use crate::{
     store::{self, DynamoDb, Step},
 };
 
+/// The acting user of a change of its own membership.
+fn own_actor<'a>(acting: &'a Username, member: &Username) -> Option<&'a Username> {
+    (acting == member).then_some(acting)
+}
+
 pub(super) struct ChangeRole {
     pub(super) role: RoleToChange,
     pub(super) now: Timestamp,
@@ -30,8 +35,7 @@ pub(super) struct ChangeRole {
 impl Repeatable for ChangeRole {
     fn self_revoking_actor(&self) -> Option<&Username> {
         let change = &self.role;
-        let is_own = change.acting_user == change.member_username;
-        is_own.then_some(&change.acting_user)
+        own_actor(&change.acting_user, &change.member_username)
     }
 }
 
@@ -128,8 +132,7 @@ pub(super) struct RemoveMember(pub(super) MemberToRemove);
 impl Repeatable for RemoveMember {
     fn self_revoking_actor(&self) -> Option<&Username> {
         let change = &self.0;
-        let is_own = change.acting_user == change.member_username;
-        is_own.then_some(&change.acting_user)
+        own_actor(&change.acting_user, &change.member_username)
     }
 }
 
