@@ -9,6 +9,7 @@ ENV SOURCE_DATE_EPOCH=0
 COPY Cargo.toml Cargo.lock build.rs ./
 COPY proto proto
 COPY third_party third_party
+COPY fuzz fuzz
 COPY model model
 COPY deploy/release deploy/service.profdata deploy/
 RUN mkdir src \

@@ -15,7 +15,10 @@ use account_service::{
 };
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http_body_util::{BodyExt as _, Full};
-use tokio::runtime::Runtime;
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{SignalKind, signal},
+};
 use tonic::{Code, Status, body::Body};
 use tonic_types::StatusExt as _;
 use tower::{ServiceBuilder, ServiceExt as _, util::MapResponseLayer};
@@ -38,6 +41,9 @@ static SERVED: LazyLock<Served> = LazyLock::new(|| {
     settings.server.watch_patience_ms = Duration::from_millis(1);
     settings.server.max_connection_age_s = Duration::from_millis(10);
     let (service, embedded) = runtime.block_on(async {
+        // Rust's own `main` ignores this signal, libFuzzer's does not: a write to a closed
+        // connection would end the process.
+        signal(SignalKind::pipe()).expect("a handler of SIGPIPE");
         let embedded = Embedded::start(&settings, Arc::new(momento::OpenGate));
         let embedded = embedded.await.expect("embedded servers");
         embedded
