@@ -8,6 +8,7 @@ const PROTO_ROOT: &str = "proto";
 const IMPORT_ROOT: &str = "third_party/googleapis";
 const API: [&str; 1] = ["account/v1/account_service.proto"];
 const CACHE: [&str; 1] = ["account/cache/v1/entry.proto"];
+const PEER: [&str; 1] = ["account/peer/v1/peer_service.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed={PROTO_ROOT}");
@@ -31,5 +32,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .build_client(false)
         .build_server(false)
         .compile_fds(cache)?;
+
+    let peer = protox::compile(PEER, [PROTO_ROOT])?;
+    tonic_prost_build::configure().compile_fds(peer)?;
     Ok(())
 }

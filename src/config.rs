@@ -13,7 +13,7 @@ use clap::{
 };
 use secrecy::SecretString;
 
-pub use self::server::{CallerSettings, ServerSettings, TraceSettings};
+pub use self::server::{CallerSettings, PeerSettings, ServerSettings, TraceSettings};
 use self::values::{
     attempt_millis, cache_name, host_and_port, log_filter, millis, not_empty, seconds, table_name,
     url,
@@ -241,6 +241,9 @@ pub struct BackendSettings {
     pub aws_credentials: Option<EmbeddedCredentials>,
 }
 
+/// Time to live of a record in the memory of a replica while the table's stream is followed.
+const NEAR_TTL: Duration = Duration::from_secs(3600);
+
 /// Credentials of the embedded servers, which accept any.
 #[derive(Debug, Clone, Copy)]
 pub struct EmbeddedCredentials;
@@ -268,6 +271,9 @@ pub struct CacheSettings {
     /// cache, in seconds.
     #[arg(long, env = "ABSENT_TTL_S", value_name = "S", default_value = "10", value_parser = seconds)]
     pub absent_ttl_s: Duration,
+    /// Capacity of this replica's memory for records, in MiB.
+    #[arg(long, env = "NEAR_CACHE_MIB", value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=65_535))]
+    pub near_cache_mib: u16,
     /// Whether to follow the table's stream, one replica at a time, so that reads
     /// show changes made past the service within about a second.
     #[arg(long, env = "STREAM_INVALIDATOR", value_name = "BOOL", default_value = "true", action = ArgAction::Set, value_parser = BoolishValueParser::new())]
@@ -302,6 +308,8 @@ impl CacheSettings {
             membership_ttl: self.membership_ttl_s,
             profile_ttl: self.profile_ttl_s,
             absent_ttl: self.absent_ttl_s,
+            near_cache_bytes: u64::from(self.near_cache_mib) * 1024 * 1024,
+            near_ttl: self.stream_invalidator.then_some(NEAR_TTL),
             ..crate::coherence::CoherenceSettings::default()
         }
     }

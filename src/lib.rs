@@ -12,7 +12,7 @@
 //! ```
 //!
 //! `transport` accepts connections, with or without TLS. `auth` authenticates and authorizes
-//! callers.
+//! callers. `peer` calls other replicas.
 //!
 //! `domain` has the types that all modules share, and depends on no other module. `cli` runs
 //! the subcommands. `boot` builds the server from the settings. `background` has the background
@@ -31,6 +31,7 @@ pub mod grpc;
 #[cfg(feature = "local")]
 pub mod local;
 mod loopback;
+pub mod peer;
 pub mod proto;
 pub mod service;
 pub mod store;

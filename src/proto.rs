@@ -1,4 +1,4 @@
-//! Code generated from `proto/`: messages, the gRPC server and client, and the
+//! Code generated from `proto/`: messages, the gRPC servers and clients, and the
 //! cache's entry format.
 #![expect(
     clippy::all,
@@ -25,6 +25,11 @@ pub mod account_v1 {
 /// The cache's entry format, package `account.cache.v1`. Private to the service.
 pub mod cache_v1 {
     tonic::include_proto!("account.cache.v1");
+}
+
+/// Calls between replicas, package `account.peer.v1`. Private to the service.
+pub mod peer_v1 {
+    tonic::include_proto!("account.peer.v1");
 }
 
 /// Initial capacity of a message's buffer, in bytes. Enough for most messages. The default

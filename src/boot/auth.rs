@@ -7,7 +7,7 @@ use crate::{
     auth::{Authorizer, Expected, Policy, Tokens, VerificationKeys},
     config::{CallerSettings, ServerSettings},
     grpc,
-    transport::tls::{Tls, TlsFiles},
+    transport::tls::{Tls, TlsFiles, TlsSource},
 };
 
 /// The authorizer, with the keys and certificates that are refreshed for it.
@@ -84,8 +84,9 @@ impl CallerAuth {
 
     /// The TLS configuration. `None`: no TLS.
     #[must_use]
-    pub fn tls(&self) -> Option<Arc<Tls>> {
-        self.tls.clone()
+    pub fn tls(&self) -> Option<TlsSource> {
+        let tls = self.tls.clone()?;
+        Some(Arc::new(move || tls.config()))
     }
 
     /// Refreshes certificates and keys. Never ends.

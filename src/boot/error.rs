@@ -6,6 +6,7 @@ use super::secrets_manager;
 use crate::{
     auth::{KeySource, KeySourceError},
     cache::{self, CredentialError},
+    peer::IdentityError,
     store, telemetry,
     transport::tls::TlsError,
 };
@@ -69,6 +70,9 @@ pub enum Error {
         /// The secret.
         id: String,
     },
+    /// There is no identity for calls between replicas.
+    #[error("{0}; restart the service")]
+    PeerIdentity(IdentityError),
     /// The server cannot listen on the address.
     #[error("cannot listen on {addr}: {source}; choose another address")]
     Listen {

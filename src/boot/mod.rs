@@ -5,6 +5,7 @@ mod auth;
 mod error;
 mod metrics;
 mod momento_credentials;
+mod peers;
 pub mod provision;
 pub mod secrets_manager;
 mod serve;
@@ -31,7 +32,7 @@ use crate::{
     transport::listener,
 };
 
-use self::{auth::CallerAuth, momento_credentials::MomentoCredentials};
+use self::{auth::CallerAuth, momento_credentials::MomentoCredentials, peers::PeerListener};
 pub use self::{
     error::Error,
     metrics::{MetricsError, start_metrics},
@@ -90,6 +91,7 @@ pub struct App {
     auth: CallerAuth,
     health_listener: Option<TcpListener>,
     momento_credentials: MomentoCredentials,
+    peers: Option<PeerListener>,
     is_ready: bool,
     describes_itself: bool,
     longest_call: Option<Duration>,
@@ -113,7 +115,7 @@ impl App {
         tuning: impl Into<Tuning>,
     ) -> Result<Self, Error> {
         let Tuning {
-            cache,
+            mut cache,
             invalidator,
             clean_up,
             longest_call,
@@ -124,6 +126,8 @@ impl App {
             Some(addr) => Some(bind(addr).await?.0),
             None => None,
         };
+        let peers = PeerListener::start(&settings.server.peers).await?;
+        cache.peer_address = peers.as_ref().map(PeerListener::address);
         let backends = &settings.backends;
         let aws = load_aws(backends).await?;
         let table = table(&aws, backends, operation_timeout);
@@ -172,6 +176,7 @@ impl App {
             auth,
             health_listener,
             momento_credentials,
+            peers,
             is_ready,
             describes_itself: !settings.server.callers.no_reflection,
             longest_call,

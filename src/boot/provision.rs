@@ -42,7 +42,7 @@ pub async fn run(
     let table_failed = |source| boot::table_error(settings, source);
     let (created, findings) = table.create_table().await.map_err(table_failed)?;
     if created == store::Created::Whole {
-        let begun = coherence::begin_generation(table).await;
+        let begun = coherence::begin(table).await;
         begun.map_err(table_failed)?;
     }
 
@@ -76,8 +76,8 @@ pub async fn run(
     })
 }
 
-/// Empties the cache by moving on to a new generation. Takes a few seconds, during which reads go
-/// to the table.
+/// Empties the cache by moving on to a new generation, and the near caches of all replicas. Takes a
+/// few seconds, during which reads go to the table.
 ///
 /// # Errors
 /// The table cannot be used.

@@ -9,13 +9,13 @@ use tonic::{body::Body, transport::Server};
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tower::util::{MapRequestLayer, MapResponseLayer, option_layer};
 
-use super::{App, Error, auth::CallerAuth};
+use super::{App, Error, auth::CallerAuth, peers::PeerListener};
 use crate::{
     coherence::Coherence,
     config::ServerSettings,
     grpc::{
         AuthLayer, ConcurrencyLimitLayer, DEFAULT_DEADLINE, FastPathLayer, HEAVY_CALL_CPU,
-        LongestCall, MetricsLayer, Readiness, reflection_v1, reflection_v1alpha,
+        LongestCall, MetricsLayer, Readiness, ReplicaService, reflection_v1, reflection_v1alpha,
         with_error_details,
     },
     telemetry,
@@ -91,6 +91,7 @@ impl App {
         let readiness = Readiness::new().await;
         let health_server = readiness.server();
         report(&readiness, self.is_ready).await;
+        let replicas = serve_replicas(self.peers.take(), self.service.coherence());
         let separate_health = serve_health(self.health_listener.take(), readiness.server());
         let become_ready = {
             let (readiness, stopping) = (readiness.clone(), self.stopping.clone());
@@ -135,6 +136,7 @@ impl App {
             }
             () = become_ready => Ok(()),
             ended = separate_health => ended,
+            ended = replicas => ended,
             () = overdue => {
                 tracing::warn!("calls, writes or repairs were still running at the end of the drain timeout");
                 Ok(())
@@ -185,8 +187,11 @@ impl App {
             .map_err(serve_failed)
     }
 
-    /// Waits for running writes, and releases the leases.
+    /// Leaves the replica directory, waits for running writes, and releases the leases.
     async fn drain(&self) {
+        if let Err(error) = self.service.coherence().leave_directory().await {
+            tracing::warn!(%error, "the replica directory was not left: other replicas evict this one");
+        }
         self.service.coherence().drain().await;
         if let Some(invalidator) = &self.invalidator {
             invalidator.resign().await;
@@ -212,6 +217,7 @@ impl App {
         });
         tokio::select! {
             () = self.service.coherence().run_generation_switch() => {}
+            () = self.service.coherence().run_directory() => {}
             () = follow_stream => {}
             () = clean_up => {}
             () = self.auth.run_refresh() => {}
@@ -257,6 +263,20 @@ async fn become_ready(
     if !stopping.is_cancelled() {
         report(&readiness, true).await;
     }
+}
+
+/// Serves calls of other replicas. Ends only on a failure.
+async fn serve_replicas(peers: Option<PeerListener>, coherence: &Coherence) -> Result<(), Error> {
+    let Some(peers) = peers else {
+        tracing::info!("without PEER_ADDR, memory serves only reads with max_staleness");
+        return std::future::pending().await;
+    };
+    let service = ReplicaService::new(coherence.clone(), peers.identity());
+    server_builder()
+        .add_service(service.into_server())
+        .serve_with_incoming(peers.accept())
+        .await
+        .map_err(serve_failed)
 }
 
 /// Serves health checks on a separate address. Ends only on a failure.

@@ -129,7 +129,13 @@ async fn dev(settings: &DevSettings) -> Result<(), Failure> {
     let embedded = Embedded::start(settings, Arc::new(local::momento::OpenGate)).await?;
     embedded.set_up().await?;
     let greeting = |addr| embedded.greeting(addr, settings.data_dir.as_deref());
-    Ok(serve(&embedded.serve_settings(settings), greeting).await?)
+    let mut settings = embedded.serve_settings(settings);
+    settings
+        .server
+        .peers
+        .peer_addr
+        .get_or_insert(local::ANY_PORT);
+    Ok(serve(&settings, greeting).await?)
 }
 
 async fn set_up(settings: &SetupSettings) -> Result<(), boot::Error> {

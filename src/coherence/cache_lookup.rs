@@ -10,9 +10,9 @@ use tokio::{
 };
 
 use super::{
-    CoherenceSettings, Projection,
+    CoherenceSettings,
     circuit_breaker::{CircuitBreakers, Decision},
-    entries::{EntryCache, Unusable},
+    entries::{EntryCache, Snapshot, Unusable},
     generation_switch::GenerationSwitch,
     namespace::Namespace,
     table_read_limiter::MAX_WAIT,
@@ -44,9 +44,9 @@ pub(super) struct CacheLookups {
 }
 
 /// The result of the look-ups of one read.
-pub(super) struct Lookup<V> {
-    /// Records that the cache had, in the order of the keys.
-    pub(super) records: Vec<Option<V>>,
+pub(super) struct Lookup {
+    /// The states that the cache had, in the order of the keys.
+    pub(super) found: Vec<Option<Snapshot>>,
     /// Positions of the keys that the cache did not have.
     pub(super) unknown: Vec<usize>,
     /// Keys without an entry: a read that takes the lease fills them.
@@ -77,10 +77,10 @@ enum LookupFailure {
     Failed,
 }
 
-impl<V: Projection> Lookup<V> {
+impl Lookup {
     fn empty(keys: &[Key]) -> Self {
         Self {
-            records: vec![None; keys.len()],
+            found: vec![None; keys.len()],
             unknown: Vec::new(),
             missed: HashSet::new(),
             deadline: None,
@@ -122,11 +122,7 @@ impl CacheLookups {
     /// Looks the keys up. `None`: the cache was not queried. Keys beyond the limit of one look-up
     /// are split into look-ups of about the same size, one after the other. After a failure, the
     /// remaining keys are not looked up, and no entry is filled.
-    pub(super) async fn look_up<V: Projection>(
-        &self,
-        keys: &[Key],
-        namespace: &Namespace,
-    ) -> Option<Lookup<V>> {
+    pub(super) async fn look_up(&self, keys: &[Key], namespace: &Namespace) -> Option<Lookup> {
         let mut lookup = Lookup::empty(keys);
         let lookups = keys.len().div_ceil(cache::MAX_KEYS).max(1);
         let keys_per_lookup = keys.len().div_ceil(lookups).max(1);
@@ -140,7 +136,7 @@ impl CacheLookups {
                     if failure == LookupFailure::Failed {
                         lookup.counts.failed += keys.len() as u64;
                     }
-                    lookup.unknown.extend(first..lookup.records.len());
+                    lookup.unknown.extend(first..lookup.found.len());
                     lookup.missed.clear();
                     break;
                 }
@@ -153,13 +149,13 @@ impl CacheLookups {
     }
 
     /// Takes the result of one look-up, of the keys from position `first` on.
-    async fn take<V: Projection>(
+    async fn take(
         &self,
         first: usize,
         keys: &[Key],
         cache_keys: &Keys,
         found: Vec<Found>,
-        lookup: &mut Lookup<V>,
+        lookup: &mut Lookup,
     ) {
         let mut found = found.into_iter();
         let now = self.entries.now();
@@ -167,9 +163,9 @@ impl CacheLookups {
             consume_budget().await;
             match found.next() {
                 Some(Found::Hit(bytes)) => match self.entries.decode(&bytes, cache_key, key, now) {
-                    Ok(record) => {
+                    Ok(snapshot) => {
                         lookup.counts.hit += 1;
-                        lookup.records[position] = record;
+                        lookup.found[position] = Some(snapshot);
                         continue;
                     }
                     Err(Unusable) => lookup.counts.unusable += 1,

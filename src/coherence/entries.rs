@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::{CoherenceSettings, Entry, Nonce, Projection, Tag, namespace::Namespace};
+use super::{CoherenceSettings, Entry, Nonce, Tag, namespace::Namespace};
 use crate::{
     cache::MomentoClient,
     domain::{Key, Record, Timestamp},
@@ -29,6 +29,25 @@ pub(super) struct EntryCache {
     settings: CoherenceSettings,
 }
 
+/// The state of a record, as the table held it.
+#[derive(Debug, Clone)]
+pub(super) struct Snapshot {
+    /// `None`: there was no such record.
+    pub(super) record: Option<Record>,
+    /// Time since the table read, by the wall clock.
+    pub(super) age: Duration,
+}
+
+impl Snapshot {
+    /// A state that the table was just read in.
+    pub(super) fn now(record: Option<Record>) -> Self {
+        Self {
+            record,
+            age: Duration::ZERO,
+        }
+    }
+}
+
 /// The entry can be neither used nor filled: it is a lease or a fence, too old, or of another
 /// format.
 pub(super) struct Unusable;
@@ -50,6 +69,12 @@ impl EntryCache {
         longest_ttl + AGE_SLACK
     }
 
+    /// Time to live of a record in the near cache, from the table read on.
+    pub(super) fn near_ttl(&self, key: &Key, is_present: bool) -> Duration {
+        let same = || self.ttl(key, is_present);
+        self.settings.near_ttl.unwrap_or_else(same)
+    }
+
     /// Whether the cache stores a fence.
     pub(super) async fn probe(&self, namespace: &Namespace) -> bool {
         let key = namespace.probe_key();
@@ -59,18 +84,23 @@ impl EntryCache {
     }
 
     /// Decodes the entry of `key` that was stored under `cache_key`, if it can be used.
-    pub(super) fn decode<V: Projection>(
+    pub(super) fn decode(
         &self,
         bytes: &[u8],
         cache_key: &[u8],
         key: &Key,
         now: Timestamp,
-    ) -> Result<Option<V>, Unusable> {
-        let (record, read_time) = V::decode(bytes, cache_key, key).ok_or(Unusable)?;
+    ) -> Result<Snapshot, Unusable> {
+        let entry = Entry::decode(bytes, cache_key, key).ok_or(Unusable)?;
+        let (record, read_time) = match entry.tag {
+            Tag::Present { record, read_time } => (Some(record), read_time),
+            Tag::Absent { read_time } => (None, read_time),
+            Tag::Lease | Tag::Fence => return Err(Unusable),
+        };
         let age_ms = now.0.saturating_sub(read_time.0);
         let age = Duration::from_millis(u64::try_from(age_ms).unwrap_or(0));
         if age <= self.max_age(key, record.is_some()) {
-            Ok(record)
+            Ok(Snapshot { record, age })
         } else {
             Err(Unusable)
         }

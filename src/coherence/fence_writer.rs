@@ -247,7 +247,7 @@ impl FenceWriter {
     /// in use: before that, some writes do not fence.
     pub(super) async fn publish(&self, records: Vec<Record>, fences: Fences, read_time: Timestamp) {
         let Fences { view, placed, .. } = fences;
-        if view.phase != Phase::On {
+        if view.phase() != Phase::On {
             return;
         }
         let namespace = &view.namespace;

@@ -1,9 +1,10 @@
 //! Fencing: raises the barrier of a write, before its commit and again before its
-//! acknowledgement. The barrier is a fence on each key, or the certainty that no replica uses
-//! the cache.
+//! acknowledgement. The barrier is a fence on each key in the cache, or the certainty that no
+//! replica uses the cache; and a fence in the near cache of each replica.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use futures_util::future::try_join;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::{
@@ -11,7 +12,8 @@ use super::{
     entries::EntryCache,
     fence_writer::{FenceWriter, Fences},
     generation_switch::{GenerationSwitch, Phase},
-    projection::LocalCaches,
+    near_cache::NearCache,
+    replica_fencing::{ReplicaFences, ReplicaFencing},
 };
 use crate::{
     cache::{self, Found},
@@ -22,17 +24,25 @@ use crate::{
 /// Pause between reads of a switch that cannot be read.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
-/// The write barrier. While it stands, no reader fills the cache with, and no replica serves from
-/// the cache, a record that was read before the barrier was raised.
+/// The write barrier. While it stands, no reader fills a cache with, and no replica serves from a
+/// cache, a record that was read before the barrier was raised.
+pub(super) struct Barrier {
+    /// In the cache.
+    pub(super) cache: CacheBarrier,
+    /// In the near caches.
+    pub(super) replicas: ReplicaFences,
+}
+
+/// The part of the barrier in the cache.
 #[derive(Debug)]
-pub(super) enum Barrier {
+pub(super) enum CacheBarrier {
     /// A fence on each key.
     Fences(Fences),
     /// No replica uses the cache, since this time at the latest.
     Unused(Instant),
 }
 
-impl Barrier {
+impl CacheBarrier {
     /// The fences, if the cache is in use.
     pub(super) fn fences(&self) -> Option<&Fences> {
         match self {
@@ -41,13 +51,20 @@ impl Barrier {
         }
     }
 
-    /// The start of its validity. No fence of it expires earlier than
-    /// [`Timing::fence_ttl`] after this.
-    pub(super) fn since(&self) -> Instant {
+    /// Time since the start of its validity. No fence of it expires earlier than
+    /// [`Timing::fence_ttl`] after that.
+    fn age(&self) -> Duration {
         match self {
-            Self::Fences(fences) => fences.since,
-            Self::Unused(since) => *since,
+            Self::Fences(fences) => fences.since.elapsed(),
+            Self::Unused(since) => since.elapsed(),
         }
+    }
+}
+
+impl Barrier {
+    /// Time since the start of its validity.
+    pub(super) fn age(&self) -> Duration {
+        self.cache.age().max(self.replicas.age())
     }
 }
 
@@ -67,45 +84,67 @@ pub enum Cached {
 /// Reason why a barrier was not raised.
 #[derive(Debug)]
 pub(super) enum BarrierError {
-    /// The cache could be neither fenced nor taken out of use in time.
+    /// The cache could be neither fenced nor taken out of use in time, or a replica could be neither
+    /// fenced nor evicted.
     NotRaised,
-    /// The switch could not be read or moved.
+    /// The switch or the directory could not be read or changed.
     Store(store::Error),
 }
 
 /// Raises barriers.
 pub struct Fencing {
     generation_switch: Arc<GenerationSwitch>,
-    local_caches: Arc<LocalCaches>,
+    near_cache: Arc<NearCache>,
     entries: Arc<EntryCache>,
     fences: FenceWriter,
+    replicas: Arc<ReplicaFencing>,
+    timing: Timing,
 }
 
 impl Fencing {
     pub(super) fn new(
         entries: Arc<EntryCache>,
         generation_switch: Arc<GenerationSwitch>,
-        local_caches: Arc<LocalCaches>,
+        near_cache: Arc<NearCache>,
+        replicas: Arc<ReplicaFencing>,
         timing: Timing,
     ) -> Self {
         Self {
             fences: FenceWriter::new(entries.clone(), timing),
             generation_switch,
-            local_caches,
+            near_cache,
             entries,
+            replicas,
+            timing,
         }
     }
 
-    /// Ensures that no read returns these records from entries that the cache holds now.
+    /// Ensures that no read returns these records from what the cache and the near caches hold now.
     /// `false` if that was not possible by the deadline.
     pub async fn invalidate(&self, keys: &[Key], deadline: Instant) -> bool {
-        self.confirm(keys, None, deadline).await.is_some()
+        let is_fenced = self.confirm_in_cache(keys, None, deadline).await.is_some();
+        is_fenced && self.invalidate_memory(keys, deadline).await
+    }
+
+    /// Ensures that no read returns these records from what the near caches hold now. `false` if
+    /// that was not possible by the deadline.
+    pub async fn invalidate_memory(&self, keys: &[Key], deadline: Instant) -> bool {
+        let removed = async {
+            while let Err(error) = self.replicas.remove(keys).await {
+                cannot_fence(&error);
+                sleep(RETRY_PAUSE).await;
+            }
+        };
+        timeout_at(deadline, removed).await.is_ok()
     }
 
     /// The greatest age of an entry of `key` that a read accepts.
     #[must_use]
     pub fn max_age(&self, key: &Key) -> Duration {
-        let ages = [true, false].map(|is_present| self.entries.max_age(key, is_present));
+        let ages = [true, false].map(|is_present| {
+            let near_ttl = self.entries.near_ttl(key, is_present);
+            self.entries.max_age(key, is_present).max(near_ttl)
+        });
         ages.into_iter().max().unwrap_or_default()
     }
 
@@ -120,69 +159,118 @@ impl Fencing {
         self.fences.publish(records, fences, read_time).await;
     }
 
-    /// Fences all keys, or waits until no replica uses the cache. If the write `may_publish`, the
-    /// entries that the fences replace are read first. `own` are fences of this write to renew.
+    /// Raises the barrier of a write. If the write `may_publish`, the entries that its fences
+    /// replace are read first.
     pub(super) async fn barrier(
         &self,
         keys: &[Key],
         may_publish: bool,
-        own: Option<&Fences>,
         deadline: Instant,
     ) -> Result<Barrier, BarrierError> {
-        let barrier = async {
-            loop {
-                let view = self
-                    .generation_switch
-                    .view()
-                    .await
-                    .map_err(BarrierError::Store)?;
-                if view.phase == Phase::Warm {
-                    let settled_at = self.generation_switch.settled_at(&view);
-                    if settled_at > deadline {
-                        return Err(BarrierError::NotRaised);
-                    }
-                    sleep_until(settled_at).await;
-                    return Ok(Barrier::Unused(Instant::now()));
-                }
-                let own = own.filter(|own| own.view.is_same(&view));
-                let fenced = match own {
-                    Some(_) => self.fences.fence_again(&view, keys, own, "fence").await,
-                    None => self.fences.fence(&view, keys, may_publish).await,
-                };
-                if let Some(fences) = fenced {
-                    return Ok(Barrier::Fences(fences));
-                }
-                let left = self.generation_switch.leave(&view).await;
-                left.map_err(BarrierError::Store)?;
+        let mut replicas = self.replicas.begin_write(keys);
+        let barrier = try_join(
+            self.cache_barrier(keys, may_publish, None),
+            self.fence_replicas(&mut replicas),
+        );
+        let (cache, ()) = in_time(deadline, barrier).await?;
+        Ok(Barrier { cache, replicas })
+    }
+
+    /// Raises a barrier of this write anew.
+    pub(super) async fn renew(
+        &self,
+        barrier: &mut Barrier,
+        keys: &[Key],
+        deadline: Instant,
+    ) -> Result<(), BarrierError> {
+        let own = barrier.cache.fences();
+        let renewed = try_join(
+            self.cache_barrier(keys, false, own),
+            self.fence_replicas(&mut barrier.replicas),
+        );
+        let (cache, ()) = in_time(deadline, renewed).await?;
+        barrier.cache = cache;
+        Ok(())
+    }
+
+    async fn fence_replicas(&self, replicas: &mut ReplicaFences) -> Result<(), BarrierError> {
+        let fenced = self.replicas.fence(replicas, self.timing.fence_max_age);
+        fenced.await.map_err(BarrierError::Store)
+    }
+
+    /// Fences all keys in the cache, or waits until no replica uses it. `own` are fences of this
+    /// write to renew.
+    async fn cache_barrier(
+        &self,
+        keys: &[Key],
+        may_publish: bool,
+        own: Option<&Fences>,
+    ) -> Result<CacheBarrier, BarrierError> {
+        loop {
+            let view = self.generation_switch.view().await;
+            let view = view.map_err(BarrierError::Store)?;
+            if view.phase() == Phase::Warm {
+                sleep_until(self.generation_switch.settled_at(&view)).await;
+                return Ok(CacheBarrier::Unused(Instant::now()));
             }
-        };
-        let barrier = timeout_at(deadline, barrier).await;
-        barrier.unwrap_or(Err(BarrierError::NotRaised))
+            let own = own.filter(|own| own.view.is_same(&view));
+            let fenced = match own {
+                Some(_) => self.fences.fence_again(&view, keys, own, "fence").await,
+                None => self.fences.fence(&view, keys, may_publish).await,
+            };
+            if let Some(fences) = fenced {
+                return Ok(CacheBarrier::Fences(fences));
+            }
+            let left = self.generation_switch.leave(&view).await;
+            left.map_err(BarrierError::Store)?;
+        }
     }
 
     /// Ensures that from now on no record is filled or served that was read before. Fences all keys
-    /// again, in the present generation, or waits until no replica uses the cache. Retries until
-    /// the deadline. `before` are the fences from before the commit.
+    /// again in the cache, in the present generation, or waits until no replica uses it. Then
+    /// ensures that every replica with a near cache holds a fence of this write. Retries until
+    /// the deadline. `before` are the fences in the cache from before the commit.
     pub(super) async fn confirm(
         &self,
         keys: &[Key],
         before: Option<&Fences>,
+        replicas: &mut ReplicaFences,
         deadline: Instant,
-    ) -> Option<Barrier> {
+    ) -> Option<CacheBarrier> {
+        let confirmed = self.confirm_in_cache(keys, before, deadline).await?;
+        // Not earlier: a replica that has joined since may have installed an older record from
+        // the cache.
+        let max_age = self.timing.hold_max_age();
+        let fenced = async {
+            while let Err(error) = self.replicas.fence(replicas, max_age).await {
+                cannot_fence(&error);
+                sleep(RETRY_PAUSE).await;
+            }
+        };
+        timeout_at(deadline, fenced).await.ok()?;
+        Some(confirmed)
+    }
+
+    async fn confirm_in_cache(
+        &self,
+        keys: &[Key],
+        before: Option<&Fences>,
+        deadline: Instant,
+    ) -> Option<CacheBarrier> {
         let confirmed = async {
             loop {
                 let Ok(view) = self.generation_switch.view().await else {
                     sleep(RETRY_PAUSE).await;
                     continue;
                 };
-                if view.phase == Phase::Warm {
+                if view.phase() == Phase::Warm {
                     sleep_until(self.generation_switch.settled_at(&view)).await;
-                    return Barrier::Unused(Instant::now());
+                    return CacheBarrier::Unused(Instant::now());
                 }
                 let own = before.filter(|before| before.view.is_same(&view));
                 let fenced = self.fences.fence_again(&view, keys, own, "confirm").await;
                 if let Some(fences) = fenced {
-                    return Barrier::Fences(fences);
+                    return CacheBarrier::Fences(fences);
                 }
                 if let Err(error) = self.generation_switch.leave(&view).await {
                     tracing::warn!(%error, "the cache cannot be taken out of use");
@@ -192,7 +280,7 @@ impl Fencing {
         let confirmed = timeout_at(deadline, confirmed).await.ok();
         // Not earlier: until then the cache may serve a state from before the write, which a
         // reader would insert again.
-        self.local_caches.remove(keys);
+        self.near_cache.remove(keys);
         confirmed
     }
 
@@ -227,4 +315,16 @@ impl Fencing {
         }
         keys.into_iter().zip(compared).collect()
     }
+}
+
+async fn in_time<T>(
+    deadline: Instant,
+    barrier: impl Future<Output = Result<T, BarrierError>>,
+) -> Result<T, BarrierError> {
+    let raised = timeout_at(deadline, barrier).await;
+    raised.unwrap_or(Err(BarrierError::NotRaised))
+}
+
+fn cannot_fence(error: &store::Error) {
+    tracing::warn!(%error, "replicas cannot be fenced: the directory cannot be read or changed");
 }

@@ -1,5 +1,5 @@
-//! The read path. Records come from the cache or, if it has no entry, from the table. A table read
-//! then fills the cache under a lease.
+//! The read path. Records come from the memory of this replica, else from the cache, else from the
+//! table. A table read fills the cache under a lease.
 
 use std::{
     sync::{Arc, LazyLock},
@@ -10,24 +10,27 @@ use metrics::Counter;
 use tokio::{sync::SemaphorePermit, time::Instant};
 
 use super::{
-    CoherenceSettings, Projection,
+    CoherenceSettings,
     background::BackgroundTasks,
     cache_lookup::{CacheLookups, Lookup},
-    entries::EntryCache,
+    entries::{EntryCache, Snapshot},
     generation_switch::GenerationSwitch,
-    namespace::Namespace,
-    projection::LocalCaches,
+    near_cache::{NearCache, Required, Ticket},
+    replica_directory::ReplicaDirectory,
     table_fetch::{Fill, TableFetch},
 };
 use crate::{
-    domain::Key,
+    domain::{CheckFacts, Key, Record},
     store::{self, DynamoDb},
-    telemetry::RECENT_LOOKUPS,
+    telemetry::NEAR_LOOKUPS,
 };
 
+/// Greatest staleness bound of a read.
+pub const MAX_STALENESS: Duration = Duration::from_secs(60);
+
 /// Registered once: every read increments them.
-static LOCAL_LOOKUPS: LazyLock<[Counter; 2]> = LazyLock::new(|| {
-    ["hit", "miss"].map(|result| metrics::counter!(RECENT_LOOKUPS, "result" => result))
+static LOOKUPS: LazyLock<[Counter; 2]> = LazyLock::new(|| {
+    ["hit", "miss"].map(|result| metrics::counter!(NEAR_LOOKUPS, "result" => result))
 });
 
 /// Required freshness of a read.
@@ -38,7 +41,7 @@ pub enum Freshness {
     Coherent,
     /// A strongly consistent read of the table.
     Strong,
-    /// At most this old, and at most [`super::MAX_STALENESS`]. This replica's own writes
+    /// At most this old, and at most [`MAX_STALENESS`]. This replica's own writes
     /// are always reflected.
     Within(Duration),
 }
@@ -54,6 +57,24 @@ pub enum Source {
     Store,
 }
 
+/// The part of a record that a reader needs.
+pub trait Projection: Clone + Send + Sync + 'static {
+    /// The projection of a record.
+    fn project(record: &Record) -> Self;
+}
+
+impl Projection for Record {
+    fn project(record: &Record) -> Self {
+        record.clone()
+    }
+}
+
+impl Projection for CheckFacts {
+    fn project(record: &Record) -> Self {
+        record.into()
+    }
+}
+
 /// The result of a read.
 #[derive(Debug, Clone)]
 pub struct ReadResult<V> {
@@ -63,10 +84,12 @@ pub struct ReadResult<V> {
     pub source: Source,
 }
 
-/// Reads records from the cache and the table.
+/// Reads records from memory, the cache and the table.
 pub struct ReadPath {
     generation_switch: Arc<GenerationSwitch>,
-    local_caches: Arc<LocalCaches>,
+    directory: Arc<ReplicaDirectory>,
+    near_cache: Arc<NearCache>,
+    entries: Arc<EntryCache>,
     lookups: CacheLookups,
     table: TableFetch,
 }
@@ -76,15 +99,18 @@ impl ReadPath {
         table: DynamoDb,
         entries: Arc<EntryCache>,
         generation_switch: Arc<GenerationSwitch>,
-        local_caches: Arc<LocalCaches>,
+        directory: Arc<ReplicaDirectory>,
+        near_cache: Arc<NearCache>,
         background: BackgroundTasks,
         settings: &CoherenceSettings,
     ) -> Self {
         Self {
             lookups: CacheLookups::new(entries.clone(), generation_switch.clone(), settings),
-            table: TableFetch::new(table, entries, background, settings),
+            table: TableFetch::new(table, entries.clone(), background, settings),
             generation_switch,
-            local_caches,
+            directory,
+            near_cache,
+            entries,
         }
     }
 
@@ -99,14 +125,26 @@ impl ReadPath {
         keys: &[Key],
         freshness: Freshness,
     ) -> Result<ReadResult<V>, store::Error> {
-        let namespace = match freshness {
-            Freshness::Coherent => self.generation_switch.in_use(),
-            Freshness::Strong => None,
-            Freshness::Within(staleness) => {
-                return Box::pin(self.read_local(keys, staleness)).await;
+        if freshness == Freshness::Strong {
+            // Boxed, here and below: the future is large, and a hit in memory does not need it.
+            let found = Box::pin(self.table.fetch(keys, None)).await?;
+            return Ok(ReadResult {
+                records: found.iter().map(|it| it.as_ref().map(V::project)).collect(),
+                source: Source::Store,
+            });
+        }
+        let (mut records, missing) = self.read_memory(keys, freshness);
+        count(&LOOKUPS, [keys.len() - missing.len(), missing.len()]);
+        let mut source = Source::Memory;
+        if !missing.is_empty() {
+            let keys: Vec<_> = missing.iter().map(|it| keys[*it].clone()).collect();
+            let (found, from) = Box::pin(self.read_through(&keys)).await?;
+            for (position, snapshot) in missing.into_iter().zip(found) {
+                records[position] = snapshot.record.as_ref().map(V::project);
             }
-        };
-        self.read_shared(keys, namespace).await
+            source = from;
+        }
+        Ok(ReadResult { records, source })
     }
 
     /// Waits for the permit of one request to the table, see
@@ -118,94 +156,101 @@ impl ReadPath {
         self.table.acquire().await
     }
 
-    /// Reads records from the local cache if they are fresh enough. Reads the other records from
-    /// the cache or the table, and inserts them into the local cache.
-    async fn read_local<V: Projection>(
+    /// Reads records from the near cache. Returns the positions of the keys that it does not have.
+    fn read_memory<V: Projection>(
         &self,
         keys: &[Key],
-        staleness: Duration,
-    ) -> Result<ReadResult<V>, store::Error> {
-        let local_cache = V::local_cache(&self.local_caches);
+        freshness: Freshness,
+    ) -> (Vec<Option<V>>, Vec<usize>) {
+        let entries: Vec<_> = keys.iter().map(|key| self.near_cache.get(key)).collect();
         let now = Instant::now();
-        let oldest = now.checked_sub(staleness).unwrap_or(now);
-        let mut records = vec![None; keys.len()];
-        let mut positions = Vec::new();
-        for (position, key) in keys.iter().enumerate() {
-            match local_cache.get(key, oldest) {
-                Some(record) => records[position].clone_from(record.as_ref()),
-                None => positions.push(position),
+        let required = match freshness {
+            Freshness::Within(staleness) => {
+                Required::Since(now.checked_sub(staleness).unwrap_or(now))
             }
+            // After the entries: see `NearEntry::meets`.
+            Freshness::Coherent | Freshness::Strong => {
+                Required::Coherent(self.directory.serving_epoch())
+            }
+        };
+        let mut missing = Vec::new();
+        let mut records = Vec::with_capacity(keys.len());
+        for (position, entry) in entries.into_iter().enumerate() {
+            let entry = entry.filter(|entry| entry.meets(required, now));
+            if entry.is_none() {
+                missing.push(position);
+            }
+            let record = entry
+                .as_ref()
+                .and_then(|entry| entry.record.as_ref().as_ref());
+            records.push(record.map(V::project));
         }
-        let known = keys.len() - positions.len();
-        count_local(known, positions.len());
-        if positions.is_empty() {
-            let source = Source::Memory;
-            return Ok(ReadResult { records, source });
+        (records, missing)
+    }
+
+    /// Reads records from the cache and the table, and installs them in the near cache.
+    async fn read_through(&self, keys: &[Key]) -> Result<(Vec<Snapshot>, Source), store::Error> {
+        let (epoch, now) = (self.directory.serving_epoch(), Instant::now());
+        let tickets: Vec<Ticket> = keys
+            .iter()
+            .map(|key| self.near_cache.begin_read(key, epoch, now))
+            .collect();
+        let (found, source) = self.read_shared(keys).await?;
+        for ((key, ticket), Snapshot { record, age }) in keys.iter().zip(tickets).zip(&found) {
+            let ttl = self.entries.near_ttl(key, record.is_some());
+            let life = ttl.saturating_sub(*age);
+            self.near_cache.install(key, record.clone(), ticket, life);
         }
-        let unknown: Vec<_> = positions.iter().map(|it| keys[*it].clone()).collect();
-        let writes: Vec<_> = unknown.iter().map(|key| local_cache.writes(key)).collect();
-        let namespace = self.generation_switch.in_use();
-        let result = self.read_shared(&unknown, namespace).await?;
-        let found = unknown.iter().zip(writes).zip(result.records);
-        for (position, ((key, writes), record)) in positions.into_iter().zip(found) {
-            local_cache.insert(key, record.clone(), now, writes);
-            records[position] = record;
-        }
-        let source = result.source;
-        Ok(ReadResult { records, source })
+        Ok((found, source))
     }
 
     /// Reads from the cache, if it is in use, and from the table.
-    async fn read_shared<V: Projection>(
-        &self,
-        keys: &[Key],
-        namespace: Option<Namespace>,
-    ) -> Result<ReadResult<V>, store::Error> {
+    async fn read_shared(&self, keys: &[Key]) -> Result<(Vec<Snapshot>, Source), store::Error> {
+        let namespace = self.generation_switch.in_use();
         let looked_up = match &namespace {
             Some(namespace) => self.lookups.look_up(keys, namespace).await,
             None => None,
         };
         let (Some(namespace), Some(lookup)) = (namespace, looked_up) else {
-            // Boxed, here and below: the future is large, and a hit does not need it.
-            let found = Box::pin(self.table.fetch(keys, None)).await?;
-            return Ok(ReadResult {
-                records: found.iter().map(|it| it.as_ref().map(V::project)).collect(),
-                source: Source::Store,
-            });
+            let found = self.table.fetch(keys, None).await?;
+            return Ok((
+                found.into_iter().map(Snapshot::now).collect(),
+                Source::Store,
+            ));
         };
         let Lookup {
-            mut records,
+            mut found,
             unknown,
             missed,
             deadline,
             ..
         } = lookup;
-        if unknown.is_empty() {
-            return Ok(ReadResult {
-                records,
-                source: Source::Cache,
-            });
+        let mut source = Source::Cache;
+        if !unknown.is_empty() {
+            let fill = Fill {
+                namespace,
+                missed,
+                deadline: deadline.unwrap_or_else(Instant::now),
+            };
+            let wanted: Vec<_> = unknown.iter().map(|it| keys[*it].clone()).collect();
+            let fetched = self.table.fetch(&wanted, Some(fill)).await?;
+            for (position, record) in unknown.into_iter().zip(fetched) {
+                found[position] = Some(Snapshot::now(record));
+            }
+            source = Source::Store;
         }
-        let fill = Fill {
-            namespace,
-            missed,
-            deadline: deadline.unwrap_or_else(Instant::now),
-        };
-        let wanted: Vec<_> = unknown.iter().map(|it| keys[*it].clone()).collect();
-        let found = Box::pin(self.table.fetch(&wanted, Some(fill))).await?;
-        for (position, record) in unknown.into_iter().zip(found) {
-            records[position] = record.as_ref().map(V::project);
-        }
-        Ok(ReadResult {
-            records,
-            source: Source::Store,
-        })
+        let found = found
+            .into_iter()
+            .map(|snapshot| snapshot.unwrap_or_else(|| Snapshot::now(None)));
+        Ok((found.collect(), source))
     }
 }
 
-/// Counts hits and misses of the local cache.
-fn count_local(known: usize, unknown: usize) {
-    for (counter, count) in LOCAL_LOOKUPS.iter().zip([known, unknown]) {
-        counter.increment(count as u64);
+/// Counts hits and misses.
+fn count(counters: &[Counter; 2], counts: [usize; 2]) {
+    for (counter, count) in counters.iter().zip(counts) {
+        if count > 0 {
+            counter.increment(count as u64);
+        }
     }
 }

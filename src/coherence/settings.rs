@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::domain::Timestamp;
+use crate::{domain::Timestamp, peer::PeerAddress};
 
 /// Durations of the protocol's steps. They depend on each other and on the store's
 /// timeouts.
@@ -16,8 +16,12 @@ pub struct Timing {
     pub fence_max_age: Duration,
     /// Time to live of a lease.
     pub lease_ttl: Duration,
-    /// Validity of a view of the generation switch.
+    /// Validity of a view of the generation switch and of the replica directory.
     pub view_ttl: Duration,
+    /// Time for which a replica must have been listed before it serves from its near cache. At
+    /// least [`Self::settle`] and [`Self::fence_ttl`]: every write that began with an older view
+    /// of the directory has ended by then.
+    pub join_wait: Duration,
     /// Longest attempt to place a fence.
     pub fence_attempt: Duration,
     /// Time of retries before the cache is taken out of use. It outlasts a lost connection.
@@ -32,7 +36,14 @@ impl Timing {
         self.view_ttl * 9 / 8
     }
 
-    /// Interval of reading the switch.
+    /// Greatest age of a fence in a near cache when a write is acknowledged: its hold has not ended
+    /// yet, although clocks run at different speeds.
+    #[must_use]
+    pub fn hold_max_age(&self) -> Duration {
+        self.fence_ttl * 9 / 10
+    }
+
+    /// Interval of reading the switch and the directory.
     #[must_use]
     pub fn view_refresh(&self) -> Duration {
         self.view_ttl / 4
@@ -46,6 +57,7 @@ impl Default for Timing {
             fence_max_age: Duration::from_secs(1),
             lease_ttl: Duration::from_secs(2),
             view_ttl: Duration::from_millis(1600),
+            join_wait: Duration::from_millis(6800),
             fence_attempt: Duration::from_millis(250),
             fence_patience: Duration::from_millis(500),
         }
@@ -68,6 +80,15 @@ pub struct CoherenceSettings {
     pub profile_ttl: Duration,
     /// Time to live of the absence of a record in the cache.
     pub absent_ttl: Duration,
+    /// Capacity of the near cache, in bytes.
+    pub near_cache_bytes: u64,
+    /// Time to live of a record in the near cache, and of the absence of one. It bounds how long
+    /// reads show a record that was changed past the service. `None`: the same as in the cache, for
+    /// tables whose stream is not followed.
+    pub near_ttl: Option<Duration>,
+    /// The address of this replica for its peers. `None`: its near cache serves only reads with a
+    /// staleness bound.
+    pub peer_address: Option<PeerAddress>,
     /// Durations of the protocol's steps.
     pub timing: Timing,
     /// The wall clock. Clocks of replicas may differ, so it only bounds the age of entries that the
@@ -84,8 +105,23 @@ impl Default for CoherenceSettings {
             membership_ttl: Duration::from_secs(60),
             profile_ttl: Duration::from_secs(300),
             absent_ttl: Duration::from_secs(10),
+            near_cache_bytes: 64 * 1024 * 1024,
+            near_ttl: None,
+            peer_address: None,
             timing: Timing::default(),
             wall_clock: Timestamp::now,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_serves_from_memory_only_after_earlier_writes_have_ended() {
+        let timing = Timing::default();
+        assert!(timing.join_wait >= timing.settle() + timing.fence_ttl);
+        assert!(timing.hold_max_age() < timing.fence_ttl);
     }
 }

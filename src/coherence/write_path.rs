@@ -12,8 +12,10 @@ use super::{
     Change, HeldPermit, Plan, Timing, Verdict, WriteError,
     background::BackgroundTasks,
     fence_writer::Fences,
-    fencing::{Barrier, BarrierError, Cached, Fencing},
-    projection::LocalCaches,
+    fencing::{Barrier, BarrierError, CacheBarrier, Cached, Fencing},
+    near_cache::NearCache,
+    replica_directory::ReplicaDirectory,
+    replica_fencing::ReplicaFences,
     write_queues::{QueueHead, WriteQueues},
 };
 use crate::{
@@ -47,7 +49,8 @@ enum Attempt<T, R> {
 pub struct WritePath {
     table: DynamoDb,
     fencing: Arc<Fencing>,
-    local_caches: Arc<LocalCaches>,
+    near_cache: Arc<NearCache>,
+    directory: Arc<ReplicaDirectory>,
     write_queues: WriteQueues,
     timing: Timing,
     background: BackgroundTasks,
@@ -57,14 +60,16 @@ impl WritePath {
     pub(super) fn new(
         table: DynamoDb,
         fencing: Arc<Fencing>,
-        local_caches: Arc<LocalCaches>,
+        near_cache: Arc<NearCache>,
+        directory: Arc<ReplicaDirectory>,
         background: BackgroundTasks,
         timing: Timing,
     ) -> Self {
         Self {
             table,
             fencing,
-            local_caches,
+            near_cache,
+            directory,
             write_queues: WriteQueues::default(),
             timing,
             background,
@@ -153,10 +158,10 @@ impl WritePath {
         let barrier = async {
             let raised = self
                 .fencing
-                .barrier(keys, change.may_publish(), None, latest_commit);
+                .barrier(keys, change.may_publish(), latest_commit);
             raised.await.map_err(no_barrier)
         };
-        let (verdict, barrier) = match try_join(decide, barrier).await {
+        let (verdict, mut barrier) = match try_join(decide, barrier).await {
             Ok(both) => both,
             Err(error) => return Attempt::Done(Err(error)),
         };
@@ -167,10 +172,10 @@ impl WritePath {
             }
             Verdict::Keep { output, premises } => {
                 queue_head.take();
-                let revealed = self
-                    .confirm_revealed(keys, by_key(premises), deadline)
-                    .await;
-                revealed.map(|()| output)
+                let premises = by_key(premises);
+                let revealed =
+                    self.confirm_revealed(keys, &mut barrier.replicas, premises, deadline);
+                revealed.await.map(|()| output)
             }
             Verdict::Refuse {
                 refusal,
@@ -180,8 +185,9 @@ impl WritePath {
                 queue_head.take();
                 let mut premises = by_key(premises);
                 premises.extend(absent.into_iter().map(|key| (key, Left::Nothing)));
-                let revealed = self.confirm_revealed(keys, premises, deadline).await;
-                revealed.and(Err(WriteError::Refused(refusal)))
+                let revealed =
+                    self.confirm_revealed(keys, &mut barrier.replicas, premises, deadline);
+                revealed.await.and(Err(WriteError::Refused(refusal)))
             }
             // Returned above already.
             Verdict::Deny(refusal) => Err(WriteError::Refused(refusal)),
@@ -192,12 +198,16 @@ impl WritePath {
     async fn confirm_revealed<R>(
         &self,
         keys: &[Key],
+        replicas: &mut ReplicaFences,
         premises: HashMap<Key, Left>,
         deadline: Instant,
     ) -> Result<(), WriteError<R>> {
         let by = deadline - RESPONSE_RESERVE;
-        let confirmed = self.confirm_with_premises(keys, None, &premises, by).await;
-        confirmed.map(drop).ok_or(WriteError::CacheUnavailable)
+        let confirmed = self.confirm_with_premises(keys, None, replicas, &premises, by);
+        confirmed
+            .await
+            .map(drop)
+            .ok_or(WriteError::CacheUnavailable)
     }
 
     async fn commit<T, R>(
@@ -215,13 +225,20 @@ impl WritePath {
             Ok(_) => return Attempt::Done(Err(WriteError::TooLate)),
             Err(error) => return Attempt::Done(Err(no_barrier(error))),
         };
-        let before = barrier.fences();
+        let Barrier {
+            cache,
+            mut replicas,
+        } = barrier;
+        // Also if this task is aborted: the transaction may still be applied.
+        replicas.let_holds_expire(true);
         let outcome_unknown = match self.table.commit(&plan.steps, origin).await {
             Ok(()) => None,
             Err(CommitError::Stale | CommitError::Conflict) => {
+                replicas.let_holds_expire(false);
                 return Attempt::Again(contended_key(&plan.steps, keys));
             }
             Err(CommitError::NotApplied(error)) => {
+                replicas.let_holds_expire(false);
                 return Attempt::Done(Err(WriteError::Store(error)));
             }
             Err(CommitError::OutcomeUnknown(error)) => Some(error),
@@ -233,11 +250,14 @@ impl WritePath {
         let read_time = self.fencing.now();
         let by = deadline - RESPONSE_RESERVE;
         let confirmed = self
-            .confirm_with_premises(keys, before, &premises, by)
+            .confirm_with_premises(keys, cache.fences(), &mut replicas, &premises, by)
             .await;
         // The acknowledgement reveals the required records: older copies of them must not be
         // served afterwards.
-        self.local_caches.remove(&required);
+        self.remove_stale(&required);
+        if confirmed.is_some() && outcome_unknown.is_none() {
+            replicas.let_holds_expire(false);
+        }
         if confirmed.is_none() {
             tracing::warn!("write not confirmed; repairing in the background");
             let premises = premises.into_keys();
@@ -246,15 +266,15 @@ impl WritePath {
         let outcome = match (&outcome_unknown, &confirmed) {
             (Some(_), _) => "unknown",
             (None, None) => "not_confirmed",
-            (None, Some(Barrier::Fences(_))) => "fenced",
-            (None, Some(Barrier::Unused(_))) => "without_cache",
+            (None, Some(CacheBarrier::Fences(_))) => "fenced",
+            (None, Some(CacheBarrier::Unused(_))) => "without_cache",
         };
         metrics::counter!(WRITES, "outcome" => outcome).increment(1);
         Attempt::Done(match (outcome_unknown, confirmed) {
             (Some(error), _) => Err(WriteError::OutcomeUnknown(error)),
             (None, None) => Err(WriteError::NotConfirmed),
             (None, Some(confirmed)) => {
-                if let Barrier::Fences(fences) = confirmed {
+                if let CacheBarrier::Fences(fences) = confirmed {
                     self.publish_in_background(plan.publish, fences, read_time);
                 }
                 Ok(plan.output)
@@ -270,11 +290,8 @@ impl WritePath {
         keys: &[Key],
         deadline: Instant,
     ) -> Result<Barrier, BarrierError> {
-        while barrier.since().elapsed() > self.timing.fence_max_age {
-            barrier = self
-                .fencing
-                .barrier(keys, false, barrier.fences(), deadline)
-                .await?;
+        while barrier.age() > self.timing.fence_max_age {
+            self.fencing.renew(&mut barrier, keys, deadline).await?;
         }
         Ok(barrier)
     }
@@ -283,10 +300,11 @@ impl WritePath {
         &self,
         keys: &[Key],
         before: Option<&Fences>,
+        replicas: &mut ReplicaFences,
         premises: &HashMap<Key, Left>,
         by: Instant,
-    ) -> Option<Barrier> {
-        let confirm = self.fencing.confirm(keys, before, by);
+    ) -> Option<CacheBarrier> {
+        let confirm = self.fencing.confirm(keys, before, replicas, by);
         let (confirmed, are_confirmed) = join(confirm, self.confirm_premises(premises, by)).await;
         confirmed.filter(|_| are_confirmed)
     }
@@ -305,8 +323,15 @@ impl WritePath {
         let are_confirmed =
             outdated.is_empty() || self.fencing.invalidate(&outdated, deadline).await;
         let keys: Vec<_> = premises.keys().cloned().collect();
-        self.local_caches.remove(&keys);
+        self.remove_stale(&keys);
         are_confirmed
+    }
+
+    /// Removes records from this replica's near cache that are not coherent: reads with a staleness
+    /// bound would return them.
+    fn remove_stale(&self, keys: &[Key]) {
+        let epoch = || self.directory.serving_epoch();
+        self.near_cache.remove_incoherent(keys, epoch);
     }
 
     /// Replaces the confirming fences by the written records.

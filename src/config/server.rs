@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Args, builder::BoolishValueParser};
 use jsonwebtoken::Algorithm;
 
-use super::values::{algorithm, millis, not_empty, seconds, share, url};
+use super::values::{algorithm, host_and_port, millis, not_empty, seconds, share, url};
 use crate::{auth::KeySource, telemetry::TraceExport};
 
 /// The gRPC server.
@@ -60,12 +60,30 @@ pub struct ServerSettings {
     /// do not support TLS.
     #[arg(long, env = "HEALTH_ADDR", value_name = "IP:PORT")]
     pub health_addr: Option<SocketAddr>,
+    /// Calls between replicas.
+    #[command(flatten)]
+    pub peers: PeerSettings,
     /// The export of traces.
     #[command(flatten)]
     pub traces: TraceSettings,
     /// Authentication and authorization of callers.
     #[command(flatten)]
     pub callers: CallerSettings,
+}
+
+/// Calls between replicas.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Replicas")]
+pub struct PeerSettings {
+    /// Address to listen on for other replicas, always with TLS. Without it, this replica
+    /// serves from its memory only reads with max_staleness. `dev` listens on loopback.
+    #[arg(long, env = "PEER_ADDR", value_name = "IP:PORT")]
+    pub peer_addr: Option<SocketAddr>,
+    /// Address at which other replicas reach PEER_ADDR. Without it, that address itself
+    /// or, if it is unspecified, the address of this host that is used for outgoing
+    /// connections.
+    #[arg(long, env = "PEER_ADVERTISE", value_name = "HOST:PORT", requires = "peer_addr", value_parser = host_and_port)]
+    pub peer_advertise: Option<String>,
 }
 
 /// The export of traces.

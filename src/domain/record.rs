@@ -7,10 +7,12 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use super::{Made, Membership, Organization, OrganizationName, User, Username};
+use super::{Labels, Made, Membership, Organization, OrganizationName, User, Username};
 
 /// Length of a UUID in text form.
 const UUID_LEN: usize = 36;
+/// Approximate bytes of a label besides its key and value.
+const LABEL_OVERHEAD: usize = 64;
 
 /// Identity of one incarnation of a name, a UUID in text form.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -242,6 +244,40 @@ impl Record {
             Self::Organization(organization) => organization.uid.as_ref(),
             Self::Membership(_) => None,
         }
+    }
+
+    /// Approximate bytes in memory.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let labels = |labels: &Labels| -> usize {
+            let labels = labels.iter();
+            labels
+                .map(|(key, value)| key.len() + value.len() + LABEL_OVERHEAD)
+                .sum()
+        };
+        let on_heap = match self {
+            Self::User(user) => {
+                let names = [&user.first_name, &user.last_name, &user.display_name];
+                let names: usize = names.into_iter().map(|name| name.as_str().len()).sum();
+                let email = user
+                    .email
+                    .as_ref()
+                    .map_or(0, |email| email.as_str().len() * 2);
+                user.username.as_str().len() + names + email + labels(&user.labels)
+            }
+            Self::Organization(organization) => {
+                organization.organization_name.as_str().len()
+                    + organization.founding_user.len()
+                    + organization.display_name.as_str().len()
+                    + labels(&organization.labels)
+            }
+            Self::Membership(membership) => {
+                membership.organization_name.as_str().len()
+                    + membership.member_username.as_str().len()
+                    + membership.adding_user.as_ref().map_or(0, String::len)
+            }
+        };
+        size_of::<Self>() + on_heap
     }
 
     /// The user, if this is one.

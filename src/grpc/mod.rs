@@ -8,6 +8,7 @@ mod health;
 mod memory_budget;
 mod methods;
 mod middleware;
+mod peer_service;
 mod reason;
 mod reflection;
 mod share_limit;
@@ -23,6 +24,7 @@ pub use middleware::{
     AuthLayer, ConcurrencyLimitLayer, FastPathLayer, HEAVY_CALL_CPU, MetricsLayer,
     with_error_details,
 };
+pub use peer_service::ReplicaService;
 pub use reason::{DOMAIN, Reason};
 pub use reflection::{reflection_v1, reflection_v1alpha};
 pub use watch::{WatchLimits, WatchStream};

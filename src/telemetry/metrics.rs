@@ -67,8 +67,18 @@ metrics! {
         "duration of calls to backends, with all attempts, by backend, operation and outcome";
     labelled CACHE_LOOKUPS = "account_cache_lookups_total",
         "keys that reads looked up in the cache, by result (hit, miss, unusable, failed)";
-    labelled RECENT_LOOKUPS = "account_recent_lookups_total",
-        "keys that reads with max_staleness looked up in this replica's memory, by result (hit, miss)";
+    labelled NEAR_LOOKUPS = "account_near_cache_lookups_total",
+        "keys that reads looked up in this replica's memory, by result (hit, miss)";
+    gauge NEAR_CACHE_BYTES = "account_near_cache_bytes",
+        "approximate bytes of the records in this replica's memory";
+    gauge REPLICA_ACTIVE = "account_replica_active",
+        "1 while this replica may serve reads from its memory without a staleness bound";
+    gauge REPLICAS_LISTED = "account_replicas_listed",
+        "replicas in the directory, in this replica's view";
+    labelled REPLICA_FENCES = "account_replica_fences_total",
+        "fences that writes sent to other replicas, by result (acknowledged, failed)";
+    counter REPLICAS_EVICTED = "account_replicas_evicted_total",
+        "replicas that this replica evicted, because they did not respond";
     labelled CACHE_LEASES = "account_cache_leases_total",
         "leases that reads requested, by result (taken, refused)";
     labelled CACHE_FILLS = "account_cache_fills_total",
@@ -138,7 +148,7 @@ pub fn record_metrics() -> Result<Recorder, RecorderError> {
 
 /// Counters with labels begin at 0, too.
 fn begin() {
-    let labels: [(&'static str, &'static str, &[&'static str]); 8] = [
+    let labels: [(&'static str, &'static str, &[&'static str]); 9] = [
         (CALLS_SHED, "class", &["read", "change"]),
         (CALLS_QUEUED, "class", &["read", "change"]),
         (
@@ -146,7 +156,8 @@ fn begin() {
             "result",
             &["hit", "miss", "unusable", "failed"],
         ),
-        (RECENT_LOOKUPS, "result", &["hit", "miss"]),
+        (NEAR_LOOKUPS, "result", &["hit", "miss"]),
+        (REPLICA_FENCES, "result", &["acknowledged", "failed"]),
         (CACHE_LEASES, "result", &["taken", "refused"]),
         (CACHE_FILLS, "result", &["stored", "refused"]),
         (

@@ -21,7 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
 use super::connection_pool::{OpenConnection, Pool, Registration};
-use super::tls::Tls;
+use super::tls::TlsSource;
 pub use super::{
     connection_pool::{Limits, MemoryCharge, TooMany},
     open_files::raise_open_files,
@@ -139,7 +139,7 @@ impl Peer {
 /// are not encrypted.
 pub fn accept(
     listener: TcpListener,
-    tls: Option<Arc<Tls>>,
+    tls: Option<TlsSource>,
     limits: Limits,
 ) -> ReceiverStream<io::Result<Connection>> {
     let (accepted, connections) = mpsc::channel(1);
@@ -181,7 +181,7 @@ pub fn accept(
                 }
                 continue;
             };
-            let acceptor = TlsAcceptor::from(tls.config());
+            let acceptor = TlsAcceptor::from(tls());
             let (handshakes, accepted) = (handshakes.clone(), accepted.clone());
             tokio::spawn(async move {
                 let registration = open.0.clone();

@@ -72,6 +72,9 @@ struct Contents {
     client_revocations: Option<Vec<u8>>,
 }
 
+/// Returns the TLS configuration for the next connection.
+pub type TlsSource = Arc<dyn Fn() -> Arc<ServerConfig> + Send + Sync>;
+
 /// The TLS configuration of the server.
 pub struct Tls {
     files: TlsFiles,

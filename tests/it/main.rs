@@ -30,6 +30,7 @@ mod leftovers;
 mod legacy;
 mod lists;
 mod modules;
+mod near_cache;
 mod outages;
 mod overload;
 mod ownership;

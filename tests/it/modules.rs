@@ -28,13 +28,17 @@ const WORDS: [(&str, &[&str]); 12] = [
             "proto.rs",
             "cli/",
             "local/",
+            "peer/client.rs",
             "telemetry/traces.rs",
         ],
     ),
     ("jsonwebtoken", &["auth/", "config"]),
     ("x509_parser", &["auth/"]),
     ("reqwest", &["auth/"]),
-    ("rustls", &["transport/", "cache/momento/connection.rs"]),
+    (
+        "rustls",
+        &["transport/", "peer/", "cache/momento/connection.rs"],
+    ),
     ("account_v1", &["grpc/", "boot/", "proto.rs"]),
 ];
 

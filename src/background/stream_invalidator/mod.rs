@@ -345,6 +345,20 @@ impl StreamInvalidator {
     }
 
     async fn invalidate_some(&self, left: &HashMap<Key, Left>) -> Result<(), store::Error> {
+        self.invalidate_cache(left).await?;
+        // Also records that agree with the cache: no other replica can look into a near cache.
+        let keys: Vec<_> = left.keys().cloned().collect();
+        let deadline = Instant::now() + self.timing.fence;
+        if self.fencing.invalidate_memory(&keys, deadline).await {
+            return Ok(());
+        }
+        Err(store::Error::new(
+            store::ErrorKind::Unavailable,
+            "a replica could be neither fenced nor evicted",
+        ))
+    }
+
+    async fn invalidate_cache(&self, left: &HashMap<Key, Left>) -> Result<(), store::Error> {
         let compared = self.fencing.compare(left).await.into_iter();
         // Fenced keys, too: the write of a fence may be about to publish a record from before this
         // change.

@@ -52,7 +52,7 @@ impl Registers for SlowRegisters {
                     version,
                     values: values.clone(),
                 });
-                let (phase, _) = parse(values).unwrap();
+                let Switch { phase, .. } = Switch::parse(values, None).unwrap();
                 self.writes.lock().unwrap().push((phase, Instant::now()));
                 version
             })
@@ -161,12 +161,9 @@ async fn in_warm_and_ready_reads_do_not_use_the_cache() {
     // There is no switch yet: it begins as after an outage.
     let mut view = generation_switch.refresh().await.unwrap();
     for phase in [Phase::Warm, Phase::Ready] {
-        assert_eq!(view.phase, phase);
+        assert_eq!(view.phase(), phase);
         assert!(generation_switch.in_use().is_none());
-        view = generation_switch
-            .step(&view, phase.next(), view.generation.clone())
-            .await
-            .unwrap();
+        view = generation_switch.step_forward(&view).await.unwrap();
     }
     assert!(generation_switch.in_use().is_some());
 }

@@ -4,6 +4,7 @@ pub mod binary;
 mod calls;
 mod dynamodb_proxy;
 mod log_lines;
+pub mod peer_network;
 pub mod script;
 mod table;
 
@@ -19,8 +20,8 @@ use account_service::{
     boot::{self, App, Tuning, provision},
     coherence,
     config::{
-        CacheSettings, CallerSettings, DevSettings, LogSettings, ServeSettings, ServerSettings,
-        TraceSettings,
+        CacheSettings, CallerSettings, DevSettings, LogSettings, PeerSettings, ServeSettings,
+        ServerSettings, TraceSettings,
     },
     grpc::AccountService,
     local::{ANY_PORT, Embedded, momento},
@@ -360,6 +361,11 @@ impl Replica {
         })
     }
 
+    /// Whether the replica serves from its memory.
+    pub fn is_active(&self) -> bool {
+        self.service.coherence().is_active()
+    }
+
     /// Stops the server, as SIGTERM does.
     pub fn stop(&mut self) {
         if let Some(stop) = self.stop.take() {
@@ -406,6 +412,9 @@ fn dev_settings() -> DevSettings {
             max_connection_age_s: Duration::from_secs(1800),
             metrics_addr: None,
             health_addr: None,
+            // Without near caches: the calls of the cache are counted, and near caches would hide
+            // defects of its protocol.
+            peers: PeerSettings::default(),
             traces: TraceSettings::default(),
             callers: CallerSettings::default(),
         },
@@ -416,6 +425,7 @@ fn dev_settings() -> DevSettings {
             membership_ttl_s: Duration::from_secs(60),
             profile_ttl_s: Duration::from_secs(300),
             absent_ttl_s: Duration::from_secs(10),
+            near_cache_mib: 64,
             // The invalidator's calls would be counted, and would hide defects of the protocol.
             stream_invalidator: false,
         },

@@ -231,9 +231,9 @@ impl World {
             cache_read_timeout: Duration::from_millis(self.profile.cache_read_timeout_ms),
             // An open circuit breaker would hide mistakes.
             cache_failures: u32::MAX,
-            table_reads_at_once: defaults.table_reads_at_once,
             wall_clock: wall_clock(replica),
             timing,
+            ..defaults
         }
     }
 

@@ -1,9 +1,5 @@
 //! The wire format of cache entries. An entry in any other form is ignored.
 
-mod partial_decode;
-
-pub(super) use self::partial_decode::decode_facts;
-
 use prost::Message as _;
 use uuid::Uuid;
 
@@ -17,7 +13,7 @@ use crate::{
 
 /// Version of the format. A new field needs a new version: replicas of the former version would
 /// fill entries without it.
-pub(super) const SCHEMA: u32 = 3;
+const SCHEMA: u32 = 3;
 
 /// 16 bytes, 122 bits of them random, that make every entry unique.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,11 +117,6 @@ impl Entry {
         };
         Some(Self { nonce, tag })
     }
-}
-
-/// Bytes that a record takes in an entry.
-pub(super) fn encoded_len(record: &Record) -> usize {
-    to_wire(record).encoded_len()
 }
 
 fn to_wire(record: &Record) -> wire::entry::Item {
@@ -234,7 +225,7 @@ fn labels_from_wire(labels: &[wire::Label]) -> Labels {
     Labels::from_stored(labels.map(|label| (label.key.as_str(), label.value.as_str())))
 }
 
-pub(super) fn state_from_wire(is_suspended: bool) -> State {
+fn state_from_wire(is_suspended: bool) -> State {
     if is_suspended {
         State::Suspended
     } else {

@@ -1,0 +1,395 @@
+//! The near cache: records in the memory of this replica. While the replica is active in the
+//! directory, an entry is as true as the table, because each write fences the near caches of all
+//! listed replicas before it commits.
+
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    sync::Arc,
+    time::Duration,
+};
+
+use moka::sync::Cache;
+use parking_lot::{Mutex, MutexGuard};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::{CoherenceSettings, read_path::MAX_STALENESS, replica_directory::Epoch};
+use crate::{
+    domain::{Key, Record},
+    telemetry::NEAR_CACHE_BYTES,
+};
+
+/// Approximate bytes of an entry besides its record.
+const OVERHEAD: usize = 256;
+/// Number of key groups. A fence of a key may prevent the installation of keys of the same group.
+const GROUPS: usize = 1024;
+/// Most holds of a group. Beyond them, the whole group is held.
+const MAX_HOLDS: usize = 64;
+
+/// Identity of a write, for its holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct WriteId(pub Uuid);
+
+/// The records in the memory of a replica, by key. Bounded by bytes: beyond them, the least used
+/// records are evicted.
+pub struct NearCache {
+    entries: Cache<Key, NearEntry>,
+    groups: Box<[Mutex<Group>]>,
+    hashes: RandomState,
+}
+
+/// A record in memory.
+#[derive(Debug, Clone)]
+pub(super) struct NearEntry {
+    /// `None`: there was no such record.
+    pub(super) record: Arc<Option<Record>>,
+    /// When the read of the record was sent.
+    as_of: Instant,
+    /// The end of its life.
+    expires: Instant,
+    /// The epoch in which the entry is coherent. `None`: it never was.
+    epoch: Option<Epoch>,
+}
+
+/// The required freshness of an entry.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Required {
+    /// As true as the table, in this epoch of the replica. `None`: the replica is not active.
+    Coherent(Option<Epoch>),
+    /// From a read that was sent at this time or later.
+    Since(Instant),
+}
+
+/// The state of a key when its read was sent.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ticket {
+    fences: u64,
+    is_held: bool,
+    epoch: Option<Epoch>,
+    sent: Instant,
+}
+
+/// Fences and holds of the keys of a group.
+#[derive(Debug, Default)]
+struct Group {
+    /// Number of fences so far.
+    fences: u64,
+    holds: Vec<Hold>,
+    /// The whole group is held until then.
+    all_held_until: Option<Instant>,
+}
+
+/// Keeps a key out of the near cache.
+#[derive(Debug)]
+struct Hold {
+    key: Key,
+    write: WriteId,
+    until: Instant,
+}
+
+impl NearEntry {
+    /// Whether the entry is fresh enough at `now`. A coherent read must take the epoch after the
+    /// entry, because the replica may have left the directory since.
+    pub(super) fn meets(&self, required: Required, now: Instant) -> bool {
+        match required {
+            Required::Coherent(epoch) => {
+                epoch.is_some() && epoch == self.epoch && now < self.expires
+            }
+            Required::Since(oldest) => self.as_of >= oldest,
+        }
+    }
+}
+
+impl NearCache {
+    /// An empty near cache.
+    pub(super) fn new(settings: &CoherenceSettings) -> Self {
+        let max_life = settings.near_ttl.unwrap_or(settings.profile_ttl);
+        let weigh = |_: &Key, entry: &NearEntry| {
+            let record = entry.record.as_ref().as_ref();
+            let bytes = OVERHEAD + record.map_or(0, Record::bytes);
+            u32::try_from(bytes).unwrap_or(u32::MAX)
+        };
+        Self {
+            entries: Cache::builder()
+                .weigher(weigh)
+                .max_capacity(settings.near_cache_bytes)
+                .time_to_live(max_life.max(MAX_STALENESS))
+                .build(),
+            groups: (0..GROUPS).map(|_| Mutex::default()).collect(),
+            hashes: RandomState::new(),
+        }
+    }
+
+    /// The entry of a key.
+    pub(super) fn get(&self, key: &Key) -> Option<NearEntry> {
+        self.entries.get(key)
+    }
+
+    /// Reports the approximate bytes of all entries.
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "memory has fewer bytes than 2^53"
+    )]
+    pub(super) fn report(&self) {
+        let bytes = self.entries.weighted_size() as f64;
+        metrics::gauge!(NEAR_CACHE_BYTES).set(bytes);
+    }
+
+    /// The ticket for a read of a key. Take it before the read is sent.
+    pub(super) fn begin_read(&self, key: &Key, epoch: Option<Epoch>, now: Instant) -> Ticket {
+        let mut group = self.group(key);
+        group.expire(now);
+        Ticket {
+            fences: group.fences,
+            is_held: group.holds(key),
+            epoch,
+            sent: now,
+        }
+    }
+
+    /// Installs the result of a read, unless its key was held when the read was sent, or was fenced
+    /// since. The entry lives for `life` from when the read was sent.
+    pub(super) fn install(
+        &self,
+        key: &Key,
+        record: Option<Record>,
+        ticket: Ticket,
+        life: Duration,
+    ) {
+        let entry = NearEntry {
+            record: Arc::new(record),
+            as_of: ticket.sent,
+            expires: ticket.sent + life,
+            epoch: ticket.epoch,
+        };
+        // Locked until the entry is in: a fence comes before the check or after the entry.
+        let group = self.group(key);
+        if !ticket.is_held && group.fences == ticket.fences {
+            self.entries.insert(key.clone(), entry);
+        }
+    }
+
+    /// Removes keys. Installs none of them until the write releases them, or until `until`.
+    pub(super) fn fence(&self, keys: &[Key], write: WriteId, until: Instant) {
+        let now = Instant::now();
+        for key in keys {
+            let mut group = self.group(key);
+            group.fences = group.fences.wrapping_add(1);
+            group.expire(now);
+            group.hold(key, write, until);
+            self.entries.invalidate(key);
+        }
+    }
+
+    /// Removes keys. A read that was sent before does not install them.
+    pub(super) fn remove(&self, keys: &[Key]) {
+        for key in keys {
+            let mut group = self.group(key);
+            group.fences = group.fences.wrapping_add(1);
+            self.entries.invalidate(key);
+        }
+    }
+
+    /// Removes keys whose entries are not coherent. `epoch` returns the present epoch.
+    pub(super) fn remove_incoherent(&self, keys: &[Key], epoch: impl Fn() -> Option<Epoch>) {
+        let is_coherent = |key: &Key| {
+            let entry = self.entries.get(key);
+            let required = Required::Coherent(epoch());
+            entry.is_some_and(|entry| entry.meets(required, Instant::now()))
+        };
+        for key in keys {
+            let mut group = self.group(key);
+            if !is_coherent(key) {
+                group.fences = group.fences.wrapping_add(1);
+                self.entries.invalidate(key);
+            }
+        }
+    }
+
+    /// Ends the holds of a write. Holds of other writes stay.
+    pub(super) fn release(&self, keys: &[Key], write: WriteId) {
+        for key in keys {
+            let mut group = self.group(key);
+            group.holds.retain(|hold| !hold.is_of(key, write));
+        }
+    }
+
+    fn group(&self, key: &Key) -> MutexGuard<'_, Group> {
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "a part of the hash suffices"
+        )]
+        let index = self.hashes.hash_one(key) as usize % self.groups.len();
+        let group = &self.groups[index];
+        group.lock()
+    }
+}
+
+impl Group {
+    fn expire(&mut self, now: Instant) {
+        self.holds.retain(|hold| hold.until > now);
+        self.all_held_until = self.all_held_until.filter(|until| *until > now);
+    }
+
+    fn holds(&self, key: &Key) -> bool {
+        self.all_held_until.is_some() || self.holds.iter().any(|hold| hold.key == *key)
+    }
+
+    fn hold(&mut self, key: &Key, write: WriteId, until: Instant) {
+        self.holds.retain(|hold| !hold.is_of(key, write));
+        if self.holds.len() < MAX_HOLDS {
+            self.holds.push(Hold {
+                key: key.clone(),
+                write,
+                until,
+            });
+        } else {
+            let held = self.all_held_until.map_or(until, |held| held.max(until));
+            self.all_held_until = Some(held);
+        }
+    }
+}
+
+impl Hold {
+    fn is_of(&self, key: &Key, write: WriteId) -> bool {
+        self.write == write && self.key == *key
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Username;
+
+    const LIFE: Duration = Duration::from_secs(60);
+    const HOLD: Duration = Duration::from_secs(5);
+
+    struct Near {
+        cache: NearCache,
+        key: Key,
+        now: Instant,
+    }
+
+    impl Near {
+        fn new() -> Self {
+            Self {
+                cache: NearCache::new(&CoherenceSettings::default()),
+                key: key("olivia"),
+                now: Instant::now(),
+            }
+        }
+
+        fn begin_read(&self) -> Ticket {
+            let epoch = Some(Epoch(1));
+            self.cache.begin_read(&self.key, epoch, self.now)
+        }
+
+        fn install(&self, ticket: Ticket) {
+            self.cache.install(&self.key, None, ticket, LIFE);
+        }
+
+        fn has(&self, required: Required) -> bool {
+            let entry = self.cache.get(&self.key);
+            entry.is_some_and(|entry| entry.meets(required, self.now))
+        }
+
+        fn is_coherent(&self) -> bool {
+            self.has(Required::Coherent(Some(Epoch(1))))
+        }
+
+        fn fence(&self, write: WriteId) {
+            let keys = std::slice::from_ref(&self.key);
+            self.cache.fence(keys, write, self.now + HOLD);
+        }
+
+        fn release(&self, write: WriteId) {
+            self.cache.release(std::slice::from_ref(&self.key), write);
+        }
+    }
+
+    fn key(name: &str) -> Key {
+        Key::User(Username::parse_new(name).unwrap())
+    }
+
+    fn write() -> WriteId {
+        WriteId(Uuid::new_v4())
+    }
+
+    #[test]
+    fn an_entry_is_coherent_in_its_epoch_until_it_expires() {
+        let mut near = Near::new();
+        near.install(near.begin_read());
+        assert!(near.is_coherent());
+        assert!(!near.has(Required::Coherent(Some(Epoch(2)))));
+        assert!(!near.has(Required::Coherent(None)));
+        near.now += LIFE;
+        assert!(!near.is_coherent());
+    }
+
+    #[test]
+    fn an_entry_is_not_returned_to_reads_with_a_smaller_staleness_bound() {
+        let near = Near::new();
+        near.install(near.begin_read());
+        assert!(near.has(Required::Since(near.now)));
+        let later = near.now + Duration::from_nanos(1);
+        assert!(!near.has(Required::Since(later)));
+    }
+
+    #[test]
+    fn a_read_that_was_sent_before_a_fence_is_not_installed_after_it() {
+        let near = Near::new();
+        let write = write();
+        let before = near.begin_read();
+        near.fence(write);
+        near.release(write);
+        near.install(before);
+        assert!(!near.is_coherent());
+        near.install(near.begin_read());
+        assert!(near.is_coherent());
+    }
+
+    #[test]
+    fn a_read_that_was_sent_before_a_removal_is_not_installed_after_it() {
+        let near = Near::new();
+        let before = near.begin_read();
+        near.cache.remove(std::slice::from_ref(&near.key));
+        near.install(before);
+        assert!(!near.is_coherent());
+    }
+
+    #[test]
+    fn a_read_that_was_sent_under_a_hold_is_not_installed_after_it() {
+        let near = Near::new();
+        let (first, second) = (write(), write());
+        near.fence(first);
+        near.fence(second);
+        near.release(first);
+        let under_a_hold = near.begin_read();
+        near.release(second);
+        near.install(under_a_hold);
+        assert!(!near.is_coherent());
+        near.install(near.begin_read());
+        assert!(near.is_coherent());
+    }
+
+    #[test]
+    fn a_hold_that_is_not_released_ends_by_time() {
+        let mut near = Near::new();
+        near.fence(write());
+        assert!(near.begin_read().is_held);
+        near.now += HOLD;
+        assert!(!near.begin_read().is_held);
+    }
+
+    #[test]
+    fn beyond_the_greatest_number_of_holds_the_group_is_held() {
+        let (mut group, now) = (Group::default(), Instant::now());
+        for number in 0..=MAX_HOLDS {
+            group.hold(&key(&format!("user-{number}")), write(), now + HOLD);
+        }
+        assert_eq!(group.holds.len(), MAX_HOLDS);
+        assert!(group.holds(&key("another")));
+        group.expire(now + HOLD);
+        assert!(!group.holds(&key("another")));
+    }
+}

@@ -1,0 +1,453 @@
+//! The replica directory: a register of the table that lists the replicas with a near cache. A
+//! write fences the near caches of all listed replicas.
+//!
+//! A replica serves from its near cache only while its view of the directory is valid and lists it
+//! as active, and only once it has been listed for [`Timing::join_wait`]: by then, every write that
+//! began before it was listed has ended, and every writer's view lists it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
+
+use parking_lot::RwLock;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::{
+    register_view::{RegisterState, RegisterView, View},
+    settings::Timing,
+};
+use crate::{
+    peer::PeerAddress,
+    store::{self, Registers},
+    telemetry::{REPLICA_ACTIVE, REPLICAS_EVICTED, REPLICAS_LISTED},
+};
+
+/// Most attempts to change the directory while other replicas change it.
+const MAX_SWAPS: u32 = 10;
+/// Pause before a replica that was evicted joins again. It doubles with each eviction.
+const REJOIN_PAUSE: Duration = Duration::from_secs(2);
+const MAX_REJOIN_PAUSE: Duration = Duration::from_secs(300);
+/// Time after which a replica that stayed listed is trusted again.
+const REJOIN_FORGET: Duration = Duration::from_secs(600);
+/// Time for which a replica that vanished from the directory is remembered. Longer than
+/// [`Timing::settle`].
+const VANISHED_KEPT: Duration = Duration::from_secs(60);
+
+/// Identity of a replica between joining and leaving the directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Incarnation(pub Uuid);
+
+impl fmt::Display for Incarnation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.simple().fmt(f)
+    }
+}
+
+/// Number of a replica's incarnation, in this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Epoch(pub(super) u64);
+
+/// The status of a replica in the directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Status {
+    /// It may serve from its near cache.
+    Active,
+    /// It was evicted. It may serve from its near cache until it reads the directory.
+    Leaving,
+    /// It serves from its near cache no longer.
+    Stopped,
+    /// It was removed from the directory by another writer. It may serve from its near cache until
+    /// it reads the directory.
+    Vanished,
+}
+
+impl Status {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "ACTIVE",
+            Self::Leaving => "LEAVING",
+            Self::Stopped => "STOPPED",
+            Self::Vanished => "VANISHED",
+        }
+    }
+}
+
+/// A listed replica.
+#[derive(Debug, Clone)]
+pub(super) struct Listed {
+    pub(super) status: Status,
+    pub(super) address: PeerAddress,
+    /// When this replica first saw it in its status.
+    pub(super) since: Instant,
+}
+
+/// The content of the directory.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Replicas(pub(super) BTreeMap<Incarnation, Listed>);
+
+impl RegisterState for Replicas {
+    const NAME: &'static str = "replicas";
+
+    /// Replicas may still act on the directory that is missing: a listed replica that cannot be
+    /// fenced stands for them.
+    fn of_missing() -> Self {
+        let unknown = Listed {
+            status: Status::Leaving,
+            address: PeerAddress::unreachable(),
+            since: Instant::now(),
+        };
+        Self(BTreeMap::from([(Incarnation(Uuid::new_v4()), unknown)]))
+    }
+
+    fn parse(values: &BTreeMap<String, String>, former: Option<&Self>) -> Option<Self> {
+        let now = Instant::now();
+        let mut listed = BTreeMap::new();
+        for (incarnation, text) in values {
+            let incarnation = Incarnation(Uuid::try_parse(incarnation).ok()?);
+            let mut replica = Listed::parse(text, now)?;
+            let known = former.and_then(|former| former.0.get(&incarnation));
+            if let Some(known) = known.filter(|known| known.status == replica.status) {
+                replica.since = known.since;
+            }
+            listed.insert(incarnation, replica);
+        }
+        for (incarnation, known) in former.iter().flat_map(|former| &former.0) {
+            if listed.contains_key(incarnation) || known.status == Status::Stopped {
+                continue;
+            }
+            let since = match known.status {
+                Status::Active => now,
+                _ => known.since,
+            };
+            if now.duration_since(since) < VANISHED_KEPT {
+                let vanished = Listed {
+                    status: Status::Vanished,
+                    since,
+                    ..known.clone()
+                };
+                listed.insert(*incarnation, vanished);
+            }
+        }
+        Some(Self(listed))
+    }
+
+    fn values(&self) -> BTreeMap<String, String> {
+        let in_table = self.0.iter();
+        let in_table = in_table.filter(|(_, listed)| listed.status != Status::Vanished);
+        in_table
+            .map(|(incarnation, listed)| {
+                let text = format!("{} {}", listed.status.as_str(), listed.address);
+                (incarnation.to_string(), text)
+            })
+            .collect()
+    }
+}
+
+impl Replicas {
+    /// The replica that follows `incarnation` in the order of incarnations, if there is another
+    /// active one.
+    pub(super) fn successor(&self, incarnation: Incarnation) -> Option<(Incarnation, PeerAddress)> {
+        let active = |(_, listed): &(&Incarnation, &Listed)| listed.status == Status::Active;
+        let after = self
+            .0
+            .range(incarnation..)
+            .skip_while(|(other, _)| **other == incarnation);
+        let mut in_order = after.chain(self.0.range(..incarnation)).filter(active);
+        in_order
+            .next()
+            .map(|(incarnation, listed)| (*incarnation, listed.address.clone()))
+    }
+}
+
+impl Listed {
+    fn parse(text: &str, since: Instant) -> Option<Self> {
+        let (status, address) = text.split_once(' ')?;
+        let statuses = [Status::Active, Status::Leaving, Status::Stopped];
+        Some(Self {
+            status: statuses.into_iter().find(|it| it.as_str() == status)?,
+            address: PeerAddress::from_str(address).ok()?,
+            since,
+        })
+    }
+}
+
+/// The directory, and the place of this replica in it.
+pub(super) struct ReplicaDirectory {
+    register: RegisterView<Replicas>,
+    timing: Timing,
+    /// The address of this replica. `None`: it has no near cache.
+    address: Option<PeerAddress>,
+    own: RwLock<Own>,
+}
+
+/// The place of this replica in the directory.
+#[derive(Debug)]
+struct Own {
+    joined: Option<Joined>,
+    /// Number of incarnations so far.
+    epochs: u64,
+    /// Number of recent evictions.
+    evictions: u32,
+    /// When the replica may join.
+    may_join: Instant,
+    /// The replica does not join again.
+    is_stopped: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Joined {
+    incarnation: Incarnation,
+    epoch: Epoch,
+    since: Instant,
+}
+
+impl ReplicaDirectory {
+    pub(super) fn new(
+        registers: Arc<dyn Registers>,
+        address: Option<PeerAddress>,
+        timing: Timing,
+    ) -> Self {
+        Self {
+            register: RegisterView::new(registers, timing),
+            timing,
+            address,
+            own: RwLock::new(Own {
+                joined: None,
+                epochs: 0,
+                evictions: 0,
+                may_join: Instant::now(),
+                is_stopped: false,
+            }),
+        }
+    }
+
+    /// A valid view.
+    pub(super) async fn view(&self) -> Result<Arc<View<Replicas>>, store::Error> {
+        self.register.view().await
+    }
+
+    /// The incarnation of this replica, while it is listed.
+    pub(super) fn incarnation(&self) -> Option<Incarnation> {
+        let own = self.own.read();
+        own.joined.map(|joined| joined.incarnation)
+    }
+
+    /// The epoch in which this replica may serve from its near cache now.
+    pub(super) fn serving_epoch(&self) -> Option<Epoch> {
+        let joined = {
+            let own = self.own.read();
+            own.joined.filter(|_| !own.is_stopped)?
+        };
+        if Instant::now() < joined.since + self.timing.join_wait {
+            return None;
+        }
+        let view = self.register.current()?;
+        let listed = view.state.0.get(&joined.incarnation)?;
+        (listed.status == Status::Active).then_some(joined.epoch)
+    }
+
+    /// Whether a replica that is `listed` no longer serves from its near cache on an older view.
+    pub(super) fn has_left(&self, listed: &Listed, now: Instant) -> bool {
+        match listed.status {
+            Status::Active => false,
+            Status::Stopped => true,
+            Status::Leaving | Status::Vanished => now >= self.left_at(listed),
+        }
+    }
+
+    /// The time from which a replica that is leaving no longer serves from its near cache.
+    pub(super) fn left_at(&self, listed: &Listed) -> Instant {
+        listed.since + self.timing.settle()
+    }
+
+    /// Sets replicas that did not respond to leaving.
+    ///
+    /// # Errors
+    /// The directory could not be changed.
+    pub(super) async fn evict(&self, evicted: &BTreeSet<Incarnation>) -> Result<(), store::Error> {
+        let is_evicted = |incarnation: &Incarnation| evicted.contains(incarnation);
+        let count = self.set_leaving(is_evicted).await?;
+        if count > 0 {
+            metrics::counter!(REPLICAS_EVICTED).increment(count);
+            tracing::warn!(count, "replicas did not respond and were evicted");
+        }
+        Ok(())
+    }
+
+    /// Sets all replicas to leaving, so that their near caches become empty. They join again.
+    ///
+    /// # Errors
+    /// The directory could not be changed.
+    pub(super) async fn evict_all(&self) -> Result<(), store::Error> {
+        self.set_leaving(|_| true).await.map(drop)
+    }
+
+    /// Returns the number of replicas that were active.
+    async fn set_leaving(
+        &self,
+        is_evicted: impl Fn(&Incarnation) -> bool,
+    ) -> Result<u64, store::Error> {
+        let mut count = 0;
+        self.change(|replicas| {
+            let active = replicas.0.iter_mut().filter(|(incarnation, listed)| {
+                listed.status == Status::Active && is_evicted(incarnation)
+            });
+            count = 0;
+            for (_, listed) in active {
+                listed.status = Status::Leaving;
+                count += 1;
+            }
+            count > 0
+        })
+        .await?;
+        Ok(count)
+    }
+
+    /// Keeps the place of this replica: reads the directory, joins it, and removes replicas that
+    /// have left.
+    ///
+    /// # Errors
+    /// The directory could not be read or changed.
+    pub(super) async fn maintain(&self) -> Result<(), store::Error> {
+        let view = self.register.refresh().await?;
+        self.leave_if_evicted(&view);
+        self.report(&view);
+        if self.may_join() {
+            self.join().await?;
+        }
+        let now = Instant::now();
+        // Also one that has stopped: every replica must see that it did not vanish.
+        let may_be_removed = |listed: &Listed| {
+            let is_in_table = !matches!(listed.status, Status::Active | Status::Vanished);
+            is_in_table && now >= self.left_at(listed)
+        };
+        if view.state.0.values().any(may_be_removed) {
+            self.change(|replicas| {
+                let before = replicas.0.len();
+                replicas.0.retain(|_, listed| !may_be_removed(listed));
+                replicas.0.len() < before
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Takes this replica out of the directory. It serves from its near cache no longer.
+    ///
+    /// # Errors
+    /// The directory could not be changed.
+    pub(super) async fn stop(&self) -> Result<(), store::Error> {
+        let joined = {
+            let mut own = self.own.write();
+            own.is_stopped = true;
+            own.joined.take()
+        };
+        let Some(joined) = joined else { return Ok(()) };
+        self.change(|replicas| match replicas.0.get_mut(&joined.incarnation) {
+            Some(own) => {
+                own.status = Status::Stopped;
+                true
+            }
+            None => false,
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Creates the directory of a new table, without replicas.
+    ///
+    /// # Errors
+    /// The directory could not be written.
+    pub(super) async fn begin(&self) -> Result<(), store::Error> {
+        self.register.begin(&Replicas::default()).await
+    }
+
+    fn may_join(&self) -> bool {
+        let own = self.own.read();
+        let is_due = own.joined.is_none() && !own.is_stopped && Instant::now() >= own.may_join;
+        is_due && self.address.is_some()
+    }
+
+    async fn join(&self) -> Result<(), store::Error> {
+        let Some(address) = &self.address else {
+            return Ok(());
+        };
+        let incarnation = Incarnation(Uuid::new_v4());
+        let view = self
+            .change(|replicas| {
+                let listed = Listed {
+                    status: Status::Active,
+                    address: address.clone(),
+                    since: Instant::now(),
+                };
+                replicas.0.insert(incarnation, listed).is_none()
+            })
+            .await?;
+        if !view.state.0.contains_key(&incarnation) {
+            return Ok(());
+        }
+        let mut own = self.own.write();
+        own.epochs += 1;
+        own.joined = Some(Joined {
+            incarnation,
+            epoch: Epoch(own.epochs),
+            since: Instant::now(),
+        });
+        Ok(())
+    }
+
+    /// Leaves if other replicas have evicted this one.
+    fn leave_if_evicted(&self, view: &View<Replicas>) {
+        let mut own = self.own.write();
+        let Some(joined) = own.joined else { return };
+        let listed = view.state.0.get(&joined.incarnation);
+        if listed.is_some_and(|listed| listed.status == Status::Active) {
+            return;
+        }
+        own.evictions = if joined.since.elapsed() > REJOIN_FORGET {
+            0
+        } else {
+            own.evictions.saturating_add(1)
+        };
+        let pause = REJOIN_PAUSE.saturating_mul(1 << own.evictions.min(10));
+        own.may_join = Instant::now() + pause.min(MAX_REJOIN_PAUSE);
+        own.joined = None;
+        tracing::warn!("this replica was evicted: its near cache is not used until it joins again");
+    }
+
+    fn report(&self, view: &View<Replicas>) {
+        let listed = view.state.values().len();
+        metrics::gauge!(REPLICAS_LISTED).set(u32::try_from(listed).unwrap_or(u32::MAX));
+        let is_active = u32::from(self.serving_epoch().is_some());
+        metrics::gauge!(REPLICA_ACTIVE).set(is_active);
+    }
+
+    /// Changes the directory until no other replica changes it meanwhile. `change` returns whether
+    /// it has changed the content.
+    async fn change(
+        &self,
+        mut change: impl FnMut(&mut Replicas) -> bool,
+    ) -> Result<Arc<View<Replicas>>, store::Error> {
+        let mut view = self.register.view().await?;
+        for _ in 0..MAX_SWAPS {
+            let mut changed = view.state.clone();
+            if !change(&mut changed) {
+                return Ok(view);
+            }
+            let wanted = changed.values();
+            view = self.register.swap(&view, &changed).await?;
+            if view.state.values() == wanted {
+                return Ok(view);
+            }
+        }
+        Err(store::Error::new(
+            store::ErrorKind::Unavailable,
+            "the replica directory is changed too often",
+        ))
+    }
+}

@@ -1,0 +1,436 @@
+//! Near caches: hits without remote calls, and no stale response after an acknowledged write,
+//! whatever happens between the replicas.
+
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use account_service::{
+    boot::Tuning,
+    coherence::{CoherenceSettings, Timing},
+    config::ServeSettings,
+    local::ANY_PORT,
+    peer::{PeerAddress, PeerIdentity},
+    proto::{
+        account_v1::{self as pb, Role, Source},
+        peer_v1::{
+            self as peer,
+            peer_service_client::PeerServiceClient,
+            peer_service_server::{PeerService, PeerServiceServer},
+        },
+    },
+    transport::listener::{self, Limits},
+};
+use aws_sdk_dynamodb::types::AttributeValue;
+use tokio::{net::TcpListener, time::sleep};
+use tonic::{Request, Response, Status};
+
+use crate::{
+    harness::{
+        Backends, Replica, Table, patient,
+        peer_network::{Path, PeerNetwork},
+    },
+    streams::{eventually, following},
+};
+
+const ORG: &str = "olivia-org";
+const OLIVIA: &str = "oliviaowner";
+const MICHAEL: &str = "membermichael";
+/// The directory's item.
+const DIRECTORY: &str = "SERVICE#replicas";
+
+fn with_view_ttl(view_ttl: Duration) -> Tuning {
+    let timing = Timing {
+        view_ttl,
+        // No write is running when a test starts a replica.
+        join_wait: view_ttl * 9 / 8,
+        ..Timing::default()
+    };
+    let mut tuning = patient(CoherenceSettings {
+        near_ttl: Some(Duration::from_secs(3600)),
+        timing,
+        ..CoherenceSettings::default()
+    });
+    tuning.cache.timing.fence_patience = Duration::from_millis(500);
+    tuning.cache.timing.fence_attempt = Duration::from_millis(250);
+    tuning
+}
+
+fn tuning() -> Tuning {
+    with_view_ttl(Duration::from_millis(400))
+}
+
+fn settings(backends: &Backends) -> ServeSettings {
+    let mut settings = backends.serve_settings();
+    settings.server.peers.peer_addr = Some(ANY_PORT);
+    settings
+}
+
+async fn until_active(replica: &Replica) {
+    eventually("the replica is active", async || replica.is_active()).await;
+}
+
+async fn active(settings: &ServeSettings, tuning: Tuning) -> Replica {
+    let replica = Replica::start_with(settings, tuning).await;
+    until_active(&replica).await;
+    replica
+}
+
+/// Backends and two replicas with near caches, with Michael in Olivia's organization.
+async fn two() -> (Backends, Replica, Replica) {
+    let backends = Box::pin(Backends::start()).await;
+    let settings = settings(&backends);
+    let (first, second) = tokio::join!(
+        Box::pin(active(&settings, tuning())),
+        Box::pin(active(&settings, tuning()))
+    );
+    first.found_olivia_org_with_michael().await;
+    first.settle().await;
+    (backends, first, second)
+}
+
+async fn check(replica: &Replica) -> pb::CheckMembershipResponse {
+    replica.check(ORG, MICHAEL).await.unwrap()
+}
+
+/// Checks until the response comes from memory.
+async fn warm(replica: &Replica) {
+    eventually("the membership is in memory", async || {
+        check(replica).await.source() == Source::Memory
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_hit_in_memory_makes_no_remote_call() {
+    let (backends, service, _other) = two().await;
+    warm(&service).await;
+    backends.forget_calls();
+    let response = check(&service).await;
+    assert_eq!(
+        (response.role(), response.source()),
+        (Role::Member, Source::Memory)
+    );
+    let read = service.get_user(MICHAEL).await.unwrap();
+    assert_eq!(
+        (read.0.username.as_str(), read.1),
+        (MICHAEL, Source::Memory)
+    );
+    let read = service.get_organization(ORG).await.unwrap();
+    assert_eq!(
+        (read.0.organization_name.as_str(), read.1),
+        (ORG, Source::Memory)
+    );
+    let read = service.get_membership(ORG, MICHAEL).await.unwrap();
+    assert_eq!((read.0.role(), read.1), (Role::Member, Source::Memory));
+    let batch = pb::BatchCheckMembershipsRequest {
+        checks: vec![pb::MembershipCheck {
+            organization_name: ORG.to_owned(),
+            username: MICHAEL.to_owned(),
+            ..pb::MembershipCheck::default()
+        }],
+        consistency: None,
+    };
+    let mut client = service.client.clone();
+    let read = client.batch_check_memberships(batch).await.unwrap();
+    assert_eq!(read.into_inner().source(), Source::Memory);
+    assert_eq!(backends.calls(), [""; 0]);
+}
+
+#[tokio::test]
+async fn an_acknowledged_write_is_visible_in_the_memory_of_every_replica() {
+    let (_backends, first, second) = two().await;
+    for _ in 0..20 {
+        for (writer, reader) in [(&first, &second), (&second, &first)] {
+            warm(reader).await;
+            writer.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
+            assert!(!check(reader).await.is_member);
+            assert!(!check(writer).await.is_member);
+            writer
+                .add(ORG, MICHAEL, Role::Member, OLIVIA)
+                .await
+                .unwrap();
+            assert!(check(reader).await.is_member);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_written_record_is_in_memory_again_as_soon_as_the_write_has_ended() {
+    let (_backends, first, second) = two().await;
+    warm(&second).await;
+    first
+        .change_role(ORG, MICHAEL, Role::Admin, OLIVIA)
+        .await
+        .unwrap();
+    // Far less than the time of a hold that nobody releases.
+    let began = Instant::now();
+    warm(&second).await;
+    assert!(began.elapsed() < Timing::default().fence_ttl);
+    assert_eq!(check(&second).await.role(), Role::Admin);
+}
+
+#[tokio::test]
+async fn a_refused_write_keeps_no_record_out_of_memory() {
+    let (_backends, first, second) = two().await;
+    warm(&second).await;
+    first.remove(ORG, OLIVIA, MICHAEL).await.unwrap_err();
+    first
+        .change_role(ORG, MICHAEL, Role::Owner, MICHAEL)
+        .await
+        .unwrap_err();
+    let began = Instant::now();
+    warm(&second).await;
+    assert!(began.elapsed() < Timing::default().fence_ttl);
+}
+
+/// A replica, and a second one that its peers reach over a path of the test.
+async fn two_with_a_path(tuning: impl Fn() -> Tuning) -> (Backends, Replica, Replica, PeerNetwork) {
+    let backends = Box::pin(Backends::start()).await;
+    let network = PeerNetwork::start().await;
+    let mut behind = settings(&backends);
+    behind.server.peers.peer_addr = Some(network.listens);
+    behind.server.peers.peer_advertise = Some(network.advertised.to_string());
+    let first = settings(&backends);
+    let (first, second) = tokio::join!(
+        Box::pin(active(&first, tuning())),
+        Box::pin(active(&behind, tuning()))
+    );
+    first.found_olivia_org_with_michael().await;
+    first.settle().await;
+    warm(&second).await;
+    (backends, first, second, network)
+}
+
+#[tokio::test]
+async fn a_replica_that_its_peers_cannot_reach_is_evicted_and_joins_again() {
+    for path in [Path::Silent, Path::Closed] {
+        let (_backends, first, second, network) = two_with_a_path(tuning).await;
+        network.set(path);
+        first.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
+        assert!(!check(&second).await.is_member);
+        assert!(!second.is_active());
+        // Later writes do not wait for it.
+        first.add(ORG, MICHAEL, Role::Member, OLIVIA).await.unwrap();
+        assert!(check(&second).await.is_member);
+        network.set(Path::Open);
+        until_active(&second).await;
+        warm(&second).await;
+        first.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
+        assert!(!check(&second).await.is_member);
+    }
+}
+
+#[tokio::test]
+async fn a_replica_that_has_stopped_delays_no_write() {
+    let (backends, first, mut second) = two().await;
+    warm(&second).await;
+    second.stop();
+    eventually("the replica has left the directory", async || {
+        let statuses = statuses(&backends.table()).await;
+        !statuses.contains("ACTIVE") || statuses.contains("STOPPED") || statuses.len() == 1
+    })
+    .await;
+    first.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
+    first.add(ORG, MICHAEL, Role::Member, OLIVIA).await.unwrap();
+    eventually("the replica is removed from the directory", async || {
+        replicas(&backends.table()).await.len() == 1
+    })
+    .await;
+    assert!(first.is_active());
+}
+
+/// The replicas in the directory, and their texts.
+async fn replicas(table: &Table) -> Vec<(String, String)> {
+    let get = table.client.get_item().table_name(&table.name);
+    let key = || AttributeValue::S(DIRECTORY.to_owned());
+    let item = get.key("PK", key()).key("SK", key()).send().await.unwrap();
+    let item = item.item.unwrap_or_default().into_iter();
+    let replicas = item.filter_map(|(name, value)| match value {
+        AttributeValue::S(text) if text != DIRECTORY => Some((name, text)),
+        _ => None,
+    });
+    replicas.collect()
+}
+
+async fn statuses(table: &Table) -> BTreeSet<String> {
+    let replicas = replicas(table).await.into_iter();
+    replicas
+        .map(|(_, text)| text.split(' ').next().unwrap_or_default().to_owned())
+        .collect()
+}
+
+#[tokio::test]
+async fn a_directory_that_is_deleted_lets_no_replica_serve_a_stale_record() {
+    // Long, so that the deleted directory is still in use when the write is acknowledged.
+    let slow = || with_view_ttl(Duration::from_secs(3));
+    let (backends, first, second, network) = two_with_a_path(slow).await;
+    network.set(Path::Silent);
+    drop(first);
+    backends.table().delete(DIRECTORY, DIRECTORY).await;
+    // It has never seen the directory that was deleted.
+    let third = Replica::start_with(&backends.serve_settings(), slow()).await;
+    third.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
+    assert!(!check(&second).await.is_member);
+}
+
+#[tokio::test]
+async fn a_replica_that_is_removed_from_the_directory_by_hand_serves_no_stale_record() {
+    let slow = || with_view_ttl(Duration::from_secs(3));
+    let (backends, first, second, network) = two_with_a_path(slow).await;
+    let table = backends.table();
+    network.set(Path::Silent);
+    let advertised = network.advertised.to_string();
+    for (incarnation, text) in replicas(&table).await {
+        if text.contains(&advertised) {
+            let key = || AttributeValue::S(DIRECTORY.to_owned());
+            let update = table.client.update_item().table_name(&table.name);
+            let update = update.key("PK", key()).key("SK", key());
+            let update = update
+                .update_expression("REMOVE #replica ADD #ver :one")
+                .expression_attribute_names("#replica", incarnation)
+                .expression_attribute_names("#ver", "ver")
+                .expression_attribute_values(":one", AttributeValue::N("1".to_owned()));
+            update.send().await.unwrap();
+        }
+    }
+    first.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
+    assert!(!check(&second).await.is_member);
+}
+
+#[tokio::test]
+async fn a_flush_empties_the_memory_of_every_replica() {
+    let (backends, _first, second) = two().await;
+    warm(&second).await;
+    let key = format!("USER#{MICHAEL}");
+    let table = backends.table();
+    table.set_text(&key, &key, "firstName", "Changed").await;
+    let user = second.get_user(MICHAEL).await.unwrap().0;
+    assert_ne!(user.first_name, "Changed");
+    let backend_settings = backends.serve_settings().backends;
+    account_service::boot::provision::flush(&backend_settings)
+        .await
+        .unwrap();
+    let user = second.get_user(MICHAEL).await.unwrap().0;
+    assert_eq!(user.first_name, "Changed");
+}
+
+#[tokio::test]
+async fn a_change_past_the_service_is_soon_visible_in_memory() {
+    let (backends, _first, second) = two().await;
+    let following = Tuning {
+        invalidator: following().invalidator,
+        ..tuning()
+    };
+    let _follower = Replica::start_with(&settings(&backends), following).await;
+    warm(&second).await;
+    let key = format!("USER#{MICHAEL}");
+    let table = backends.table();
+    table.set_text(&key, &key, "firstName", "Changed").await;
+    eventually("the change is visible", async || {
+        second.get_user(MICHAEL).await.unwrap().0.first_name == "Changed"
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_replica_without_an_address_fences_the_others_and_serves_nothing_from_memory() {
+    let (backends, _first, second) = two().await;
+    let third = Replica::start_with(&backends.serve_settings(), tuning()).await;
+    warm(&second).await;
+    third.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
+    assert!(!check(&second).await.is_member);
+    sleep(tuning().cache.timing.join_wait).await;
+    assert!(!third.is_active());
+    check(&third).await;
+    assert_ne!(check(&third).await.source(), Source::Memory);
+}
+
+#[tokio::test]
+async fn hits_in_memory_go_on_without_the_cache() {
+    let (backends, _first, second) = two().await;
+    warm(&second).await;
+    backends.momento.cut_off();
+    for _ in 0..10 {
+        assert_eq!(check(&second).await.source(), Source::Memory);
+    }
+}
+
+/// Acknowledges every fence in the name of a replica, without its private key.
+struct Impostor {
+    incarnation: String,
+}
+
+#[tonic::async_trait]
+impl PeerService for Impostor {
+    async fn fence(
+        &self,
+        _: Request<peer::FenceRequest>,
+    ) -> Result<Response<peer::FenceResponse>, Status> {
+        Ok(Response::new(peer::FenceResponse {
+            incarnation: self.incarnation.clone(),
+        }))
+    }
+
+    async fn release(
+        &self,
+        _: Request<peer::ReleaseRequest>,
+    ) -> Result<Response<peer::ReleaseResponse>, Status> {
+        Ok(Response::new(peer::ReleaseResponse {}))
+    }
+}
+
+#[tokio::test]
+async fn an_acknowledgement_of_an_impostor_is_not_accepted() {
+    let (backends, first, second, network) = two_with_a_path(tuning).await;
+    let advertised = network.advertised.to_string();
+    let listed = replicas(&backends.table()).await;
+    let (incarnation, _) = listed
+        .into_iter()
+        .find(|(_, text)| text.contains(&advertised))
+        .unwrap();
+    // The impostor is where the replica was: it has the address, and even the token.
+    let listener = TcpListener::bind(ANY_PORT).await.unwrap();
+    let impostor = listener.local_addr().unwrap();
+    let tls = PeerIdentity::generate().unwrap().tls();
+    let limits = Limits::never_authenticated(16, Duration::from_secs(60));
+    let connections = listener::accept(listener, Some(Arc::new(move || tls.clone())), limits);
+    let service = PeerServiceServer::new(Impostor { incarnation });
+    let server = tonic::transport::Server::builder().add_service(service);
+    tokio::spawn(server.serve_with_incoming(connections));
+    network.redirect(impostor);
+    first.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
+    assert!(!check(&second).await.is_member);
+    assert!(!second.is_active());
+}
+
+#[tokio::test]
+async fn a_fence_needs_the_token_of_the_replica() {
+    let (backends, _first, second) = two().await;
+    warm(&second).await;
+    let listed = replicas(&backends.table()).await;
+    for (_, text) in listed {
+        let (_, address) = text.split_once(' ').unwrap();
+        let address: PeerAddress = address.parse().unwrap();
+        for token in [None, Some("Bearer "), Some("Bearer 0123")] {
+            let channel = address.channel().unwrap();
+            let mut client = PeerServiceClient::new(channel);
+            let mut request = Request::new(peer::FenceRequest {
+                write_id: vec![0; 16],
+                keys: vec![peer::Key {
+                    record: Some(peer::key::Record::User(MICHAEL.to_owned())),
+                }],
+                hold_ms: 60_000,
+            });
+            if let Some(token) = token {
+                let token = token.parse().unwrap();
+                request.metadata_mut().insert("authorization", token);
+            }
+            let status = client.fence(request).await.unwrap_err();
+            assert_eq!(status.code(), tonic::Code::Unauthenticated);
+        }
+    }
+    assert_eq!(check(&second).await.source(), Source::Memory);
+}
