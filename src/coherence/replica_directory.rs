@@ -29,8 +29,8 @@ use crate::{
 
 /// Most attempts to change the directory while other replicas change it.
 const MAX_SWAPS: u32 = 10;
-/// Pause before a replica that was evicted joins again. It doubles with each eviction.
-const REJOIN_PAUSE: Duration = Duration::from_secs(2);
+/// Longest pause before a replica that was evicted joins again. The pause begins with
+/// [`Timing::settle`], and doubles with each eviction.
 const MAX_REJOIN_PAUSE: Duration = Duration::from_secs(300);
 /// Time after which a replica that stayed listed is trusted again.
 const REJOIN_FORGET: Duration = Duration::from_secs(600);
@@ -414,7 +414,7 @@ impl ReplicaDirectory {
         } else {
             own.evictions.saturating_add(1)
         };
-        let pause = REJOIN_PAUSE.saturating_mul(1 << own.evictions.min(10));
+        let pause = self.timing.settle() * (1 << own.evictions.min(10));
         own.may_join = Instant::now() + pause.min(MAX_REJOIN_PAUSE);
         own.joined = None;
         tracing::warn!("this replica was evicted: its near cache is not used until it joins again");

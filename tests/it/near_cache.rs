@@ -206,7 +206,7 @@ async fn two_with_a_path(tuning: impl Fn() -> Tuning) -> (Backends, Replica, Rep
 
 #[tokio::test]
 async fn a_replica_that_its_peers_cannot_reach_is_evicted_and_joins_again() {
-    for path in [Path::Silent, Path::Closed] {
+    for path in [Path::Silent, Path::RepliesLost, Path::Closed] {
         let (_backends, first, second, network) = two_with_a_path(tuning).await;
         network.set(path);
         first.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
@@ -400,7 +400,7 @@ async fn an_acknowledgement_of_an_impostor_is_not_accepted() {
     let service = PeerServiceServer::new(Impostor { incarnation });
     let server = tonic::transport::Server::builder().add_service(service);
     tokio::spawn(server.serve_with_incoming(connections));
-    network.redirect(impostor);
+    network.set(Path::To(impostor));
     first.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
     assert!(!check(&second).await.is_member);
     assert!(!second.is_active());

@@ -1,36 +1,26 @@
-//! The cost of a cached check between tonic and the SDK: the whole stack of layers, called in the
-//! process, with a map as the cache. Prints allocations. Under callgrind, the difference of two
+//! The cost of a check that memory answers, beyond tonic: the whole stack of layers, called in the
+//! process. Prints allocations. Under callgrind, the difference of two
 //! runs is the number of instructions: see `just own-code`.
 
-use std::{
-    collections::HashMap,
-    convert::Infallible,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use account_service::{
     auth::{Authorizer, Credentials},
-    cache::{Cache, Error, Found, Keys, MomentoClient},
+    boot::App,
     coherence::{CoherenceSettings, Timing},
     config::{Cli, Command, DevSettings},
-    grpc::{
-        AccountService, AuthLayer, ConcurrencyLimitLayer, MetricsLayer, ServiceSettings,
-        WatchLimits, with_error_details,
-    },
-    local::{Embedded, momento},
+    grpc::{AuthLayer, ConcurrencyLimitLayer, MetricsLayer, with_error_details},
+    local::{ANY_PORT, Embedded, momento},
     proto::account_v1::{self as pb, Role, account_service_server::AccountService as _},
-    store::{self, DynamoDb},
     telemetry,
     transport::listener::Peer,
 };
 use account_service_bench::load::framed;
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use bytes::Bytes;
 use clap::Parser;
 use http_body_util::{BodyExt as _, Full};
 use tokio::runtime::Builder;
-use tokio_util::sync::CancellationToken;
 use tonic::{Request, body::Body};
 use tower::{Service, ServiceBuilder, ServiceExt as _, util::MapResponseLayer};
 
@@ -71,53 +61,6 @@ enum What {
     Handler,
     /// The construction of the handler's request.
     Request,
-    /// The map in place of the cache.
-    Cache,
-}
-
-/// A cache in the process, without delay.
-#[derive(Default)]
-struct Map(Mutex<HashMap<Vec<u8>, Bytes>>);
-
-impl Map {
-    fn set(&self, key: &str, value: &[u8], may: impl Fn(Option<&[u8]>) -> bool) -> bool {
-        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_set = may(map.get(key.as_bytes()).map(|value| &**value));
-        if is_set {
-            map.insert(key.into(), Bytes::copy_from_slice(value));
-        }
-        is_set
-    }
-}
-
-#[tonic::async_trait]
-impl Cache for Map {
-    async fn get(&self, keys: &Keys) -> Result<Vec<Found>, Error> {
-        let map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = |key: &[u8]| match map.get(key) {
-            Some(value) => Found::Hit(value.clone()),
-            None => Found::Miss,
-        };
-        Ok(keys.iter().map(found).collect())
-    }
-
-    async fn set_if_absent(&self, key: &str, value: &[u8], _: Duration) -> Result<bool, Error> {
-        Ok(self.set(key, value, |found| found.is_none()))
-    }
-
-    async fn set_if_equal(
-        &self,
-        key: &str,
-        value: &[u8],
-        expected: &[u8],
-        _: Duration,
-    ) -> Result<bool, Error> {
-        Ok(self.set(key, value, |found| found == Some(expected)))
-    }
-
-    async fn set_if_not_equal(&self, key: &str, value: &[u8], _: Duration) -> Result<bool, Error> {
-        Ok(self.set(key, value, |found| found != Some(value)))
-    }
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -184,50 +127,29 @@ async fn run(arguments: &Arguments) -> Result<()> {
     telemetry::start(&settings.log.log, settings.log.log_format, None)?;
     let embedded = Embedded::start(&settings, Arc::new(momento::OpenGate)).await?;
     embedded.set_up().await?;
-    let backends = embedded.backend_settings();
-    let aws = aws_config::SdkConfig::builder()
-        .behavior_version(aws_config::BehaviorVersion::latest())
-        .region(aws_config::Region::new("us-east-1"))
-        .credentials_provider(
-            aws_credential_types::provider::SharedCredentialsProvider::new(
-                aws_credential_types::Credentials::new("embedded", "embedded", None, None, "bench"),
-            ),
-        )
-        .build();
-    let table = store::TableSettings {
-        table: backends.table_name,
-        endpoint: backends.dynamodb_endpoint,
-        attempt_timeout: backends.dynamodb_attempt_timeout_ms,
-        operation_timeout: store::OPERATION_TIMEOUT,
-    };
-    let table = DynamoDb::new(&aws, table);
-    let map = Arc::new(Map::default());
-    let cache = MomentoClient::new(Duration::from_secs(1));
-    cache.connect(map.clone());
-    let settings = ServiceSettings {
-        coherence: CoherenceSettings {
-            membership_ttl: HOUR,
-            profile_ttl: HOUR,
-            // The view stays valid, so that no read of the switch counts in a measurement.
-            timing: Timing {
-                view_ttl: HOUR,
-                ..Timing::default()
-            },
-            ..CoherenceSettings::default()
+    let mut settings = embedded.serve_settings(&settings);
+    settings.server.peers.peer_addr = Some(ANY_PORT);
+    let tuning = CoherenceSettings {
+        near_ttl: Some(HOUR),
+        timing: Timing {
+            // The view stays valid, so that no read of it counts in a measurement.
+            view_ttl: HOUR,
+            join_wait: Duration::ZERO,
+            ..Timing::default()
         },
-        watch: WatchLimits {
-            patience: Duration::from_secs(1),
-            stopping: CancellationToken::new(),
-            lifetime: Duration::from_secs(1),
-        },
+        ..CoherenceSettings::default()
     };
-    let service = AccountService::new(table, cache, settings);
+    let app = App::boot_with(&settings, tuning).await?;
+    let service = app.service().clone();
     let coherence = service.coherence().clone();
-    coherence
-        .read_generation()
-        .await
-        .ok()
-        .context("no generation")?;
+    let directory = tokio::spawn({
+        let coherence = coherence.clone();
+        async move { coherence.run_directory().await }
+    });
+    while !coherence.is_active() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    directory.abort();
     service
         .create_user(admitted(pb::CreateUserRequest {
             username: USER.to_owned(),
@@ -245,17 +167,9 @@ async fn run(arguments: &Arguments) -> Result<()> {
         }))
         .await?;
     coherence.drain().await;
-    for _ in 0..2 {
-        service.check_membership(Request::new(check())).await?;
-        coherence.drain().await;
-    }
+    service.check_membership(Request::new(check())).await?;
     let checked = service.check_membership(Request::new(check())).await?;
-    ensure!(checked.get_ref().source() == pb::Source::Cache);
-    let keys: Keys = {
-        let map = map.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let keys = map.keys().filter_map(|key| str::from_utf8(key).ok());
-        keys.filter(|key| !key.ends_with("probe")).collect()
-    };
+    ensure!(checked.get_ref().source() == pb::Source::Memory);
     let times = arguments.times;
     match arguments.what {
         What::Stack => {
@@ -280,11 +194,6 @@ async fn run(arguments: &Arguments) -> Result<()> {
         What::Handler => {
             for _ in 0..times {
                 service.check_membership(Request::new(check())).await?;
-            }
-        }
-        What::Cache => {
-            for _ in 0..times {
-                ensure!(map.get(&keys).await.is_ok_and(|found| found.len() == 3));
             }
         }
     }

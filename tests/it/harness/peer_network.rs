@@ -1,11 +1,16 @@
 //! A network path to a replica for its peers, which a test interrupts.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use account_service::local::ANY_PORT;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
     sync::watch,
+    time::sleep,
 };
 
 /// The state of the path.
@@ -14,6 +19,10 @@ pub enum Path {
     Open,
     /// Connections stay open, and carry nothing.
     Silent,
+    /// Requests reach the replica, and its replies are lost.
+    RepliesLost,
+    /// Each piece of a request and of a reply is late.
+    Slow(Duration),
     /// Connections are closed.
     Closed,
     /// New connections lead to another server.
@@ -37,8 +46,15 @@ impl PeerNetwork {
         let listens = free.local_addr().unwrap();
         let (path, current) = watch::channel(Path::Open);
         tokio::spawn(async move {
-            while let Ok((peer, _)) = listener.accept().await {
-                tokio::spawn(forward(peer, listens, current.clone()));
+            let mut ended = current.clone();
+            loop {
+                tokio::select! {
+                    accepted = listener.accept() => {
+                        let (peer, _) = accepted.unwrap();
+                        tokio::spawn(serve(peer, listens, current.clone()));
+                    }
+                    gone = ended.changed() => if gone.is_err() { return },
+                }
             }
         });
         Self {
@@ -51,28 +67,56 @@ impl PeerNetwork {
     pub fn set(&self, path: Path) {
         self.path.send_replace(path);
     }
+}
 
-    /// Leads connections to another server, as if it had taken the replica's address.
-    pub fn redirect(&self, server: SocketAddr) {
-        self.set(Path::To(server));
+async fn serve(peer: TcpStream, replica: SocketAddr, mut path: watch::Receiver<Path>) {
+    let server = match *path.borrow_and_update() {
+        Path::Closed => return,
+        Path::To(server) => server,
+        _ => replica,
+    };
+    let is_redirected = server != replica;
+    let Ok(server) = TcpStream::connect(server).await else {
+        return;
+    };
+    let (from_peer, to_peer) = peer.into_split();
+    let (from_server, to_server) = server.into_split();
+    let is_cut = async {
+        let closes = |path: &Path| match path {
+            Path::Closed => true,
+            Path::To(_) => !is_redirected,
+            _ => is_redirected,
+        };
+        let _ = path.clone().wait_for(closes).await;
+    };
+    tokio::select! {
+        () = forward(from_peer, to_server, path.clone(), false) => {}
+        () = forward(from_server, to_peer, path.clone(), true) => {}
+        () = is_cut => {}
     }
 }
 
-async fn forward(mut peer: TcpStream, replica: SocketAddr, mut path: watch::Receiver<Path>) {
-    let current = *path.borrow_and_update();
-    let server = match current {
-        Path::Open => Some(replica),
-        Path::To(server) => Some(server),
-        Path::Silent | Path::Closed => None,
-    };
-    if let Some(server) = server
-        && let Ok(mut server) = TcpStream::connect(server).await
-    {
-        tokio::select! {
-            _ = tokio::io::copy_bidirectional(&mut peer, &mut server) => return,
-            _ = path.changed() => {}
+/// Forwards the bytes of one direction. Bytes that are lost break the connection for good.
+async fn forward(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    path: watch::Receiver<Path>,
+    are_replies: bool,
+) {
+    let mut bytes = vec![0; 16 * 1024];
+    loop {
+        let Ok(length @ 1..) = from.read(&mut bytes).await else {
+            return;
+        };
+        let current = *path.borrow();
+        match current {
+            Path::Silent => std::future::pending().await,
+            Path::RepliesLost if are_replies => std::future::pending().await,
+            Path::Slow(delay) => sleep(delay).await,
+            _ => {}
+        }
+        if to.write_all(&bytes[..length]).await.is_err() {
+            return;
         }
     }
-    // A connection that was silent once does not recover.
-    let _ = path.wait_for(|path| *path != Path::Silent).await;
 }

@@ -62,6 +62,13 @@ pub struct Profile {
     pub is_linearizable: bool,
     /// The longest staleness that half of the reads accept.
     pub longest_staleness_ms: Option<u64>,
+    /// Whether replicas have near caches.
+    pub is_near: bool,
+    /// Chances out of ten, at each occasion: the path to a replica for its peers is interrupted for
+    /// a while, a replica is paused for a while, the replica directory is deleted.
+    pub cuts: u32,
+    pub pauses: u32,
+    pub directory_losses: u32,
 }
 
 impl Profile {
@@ -110,6 +117,43 @@ impl Profile {
             suspends: false,
             is_linearizable: true,
             longest_staleness_ms: None,
+            is_near: false,
+            cuts: 0,
+            pauses: 0,
+            directory_losses: 0,
+        }
+    }
+
+    /// Faults of every kind, with near caches.
+    pub fn near_hostile() -> Self {
+        Self {
+            is_near: true,
+            cuts: 5,
+            pauses: 2,
+            directory_losses: 1,
+            ..Self::hostile()
+        }
+    }
+
+    /// Near caches, and faults of single calls and of paths between replicas.
+    pub fn near_lossy() -> Self {
+        Self {
+            is_near: true,
+            cuts: 3,
+            ..Self::lossy()
+        }
+    }
+
+    /// Near caches, late calls, and interrupted paths. Broken protocols of near caches fail under
+    /// these faults.
+    pub fn near_broken() -> Self {
+        Self {
+            is_near: true,
+            cuts: 6,
+            pauses: 3,
+            kills: 3,
+            expires: true,
+            ..Self::evicting()
         }
     }
 

@@ -80,6 +80,30 @@ async fn the_service_passes_histories_that_broken_protocols_fail() {
     assert!(report.violations.is_empty(), "{:#?}", report.violations);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_response_from_memory_is_stale_under_any_fault() {
+    let operations = wanted_operations() * 5 / 10;
+    let profile = Profile::near_hostile();
+    let report = run("everything fails, near", &profile, operations, 4_000_000).await;
+    assert!(report.violations.is_empty(), "{:#?}", report.violations);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn histories_of_near_caches_without_crashes_are_linearizable() {
+    let operations = wanted_operations() * 3 / 10;
+    let profile = Profile::near_lossy();
+    let report = run("late and lost, near", &profile, operations, 5_000_000).await;
+    assert!(report.violations.is_empty(), "{:#?}", report.violations);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_service_passes_histories_that_broken_near_caches_fail() {
+    let operations = wanted_operations() * 2 / 10;
+    let profile = Profile::near_broken();
+    let report = run("interrupted, near", &profile, operations, 6_000_000).await;
+    assert!(report.violations.is_empty(), "{:#?}", report.violations);
+}
+
 /// `tests/sabotage/run` runs this with the service whose step [`SABOTAGE`] leaves out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "of the service as it is not"]

@@ -22,7 +22,11 @@ use super::{
     faults::{Evict, Faults, Kill, Profile, Tally},
     record::{ADDRESSES, Call, Clock, ORGANIZATIONS, Operation, Outcome, Part, USERS},
 };
-use crate::harness::{Backends, Client, Replica, Way, no_older_than, script::Script};
+use crate::harness::{
+    Backends, Client, PATIENCE, Replica, Way, no_older_than,
+    peer_network::{Path, PeerNetwork},
+    script::Script,
+};
 
 const REPLICAS: usize = 3;
 const CLIENTS: usize = 6;
@@ -74,9 +78,17 @@ impl fmt::Display for Report {
 
 /// A replica in a runtime of its own, so that it can be killed.
 struct Victim {
-    _runtime: Mortal,
-    _replica: Replica,
+    runtime: Mortal,
+    replica: Replica,
+    network: Arc<PeerNetwork>,
     _way: Way,
+}
+
+/// The parts of a running replica that faults need.
+struct Reach {
+    client: Client,
+    runtime: tokio::runtime::Handle,
+    network: Arc<PeerNetwork>,
 }
 
 /// A runtime that does not wait for its tasks when it is dropped.
@@ -97,7 +109,7 @@ struct World {
     tally: Tally,
     is_cache_gone: Arc<AtomicBool>,
     started: AtomicUsize,
-    clients: RwLock<Vec<Client>>,
+    replicas: RwLock<Vec<Reach>>,
     history: Mutex<Vec<Operation>>,
     clock: Clock,
 }
@@ -111,18 +123,31 @@ pub async fn run(seed: u64, profile: Profile) -> Report {
         tally: Tally::default(),
         is_cache_gone: Arc::default(),
         started: AtomicUsize::new(0),
-        clients: RwLock::default(),
+        replicas: RwLock::default(),
         history: Mutex::default(),
         clock: Clock::start(),
     });
     world.found().await;
     let mut keepers = tokio::task::JoinSet::new();
-    for place in 0..REPLICAS {
+    let mut victims = Vec::new();
+    for _ in 0..REPLICAS {
         let (victim, client, faults) = world.start_replica().await;
-        world.clients.write().unwrap().push(client);
+        world.replicas.write().unwrap().push(victim.reach(client));
+        victims.push((victim, faults));
+    }
+    if world.profile.is_near {
+        let all_active = async {
+            while !victims.iter().all(|(victim, _)| victim.replica.is_active()) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, all_active).await.unwrap();
+    }
+    for (place, (victim, faults)) in victims.into_iter().enumerate() {
         keepers.spawn(keep_replica(world.clone(), place, victim, faults));
     }
     keepers.spawn(disturb_the_cache(world.clone()));
+    keepers.spawn(disturb_replicas(world.clone()));
     let clients = (0..CLIENTS).map(|client| tokio::spawn(drive(world.clone(), client)));
     for client in join_all(clients).await {
         client.unwrap();
@@ -132,6 +157,17 @@ pub async fn run(seed: u64, profile: Profile) -> Report {
     let claims = world.contradictory_claims().await;
     report.violations.extend(claims);
     report
+}
+
+impl Victim {
+    fn reach(&self, client: Client) -> Reach {
+        let runtime = self.runtime.0.as_ref().unwrap();
+        Reach {
+            client,
+            runtime: runtime.handle().clone(),
+            network: self.network.clone(),
+        }
+    }
 }
 
 impl World {
@@ -218,6 +254,12 @@ impl World {
         if let Some(fence_ttl_ms) = self.profile.fence_ttl_ms {
             timing.fence_ttl = Duration::from_millis(fence_ttl_ms);
         }
+        if self.profile.is_near {
+            timing.view_ttl = Duration::from_millis(320);
+            // No write is running when a world without kills begins.
+            let earlier_writes = timing.fence_ttl.min(Duration::from_millis(500));
+            timing.join_wait = timing.settle() + earlier_writes;
+        }
         let defaults = coherence::CoherenceSettings::default();
         // Long times to live hide some mistakes, short ones hide others.
         let expires_soon = self.seed.is_multiple_of(2);
@@ -251,7 +293,12 @@ impl World {
             self.is_cache_gone.clone(),
         ));
         let script = Arc::new(Script::chaotic(faults.clone()));
-        let (way, settings) = self.backends.way(script.clone(), script).await;
+        let (way, mut settings) = self.backends.way(script.clone(), script).await;
+        let network = Arc::new(PeerNetwork::start().await);
+        if self.profile.is_near {
+            settings.server.peers.peer_addr = Some(network.listens);
+            settings.server.peers.peer_advertise = Some(network.advertised.to_string());
+        }
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -273,16 +320,17 @@ impl World {
         let channel = Channel::from_shared(format!("http://{}", replica.addr)).unwrap();
         let client = Client::new(channel.connect_lazy());
         let victim = Victim {
-            _runtime: runtime,
-            _replica: replica,
+            runtime,
+            replica,
+            network,
             _way: way,
         };
         (victim, client, faults)
     }
 
     fn client(&self, chance: &mut fastrand::Rng) -> Client {
-        let clients = self.clients.read().unwrap();
-        clients[chance.usize(..clients.len())].clone()
+        let replicas = self.replicas.read().unwrap();
+        replicas[chance.usize(..replicas.len())].client.clone()
     }
 
     /// The staleness that the client accepts.
@@ -349,7 +397,7 @@ async fn keep_replica(world: Arc<World>, place: usize, victim: Victim, faults: A
         running.1.died.notified().await;
         drop(running);
         let (victim, client, faults) = world.start_replica().await;
-        world.clients.write().unwrap()[place] = client;
+        world.replicas.write().unwrap()[place] = victim.reach(client);
         running = (victim, faults);
     }
 }
@@ -371,6 +419,52 @@ async fn disturb_the_cache(world: Arc<World>) {
                 world.backends.flush_cache().await;
             }
             world.is_cache_gone.store(false, Ordering::SeqCst);
+        }
+    }
+}
+
+/// Interrupts paths between replicas, pauses replicas, and deletes the replica directory. Never
+/// returns.
+async fn disturb_replicas(world: Arc<World>) {
+    const DIRECTORY: &str = "SERVICE#replicas";
+    let count = |fault| *world.tally.lock().unwrap().entry(fault).or_default() += 1;
+    let mut chance = world.chance(300);
+    let table = world.backends.table();
+    loop {
+        tokio::time::sleep(Duration::from_millis(chance.u64(20..300))).await;
+        let place = chance.usize(..REPLICAS);
+        let (runtime, network) = {
+            let replicas = world.replicas.read().unwrap();
+            let Reach {
+                runtime, network, ..
+            } = &replicas[place];
+            (runtime.clone(), network.clone())
+        };
+        if chance.u32(0..10) < world.profile.cuts {
+            let paths = [
+                ("path silent", Path::Silent),
+                ("path closed", Path::Closed),
+                ("replies of a replica lost", Path::RepliesLost),
+                (
+                    "path slow",
+                    Path::Slow(Duration::from_millis(chance.u64(1..200))),
+                ),
+            ];
+            let (fault, path) = paths[chance.usize(..paths.len())];
+            count(fault);
+            network.set(path);
+            tokio::time::sleep(Duration::from_millis(chance.u64(1..900))).await;
+            network.set(Path::Open);
+        }
+        if chance.u32(0..10) < world.profile.pauses {
+            count("replica paused");
+            let pause = Duration::from_millis(chance.u64(50..1500));
+            // Blocks the only thread of the replica, as SIGSTOP does.
+            runtime.spawn(async move { std::thread::sleep(pause) });
+        }
+        if chance.u32(0..10) < world.profile.directory_losses {
+            count("directory deleted");
+            table.delete(DIRECTORY, DIRECTORY).await;
         }
     }
 }
