@@ -256,6 +256,15 @@ pub struct CacheSettings {
     /// read goes to the table.
     #[arg(long, env = "CACHE_READ_TIMEOUT_MS", value_name = "MS", default_value = "50", value_parser = millis)]
     pub cache_read_timeout_ms: Duration,
+    /// Operations of Momento that all replicas together may use in a second, such as its
+    /// quota. Further reads go to the table; fences may use more. 0: unlimited.
+    #[arg(
+        long,
+        env = "CACHE_OPERATIONS_PER_SECOND",
+        value_name = "COUNT",
+        default_value_t = 100
+    )]
+    pub cache_operations_per_second: u32,
     /// Most concurrent requests to the table for callers' reads. At most 16 more for
     /// each of these wait, up to 250 ms. Further reads are rejected. Writes are not
     /// counted.
@@ -308,6 +317,8 @@ impl CacheSettings {
             membership_ttl: self.membership_ttl_s,
             profile_ttl: self.profile_ttl_s,
             absent_ttl: self.absent_ttl_s,
+            cache_operations_per_second: Some(self.cache_operations_per_second)
+                .filter(|count| *count > 0),
             near_cache_bytes: u64::from(self.near_cache_mib) * 1024 * 1024,
             near_ttl: self.stream_invalidator.then_some(NEAR_TTL),
             ..crate::coherence::CoherenceSettings::default()

@@ -70,8 +70,8 @@ struct Counts {
 /// Reason why a look-up has no result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum LookupFailure {
-    /// The cache was not queried: its circuit breaker is open, it is no longer in use, or
-    /// too many long look-ups are running.
+    /// The cache was not queried: its circuit breaker is open, it is no longer in use, too few of
+    /// its operations are left, or too many long look-ups are running.
     Skipped,
     /// The cache failed, or did not respond in time.
     Failed,
@@ -196,6 +196,9 @@ impl CacheLookups {
         } else {
             None
         };
+        if !self.entries.budget.try_look_up(keys.len()) {
+            return Err(LookupFailure::Skipped);
+        }
         let breaker = self.circuit_breakers.for_keys(keys.len());
         let decision = breaker.decide();
         if decision == Decision::Skip {

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::{CoherenceSettings, Entry, Nonce, Tag, namespace::Namespace};
+use super::{
+    CoherenceSettings, Entry, Nonce, Tag, namespace::Namespace, operation_budget::OperationBudget,
+};
 use crate::{
     cache::MomentoClient,
     domain::{Key, Record, Timestamp},
@@ -26,6 +28,7 @@ const FILL_TIMEOUT: Duration = Duration::from_millis(500);
 /// The entries of records, over the Momento client.
 pub(super) struct EntryCache {
     pub(super) cache: MomentoClient,
+    pub(super) budget: OperationBudget,
     settings: CoherenceSettings,
 }
 
@@ -54,7 +57,11 @@ pub(super) struct Unusable;
 
 impl EntryCache {
     pub(super) fn new(cache: MomentoClient, settings: CoherenceSettings) -> Self {
-        Self { cache, settings }
+        Self {
+            cache,
+            budget: OperationBudget::new(settings.cache_operations_per_second),
+            settings,
+        }
     }
 
     /// The present time, for the read times of entries.

@@ -145,6 +145,9 @@ impl FenceWriter {
     }
 
     async fn peek(&self, namespace: &Namespace, keys: &[Key]) -> Vec<Replaced> {
+        if !self.entries.budget.try_peek(keys.len()) {
+            return vec![Replaced::Unknown; keys.len()];
+        }
         let cache_keys = namespace.keys(keys);
         let mut found = self.look_up_to_fence(&cache_keys).await;
         let replaced =
@@ -229,6 +232,7 @@ impl FenceWriter {
         &self,
         stored: impl Future<Output = Result<bool, cache::Error>>,
     ) -> bool {
+        self.entries.budget.fence();
         match timeout(self.timing.fence_attempt, stored).await {
             Ok(Ok(is_stored)) => is_stored,
             Ok(Err(error)) => {
@@ -257,7 +261,9 @@ impl FenceWriter {
                 .iter()
                 .find(|fence| fence.key == key && fence.is_alone);
             async move {
-                if let Some(Fence { bytes, .. }) = fence {
+                if let Some(Fence { bytes, .. }) = fence
+                    && self.entries.budget.try_publish()
+                {
                     self.entries
                         .replace(namespace, &key, bytes, Some(record), read_time)
                         .await;

@@ -293,6 +293,7 @@ impl Fencing {
         let mut compared = Vec::with_capacity(keys.len());
         for keys in keys.chunks(cache::MAX_KEYS) {
             let cache_keys = namespace.keys(keys);
+            self.entries.budget.compare(keys.len());
             let mut found = self.fences.look_up_to_fence(&cache_keys).await;
             compared.extend(keys.iter().zip(cache_keys.iter()).map(|(key, cache_key)| {
                 let cached = match found.next() {

@@ -15,6 +15,7 @@ mod fencing;
 mod generation_switch;
 mod namespace;
 mod near_cache;
+mod operation_budget;
 mod read_path;
 mod register_view;
 mod replica_directory;
@@ -194,6 +195,7 @@ impl Coherence {
                 Err(_) => tracing::debug!("the replica directory did not respond in time"),
             }
             self.near_cache.report();
+            self.entries.budget.share_among(self.directory.replicas());
             sleep(self.timing.view_refresh()).await;
         }
     }

@@ -237,6 +237,17 @@ impl ReplicaDirectory {
         own.joined.map(|joined| joined.incarnation)
     }
 
+    /// The number of active replicas, this one included.
+    pub(super) fn replicas(&self) -> usize {
+        let own = self.incarnation();
+        let view = self.register.current();
+        let listed = view.iter().flat_map(|view| &view.state.0);
+        let others = listed.filter(|(incarnation, listed)| {
+            listed.status == Status::Active && Some(**incarnation) != own
+        });
+        others.count() + 1
+    }
+
     /// The epoch in which this replica may serve from its near cache now.
     pub(super) fn serving_epoch(&self) -> Option<Epoch> {
         let joined = {

@@ -80,6 +80,9 @@ pub struct CoherenceSettings {
     pub profile_ttl: Duration,
     /// Time to live of the absence of a record in the cache.
     pub absent_ttl: Duration,
+    /// Operations of Momento that all replicas together may use in a second. Fences may use more.
+    /// `None`: unlimited.
+    pub cache_operations_per_second: Option<u32>,
     /// Capacity of the near cache, in bytes.
     pub near_cache_bytes: u64,
     /// Time to live of a record in the near cache, and of the absence of one. It bounds how long
@@ -105,6 +108,7 @@ impl Default for CoherenceSettings {
             membership_ttl: Duration::from_secs(60),
             profile_ttl: Duration::from_secs(300),
             absent_ttl: Duration::from_secs(10),
+            cache_operations_per_second: None,
             near_cache_bytes: 64 * 1024 * 1024,
             near_ttl: None,
             peer_address: None,

@@ -138,6 +138,7 @@ impl TableFetch {
     /// Tries to take a lease for each missed key. Returns the leases taken, as stored.
     async fn lease(&self, keys: &[Key], fill: &Fill) -> HashMap<Key, Vec<u8>> {
         let missed = keys.iter().filter(|key| fill.missed.contains(key));
+        let missed = missed.take_while(|_| self.entries.budget.try_fill());
         let leases = missed.map(|key| async move {
             let cache_key = fill.namespace.key(key);
             let lease = Entry::new(Tag::Lease).encode(&cache_key);

@@ -79,6 +79,12 @@ metrics! {
         "fences that writes sent to other replicas, by result (acknowledged, failed)";
     counter REPLICAS_EVICTED = "account_replicas_evicted_total",
         "replicas that this replica evicted, because they did not respond";
+    labelled CACHE_OPERATIONS = "account_cache_operations_total",
+        "operations of the cache as Momento counts them, of items up to 1 kB, by use (look_up, fill, fence)";
+    labelled CACHE_OPERATIONS_LACKED = "account_cache_operations_lacked_total",
+        "operations that reads and fills did without, because too few were left in the budget, by use";
+    gauge CACHE_OPERATIONS_SHARE = "account_cache_operations_share",
+        "operations of the cache that this replica may use in a second; 0: unlimited";
     labelled CACHE_LEASES = "account_cache_leases_total",
         "leases that reads requested, by result (taken, refused)";
     labelled CACHE_FILLS = "account_cache_fills_total",
@@ -148,7 +154,7 @@ pub fn record_metrics() -> Result<Recorder, RecorderError> {
 
 /// Counters with labels begin at 0, too.
 fn begin() {
-    let labels: [(&'static str, &'static str, &[&'static str]); 9] = [
+    let labels: [(&'static str, &'static str, &[&'static str]); 11] = [
         (CALLS_SHED, "class", &["read", "change"]),
         (CALLS_QUEUED, "class", &["read", "change"]),
         (
@@ -157,6 +163,12 @@ fn begin() {
             &["hit", "miss", "unusable", "failed"],
         ),
         (NEAR_LOOKUPS, "result", &["hit", "miss"]),
+        (CACHE_OPERATIONS, "use", &["look_up", "fill", "fence"]),
+        (
+            CACHE_OPERATIONS_LACKED,
+            "use",
+            &["look_up", "fill", "fence"],
+        ),
         (REPLICA_FENCES, "result", &["acknowledged", "failed"]),
         (CACHE_LEASES, "result", &["taken", "refused"]),
         (CACHE_FILLS, "result", &["stored", "refused"]),

@@ -61,8 +61,6 @@ enum What {
     Flood,
     /// One replica, and two that share the load.
     Replicas,
-    /// The gain of reads from the replica's memory.
-    Staleness,
     /// Calls and bytes of a check to the backends.
     Remote,
 }
@@ -93,10 +91,11 @@ impl Measured {
         })
     }
 
-    /// More connections, on which responses from the table are accepted, too.
+    /// More connections, on which responses from the cache and the table are accepted, too.
     async fn also_by_the_table(&self, connections: usize) -> Result<Caller> {
         let mut target = self.subject.target.clone();
-        target.answers.push(peers::yes(Source::Store));
+        let others = [Source::Cache, Source::Store].map(peers::yes);
+        target.answers.extend(others);
         Caller::connect(target, connections).await
     }
 }
@@ -710,57 +709,18 @@ async fn replicas(bench: &mut Bench, programs: &Programs) -> Result<()> {
     Ok(())
 }
 
-async fn staleness(bench: &mut Bench, programs: &Programs) -> Result<()> {
-    let backends = Backends::start(programs, 0, 0)?;
-    let coherent = filled(programs, &backends, &[]).await?;
-    let target = peers::recent_target(coherent.subject.target.addr.clone());
-    let recent = Measured {
-        name: "the same, max_staleness",
-        subject: coherent.subject.clone(),
-        caller: Caller::connect(target, CONNECTIONS).await?,
-    };
-    let echo = warm(peers::echo(programs)?).await?;
-    println!("{HEADER}");
-    for pace in [Pace::Closed(1), Pace::Closed(64)] {
-        bench.compare(&recent, &coherent, pace).await?;
-        bench.compare(&echo, &recent, pace).await?;
-    }
-    Ok(())
-}
-
 async fn remote(bench: &mut Bench, programs: &Programs) -> Result<()> {
     let mut backends = Backends::start_metered(programs)?;
     let service = filled(programs, &backends, &[]).await?;
-    let addr = &service.subject.target.addr;
     println!(
         "\n| checks | calls to the cache, of a check | bytes to the cache, and back | bytes to the table, and back |\n|---|---|---|---|"
     );
-    let usual = || service.subject.target.clone();
-    let recent = || peers::recent_target(addr.clone());
-    for (name, order, target, at_once) in [
-        ("alone", "calls", usual(), Some(1)),
-        ("64 at once", "calls", usual(), Some(64)),
-        ("64 at once, from memory", "calls", recent(), Some(64)),
-        (
-            "each once, the cache emptied before",
-            "cache flush",
-            usual(),
-            None,
-        ),
-    ] {
-        let each_once = target.bodies.len() as u64;
-        let caller = Caller::connect(target, CONNECTIONS).await?;
-        backends.process.order(order)?;
-        let checks = if let Some(at_once) = at_once {
-            let seen = caller.run(Pace::Closed(at_once), bench.seconds).await?;
-            ensure!(seen.failed == 0, "{} failed", seen.failed);
-            seen.calls
-        } else {
-            for _ in 0..each_once {
-                caller.call().await?;
-            }
-            each_once
-        };
+    for (name, at_once) in [("alone", 1), ("64 at once", 64)] {
+        let caller = Caller::connect(service.subject.target.clone(), CONNECTIONS).await?;
+        backends.process.order("calls")?;
+        let seen = caller.run(Pace::Closed(at_once), bench.seconds).await?;
+        ensure!(seen.failed == 0, "{} failed", seen.failed);
+        let checks = seen.calls;
         let counts: Value = serde_json::from_str(&backends.process.order("calls")?)?;
         #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
         let of_a_check = |it: &Value| it.as_f64().unwrap_or(f64::NAN) / checks as f64;
@@ -810,7 +770,6 @@ fn main() -> Result<()> {
             What::Overload => overload(&mut bench, &programs).await,
             What::Flood => flood(&mut bench, &programs).await,
             What::Replicas => replicas(&mut bench, &programs).await,
-            What::Staleness => staleness(&mut bench, &programs).await,
             What::Remote => remote(&mut bench, &programs).await,
         }
     })

@@ -254,7 +254,7 @@ fn every_simpler_near_cache_returns_a_stale_version() {
         (Variant::DropWithoutHold, both, SMALL_NEAR),
         (Variant::DropAfterCommit, both, evictions),
         (Variant::JoinWithoutSettle, one, joins),
-        (Variant::NoLookAfterCommit, one, joins),
+        (Variant::NoLookAfterCommit, both, evictions),
         (Variant::EvictWithoutSettle, both, failures),
         (Variant::RemoveWithoutSettle, both, failures),
         (Variant::InstallOverFence, both, SMALL_NEAR),
@@ -273,6 +273,20 @@ fn every_simpler_near_cache_returns_a_stale_version() {
         };
         assert_breaks(&format!("{variant:?}"), model, FRESH);
     }
+}
+
+#[test]
+fn reads_go_back_if_a_replica_joins_during_a_commit() {
+    let model = NearCaches {
+        variant: near_cache::Variant::JoinDuringCommit,
+        writers: [Some(Kind::Change), None],
+        joined: [true, false],
+        bounds: near_cache::Bounds {
+            joins: 1,
+            ..SMALL_NEAR
+        },
+    };
+    assert_breaks("JoinDuringCommit", model, MONOTONIC);
 }
 
 #[test]

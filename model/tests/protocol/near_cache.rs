@@ -2,7 +2,9 @@
 //! a write fences all of them before it commits.
 //!
 //! Time is abstract: a replica's view of the directory may expire at any moment. A wait for the
-//! lifetime of a view ends only when every view from before the wait has expired. The second level
+//! lifetime of a view ends only when every view from before the wait has expired. A replica that
+//! joins also waits for the longest time of a write, so that no commit is running that has not fenced
+//! it. The second level
 //! is a cell that one fence of each writer keeps from being filled; its own protocol is that of
 //! [`crate::coherence`].
 
@@ -24,6 +26,8 @@ pub enum Variant {
     DropAfterCommit,
     /// A replica serves from memory as soon as it is listed.
     JoinWithoutSettle,
+    /// A replica serves from memory while a write that has not fenced it commits.
+    JoinDuringCommit,
     /// Writers do not look at the directory after the commit.
     NoLookAfterCommit,
     /// Writers do not wait after they have evicted a replica.
@@ -64,11 +68,9 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// Whether reads never go back. An evicted fence lets them, and so does a replica that joins
-    /// between the fences of a write and its commit: it may serve the former version until the
-    /// writer looks at the directory again.
+    /// Whether reads never go back. An evicted fence lets them.
     fn is_monotonic(self) -> bool {
-        self.evictions == 0 && self.joins == 0
+        self.evictions == 0
     }
 }
 
@@ -476,7 +478,8 @@ impl<const N: usize> NearCaches<N> {
         if let Some((_, since)) = replica.joined
             && !replica.is_active
             && replica.is_listed(r)
-            && (self.variant == Variant::JoinWithoutSettle || state.has_waited_since(since))
+            && (self.variant == Variant::JoinWithoutSettle
+                || state.has_waited_since(since) && self.have_writes_ended(state, r))
         {
             actions.push(Action::Activate(r));
         }
@@ -492,6 +495,17 @@ impl<const N: usize> NearCaches<N> {
         if state.crashes > 0 {
             actions.push(Action::Crash(r));
         }
+    }
+
+    /// Whether every write that has not fenced this replica has committed, or has yet to look at
+    /// the directory before it commits.
+    fn have_writes_ended(&self, state: &State<N>, r: usize) -> bool {
+        let incarnation = state.replicas[r].incarnation();
+        self.variant == Variant::JoinDuringCommit
+            || state.writers.iter().all(|writer| {
+                let is_committing = matches!(writer.step, Writing::Committing { .. });
+                !is_committing || writer.fenced[r] == incarnation
+            })
     }
 
     fn read_actions(&self, state: &State<N>, r: usize, actions: &mut Vec<Action>) {

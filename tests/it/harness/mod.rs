@@ -425,6 +425,8 @@ fn dev_settings() -> DevSettings {
             membership_ttl_s: Duration::from_secs(60),
             profile_ttl_s: Duration::from_secs(300),
             absent_ttl_s: Duration::from_secs(10),
+            // Unlimited: look-ups are counted.
+            cache_operations_per_second: 0,
             near_cache_mib: 64,
             // The invalidator's calls would be counted, and would hide defects of the protocol.
             stream_invalidator: false,

@@ -153,6 +153,7 @@ impl Profile {
             pauses: 3,
             kills: 3,
             expires: true,
+            entry_ttl_ms: None,
             ..Self::evicting()
         }
     }

@@ -110,6 +110,11 @@ async fn the_service_passes_histories_that_broken_near_caches_fail() {
 async fn a_protocol_without_one_of_its_steps_is_noticed() {
     const ENOUGH: usize = 100_000;
     let sabotage = std::env::var(SABOTAGE).expect("the name of a step");
-    let report = run(&sabotage, &Profile::evicting(), ENOUGH, 2_000_000).await;
+    let (profile, first_seed) = if sabotage.starts_with("near_") {
+        (Profile::near_broken(), 6_000_000)
+    } else {
+        (Profile::evicting(), 2_000_000)
+    };
+    let report = run(&sabotage, &profile, ENOUGH, first_seed).await;
     assert!(!report.violations.is_empty(), "{sabotage} went unnoticed");
 }

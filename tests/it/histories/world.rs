@@ -274,6 +274,7 @@ impl World {
             // An open circuit breaker would hide mistakes.
             cache_failures: u32::MAX,
             wall_clock: wall_clock(replica),
+            near_ttl: self.profile.is_near.then_some(Duration::from_secs(3600)),
             timing,
             ..defaults
         }
