@@ -41,6 +41,7 @@ pub use self::{
     write_path::WritePath,
 };
 
+use futures_util::future::join;
 use tokio::time::{Instant, sleep, timeout};
 
 use self::{
@@ -179,24 +180,32 @@ impl Coherence {
         self.generation_switch.run(probe).await;
     }
 
-    /// Keeps this replica's place in the directory, checks that another replica responds, and
-    /// refreshes the view of the directory. Never ends.
+    /// Keeps this replica's place in the directory, and checks that another replica responds. Never
+    /// ends.
     pub async fn run_directory(&self) {
+        // Separate: a silent replica delays no refresh of the view.
+        join(self.maintain_directory(), self.check_successor()).await;
+    }
+
+    async fn maintain_directory(&self) {
         loop {
-            let maintained = async {
-                self.directory.maintain().await?;
-                self.replicas.check_successor().await
-            };
-            // Longer than the patience for another replica.
-            let longest = self.timing.view_ttl.max(self.timing.fence_patience * 2);
-            match timeout(longest, maintained).await {
+            match timeout(self.timing.view_ttl, self.directory.maintain()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::warn!(%error, "the replica directory cannot be used"),
-                Err(_) => tracing::debug!("the replica directory did not respond in time"),
+                Err(_) => tracing::warn!("the replica directory did not respond in time"),
             }
             self.near_cache.report();
             self.entries.budget.share_among(self.directory.replicas());
             sleep(self.timing.view_refresh()).await;
+        }
+    }
+
+    async fn check_successor(&self) {
+        loop {
+            sleep(self.timing.view_refresh()).await;
+            if let Err(error) = self.replicas.check_successor().await {
+                tracing::debug!(%error, "the next replica cannot be checked");
+            }
         }
     }
 

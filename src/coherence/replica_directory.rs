@@ -29,8 +29,7 @@ use crate::{
 
 /// Most attempts to change the directory while other replicas change it.
 const MAX_SWAPS: u32 = 10;
-/// Longest pause before a replica that was evicted joins again. The pause begins with
-/// [`Timing::settle`], and doubles with each eviction.
+/// Longest pause before a replica that was evicted joins again, see [`Timing::rejoin_pause`].
 const MAX_REJOIN_PAUSE: Duration = Duration::from_secs(300);
 /// Time after which a replica that stayed listed is trusted again.
 const REJOIN_FORGET: Duration = Duration::from_secs(600);
@@ -425,7 +424,7 @@ impl ReplicaDirectory {
         } else {
             own.evictions.saturating_add(1)
         };
-        let pause = self.timing.settle() * (1 << own.evictions.min(10));
+        let pause = self.timing.rejoin_pause * (1 << own.evictions.clamp(1, 10)) / 2;
         own.may_join = Instant::now() + pause.min(MAX_REJOIN_PAUSE);
         own.joined = None;
         tracing::warn!("this replica was evicted: its near cache is not used until it joins again");

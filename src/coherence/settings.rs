@@ -22,6 +22,9 @@ pub struct Timing {
     /// least [`Self::settle`] and [`Self::fence_ttl`]: every write that began with an older view
     /// of the directory has ended by then.
     pub join_wait: Duration,
+    /// Pause before a replica that was evicted joins again. It doubles with each eviction, up to
+    /// 5 minutes.
+    pub rejoin_pause: Duration,
     /// Longest attempt to place a fence.
     pub fence_attempt: Duration,
     /// Time of retries before the cache is taken out of use. It outlasts a lost connection.
@@ -58,6 +61,7 @@ impl Default for Timing {
             lease_ttl: Duration::from_secs(2),
             view_ttl: Duration::from_millis(1600),
             join_wait: Duration::from_millis(6800),
+            rejoin_pause: Duration::from_secs(2),
             fence_attempt: Duration::from_millis(250),
             fence_patience: Duration::from_millis(500),
         }

@@ -128,9 +128,14 @@ impl Profile {
     pub fn near_hostile() -> Self {
         Self {
             is_near: true,
-            cuts: 5,
-            pauses: 2,
+            cuts: 2,
+            pauses: 1,
             directory_losses: 1,
+            wipes: 2,
+            outages: 1,
+            kills: 3,
+            is_narrow: true,
+            suspends: false,
             ..Self::hostile()
         }
     }
@@ -139,7 +144,8 @@ impl Profile {
     pub fn near_lossy() -> Self {
         Self {
             is_near: true,
-            cuts: 3,
+            is_narrow: true,
+            cuts: 1,
             ..Self::lossy()
         }
     }
@@ -149,9 +155,9 @@ impl Profile {
     pub fn near_broken() -> Self {
         Self {
             is_near: true,
-            cuts: 6,
-            pauses: 3,
-            kills: 3,
+            cuts: 2,
+            pauses: 1,
+            kills: 2,
             expires: true,
             entry_ttl_ms: None,
             ..Self::evicting()

@@ -13,7 +13,7 @@ use std::{
 
 use account_service::{coherence, domain::Timestamp, proto::account_v1 as pb};
 use futures_util::future::join_all;
-use pb::{Role, State};
+use pb::{Role, Source, State};
 use tonic::{Code, Status, transport::Channel};
 use tonic_types::StatusExt as _;
 
@@ -37,6 +37,8 @@ const STARTS: u32 = 20;
 const ATTEMPTS: usize = 3;
 /// Checks of the claims at the end of a world.
 const FINAL_CHECKS: usize = 3;
+/// Counts checks that memory answered, among the faults.
+const FROM_MEMORY: &str = "from memory";
 /// The user that founds the organizations, and acts in them.
 const ROOT: &str = "root";
 
@@ -46,6 +48,8 @@ pub struct Report {
     pub operations: usize,
     pub outcomes: BTreeMap<String, usize>,
     pub faults: BTreeMap<&'static str, usize>,
+    /// Checks that memory answered.
+    pub from_memory: usize,
     pub violations: Vec<String>,
 }
 
@@ -55,6 +59,7 @@ impl Report {
         for (outcome, count) in other.outcomes {
             *self.outcomes.entry(outcome).or_default() += count;
         }
+        self.from_memory += other.from_memory;
         for (fault, count) in other.faults {
             *self.faults.entry(fault).or_default() += count;
         }
@@ -67,9 +72,10 @@ impl fmt::Display for Report {
         let faults: usize = self.faults.values().sum();
         write!(
             f,
-            "{} operations {:?}, {faults} faults {:?}, {} violations",
+            "{} operations {:?}, {} checks from memory, {faults} faults {:?}, {} violations",
             self.operations,
             self.outcomes,
+            self.from_memory,
             self.faults,
             self.violations.len()
         )
@@ -250,6 +256,8 @@ impl World {
             timing.fence_max_age = Duration::from_millis(75);
             timing.lease_ttl = Duration::from_millis(60);
             timing.view_ttl = Duration::from_millis(320);
+            timing.fence_attempt = Duration::from_millis(100);
+            timing.rejoin_pause = Duration::from_millis(50);
         }
         if let Some(fence_ttl_ms) = self.profile.fence_ttl_ms {
             timing.fence_ttl = Duration::from_millis(fence_ttl_ms);
@@ -358,10 +366,12 @@ impl World {
             *outcomes.entry(name).or_default() += 1;
         }
         let with_seed = |violation| format!("seed {}: {violation}", self.seed);
+        let mut faults = self.tally.lock().unwrap().clone();
         Report {
             operations: history.len(),
             outcomes,
-            faults: self.tally.lock().unwrap().clone(),
+            from_memory: faults.remove(FROM_MEMORY).unwrap_or_default(),
+            faults,
             violations: violations.into_iter().map(with_seed).collect(),
         }
     }
@@ -472,7 +482,9 @@ async fn disturb_replicas(world: Arc<World>) {
 
 async fn drive(world: Arc<World>, number: usize) {
     let mut chance = world.chance(number as u64);
-    for _ in 0..OPERATIONS_OF_A_CLIENT {
+    // Memory answers fast.
+    let times = if world.profile.is_near { 8 } else { 1 };
+    for _ in 0..OPERATIONS_OF_A_CLIENT * times {
         let call = choose(&mut chance, &world.profile);
         let staleness = world.staleness(call, &mut chance);
         let began = world.clock.now();
@@ -500,7 +512,11 @@ fn choose(chance: &mut fastrand::Rng, profile: &Profile) -> Call {
         Role::Admin
     };
     if profile.is_narrow {
-        // All calls concern one membership: more writes would keep it fenced all the time.
+        // All calls concern one membership: more writes would keep it fenced all the time, and held
+        // out of memory.
+        if profile.is_near && chance.u32(0..6) > 0 {
+            return Call::Check(organization, user);
+        }
         return match chance.u32(0..220) {
             0..180 => Call::Check(organization, user),
             180..193 => Call::Add(organization, user, role),
@@ -556,7 +572,10 @@ async fn send_until_known(
     let mut outcome = Outcome::Nothing;
     for attempt in 1..=attempts {
         let client = world.client(chance);
-        outcome = match (send(client, call, staleness, &request_id).await, attempt) {
+        outcome = match (
+            send(world, client, call, staleness, &request_id).await,
+            attempt,
+        ) {
             (outcome, 1) => outcome,
             // A retry of an applied request returns success.
             (Outcome::Done, _) => Outcome::Done,
@@ -577,7 +596,13 @@ fn address(number: usize) -> String {
 }
 
 #[expect(clippy::too_many_lines, reason = "each call is short")]
-async fn send(mut client: Client, call: Call, staleness: Duration, request_id: &str) -> Outcome {
+async fn send(
+    world: &World,
+    mut client: Client,
+    call: Call,
+    staleness: Duration,
+    request_id: &str,
+) -> Outcome {
     let request_id = request_id.to_owned();
     let consistency = (!staleness.is_zero()).then(|| no_older_than(staleness));
     let response = match call {
@@ -747,6 +772,9 @@ async fn send(mut client: Client, call: Call, staleness: Duration, request_id: &
             match client.check_membership(request).await {
                 Ok(response) => {
                     let response = response.into_inner();
+                    if response.source() == Source::Memory {
+                        *world.tally.lock().unwrap().entry(FROM_MEMORY).or_default() += 1;
+                    }
                     let role = response.is_member.then(|| response.role());
                     return Outcome::IsMember(role);
                 }
