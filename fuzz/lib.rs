@@ -43,7 +43,7 @@ static SERVED: LazyLock<Served> = LazyLock::new(|| {
     let (service, embedded) = runtime.block_on(async {
         // Rust's own `main` ignores this signal, libFuzzer's does not: a write to a closed
         // connection would end the process.
-        signal(SignalKind::pipe()).expect("a handler of SIGPIPE");
+        drop(signal(SignalKind::pipe()).expect("a handler of SIGPIPE"));
         let embedded = Embedded::start(&settings, Arc::new(momento::OpenGate));
         let embedded = embedded.await.expect("embedded servers");
         embedded

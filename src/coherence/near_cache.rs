@@ -53,11 +53,12 @@ pub(super) struct NearEntry {
 
 /// The required freshness of an entry.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Required {
-    /// As true as the table, in this epoch of the replica. `None`: the replica is not active.
-    Coherent(Option<Epoch>),
-    /// From a read that was sent at this time or later.
-    Since(Instant),
+pub(super) struct Required {
+    /// The epoch in which an entry is as true as the table. `None`: the replica is not active.
+    pub(super) epoch: Option<Epoch>,
+    /// A read that was sent at this time or later is also fresh enough. `None`: only a coherent
+    /// entry is.
+    pub(super) since: Option<Instant>,
 }
 
 /// The state of a key when its read was sent.
@@ -88,15 +89,12 @@ struct Hold {
 }
 
 impl NearEntry {
-    /// Whether the entry is fresh enough at `now`. A coherent read must take the epoch after the
-    /// entry, because the replica may have left the directory since.
+    /// Whether the entry is fresh enough at `now`. A read must take the epoch after the entry,
+    /// because the replica may have left the directory since.
     pub(super) fn meets(&self, required: Required, now: Instant) -> bool {
-        match required {
-            Required::Coherent(epoch) => {
-                epoch.is_some() && epoch == self.epoch && now < self.expires
-            }
-            Required::Since(oldest) => self.as_of >= oldest,
-        }
+        let Required { epoch, since } = required;
+        let is_coherent = epoch.is_some() && epoch == self.epoch && now < self.expires;
+        is_coherent || since.is_some_and(|since| self.as_of >= since)
     }
 }
 
@@ -194,7 +192,10 @@ impl NearCache {
     pub(super) fn remove_incoherent(&self, keys: &[Key], epoch: impl Fn() -> Option<Epoch>) {
         let is_coherent = |key: &Key| {
             let entry = self.entries.get(key);
-            let required = Required::Coherent(epoch());
+            let required = Required {
+                epoch: epoch(),
+                since: None,
+            };
             entry.is_some_and(|entry| entry.meets(required, Instant::now()))
         };
         for key in keys {
@@ -294,7 +295,16 @@ mod tests {
         }
 
         fn is_coherent(&self) -> bool {
-            self.has(Required::Coherent(Some(Epoch(1))))
+            self.is_coherent_in(Some(Epoch(1)))
+        }
+
+        fn is_coherent_in(&self, epoch: Option<Epoch>) -> bool {
+            self.has(Required { epoch, since: None })
+        }
+
+        fn is_since(&self, since: Instant) -> bool {
+            let since = Some(since);
+            self.has(Required { epoch: None, since })
         }
 
         fn fence(&self, write: WriteId) {
@@ -320,8 +330,8 @@ mod tests {
         let mut near = Near::new();
         near.install(near.begin_read());
         assert!(near.is_coherent());
-        assert!(!near.has(Required::Coherent(Some(Epoch(2)))));
-        assert!(!near.has(Required::Coherent(None)));
+        assert!(!near.is_coherent_in(Some(Epoch(2))));
+        assert!(!near.is_coherent_in(None));
         near.now += LIFE;
         assert!(!near.is_coherent());
     }
@@ -330,9 +340,8 @@ mod tests {
     fn an_entry_is_not_returned_to_reads_with_a_smaller_staleness_bound() {
         let near = Near::new();
         near.install(near.begin_read());
-        assert!(near.has(Required::Since(near.now)));
-        let later = near.now + Duration::from_nanos(1);
-        assert!(!near.has(Required::Since(later)));
+        assert!(near.is_since(near.now));
+        assert!(!near.is_since(near.now + Duration::from_nanos(1)));
     }
 
     #[test]

@@ -164,14 +164,13 @@ impl ReadPath {
     ) -> (Vec<Option<V>>, Vec<usize>) {
         let entries: Vec<_> = keys.iter().map(|key| self.near_cache.get(key)).collect();
         let now = Instant::now();
-        let required = match freshness {
-            Freshness::Within(staleness) => {
-                Required::Since(now.checked_sub(staleness).unwrap_or(now))
-            }
+        let required = Required {
             // After the entries: see `NearEntry::meets`.
-            Freshness::Coherent | Freshness::Strong => {
-                Required::Coherent(self.directory.serving_epoch())
-            }
+            epoch: self.directory.serving_epoch(),
+            since: match freshness {
+                Freshness::Within(staleness) => Some(now.checked_sub(staleness).unwrap_or(now)),
+                Freshness::Coherent | Freshness::Strong => None,
+            },
         };
         let mut missing = Vec::new();
         let mut records = Vec::with_capacity(keys.len());

@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tonic::{Request, Response, Status};
+use tonic::{
+    Request, Response, Status,
+    service::{Interceptor, interceptor::InterceptedService},
+};
 use uuid::Uuid;
 
 use crate::{
@@ -36,27 +39,31 @@ impl ReplicaService {
         }
     }
 
-    /// The service for a tonic server.
+    /// The service for a tonic server. It rejects a call without the token before it reads the
+    /// message.
     #[must_use]
-    pub fn into_server(self) -> PeerServiceServer<Self> {
-        PeerServiceServer::new(self).max_decoding_message_size(MAX_REQUEST_BYTES)
+    pub fn into_server(
+        self,
+    ) -> InterceptedService<PeerServiceServer<Self>, impl Interceptor + Clone> {
+        let identity = self.identity.clone();
+        let server = PeerServiceServer::new(self).max_decoding_message_size(MAX_REQUEST_BYTES);
+        InterceptedService::new(server, move |call| authenticate(&identity, call))
     }
+}
 
-    fn authenticate<T>(&self, request: Request<T>) -> Result<T, Status> {
-        let authorization = request.metadata().get("authorization");
-        let token = authorization.and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
-        let token = token.unwrap_or_default();
-        if !self.identity.token().is_presented(token) {
-            return Err(Status::unauthenticated(
-                "the token of this replica is required",
-            ));
-        }
-        if let Some(peer) = request.extensions().get::<Peer>() {
-            let too_many = |_| Status::resource_exhausted("too many connections of replicas");
-            peer.authenticate(None).map_err(too_many)?;
-        }
-        Ok(request.into_inner())
+fn authenticate(identity: &PeerIdentity, call: Request<()>) -> Result<Request<()>, Status> {
+    let authorization = call.metadata().get("authorization");
+    let token = authorization.and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+    if !identity.token().is_presented(token.unwrap_or_default()) {
+        return Err(Status::unauthenticated(
+            "the token of this replica is required",
+        ));
     }
+    if let Some(peer) = call.extensions().get::<Peer>() {
+        let too_many = |_| Status::resource_exhausted("too many connections of replicas");
+        peer.authenticate(None).map_err(too_many)?;
+    }
+    Ok(call)
 }
 
 #[tonic::async_trait]
@@ -69,7 +76,7 @@ impl PeerService for ReplicaService {
             write_id,
             keys,
             hold_ms,
-        } = self.authenticate(request)?;
+        } = request.into_inner();
         let (write, keys) = parse(&write_id, keys)?;
         let hold = Duration::from_millis(hold_ms.into());
         let incarnation = self.coherence.fence(&keys, write, hold);
@@ -82,7 +89,7 @@ impl PeerService for ReplicaService {
         &self,
         request: Request<wire::ReleaseRequest>,
     ) -> Result<Response<wire::ReleaseResponse>, Status> {
-        let wire::ReleaseRequest { write_id, keys } = self.authenticate(request)?;
+        let wire::ReleaseRequest { write_id, keys } = request.into_inner();
         let (write, keys) = parse(&write_id, keys)?;
         self.coherence.release(&keys, write);
         Ok(Response::new(wire::ReleaseResponse {}))

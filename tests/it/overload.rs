@@ -362,7 +362,7 @@ fn head() -> Vec<u8> {
 
 /// Asserts that another client is served during and after an attack.
 async fn is_harmless(attack: impl AsyncFnOnce(&mut Attacker)) {
-    let (_backends, service) = start().await;
+    let (_backends, service) = Box::pin(start()).await;
     service.found_olivia_org().await;
     let mut attacker = Attacker::connect(service.addr).await;
     let others = async {

@@ -64,8 +64,11 @@ pub struct Profile {
     pub longest_staleness_ms: Option<u64>,
     /// Whether replicas have near caches.
     pub is_near: bool,
+    /// Late reads of registers.
+    pub register_delayed: u32,
     /// Chances out of ten, at each occasion: the path to a replica for its peers is interrupted for
-    /// a while, a replica is paused for a while, the replica directory is deleted.
+    /// a while, with or without its path to the registers; a replica is paused for a while; the
+    /// replica directory is deleted.
     pub cuts: u32,
     pub pauses: u32,
     pub directory_losses: u32,
@@ -118,6 +121,7 @@ impl Profile {
             is_linearizable: true,
             longest_staleness_ms: None,
             is_near: false,
+            register_delayed: 0,
             cuts: 0,
             pauses: 0,
             directory_losses: 0,
@@ -128,6 +132,7 @@ impl Profile {
     pub fn near_hostile() -> Self {
         Self {
             is_near: true,
+            register_delayed: 100,
             cuts: 2,
             pauses: 1,
             directory_losses: 1,
@@ -155,12 +160,22 @@ impl Profile {
     pub fn near_broken() -> Self {
         Self {
             is_near: true,
+            register_delayed: 300,
             cuts: 2,
             pauses: 1,
             kills: 2,
             expires: true,
             entry_ttl_ms: None,
+            fence_ttl_ms: None,
             ..Self::evicting()
+        }
+    }
+
+    /// As [`Self::near_broken`], and holds end while their writes are running.
+    pub fn near_expiring() -> Self {
+        Self {
+            fence_ttl_ms: Some(10),
+            ..Self::near_broken()
         }
     }
 
@@ -221,6 +236,8 @@ pub struct Faults {
     is_dead: AtomicBool,
     /// Whether the cache is unreachable.
     is_cache_gone: Arc<AtomicBool>,
+    /// Whether the registers are unreachable for this replica.
+    pub are_registers_gone: AtomicBool,
     /// Notified when the replica is killed.
     pub died: Notify,
 }
@@ -245,6 +262,7 @@ impl Faults {
             has_committed: AtomicBool::new(false),
             is_dead: AtomicBool::new(false),
             is_cache_gone,
+            are_registers_gone: AtomicBool::new(false),
             died: Notify::new(),
         }
     }
@@ -333,7 +351,7 @@ impl Chaos for Faults {
             return Fate::Refused;
         }
         if call.starts_with(BESIDE) {
-            return Fate::Served;
+            return self.register_fault(call, about).await;
         }
         let mut chance = self.chance(call, if is_cache { short(about) } else { "" });
         let mut happens = |permille: u32| chance.u32(0..1000) < permille;
@@ -392,6 +410,20 @@ impl Chaos for Faults {
 }
 
 impl Faults {
+    async fn register_fault(&self, call: &str, about: &str) -> Fate {
+        const LONGEST_DELAY_MS: u64 = 300;
+        if self.are_registers_gone.load(Ordering::SeqCst) {
+            return Fate::Refused;
+        }
+        let mut chance = self.chance(call, about);
+        if call == "BesideGetItem" && chance.u32(0..1000) < self.profile.register_delayed {
+            self.count("register delayed");
+            let delay = Duration::from_millis(chance.u64(..LONGEST_DELAY_MS));
+            tokio::time::sleep(delay).await;
+        }
+        Fate::Served
+    }
+
     fn cache_fault(
         &self,
         call: &str,

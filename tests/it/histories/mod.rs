@@ -102,6 +102,9 @@ async fn the_service_passes_histories_that_broken_near_caches_fail() {
     let profile = Profile::near_broken();
     let report = run("interrupted, near", &profile, operations, 6_000_000).await;
     assert!(report.violations.is_empty(), "{:#?}", report.violations);
+    let profile = Profile::near_expiring();
+    let report = run("expiring, near", &profile, operations, 7_000_000).await;
+    assert!(report.violations.is_empty(), "{:#?}", report.violations);
 }
 
 /// `tests/sabotage/run` runs this with the service whose step [`SABOTAGE`] leaves out.
@@ -110,10 +113,10 @@ async fn the_service_passes_histories_that_broken_near_caches_fail() {
 async fn a_protocol_without_one_of_its_steps_is_noticed() {
     const ENOUGH: usize = 100_000;
     let sabotage = std::env::var(SABOTAGE).expect("the name of a step");
-    let (profile, first_seed) = if sabotage.starts_with("near_") {
-        (Profile::near_broken(), 6_000_000)
-    } else {
-        (Profile::evicting(), 2_000_000)
+    let (profile, first_seed) = match sabotage.as_str() {
+        "near_look" => (Profile::near_expiring(), 7_000_000),
+        near if near.starts_with("near_") => (Profile::near_broken(), 6_000_000),
+        _ => (Profile::evicting(), 2_000_000),
     };
     let report = run(&sabotage, &profile, ENOUGH, first_seed).await;
     assert!(!report.violations.is_empty(), "{sabotage} went unnoticed");

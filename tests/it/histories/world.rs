@@ -95,6 +95,7 @@ struct Reach {
     client: Client,
     runtime: tokio::runtime::Handle,
     network: Arc<PeerNetwork>,
+    faults: Arc<Faults>,
 }
 
 /// A runtime that does not wait for its tasks when it is dropped.
@@ -138,7 +139,11 @@ pub async fn run(seed: u64, profile: Profile) -> Report {
     let mut victims = Vec::new();
     for _ in 0..REPLICAS {
         let (victim, client, faults) = world.start_replica().await;
-        world.replicas.write().unwrap().push(victim.reach(client));
+        world
+            .replicas
+            .write()
+            .unwrap()
+            .push(victim.reach(client, &faults));
         victims.push((victim, faults));
     }
     if world.profile.is_near {
@@ -166,12 +171,13 @@ pub async fn run(seed: u64, profile: Profile) -> Report {
 }
 
 impl Victim {
-    fn reach(&self, client: Client) -> Reach {
+    fn reach(&self, client: Client, faults: &Arc<Faults>) -> Reach {
         let runtime = self.runtime.0.as_ref().unwrap();
         Reach {
             client,
             runtime: runtime.handle().clone(),
             network: self.network.clone(),
+            faults: faults.clone(),
         }
     }
 }
@@ -257,6 +263,7 @@ impl World {
             timing.lease_ttl = Duration::from_millis(60);
             timing.view_ttl = Duration::from_millis(320);
             timing.fence_attempt = Duration::from_millis(100);
+            timing.fence_patience = Duration::from_millis(200);
             timing.rejoin_pause = Duration::from_millis(50);
         }
         if let Some(fence_ttl_ms) = self.profile.fence_ttl_ms {
@@ -408,7 +415,7 @@ async fn keep_replica(world: Arc<World>, place: usize, victim: Victim, faults: A
         running.1.died.notified().await;
         drop(running);
         let (victim, client, faults) = world.start_replica().await;
-        world.replicas.write().unwrap()[place] = victim.reach(client);
+        world.replicas.write().unwrap()[place] = victim.reach(client, &faults);
         running = (victim, faults);
     }
 }
@@ -444,12 +451,14 @@ async fn disturb_replicas(world: Arc<World>) {
     loop {
         tokio::time::sleep(Duration::from_millis(chance.u64(20..300))).await;
         let place = chance.usize(..REPLICAS);
-        let (runtime, network) = {
+        let (runtime, network, faults) = {
             let replicas = world.replicas.read().unwrap();
-            let Reach {
-                runtime, network, ..
-            } = &replicas[place];
-            (runtime.clone(), network.clone())
+            let reach = &replicas[place];
+            (
+                reach.runtime.clone(),
+                reach.network.clone(),
+                reach.faults.clone(),
+            )
         };
         if chance.u32(0..10) < world.profile.cuts {
             let paths = [
@@ -464,8 +473,13 @@ async fn disturb_replicas(world: Arc<World>) {
             let (fault, path) = paths[chance.usize(..paths.len())];
             count(fault);
             network.set(path);
+            if chance.bool() {
+                count("registers gone");
+                faults.are_registers_gone.store(true, Ordering::SeqCst);
+            }
             tokio::time::sleep(Duration::from_millis(chance.u64(1..900))).await;
             network.set(Path::Open);
+            faults.are_registers_gone.store(false, Ordering::SeqCst);
         }
         if chance.u32(0..10) < world.profile.pauses {
             count("replica paused");

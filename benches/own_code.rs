@@ -2,7 +2,7 @@
 //! process. Prints allocations. Under callgrind, the difference of two
 //! runs is the number of instructions: see `just own-code`.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{alloc::System, convert::Infallible, error::Error, sync::Arc, time::Duration};
 
 use account_service::{
     auth::{Authorizer, Credentials},
@@ -15,31 +15,17 @@ use account_service::{
     telemetry,
     transport::listener::Peer,
 };
-use account_service_bench::load::framed;
-use anyhow::{Result, bail, ensure};
-use bytes::Bytes;
+use bytes::{BufMut as _, Bytes, BytesMut};
 use clap::Parser;
 use http_body_util::{BodyExt as _, Full};
+use prost::Message as _;
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use tokio::runtime::Builder;
 use tonic::{Request, body::Body};
 use tower::{Service, ServiceBuilder, ServiceExt as _, util::MapResponseLayer};
 
-/// As in the service.
-#[cfg(not(feature = "count"))]
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-#[cfg(feature = "count")]
-#[global_allocator]
-static ALLOCATOR: &stats_alloc::StatsAlloc<std::alloc::System> = &stats_alloc::INSTRUMENTED_SYSTEM;
-
-/// Allocations so far, if they are counted.
-fn allocations() -> usize {
-    #[cfg(feature = "count")]
-    return ALLOCATOR.stats().allocations;
-    #[cfg(not(feature = "count"))]
-    return 0;
-}
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 #[derive(Parser)]
 struct Arguments {
@@ -76,6 +62,16 @@ fn check() -> pb::CheckMembershipRequest {
     }
 }
 
+/// A message as a gRPC client sends it.
+fn framed(message: &pb::CheckMembershipRequest) -> Bytes {
+    let encoded = message.encode_to_vec();
+    let mut frame = BytesMut::with_capacity(5 + encoded.len());
+    frame.put_u8(0);
+    frame.put_u32(u32::try_from(encoded.len()).unwrap_or(u32::MAX));
+    frame.put_slice(&encoded);
+    frame.freeze()
+}
+
 /// A request that has passed the authorizer.
 fn admitted<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
@@ -89,15 +85,15 @@ fn admitted<T>(message: T) -> Request<T> {
     request
 }
 
-fn dev_settings() -> Result<DevSettings> {
+fn dev_settings() -> Result<DevSettings, Box<dyn Error>> {
     match Cli::try_parse_from(["account-service", "dev"])?.command {
         Command::Dev(settings) => Ok(settings),
-        _ => bail!("`dev` is another command"),
+        _ => Err("`dev` is another command".into()),
     }
 }
 
 /// A call with the bytes of its message, as from a connection.
-fn call(path: &str, message: Bytes, peer: &Peer) -> Result<http::Request<Body>> {
+fn call(path: &str, message: Bytes, peer: &Peer) -> Result<http::Request<Body>, Box<dyn Error>> {
     let call = http::Request::post(path)
         .header("content-type", "application/grpc")
         .header("te", "trailers")
@@ -106,7 +102,7 @@ fn call(path: &str, message: Bytes, peer: &Peer) -> Result<http::Request<Body>> 
     Ok(call)
 }
 
-async fn through<S>(mut server: S, path: &str, times: usize) -> Result<()>
+async fn through<S>(mut server: S, path: &str, times: usize) -> Result<(), Box<dyn Error>>
 where
     S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
 {
@@ -116,12 +112,12 @@ where
         let call = call(path, message.clone(), &peer)?;
         let answer = server.ready().await?.call(call).await?;
         let body = answer.into_body().collect().await?;
-        ensure!(body.trailers().is_some_and(|it| it["grpc-status"] == "0"));
+        assert!(body.trailers().is_some_and(|it| it["grpc-status"] == "0"));
     }
     Ok(())
 }
 
-async fn run(arguments: &Arguments) -> Result<()> {
+async fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let settings = dev_settings()?;
     // As in the service: the checks of the filters for logs and traces count.
     telemetry::start(&settings.log.log, settings.log.log_format, None)?;
@@ -169,7 +165,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
     coherence.drain().await;
     service.check_membership(Request::new(check())).await?;
     let checked = service.check_membership(Request::new(check())).await?;
-    ensure!(checked.get_ref().source() == pb::Source::Memory);
+    assert!(checked.get_ref().source() == pb::Source::Memory);
     let times = arguments.times;
     match arguments.what {
         What::Stack => {
@@ -197,11 +193,11 @@ async fn run(arguments: &Arguments) -> Result<()> {
             }
         }
     }
-    println!("{}", allocations());
+    println!("{}", ALLOCATOR.stats().allocations);
     Ok(())
 }
 
-fn main() -> Result<()> {
+fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
     let runtime = Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(run(&arguments))
