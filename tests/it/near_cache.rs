@@ -29,7 +29,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     harness::{
-        Backends, Replica, Table, patient,
+        Backends, PATIENCE, Replica, Table, pace, patient,
         peer_network::{Path, PeerNetwork},
     },
     streams::{eventually, following},
@@ -59,7 +59,7 @@ fn with_view_ttl(view_ttl: Duration) -> Tuning {
 }
 
 fn tuning() -> Tuning {
-    with_view_ttl(Duration::from_millis(400))
+    with_view_ttl(pace(Duration::from_secs(1)))
 }
 
 fn settings(backends: &Backends) -> ServeSettings {
@@ -104,27 +104,8 @@ async fn warm(replica: &Replica) {
 }
 
 #[tokio::test]
-async fn a_hit_in_memory_makes_no_remote_call() {
+async fn hits_in_memory_make_no_remote_calls() {
     let (backends, service, _other) = two().await;
-    warm(&service).await;
-    backends.forget_calls();
-    let response = check(&service).await;
-    assert_eq!(
-        (response.role(), response.source()),
-        (Role::Member, Source::Memory)
-    );
-    let read = service.get_user(MICHAEL).await.unwrap();
-    assert_eq!(
-        (read.0.username.as_str(), read.1),
-        (MICHAEL, Source::Memory)
-    );
-    let read = service.get_organization(ORG).await.unwrap();
-    assert_eq!(
-        (read.0.organization_name.as_str(), read.1),
-        (ORG, Source::Memory)
-    );
-    let read = service.get_membership(ORG, MICHAEL).await.unwrap();
-    assert_eq!((read.0.role(), read.1), (Role::Member, Source::Memory));
     let batch = pb::BatchCheckMembershipsRequest {
         checks: vec![pb::MembershipCheck {
             organization_name: ORG.to_owned(),
@@ -133,10 +114,22 @@ async fn a_hit_in_memory_makes_no_remote_call() {
         }],
         consistency: None,
     };
-    let mut client = service.client.clone();
-    let read = client.batch_check_memberships(batch).await.unwrap();
-    assert_eq!(read.into_inner().source(), Source::Memory);
-    assert_eq!(backends.calls(), [""; 0]);
+    // More than once: on a busy machine, the replica may not be active for a while.
+    eventually("all reads are hits without calls", async || {
+        backends.forget_calls();
+        let mut client = service.client.clone();
+        let batch = client.batch_check_memberships(batch.clone()).await;
+        let sources = [
+            check(&service).await.source(),
+            service.get_user(MICHAEL).await.unwrap().1,
+            service.get_organization(ORG).await.unwrap().1,
+            service.get_membership(ORG, MICHAEL).await.unwrap().1,
+            batch.unwrap().into_inner().source(),
+        ];
+        sources.iter().all(|source| *source == Source::Memory) && backends.calls().is_empty()
+    })
+    .await;
+    assert_eq!(check(&service).await.role(), Role::Member);
 }
 
 #[tokio::test]
@@ -224,6 +217,51 @@ async fn a_replica_that_its_peers_cannot_reach_is_evicted_and_joins_again() {
 }
 
 #[tokio::test]
+async fn a_write_fences_the_other_replicas_while_it_reads_the_table() {
+    let (backends, first, second) = two().await;
+    warm(&second).await;
+    let read = backends.dynamodb.hold("BatchGetItem", MICHAEL, 0);
+    let removal = tokio::spawn(async move { first.remove(ORG, MICHAEL, OLIVIA).await });
+    read.reached().await;
+    eventually("the membership is not in memory", async || {
+        check(&second).await.source() != Source::Memory
+    })
+    .await;
+    read.release();
+    removal.await.unwrap().unwrap();
+    assert!(!check(&second).await.is_member);
+}
+
+#[tokio::test]
+async fn a_write_calls_no_other_replica_between_its_commit_and_its_acknowledgement() {
+    let patient = || {
+        let mut tuning = tuning();
+        tuning.cache.timing.fence_patience = PATIENCE;
+        tuning.cache.timing.fence_attempt = PATIENCE;
+        tuning
+    };
+    let (backends, first, second, network) = Box::pin(two_with_a_path(patient)).await;
+    let commit = backends.dynamodb.hold("TransactWriteItems", MICHAEL, 0);
+    let removal = tokio::spawn(async move { first.remove(ORG, MICHAEL, OLIVIA).await });
+    commit.reached().await;
+    network.set(Path::Silent);
+    commit.release();
+    removal.await.unwrap().unwrap();
+    assert!(!check(&second).await.is_member);
+    assert!(second.is_active());
+}
+
+#[tokio::test]
+async fn records_from_before_an_eviction_are_not_served_after_it() {
+    let (_backends, first, second, network) = Box::pin(two_with_a_path(tuning)).await;
+    network.set(Path::Closed);
+    first.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
+    network.set(Path::Open);
+    until_active(&second).await;
+    assert!(!check(&second).await.is_member);
+}
+
+#[tokio::test]
 async fn a_replica_that_has_stopped_delays_no_write() {
     let (backends, first, mut second) = two().await;
     warm(&second).await;
@@ -265,7 +303,7 @@ async fn statuses(table: &Table) -> BTreeSet<String> {
 #[tokio::test]
 async fn a_directory_that_is_deleted_lets_no_replica_serve_a_stale_record() {
     // Long, so that the deleted directory is still in use when the write is acknowledged.
-    let slow = || with_view_ttl(Duration::from_secs(3));
+    let slow = || with_view_ttl(pace(Duration::from_secs(1)) * 3);
     let (backends, first, second, network) = two_with_a_path(slow).await;
     network.set(Path::Silent);
     drop(first);
@@ -278,7 +316,7 @@ async fn a_directory_that_is_deleted_lets_no_replica_serve_a_stale_record() {
 
 #[tokio::test]
 async fn a_replica_that_is_removed_from_the_directory_by_hand_serves_no_stale_record() {
-    let slow = || with_view_ttl(Duration::from_secs(3));
+    let slow = || with_view_ttl(pace(Duration::from_secs(1)) * 3);
     let (backends, first, second, network) = two_with_a_path(slow).await;
     let table = backends.table();
     network.set(Path::Silent);
@@ -353,9 +391,7 @@ async fn hits_in_memory_go_on_without_the_cache() {
     let (backends, _first, second) = two().await;
     warm(&second).await;
     backends.momento.cut_off();
-    for _ in 0..10 {
-        assert_eq!(check(&second).await.source(), Source::Memory);
-    }
+    warm(&second).await;
 }
 
 /// Acknowledges every fence in the name of a replica, without its private key.
@@ -432,5 +468,6 @@ async fn a_fence_needs_the_token_of_the_replica() {
             assert_eq!(status.code(), tonic::Code::Unauthenticated);
         }
     }
-    assert_eq!(check(&second).await.source(), Source::Memory);
+    // A hold would be longer than this waits.
+    warm(&second).await;
 }

@@ -270,7 +270,8 @@ impl World {
             timing.fence_ttl = Duration::from_millis(fence_ttl_ms);
         }
         if self.profile.is_near {
-            timing.view_ttl = Duration::from_millis(320);
+            // Long, to the time in which a silent replica is evicted.
+            timing.view_ttl = Duration::from_millis(640);
             // No write is running when a world without kills begins.
             let earlier_writes = timing.fence_ttl.min(Duration::from_millis(500));
             timing.join_wait = timing.settle() + earlier_writes;
