@@ -209,8 +209,7 @@ pub struct BackendSettings {
     /// Name of the Momento cache.
     #[arg(long, env = "CACHE_NAME", value_name = "NAME", default_value = "accounts-cache", value_parser = cache_name)]
     pub cache_name: String,
-    /// Connections to Momento for reads, and as many for writes. The last connection
-    /// for reads is for look-ups of more than 128 records.
+    /// Connections to Momento for writes. Look-ups have one more.
     #[arg(long, env = "CACHE_CONNECTIONS", value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub cache_connections: u8,
     /// Name or ARN of the secret with the Momento credential: a JSON object with

@@ -18,13 +18,13 @@ fuzz_target!(|bytes: &[u8]| {
     let namespace = Namespace::new("deployment", "generation");
     for key in keys {
         let cache_key = namespace.key(&key);
-        let Some(entry) = Entry::decode(bytes, cache_key.as_bytes(), &key) else {
+        let Some(entry) = Entry::decode(bytes, &cache_key, &key) else {
             continue;
         };
         if let Tag::Present { record, .. } = &entry.tag {
             assert_eq!(record.key(), key);
         }
-        let again = Entry::decode(&entry.encode(&cache_key), cache_key.as_bytes(), &key);
+        let again = Entry::decode(&entry.encode(&cache_key), &cache_key, &key);
         assert_eq!(again, Some(entry));
     }
 });

@@ -131,7 +131,7 @@ impl App {
         let backends = &settings.backends;
         let aws = load_aws(backends).await?;
         let table = table(&aws, backends, operation_timeout);
-        let momento = MomentoClient::new(cache.cache_read_timeout);
+        let momento = MomentoClient::default();
         let stopping = CancellationToken::new();
         let service_settings = ServiceSettings {
             coherence: cache,

@@ -1,7 +1,7 @@
 //! The credential of the Momento client: read from the secret at the start, and again when
 //! the secret is rotated.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use aws_config::SdkConfig;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -111,7 +111,7 @@ impl MomentoCredentials {
         }
         let probed = connections.probe().await;
         probed.map_err(|source| cache_error(&self.settings, source))?;
-        self.client.connect(Arc::new(connections));
+        self.client.connect(connections);
         *in_use = Some(InUse { secret, endpoint });
         let created_s = created_s.unwrap_or_else(|| Timestamp::now().0 / 1000);
         #[expect(clippy::cast_precision_loss, reason = "exact for many years")]

@@ -2,17 +2,14 @@
 //! bytes.
 
 mod client;
-mod key_batch;
 mod momento;
 
-use std::{error::Error as StdError, time::Duration};
+use std::error::Error as StdError;
 
-use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use self::{
     client::MomentoClient,
-    key_batch::Keys,
     momento::{Credential, CredentialError, Momento, Settings},
 };
 
@@ -38,44 +35,6 @@ pub enum Found {
     Miss,
     /// The cache did not return a result.
     Unknown,
-}
-
-/// Connections to a cache. Each operation is one round trip without retries. There is no plain set
-/// and no delete: every mutation is conditional, because Momento leaves it undefined how plain and
-/// conditional writes of one key mix.
-#[async_trait]
-pub trait Cache: Send + Sync {
-    /// Looks up distinct keys, at most [`MAX_KEYS`], with the consistent read concern. Returns
-    /// one result per key, in the order of the keys.
-    ///
-    /// # Errors
-    /// No response.
-    async fn get(&self, keys: &Keys) -> Result<Vec<Found>, Error>;
-
-    /// Stores the value if there is nothing under the key. Returns whether it did.
-    ///
-    /// # Errors
-    /// No response: the value may be stored, now or later.
-    async fn set_if_absent(&self, key: &str, value: &[u8], ttl: Duration) -> Result<bool, Error>;
-
-    /// Stores the value if `expected` is under the key. Returns whether it did.
-    ///
-    /// # Errors
-    /// No response: the value may be stored, now or later.
-    async fn set_if_equal(
-        &self,
-        key: &str,
-        value: &[u8],
-        expected: &[u8],
-        ttl: Duration,
-    ) -> Result<bool, Error>;
-
-    /// Stores the value, unless the same value is under the key. Returns whether it did.
-    ///
-    /// # Errors
-    /// No response: the value may be stored, now or later.
-    async fn set_if_not_equal(&self, key: &str, value: &[u8], ttl: Duration)
-    -> Result<bool, Error>;
 }
 
 /// The kind of a failure of the cache, for callers to branch on.
@@ -116,13 +75,5 @@ impl Error {
     fn new(kind: FailureKind, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         let source = source.into();
         Self { kind, source }
-    }
-
-    /// A copy for another caller of the same look-up.
-    fn to_copy(&self) -> Self {
-        Self {
-            kind: self.kind,
-            source: self.source.to_string().into(),
-        }
     }
 }

@@ -18,7 +18,7 @@ use super::{
     table_read_limiter::MAX_WAIT,
 };
 use crate::{
-    cache::{self, Found, Keys},
+    cache::{self, Found},
     domain::Key,
     telemetry::CACHE_LOOKUPS,
 };
@@ -153,7 +153,7 @@ impl CacheLookups {
         &self,
         first: usize,
         keys: &[Key],
-        cache_keys: &Keys,
+        cache_keys: &[String],
         found: Vec<Found>,
         lookup: &mut Lookup,
     ) {
@@ -189,7 +189,7 @@ impl CacheLookups {
         keys: &[Key],
         namespace: &Namespace,
         wait_until: &mut Option<Instant>,
-    ) -> Result<(Keys, Vec<Found>), LookupFailure> {
+    ) -> Result<(Vec<String>, Vec<Found>), LookupFailure> {
         let permit = if cache::is_long(keys.len()) {
             // Boxed: the future is large, and most look-ups do not need it.
             Some(Box::pin(self.acquire_long_lookup(namespace)).await?)

@@ -94,7 +94,7 @@ impl EntryCache {
     pub(super) fn decode(
         &self,
         bytes: &[u8],
-        cache_key: &[u8],
+        cache_key: &str,
         key: &Key,
         now: Timestamp,
     ) -> Result<Snapshot, Unusable> {

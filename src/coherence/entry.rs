@@ -98,9 +98,9 @@ impl Entry {
     /// Decodes the entry of `key` that was stored under `cache_key`. `None` if the bytes are not an
     /// entry of this format for this key.
     #[must_use]
-    pub fn decode(bytes: &[u8], cache_key: &[u8], key: &Key) -> Option<Self> {
+    pub fn decode(bytes: &[u8], cache_key: &str, key: &Key) -> Option<Self> {
         let entry = wire::Entry::decode(bytes).ok()?;
-        if entry.schema != SCHEMA || entry.key.as_bytes() != cache_key {
+        if entry.schema != SCHEMA || entry.key != cache_key {
             return None;
         }
         let nonce = Nonce(entry.nonce.as_slice().try_into().ok()?);
@@ -308,7 +308,7 @@ mod tests {
                 Entry::new(Tag::Fence),
             ] {
                 let bytes = entry.encode("k");
-                assert_eq!(Entry::decode(&bytes, b"k", &key), Some(entry));
+                assert_eq!(Entry::decode(&bytes, "k", &key), Some(entry));
             }
         }
     }
@@ -317,16 +317,16 @@ mod tests {
     fn entries_of_other_keys_and_formats_are_ignored() {
         let key = olivia().key();
         let bytes = present(olivia()).encode("k");
-        assert_eq!(Entry::decode(&bytes, b"other", &key), None);
-        assert_eq!(Entry::decode(&bytes, b"k", &olivia_in_org().key()), None);
-        assert_eq!(Entry::decode(&bytes[..bytes.len() - 1], b"k", &key), None);
-        assert_eq!(Entry::decode(b"", b"k", &key), None);
-        assert_eq!(Entry::decode(b"garbage", b"k", &key), None);
+        assert_eq!(Entry::decode(&bytes, "other", &key), None);
+        assert_eq!(Entry::decode(&bytes, "k", &olivia_in_org().key()), None);
+        assert_eq!(Entry::decode(&bytes[..bytes.len() - 1], "k", &key), None);
+        assert_eq!(Entry::decode(b"", "k", &key), None);
+        assert_eq!(Entry::decode(b"garbage", "k", &key), None);
 
         let mut other_schema = wire::Entry::decode(bytes.as_slice()).unwrap();
         other_schema.schema = SCHEMA + 1;
         assert_eq!(
-            Entry::decode(&other_schema.encode_to_vec(), b"k", &key),
+            Entry::decode(&other_schema.encode_to_vec(), "k", &key),
             None
         );
     }
@@ -355,6 +355,6 @@ mod tests {
             \"\x03u-1*\x06\x08\x01\x10\x05\x18\x052\tOlivia S.:\x06\n\x01a\x12\x01b@\x01J\x12\
             Olivia@example.com";
         assert_eq!(entry.encode("k"), frozen);
-        assert_eq!(Entry::decode(frozen, b"k", &olivia().key()), Some(entry));
+        assert_eq!(Entry::decode(frozen, "k", &olivia().key()), Some(entry));
     }
 }

@@ -137,7 +137,7 @@ impl FenceWriter {
     /// Looks keys up within [`Timing::fence_attempt`]. Returns nothing on a failure.
     pub(super) async fn look_up_to_fence(
         &self,
-        cache_keys: &cache::Keys,
+        cache_keys: &[String],
     ) -> impl Iterator<Item = Found> + use<> {
         let attempt = self.timing.fence_attempt;
         let found = timeout(attempt, self.entries.cache.get(cache_keys)).await;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{cache::Keys, domain::Key};
+use crate::domain::Key;
 
 /// The namespace of one generation of one deployment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,13 +22,8 @@ impl Namespace {
     }
 
     /// The cache keys of records.
-    pub(super) fn keys(&self, keys: &[Key]) -> Keys {
-        let bytes = keys.iter().flat_map(|key| self.parts(key)).map(str::len);
-        let mut all = Keys::with_capacity(keys.len(), bytes.sum());
-        for key in keys {
-            all.push(&self.parts(key));
-        }
-        all
+    pub(super) fn keys(&self, keys: &[Key]) -> Vec<String> {
+        keys.iter().map(|key| self.key(key)).collect()
     }
 
     fn parts<'a>(&'a self, key: &'a Key) -> [&'a str; 5] {

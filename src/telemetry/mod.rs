@@ -18,7 +18,7 @@ pub use self::{
     backend::{Backend, BackendCall, Outcome},
     metrics::*,
     throttle::Throttle,
-    traces::{CallSpan, TraceExport, Traces, TracesError, shared_look_up},
+    traces::{CallSpan, TraceExport, Traces, TracesError},
 };
 
 /// Format of the log.

@@ -211,13 +211,6 @@ pub(super) fn client_span(system: &'static str, operation: &'static str) -> Span
     })
 }
 
-/// The span of the wait for a look-up that is sent together with those of other calls. None if
-/// it would not be exported.
-#[must_use]
-pub fn shared_look_up() -> Span {
-    seen(|| tracing::info_span!(target: CLIENT, "shared look-up"))
-}
-
 /// The span, if it is part of a call and exported. Its own context decides, because its parent
 /// may be a span of a library, for the log.
 fn seen(span: impl FnOnce() -> Span) -> Span {

@@ -23,7 +23,7 @@ const WORDS: [(&str, &[&str]); 12] = [
         &[
             "grpc/",
             "boot/",
-            "cache/momento/response_stream.rs",
+            "cache/momento/lookups.rs",
             "transport/",
             "proto.rs",
             "cli/",
@@ -35,10 +35,7 @@ const WORDS: [(&str, &[&str]); 12] = [
     ("jsonwebtoken", &["auth/", "config"]),
     ("x509_parser", &["auth/"]),
     ("reqwest", &["auth/"]),
-    (
-        "rustls",
-        &["transport/", "peer/", "cache/momento/connection.rs"],
-    ),
+    ("rustls", &["transport/", "peer/"]),
     ("account_v1", &["grpc/", "boot/", "proto.rs"]),
 ];
 

@@ -11,7 +11,6 @@ use std::{
 };
 
 use account_service::{local::ANY_PORT, proto::account_v1 as pb, telemetry};
-use futures_util::future::join_all;
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{
         ExportTraceServiceRequest, ExportTraceServiceResponse,
@@ -331,62 +330,6 @@ async fn a_call_is_traced_from_its_caller_to_the_backends() {
         .lines()
         .find(|line| line.contains("table operation failed"));
     assert!(line.unwrap().contains(&"03".repeat(16)), "{line:?}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn calls_that_share_a_look_up_have_separate_traces() {
-    const CALLS: u8 = 200;
-    let is_sampled = |trace| trace % 10 == 0;
-    let backends = Backends::start().await;
-    let (collector, url) = Collector::start().await;
-    let mut command = serve_over(&backends);
-    command
-        .env("OTEL_EXPORTER_OTLP_ENDPOINT", url)
-        // Long enough for a response of the cache on a slow machine.
-        .env("CACHE_READ_TIMEOUT_MS", "10000");
-    let server = Server::start(command, "serving on", |_| true);
-    let mut client = server.client().await;
-    found_olivia_org(&mut client).await;
-    backends
-        .momento
-        .delay("GetBatch", Duration::from_millis(200));
-    let checks = (1..=CALLS).map(|trace| {
-        let mut client = client.clone();
-        let call = in_trace(trace, is_sampled(trace), check());
-        async move { client.check_membership(call).await }
-    });
-    for check in join_all(checks).await {
-        check.unwrap();
-    }
-    assert_eq!(server.terminate(), Some(0));
-
-    let (mut waited, mut carried) = (0, 0);
-    for trace in 1..=CALLS {
-        let call = collector.call(&[trace; 16]);
-        assert_eq!(call.is_some(), is_sampled(trace));
-        let Some(call) = call else { continue };
-        let mut below = collector.below(&call);
-        let wait = below.iter().find(|span| span.name == "shared look-up");
-        let has_waited = wait.is_some();
-        if let Some(wait) = wait {
-            assert_eq!(wait.kind(), SpanKind::Internal);
-            waited += 1;
-            below = collector.below(wait);
-        }
-        match below.iter().find(|span| span.name == "GetBatch") {
-            Some(look_up) => {
-                let momento = &backends.momento;
-                assert!(
-                    has_received(momento, trace, look_up),
-                    "{:?}",
-                    momento.traces()
-                );
-                carried += u32::from(has_waited);
-            }
-            None => assert!(has_waited, "{below:?}"),
-        }
-    }
-    assert!(0 < carried && carried <= waited, "{carried} of {waited}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

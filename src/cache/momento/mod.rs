@@ -1,14 +1,10 @@
-//! The cache in Momento, over one long-lived client.
+//! The cache in Momento: conditional writes by its SDK, and look-ups by its protocol.
 
-mod connection;
-mod consistent_get;
 mod credential;
-mod in_flight_batch;
-mod response_stream;
+mod lookups;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
-use async_trait::async_trait;
 use futures_util::future::try_join;
 use momento::{
     CacheClient, MomentoError, MomentoErrorCode,
@@ -20,53 +16,50 @@ use momento::{
     config::{grpc_configuration::GrpcConfiguration, transport_strategy::TransportStrategy},
 };
 
-pub use self::{
-    credential::{Credential, CredentialError},
-    in_flight_batch::Batching,
-};
+pub use self::credential::{Credential, CredentialError};
 
-use self::consistent_get::Lookups;
-use super::{Cache, Error, FailureKind, Found, Keys};
+use self::lookups::Lookups;
+use super::{Error, FailureKind, Found};
 use crate::telemetry::{Backend, BackendCall, Outcome};
 
-/// Longest to wait for the connection, and for the first answer.
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Header with the time after which the client does not wait any more. Callers set tighter bounds of
-/// their own.
-pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
-/// Idle connections are checked this often, so that the first request after a
-/// network fault does not pay for finding out.
-pub(super) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-/// How long the check may take.
-pub(super) const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Every write names its own time to live; this one is never used.
+/// Longest wait for a connection, and for the first response.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest call. Callers set shorter timeouts.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
+/// Interval of checks of idle connections, so that the first request after a network fault does not
+/// detect it.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// Longest such check.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Not used: every write has its own time to live.
 const DEFAULT_TTL: Duration = Duration::from_secs(1);
-/// A key that is never stored: looked up to see that the cache answers.
+/// A key that is never stored, for probes of the cache.
 const PROBE_KEY: &str = "probe";
 
-/// Where the cache is.
+/// The name of the cache, and the connections to it.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Name of the cache.
     pub cache: String,
-    /// Connections to open for look-ups, and as many for writes.
+    /// Connections for writes. Look-ups have one more.
     pub connections: usize,
 }
 
-/// The cache, over one long-lived client.
+/// Connections to the cache. Each operation is one round trip without retries.
 #[derive(Debug, Clone)]
 pub struct Momento {
     client: CacheClient,
-    lookups: Arc<Lookups>,
+    lookups: Lookups,
     cache: String,
     endpoint: String,
 }
 
 impl Momento {
-    /// Opens the connections. Does not yet use the cache: see [`Self::probe`].
+    /// Opens the connections. Does not use the cache yet: see [`Self::probe`].
     ///
     /// # Errors
-    /// [`FailureKind::Unavailable`]: no connection within a second.
+    /// [`FailureKind::Unavailable`]: no connection within a second. [`FailureKind::Refused`]: the
+    /// credential or the name of the cache cannot be sent.
     pub async fn connect(credential: Credential, settings: Settings) -> Result<Self, Error> {
         let grpc = GrpcConfiguration::builder()
             .deadline(REQUEST_TIMEOUT)
@@ -74,7 +67,7 @@ impl Momento {
             .keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT);
         let transport = TransportStrategy::builder().grpc_configuration(grpc);
-        let lookups = Lookups::connect(&credential, &settings);
+        let lookups = Lookups::connect(&credential, &settings.cache);
         let endpoint = credential.endpoint();
         let client = CacheClient::builder()
             .default_ttl(DEFAULT_TTL)
@@ -87,29 +80,29 @@ impl Momento {
         let (client, lookups) = within(CONNECT_TIMEOUT, both).await?;
         Ok(Self {
             client,
-            lookups: Arc::new(lookups),
+            lookups,
             cache: settings.cache,
             endpoint,
         })
     }
 
-    /// Where the cache is, as the credential says.
+    /// The endpoint of the credential.
     #[must_use]
     pub fn endpoint(&self) -> &str {
         &self.endpoint
     }
 
-    /// Looks up a key, to see that the cache exists and the credential opens it.
+    /// Checks that the cache exists and accepts the credential.
     ///
     /// # Errors
     /// [`FailureKind::Missing`], [`FailureKind::Credential`] or [`FailureKind::Unavailable`].
     pub async fn probe(&self) -> Result<(), Error> {
-        let keys = [PROBE_KEY].into_iter().collect();
+        let keys = [PROBE_KEY.to_owned()];
         let probe = self.lookups.get(&keys, HashMap::new());
         within(CONNECT_TIMEOUT, probe).await.map(drop)
     }
 
-    /// Creates the cache; says whether it did, `false` if it exists.
+    /// Creates the cache. `false`: it exists.
     ///
     /// # Errors
     /// [`FailureKind::Credential`] or [`FailureKind::Unavailable`].
@@ -122,30 +115,26 @@ impl Momento {
         Ok(created == CreateCacheResponse::Created)
     }
 
-    async fn set_if<R: MomentoRequest>(&self, request: R) -> Result<R::Response, Error> {
-        // The SDK sends no headers of others.
-        let call = async |_| self.client.send_request(request).await.map_err(failed);
-        watched("SetIf", call).await
-    }
-}
-
-#[async_trait]
-impl Cache for Momento {
-    async fn get(&self, keys: &Keys) -> Result<Vec<Found>, Error> {
+    pub(super) async fn get(&self, keys: &[String]) -> Result<Vec<Found>, Error> {
         let operation = match keys.len() {
             0 => return Ok(Vec::new()),
             1 => "Get",
             _ => "GetBatch",
         };
-        watched(operation, |context| self.lookups.get(keys, context)).await
+        recorded(operation, |context| self.lookups.get(keys, context)).await
     }
 
-    async fn set_if_absent(&self, key: &str, value: &[u8], ttl: Duration) -> Result<bool, Error> {
+    pub(super) async fn set_if_absent(
+        &self,
+        key: &str,
+        value: &[u8],
+        ttl: Duration,
+    ) -> Result<bool, Error> {
         let request = SetIfAbsentRequest::new(&self.cache, key, value).ttl(ttl);
         Ok(self.set_if(request).await? == SetIfAbsentResponse::Stored)
     }
 
-    async fn set_if_equal(
+    pub(super) async fn set_if_equal(
         &self,
         key: &str,
         value: &[u8],
@@ -156,7 +145,7 @@ impl Cache for Momento {
         Ok(self.set_if(request).await? == SetIfEqualResponse::Stored)
     }
 
-    async fn set_if_not_equal(
+    pub(super) async fn set_if_not_equal(
         &self,
         key: &str,
         value: &[u8],
@@ -165,17 +154,22 @@ impl Cache for Momento {
         let request = SetIfNotEqualRequest::new(&self.cache, key, value, value).ttl(ttl);
         Ok(self.set_if(request).await? == SetIfNotEqualResponse::Stored)
     }
+
+    async fn set_if<R: MomentoRequest>(&self, request: R) -> Result<R::Response, Error> {
+        // The SDK adds no headers for traces.
+        let call = async |_| self.client.send_request(request).await.map_err(failed);
+        recorded("SetIf", call).await
+    }
 }
 
-/// Records the duration and the outcome of a call. The call gets the headers of its
-/// trace.
-async fn watched<T>(
+/// Records the duration and the outcome of a call, which receives the headers of its trace.
+async fn recorded<T>(
     operation: &'static str,
     call: impl AsyncFnOnce(HashMap<String, String>) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    let mut watch = BackendCall::begin(Backend::Momento, operation);
-    let result = call(watch.trace_context()).await;
-    watch.end(match &result {
+    let mut record = BackendCall::begin(Backend::Momento, operation);
+    let result = call(record.trace_context()).await;
+    record.end(match &result {
         Ok(_) => Outcome::Ok,
         Err(error) if error.kind == FailureKind::Unavailable => Outcome::Failed,
         Err(_) => Outcome::Refused,
@@ -192,13 +186,13 @@ async fn within<T>(
         .map_err(|_| {
             Error::new(
                 FailureKind::Unavailable,
-                format!("no answer within {} ms", timeout.as_millis()),
+                format!("no response within {} ms", timeout.as_millis()),
             )
         })?
 }
 
-/// The SDK's own message never names keys, values or the credential; what
-/// caused it is a transport error or a status.
+/// The SDK's own message has no keys, values or credential. Its cause is a transport error or a
+/// status.
 fn failed(error: MomentoError) -> Error {
     let kind = match error.error_code {
         MomentoErrorCode::AuthenticationError | MomentoErrorCode::PermissionError => {

@@ -498,7 +498,7 @@ async fn disturb_replicas(world: Arc<World>) {
 async fn drive(world: Arc<World>, number: usize) {
     let mut chance = world.chance(number as u64);
     // Memory answers fast.
-    let times = if world.profile.is_near { 8 } else { 1 };
+    let times = if world.profile.is_near { 3 } else { 1 };
     for _ in 0..OPERATIONS_OF_A_CLIENT * times {
         let call = choose(&mut chance, &world.profile);
         let staleness = world.staleness(call, &mut chance);
