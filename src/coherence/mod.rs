@@ -212,7 +212,7 @@ impl Coherence {
     /// Whether this replica may serve reads from its memory without a staleness bound now.
     #[must_use]
     pub fn is_active(&self) -> bool {
-        self.directory.serving_epoch().is_some()
+        self.directory.serving_epoch(Instant::now()).is_some()
     }
 
     /// Takes this replica out of the directory: writes of other replicas no longer fence it.

@@ -165,8 +165,8 @@ impl ReadPath {
         let entries: Vec<_> = keys.iter().map(|key| self.near_cache.get(key)).collect();
         let now = Instant::now();
         let required = Required {
-            // After the entries: see `NearEntry::meets`.
-            epoch: self.directory.serving_epoch(),
+            // At a time after the entries: see `NearEntry::meets`.
+            epoch: self.directory.serving_epoch(now),
             since: match freshness {
                 Freshness::Within(staleness) => Some(now.checked_sub(staleness).unwrap_or(now)),
                 Freshness::Coherent | Freshness::Strong => None,
@@ -189,7 +189,8 @@ impl ReadPath {
 
     /// Reads records from the cache and the table, and installs them in the near cache.
     async fn read_through(&self, keys: &[Key]) -> Result<(Vec<Snapshot>, Source), store::Error> {
-        let (epoch, now) = (self.directory.serving_epoch(), Instant::now());
+        let now = Instant::now();
+        let epoch = self.directory.serving_epoch(now);
         let tickets: Vec<Ticket> = keys
             .iter()
             .map(|key| self.near_cache.begin_read(key, epoch, now))

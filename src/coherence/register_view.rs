@@ -72,13 +72,18 @@ impl<S: RegisterState> RegisterView<S> {
 
     /// The view, if it is valid.
     pub(super) fn current(&self) -> Option<Arc<View<S>>> {
-        let view = self.view.read();
-        view.as_ref().filter(|view| self.is_valid(view)).cloned()
+        self.with_valid(Instant::now(), Arc::clone)
     }
 
-    /// Whether the replica may act on this view now.
-    fn is_valid(&self, view: &View<S>) -> bool {
-        Instant::now() < view.sent + self.timing.view_ttl
+    /// What `use_view` returns for the view, if it is valid at `now`.
+    pub(super) fn with_valid<T>(
+        &self,
+        now: Instant,
+        use_view: impl FnOnce(&Arc<View<S>>) -> T,
+    ) -> Option<T> {
+        let view = self.view.read();
+        let view = view.as_ref()?;
+        (now < view.sent + self.timing.view_ttl).then(|| use_view(view))
     }
 
     /// A valid view.

@@ -247,18 +247,20 @@ impl ReplicaDirectory {
         others.count() + 1
     }
 
-    /// The epoch in which this replica may serve from its near cache now.
-    pub(super) fn serving_epoch(&self) -> Option<Epoch> {
+    /// The epoch in which this replica may serve from its near cache at `now`.
+    pub(super) fn serving_epoch(&self, now: Instant) -> Option<Epoch> {
         let joined = {
             let own = self.own.read();
             own.joined.filter(|_| !own.is_stopped)?
         };
-        if Instant::now() < joined.since + self.timing.join_wait {
+        if now < joined.since + self.timing.join_wait {
             return None;
         }
-        let view = self.register.current()?;
-        let listed = view.state.0.get(&joined.incarnation)?;
-        (listed.status == Status::Active).then_some(joined.epoch)
+        let is_listed = self.register.with_valid(now, |view| {
+            let listed = view.state.0.get(&joined.incarnation);
+            listed.is_some_and(|listed| listed.status == Status::Active)
+        });
+        is_listed?.then_some(joined.epoch)
     }
 
     /// Whether a replica that is `listed` no longer serves from its near cache on an older view.
@@ -433,7 +435,7 @@ impl ReplicaDirectory {
     fn report(&self, view: &View<Replicas>) {
         let listed = view.state.values().len();
         metrics::gauge!(REPLICAS_LISTED).set(u32::try_from(listed).unwrap_or(u32::MAX));
-        let is_active = u32::from(self.serving_epoch().is_some());
+        let is_active = u32::from(self.serving_epoch(Instant::now()).is_some());
         metrics::gauge!(REPLICA_ACTIVE).set(is_active);
     }
 

@@ -330,7 +330,7 @@ impl WritePath {
     /// Removes records from this replica's near cache that are not coherent: reads with a staleness
     /// bound would return them.
     fn remove_stale(&self, keys: &[Key]) {
-        let epoch = || self.directory.serving_epoch();
+        let epoch = || self.directory.serving_epoch(Instant::now());
         self.near_cache.remove_incoherent(keys, epoch);
     }
 

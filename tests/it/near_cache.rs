@@ -394,6 +394,17 @@ async fn hits_in_memory_go_on_without_the_cache() {
     warm(&second).await;
 }
 
+#[tokio::test]
+async fn a_replica_that_cannot_read_the_directory_stops_serving_from_memory() {
+    let (backends, _first, second) = two().await;
+    warm(&second).await;
+    backends.dynamodb.cut_off();
+    eventually("memory is not used", async || {
+        !second.is_active() && second.check(ORG, MICHAEL).await.is_err()
+    })
+    .await;
+}
+
 /// Acknowledges every fence in the name of a replica, without its private key.
 struct Impostor {
     incarnation: String,
