@@ -2,18 +2,15 @@
 //! directory, an entry is as true as the table, because each write fences the near caches of all
 //! listed replicas before it commits.
 
-use std::{
-    hash::{BuildHasher as _, RandomState},
-    sync::Arc,
-    time::Duration,
-};
+use std::{hash::BuildHasher as _, sync::Arc, time::Duration};
 
-use moka::sync::Cache;
+use foldhash::fast::RandomState;
 use parking_lot::{Mutex, MutexGuard};
+use quick_cache::{Weighter, sync::Cache};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{CoherenceSettings, read_path::MAX_STALENESS, replica_directory::Epoch};
+use super::{CoherenceSettings, replica_directory::Epoch};
 use crate::{
     domain::{Key, Record},
     telemetry::NEAR_CACHE_BYTES,
@@ -21,6 +18,8 @@ use crate::{
 
 /// Approximate bytes of an entry besides its record.
 const OVERHEAD: usize = 256;
+/// Bytes of a usual entry. The cache is laid out for as many entries as fit.
+const USUAL_ENTRY_BYTES: u64 = 512;
 /// Number of key groups. A fence of a key may prevent the installation of keys of the same group.
 const GROUPS: usize = 1024;
 /// Most holds of a group. Beyond them, the whole group is held.
@@ -33,9 +32,20 @@ pub struct WriteId(pub Uuid);
 /// The records in the memory of a replica, by key. Bounded by bytes: beyond them, the least used
 /// records are evicted.
 pub struct NearCache {
-    entries: Cache<Key, NearEntry>,
+    entries: Cache<Key, NearEntry, Bytes>,
     groups: Box<[Mutex<Group>]>,
     hashes: RandomState,
+}
+
+/// Weighs entries by their bytes.
+#[derive(Debug, Clone)]
+struct Bytes;
+
+impl Weighter<Key, NearEntry> for Bytes {
+    fn weight(&self, _: &Key, entry: &NearEntry) -> u64 {
+        let record = entry.record.as_ref().as_ref();
+        (OVERHEAD + record.map_or(0, Record::bytes)) as u64
+    }
 }
 
 /// A record in memory.
@@ -101,20 +111,12 @@ impl NearEntry {
 impl NearCache {
     /// An empty near cache.
     pub(super) fn new(settings: &CoherenceSettings) -> Self {
-        let max_life = settings.near_ttl.unwrap_or(settings.profile_ttl);
-        let weigh = |_: &Key, entry: &NearEntry| {
-            let record = entry.record.as_ref().as_ref();
-            let bytes = OVERHEAD + record.map_or(0, Record::bytes);
-            u32::try_from(bytes).unwrap_or(u32::MAX)
-        };
+        let bytes = settings.near_cache_bytes;
+        let usual_entries = usize::try_from(bytes / USUAL_ENTRY_BYTES).unwrap_or(usize::MAX);
         Self {
-            entries: Cache::builder()
-                .weigher(weigh)
-                .max_capacity(settings.near_cache_bytes)
-                .time_to_live(max_life.max(MAX_STALENESS))
-                .build(),
+            entries: Cache::with_weighter(usual_entries, bytes, Bytes),
             groups: (0..GROUPS).map(|_| Mutex::default()).collect(),
-            hashes: RandomState::new(),
+            hashes: RandomState::default(),
         }
     }
 
@@ -129,7 +131,7 @@ impl NearCache {
         reason = "memory has fewer bytes than 2^53"
     )]
     pub(super) fn report(&self) {
-        let bytes = self.entries.weighted_size() as f64;
+        let bytes = self.entries.weight() as f64;
         metrics::gauge!(NEAR_CACHE_BYTES).set(bytes);
     }
 
@@ -175,7 +177,7 @@ impl NearCache {
             group.fences = group.fences.wrapping_add(1);
             group.expire(now);
             group.hold(key, write, until);
-            self.entries.invalidate(key);
+            self.entries.remove(key);
         }
     }
 
@@ -184,7 +186,7 @@ impl NearCache {
         for key in keys {
             let mut group = self.group(key);
             group.fences = group.fences.wrapping_add(1);
-            self.entries.invalidate(key);
+            self.entries.remove(key);
         }
     }
 
@@ -202,7 +204,7 @@ impl NearCache {
             let mut group = self.group(key);
             if !is_coherent(key) {
                 group.fences = group.fences.wrapping_add(1);
-                self.entries.invalidate(key);
+                self.entries.remove(key);
             }
         }
     }
