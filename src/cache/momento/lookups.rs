@@ -20,6 +20,11 @@ use crate::cache::{Credential, Error, FailureKind, Found};
 /// Largest response for one key, in bytes: many times an entry of this service.
 const MAX_RESPONSE_BYTES: usize = 256 * 1024;
 
+/// HTTP/2 windows of a look-up and of the connection, in bytes: a look-up of the most keys, with the
+/// largest records, is received without waiting.
+const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
+const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
+
 /// The client of look-ups, over one long-lived connection.
 #[derive(Clone)]
 pub(super) struct Lookups(ScsClient<InterceptedService<Channel, CallHeaders>>);
@@ -69,6 +74,8 @@ impl Lookups {
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(REQUEST_TIMEOUT)
             .tcp_nodelay(true)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .keep_alive_while_idle(true);

@@ -29,7 +29,9 @@ fn from_env(name: &str) -> Option<u64> {
 async fn run(what: &str, profile: &Profile, operations: usize, first_seed: u64) -> Report {
     let mut total = Report::default();
     let mut seed = first_seed;
-    let worlds_at_once = from_env("HISTORY_WORLDS").unwrap_or(WORLDS);
+    // Worlds with near caches have three times as many operations.
+    let usual = if profile.is_near { 1 } else { WORLDS };
+    let worlds_at_once = from_env("HISTORY_WORLDS").unwrap_or(usual);
     loop {
         let only = from_env("HISTORY_SEED");
         let seeds = match only {
