@@ -175,6 +175,8 @@ pub fn over(backends: &Backends, arguments: &[&str]) -> Command {
     let mut command = command(arguments);
     command
         .env("LISTEN_ADDR", "127.0.0.1:0")
+        // Unlimited: the embedded Momento has no quota.
+        .env("CACHE_OPERATIONS_PER_SECOND", "0")
         .env("TABLE_NAME", settings.table_name)
         .env("MOMENTO_SECRET_ID", settings.momento_secret_id)
         .env(
