@@ -93,7 +93,7 @@ fuzz seconds="20":
 bench *parts:
     benches/run {{ parts }}
 
-# Instructions and allocations of a cached check between tonic and the SDK, by callgrind.
+# Instructions and allocations of a check that memory answers, beyond tonic, by callgrind.
 own-code:
     benches/instructions
 

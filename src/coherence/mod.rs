@@ -20,6 +20,7 @@ mod read_path;
 mod register_view;
 mod replica_directory;
 mod replica_fencing;
+mod replicas;
 mod settings;
 mod single_flight;
 mod table_fetch;
@@ -36,7 +37,7 @@ pub use self::{
     namespace::Namespace,
     near_cache::WriteId,
     read_path::{Freshness, MAX_STALENESS, Projection, ReadPath, ReadResult, Source},
-    replica_directory::Incarnation,
+    replicas::Incarnation,
     settings::{CoherenceSettings, Timing},
     write_path::WritePath,
 };

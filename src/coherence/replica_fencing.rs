@@ -14,7 +14,8 @@ use uuid::Uuid;
 use super::{
     background::BackgroundTasks,
     near_cache::{NearCache, WriteId},
-    replica_directory::{Incarnation, Listed, ReplicaDirectory, Status},
+    replica_directory::ReplicaDirectory,
+    replicas::{Incarnation, Listed, Status},
     settings::Timing,
 };
 use crate::{
