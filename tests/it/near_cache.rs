@@ -59,7 +59,7 @@ fn with_view_ttl(view_ttl: Duration) -> Tuning {
 }
 
 fn tuning() -> Tuning {
-    with_view_ttl(pace(Duration::from_secs(1)))
+    with_view_ttl(pace(Duration::from_millis(300)).max(Duration::from_secs(1)))
 }
 
 fn settings(backends: &Backends) -> ServeSettings {
@@ -303,7 +303,7 @@ async fn statuses(table: &Table) -> BTreeSet<String> {
 #[tokio::test]
 async fn a_directory_that_is_deleted_lets_no_replica_serve_a_stale_record() {
     // Long, so that the deleted directory is still in use when the write is acknowledged.
-    let slow = || with_view_ttl(pace(Duration::from_secs(1)) * 3);
+    let slow = || with_view_ttl(Duration::from_secs(3));
     let (backends, first, second, network) = two_with_a_path(slow).await;
     network.set(Path::Silent);
     drop(first);
@@ -316,7 +316,7 @@ async fn a_directory_that_is_deleted_lets_no_replica_serve_a_stale_record() {
 
 #[tokio::test]
 async fn a_replica_that_is_removed_from_the_directory_by_hand_serves_no_stale_record() {
-    let slow = || with_view_ttl(pace(Duration::from_secs(1)) * 3);
+    let slow = || with_view_ttl(Duration::from_secs(3));
     let (backends, first, second, network) = two_with_a_path(slow).await;
     let table = backends.table();
     network.set(Path::Silent);

@@ -30,8 +30,12 @@ async fn run(what: &str, profile: &Profile, operations: usize, first_seed: u64) 
     let mut total = Report::default();
     let mut seed = first_seed;
     // Worlds with near caches have three times as many operations.
-    let usual = if profile.is_near { 1 } else { WORLDS };
-    let worlds_at_once = from_env("HISTORY_WORLDS").unwrap_or(usual);
+    let (usual, most) = if profile.is_near {
+        (1, WORLDS)
+    } else {
+        (WORLDS, u64::MAX)
+    };
+    let worlds_at_once = from_env("HISTORY_WORLDS").unwrap_or(usual).min(most);
     loop {
         let only = from_env("HISTORY_SEED");
         let seeds = match only {
