@@ -231,7 +231,10 @@ async fn create_large_users(client: &Client, count: usize) {
 async fn with_large_users() -> (Backends, Server, Client) {
     let backends = Backends::start().await;
     create_large_users(&backends.replica().await.client, LARGE_USERS).await;
-    let server = Server::serve(&backends);
+    let mut command = serve_over(&backends);
+    // Long enough for a large response of the cache on a busy machine.
+    command.env("CACHE_READ_TIMEOUT_MS", "10000");
+    let server = Server::start(command, "serving on", |_| true);
     let endpoint = Channel::from_shared(format!("http://{}", server.addr)).unwrap();
     let client = Client::new(endpoint.connect().await.unwrap());
     (backends, server, client)
