@@ -6,7 +6,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use parking_lot::RwLock;
 use tokio::sync::Notify;
 
-use super::{Error, FailureKind, Found, Momento};
+use super::{Condition, Error, FailureKind, Found, Momento};
 
 /// The Momento client. Each operation is one round trip without retries. The caller bounds its
 /// time. There is no plain set and no delete: every mutation is conditional, because Momento leaves
@@ -49,48 +49,19 @@ impl MomentoClient {
         self.note_rejection(connections.get(keys).await)
     }
 
-    /// Stores the value if there is nothing under the key. Returns whether it did.
+    /// Stores the value if the condition holds. Returns whether it did.
     ///
     /// # Errors
     /// No response: the value may be stored, now or later.
-    pub async fn set_if_absent(
+    pub async fn set_if(
         &self,
+        condition: Condition<'_>,
         key: &str,
         value: &[u8],
         ttl: Duration,
     ) -> Result<bool, Error> {
         let connections = self.connections()?;
-        self.note_rejection(connections.set_if_absent(key, value, ttl).await)
-    }
-
-    /// Stores the value if `expected` is under the key. Returns whether it did.
-    ///
-    /// # Errors
-    /// No response: the value may be stored, now or later.
-    pub async fn set_if_equal(
-        &self,
-        key: &str,
-        value: &[u8],
-        expected: &[u8],
-        ttl: Duration,
-    ) -> Result<bool, Error> {
-        let connections = self.connections()?;
-        let stored = connections.set_if_equal(key, value, expected, ttl).await;
-        self.note_rejection(stored)
-    }
-
-    /// Stores the value, unless the same value is under the key. Returns whether it did.
-    ///
-    /// # Errors
-    /// No response: the value may be stored, now or later.
-    pub async fn set_if_not_equal(
-        &self,
-        key: &str,
-        value: &[u8],
-        ttl: Duration,
-    ) -> Result<bool, Error> {
-        let connections = self.connections()?;
-        self.note_rejection(connections.set_if_not_equal(key, value, ttl).await)
+        self.note_rejection(connections.set_if(condition, key, value, ttl).await)
     }
 
     fn connections(&self) -> Result<Arc<Momento>, Error> {

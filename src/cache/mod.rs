@@ -37,6 +37,17 @@ pub enum Found {
     Unknown,
 }
 
+/// The condition of a write.
+#[derive(Debug, Clone, Copy)]
+pub enum Condition<'a> {
+    /// There is nothing under the key.
+    Absent,
+    /// These bytes are under the key.
+    Equals(&'a [u8]),
+    /// The value itself is not under the key.
+    Differs,
+}
+
 /// The kind of a failure of the cache, for callers to branch on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureKind {

@@ -45,10 +45,8 @@ pub(super) struct CacheLookups {
 
 /// The result of the look-ups of one read.
 pub(super) struct Lookup {
-    /// The states that the cache had, in the order of the keys.
+    /// The states of the keys, in their order. `None`: the cache did not have it.
     pub(super) found: Vec<Option<Snapshot>>,
-    /// Positions of the keys that the cache did not have.
-    pub(super) unknown: Vec<usize>,
     /// Keys without an entry: a read that takes the lease fills them.
     pub(super) missed: HashSet<Key>,
     /// The deadline of waiting for the cache. `None`: it was not queried.
@@ -81,7 +79,6 @@ impl Lookup {
     fn empty(keys: &[Key]) -> Self {
         Self {
             found: vec![None; keys.len()],
-            unknown: Vec::new(),
             missed: HashSet::new(),
             deadline: None,
             counts: Counts::default(),
@@ -136,7 +133,6 @@ impl CacheLookups {
                     if failure == LookupFailure::Failed {
                         lookup.counts.failed += keys.len() as u64;
                     }
-                    lookup.unknown.extend(first..lookup.found.len());
                     lookup.missed.clear();
                     break;
                 }
@@ -166,7 +162,6 @@ impl CacheLookups {
                     Ok(snapshot) => {
                         lookup.counts.hit += 1;
                         lookup.found[position] = Some(snapshot);
-                        continue;
                     }
                     Err(Unusable) => lookup.counts.unusable += 1,
                 },
@@ -178,7 +173,6 @@ impl CacheLookups {
                 }
                 Some(Found::Unknown) | None => lookup.counts.failed += 1,
             }
-            lookup.unknown.push(position);
         }
     }
 
@@ -190,15 +184,15 @@ impl CacheLookups {
         namespace: &Namespace,
         wait_until: &mut Option<Instant>,
     ) -> Result<(Vec<String>, Vec<Found>), LookupFailure> {
+        if !self.entries.budget.try_look_up(keys.len()) {
+            return Err(LookupFailure::Skipped);
+        }
         let permit = if cache::is_long(keys.len()) {
             // Boxed: the future is large, and most look-ups do not need it.
             Some(Box::pin(self.acquire_long_lookup(namespace)).await?)
         } else {
             None
         };
-        if !self.entries.budget.try_look_up(keys.len()) {
-            return Err(LookupFailure::Skipped);
-        }
         let breaker = self.circuit_breakers.for_keys(keys.len());
         let decision = breaker.decide();
         if decision == Decision::Skip {

@@ -1,7 +1,7 @@
 //! The entries of records in Momento: their times to live, and their replacement by reads and
 //! writes.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::timeout;
 
@@ -9,7 +9,7 @@ use super::{
     CoherenceSettings, Entry, Nonce, Tag, namespace::Namespace, operation_budget::OperationBudget,
 };
 use crate::{
-    cache::MomentoClient,
+    cache::{Condition, MomentoClient},
     domain::{Key, Record, Timestamp},
     telemetry::CACHE_FILLS,
 };
@@ -36,7 +36,7 @@ pub(super) struct EntryCache {
 #[derive(Debug, Clone)]
 pub(super) struct Snapshot {
     /// `None`: there was no such record.
-    pub(super) record: Option<Record>,
+    pub(super) record: Arc<Option<Record>>,
     /// Time since the table read, by the wall clock.
     pub(super) age: Duration,
 }
@@ -45,7 +45,7 @@ impl Snapshot {
     /// A state that the table was just read in.
     pub(super) fn now(record: Option<Record>) -> Self {
         Self {
-            record,
+            record: Arc::new(record),
             age: Duration::ZERO,
         }
     }
@@ -86,7 +86,9 @@ impl EntryCache {
     pub(super) async fn probe(&self, namespace: &Namespace) -> bool {
         let key = namespace.probe_key();
         let fence = Entry::new(Tag::Fence).encode(&key);
-        let stored = self.cache.set_if_not_equal(&key, &fence, PROBE_TIMEOUT);
+        let stored = self
+            .cache
+            .set_if(Condition::Differs, &key, &fence, PROBE_TIMEOUT);
         matches!(timeout(PROBE_TIMEOUT, stored).await, Ok(Ok(true)))
     }
 
@@ -107,7 +109,10 @@ impl EntryCache {
         let age_ms = now.0.saturating_sub(read_time.0);
         let age = Duration::from_millis(u64::try_from(age_ms).unwrap_or(0));
         if age <= self.max_age(key, record.is_some()) {
-            Ok(Snapshot { record, age })
+            Ok(Snapshot {
+                record: Arc::new(record),
+                age,
+            })
         } else {
             Err(Unusable)
         }
@@ -131,7 +136,8 @@ impl EntryCache {
         });
         let value = entry.encode(&cache_key);
         let ttl = jittered(ttl, entry.nonce);
-        let stored = self.cache.set_if_equal(&cache_key, &value, expected, ttl);
+        let condition = Condition::Equals(expected);
+        let stored = self.cache.set_if(condition, &cache_key, &value, ttl);
         let stored = timeout(FILL_TIMEOUT, stored).await;
         let result = if matches!(stored, Ok(Ok(true))) {
             "stored"

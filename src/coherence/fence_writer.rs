@@ -14,7 +14,7 @@ use super::{
     namespace::Namespace,
 };
 use crate::{
-    cache::{self, Found},
+    cache::{Condition, Found},
     domain::{Key, Record, Timestamp},
     telemetry::CACHE_FENCES,
 };
@@ -177,26 +177,13 @@ impl FenceWriter {
     ) -> Option<Fence> {
         let cache_key = namespace.key(key);
         let bytes = Entry::new(Tag::Fence).encode(&cache_key);
-        let ttl = self.timing.fence_ttl;
-        let (expected, is_alone) = match replaced {
+        let (condition, is_alone) = match &replaced {
             Replaced::Unknown => return None,
-            Replaced::Nothing => (None, true),
-            Replaced::Entry(bytes) => (Some(bytes), true),
-            Replaced::Own { bytes, is_alone } => (Some(bytes.into()), is_alone),
+            Replaced::Nothing => (Condition::Absent, true),
+            Replaced::Entry(bytes) => (Condition::Equals(bytes), true),
+            Replaced::Own { bytes, is_alone } => (Condition::Equals(bytes), *is_alone),
         };
-        let is_stored = match expected {
-            None => {
-                let stored = self.entries.cache.set_if_absent(&cache_key, &bytes, ttl);
-                self.is_fence_stored(stored).await
-            }
-            Some(expected) => {
-                let stored = self
-                    .entries
-                    .cache
-                    .set_if_equal(&cache_key, &bytes, &expected, ttl);
-                self.is_fence_stored(stored).await
-            }
-        };
+        let is_stored = self.store_fence(condition, &cache_key, &bytes).await;
         is_stored.then(|| Fence {
             key: key.clone(),
             bytes,
@@ -208,12 +195,11 @@ impl FenceWriter {
     /// cannot turn the next one into a no-op.
     async fn place_fence(&self, namespace: &Namespace, key: &Key) -> Option<Fence> {
         let cache_key = namespace.key(key);
-        let ttl = self.timing.fence_ttl;
         let deadline = Instant::now() + self.timing.fence_patience;
         for pause in FENCE_PAUSES.build() {
             let bytes = Entry::new(Tag::Fence).encode(&cache_key);
-            let stored = self.entries.cache.set_if_not_equal(&cache_key, &bytes, ttl);
-            if self.is_fence_stored(stored).await {
+            let condition = Condition::Differs;
+            if self.store_fence(condition, &cache_key, &bytes).await {
                 return Some(Fence {
                     key: key.clone(),
                     bytes,
@@ -228,11 +214,11 @@ impl FenceWriter {
         None
     }
 
-    async fn is_fence_stored(
-        &self,
-        stored: impl Future<Output = Result<bool, cache::Error>>,
-    ) -> bool {
+    /// Returns whether the fence was stored.
+    async fn store_fence(&self, condition: Condition<'_>, cache_key: &str, bytes: &[u8]) -> bool {
         self.entries.budget.fence();
+        let ttl = self.timing.fence_ttl;
+        let stored = self.entries.cache.set_if(condition, cache_key, bytes, ttl);
         match timeout(self.timing.fence_attempt, stored).await {
             Ok(Ok(is_stored)) => is_stored,
             Ok(Err(error)) => {

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     cache::{self, Found},
     domain::{Key, Record, Timestamp},
+    peer,
     store::{self, Left},
 };
 
@@ -122,20 +123,25 @@ impl Fencing {
     /// Ensures that no read returns these records from what the cache and the near caches hold now.
     /// `false` if that was not possible by the deadline.
     pub async fn invalidate(&self, keys: &[Key], deadline: Instant) -> bool {
-        let is_fenced = self.confirm_in_cache(keys, None, deadline).await.is_some();
-        is_fenced && self.invalidate_memory(keys, deadline).await
+        self.invalidate_cache(keys, deadline).await && self.invalidate_memory(keys, deadline).await
+    }
+
+    /// Ensures that no read returns these records from entries that the cache holds now. `false` if
+    /// that was not possible by the deadline.
+    pub async fn invalidate_cache(&self, keys: &[Key], deadline: Instant) -> bool {
+        self.confirm_in_cache(keys, None, deadline).await.is_some()
     }
 
     /// Ensures that no read returns these records from what the near caches hold now. `false` if
     /// that was not possible by the deadline.
     pub async fn invalidate_memory(&self, keys: &[Key], deadline: Instant) -> bool {
-        let removed = async {
-            while let Err(error) = self.replicas.remove(keys).await {
-                cannot_fence(&error);
-                sleep(RETRY_PAUSE).await;
+        for keys in keys.chunks(peer::MAX_KEYS) {
+            let mut fences = self.replicas.begin_removal(keys);
+            if !self.fence_until(&mut fences, Duration::MAX, deadline).await {
+                return false;
             }
-        };
-        timeout_at(deadline, removed).await.is_ok()
+        }
+        true
     }
 
     /// The greatest age of an entry of `key` that a read accepts.
@@ -169,7 +175,7 @@ impl Fencing {
     ) -> Result<Barrier, BarrierError> {
         let mut replicas = self.replicas.begin_write(keys);
         let barrier = try_join(
-            self.cache_barrier(keys, may_publish, None),
+            self.cache_barrier(keys, may_publish, None, deadline),
             self.fence_replicas(&mut replicas),
         );
         let (cache, ()) = in_time(deadline, barrier).await?;
@@ -185,7 +191,7 @@ impl Fencing {
     ) -> Result<(), BarrierError> {
         let own = barrier.cache.fences();
         let renewed = try_join(
-            self.cache_barrier(keys, false, own),
+            self.cache_barrier(keys, false, own, deadline),
             self.fence_replicas(&mut barrier.replicas),
         );
         let (cache, ()) = in_time(deadline, renewed).await?;
@@ -205,12 +211,17 @@ impl Fencing {
         keys: &[Key],
         may_publish: bool,
         own: Option<&Fences>,
+        deadline: Instant,
     ) -> Result<CacheBarrier, BarrierError> {
         loop {
             let view = self.generation_switch.view().await;
             let view = view.map_err(BarrierError::Store)?;
             if view.phase() == Phase::Warm {
-                sleep_until(self.generation_switch.settled_at(&view)).await;
+                let settled_at = self.generation_switch.settled_at(&view);
+                if settled_at > deadline {
+                    return Err(BarrierError::NotRaised);
+                }
+                sleep_until(settled_at).await;
                 return Ok(CacheBarrier::Unused(Instant::now()));
             }
             let own = own.filter(|own| own.view.is_same(&view));
@@ -241,14 +252,25 @@ impl Fencing {
         // Not earlier: a replica that has joined since may have installed an older record from
         // the cache.
         let max_age = self.timing.hold_max_age();
+        let fenced = self.fence_until(replicas, max_age, deadline).await;
+        fenced.then_some(confirmed)
+    }
+
+    /// Fences replicas, again and again while the directory cannot be read or changed. `false`: not
+    /// by the deadline.
+    async fn fence_until(
+        &self,
+        replicas: &mut ReplicaFences,
+        max_age: Duration,
+        deadline: Instant,
+    ) -> bool {
         let fenced = async {
             while let Err(error) = self.replicas.fence(replicas, max_age).await {
-                cannot_fence(&error);
+                tracing::warn!(%error, "replicas cannot be fenced: the directory cannot be used");
                 sleep(RETRY_PAUSE).await;
             }
         };
-        timeout_at(deadline, fenced).await.ok()?;
-        Some(confirmed)
+        timeout_at(deadline, fenced).await.is_ok()
     }
 
     async fn confirm_in_cache(
@@ -324,8 +346,4 @@ async fn in_time<T>(
 ) -> Result<T, BarrierError> {
     let raised = timeout_at(deadline, barrier).await;
     raised.unwrap_or(Err(BarrierError::NotRaised))
-}
-
-fn cannot_fence(error: &store::Error) {
-    tracing::warn!(%error, "replicas cannot be fenced: the directory cannot be read or changed");
 }

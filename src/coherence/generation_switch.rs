@@ -79,7 +79,7 @@ impl RegisterState for Switch {
 
     /// Other replicas may still use the generation of a register that was deleted: the cache is out
     /// of use, as after an outage.
-    fn of_missing() -> Self {
+    fn recreated() -> Self {
         Self::new(Phase::Warm)
     }
 
@@ -179,6 +179,7 @@ impl GenerationSwitch {
     /// The table could not be read.
     pub(super) async fn refresh(&self) -> Result<SwitchView, store::Error> {
         let view = self.register.refresh().await?;
+        self.set_in_use_gauge();
         self.with_namespace(view).await
     }
 
@@ -265,6 +266,7 @@ impl GenerationSwitch {
     /// moved it.
     async fn step(&self, from: &SwitchView, to: Switch) -> Result<SwitchView, store::Error> {
         let view = self.register.swap(&from.view, &to).await?;
+        self.set_in_use_gauge();
         self.with_namespace(view).await
     }
 
@@ -273,7 +275,6 @@ impl GenerationSwitch {
             .deployment
             .get_or_try_init(|| self.registers.table_identity())
             .await?;
-        self.set_in_use_gauge();
         Ok(SwitchView {
             namespace: Namespace::new(deployment, &view.state.generation),
             view,

@@ -30,20 +30,18 @@ mod write_queues;
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::future::join;
+use tokio::time::{Instant, sleep, timeout};
+
 pub use self::{
     change::{Change, HeldPermit, Plan, Verdict, WriteError},
     entry::{Entry, Nonce, Tag},
     fencing::{Cached, Fencing},
     namespace::Namespace,
-    near_cache::WriteId,
     read_path::{Freshness, MAX_STALENESS, Projection, ReadPath, ReadResult, Source},
-    replicas::Incarnation,
     settings::{CoherenceSettings, Timing},
     write_path::WritePath,
 };
-
-use futures_util::future::join;
-use tokio::time::{Instant, sleep, timeout};
 
 use self::{
     background::BackgroundTasks, entries::EntryCache, generation_switch::GenerationSwitch,
@@ -52,6 +50,7 @@ use self::{
 use crate::{
     cache::MomentoClient,
     domain::Key,
+    peer::{Incarnation, WriteId},
     store::{self, DynamoDb},
 };
 

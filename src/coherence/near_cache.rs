@@ -8,11 +8,11 @@ use foldhash::fast::RandomState;
 use parking_lot::{Mutex, MutexGuard};
 use quick_cache::{Weighter, sync::Cache};
 use tokio::time::Instant;
-use uuid::Uuid;
 
 use super::{CoherenceSettings, replica_directory::Epoch};
 use crate::{
     domain::{Key, Record},
+    peer::WriteId,
     telemetry::NEAR_CACHE_BYTES,
 };
 
@@ -24,10 +24,6 @@ const USUAL_ENTRY_BYTES: u64 = 512;
 const GROUPS: usize = 1024;
 /// Most holds of a group. Beyond them, the whole group is held.
 const MAX_HOLDS: usize = 64;
-
-/// Identity of a write, for its holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct WriteId(pub Uuid);
 
 /// The records in the memory of a replica, by key. Bounded by bytes: beyond them, the least used
 /// records are evicted.
@@ -152,12 +148,12 @@ impl NearCache {
     pub(super) fn install(
         &self,
         key: &Key,
-        record: Option<Record>,
+        record: Arc<Option<Record>>,
         ticket: Ticket,
         life: Duration,
     ) {
         let entry = NearEntry {
-            record: Arc::new(record),
+            record,
             as_of: ticket.sent,
             expires: ticket.sent + life,
             epoch: ticket.epoch,
@@ -174,19 +170,16 @@ impl NearCache {
         let now = Instant::now();
         for key in keys {
             let mut group = self.group(key);
-            group.fences = group.fences.wrapping_add(1);
             group.expire(now);
             group.hold(key, write, until);
-            self.entries.remove(key);
+            self.remove_key(key, &mut group);
         }
     }
 
     /// Removes keys. A read that was sent before does not install them.
     pub(super) fn remove(&self, keys: &[Key]) {
         for key in keys {
-            let mut group = self.group(key);
-            group.fences = group.fences.wrapping_add(1);
-            self.entries.remove(key);
+            self.remove_key(key, &mut self.group(key));
         }
     }
 
@@ -203,8 +196,7 @@ impl NearCache {
         for key in keys {
             let mut group = self.group(key);
             if !is_coherent(key) {
-                group.fences = group.fences.wrapping_add(1);
-                self.entries.remove(key);
+                self.remove_key(key, &mut group);
             }
         }
     }
@@ -215,6 +207,12 @@ impl NearCache {
             let mut group = self.group(key);
             group.holds.retain(|hold| !hold.is_of(key, write));
         }
+    }
+
+    /// Removes a key of the group. A read that was sent before does not install it.
+    fn remove_key(&self, key: &Key, group: &mut Group) {
+        group.fences = group.fences.wrapping_add(1);
+        self.entries.remove(key);
     }
 
     fn group(&self, key: &Key) -> MutexGuard<'_, Group> {

@@ -22,7 +22,7 @@ const LEAST_BURST: f64 = 24.0;
 
 /// A use of Momento.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Operation {
+enum Operation {
     /// Reads of items.
     LookUp,
     /// Leases, and the fills that follow them.

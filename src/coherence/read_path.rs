@@ -134,13 +134,16 @@ impl ReadPath {
             });
         }
         let (mut records, missing) = self.read_memory(keys, freshness);
-        count(&LOOKUPS, [keys.len() - missing.len(), missing.len()]);
+        let counts = [keys.len() - missing.len(), missing.len()];
+        for (counter, count) in LOOKUPS.iter().zip(counts) {
+            counter.increment(count as u64);
+        }
         let mut source = Source::Memory;
         if !missing.is_empty() {
             let keys: Vec<_> = missing.iter().map(|it| keys[*it].clone()).collect();
             let (found, from) = Box::pin(self.read_through(&keys)).await?;
             for (position, snapshot) in missing.into_iter().zip(found) {
-                records[position] = snapshot.record.as_ref().map(V::project);
+                records[position] = (*snapshot.record).as_ref().map(V::project);
             }
             source = from;
         }
@@ -179,10 +182,7 @@ impl ReadPath {
             if entry.is_none() {
                 missing.push(position);
             }
-            let record = entry
-                .as_ref()
-                .and_then(|entry| entry.record.as_ref().as_ref());
-            records.push(record.map(V::project));
+            records.push(entry.and_then(|entry| (*entry.record).as_ref().map(V::project)));
         }
         (records, missing)
     }
@@ -219,38 +219,26 @@ impl ReadPath {
             ));
         };
         let Lookup {
-            mut found,
-            unknown,
+            found,
             missed,
             deadline,
             ..
         } = lookup;
-        let mut source = Source::Cache;
-        if !unknown.is_empty() {
-            let fill = Fill {
-                namespace,
-                missed,
-                deadline: deadline.unwrap_or_else(Instant::now),
-            };
-            let wanted: Vec<_> = unknown.iter().map(|it| keys[*it].clone()).collect();
-            let fetched = self.table.fetch(&wanted, Some(fill)).await?;
-            for (position, record) in unknown.into_iter().zip(fetched) {
-                found[position] = Some(Snapshot::now(record));
-            }
-            source = Source::Store;
+        let unknown = keys.iter().zip(&found).filter(|(_, found)| found.is_none());
+        let unknown: Vec<_> = unknown.map(|(key, _)| key.clone()).collect();
+        if unknown.is_empty() {
+            return Ok((found.into_iter().flatten().collect(), Source::Cache));
         }
+        let fill = Fill {
+            namespace,
+            missed,
+            deadline: deadline.unwrap_or_else(Instant::now),
+        };
+        let fetched = self.table.fetch(&unknown, Some(fill)).await?;
+        let mut fetched = fetched.into_iter().map(Snapshot::now);
         let found = found
             .into_iter()
-            .map(|snapshot| snapshot.unwrap_or_else(|| Snapshot::now(None)));
-        Ok((found.collect(), source))
-    }
-}
-
-/// Counts hits and misses.
-fn count(counters: &[Counter; 2], counts: [usize; 2]) {
-    for (counter, count) in counters.iter().zip(counts) {
-        if count > 0 {
-            counter.increment(count as u64);
-        }
+            .filter_map(|found| found.or_else(|| fetched.next()));
+        Ok((found.collect(), Source::Store))
     }
 }

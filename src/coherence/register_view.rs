@@ -20,8 +20,9 @@ pub(super) trait RegisterState: Sized + Send + Sync {
     /// The register's name.
     const NAME: &'static str;
 
-    /// The content of a register that is missing. Replicas may still act on one that was deleted.
-    fn of_missing() -> Self;
+    /// The content with which a missing register is created. Replicas may still act on one that was
+    /// deleted.
+    fn recreated() -> Self;
 
     /// Parses the register's values. `former` is the state that this replica received before.
     fn parse(values: &BTreeMap<String, String>, former: Option<&Self>) -> Option<Self>;
@@ -36,11 +37,12 @@ pub(super) struct View<S> {
     pub(super) state: S,
     /// The version of the register.
     version: u64,
-    values: BTreeMap<String, String>,
+    /// The values of the register.
+    pub(super) values: BTreeMap<String, String>,
     /// When the read of the register was sent.
     sent: Instant,
     /// When this replica first received this state.
-    pub(super) received: Instant,
+    received: Instant,
 }
 
 impl<S> View<S> {
@@ -158,7 +160,7 @@ impl<S: RegisterState> RegisterView<S> {
             if let Some(register) = self.registers.read_register(S::NAME).await? {
                 return self.accept(register.version, register.values, sent);
             }
-            self.begin(&S::of_missing()).await?;
+            self.begin(&S::recreated()).await?;
         }
         Err(malformed(S::NAME))
     }

@@ -13,11 +13,11 @@ use uuid::Uuid;
 
 use super::{
     register_view::{RegisterState as _, RegisterView, View},
-    replicas::{Incarnation, Listed, Replicas, Status},
+    replicas::{Listed, Replicas, Status},
     settings::Timing,
 };
 use crate::{
-    peer::PeerAddress,
+    peer::{Incarnation, PeerAddress},
     store::{self, Registers},
     telemetry::{REPLICA_ACTIVE, REPLICAS_EVICTED, REPLICAS_LISTED},
 };
@@ -187,8 +187,8 @@ impl ReplicaDirectory {
         let view = self.register.refresh().await?;
         self.leave_if_evicted(&view);
         self.report(&view);
-        if self.may_join() {
-            self.join().await?;
+        if let Some(address) = self.address_to_join() {
+            self.join(address).await?;
         }
         let now = Instant::now();
         // Also one that has stopped: every replica must see that it did not vanish.
@@ -226,7 +226,6 @@ impl ReplicaDirectory {
             None => false,
         })
         .await
-        .map(drop)
     }
 
     /// Creates the directory of a new table, without replicas.
@@ -237,30 +236,24 @@ impl ReplicaDirectory {
         self.register.begin(&Replicas::default()).await
     }
 
-    fn may_join(&self) -> bool {
+    /// The address of this replica, if it is to join the directory.
+    fn address_to_join(&self) -> Option<&PeerAddress> {
         let own = self.own.read();
         let is_due = own.joined.is_none() && !own.is_stopped && Instant::now() >= own.may_join;
-        is_due && self.address.is_some()
+        self.address.as_ref().filter(|_| is_due)
     }
 
-    async fn join(&self) -> Result<(), store::Error> {
-        let Some(address) = &self.address else {
-            return Ok(());
-        };
+    async fn join(&self, address: &PeerAddress) -> Result<(), store::Error> {
         let incarnation = Incarnation(Uuid::new_v4());
-        let view = self
-            .change(|replicas| {
-                let listed = Listed {
-                    status: Status::Active,
-                    address: address.clone(),
-                    since: Instant::now(),
-                };
-                replicas.0.insert(incarnation, listed).is_none()
-            })
-            .await?;
-        if !view.state.0.contains_key(&incarnation) {
-            return Ok(());
-        }
+        self.change(|replicas| {
+            let listed = Listed {
+                status: Status::Active,
+                address: address.clone(),
+                since: Instant::now(),
+            };
+            replicas.0.insert(incarnation, listed).is_none()
+        })
+        .await?;
         let mut own = self.own.write();
         own.epochs += 1;
         own.joined = Some(Joined {
@@ -291,7 +284,7 @@ impl ReplicaDirectory {
     }
 
     fn report(&self, view: &View<Replicas>) {
-        let listed = view.state.values().len();
+        let listed = view.values.len();
         metrics::gauge!(REPLICAS_LISTED).set(u32::try_from(listed).unwrap_or(u32::MAX));
         let is_active = u32::from(self.serving_epoch(Instant::now()).is_some());
         metrics::gauge!(REPLICA_ACTIVE).set(is_active);
@@ -302,17 +295,17 @@ impl ReplicaDirectory {
     async fn change(
         &self,
         mut change: impl FnMut(&mut Replicas) -> bool,
-    ) -> Result<Arc<View<Replicas>>, store::Error> {
+    ) -> Result<(), store::Error> {
         let mut view = self.register.view().await?;
         for _ in 0..MAX_SWAPS {
             let mut changed = view.state.clone();
             if !change(&mut changed) {
-                return Ok(view);
+                return Ok(());
             }
             let wanted = changed.values();
             view = self.register.swap(&view, &changed).await?;
-            if view.state.values() == wanted {
-                return Ok(view);
+            if view.values == wanted {
+                return Ok(());
             }
         }
         Err(store::Error::new(

@@ -13,14 +13,14 @@ use uuid::Uuid;
 
 use super::{
     background::BackgroundTasks,
-    near_cache::{NearCache, WriteId},
+    near_cache::NearCache,
     replica_directory::ReplicaDirectory,
-    replicas::{Incarnation, Listed, Status},
+    replicas::{Listed, Status},
     settings::Timing,
 };
 use crate::{
     domain::Key,
-    peer::{self, PeerAddress, PeerClient, PeerError},
+    peer::{Fence, Incarnation, PeerAddress, PeerClient, PeerError, WriteId},
     store,
     telemetry::REPLICA_FENCES,
 };
@@ -78,16 +78,9 @@ impl ReplicaFencing {
         self.begin(keys, self.timing.fence_ttl)
     }
 
-    /// Ensures that no replica serves these records from what its near cache holds now.
-    ///
-    /// # Errors
-    /// The directory could not be read or changed.
-    pub(super) async fn remove(self: &Arc<Self>, keys: &[Key]) -> Result<(), store::Error> {
-        for keys in keys.chunks(peer::MAX_KEYS) {
-            let mut fences = self.begin(keys, Duration::ZERO);
-            self.fence(&mut fences, Duration::MAX).await?;
-        }
-        Ok(())
+    /// Fences that remove these keys, at most [`crate::peer::MAX_KEYS`], without holds. None is placed yet.
+    pub(super) fn begin_removal(self: &Arc<Self>, keys: &[Key]) -> ReplicaFences {
+        self.begin(keys, Duration::ZERO)
     }
 
     fn begin(self: &Arc<Self>, keys: &[Key], hold: Duration) -> ReplicaFences {
@@ -142,9 +135,10 @@ impl ReplicaFencing {
             for (incarnation, listed) in &missing {
                 fences.sent.insert(**incarnation, listed.address.clone());
             }
+            let fence = fences.fence();
             let sent = missing
                 .iter()
-                .map(|(incarnation, listed)| self.fence_replica(fences, **incarnation, listed));
+                .map(|(incarnation, listed)| self.fence_replica(**incarnation, listed, fence));
             let sent = join_all(sent).await;
             let mut silent = BTreeSet::new();
             for ((incarnation, _), sent) in missing.into_iter().zip(sent) {
@@ -171,20 +165,20 @@ impl ReplicaFencing {
     pub(super) async fn check_successor(&self) -> Result<(), store::Error> {
         let view = self.directory.view().await?;
         self.peers
-            .retain(|incarnation| view.state.0.contains_key(&Incarnation(incarnation)));
+            .retain(|incarnation| view.state.0.contains_key(incarnation));
         let Some(own) = self.directory.incarnation() else {
             return Ok(());
         };
         let Some((incarnation, address)) = view.state.successor(own) else {
             return Ok(());
         };
-        let ping = self.attempts(
-            incarnation,
-            &address,
-            WriteId(Uuid::nil()),
-            &[],
-            Duration::ZERO,
-        );
+        // Without keys, the call only checks that the replica responds.
+        let ping = Fence {
+            write: WriteId(Uuid::nil()),
+            keys: &[],
+            hold: Duration::ZERO,
+        };
+        let ping = self.attempts(incarnation, &address, ping);
         if ping.await.is_none() {
             self.directory.evict(&BTreeSet::from([incarnation])).await?;
         }
@@ -194,21 +188,15 @@ impl ReplicaFencing {
     /// Returns when the acknowledged fence was sent. A replica that is leaving gets one attempt.
     async fn fence_replica(
         &self,
-        fences: &ReplicaFences,
         incarnation: Incarnation,
         listed: &Listed,
+        fence: Fence<'_>,
     ) -> Option<Instant> {
-        let ReplicaFences {
-            write, keys, hold, ..
-        } = fences;
         let address = &listed.address;
         let sent = if listed.status == Status::Active {
-            self.attempts(incarnation, address, *write, keys, *hold)
-                .await
+            self.attempts(incarnation, address, fence).await
         } else {
-            self.attempt(incarnation, address, *write, keys, *hold)
-                .await
-                .ok()
+            self.attempt(incarnation, address, fence).await.ok()
         };
         let result = if sent.is_some() {
             "acknowledged"
@@ -223,14 +211,11 @@ impl ReplicaFencing {
         &self,
         incarnation: Incarnation,
         address: &PeerAddress,
-        write: WriteId,
-        keys: &[Key],
-        hold: Duration,
+        fence: Fence<'_>,
     ) -> Option<Instant> {
         let deadline = Instant::now() + self.timing.fence_patience;
         for pause in ATTEMPT_PAUSES.build() {
-            let attempt = self.attempt(incarnation, address, write, keys, hold);
-            match attempt.await {
+            match self.attempt(incarnation, address, fence).await {
                 Ok(sent) => return Some(sent),
                 Err(Some(PeerError::OtherReplica)) => return None,
                 Err(error) => {
@@ -251,14 +236,10 @@ impl ReplicaFencing {
         &self,
         incarnation: Incarnation,
         address: &PeerAddress,
-        write: WriteId,
-        keys: &[Key],
-        hold: Duration,
+        fence: Fence<'_>,
     ) -> Result<Instant, Option<PeerError>> {
         let sent = Instant::now();
-        let fence = self
-            .peers
-            .fence(incarnation.0, address, write.0, keys, hold);
+        let fence = self.peers.fence(incarnation, address, fence);
         match timeout(self.timing.fence_attempt, fence).await {
             Ok(fenced) => fenced.map(|()| sent).map_err(Some),
             Err(_) => Err(None),
@@ -284,6 +265,14 @@ impl ReplicaFencing {
 }
 
 impl ReplicaFences {
+    fn fence(&self) -> Fence<'_> {
+        Fence {
+            write: self.write,
+            keys: &self.keys,
+            hold: self.hold,
+        }
+    }
+
     /// The age of the oldest fence; zero before the first one.
     pub(super) fn age(&self) -> Duration {
         let sent = self.acknowledged.values().chain(&self.own).min();
@@ -317,9 +306,7 @@ impl Drop for ReplicaFences {
         let sent = std::mem::take(&mut self.sent);
         self.fencing.background.spawn(async move {
             join_all(sent.iter().map(|(incarnation, address)| {
-                let release = fencing
-                    .peers
-                    .release(incarnation.0, address, write.0, &keys);
+                let release = fencing.peers.release(*incarnation, address, write, &keys);
                 // If it fails, the holds end by time.
                 timeout(fencing.timing.fence_attempt, release)
             }))

@@ -1,26 +1,16 @@
 //! The content of the replica directory: the listed replicas, their statuses and addresses.
 
-use std::{collections::BTreeMap, fmt, str::FromStr as _, time::Duration};
+use std::{collections::BTreeMap, str::FromStr as _, time::Duration};
 
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::register_view::RegisterState;
-use crate::peer::PeerAddress;
+use crate::peer::{Incarnation, PeerAddress};
 
 /// Time for which a replica that vanished from the directory is remembered. Longer than
 /// [`Timing::settle`].
 const VANISHED_KEPT: Duration = Duration::from_secs(60);
-
-/// Identity of a replica between joining and leaving the directory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Incarnation(pub Uuid);
-
-impl fmt::Display for Incarnation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.simple().fmt(f)
-    }
-}
 
 /// The status of a replica in the directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +55,7 @@ impl RegisterState for Replicas {
 
     /// Replicas may still act on the directory that is missing: a listed replica that cannot be
     /// fenced stands for them.
-    fn of_missing() -> Self {
+    fn recreated() -> Self {
         let unknown = Listed {
             status: Status::Leaving,
             address: PeerAddress::unreachable(),

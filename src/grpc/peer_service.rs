@@ -9,9 +9,9 @@ use tonic::{
 use uuid::Uuid;
 
 use crate::{
-    coherence::{Coherence, WriteId},
+    coherence::Coherence,
     domain::Key,
-    peer::{PeerIdentity, keys_from_wire},
+    peer::{PeerIdentity, WriteId, keys_from_wire},
     proto::peer_v1::{
         self as wire,
         peer_service_server::{PeerService, PeerServiceServer},

@@ -10,12 +10,13 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
     transport::{Channel, Endpoint, Uri},
 };
 use tower::service_fn;
 use uuid::Uuid;
 
-use super::{PeerAddress, pinned, wire::keys_to_wire};
+use super::{Incarnation, PeerAddress, WriteId, pinned, wire::keys_to_wire};
 use crate::{
     domain::Key,
     proto::peer_v1::{self as wire, peer_service_client::PeerServiceClient},
@@ -43,48 +44,60 @@ pub enum PeerError {
     OtherReplica,
 }
 
-/// A connection to a replica, with the metadata of its calls.
+/// A fence of a write.
+#[derive(Debug, Clone, Copy)]
+pub struct Fence<'a> {
+    /// The write.
+    pub write: WriteId,
+    /// The keys to remove, at most [`super::MAX_KEYS`].
+    pub keys: &'a [Key],
+    /// Time for which the keys are kept out of the near cache, unless the write releases them. Zero:
+    /// they are only removed.
+    pub hold: Duration,
+}
+
+/// The client of a replica, with the token of that replica.
+type Connection = PeerServiceClient<InterceptedService<Channel, Authorization>>;
+
+/// Adds the token of a replica to its calls.
 #[derive(Clone)]
-struct Connection {
-    client: PeerServiceClient<Channel>,
-    authorization: MetadataValue<Ascii>,
+struct Authorization(MetadataValue<Ascii>);
+
+impl Interceptor for Authorization {
+    fn call(&mut self, mut call: Request<()>) -> Result<Request<()>, Status> {
+        let token = self.0.clone();
+        call.metadata_mut().insert("authorization", token);
+        Ok(call)
+    }
 }
 
 /// Connections to other replicas, by their incarnations. They are opened when they are first used,
 /// and again when they are lost.
 #[derive(Default)]
 pub struct PeerClient {
-    connections: Mutex<HashMap<Uuid, Connection>>,
+    connections: Mutex<HashMap<Incarnation, Connection>>,
 }
 
 impl PeerClient {
-    /// Removes keys from the near cache of a replica, and keeps them out of it for the duration of
-    /// the hold. At most [`super::MAX_KEYS`] keys. The caller bounds its time.
+    /// Fences the near cache of a replica. The caller bounds its time.
     ///
     /// # Errors
     /// The replica may have applied the fence, or may apply it later.
     pub async fn fence(
         &self,
-        incarnation: Uuid,
+        incarnation: Incarnation,
         address: &PeerAddress,
-        write: Uuid,
-        keys: &[Key],
-        hold: Duration,
+        fence: Fence<'_>,
     ) -> Result<(), PeerError> {
-        let Connection {
-            mut client,
-            authorization,
-        } = self.connection(incarnation, address)?;
-        let mut request = Request::new(wire::FenceRequest {
-            write_id: write.into_bytes().to_vec(),
+        let Fence { write, keys, hold } = fence;
+        let request = wire::FenceRequest {
+            write_id: write.0.into_bytes().to_vec(),
             keys: keys_to_wire(keys),
             hold_ms: u32::try_from(hold.as_millis()).unwrap_or(u32::MAX),
-        });
-        request
-            .metadata_mut()
-            .insert("authorization", authorization);
-        let response = client.fence(request).await?.into_inner();
-        if Uuid::try_parse(&response.incarnation) == Ok(incarnation) {
+        };
+        let mut connection = self.connection(incarnation, address)?;
+        let response = connection.fence(request).await?.into_inner();
+        if Uuid::try_parse(&response.incarnation) == Ok(incarnation.0) {
             Ok(())
         } else {
             Err(PeerError::OtherReplica)
@@ -97,59 +110,51 @@ impl PeerClient {
     /// The replica did not respond.
     pub async fn release(
         &self,
-        incarnation: Uuid,
+        incarnation: Incarnation,
         address: &PeerAddress,
-        write: Uuid,
+        write: WriteId,
         keys: &[Key],
     ) -> Result<(), PeerError> {
-        let Connection {
-            mut client,
-            authorization,
-        } = self.connection(incarnation, address)?;
-        let mut request = Request::new(wire::ReleaseRequest {
-            write_id: write.into_bytes().to_vec(),
+        let request = wire::ReleaseRequest {
+            write_id: write.0.into_bytes().to_vec(),
             keys: keys_to_wire(keys),
-        });
-        request
-            .metadata_mut()
-            .insert("authorization", authorization);
-        client.release(request).await?;
+        };
+        let mut connection = self.connection(incarnation, address)?;
+        connection.release(request).await?;
         Ok(())
     }
 
     /// Closes the connections of all replicas but these.
-    pub fn retain(&self, is_listed: impl Fn(Uuid) -> bool) {
+    pub fn retain(&self, is_listed: impl Fn(&Incarnation) -> bool) {
         let mut connections = self.connections.lock();
-        connections.retain(|incarnation, _| is_listed(*incarnation));
+        connections.retain(|incarnation, _| is_listed(incarnation));
     }
 
     fn connection(
         &self,
-        incarnation: Uuid,
+        incarnation: Incarnation,
         address: &PeerAddress,
     ) -> Result<Connection, PeerError> {
         let mut connections = self.connections.lock();
         if let Some(connection) = connections.get(&incarnation) {
             return Ok(connection.clone());
         }
-        let connection = Connection::open(address)?;
+        let connection = open(address)?;
         connections.insert(incarnation, connection.clone());
         Ok(connection)
     }
 }
 
-impl Connection {
-    /// Opens the connection once it is used.
-    fn open(address: &PeerAddress) -> Result<Self, PeerError> {
-        let token = format!("Bearer {}", address.token.as_str());
-        let mut authorization: MetadataValue<Ascii> =
-            token.parse().map_err(|_| PeerError::Address)?;
-        authorization.set_sensitive(true);
-        Ok(Self {
-            client: PeerServiceClient::new(address.channel()?),
-            authorization,
-        })
-    }
+/// Opens a connection once it is used.
+fn open(address: &PeerAddress) -> Result<Connection, PeerError> {
+    let token = format!("Bearer {}", address.token.as_str());
+    let mut token: MetadataValue<Ascii> = token.parse().map_err(|_| PeerError::Address)?;
+    token.set_sensitive(true);
+    let channel = address.channel()?;
+    Ok(PeerServiceClient::with_interceptor(
+        channel,
+        Authorization(token),
+    ))
 }
 
 impl PeerAddress {

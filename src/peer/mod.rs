@@ -7,12 +7,14 @@
 mod address;
 mod client;
 mod identity;
+mod ids;
 mod pinned;
 mod wire;
 
 pub use self::{
     address::{Fingerprint, PeerAddress, PeerToken},
-    client::{PeerClient, PeerError},
+    client::{Fence, PeerClient, PeerError},
     identity::{IdentityError, PeerIdentity},
+    ids::{Incarnation, WriteId},
     wire::{InvalidKeys, MAX_KEYS, keys_from_wire},
 };

@@ -345,41 +345,30 @@ impl StreamInvalidator {
     }
 
     async fn invalidate_some(&self, left: &HashMap<Key, Left>) -> Result<(), store::Error> {
-        self.invalidate_cache(left).await?;
-        // Also records that agree with the cache: no other replica can look into a near cache.
-        let keys: Vec<_> = left.keys().cloned().collect();
-        let deadline = Instant::now() + self.timing.fence;
-        if self.fencing.invalidate_memory(&keys, deadline).await {
-            return Ok(());
-        }
-        Err(store::Error::new(
-            store::ErrorKind::Unavailable,
-            "a replica could be neither fenced nor evicted",
-        ))
-    }
-
-    async fn invalidate_cache(&self, left: &HashMap<Key, Left>) -> Result<(), store::Error> {
-        let compared = self.fencing.compare(left).await.into_iter();
-        // Fenced keys, too: the write of a fence may be about to publish a record from before this
-        // change.
-        let outdated: Vec<_> = compared
-            .filter(|(_, cached)| *cached != Cached::Agrees)
-            .collect();
-        if outdated.is_empty() {
-            return Ok(());
-        }
-        let contradicting = outdated
+        let compared = self.fencing.compare(left).await;
+        let contradicting = compared
             .iter()
             .filter(|(_, cached)| *cached == Cached::Contradicts);
         metrics::counter!(INVALIDATOR_FENCES).increment(contradicting.count() as u64);
-        let keys: Vec<_> = outdated.into_iter().map(|(key, _)| key).collect();
+        // Fenced keys, too: the write of a fence may be about to publish a record from before this
+        // change.
+        let outdated = compared
+            .iter()
+            .filter(|(_, cached)| *cached != Cached::Agrees);
+        let outdated: Vec<_> = outdated.map(|(key, _)| key.clone()).collect();
+        // Also records that agree with the cache: no other replica can look into a near cache.
+        let all: Vec<_> = compared.into_iter().map(|(key, _)| key).collect();
         let deadline = Instant::now() + self.timing.fence;
-        if self.fencing.invalidate(&keys, deadline).await {
+        let fencing = &self.fencing;
+        let is_cache_fenced =
+            outdated.is_empty() || fencing.invalidate_cache(&outdated, deadline).await;
+        if is_cache_fenced && fencing.invalidate_memory(&all, deadline).await {
             return Ok(());
         }
         Err(store::Error::new(
             store::ErrorKind::Unavailable,
-            "the cache could be neither fenced nor taken out of use",
+            "the cache could be neither fenced nor taken out of use, or a replica neither fenced nor \
+             evicted",
         ))
     }
 

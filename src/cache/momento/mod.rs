@@ -19,7 +19,7 @@ use momento::{
 pub use self::credential::{Credential, CredentialError};
 
 use self::lookups::Lookups;
-use super::{Error, FailureKind, Found};
+use super::{Condition, Error, FailureKind, Found};
 use crate::telemetry::{Backend, BackendCall, Outcome};
 
 /// Longest wait for a connection, and for the first response.
@@ -124,38 +124,31 @@ impl Momento {
         recorded(operation, |context| self.lookups.get(keys, context)).await
     }
 
-    pub(super) async fn set_if_absent(
+    pub(super) async fn set_if(
         &self,
+        condition: Condition<'_>,
         key: &str,
         value: &[u8],
         ttl: Duration,
     ) -> Result<bool, Error> {
-        let request = SetIfAbsentRequest::new(&self.cache, key, value).ttl(ttl);
-        Ok(self.set_if(request).await? == SetIfAbsentResponse::Stored)
+        let cache = &self.cache;
+        Ok(match condition {
+            Condition::Absent => {
+                let request = SetIfAbsentRequest::new(cache, key, value).ttl(ttl);
+                self.send(request).await? == SetIfAbsentResponse::Stored
+            }
+            Condition::Equals(expected) => {
+                let request = SetIfEqualRequest::new(cache, key, value, expected).ttl(ttl);
+                self.send(request).await? == SetIfEqualResponse::Stored
+            }
+            Condition::Differs => {
+                let request = SetIfNotEqualRequest::new(cache, key, value, value).ttl(ttl);
+                self.send(request).await? == SetIfNotEqualResponse::Stored
+            }
+        })
     }
 
-    pub(super) async fn set_if_equal(
-        &self,
-        key: &str,
-        value: &[u8],
-        expected: &[u8],
-        ttl: Duration,
-    ) -> Result<bool, Error> {
-        let request = SetIfEqualRequest::new(&self.cache, key, value, expected).ttl(ttl);
-        Ok(self.set_if(request).await? == SetIfEqualResponse::Stored)
-    }
-
-    pub(super) async fn set_if_not_equal(
-        &self,
-        key: &str,
-        value: &[u8],
-        ttl: Duration,
-    ) -> Result<bool, Error> {
-        let request = SetIfNotEqualRequest::new(&self.cache, key, value, value).ttl(ttl);
-        Ok(self.set_if(request).await? == SetIfNotEqualResponse::Stored)
-    }
-
-    async fn set_if<R: MomentoRequest>(&self, request: R) -> Result<R::Response, Error> {
+    async fn send<R: MomentoRequest>(&self, request: R) -> Result<R::Response, Error> {
         // The SDK adds no headers for traces.
         let call = async |_| self.client.send_request(request).await.map_err(failed);
         recorded("SetIf", call).await

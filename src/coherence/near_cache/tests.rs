@@ -1,5 +1,7 @@
 //! Tests of the near cache: fences, holds and epochs.
 
+use uuid::Uuid;
+
 use super::*;
 use crate::domain::Username;
 
@@ -27,7 +29,8 @@ impl Near {
     }
 
     fn install(&self, ticket: Ticket) {
-        self.cache.install(&self.key, None, ticket, LIFE);
+        let nothing = Arc::new(None);
+        self.cache.install(&self.key, nothing, ticket, LIFE);
     }
 
     fn has(&self, required: Required) -> bool {
