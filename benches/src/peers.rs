@@ -79,21 +79,22 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Starts a measured program.
+    /// Starts a program on a processor.
     fn start(
         &self,
+        processor: &str,
         program: &Path,
         arguments: &[&str],
         environment: &[(String, String)],
     ) -> Result<Process> {
         let Some(file) = &self.callgrind else {
-            return Process::start(MEASURED, program, arguments, environment);
+            return Process::start(processor, program, arguments, environment);
         };
         let file = format!("--callgrind-out-file={}", file.display());
         let program = program.to_str().context("no name")?;
         let under = ["--tool=callgrind", &file, program];
         let arguments = [&under, arguments].concat();
-        Process::start(MEASURED, Path::new("valgrind"), &arguments, environment)
+        Process::start(processor, Path::new("valgrind"), &arguments, environment)
     }
 }
 
@@ -203,7 +204,7 @@ pub fn yes(source: pb::Source) -> Bytes {
 
 /// The bare echo.
 pub fn echo(programs: &Programs) -> Result<Subject> {
-    let mut process = programs.start(&programs.echo, &[], &[])?;
+    let mut process = programs.start(MEASURED, &programs.echo, &[], &[])?;
     Ok(Subject {
         name: "bare tonic echo",
         target: Target {
@@ -217,8 +218,18 @@ pub fn echo(programs: &Programs) -> Result<Subject> {
     })
 }
 
-/// The service over these backends, with more environment variables.
+/// The service over these backends, with more environment variables. One without a value is unset.
 pub fn service(programs: &Programs, backends: &Backends, more: &[(&str, &str)]) -> Result<Subject> {
+    service_on(MEASURED, programs, backends, more)
+}
+
+/// The service on a processor.
+fn service_on(
+    processor: &str,
+    programs: &Programs,
+    backends: &Backends,
+    more: &[(&str, &str)],
+) -> Result<Subject> {
     // No entry must expire during a run.
     let usual = [
         ("LISTEN_ADDR", "127.0.0.1:0"),
@@ -230,11 +241,13 @@ pub fn service(programs: &Programs, backends: &Backends, more: &[(&str, &str)]) 
         ("CACHE_OPERATIONS_PER_SECOND", "0"),
     ];
     let mut environment = backends.environment(&usual);
-    environment.extend(
-        more.iter()
-            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
-    );
-    let mut process = programs.start(&programs.service, &["serve"], &environment)?;
+    for (name, value) in more {
+        environment.retain(|(usual, _)| usual != name);
+        if !value.is_empty() {
+            environment.push(((*name).to_owned(), (*value).to_owned()));
+        }
+    }
+    let mut process = programs.start(processor, &programs.service, &["serve"], &environment)?;
     Ok(Subject {
         name: "account-service",
         target: service_target(process.after("serving on")?),
@@ -250,6 +263,34 @@ pub fn service_target(addr: String) -> Target {
         headers: Vec::new(),
         bodies: bodies(check),
         answers: vec![yes(pb::Source::Memory)],
+    }
+}
+
+/// Another replica, which shares the processor of the load generator and of the backends.
+pub fn other_replica(programs: &Programs, backends: &Backends) -> Result<Subject> {
+    service_on(REST, programs, backends, &[])
+}
+
+/// Changes of the roles of all members, to admin and then back.
+pub fn role_changes(addr: String) -> Target {
+    let roles = [Role::Admin, Role::Member];
+    let bodies = roles.into_iter().flat_map(|role| {
+        checks().map(move |(member_username, organization_name)| {
+            framed(&pb::ChangeMemberRoleRequest {
+                organization_name,
+                member_username,
+                role: role.into(),
+                acting_user: user_name(0),
+                ..pb::ChangeMemberRoleRequest::default()
+            })
+        })
+    });
+    Target {
+        addr,
+        path: "/account.v1.AccountService/ChangeMemberRole".to_owned(),
+        headers: Vec::new(),
+        bodies: Rc::new(bodies.collect()),
+        answers: Vec::new(),
     }
 }
 

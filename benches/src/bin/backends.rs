@@ -1,7 +1,7 @@
 //! DynamoDB, Momento and Secrets Manager in one process, with adjustable delays. Prints the
 //! environment variables for `serve`, one a line, and then an empty line. Reads commands, one a
-//! line: `cache ok`, `cache refuse`, `cache hang`, `cache flush`, `calls`. After each, prints the
-//! calls and bytes since the previous command, as JSON.
+//! line: `cache ok`, `cache refuse`, `cache hang`, `cache flush`, `table ok`, `table hang`, `calls`.
+//! After each, prints the calls and bytes since the previous command, as JSON.
 
 use std::{
     collections::BTreeMap,
@@ -33,7 +33,7 @@ use tokio::{
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
     runtime::Builder,
-    sync::mpsc,
+    sync::{mpsc, watch},
 };
 use tonic::Status;
 
@@ -101,8 +101,13 @@ impl Meter {
     }
 }
 
-/// Starts a relay. Bytes of responses are delayed.
-async fn relay(upstream: SocketAddr, delay: Duration, meter: &Arc<Meter>) -> Result<SocketAddr> {
+/// Starts a relay. Bytes of responses are delayed, and withheld while it is not `open`.
+async fn relay(
+    upstream: SocketAddr,
+    delay: Duration,
+    meter: &Arc<Meter>,
+    open: watch::Receiver<bool>,
+) -> Result<SocketAddr> {
     let meter = meter.clone();
     let listener = TcpListener::bind(ANY_PORT).await?;
     let addr = listener.local_addr()?;
@@ -117,7 +122,7 @@ async fn relay(upstream: SocketAddr, delay: Duration, meter: &Arc<Meter>) -> Res
                 (0, near_in, far_out, Duration::ZERO),
                 (1, far_in, near_out, delay),
             ] {
-                tokio::spawn(pass_on(from, to, delay, meter.clone(), way));
+                tokio::spawn(pass_on(from, to, delay, meter.clone(), way, open.clone()));
             }
         }
     });
@@ -130,6 +135,7 @@ async fn pass_on(
     delay: Duration,
     meter: Arc<Meter>,
     way: usize,
+    mut open: watch::Receiver<bool>,
 ) {
     let (sender, mut chunks) = mpsc::channel(64);
     tokio::spawn(async move {
@@ -144,6 +150,9 @@ async fn pass_on(
     while let Some((due, chunk)) = chunks.recv().await {
         if !delay.is_zero() {
             Timer::at(due).await;
+        }
+        if open.wait_for(|is_open| *is_open).await.is_err() {
+            return;
         }
         if to.write_all(&chunk).await.is_err() {
             return;
@@ -180,15 +189,17 @@ async fn serve(arguments: Arguments) -> Result<()> {
     let settings = embedded.backend_settings();
     let table = embedded.dynamodb_url();
     let table = table.strip_prefix("http://").context("no http")?.parse()?;
+    let (open_cache, open_table) = (watch::Sender::new(true), watch::Sender::new(true));
     let table = if arguments.table_us == 0 && !arguments.meter {
         table
     } else {
-        relay(table, Duration::from_micros(arguments.table_us), of_table).await?
+        let delay = Duration::from_micros(arguments.table_us);
+        relay(table, delay, of_table, open_table.subscribe()).await?
     };
     let mut secret = embedded.momento.secret();
     if arguments.meter {
         let cache = embedded.momento.addr();
-        let near = relay(cache, Duration::ZERO, of_cache).await?;
+        let near = relay(cache, Duration::ZERO, of_cache, open_cache.subscribe()).await?;
         let text = secret.expose_secret();
         secret = text.replace(&cache.to_string(), &near.to_string()).into();
     }
@@ -209,6 +220,8 @@ async fn serve(arguments: Arguments) -> Result<()> {
             "cache refuse" => *lock(&way.mood) = Mood::Refuse,
             "cache hang" => *lock(&way.mood) = Mood::Hang,
             "cache flush" => embedded.momento.evictor().flush(&settings.cache_name),
+            "table ok" => drop(open_table.send_replace(true)),
+            "table hang" => drop(open_table.send_replace(false)),
             "calls" => {}
             other => bail!("{other:?} is not a command"),
         }
