@@ -29,6 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let cache = protox::compile(CACHE, [PROTO_ROOT])?;
     tonic_prost_build::configure()
+        .btree_map(".account.cache.v1")
         .build_client(false)
         .build_server(false)
         .compile_fds(cache)?;

@@ -93,6 +93,10 @@ fuzz seconds="20":
 bench *parts:
     benches/run {{ parts }}
 
+# Simulates hit ratios and costs of the near cache on a paused clock, and measures its memory: some minutes.
+simulate:
+    cargo test --locked --profile load --lib coherence::simulation -- --ignored --nocapture --test-threads 1
+
 # Instructions and allocations of a check that memory answers, beyond tonic, by callgrind.
 own-code:
     benches/instructions

@@ -22,6 +22,8 @@ mod replica_directory;
 mod replica_fencing;
 mod replicas;
 mod settings;
+#[cfg(test)]
+mod simulation;
 mod single_flight;
 mod table_fetch;
 mod table_read_limiter;

@@ -127,8 +127,12 @@ impl NearCache {
         reason = "memory has fewer bytes than 2^53"
     )]
     pub(super) fn report(&self) {
-        let bytes = self.entries.weight() as f64;
-        metrics::gauge!(NEAR_CACHE_BYTES).set(bytes);
+        metrics::gauge!(NEAR_CACHE_BYTES).set(self.bytes() as f64);
+    }
+
+    /// The approximate bytes of all entries.
+    pub(super) fn bytes(&self) -> u64 {
+        self.entries.weight()
     }
 
     /// The ticket for a read of a key. Take it before the read is sent.

@@ -10,9 +10,9 @@ use tokio::time::Instant;
 use crate::telemetry::{CACHE_OPERATIONS, CACHE_OPERATIONS_LACKED, CACHE_OPERATIONS_SHARE};
 
 /// Operations that Momento counts for one item that is read consistently.
-const READ: u32 = 6;
+pub(super) const READ: u32 = 6;
 /// Operations that Momento counts for one conditional write.
-const WRITE: u32 = 2;
+pub(super) const WRITE: u32 = 2;
 /// Most time whose operations may be used at once, or be owed by fences.
 const BURST: Duration = Duration::from_secs(1);
 

@@ -60,7 +60,7 @@ pub(super) const TOMBSTONE: &str = "TOMBSTONE";
 
 /// An attribute's value: the types that records use.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Value {
+pub(crate) enum Value {
     Text(String),
     Number(String),
     List(Vec<Value>),
@@ -68,10 +68,10 @@ pub(super) enum Value {
 }
 
 /// An item's attributes, without its keys.
-pub(super) type Item = HashMap<String, Value>;
+pub(crate) type Item = HashMap<String, Value>;
 
 /// The item of a record.
-pub(super) fn encode(record: &Record) -> Item {
+pub(crate) fn encode(record: &Record) -> Item {
     let mut item = Item::new();
     match record {
         Record::User(user) => {
@@ -134,7 +134,7 @@ pub(super) fn encode(record: &Record) -> Item {
 /// The record of an item under `key`. `None` for a tombstone. The key, not the attributes,
 /// names the record. Items of other writers are served: an attribute of another type counts
 /// as missing, an unknown role grants nothing, and an unknown state is a suspension.
-pub(super) fn decode(key: &Key, item: &Item) -> Option<Record> {
+pub(crate) fn decode(key: &Key, item: &Item) -> Option<Record> {
     if is_tombstone(item) {
         return None;
     }

@@ -2,7 +2,7 @@
 //! records, and does not decide on permissions.
 
 mod dynamodb;
-mod item;
+pub(crate) mod item;
 mod keys;
 mod log_head;
 
