@@ -15,7 +15,7 @@ use self::tasks::{Skipped, Task, Tasks};
 use super::leader_lease::{Candidate, HeldLease, LeaderLease};
 use crate::{
     domain::{Actor, DeletedName, Key, Membership, Origin, Orphans, Record, Uid},
-    store::{self, CommitError, DynamoDb, ListPosition, Listed, Slice, Step},
+    store::{self, CommitError, DynamoDb, ListPage, ListPosition, Slice, Step},
     telemetry::LEFTOVERS_REMOVED,
 };
 
@@ -117,7 +117,7 @@ impl OrphanCleanup {
     /// Processes all tasks that are due, from the first page on.
     async fn process_due(
         &self,
-        first: Listed<Result<Orphans, store::Error>>,
+        first: ListPage<Result<Orphans, store::Error>>,
         tasks: &mut Tasks,
         lease: &mut HeldLease,
         skipped: &mut Skipped,
@@ -289,7 +289,7 @@ impl OrphanCleanup {
         &self,
         orphans: &Orphans,
         after: Option<&ListPosition>,
-    ) -> Result<Listed<Membership>, store::Error> {
+    ) -> Result<ListPage<Membership>, store::Error> {
         let slice = Slice { after, limit: PAGE };
         let mut listed = match &orphans.gone {
             DeletedName::Organization(name) => self.table.members(name, slice).await?,
@@ -300,7 +300,7 @@ impl OrphanCleanup {
                     .map(|organization| Key::Membership(organization, username.clone()))
                     .collect();
                 let records = self.table.read_strong(&keys).await?.into_iter().flatten();
-                Listed {
+                ListPage {
                     found: records.filter_map(Record::into_membership).collect(),
                     next: listed.next,
                 }

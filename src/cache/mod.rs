@@ -15,12 +15,12 @@ pub use self::{
 
 /// Most keys of one look-up.
 pub const MAX_KEYS: usize = 300;
-/// Most keys of a short look-up. More than the look-up of a list with the default page size of 50,
-/// which has two keys for each entry and one more.
+/// Most keys of a short look-up. A page of 50 memberships, the default size of lists, looks up 101
+/// keys.
 const LONG: usize = 128;
 
-/// Whether a look-up of this many keys is long. Short look-ups are kept separate from long ones,
-/// because they would have to wait for the responses.
+/// Whether a look-up of this many keys is long. Long look-ups are limited and have a circuit breaker
+/// of their own, so that they do not delay short ones.
 #[must_use]
 pub fn is_long(keys: usize) -> bool {
     keys > LONG

@@ -123,12 +123,12 @@ impl CacheLookups {
         let mut lookup = Lookup::empty(keys);
         let lookups = keys.len().div_ceil(cache::MAX_KEYS).max(1);
         let keys_per_lookup = keys.len().div_ceil(lookups).max(1);
-        for (look_up, keys) in keys.chunks(keys_per_lookup).enumerate() {
-            let first = look_up * keys_per_lookup;
+        for (number, keys) in keys.chunks(keys_per_lookup).enumerate() {
+            let first = number * keys_per_lookup;
             let queried = self.query(keys, namespace, &mut lookup.deadline).await;
             let (cache_keys, found) = match queried {
                 Ok(found) => found,
-                Err(LookupFailure::Skipped) if look_up == 0 => return None,
+                Err(LookupFailure::Skipped) if number == 0 => return None,
                 Err(failure) => {
                     if failure == LookupFailure::Failed {
                         lookup.counts.failed += keys.len() as u64;

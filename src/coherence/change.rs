@@ -92,8 +92,8 @@ pub struct Plan<T> {
 pub enum WriteError<R> {
     /// The change was refused.
     Refused(R),
-    /// Nothing was changed: the fences could not be placed, and too little time was left to leave
-    /// the cache.
+    /// Nothing was changed: the cache could be neither fenced nor left in time, or a replica neither
+    /// fenced nor evicted.
     CacheUnavailable,
     /// The change was applied, but reads may return older records for a while.
     NotConfirmed,

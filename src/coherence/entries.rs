@@ -14,8 +14,8 @@ use crate::{
     telemetry::CACHE_FILLS,
 };
 
-/// Added to an entry's time to live for its greatest accepted age. It covers the time
-/// between the table read and the fill.
+/// The greatest accepted age of an entry is its longest time to live and this: the time between
+/// the table read and the fill.
 const AGE_SLACK: Duration = Duration::from_secs(1);
 /// Variation of times to live, in percent either way, so that entries that were filled
 /// together do not expire together.

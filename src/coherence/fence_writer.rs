@@ -27,21 +27,21 @@ const FENCE_PAUSES: ConstantBuilder = ConstantBuilder::new()
 
 /// A fence in the cache.
 #[derive(Debug)]
-struct Fence {
+struct CacheFence {
     key: Key,
     /// The entry as stored.
     bytes: Vec<u8>,
     /// Whether no other write of the key can be between its fence and its confirmation: this fence,
     /// and the fences that it renewed, replaced no fence of another write.
-    is_alone: bool,
+    excludes_other_writes: bool,
 }
 
 /// The fences of a write, one on each key.
 #[derive(Debug)]
-pub(super) struct Fences {
+pub(super) struct CacheFences {
     /// The state of the switch when they were sent.
     pub(super) view: SwitchView,
-    placed: Vec<Fence>,
+    placed: Vec<CacheFence>,
     /// When the first fence was sent. Every fence lives at least [`super::Timing::fence_ttl`] from
     /// then.
     pub(super) since: Instant,
@@ -58,8 +58,8 @@ enum Replaced {
     Own {
         /// As stored.
         bytes: Vec<u8>,
-        /// See [`Fence::is_alone`].
-        is_alone: bool,
+        /// See [`CacheFence::excludes_other_writes`].
+        excludes_other_writes: bool,
     },
     /// Possibly a fence of another write.
     Unknown,
@@ -82,7 +82,7 @@ impl FenceWriter {
         view: &SwitchView,
         keys: &[Key],
         may_publish: bool,
-    ) -> Option<Fences> {
+    ) -> Option<CacheFences> {
         let replaced = if may_publish {
             self.peek(&view.namespace, keys).await
         } else {
@@ -96,15 +96,15 @@ impl FenceWriter {
         &self,
         view: &SwitchView,
         keys: &[Key],
-        own: Option<&Fences>,
+        own: Option<&CacheFences>,
         step: &'static str,
-    ) -> Option<Fences> {
+    ) -> Option<CacheFences> {
         let replaced = keys.iter().map(|key| {
             let mut own = own.into_iter().flat_map(|own| &own.placed);
             own.find(|fence| fence.key == *key)
                 .map_or(Replaced::Unknown, |own| Replaced::Own {
                     bytes: own.bytes.clone(),
-                    is_alone: own.is_alone,
+                    excludes_other_writes: own.excludes_other_writes,
                 })
         });
         self.fence_all(view, keys, replaced.collect(), step).await
@@ -116,7 +116,7 @@ impl FenceWriter {
         keys: &[Key],
         replaced: Vec<Replaced>,
         step: &'static str,
-    ) -> Option<Fences> {
+    ) -> Option<CacheFences> {
         let since = Instant::now();
         let placed = join_all(keys.iter().zip(replaced).map(|(key, replaced)| async move {
             let fence = match self.fence_over(&view.namespace, key, replaced).await {
@@ -127,7 +127,7 @@ impl FenceWriter {
             metrics::counter!(CACHE_FENCES, "step" => step, "result" => result).increment(1);
             fence
         }));
-        Some(Fences {
+        Some(CacheFences {
             view: view.clone(),
             placed: placed.await.into_iter().collect::<Option<_>>()?,
             since,
@@ -174,36 +174,39 @@ impl FenceWriter {
         namespace: &Namespace,
         key: &Key,
         replaced: Replaced,
-    ) -> Option<Fence> {
+    ) -> Option<CacheFence> {
         let cache_key = namespace.key(key);
         let bytes = Entry::new(Tag::Fence).encode(&cache_key);
-        let (condition, is_alone) = match &replaced {
+        let (condition, excludes_other_writes) = match &replaced {
             Replaced::Unknown => return None,
             Replaced::Nothing => (Condition::Absent, true),
             Replaced::Entry(bytes) => (Condition::Equals(bytes), true),
-            Replaced::Own { bytes, is_alone } => (Condition::Equals(bytes), *is_alone),
+            Replaced::Own {
+                bytes,
+                excludes_other_writes,
+            } => (Condition::Equals(bytes), *excludes_other_writes),
         };
         let is_stored = self.store_fence(condition, &cache_key, &bytes).await;
-        is_stored.then(|| Fence {
+        is_stored.then(|| CacheFence {
             key: key.clone(),
             bytes,
-            is_alone,
+            excludes_other_writes,
         })
     }
 
-    /// Places a fence over any entry. Each attempt has its own nonce, so that a late attempt
-    /// cannot turn the next one into a no-op.
-    async fn place_fence(&self, namespace: &Namespace, key: &Key) -> Option<Fence> {
+    /// Places a fence over any entry. Each attempt has its own nonce: if an attempt arrives late,
+    /// the next one still differs from it.
+    async fn place_fence(&self, namespace: &Namespace, key: &Key) -> Option<CacheFence> {
         let cache_key = namespace.key(key);
         let deadline = Instant::now() + self.timing.fence_patience;
         for pause in FENCE_PAUSES.build() {
             let bytes = Entry::new(Tag::Fence).encode(&cache_key);
             let condition = Condition::Differs;
             if self.store_fence(condition, &cache_key, &bytes).await {
-                return Some(Fence {
+                return Some(CacheFence {
                     key: key.clone(),
                     bytes,
-                    is_alone: false,
+                    excludes_other_writes: false,
                 });
             }
             if Instant::now() >= deadline {
@@ -235,8 +238,13 @@ impl FenceWriter {
     /// Replaces fences by the written records, so that the next read is a hit. Only if no other
     /// write of the key is running, because its fence must stay. And only in a generation that is
     /// in use: before that, some writes do not fence.
-    pub(super) async fn publish(&self, records: Vec<Record>, fences: Fences, read_time: Timestamp) {
-        let Fences { view, placed, .. } = fences;
+    pub(super) async fn publish(
+        &self,
+        records: Vec<Record>,
+        fences: CacheFences,
+        read_time: Timestamp,
+    ) {
+        let CacheFences { view, placed, .. } = fences;
         if view.phase() != Phase::On {
             return;
         }
@@ -245,9 +253,9 @@ impl FenceWriter {
             let key = record.key();
             let fence = placed
                 .iter()
-                .find(|fence| fence.key == key && fence.is_alone);
+                .find(|fence| fence.key == key && fence.excludes_other_writes);
             async move {
-                if let Some(Fence { bytes, .. }) = fence
+                if let Some(CacheFence { bytes, .. }) = fence
                     && self.entries.budget.try_publish()
                 {
                     self.entries

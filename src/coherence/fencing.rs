@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use super::{
     Entry, Tag, Timing,
     entries::EntryCache,
-    fence_writer::{FenceWriter, Fences},
+    fence_writer::{CacheFences, FenceWriter},
     generation_switch::{GenerationSwitch, Phase},
     near_cache::NearCache,
     replica_fencing::{ReplicaFences, ReplicaFencing},
@@ -19,14 +19,14 @@ use crate::{
     cache::{self, Found},
     domain::{Key, Record, Timestamp},
     peer,
-    store::{self, Left},
+    store::{self, StateAfter},
 };
 
 /// Pause between reads of a switch that cannot be read.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
-/// The write barrier. While it stands, no reader fills a cache with, and no replica serves from a
-/// cache, a record that was read before the barrier was raised.
+/// The write barrier. While it stands, a record that was read before the barrier was raised is
+/// neither filled into a cache nor served from one.
 pub(super) struct Barrier {
     /// In the cache.
     pub(super) cache: CacheBarrier,
@@ -38,14 +38,14 @@ pub(super) struct Barrier {
 #[derive(Debug)]
 pub(super) enum CacheBarrier {
     /// A fence on each key.
-    Fences(Fences),
+    Fences(CacheFences),
     /// No replica uses the cache, since this time at the latest.
     Unused(Instant),
 }
 
 impl CacheBarrier {
     /// The fences, if the cache is in use.
-    pub(super) fn fences(&self) -> Option<&Fences> {
+    pub(super) fn fences(&self) -> Option<&CacheFences> {
         match self {
             Self::Fences(fences) => Some(fences),
             Self::Unused(_) => None,
@@ -72,7 +72,7 @@ impl Barrier {
 /// The entry of a key, compared with the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cached {
-    /// The same state, or no entry: a later fill reads the table later.
+    /// The same state, or no entry. A fill after this comparison reads the table anew.
     Agrees,
     /// Another state of the record.
     Contradicts,
@@ -161,7 +161,12 @@ impl Fencing {
     }
 
     /// Replaces the confirming fences by the written records, see [`FenceWriter::publish`].
-    pub(super) async fn publish(&self, records: Vec<Record>, fences: Fences, read_time: Timestamp) {
+    pub(super) async fn publish(
+        &self,
+        records: Vec<Record>,
+        fences: CacheFences,
+        read_time: Timestamp,
+    ) {
         self.fences.publish(records, fences, read_time).await;
     }
 
@@ -210,7 +215,7 @@ impl Fencing {
         &self,
         keys: &[Key],
         may_publish: bool,
-        own: Option<&Fences>,
+        own: Option<&CacheFences>,
         deadline: Instant,
     ) -> Result<CacheBarrier, BarrierError> {
         loop {
@@ -237,14 +242,14 @@ impl Fencing {
         }
     }
 
-    /// Ensures that from now on no record is filled or served that was read before. Fences all keys
-    /// again in the cache, in the present generation, or waits until no replica uses it. Then
+    /// Ensures that records that were read before this call are neither filled nor served
+    /// afterwards. Fences all keys again in the cache, in the present generation, or waits until no replica uses it. Then
     /// ensures that every replica with a near cache holds a fence of this write. Retries until
     /// the deadline. `before` are the fences in the cache from before the commit.
     pub(super) async fn confirm(
         &self,
         keys: &[Key],
-        before: Option<&Fences>,
+        before: Option<&CacheFences>,
         replicas: &mut ReplicaFences,
         deadline: Instant,
     ) -> Option<CacheBarrier> {
@@ -276,7 +281,7 @@ impl Fencing {
     async fn confirm_in_cache(
         &self,
         keys: &[Key],
-        before: Option<&Fences>,
+        before: Option<&CacheFences>,
         deadline: Instant,
     ) -> Option<CacheBarrier> {
         let confirmed = async {
@@ -300,14 +305,14 @@ impl Fencing {
             }
         };
         let confirmed = timeout_at(deadline, confirmed).await.ok();
-        // Not earlier: until then the cache may serve a state from before the write, which a
-        // reader would insert again.
+        // After the fences: before them, a reader could look the old record up and install it
+        // again.
         self.near_cache.remove(keys);
         confirmed
     }
 
     /// Compares the entry of each key with its state in the table.
-    pub async fn compare(&self, left: &HashMap<Key, Left>) -> Vec<(Key, Cached)> {
+    pub async fn compare(&self, left: &HashMap<Key, StateAfter>) -> Vec<(Key, Cached)> {
         let keys: Vec<_> = left.keys().cloned().collect();
         let Some(namespace) = self.generation_switch.in_use() else {
             return keys.into_iter().map(|key| (key, Cached::Unknown)).collect();
@@ -324,8 +329,8 @@ impl Fencing {
                     Some(Found::Unknown) | None => None,
                 };
                 let cached = match cached.map(|entry| entry.tag) {
-                    Some(Tag::Present { record, .. }) => Left::Record(record),
-                    Some(Tag::Absent { .. }) => Left::Nothing,
+                    Some(Tag::Present { record, .. }) => StateAfter::Record(record),
+                    Some(Tag::Absent { .. }) => StateAfter::Nothing,
                     Some(Tag::Fence) => return Cached::Fenced,
                     Some(Tag::Lease) | None => return Cached::Unknown,
                 };

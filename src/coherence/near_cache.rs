@@ -62,8 +62,8 @@ pub(super) struct NearEntry {
 pub(super) struct Required {
     /// The epoch in which an entry is as true as the table. `None`: the replica is not active.
     pub(super) epoch: Option<Epoch>,
-    /// A read that was sent at this time or later is also fresh enough. `None`: only a coherent
-    /// entry is.
+    /// For reads with a staleness bound: entries that were read at this time or later suffice, too.
+    /// `None`: only coherent entries do.
     pub(super) since: Option<Instant>,
 }
 

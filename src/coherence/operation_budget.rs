@@ -13,7 +13,7 @@ use crate::telemetry::{CACHE_OPERATIONS, CACHE_OPERATIONS_LACKED, CACHE_OPERATIO
 pub(super) const READ: u32 = 6;
 /// Operations that Momento counts for one conditional write.
 pub(super) const WRITE: u32 = 2;
-/// Most time whose operations may be used at once, or be owed by fences.
+/// The bucket holds the operations of this time. Fences may overdraw it by as much.
 const BURST: Duration = Duration::from_secs(1);
 
 /// Fewest operations that a replica may use at once: a look-up of the records of a check, and a

@@ -29,7 +29,7 @@ const MAX_REJOIN_PAUSE: Duration = Duration::from_secs(300);
 /// Time after which a replica that stayed listed is trusted again.
 const REJOIN_FORGET: Duration = Duration::from_secs(600);
 
-/// Number of a replica's incarnation, in this process.
+/// The time between joining and leaving, by its number in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Epoch(pub(super) u64);
 
@@ -37,7 +37,8 @@ pub(super) struct Epoch(pub(super) u64);
 pub(super) struct ReplicaDirectory {
     register: RegisterView<Replicas>,
     timing: Timing,
-    /// The address of this replica. `None`: it has no near cache.
+    /// The address of this replica. `None`: it is not listed, and its near cache serves only reads with
+    /// a staleness bound.
     address: Option<PeerAddress>,
     own: RwLock<Own>,
 }
@@ -191,7 +192,8 @@ impl ReplicaDirectory {
             self.join(address).await?;
         }
         let now = Instant::now();
-        // Also one that has stopped: every replica must see that it did not vanish.
+        // A stopped replica stays listed as long as a leaving one: otherwise another replica could
+        // treat it as vanished.
         let may_be_removed = |listed: &Listed| {
             let is_in_table = !matches!(listed.status, Status::Active | Status::Vanished);
             is_in_table && now >= self.left_at(listed)

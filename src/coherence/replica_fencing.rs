@@ -40,8 +40,8 @@ pub(super) struct ReplicaFencing {
     timing: Timing,
 }
 
-/// The fences of a write in the near caches of replicas. When it is dropped, it releases their
-/// holds.
+/// The fences of a write in the near caches of replicas. When this is dropped, it releases their
+/// holds, unless they end by time.
 pub(super) struct ReplicaFences {
     fencing: Arc<ReplicaFencing>,
     write: WriteId,
@@ -53,8 +53,8 @@ pub(super) struct ReplicaFences {
     acknowledged: HashMap<Incarnation, Instant>,
     /// The replicas to which a fence was sent.
     sent: BTreeMap<Incarnation, PeerAddress>,
-    /// Whether the holds end by time instead.
-    expires: bool,
+    /// Whether the holds end by time, and are not released.
+    holds_end_by_time: bool,
 }
 
 impl ReplicaFencing {
@@ -92,7 +92,7 @@ impl ReplicaFencing {
             own: None,
             acknowledged: HashMap::new(),
             sent: BTreeMap::new(),
-            expires: hold.is_zero(),
+            holds_end_by_time: hold.is_zero(),
         }
     }
 
@@ -279,9 +279,14 @@ impl ReplicaFences {
         sent.map_or(Duration::ZERO, Instant::elapsed)
     }
 
-    /// Whether the holds end by time, because the write may still be applied or is not confirmed.
-    pub(super) fn let_holds_expire(&mut self, expires: bool) {
-        self.expires = expires;
+    /// The holds will end by time: the write may still be applied, or is not confirmed.
+    pub(super) fn end_holds_by_time(&mut self) {
+        self.holds_end_by_time = true;
+    }
+
+    /// The holds will be released when this is dropped.
+    pub(super) fn release_holds_on_drop(&mut self) {
+        self.holds_end_by_time = false;
     }
 
     fn is_fenced(&self, incarnation: Incarnation, now: Instant, max_age: Duration) -> bool {
@@ -293,7 +298,7 @@ impl ReplicaFences {
 impl Drop for ReplicaFences {
     fn drop(&mut self) {
         let fencing = &self.fencing;
-        if self.expires {
+        if self.holds_end_by_time {
             return;
         }
         fencing.near_cache.release(&self.keys, self.write);

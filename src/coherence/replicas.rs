@@ -17,12 +17,12 @@ const VANISHED_KEPT: Duration = Duration::from_secs(60);
 pub(super) enum Status {
     /// It may serve from its near cache.
     Active,
-    /// It was evicted. It may serve from its near cache until it reads the directory.
+    /// It was evicted. It may serve from its near cache until its view expires.
     Leaving,
     /// It serves from its near cache no longer.
     Stopped,
     /// It was removed from the directory by another writer. It may serve from its near cache until
-    /// it reads the directory.
+    /// its view expires.
     Vanished,
 }
 

@@ -27,7 +27,8 @@ pub struct Timing {
     pub rejoin_pause: Duration,
     /// Longest attempt to place a fence.
     pub fence_attempt: Duration,
-    /// Time of retries before the cache is taken out of use. It outlasts a lost connection.
+    /// Time of retries of a fence. After it, the cache is taken out of use, or the replica is evicted.
+    /// It outlasts a lost connection.
     pub fence_patience: Duration,
 }
 

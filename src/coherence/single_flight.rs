@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Longest wait of a read for an earlier read of the same key. Later readers can join it meanwhile.
-/// A key is read at most once in each such time, besides the earlier read.
+/// While an earlier read of a key is late, one more read of it is sent in each such time at most.
 const SPACING: Duration = Duration::from_millis(20);
 
 /// The result of a flight; `None` until it has landed.

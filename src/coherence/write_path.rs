@@ -11,7 +11,7 @@ use tracing::Instrument as _;
 use super::{
     Change, HeldPermit, Plan, Timing, Verdict, WriteError,
     background::BackgroundTasks,
-    fence_writer::Fences,
+    fence_writer::CacheFences,
     fencing::{Barrier, BarrierError, CacheBarrier, Cached, Fencing},
     near_cache::NearCache,
     replica_directory::ReplicaDirectory,
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     domain::{Key, Origin, Record, Timestamp},
-    store::{CommitError, DynamoDb, Left, Step},
+    store::{CommitError, DynamoDb, StateAfter, Step},
     telemetry::{CONTENTION, WRITES},
 };
 
@@ -40,8 +40,8 @@ const CONTENTION_PAUSES: ExponentialBuilder = ExponentialBuilder::new()
 /// Result of one attempt: a decision, its barrier and its commit.
 enum Attempt<T, R> {
     Done(Result<T, WriteError<R>>),
-    /// The table changed meanwhile, or another change is being committed. With the contended
-    /// record.
+    /// Decide again: a condition has failed, or another transaction holds an item. Contains the
+    /// contended record.
     Again(Option<Key>),
 }
 
@@ -159,7 +159,7 @@ impl WritePath {
             let raised = self
                 .fencing
                 .barrier(keys, change.may_publish(), latest_commit);
-            raised.await.map_err(no_barrier)
+            raised.await.map_err(write_error)
         };
         let (verdict, mut barrier) = match try_join(decide, barrier).await {
             Ok(both) => both,
@@ -184,7 +184,7 @@ impl WritePath {
             } => {
                 queue_head.take();
                 let mut premises = by_key(premises);
-                premises.extend(absent.into_iter().map(|key| (key, Left::Nothing)));
+                premises.extend(absent.into_iter().map(|key| (key, StateAfter::Nothing)));
                 let revealed =
                     self.confirm_revealed(keys, &mut barrier.replicas, premises, deadline);
                 revealed.await.and(Err(WriteError::Refused(refusal)))
@@ -199,7 +199,7 @@ impl WritePath {
         &self,
         keys: &[Key],
         replicas: &mut ReplicaFences,
-        premises: HashMap<Key, Left>,
+        premises: HashMap<Key, StateAfter>,
         deadline: Instant,
     ) -> Result<(), WriteError<R>> {
         let by = deadline - RESPONSE_RESERVE;
@@ -223,22 +223,22 @@ impl WritePath {
         let barrier = match self.renew_barrier(barrier, keys, latest_commit).await {
             Ok(barrier) if Instant::now() <= latest_commit => barrier,
             Ok(_) => return Attempt::Done(Err(WriteError::TooLate)),
-            Err(error) => return Attempt::Done(Err(no_barrier(error))),
+            Err(error) => return Attempt::Done(Err(write_error(error))),
         };
         let Barrier {
             cache,
             mut replicas,
         } = barrier;
-        // Also if this task is aborted: the transaction may still be applied.
-        replicas.let_holds_expire(true);
+        // From here on, because an aborted task may leave a transaction that is applied later.
+        replicas.end_holds_by_time();
         let outcome_unknown = match self.table.commit(&plan.steps, origin).await {
             Ok(()) => None,
             Err(CommitError::Stale | CommitError::Conflict) => {
-                replicas.let_holds_expire(false);
+                replicas.release_holds_on_drop();
                 return Attempt::Again(contended_key(&plan.steps, keys));
             }
             Err(CommitError::NotApplied(error)) => {
-                replicas.let_holds_expire(false);
+                replicas.release_holds_on_drop();
                 return Attempt::Done(Err(WriteError::Store(error)));
             }
             Err(CommitError::OutcomeUnknown(error)) => Some(error),
@@ -246,17 +246,16 @@ impl WritePath {
         // The commit has an outcome: the next change need not wait for the cache.
         queue_head.take();
         let premises = by_key(plan.premises);
-        let required = required(&plan.steps);
+        let checked = keys_of_conditions(&plan.steps);
         let read_time = self.fencing.now();
         let by = deadline - RESPONSE_RESERVE;
         let confirmed = self
             .confirm_with_premises(keys, cache.fences(), &mut replicas, &premises, by)
             .await;
-        // The acknowledgement reveals the required records: older copies of them must not be
-        // served afterwards.
-        self.remove_stale(&required);
+        // The response reveals the records that the conditions checked.
+        self.remove_incoherent(&checked);
         if confirmed.is_some() && outcome_unknown.is_none() {
-            replicas.let_holds_expire(false);
+            replicas.release_holds_on_drop();
         }
         if confirmed.is_none() {
             tracing::warn!("write not confirmed; repairing in the background");
@@ -299,9 +298,9 @@ impl WritePath {
     async fn confirm_with_premises(
         &self,
         keys: &[Key],
-        before: Option<&Fences>,
+        before: Option<&CacheFences>,
         replicas: &mut ReplicaFences,
-        premises: &HashMap<Key, Left>,
+        premises: &HashMap<Key, StateAfter>,
         by: Instant,
     ) -> Option<CacheBarrier> {
         let confirm = self.fencing.confirm(keys, before, replicas, by);
@@ -311,7 +310,11 @@ impl WritePath {
 
     /// Ensures that no later read contradicts the premises. A read could do so if the write of a
     /// premise was not confirmed.
-    async fn confirm_premises(&self, premises: &HashMap<Key, Left>, deadline: Instant) -> bool {
+    async fn confirm_premises(
+        &self,
+        premises: &HashMap<Key, StateAfter>,
+        deadline: Instant,
+    ) -> bool {
         if premises.is_empty() {
             return true;
         }
@@ -323,13 +326,13 @@ impl WritePath {
         let are_confirmed =
             outdated.is_empty() || self.fencing.invalidate(&outdated, deadline).await;
         let keys: Vec<_> = premises.keys().cloned().collect();
-        self.remove_stale(&keys);
+        self.remove_incoherent(&keys);
         are_confirmed
     }
 
-    /// Removes records from this replica's near cache that are not coherent: reads with a staleness
-    /// bound would return them.
-    fn remove_stale(&self, keys: &[Key]) {
+    /// Removes this replica's copies that are not coherent. Reads with a staleness bound could
+    /// return them.
+    fn remove_incoherent(&self, keys: &[Key]) {
         let epoch = || self.directory.serving_epoch(Instant::now());
         self.near_cache.remove_incoherent(keys, epoch);
     }
@@ -338,7 +341,7 @@ impl WritePath {
     fn publish_in_background(
         self: &Arc<Self>,
         records: Vec<Record>,
-        fences: Fences,
+        fences: CacheFences,
         read_time: Timestamp,
     ) {
         if records.is_empty() || !self.background.has_room() {
@@ -365,11 +368,11 @@ impl WritePath {
     }
 }
 
-fn no_barrier<R>(no_barrier: BarrierError) -> WriteError<R> {
-    match no_barrier {
+fn write_error<R>(error: BarrierError) -> WriteError<R> {
+    match error {
         BarrierError::NotRaised => {
             tracing::warn!(
-                "write rejected: the cache could be neither fenced nor taken out of use in time"
+                "write rejected: the cache could be neither fenced nor taken out of use in time, or a replica could be neither fenced nor evicted"
             );
             WriteError::CacheUnavailable
         }
@@ -377,26 +380,28 @@ fn no_barrier<R>(no_barrier: BarrierError) -> WriteError<R> {
     }
 }
 
-/// The records that a transaction requires.
-fn required(steps: &[Step]) -> Vec<Key> {
-    let required = steps.iter().filter_map(|step| match step {
+/// The records that the conditions of a transaction check, and that it does not change.
+fn keys_of_conditions(steps: &[Step]) -> Vec<Key> {
+    let checked = steps.iter().filter_map(|step| match step {
         Step::Require { key, .. } => Some(key.clone()),
         _ => None,
     });
-    required.collect()
+    checked.collect()
 }
 
 /// The record that concurrent changes contend for: an organization, if there is one,
 /// because all changes of its members require it.
 fn contended_key(steps: &[Step], keys: &[Key]) -> Option<Key> {
-    let mut organizations = required(steps).into_iter().chain(keys.iter().cloned());
+    let mut organizations = keys_of_conditions(steps)
+        .into_iter()
+        .chain(keys.iter().cloned());
     let organization = organizations.find(|key| matches!(key, Key::Organization(_)));
     organization.or_else(|| keys.first().cloned())
 }
 
-fn by_key(premises: Vec<Record>) -> HashMap<Key, Left> {
+fn by_key(premises: Vec<Record>) -> HashMap<Key, StateAfter> {
     let premises = premises.into_iter();
     premises
-        .map(|record| (record.key(), Left::Record(record)))
+        .map(|record| (record.key(), StateAfter::Record(record)))
         .collect()
 }

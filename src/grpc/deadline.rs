@@ -10,8 +10,7 @@ use tonic::{Request, Status};
 use super::status::{self, Repetition};
 use crate::service::Error;
 
-/// Deadline of calls without one, and the longest deadline, unless a call has a
-/// [`LongestCall`].
+/// The longest deadline, and the deadline of calls without one. [`LongestCall`] replaces both.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(3);
 
 /// Extension of a request: its longest deadline instead of [`DEFAULT_DEADLINE`].

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     domain::State,
-    proto::account_v1::{self as pb, account_service_server},
+    proto::account_v1::{self as pb, account_service_server::AccountService as AccountRpc},
     service::{Call, Error, OrganizationToEdit, UserToEdit},
 };
 
@@ -60,7 +60,7 @@ impl AccountService {
 type RpcResult<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
-impl account_service_server::AccountService for AccountService {
+impl AccountRpc for AccountService {
     async fn create_user(
         &self,
         request: Request<pb::CreateUserRequest>,

@@ -23,8 +23,8 @@ use crate::transport::listener::Peer;
 /// one processor.
 const KIB_PER_CPU: usize = 16 * 1024;
 const BASE_KIB: usize = 32 * 1024;
-/// Largest reservation of one call: large reads keep few records whole at a time, and
-/// responses are bounded.
+/// Largest reservation of one call. A call holds at most 300 whole records and one response, which
+/// is bounded.
 const MAX_CALL_KIB: u32 = 24 * 1024;
 /// Memory of a user or an organization, read and encoded: up to 11 KiB, twice.
 const PROFILE_KIB: usize = 24;

@@ -93,7 +93,7 @@ pub(super) enum Repetition {
 pub(super) fn of(error: Error, repetition: Repetition) -> Status {
     match error {
         Error::Refused(refusal) => refusal::refused(refusal),
-        Error::Store(error) => store_failed(&error),
+        Error::Store(error) => store_status(&error),
         Error::CacheUnavailable => retry(
             Reason::CacheUnavailable,
             "nothing was changed: the cache is unavailable, so stale reads could not be ruled out",
@@ -199,7 +199,7 @@ pub(super) fn watch_failed(error: WatchError) -> Status {
             "no replica follows the table's stream",
             RETRY_LATER,
         ),
-        WatchError::Store(error) => store_failed(&error),
+        WatchError::Store(error) => store_status(&error),
     }
 }
 
@@ -284,7 +284,7 @@ pub(super) fn lifetime_ended() -> Status {
     )
 }
 
-fn store_failed(error: &store::Error) -> Status {
+fn store_status(error: &store::Error) -> Status {
     if error.kind != ErrorKind::Crowded {
         tracing::error!(%error, "table operation failed");
     }

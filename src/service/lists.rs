@@ -9,7 +9,7 @@ use crate::{
     domain::{
         Key, Organization, OrganizationName, Record, Standing, User, Username, standing_membership,
     },
-    store::{self, Directory, Listed, Slice},
+    store::{self, ListPage, ProfileKind, Slice},
 };
 
 /// A request for a page.
@@ -110,7 +110,7 @@ impl Accounts {
     /// # Errors
     /// [`Refusal::NoPageToken`].
     pub async fn list_users(&self, page: PageRequest) -> Result<Page<User>, Error> {
-        self.list_directory(Directory::Users, "users", page, Record::into_user)
+        self.list_profiles(ProfileKind::Users, "users", page, Record::into_user)
             .await
     }
 
@@ -120,13 +120,18 @@ impl Accounts {
     /// [`Refusal::NoPageToken`].
     pub async fn list_organizations(&self, page: PageRequest) -> Result<Page<Organization>, Error> {
         let from_record = Record::into_organization;
-        self.list_directory(Directory::Organizations, "organizations", page, from_record)
-            .await
+        self.list_profiles(
+            ProfileKind::Organizations,
+            "organizations",
+            page,
+            from_record,
+        )
+        .await
     }
 
-    async fn list_directory<T>(
+    async fn list_profiles<T>(
         &self,
-        directory: Directory,
+        kind: ProfileKind,
         name: &str,
         page: PageRequest,
         from_record: fn(Record) -> Option<T>,
@@ -134,7 +139,7 @@ impl Accounts {
         let list = ListName::new("all", name);
         let position = self.page_tokens.open(&list, &page.token).await?;
         let slice = page.slice(position.as_ref());
-        let listed = self.listed(self.table.directory(directory, slice)).await?;
+        let listed = self.listed(self.table.profiles(kind, slice)).await?;
         let records = self.coherent(&listed.found).await?.into_iter();
         Ok(Page {
             entries: records.flatten().filter_map(from_record).collect(),
@@ -145,8 +150,8 @@ impl Accounts {
     /// Reads a page of a list under the table read limiter.
     async fn listed<T>(
         &self,
-        read: impl Future<Output = Result<Listed<T>, store::Error>>,
-    ) -> Result<Listed<T>, Error> {
+        read: impl Future<Output = Result<ListPage<T>, store::Error>>,
+    ) -> Result<ListPage<T>, Error> {
         let _permit = self.reads.table_permit().await.map_err(store_failed)?;
         read.await.map_err(store_failed)
     }

@@ -67,7 +67,7 @@ impl Change for ChangeRole {
         } = &self.role;
         let found =
             read_actor_and_target(table, organization_name, acting_user, member_username).await?;
-        // Before the target is known: an actor who may not grant the role learns nothing about it.
+        // `may_add` first: an actor who may not grant the new role gets the same refusal for any target.
         let actor = match found.role(organization_name, acting_user) {
             Some(actor) if may_add(actor, *role) => actor,
             _ => return Ok(Verdict::Deny(Refusal::NotPermitted)),

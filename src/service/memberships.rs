@@ -99,7 +99,7 @@ impl Accounts {
     ///
     /// # Errors
     /// [`Refusal::NotPermitted`], [`Refusal::MembershipNotFound`],
-    /// [`Refusal::LastOwner`].
+    /// [`Refusal::LastOwner`], [`Refusal::EtagMismatch`].
     pub async fn change_role(&self, role: RoleToChange, call: Call) -> Result<Standing, Error> {
         let actor = Actor::User(role.acting_user.clone());
         let change = ChangeRole {
@@ -113,7 +113,7 @@ impl Accounts {
     ///
     /// # Errors
     /// [`Refusal::NotPermitted`], [`Refusal::MembershipNotFound`],
-    /// [`Refusal::LastOwner`].
+    /// [`Refusal::LastOwner`], [`Refusal::EtagMismatch`].
     pub async fn remove_member(
         &self,
         member: MemberToRemove,

@@ -114,7 +114,7 @@ impl Accounts {
     /// Creates a user.
     ///
     /// # Errors
-    /// [`Refusal::UserExists`].
+    /// [`Refusal::UserExists`], [`Refusal::EmailExists`].
     pub async fn create_user(&self, new: NewUser, call: Call) -> Result<User, Error> {
         let user = User {
             username: new.username,
@@ -173,7 +173,8 @@ impl Accounts {
     /// Changes a user. Returns it after the change.
     ///
     /// # Errors
-    /// [`Refusal::UserNotFound`], [`Refusal::EtagMismatch`].
+    /// [`Refusal::UserNotFound`], [`Refusal::EtagMismatch`], [`Refusal::EmailExists`],
+    /// [`Refusal::InvalidUser`].
     pub async fn edit_user(&self, user: UserToEdit, call: Call) -> Result<User, Error> {
         let change = EditUser {
             user,

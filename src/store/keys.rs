@@ -1,6 +1,6 @@
 //! The key schema, as pure functions. Frozen: existing tables use it.
 
-use super::{Directory, LogId};
+use super::{LogId, ProfileKind};
 use crate::domain::{
     DeletedName, Email, Etag, Key, OrganizationName, Orphans, Record, Request, Role, Uid, Username,
 };
@@ -43,8 +43,8 @@ pub(super) fn index_attributes(record: &Record) -> [(&'static str, Option<String
 /// The value of [`LIST_KEY`] in a record's item; memberships have none.
 pub(super) fn list_key(key: &Key) -> Option<String> {
     let (directory, name) = match key {
-        Key::User(username) => (Directory::Users, username.as_str()),
-        Key::Organization(name) => (Directory::Organizations, name.as_str()),
+        Key::User(username) => (ProfileKind::Users, username.as_str()),
+        Key::Organization(name) => (ProfileKind::Organizations, name.as_str()),
         Key::Membership(..) => return None,
     };
     // Frozen: a name must always be in the same shard.
@@ -55,10 +55,10 @@ pub(super) fn list_key(key: &Key) -> Option<String> {
 }
 
 /// The value of [`LIST_KEY`] of all records in a shard.
-pub(super) fn list_key_of_shard(directory: Directory, shard: u8) -> String {
-    match directory {
-        Directory::Users => format!("USERS#{shard}"),
-        Directory::Organizations => format!("ORGS#{shard}"),
+pub(super) fn list_key_of_shard(kind: ProfileKind, shard: u8) -> String {
+    match kind {
+        ProfileKind::Users => format!("USERS#{shard}"),
+        ProfileKind::Organizations => format!("ORGS#{shard}"),
     }
 }
 

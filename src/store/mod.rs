@@ -91,7 +91,7 @@ pub struct Register {
 
 /// A list of all records of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Directory {
+pub enum ProfileKind {
     /// All users.
     Users,
     /// All organizations.
@@ -113,7 +113,7 @@ pub struct ListPosition(pub String);
 
 /// A page of a list.
 #[derive(Debug)]
-pub struct Listed<T> {
+pub struct ListPage<T> {
     /// The entries.
     pub found: Vec<T>,
     /// The end of the page. `None` at the end of the list.
@@ -201,12 +201,12 @@ pub struct ChangedRecord {
     /// or if there is none.
     pub made: Option<Made>,
     /// The state after the change.
-    pub left: Left,
+    pub left: StateAfter,
 }
 
 /// The state of a key after a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Left {
+pub enum StateAfter {
     /// This record.
     Record(Record),
     /// No record.
@@ -314,7 +314,7 @@ impl ErrorKind {
         match self {
             Self::Unavailable => "the table is unavailable",
             Self::Throttled => "the table sheds load",
-            Self::Crowded => "no request was sent to the table",
+            Self::Crowded => "too many reads wait for the table",
             Self::Missing => "there is no such table",
             Self::NoIndex => "the table lacks an index",
             Self::Unusable => "the table is unusable",

@@ -14,7 +14,7 @@ const DURATION_BUCKETS: [f64; 16] = [
 ];
 
 // A metric without labels exists from the start, at 0, so that its rate shows the first event.
-// `labelled` counters and gauges of `each` label begin below.
+// Metrics with labels (`labelled`: counters, `each`: gauges) are set to 0 in `begin`.
 macro_rules! metrics {
     ($($kind:ident $name:ident = $text:literal, $help:literal;)+) => {
         $(

@@ -9,7 +9,8 @@ use crate::{
     background::leader_lease::HeldLease,
     domain::{ChangeKind, RecordChange},
     store::{
-        self, Changed, ChangedRecord, DynamoDb, LOG_REGISTER, Left, MAX_APPENDED, Position, ShardId,
+        self, Changed, ChangedRecord, DynamoDb, LOG_REGISTER, MAX_APPENDED, Position, ShardId,
+        StateAfter,
     },
     telemetry::CHANGES_LOGGED,
 };
@@ -89,8 +90,8 @@ fn to_log(changed: Changed) -> Option<(String, RecordChange)> {
         left,
     } = changed.record?;
     let after = match left {
-        Left::Record(record) => Some(record),
-        Left::Nothing | Left::Unknown => None,
+        StateAfter::Record(record) => Some(record),
+        StateAfter::Nothing | StateAfter::Unknown => None,
     };
     if made.is_none() && before.is_some() && before == after {
         return None;

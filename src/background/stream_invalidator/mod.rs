@@ -16,8 +16,8 @@ use crate::{
     coherence::{Cached, Fencing},
     domain::{Key, Timestamp},
     store::{
-        self, Changed, ChangedRecord, DynamoDb, LOG_REGISTER, Left, LogHead, Position, Register,
-        ShardId, StreamError, StreamId, StreamPage,
+        self, Changed, ChangedRecord, DynamoDb, LOG_REGISTER, LogHead, Position, Register, ShardId,
+        StateAfter, StreamError, StreamId, StreamPage,
     },
     telemetry::{INVALIDATOR_ACTIVE, INVALIDATOR_FENCES, INVALIDATOR_LAG},
 };
@@ -344,7 +344,7 @@ impl StreamInvalidator {
         Ok(())
     }
 
-    async fn invalidate_some(&self, left: &HashMap<Key, Left>) -> Result<(), store::Error> {
+    async fn invalidate_some(&self, left: &HashMap<Key, StateAfter>) -> Result<(), store::Error> {
         let compared = self.fencing.compare(left).await;
         let contradicting = compared
             .iter()

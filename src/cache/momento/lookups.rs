@@ -27,7 +27,7 @@ const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 
 /// The client of look-ups, over one long-lived connection.
 #[derive(Clone)]
-pub(super) struct Lookups(ScsClient<InterceptedService<Channel, CallHeaders>>);
+pub(super) struct MomentoLookups(ScsClient<InterceptedService<Channel, CallHeaders>>);
 
 /// The headers of each look-up.
 #[derive(Clone)]
@@ -36,9 +36,9 @@ struct CallHeaders {
     cache: MetadataValue<Ascii>,
 }
 
-impl fmt::Debug for Lookups {
+impl fmt::Debug for MomentoLookups {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Lookups(redacted)")
+        f.write_str("MomentoLookups(redacted)")
     }
 }
 
@@ -53,7 +53,7 @@ impl Interceptor for CallHeaders {
     }
 }
 
-impl Lookups {
+impl MomentoLookups {
     /// Opens the connection.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ use momento::{
 
 pub use self::credential::{Credential, CredentialError};
 
-use self::lookups::Lookups;
+use self::lookups::MomentoLookups;
 use super::{Condition, Error, FailureKind, Found};
 use crate::telemetry::{Backend, BackendCall, Outcome};
 
@@ -49,7 +49,7 @@ pub struct Settings {
 #[derive(Debug, Clone)]
 pub struct Momento {
     client: CacheClient,
-    lookups: Lookups,
+    lookups: MomentoLookups,
     cache: String,
     endpoint: String,
 }
@@ -67,7 +67,7 @@ impl Momento {
             .keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT);
         let transport = TransportStrategy::builder().grpc_configuration(grpc);
-        let lookups = Lookups::connect(&credential, &settings.cache);
+        let lookups = MomentoLookups::connect(&credential, &settings.cache);
         let endpoint = credential.endpoint();
         let client = CacheClient::builder()
             .default_ttl(DEFAULT_TTL)

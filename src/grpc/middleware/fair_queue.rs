@@ -65,8 +65,8 @@ pub(super) struct Permit {
 }
 
 impl FairQueue {
-    /// A queue with at most `max_limit` slots, and at least `min_limit`, which keep the
-    /// processors busy with calls that wait for nothing else. `limit_gauge` shows the limit.
+    /// A queue with at most `max_limit` slots. At least `min_limit` slots, which suffice to keep the
+    /// processors busy. `limit_gauge` shows the limit.
     /// `step_limiter` limits the steps of heavy calls.
     pub(super) fn new(
         min_limit: usize,

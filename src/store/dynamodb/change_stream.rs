@@ -13,8 +13,8 @@ use super::{DynamoDb, ErrorKind, failed, primary_key_of, to_item};
 use crate::{
     domain::{ChangeKind, Key, Timestamp},
     store::{
-        Changed, ChangedRecord, Error, Left, Position, Shard, ShardId, ShardIterator, StreamError,
-        StreamId, StreamPage,
+        Changed, ChangedRecord, Error, Position, Shard, ShardId, ShardIterator, StateAfter,
+        StreamError, StreamId, StreamPage,
         item::{self, Item},
         keys,
     },
@@ -159,9 +159,9 @@ fn of_images(
     let made = made_by(&new).filter(|made| Some(&made.change_id) != change_before.as_ref());
     let decode = |image: Option<Item>| item::decode(&key, &image?);
     let left = match decode(new) {
-        Some(record) => Left::Record(record),
-        None if view_has_new_image => Left::Nothing,
-        None => Left::Unknown,
+        Some(record) => StateAfter::Record(record),
+        None if view_has_new_image => StateAfter::Nothing,
+        None => StateAfter::Unknown,
     };
     Some(ChangedRecord {
         kind,
@@ -219,7 +219,7 @@ mod tests {
         stream_failed(SdkError::service_error(error, response))
     }
 
-    fn left(view: Option<StreamViewType>, operation: OperationType) -> Left {
+    fn left(view: Option<StreamViewType>, operation: OperationType) -> StateAfter {
         let user = sdk::AttributeValue::S("USER#oliviaowner".to_owned());
         let change = sdk::StreamRecord::builder()
             .keys("PK", user.clone())
@@ -238,11 +238,11 @@ mod tests {
         use OperationType::{Modify, Remove};
         use StreamViewType::{KeysOnly, NewAndOldImages, NewImage, OldImage};
         for view in [NewImage, NewAndOldImages] {
-            assert!(matches!(left(Some(view), Remove), Left::Nothing));
+            assert!(matches!(left(Some(view), Remove), StateAfter::Nothing));
         }
         for view in [None, Some(KeysOnly), Some(OldImage)] {
-            assert!(matches!(left(view.clone(), Remove), Left::Unknown));
-            assert!(matches!(left(view, Modify), Left::Unknown));
+            assert!(matches!(left(view.clone(), Remove), StateAfter::Unknown));
+            assert!(matches!(left(view, Modify), StateAfter::Unknown));
         }
     }
 
@@ -258,7 +258,7 @@ mod tests {
         };
         let change_of = |kind, images| {
             let change = of_images(key(), kind, images, true)?;
-            let after = matches!(change.left, Left::Record(_));
+            let after = matches!(change.left, StateAfter::Record(_));
             let made = change.made.map(|made| made.change_id);
             Some((change.kind, change.before.is_some(), after, made))
         };

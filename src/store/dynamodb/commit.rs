@@ -48,7 +48,7 @@ impl DynamoDb {
             let left = end.saturating_duration_since(Instant::now());
             let error = match self.transact(items.clone(), &write_id, left).await {
                 Ok(()) => {
-                    self.budget.earn();
+                    self.retry_budget.earn();
                     return Ok(());
                 }
                 Err(error) => error,
@@ -59,7 +59,7 @@ impl DynamoDb {
                 is_in_time && is_worth_retrying(&error, may_be_applied)
             });
             match pause {
-                Some(pause) if self.budget.pay() => tokio::time::sleep(pause).await,
+                Some(pause) if self.retry_budget.pay() => tokio::time::sleep(pause).await,
                 _ => return Err(of_all_attempts(error, may_be_applied)),
             }
         }
@@ -79,8 +79,8 @@ fn is_worth_retrying(error: &CommitError, may_be_applied: bool) -> bool {
     }
 }
 
-/// The error of all attempts. After one attempt that may have been applied, the outcome is unknown,
-/// also if a condition has failed since: that attempt may still be in progress, and be applied once
+/// The error of all attempts. If any attempt may have been applied, the outcome is unknown, even if
+/// a later attempt failed a condition: the earlier one may still be in progress, and be applied once
 /// the condition holds again.
 fn of_all_attempts(last: CommitError, may_be_applied: bool) -> CommitError {
     if !may_be_applied {

@@ -12,7 +12,7 @@ use super::{Attributes, DynamoDb, decode, failed, primary_key, primary_key_of};
 use crate::{
     domain::{Key, Membership, OrganizationName, Role, Username},
     store::{
-        Directory, Error, ErrorKind, ListPosition, Listed, OWNER_HINTS, Slice,
+        Error, ErrorKind, ListPage, ListPosition, OWNER_HINTS, ProfileKind, Slice,
         item::ROLE,
         keys::{
             self, INVERTED_INDEX, LIST_INDEX, LIST_KEY, OWNER_INDEX, OWNER_OF, PARTITION_KEY,
@@ -33,7 +33,7 @@ impl DynamoDb {
         &self,
         organization: &OrganizationName,
         slice: Slice<'_>,
-    ) -> Result<Listed<Membership>, Error> {
+    ) -> Result<ListPage<Membership>, Error> {
         let pk = keys::members_of(organization);
         let start = slice
             .after
@@ -53,7 +53,7 @@ impl DynamoDb {
             decode(&keys::key_of_item(&pk, &sk)?, item)?.into_membership()
         });
         let found = found.collect();
-        Ok(Listed { found, next })
+        Ok(ListPage { found, next })
     }
 
     /// The organizations of which a user was a member moments ago, by name.
@@ -64,7 +64,7 @@ impl DynamoDb {
         &self,
         user: &Username,
         slice: Slice<'_>,
-    ) -> Result<Listed<OrganizationName>, Error> {
+    ) -> Result<ListPage<OrganizationName>, Error> {
         let sk = keys::member_sort(user);
         let start = slice
             .after
@@ -83,7 +83,7 @@ impl DynamoDb {
             Key::Membership(organization, _) => Some(organization),
             _ => None,
         });
-        Ok(Listed {
+        Ok(ListPage {
             found: found.collect(),
             next,
         })
@@ -93,18 +93,18 @@ impl DynamoDb {
     ///
     /// # Errors
     /// The index could not be read.
-    pub async fn directory(
+    pub async fn profiles(
         &self,
-        directory: Directory,
+        kind: ProfileKind,
         slice: Slice<'_>,
-    ) -> Result<Listed<Key>, Error> {
+    ) -> Result<ListPage<Key>, Error> {
         let mut found = Vec::new();
         let (mut shard, mut after) = match slice.after {
             None => (0, None),
             Some(position) => parse_directory_place(position)?,
         };
         loop {
-            let list_key = keys::list_key_of_shard(directory, shard);
+            let list_key = keys::list_key_of_shard(kind, shard);
             let start = after.take().map(|pk: String| {
                 let mut key = primary_key(&(pk.clone(), pk));
                 key.insert(LIST_KEY.to_owned(), AttributeValue::S(list_key.clone()));
@@ -133,13 +133,13 @@ impl DynamoDb {
             let is_full = found.len() >= usize::from(slice.limit);
             match next {
                 Some(next) if is_full => {
-                    return Ok(Listed {
+                    return Ok(ListPage {
                         found,
                         next: Some(ListPosition(next)),
                     });
                 }
                 Some(next) => (shard, after) = parse_directory_place(&ListPosition(next))?,
-                None => return Ok(Listed { found, next: None }),
+                None => return Ok(ListPage { found, next: None }),
             }
         }
     }
@@ -178,7 +178,7 @@ impl DynamoDb {
         &self,
         organization: &OrganizationName,
         after: Option<&ListPosition>,
-    ) -> Result<Listed<Username>, Error> {
+    ) -> Result<ListPage<Username>, Error> {
         let pk = keys::members_of(organization);
         let start = after.map(|ListPosition(sk)| primary_key(&(pk.clone(), sk.clone())));
         let query = self
@@ -195,7 +195,7 @@ impl DynamoDb {
             .expression_attribute_values(":owner", AttributeValue::S(Role::Owner.as_str().into()));
         let output = self.page(query, start, None).await?;
         let next = last_key(&output, SORT_KEY);
-        Ok(Listed {
+        Ok(ListPage {
             found: members_in(output),
             next,
         })

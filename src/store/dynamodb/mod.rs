@@ -83,7 +83,7 @@ pub struct DynamoDb {
     attempt_timeout: Duration,
     operation_timeout: Duration,
     /// The retry budget of commits, which the SDK does not retry.
-    budget: Arc<Budget>,
+    retry_budget: Arc<Budget>,
 }
 
 impl DynamoDb {
@@ -110,7 +110,7 @@ impl DynamoDb {
             table: settings.table,
             attempt_timeout: attempt,
             operation_timeout: operation,
-            budget: Arc::default(),
+            retry_budget: Arc::default(),
         }
     }
 

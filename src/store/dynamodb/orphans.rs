@@ -6,7 +6,7 @@ use super::{DynamoDb, failed, lists::last_key, primary_key, primary_key_of, to_i
 use crate::{
     domain::Orphans,
     store::{
-        Error, ErrorKind, ListPosition, Listed, item,
+        Error, ErrorKind, ListPage, ListPosition, item,
         keys::{self, SORT_KEY},
     },
 };
@@ -22,7 +22,7 @@ impl DynamoDb {
     pub async fn orphans(
         &self,
         after: Option<&ListPosition>,
-    ) -> Result<Listed<Result<Orphans, Error>>, Error> {
+    ) -> Result<ListPage<Result<Orphans, Error>>, Error> {
         let start =
             after.map(|ListPosition(sk)| primary_key(&(keys::LEFTOVERS.to_owned(), sk.clone())));
         let query = self
@@ -43,7 +43,7 @@ impl DynamoDb {
             orphans.ok_or_else(|| Error::new(ErrorKind::Malformed, "a task of the orphan clean-up"))
         });
         let found = found.collect();
-        Ok(Listed { found, next })
+        Ok(ListPage { found, next })
     }
 
     /// Removes the tombstone of this deletion, if it still exists. From then on, other writers can
