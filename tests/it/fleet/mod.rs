@@ -4,6 +4,7 @@
 mod flood;
 pub mod load;
 mod outage;
+mod pause;
 mod soak;
 
 use std::{
@@ -25,9 +26,12 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use crate::harness::{
-    Backends, Client, PATIENCE,
-    binary::{Log, Server, free_address, over},
+use crate::{
+    harness::{
+        Backends, Client, PATIENCE,
+        binary::{Log, Server, free_address, over, scrape},
+    },
+    streams::eventually,
 };
 
 use self::load::{Load, Policy};
@@ -36,6 +40,7 @@ use self::load::{Load, Policy};
 pub struct Fleet {
     backends: Backends,
     places: Vec<Place>,
+    has_near_caches: bool,
 }
 
 pub struct Place {
@@ -47,7 +52,21 @@ pub struct Place {
 }
 
 impl Fleet {
+    /// Starts replicas without near caches, so that each read is looked up.
     async fn start(replicas: usize) -> Self {
+        Self::start_replicas(replicas, false).await
+    }
+
+    /// Starts replicas, and waits until they serve from their near caches.
+    async fn start_with_near_caches(replicas: usize) -> Self {
+        let fleet = Self::start_replicas(replicas, true).await;
+        for place in 0..replicas {
+            fleet.active(place).await;
+        }
+        fleet
+    }
+
+    async fn start_replicas(replicas: usize, has_near_caches: bool) -> Self {
         let backends = Backends::start().await;
         let places = (0..replicas).map(|_| Place {
             addr: free_address().to_string(),
@@ -58,6 +77,7 @@ impl Fleet {
         let fleet = Self {
             places: places.collect(),
             backends,
+            has_near_caches,
         };
         for place in 0..replicas {
             fleet.start_replica(place);
@@ -79,6 +99,9 @@ impl Fleet {
             .env("METRICS_ADDR", metrics.to_string())
             .env("LOG", "info")
             .stderr(log.file());
+        if self.has_near_caches {
+            command.env("PEER_ADDR", "127.0.0.1:0");
+        }
         let started = Server::start(command, "serving on", |_| true);
         *server.lock().unwrap() = Some(started);
     }
@@ -94,6 +117,14 @@ impl Fleet {
             let output = self.places[place].log.read();
             panic!("replica {place} does not serve; its log: {output:?}");
         }
+    }
+
+    /// Waits until a replica serves from its near cache.
+    async fn active(&self, place: usize) {
+        eventually("the replica is active", async || {
+            scrape(self.places[place].metrics).contains("account_replica_active 1")
+        })
+        .await;
     }
 
     fn take(&self, place: usize) -> Server {
@@ -174,7 +205,7 @@ async fn under_load<T>(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rolling_restart_under_load_fails_no_call() {
-    let fleet = Fleet::start(2).await;
+    let fleet = Fleet::start_with_near_caches(2).await;
     let restarts = fleet.restart_all_twice();
     let (load, ()) = under_load(&fleet, Policy::recommended(), 8, restarts).await;
     let report = load.report();

@@ -157,7 +157,7 @@ async fn disturb(fleet: &Fleet) -> &'static str {
 async fn a_replica_leaks_no_resources_under_load_and_faults() {
     let minutes: f64 = std::env::var(MINUTES).map_or(1.0, |text| text.parse().unwrap());
     let duration = Duration::from_secs_f64(minutes * 60.0);
-    let fleet = Fleet::start(REPLICAS).await;
+    let fleet = Fleet::start_with_near_caches(REPLICAS).await;
     let disturbances = async {
         let began = Instant::now();
         let mut faults = std::collections::BTreeMap::<_, usize>::new();
