@@ -40,7 +40,7 @@ pub use self::{
     entry::{Entry, Nonce, Tag},
     fencing::{Cached, Fencing},
     namespace::Namespace,
-    read_path::{Freshness, MAX_STALENESS, Projection, ReadPath, ReadResult, Source},
+    read_path::{Freshness, MAX_STALENESS, ReadPath, ReadResult, Source},
     settings::{CoherenceSettings, Timing},
     write_path::WritePath,
 };

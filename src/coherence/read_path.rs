@@ -7,6 +7,7 @@ use std::{
 };
 
 use metrics::Counter;
+use smallvec::SmallVec;
 use tokio::{sync::SemaphorePermit, time::Instant};
 
 use super::{
@@ -20,7 +21,7 @@ use super::{
     table_fetch::{Fill, TableFetch},
 };
 use crate::{
-    domain::{CheckFacts, Key, Record},
+    domain::{Key, Record},
     store::{self, DynamoDb},
     telemetry::NEAR_LOOKUPS,
 };
@@ -57,31 +58,31 @@ pub enum Source {
     Store,
 }
 
-/// The part of a record that a reader needs.
-pub trait Projection: Clone + Send + Sync + 'static {
-    /// The projection of a record.
-    fn project(record: &Record) -> Self;
-}
-
-impl Projection for Record {
-    fn project(record: &Record) -> Self {
-        record.clone()
-    }
-}
-
-impl Projection for CheckFacts {
-    fn project(record: &Record) -> Self {
-        record.into()
-    }
-}
+/// The records of a read, in the order of its keys. `None`: none was found yet. A record is shared
+/// with the near cache. A check, which reads three, needs no memory on the heap for them.
+type Records = SmallVec<[Option<Arc<Option<Record>>>; 3]>;
 
 /// The result of a read.
 #[derive(Debug, Clone)]
-pub struct ReadResult<V> {
-    /// The projection of each record, in the order of the keys. `None`: no such record.
-    pub records: Vec<Option<V>>,
+pub struct ReadResult {
+    records: Records,
     /// The source of the records.
     pub source: Source,
+}
+
+impl ReadResult {
+    /// The record of the key at a position. `None`: no such record.
+    #[must_use]
+    pub fn record(&self, position: usize) -> Option<&Record> {
+        self.records.get(position)?.as_deref()?.as_ref()
+    }
+
+    /// The records, in the order of the keys. `None`: no such record.
+    pub fn into_records(self) -> impl Iterator<Item = Option<Record>> {
+        self.records
+            .into_iter()
+            .map(|record| record.and_then(Arc::unwrap_or_clone))
+    }
 }
 
 /// Reads records from memory, the cache and the table.
@@ -120,30 +121,35 @@ impl ReadPath {
     /// Errors of the table only. A cache that is unreachable, slow or full of garbage costs at most
     /// [`CoherenceSettings::cache_read_timeout`] for each look-up, and 250 ms more for the permit of
     /// a long look-up.
-    pub async fn read<V: Projection>(
+    pub async fn read(
         &self,
         keys: &[Key],
         freshness: Freshness,
-    ) -> Result<ReadResult<V>, store::Error> {
+    ) -> Result<ReadResult, store::Error> {
         if freshness == Freshness::Strong {
             // Boxed, here and below: the future is large, and a hit in memory does not need it.
             let found = Box::pin(self.table.fetch(keys, None)).await?;
+            let records = found.into_iter().map(|record| Some(Arc::new(record)));
             return Ok(ReadResult {
-                records: found.iter().map(|it| it.as_ref().map(V::project)).collect(),
+                records: records.collect(),
                 source: Source::Store,
             });
         }
-        let (mut records, missing) = self.read_memory(keys, freshness);
-        let counts = [keys.len() - missing.len(), missing.len()];
+        let mut records = self.read_memory(keys, freshness);
+        let missing = records.iter().filter(|record| record.is_none()).count();
+        let counts = [keys.len() - missing, missing];
         for (counter, count) in LOOKUPS.iter().zip(counts) {
             counter.increment(count as u64);
         }
         let mut source = Source::Memory;
-        if !missing.is_empty() {
-            let keys: Vec<_> = missing.iter().map(|it| keys[*it].clone()).collect();
-            let (found, from) = Box::pin(self.read_through(&keys)).await?;
-            for (position, snapshot) in missing.into_iter().zip(found) {
-                records[position] = (*snapshot.record).as_ref().map(V::project);
+        if missing > 0 {
+            let missing = keys.iter().zip(&records);
+            let missing = missing.filter(|(_, record)| record.is_none());
+            let missing: Vec<_> = missing.map(|(key, _)| key.clone()).collect();
+            let (found, from) = Box::pin(self.read_through(&missing)).await?;
+            let places = records.iter_mut().filter(|record| record.is_none());
+            for (place, snapshot) in places.zip(found) {
+                *place = Some(snapshot.record);
             }
             source = from;
         }
@@ -159,13 +165,9 @@ impl ReadPath {
         self.table.acquire().await
     }
 
-    /// Reads records from the near cache. Returns the positions of the keys that it does not have.
-    fn read_memory<V: Projection>(
-        &self,
-        keys: &[Key],
-        freshness: Freshness,
-    ) -> (Vec<Option<V>>, Vec<usize>) {
-        let entries: Vec<_> = keys.iter().map(|key| self.near_cache.get(key)).collect();
+    /// Reads records from the near cache.
+    fn read_memory(&self, keys: &[Key], freshness: Freshness) -> Records {
+        let entries: SmallVec<[_; 3]> = keys.iter().map(|key| self.near_cache.get(key)).collect();
         let now = Instant::now();
         let required = Required {
             // At a time after the entries: see `NearEntry::meets`.
@@ -175,16 +177,10 @@ impl ReadPath {
                 Freshness::Coherent | Freshness::Strong => None,
             },
         };
-        let mut missing = Vec::new();
-        let mut records = Vec::with_capacity(keys.len());
-        for (position, entry) in entries.into_iter().enumerate() {
-            let entry = entry.filter(|entry| entry.meets(required, now));
-            if entry.is_none() {
-                missing.push(position);
-            }
-            records.push(entry.and_then(|entry| (*entry.record).as_ref().map(V::project)));
-        }
-        (records, missing)
+        entries
+            .into_iter()
+            .map(|entry| Some(entry.filter(|entry| entry.meets(required, now))?.record))
+            .collect()
     }
 
     /// Reads records from the cache and the table, and installs them in the near cache.

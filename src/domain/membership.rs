@@ -1,6 +1,6 @@
 //! Memberships and roles.
 
-use super::{MembershipFacts, OrganizationName, Stamp, State, Uid, Username};
+use super::{OrganizationName, Stamp, State, Uid, Username};
 
 /// The permissions of a member. Ordered: a greater role includes the smaller ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -52,18 +52,6 @@ pub struct Membership {
     pub member_uid: Option<Uid>,
     /// Version and times.
     pub stamp: Stamp,
-}
-
-impl Membership {
-    /// The incarnations of the organization and the member, and the role.
-    #[must_use]
-    pub fn facts(&self) -> MembershipFacts {
-        MembershipFacts {
-            role: self.role,
-            organization_uid: self.organization_uid.clone(),
-            member_uid: self.member_uid.clone(),
-        }
-    }
 }
 
 /// A membership, and whether it counts.

@@ -4,7 +4,6 @@
 mod email;
 mod labels;
 mod membership;
-mod membership_check;
 mod names;
 mod organization;
 mod origin;
@@ -14,7 +13,6 @@ mod rules;
 mod state;
 mod user;
 
-pub use self::membership_check::{CheckFacts, Incarnation, MembershipFacts};
 pub use self::orphans::{DeletedName, Orphans};
 pub use email::{EMAIL_MAX_LEN, Email};
 pub use labels::{LABEL_KEY_MAX_LEN, LabelError, Labels, MAX_LABELS};

@@ -1,6 +1,6 @@
 //! Organizations.
 
-use super::{FreeText, Incarnation, Labels, OrganizationName, Stamp, State, Uid};
+use super::{FreeText, Labels, OrganizationName, Stamp, State, Uid};
 
 /// A group of users, each with a role in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,15 +19,4 @@ pub struct Organization {
     pub uid: Option<Uid>,
     /// Version and times.
     pub stamp: Stamp,
-}
-
-impl Organization {
-    /// The incarnation, and its state.
-    #[must_use]
-    pub fn incarnation(&self) -> Incarnation {
-        Incarnation {
-            uid: self.uid.clone(),
-            state: self.state,
-        }
-    }
 }

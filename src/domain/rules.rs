@@ -1,6 +1,6 @@
 //! The rules: the permissions of each role, and the conditions of an effective membership.
 
-use super::{Incarnation, Membership, MembershipFacts, Organization, Role, Standing, State, User};
+use super::{Membership, Organization, Role, Standing, State, User};
 
 /// Least role of an actor who updates an organization.
 pub const UPDATES_ORGANIZATION: Role = Role::Admin;
@@ -50,21 +50,20 @@ pub fn standing_membership(
     membership: Option<Membership>,
 ) -> Option<Standing> {
     let (user, organization, membership) = (user?, organization?, membership?);
-    let (user, organization) = (user.incarnation(), organization.incarnation());
-    let state = state_between(&user, &organization, &membership.facts())?;
+    let state = state_between(user, organization, &membership)?;
     Some(Standing { membership, state })
 }
 
 /// The role of an effective membership.
 #[must_use]
 pub fn effective_role(
-    user: &Incarnation,
-    organization: &Incarnation,
-    facts: &MembershipFacts,
+    user: &User,
+    organization: &Organization,
+    membership: &Membership,
 ) -> Option<Role> {
-    let state = state_between(user, organization, facts)?;
+    let state = state_between(user, organization, membership)?;
     if state == State::Active {
-        facts.role
+        membership.role
     } else {
         None
     }
@@ -72,11 +71,12 @@ pub fn effective_role(
 
 /// Whether a membership counts. `None` if it is between other incarnations.
 fn state_between(
-    user: &Incarnation,
-    organization: &Incarnation,
-    facts: &MembershipFacts,
+    user: &User,
+    organization: &Organization,
+    membership: &Membership,
 ) -> Option<State> {
-    let is_theirs = facts.member_uid == user.uid && facts.organization_uid == organization.uid;
+    let is_theirs =
+        membership.member_uid == user.uid && membership.organization_uid == organization.uid;
     is_theirs.then(|| user.state.and(organization.state))
 }
 

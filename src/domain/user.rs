@@ -1,6 +1,6 @@
 //! Users.
 
-use super::{Email, FreeText, Incarnation, Labels, Stamp, State, Uid, Username};
+use super::{Email, FreeText, Labels, Stamp, State, Uid, Username};
 
 /// A person (or robot) that can belong to organizations.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,15 +23,4 @@ pub struct User {
     pub uid: Option<Uid>,
     /// Version and times.
     pub stamp: Stamp,
-}
-
-impl User {
-    /// The incarnation, and its state.
-    #[must_use]
-    pub fn incarnation(&self) -> Incarnation {
-        Incarnation {
-            uid: self.uid.clone(),
-            state: self.state,
-        }
-    }
 }

@@ -64,7 +64,7 @@ impl Accounts {
             not_found: Vec::new(),
             source: result.source,
         };
-        for (name, record) in names.into_iter().zip(result.records) {
+        for (name, record) in names.into_iter().zip(result.into_records()) {
             match record.and_then(&from_record) {
                 Some(found) => batch.found.push(found),
                 None => batch.not_found.push(name),

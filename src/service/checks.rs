@@ -6,7 +6,7 @@ use foldhash::fast::RandomState;
 use tokio::task::consume_budget;
 
 use super::{Accounts, Error, Freshness, Source, read_set::keys_of_member, store_failed};
-use crate::domain::{CheckFacts, Key, OrganizationName, Role, Username, effective_role};
+use crate::domain::{Key, OrganizationName, Record, Role, Username, effective_role};
 
 /// A membership check.
 #[derive(Debug, Clone)]
@@ -48,8 +48,7 @@ impl Accounts {
         let keys = keys_of_member(&check.organization_name, &check.username);
         let result = self.reads.read(&keys, freshness).await;
         let result = result.map_err(store_failed)?;
-        let facts = |position: usize| result.records.get(position)?.as_ref();
-        let role = role_of([0, 1, 2].map(facts));
+        let role = role_of([0, 1, 2].map(|position| result.record(position)));
         Ok((CheckResult::new(role, check.minimum_role), result.source))
     }
 
@@ -79,8 +78,8 @@ impl Accounts {
         let result = result.map_err(store_failed)?;
         let mut results = Vec::with_capacity(checks.len());
         for check in checks {
-            let facts = |key| result.records.get(*positions.get(&key)?)?.as_ref();
-            let role = role_of(keys_of_check(check).map(facts));
+            let record = |key| result.record(*positions.get(&key)?);
+            let role = role_of(keys_of_check(check).map(record));
             results.push(CheckResult::new(role, check.minimum_role));
             consume_budget().await;
         }
@@ -88,14 +87,14 @@ impl Accounts {
     }
 }
 
-/// The effective role, from the facts of [`keys_of_member`].
-fn role_of(check_facts: [Option<&CheckFacts>; 3]) -> Option<Role> {
-    match check_facts {
+/// The effective role, from the records of [`keys_of_member`].
+fn role_of(records: [Option<&Record>; 3]) -> Option<Role> {
+    match records {
         [
-            Some(CheckFacts::User(user)),
-            Some(CheckFacts::Organization(organization)),
-            Some(CheckFacts::Membership(facts)),
-        ] => effective_role(user, organization, facts),
+            Some(Record::User(user)),
+            Some(Record::Organization(organization)),
+            Some(Record::Membership(membership)),
+        ] => effective_role(user, organization, membership),
         _ => None,
     }
 }

@@ -158,7 +158,7 @@ impl Accounts {
 
     async fn coherent(&self, keys: &[Key]) -> Result<Vec<Option<Record>>, Error> {
         let result = self.reads.read(keys, Freshness::Coherent).await;
-        Ok(result.map_err(store_failed)?.records)
+        Ok(result.map_err(store_failed)?.into_records().collect())
     }
 }
 

@@ -73,8 +73,9 @@ impl Accounts {
         let keys = keys_of_member(&organization, &username);
         let result = self.reads.read(&keys, freshness).await;
         let result = result.map_err(store_failed)?;
-        standing(result.records)
-            .map(|standing| (standing, result.source))
+        let source = result.source;
+        standing(result.into_records())
+            .map(|standing| (standing, source))
             .ok_or(Error::Refused(Refusal::MembershipNotFound(
                 organization,
                 username,
@@ -125,7 +126,7 @@ impl Accounts {
 }
 
 /// The membership among the records of [`keys_of_member`], if there is one.
-pub(super) fn standing(records: Vec<Option<Record>>) -> Option<Standing> {
+pub(super) fn standing(records: impl IntoIterator<Item = Option<Record>>) -> Option<Standing> {
     let mut records = records.into_iter();
     let user = records.next().flatten().and_then(Record::into_user);
     let organization = records.next().flatten().and_then(Record::into_organization);

@@ -137,10 +137,11 @@ impl Accounts {
         let key = Key::Organization(name.clone());
         let result = self.reads.read(&[key], freshness).await;
         let result = result.map_err(store_failed)?;
-        let organization = result.records.into_iter().flatten().next();
+        let source = result.source;
+        let organization = result.into_records().flatten().next();
         organization
             .and_then(Record::into_organization)
-            .map(|organization| (organization, result.source))
+            .map(|organization| (organization, source))
             .ok_or(Error::Refused(Refusal::OrganizationNotFound(name)))
     }
 }

@@ -142,9 +142,10 @@ impl Accounts {
         let key = Key::User(username.clone());
         let result = self.reads.read(&[key], freshness).await;
         let result = result.map_err(store_failed)?;
-        let user = result.records.into_iter().flatten().next();
+        let source = result.source;
+        let user = result.into_records().flatten().next();
         user.and_then(Record::into_user)
-            .map(|user| (user, result.source))
+            .map(|user| (user, source))
             .ok_or(Error::Refused(Refusal::UserNotFound(username)))
     }
 

@@ -19,7 +19,7 @@ use self::{
 use super::{Accounts, Freshness};
 use crate::{
     coherence::ReadPath,
-    domain::{CheckFacts, Key, OrganizationName, Record, RecordChange, Username},
+    domain::{Key, OrganizationName, Record, RecordChange, Username},
     store::{self, DynamoDb, LogHead, LogId},
     telemetry::WATCHERS,
 };
@@ -305,19 +305,17 @@ impl Watcher {
         user: Username,
     ) -> Result<bool, WatchError> {
         let key = [Key::Membership(organization, user)];
-        let result = self
-            .reads
-            .read::<CheckFacts>(&key, Freshness::Coherent)
-            .await;
+        let result = self.reads.read(&key, Freshness::Coherent).await;
         let result = result.map_err(WatchError::Store)?;
-        let Some(CheckFacts::Membership(facts)) = result.records.into_iter().flatten().next()
-        else {
+        let Some(Record::Membership(membership)) = result.record(0) else {
             return Ok(false);
         };
         let record = change.before.as_ref().or(change.after.as_ref());
         Ok(match record {
-            Some(Record::User(user)) => user.uid == facts.member_uid,
-            Some(Record::Organization(organization)) => organization.uid == facts.organization_uid,
+            Some(Record::User(user)) => user.uid == membership.member_uid,
+            Some(Record::Organization(organization)) => {
+                organization.uid == membership.organization_uid
+            }
             Some(Record::Membership(_)) | None => true,
         })
     }
