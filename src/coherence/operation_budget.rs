@@ -2,8 +2,6 @@
 //! would be throttled, and with them the fences of writes. Fences always come first: they are never
 //! delayed, and later look-ups wait for what they have used.
 
-use std::time::Duration;
-
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -13,9 +11,9 @@ use crate::telemetry::{CACHE_OPERATIONS, CACHE_OPERATIONS_LACKED, CACHE_OPERATIO
 pub(super) const READ: u32 = 6;
 /// Operations that Momento counts for one conditional write.
 pub(super) const WRITE: u32 = 2;
-/// The bucket holds the operations of this time. Fences may overdraw it by as much.
-const BURST: Duration = Duration::from_secs(1);
-
+/// Part of the operations of a second that the bucket holds, for bursts. Fences may overdraw it by as
+/// much. The bucket is filled with the rest in a second, so that no second has more than all.
+const BURST: f64 = 0.25;
 /// Fewest operations that a replica may use at once: a look-up of the records of a check, and a
 /// lease.
 const LEAST_BURST: f64 = 24.0;
@@ -60,7 +58,7 @@ struct Bucket {
 impl OperationBudget {
     /// A full bucket.
     pub(super) fn new(per_second: Option<u32>) -> Self {
-        let full = f64::from(per_second.unwrap_or(0)) * BURST.as_secs_f64();
+        let full = f64::from(per_second.unwrap_or(0)) * BURST;
         Self {
             per_second,
             bucket: Mutex::new(Bucket {
@@ -136,9 +134,9 @@ impl Bucket {
     fn fill(&mut self, per_second: u32) {
         let now = Instant::now();
         let share = f64::from(per_second) / f64::from(self.replicas);
-        let most = (share * BURST.as_secs_f64()).max(LEAST_BURST);
+        let most = (share * BURST).max(LEAST_BURST);
         let passed = now.duration_since(self.filled).as_secs_f64();
-        self.left = (self.left + passed * share).clamp(-most, most);
+        self.left = (self.left + passed * share * (1.0 - BURST)).clamp(-most, most);
         self.filled = now;
     }
 }
@@ -151,33 +149,40 @@ fn cost(items: usize, each: u32) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::time::sleep;
 
     use super::*;
 
+    const SECOND: Duration = Duration::from_secs(1);
+
     #[tokio::test(start_paused = true)]
     async fn look_ups_use_at_most_the_share_of_a_second() {
-        let budget = OperationBudget::new(Some(120));
+        let budget = OperationBudget::new(Some(480));
         budget.share_among(2);
-        sleep(BURST * 10).await;
+        sleep(SECOND * 10).await;
         let look_ups =
             |budget: &OperationBudget| (0..100).take_while(|_| budget.try_look_up(1)).count();
+        // Of 240 operations, 60 at once, and 180 in the second after that.
         assert_eq!(look_ups(&budget), 10);
-        sleep(Duration::from_millis(500)).await;
+        sleep(SECOND / 6).await;
         assert_eq!(look_ups(&budget), 5);
+        sleep(SECOND).await;
+        assert_eq!(look_ups(&budget), 10);
     }
 
     #[tokio::test(start_paused = true)]
     async fn fences_are_never_delayed_and_look_ups_wait_for_what_they_have_used() {
-        let budget = OperationBudget::new(Some(60));
-        for _ in 0..60 {
+        let budget = OperationBudget::new(Some(240));
+        for _ in 0..240 {
             budget.fence();
         }
         assert!(!budget.try_look_up(1));
-        // Half of what the fences have used is owed.
-        sleep(BURST).await;
+        // The operations of the burst are owed: 60.
+        sleep(SECOND / 3).await;
         assert!(!budget.try_look_up(1));
-        sleep(BURST).await;
+        sleep(SECOND / 12).await;
         assert!(budget.try_look_up(1));
     }
 

@@ -1,6 +1,6 @@
 //! Faults of the backends at load.
 
-use std::time::Duration;
+use std::{fs::File, io::Write as _, path::Path, time::Duration};
 
 use account_service_bench::{
     load::{Pace, Sample},
@@ -50,7 +50,10 @@ const FAULTS: [Fault; 5] = [
     silent_table("the table does not respond for 5 s", 5),
 ];
 
-pub(crate) async fn faults(programs: &Programs) -> Result<()> {
+/// Writes the course of each fault to `timeline`: for each [`STEP`] the successful and the failed calls.
+pub(crate) async fn faults(programs: &Programs, timeline: &Path) -> Result<()> {
+    let mut timeline = File::create(timeline)?;
+    writeln!(timeline, "fault,seconds,served,failed,p99_ms")?;
     println!(
         "\n| the fault | calls | failed | failed from–to, s after the fault | p99 before, ms | p99 in the first 100 ms | p99 after that | table reads |\n|---|---|---|---|---|---|---|---|"
     );
@@ -75,6 +78,7 @@ pub(crate) async fn faults(programs: &Programs) -> Result<()> {
         done?;
         let seen = seen?;
         let reads = series(&metrics, "account_table_reads_total", "")? - reads_before;
+        write_course(&mut timeline, fault.name, &seen.samples)?;
         println!(
             "| {} | {} | {} | {} | {:.1} | {:.1} | {:.1} | {reads:.0} |",
             fault.name,
@@ -98,6 +102,30 @@ fn p99_ms(samples: &[Sample], from: Duration, to: Duration) -> f64 {
     latencies.sort_by(f64::total_cmp);
     let place = latencies.len() * 99 / 100;
     latencies.get(place).copied().unwrap_or(f64::NAN)
+}
+
+/// A step of the course of a fault.
+const STEP: Duration = Duration::from_millis(100);
+
+fn write_course(timeline: &mut File, fault: &str, samples: &[Sample]) -> Result<()> {
+    let end = samples.iter().map(|it| it.due).max().unwrap_or_default();
+    let mut from = Duration::ZERO;
+    while from < end {
+        let to = from + STEP;
+        let due = |it: &&Sample| (from..to).contains(&it.due);
+        let (served, failed): (Vec<&Sample>, Vec<&Sample>) =
+            samples.iter().filter(due).partition(|it| it.is_right);
+        writeln!(
+            timeline,
+            "{fault},{:.1},{},{},{:.2}",
+            from.as_secs_f64() - FAULT_AT.as_secs_f64(),
+            served.len(),
+            failed.len(),
+            p99_ms(samples, from, to),
+        )?;
+        from = to;
+    }
+    Ok(())
 }
 
 /// When the first and the last call that failed were due, in seconds after the fault.

@@ -98,6 +98,7 @@ fn main() -> Result<()> {
     };
     let programs = arguments.programs;
     let callgrind = arguments.rows.with_file_name("whole");
+    let timeline = arguments.rows.with_file_name("faults.csv");
     run_here(async {
         match arguments.what {
             What::Cpu => comparisons::cpu(&mut bench, &programs, false).await,
@@ -109,7 +110,7 @@ fn main() -> Result<()> {
             What::Start => starts::start(&programs).await,
             What::Restarts => starts::restarts(&programs).await,
             What::Writes => replicas::writes(&mut bench, &programs).await,
-            What::Faults => faults::faults(&programs).await,
+            What::Faults => faults::faults(&programs, &timeline).await,
             What::Overload => overload::overload(&mut bench, &programs).await,
             What::Flood => overload::flood(&mut bench, &programs).await,
             What::Replicas => replicas::replicas(&mut bench, &programs).await,
