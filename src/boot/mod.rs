@@ -144,18 +144,7 @@ impl App {
         let service = AccountService::new(table, momento, service_settings);
         let momento_credentials =
             MomentoCredentials::begin(service.cache().clone(), &aws, backends).await?;
-        let is_ready = match service.coherence().read_generation().await {
-            Ok(()) => auth.is_ready(),
-            Err(source) => {
-                let is_transient = source.kind.is_transient();
-                let error = table_error(backends, source);
-                if !is_transient {
-                    return Err(error);
-                }
-                tracing::warn!(%error, "starting without the table: not serving yet");
-                false
-            }
-        };
+        let is_ready = is_table_ready(&service, backends).await? && auth.is_ready();
         let invalidator = invalidator.or_else(|| {
             let is_on = settings.cache.stream_invalidator;
             is_on.then(InvalidatorTiming::default)
@@ -199,6 +188,26 @@ impl App {
         let is_done = fencing.invalidate(keys, deadline).await;
         is_done.then_some(()).ok_or(Error::NotFenced)
     }
+}
+
+/// Whether the table can be read. A server starts without it, and serves once it can.
+///
+/// # Errors
+/// The table is missing or unusable.
+async fn is_table_ready(
+    service: &AccountService,
+    backends: &BackendSettings,
+) -> Result<bool, Error> {
+    let Err(source) = service.coherence().read_generation().await else {
+        return Ok(true);
+    };
+    let is_transient = source.kind.is_transient();
+    let error = table_error(backends, source);
+    if !is_transient {
+        return Err(error);
+    }
+    tracing::warn!(%error, "starting without the table: not serving yet");
+    Ok(false)
 }
 
 /// Listens on the address of the settings. Returns the address with the actual port.

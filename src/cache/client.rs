@@ -6,16 +6,16 @@ use std::{fmt, sync::Arc, time::Duration};
 use parking_lot::RwLock;
 use tokio::sync::Notify;
 
-use super::{Condition, Error, FailureKind, Found, Momento};
+use super::{Error, FailureKind, Found, Momento, SetCondition};
 
 /// The Momento client. Each operation is one round trip without retries. The caller bounds its
 /// time. There is no plain set and no delete: every mutation is conditional, because Momento leaves
 /// it undefined how plain and conditional writes of one key mix. Clones share the connections.
 #[derive(Clone, Default)]
-pub struct MomentoClient(Arc<Connections>);
+pub struct MomentoClient(Arc<MomentoConnections>);
 
 #[derive(Default)]
-struct Connections {
+struct MomentoConnections {
     /// Operations in progress during a replacement end on their earlier connections.
     current: RwLock<Option<Arc<Momento>>>,
     credential_rejected: Notify,
@@ -55,7 +55,7 @@ impl MomentoClient {
     /// No response: the value may be stored, now or later.
     pub async fn set_if(
         &self,
-        condition: Condition<'_>,
+        condition: SetCondition<'_>,
         key: &str,
         value: &[u8],
         ttl: Duration,

@@ -39,7 +39,7 @@ pub enum Found {
 
 /// The condition of a write.
 #[derive(Debug, Clone, Copy)]
-pub enum Condition<'a> {
+pub enum SetCondition<'a> {
     /// There is nothing under the key.
     Absent,
     /// These bytes are under the key.

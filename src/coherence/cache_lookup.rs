@@ -51,12 +51,12 @@ pub(super) struct Lookup {
     pub(super) missed: HashSet<Key>,
     /// The deadline of waiting for the cache. `None`: it was not queried.
     pub(super) deadline: Option<Instant>,
-    counts: Counts,
+    counts: LookupCounts,
 }
 
 /// Numbers of keys by result.
 #[derive(Default)]
-struct Counts {
+struct LookupCounts {
     hit: u64,
     miss: u64,
     /// The entry can be neither used nor filled.
@@ -81,13 +81,13 @@ impl Lookup {
             found: vec![None; keys.len()],
             missed: HashSet::new(),
             deadline: None,
-            counts: Counts::default(),
+            counts: LookupCounts::default(),
         }
     }
 
-    /// Counts the results in the metrics.
+    /// LookupCounts the results in the metrics.
     fn count(&self) {
-        let Counts {
+        let LookupCounts {
             hit,
             miss,
             unusable,

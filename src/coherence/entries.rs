@@ -9,7 +9,7 @@ use super::{
     CoherenceSettings, Entry, Nonce, Tag, namespace::Namespace, operation_budget::OperationBudget,
 };
 use crate::{
-    cache::{Condition, MomentoClient},
+    cache::{MomentoClient, SetCondition},
     domain::{Key, Record, Timestamp},
     telemetry::CACHE_FILLS,
 };
@@ -88,7 +88,7 @@ impl EntryCache {
         let fence = Entry::new(Tag::Fence).encode(&key);
         let stored = self
             .cache
-            .set_if(Condition::Differs, &key, &fence, PROBE_TIMEOUT);
+            .set_if(SetCondition::Differs, &key, &fence, PROBE_TIMEOUT);
         matches!(timeout(PROBE_TIMEOUT, stored).await, Ok(Ok(true)))
     }
 
@@ -136,7 +136,7 @@ impl EntryCache {
         });
         let value = entry.encode(&cache_key);
         let ttl = jittered(ttl, entry.nonce);
-        let condition = Condition::Equals(expected);
+        let condition = SetCondition::Equals(expected);
         let stored = self.cache.set_if(condition, &cache_key, &value, ttl);
         let stored = timeout(FILL_TIMEOUT, stored).await;
         let result = if matches!(stored, Ok(Ok(true))) {

@@ -14,7 +14,7 @@ use super::{
     namespace::Namespace,
 };
 use crate::{
-    cache::{Condition, Found},
+    cache::{Found, SetCondition},
     domain::{Key, Record, Timestamp},
     telemetry::CACHE_FENCES,
 };
@@ -179,12 +179,12 @@ impl FenceWriter {
         let bytes = Entry::new(Tag::Fence).encode(&cache_key);
         let (condition, excludes_other_writes) = match &replaced {
             Replaced::Unknown => return None,
-            Replaced::Nothing => (Condition::Absent, true),
-            Replaced::Entry(bytes) => (Condition::Equals(bytes), true),
+            Replaced::Nothing => (SetCondition::Absent, true),
+            Replaced::Entry(bytes) => (SetCondition::Equals(bytes), true),
             Replaced::Own {
                 bytes,
                 excludes_other_writes,
-            } => (Condition::Equals(bytes), *excludes_other_writes),
+            } => (SetCondition::Equals(bytes), *excludes_other_writes),
         };
         let is_stored = self.store_fence(condition, &cache_key, &bytes).await;
         is_stored.then(|| CacheFence {
@@ -201,7 +201,7 @@ impl FenceWriter {
         let deadline = Instant::now() + self.timing.fence_patience;
         for pause in FENCE_PAUSES.build() {
             let bytes = Entry::new(Tag::Fence).encode(&cache_key);
-            let condition = Condition::Differs;
+            let condition = SetCondition::Differs;
             if self.store_fence(condition, &cache_key, &bytes).await {
                 return Some(CacheFence {
                     key: key.clone(),
@@ -218,7 +218,12 @@ impl FenceWriter {
     }
 
     /// Returns whether the fence was stored.
-    async fn store_fence(&self, condition: Condition<'_>, cache_key: &str, bytes: &[u8]) -> bool {
+    async fn store_fence(
+        &self,
+        condition: SetCondition<'_>,
+        cache_key: &str,
+        bytes: &[u8],
+    ) -> bool {
         self.entries.budget.fence();
         let ttl = self.timing.fence_ttl;
         let stored = self.entries.cache.set_if(condition, cache_key, bytes, ttl);

@@ -1,4 +1,4 @@
-//! The read path. Records come from the memory of this replica, else from the cache, else from the
+//! The read path. ReadRecords come from the memory of this replica, else from the cache, else from the
 //! table. A table read fills the cache under a lease.
 
 use std::{
@@ -60,12 +60,12 @@ pub enum Source {
 
 /// The records of a read, in the order of its keys. `None`: none was found yet. A record is shared
 /// with the near cache. A check, which reads three, needs no memory on the heap for them.
-type Records = SmallVec<[Option<Arc<Option<Record>>>; 3]>;
+type ReadRecords = SmallVec<[Option<Arc<Option<Record>>>; 3]>;
 
 /// The result of a read.
 #[derive(Debug, Clone)]
 pub struct ReadResult {
-    records: Records,
+    records: ReadRecords,
     /// The source of the records.
     pub source: Source,
 }
@@ -166,7 +166,7 @@ impl ReadPath {
     }
 
     /// Reads records from the near cache.
-    fn read_memory(&self, keys: &[Key], freshness: Freshness) -> Records {
+    fn read_memory(&self, keys: &[Key], freshness: Freshness) -> ReadRecords {
         let entries: SmallVec<[_; 3]> = keys.iter().map(|key| self.near_cache.get(key)).collect();
         let now = Instant::now();
         let required = Required {

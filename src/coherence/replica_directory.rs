@@ -46,7 +46,7 @@ pub(super) struct ReplicaDirectory {
 /// The place of this replica in the directory.
 #[derive(Debug)]
 struct Own {
-    joined: Option<Joined>,
+    joined: Option<DirectoryEntry>,
     /// Number of incarnations so far.
     epochs: u64,
     /// Number of recent evictions.
@@ -58,7 +58,7 @@ struct Own {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Joined {
+struct DirectoryEntry {
     incarnation: Incarnation,
     epoch: Epoch,
     since: Instant,
@@ -258,7 +258,7 @@ impl ReplicaDirectory {
         .await?;
         let mut own = self.own.write();
         own.epochs += 1;
-        own.joined = Some(Joined {
+        own.joined = Some(DirectoryEntry {
             incarnation,
             epoch: Epoch(own.epochs),
             since: Instant::now(),

@@ -47,9 +47,9 @@ struct Load {
     replicas: usize,
 }
 
-/// Counts of the measured time.
+/// Tally of the measured time.
 #[derive(Default)]
-struct Counts {
+struct Tally {
     checks: u64,
     /// Checks that memory answered.
     hits: u64,
@@ -69,7 +69,7 @@ struct Simulation {
     memberships: Vec<[Key; 3]>,
     /// The sums of the pairs' shares, by Zipf's law with exponent 1.
     shares: Vec<f64>,
-    counts: Counts,
+    counts: Tally,
 }
 
 impl Simulation {
@@ -94,7 +94,7 @@ impl Simulation {
             shared: HashMap::new(),
             memberships: shuffled_pairs(load.pairs),
             shares: shares.collect(),
-            counts: Counts::default(),
+            counts: Tally::default(),
             settings,
             load,
         }
@@ -102,7 +102,7 @@ impl Simulation {
 
     /// Runs for this time. A pair is changed each second.
     async fn run(&mut self, time: Duration) {
-        self.counts = Counts::default();
+        self.counts = Tally::default();
         let ticks_of_second = Duration::from_secs(1).as_millis() / TICK.as_millis();
         for tick in 0..time.as_millis() / TICK.as_millis() {
             advance(TICK).await;
@@ -211,7 +211,7 @@ impl fmt::Display for Simulation {
             pairs,
             replicas,
         } = self.load;
-        let Counts {
+        let Tally {
             checks,
             hits,
             most_of_a_second,

@@ -24,8 +24,8 @@ use crate::{
 const SPACING: Duration = Duration::from_millis(20);
 
 /// The result of a flight; `None` until it has landed.
-type Landing = Option<Result<Arc<Records>, store::Error>>;
-type Records = HashMap<Key, Option<Record>>;
+type Landing = Option<Result<Arc<FlightRecords>, store::Error>>;
+type FlightRecords = HashMap<Key, Option<Record>>;
 /// The future result of a flight, and whether another reader has joined it.
 type FlightEntry = (watch::Receiver<Landing>, Arc<AtomicBool>);
 
@@ -51,7 +51,7 @@ pub(super) struct Flight {
 }
 
 /// The result of another reader's flight for one key.
-pub(super) struct Joined {
+pub(super) struct JoinedFlight {
     key: Key,
     landing: watch::Receiver<Landing>,
 }
@@ -59,7 +59,7 @@ pub(super) struct Joined {
 impl SingleFlight {
     /// Joins open flights, and opens a flight for the other keys. Returns for each key the
     /// flight that was joined, or `None` if the key is in the new one.
-    pub(super) fn join(self: &Arc<Self>, keys: &[Key]) -> (Flight, Vec<Option<Joined>>) {
+    pub(super) fn join(self: &Arc<Self>, keys: &[Key]) -> (Flight, Vec<Option<JoinedFlight>>) {
         let (landing, receiver) = watch::channel(None);
         let is_joined = Arc::new(AtomicBool::new(false));
         let mut own = Vec::new();
@@ -67,7 +67,7 @@ impl SingleFlight {
         let joined = keys.iter().map(|key| {
             if let Some((landing, is_joined)) = flights.open.get(key) {
                 is_joined.store(true, Ordering::SeqCst);
-                return Some(Joined {
+                return Some(JoinedFlight {
                     key: key.clone(),
                     landing: landing.clone(),
                 });
@@ -153,7 +153,7 @@ impl Drop for Flight {
     }
 }
 
-impl Joined {
+impl JoinedFlight {
     /// Waits for the record. `None` if the flight was dropped without a result.
     pub(super) async fn record(mut self) -> Option<Result<Option<Record>, store::Error>> {
         let landing = self.landing.wait_for(Option::is_some).await.ok()?;

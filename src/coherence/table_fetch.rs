@@ -22,7 +22,7 @@ use super::{
     table_read_limiter::TableReadLimiter,
 };
 use crate::{
-    cache::Condition,
+    cache::SetCondition,
     domain::{Key, Record, Timestamp},
     store::{self, DynamoDb},
     telemetry::CACHE_LEASES,
@@ -144,7 +144,7 @@ impl TableFetch {
             let cache_key = fill.namespace.key(key);
             let lease = Entry::new(Tag::Lease).encode(&cache_key);
             let cache = &self.entries.cache;
-            let stored = cache.set_if(Condition::Absent, &cache_key, &lease, self.lease_ttl);
+            let stored = cache.set_if(SetCondition::Absent, &cache_key, &lease, self.lease_ttl);
             let is_stored = matches!(timeout_at(fill.deadline, stored).await, Ok(Ok(true)));
             let result = if is_stored { "taken" } else { "refused" };
             metrics::counter!(CACHE_LEASES, "result" => result).increment(1);

@@ -3,7 +3,7 @@
 use tonic::{Request, Response, Status};
 
 use super::{
-    AccountService, WatchStream, convert,
+    AccountService, WatchResponses, convert,
     deadline::{self, Deadline},
     memory_budget::{RecordCount, Requester, Reservation},
     middleware, status,
@@ -436,12 +436,12 @@ impl AccountRpc for AccountService {
         }))
     }
 
-    type WatchChangesStream = WatchStream;
+    type WatchChangesStream = WatchResponses;
 
     async fn watch_changes(
         &self,
         request: Request<pb::WatchChangesRequest>,
-    ) -> RpcResult<WatchStream> {
+    ) -> RpcResult<WatchResponses> {
         let begin = Begin::of(request.extensions());
         let flow = middleware::flow_of(request.extensions());
         let (start, filter) = convert::watch(&request.into_inner())?;
@@ -449,7 +449,7 @@ impl AccountRpc for AccountService {
         let permit = permit.ok_or_else(status::too_many_watchers)?;
         let watcher = self.accounts.watch(start, filter).await;
         let watcher = watcher.map_err(status::watch_failed)?;
-        let stream = WatchStream::start(watcher, permit, self.watch.clone(), begin);
+        let stream = WatchResponses::start(watcher, permit, self.watch.clone(), begin);
         Ok(Response::new(stream))
     }
 

@@ -27,7 +27,7 @@ pub use middleware::{
 pub use peer_service::ReplicaService;
 pub use reason::{DOMAIN, Reason};
 pub use reflection::{reflection_v1, reflection_v1alpha};
-pub use watch::{WatchLimits, WatchStream};
+pub use watch::{WatchLimits, WatchResponses};
 
 /// Largest accepted request of a batch, in bytes. 1000 checks with the longest names have
 /// some 270 kB.

@@ -74,12 +74,12 @@ impl Begin {
 }
 
 /// The responses of a watcher.
-pub struct WatchStream {
+pub struct WatchResponses {
     responses: Receiver<(WatchChangesResponse, MemoryCharge)>,
     end: Arc<Mutex<Option<Status>>>,
 }
 
-impl WatchStream {
+impl WatchResponses {
     /// Sends changes until the service stops, the connection ends, or the caller's
     /// credentials expire.
     pub(super) fn start(
@@ -144,7 +144,7 @@ async fn send_changes(
     }
 }
 
-impl Stream for WatchStream {
+impl Stream for WatchResponses {
     type Item = Result<WatchChangesResponse, Status>;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {

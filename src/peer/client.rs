@@ -57,7 +57,7 @@ pub struct Fence<'a> {
 }
 
 /// The client of a replica, with the token of that replica.
-type Connection = PeerServiceClient<InterceptedService<Channel, Authorization>>;
+type PeerConnection = PeerServiceClient<InterceptedService<Channel, Authorization>>;
 
 /// Adds the token of a replica to its calls.
 #[derive(Clone)]
@@ -75,7 +75,7 @@ impl Interceptor for Authorization {
 /// and again when they are lost.
 #[derive(Default)]
 pub struct PeerClient {
-    connections: Mutex<HashMap<Incarnation, Connection>>,
+    connections: Mutex<HashMap<Incarnation, PeerConnection>>,
 }
 
 impl PeerClient {
@@ -134,7 +134,7 @@ impl PeerClient {
         &self,
         incarnation: Incarnation,
         address: &PeerAddress,
-    ) -> Result<Connection, PeerError> {
+    ) -> Result<PeerConnection, PeerError> {
         let mut connections = self.connections.lock();
         if let Some(connection) = connections.get(&incarnation) {
             return Ok(connection.clone());
@@ -146,7 +146,7 @@ impl PeerClient {
 }
 
 /// Opens a connection once it is used.
-fn open(address: &PeerAddress) -> Result<Connection, PeerError> {
+fn open(address: &PeerAddress) -> Result<PeerConnection, PeerError> {
     let token = format!("Bearer {}", address.token.as_str());
     let mut token: MetadataValue<Ascii> = token.parse().map_err(|_| PeerError::Address)?;
     token.set_sensitive(true);

@@ -62,14 +62,14 @@ pub(super) struct Pool {
     held: AtomicUsize,
 }
 
-/// Connections by number. A greater number is a younger connection.
-type Connections = BTreeMap<u64, Arc<Registration>>;
+/// RegisteredConnections by number. A greater number is a younger connection.
+type RegisteredConnections = BTreeMap<u64, Arc<Registration>>;
 
 #[derive(Debug, Default)]
 struct PoolState {
-    unauthenticated: Connections,
-    /// Connections by the caller that authenticated them. `None`: callers have no names.
-    authenticated: HashMap<Option<Name>, Connections, RandomState>,
+    unauthenticated: RegisteredConnections,
+    /// RegisteredConnections by the caller that authenticated them. `None`: callers have no names.
+    authenticated: HashMap<Option<Name>, RegisteredConnections, RandomState>,
     /// Sum of the sizes in `authenticated`.
     count: usize,
     /// Evicted connections with a charge.

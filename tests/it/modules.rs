@@ -139,6 +139,34 @@ fn first_word(text: &str) -> String {
     text.trim_start().chars().take_while(is_of_word).collect()
 }
 
+/// Each module that fails has an `Error`.
+#[test]
+fn no_two_types_have_the_same_name() {
+    const KEYWORDS: [&str; 4] = ["struct ", "enum ", "trait ", "type "];
+    let mut definitions: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (path, code) in sources() {
+        for line in code.lines() {
+            let visible = line.strip_prefix("pub").map_or(line, |rest| {
+                let rest = rest
+                    .strip_prefix('(')
+                    .and_then(|rest| rest.split_once(')'))
+                    .map_or(rest, |(_, rest)| rest);
+                rest.trim_start()
+            });
+            let name = KEYWORDS
+                .iter()
+                .find_map(|keyword| visible.strip_prefix(keyword));
+            if let Some(name) = name.map(first_word) {
+                definitions.entry(name).or_default().insert(path.clone());
+            }
+        }
+    }
+    definitions.remove("Error");
+    assert!(definitions.len() > 200, "{}", definitions.len());
+    definitions.retain(|_, paths| paths.len() > 1);
+    assert!(definitions.is_empty(), "{definitions:#?}");
+}
+
 #[test]
 fn every_file_begins_with_a_description() {
     for (path, code) in sources() {

@@ -19,7 +19,7 @@ use momento::{
 pub use self::credential::{Credential, CredentialError};
 
 use self::lookups::MomentoLookups;
-use super::{Condition, Error, FailureKind, Found};
+use super::{Error, FailureKind, Found, SetCondition};
 use crate::telemetry::{Backend, BackendCall, Outcome};
 
 /// Longest wait for a connection, and for the first response.
@@ -126,22 +126,22 @@ impl Momento {
 
     pub(super) async fn set_if(
         &self,
-        condition: Condition<'_>,
+        condition: SetCondition<'_>,
         key: &str,
         value: &[u8],
         ttl: Duration,
     ) -> Result<bool, Error> {
         let cache = &self.cache;
         Ok(match condition {
-            Condition::Absent => {
+            SetCondition::Absent => {
                 let request = SetIfAbsentRequest::new(cache, key, value).ttl(ttl);
                 self.send(request).await? == SetIfAbsentResponse::Stored
             }
-            Condition::Equals(expected) => {
+            SetCondition::Equals(expected) => {
                 let request = SetIfEqualRequest::new(cache, key, value, expected).ttl(ttl);
                 self.send(request).await? == SetIfEqualResponse::Stored
             }
-            Condition::Differs => {
+            SetCondition::Differs => {
                 let request = SetIfNotEqualRequest::new(cache, key, value, value).ttl(ttl);
                 self.send(request).await? == SetIfNotEqualResponse::Stored
             }

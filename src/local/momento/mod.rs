@@ -86,13 +86,13 @@ impl Gate for OpenGate {
 }
 
 #[derive(Clone)]
-struct Momento {
+struct EmbeddedMomento {
     caches: Caches,
     api_key: ApiKey,
     gate: Arc<dyn Gate>,
 }
 
-impl Momento {
+impl EmbeddedMomento {
     /// The items of the cache that the call names. Rejects callers without the API key.
     fn admit<T>(&self, request: &Request<T>) -> Result<Items, Status> {
         self.authenticate(request)?;
@@ -219,7 +219,7 @@ async fn serve(
 ) -> io::Result<MomentoServer> {
     let listener = TcpListener::bind(addr).await?;
     let addr = listener.local_addr()?;
-    let momento = Momento {
+    let momento = EmbeddedMomento {
         caches: caches.clone(),
         api_key: api_key.clone(),
         gate,

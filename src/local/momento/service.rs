@@ -12,7 +12,7 @@ use momento_protos::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{DataCall, Fate, Gate, Momento, items::Items};
+use super::{DataCall, EmbeddedMomento, Fate, Gate, items::Items};
 
 type Reply<T> = Result<Response<T>, Status>;
 type ReplyStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -24,7 +24,7 @@ macro_rules! service {
         unimplemented { $($name:ident($request:ident) -> $response:ident;)* }
     ) => {
         #[tonic::async_trait]
-        impl $service for Momento {
+        impl $service for EmbeddedMomento {
             $($implemented)*
 
             $(async fn $name(
@@ -40,7 +40,7 @@ macro_rules! service {
     };
 }
 
-impl Momento {
+impl EmbeddedMomento {
     /// Serves a call with the fate that the gate decides, also after its caller has
     /// disconnected. A call that is served twice returns the first response.
     async fn through_gate<T: Send + 'static>(
