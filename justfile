@@ -95,7 +95,10 @@ bench *parts:
 
 # Simulates hit ratios and costs of the near cache on a paused clock, and measures its memory: some minutes.
 simulate:
-    cargo test --locked --profile load --lib coherence::simulation -- --ignored --nocapture --test-threads 1
+    #!/usr/bin/env bash
+    set -euo pipefail
+    mkdir -p target/bench
+    cargo test --locked --profile load --lib coherence::simulation -- --ignored --nocapture --test-threads 1 | tee target/bench/simulation.md
 
 # Instructions and allocations of a check that memory answers, beyond tonic, by callgrind.
 own-code:
