@@ -365,7 +365,10 @@ pub fn node(programs: &Programs, backends: &Backends) -> Result<Option<Subject>>
     let mut process = Process::start(MEASURED, Path::new("node"), &[server], &environment)?;
     Ok(Some(Subject {
         name: "Node.js, grpc-js",
-        target: service_target(process.after("serving on")?),
+        target: Target {
+            answers: vec![yes(pb::Source::Cache)],
+            ..service_target(process.after("serving on")?)
+        },
         process,
     }))
 }

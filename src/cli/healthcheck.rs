@@ -20,9 +20,9 @@ pub async fn check(settings: &HealthcheckSettings) -> Result<(), String> {
         let request = HealthCheckRequest {
             service: String::new(),
         };
-        let answer = HealthClient::new(channel).check(request).await;
-        let answer = answer.map_err(|status| status.to_string())?;
-        match answer.into_inner().status() {
+        let response = HealthClient::new(channel).check(request).await;
+        let response = response.map_err(|status| status.to_string())?;
+        match response.into_inner().status() {
             ServingStatus::Serving => Ok(()),
             other => Err(format!("the server reports {}", other.as_str_name())),
         }

@@ -77,7 +77,7 @@ impl<S: RegisterState> RegisterView<S> {
         self.with_valid(Instant::now(), Arc::clone)
     }
 
-    /// What `use_view` returns for the view, if it is valid at `now`.
+    /// The result of `use_view` for the view, if it is valid at `now`.
     pub(super) fn with_valid<T>(
         &self,
         now: Instant,

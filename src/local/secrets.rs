@@ -69,14 +69,14 @@ async fn handle(State(secrets): State<SecretsByName>, headers: HeaderMap, body: 
     let target = headers.get("x-amz-target");
     let target = target.and_then(|it| it.to_str().ok()).unwrap_or_default();
     let input: Value = serde_json::from_slice(&body).unwrap_or_default();
-    let answer = match target {
+    let response = match target {
         "secretsmanager.GetSecretValue" => get(&secrets, &input),
         "secretsmanager.CreateSecret" => create(&secrets, &input),
         "secretsmanager.PutSecretValue" => put(&secrets, &input),
         _ => Err(("UnknownOperationException", "no such operation")),
     };
-    let (status, body) = match answer {
-        Ok(answer) => (StatusCode::OK, answer),
+    let (status, body) = match response {
+        Ok(response) => (StatusCode::OK, response),
         Err((kind, message)) => (
             StatusCode::BAD_REQUEST,
             json!({ "__type": kind, "message": message }),
@@ -143,9 +143,9 @@ fn create(secrets: &SecretsByName, input: &Value) -> SecretsResult {
             "The operation failed because the secret already exists.",
         ));
     }
-    let answer = json!({ "ARN": arn(name), "Name": name, "VersionId": secret.version });
+    let response = json!({ "ARN": arn(name), "Name": name, "VersionId": secret.version });
     secrets.insert(name.to_owned(), secret);
-    Ok(answer)
+    Ok(response)
 }
 
 fn text<'a>(input: &'a Value, name: &'static str) -> Result<&'a str, (&'static str, &'static str)> {

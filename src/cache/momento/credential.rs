@@ -81,7 +81,7 @@ impl Credential {
         }
     }
 
-    /// Where the cache answers gRPC calls, as a URL. The SDK knows where it answers
+    /// The address of the cache for gRPC calls, as a URL. The SDK knows that of
     /// plain HTTP.
     pub(super) fn endpoint(&self) -> String {
         let http = self.0.cache_http_endpoint();

@@ -149,15 +149,15 @@ pub(super) fn organization_names(names: &[String]) -> Result<Vec<OrganizationNam
 /// RESPONSE_TOO_LARGE: clients would not accept the response.
 pub(super) fn bounded<M: Message>(records: impl Iterator<Item = M>) -> Result<Vec<M>, Status> {
     let mut size = 0;
-    let mut answer = Vec::new();
+    let mut bounded = Vec::new();
     for record in records {
         size += record.encoded_len();
         if size > MAX_RESPONSE_BYTES {
             return Err(status::response_too_large());
         }
-        answer.push(record);
+        bounded.push(record);
     }
-    Ok(answer)
+    Ok(bounded)
 }
 
 /// A page of at most `max` entries.

@@ -52,14 +52,14 @@ impl EmbeddedMomento {
         let gate = self.gate.clone();
         let served = async move {
             let fate = gate.pass(call, &borrowed(&keys)).await?;
-            let answer = serve(fate);
+            let response = serve(fate);
             match fate {
                 Fate::Unanswered => return Err(lost()),
                 Fate::ServedTwice => drop(serve(fate)),
                 Fate::Slow(delay) => tokio::time::sleep(delay).await,
                 Fate::Served | Fate::Cut(_) => {}
             }
-            answer
+            response
         };
         let served = tokio::spawn(served).await;
         served.unwrap_or_else(|_| Err(Status::internal("the call ended without a response")))
@@ -92,11 +92,11 @@ service! {
             let keys: Vec<_> = keys.collect();
             let wanted = keys.clone();
             let serve = move |fate| {
-                let answers = match fate {
-                    Fate::Cut(answers) => answers,
+                let responses = match fate {
+                    Fate::Cut(responses) => responses,
                     _ => usize::MAX,
                 };
-                let found = wanted.iter().take(answers).map(|key| Ok(get(&items, key, lag)));
+                let found = wanted.iter().take(responses).map(|key| Ok(get(&items, key, lag)));
                 Ok(found.collect::<Vec<_>>())
             };
             let found = self.through_gate(DataCall::GetBatch, keys, serve).await?;
@@ -121,8 +121,8 @@ service! {
             let sets = request.into_inner().items;
             let keys: Vec<_> = sets.iter().map(|set| set.cache_key.clone()).collect();
             self.gate.pass(DataCall::SetBatch, &borrowed(&keys)).await?;
-            let answers = stream::iter(sets).map(move |request| set(&items, request));
-            Ok(Response::new(answers.boxed()))
+            let responses = stream::iter(sets).map(move |request| set(&items, request));
+            Ok(Response::new(responses.boxed()))
         }
 
         async fn set_if(&self, request: Request<scs::SetIfRequest>) -> Reply<scs::SetIfResponse> {

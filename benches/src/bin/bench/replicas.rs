@@ -47,7 +47,7 @@ pub(crate) async fn replicas(bench: &mut Bench, programs: &Programs) -> Result<(
 }
 
 /// Replicas with a near cache, the writer among them.
-const REPLICAS: [usize; 5] = [1, 3, 10, 30, 300];
+const REPLICAS: [usize; 4] = [1, 3, 10, 30];
 /// Longest wait until the writer has seen all of them.
 const LISTED_WITHIN: Duration = Duration::from_secs(60);
 
