@@ -12,7 +12,7 @@ pub(super) const READ: u32 = 6;
 /// Operations that Momento counts for one conditional write.
 pub(super) const WRITE: u32 = 2;
 /// Part of the operations of a second that the bucket holds, for bursts. Fences may overdraw it by as
-/// much. The bucket is filled with the rest in a second, so that no second has more than all.
+/// much. The bucket is filled with the rest in a second, so that a second rarely has more than all.
 const BURST: f64 = 0.25;
 /// Fewest operations that a replica may use at once: a look-up of the records of a check, and a
 /// lease.
