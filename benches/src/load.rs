@@ -30,20 +30,20 @@ pub struct Target {
     /// The bodies of the requests.
     pub bodies: Rc<Vec<Bytes>>,
     /// The accepted bodies of responses. Empty: any body.
-    pub answers: Vec<Bytes>,
+    pub responses: Vec<Bytes>,
 }
 
 impl Target {
     /// Whether a response is accepted.
-    pub fn accepts(&self, answer: &Answer) -> bool {
-        let is_expected = self.answers.is_empty() || self.answers.contains(&answer.body);
-        answer.code == Code::Ok && is_expected
+    pub fn accepts(&self, response: &Response) -> bool {
+        let is_expected = self.responses.is_empty() || self.responses.contains(&response.body);
+        response.code == Code::Ok && is_expected
     }
 }
 
 /// A response.
 #[derive(Debug)]
-pub struct Answer {
+pub struct Response {
     /// The gRPC code.
     pub code: Code,
     /// The message in its gRPC frame.
@@ -58,7 +58,7 @@ pub struct Sample {
     /// The time from then to the response.
     pub latency: Duration,
     /// Whether the response was accepted.
-    pub is_right: bool,
+    pub is_accepted: bool,
 }
 
 /// A message in its gRPC frame.
@@ -82,7 +82,7 @@ pub enum Pace {
 
 /// The results of a run.
 #[derive(Debug)]
-pub struct Seen {
+pub struct RunResult {
     /// Calls with an accepted response.
     pub calls: u64,
     /// Calls that failed, or had another response.
@@ -130,7 +130,7 @@ impl Caller {
     }
 
     /// Makes one call.
-    pub async fn call(&self) -> Result<Answer> {
+    pub async fn call(&self) -> Result<Response> {
         let number = self.next.get();
         self.next.set(number.wrapping_add(1));
         let connection = &self.connections[number % self.connections.len()];
@@ -165,12 +165,12 @@ impl Caller {
         let trailers = trailers.as_ref().unwrap_or(response.headers());
         let status = trailers.get("grpc-status").context("no status")?;
         let code = Code::from_bytes(status.as_bytes());
-        Ok(Answer { code, body })
+        Ok(Response { code, body })
     }
 
     /// Makes calls for a duration.
-    pub async fn run(&self, pace: Pace, duration: Duration) -> Result<Seen> {
-        let seen = Rc::new(RefCell::new(Seen {
+    pub async fn run(&self, pace: Pace, duration: Duration) -> Result<RunResult> {
+        let seen = Rc::new(RefCell::new(RunResult {
             calls: 0,
             failed: 0,
             refused: 0,
@@ -212,19 +212,19 @@ impl Caller {
         Ok(seen)
     }
 
-    async fn once(&self, due: Instant, seen: &RefCell<Seen>, began: Option<Instant>) {
-        let answer = self.call().await;
+    async fn once(&self, due: Instant, seen: &RefCell<RunResult>, began: Option<Instant>) {
+        let response = self.call().await;
         let mut seen = seen.borrow_mut();
-        let is_refused = matches!(&answer, Ok(it) if it.code == Code::ResourceExhausted);
-        let is_right = answer.is_ok_and(|answer| self.target.accepts(&answer));
+        let is_refused = matches!(&response, Ok(it) if it.code == Code::ResourceExhausted);
+        let is_accepted = response.is_ok_and(|response| self.target.accepts(&response));
         if let Some(began) = began {
             seen.samples.push(Sample {
                 due: due - began,
                 latency: due.elapsed(),
-                is_right,
+                is_accepted,
             });
         }
-        if is_right {
+        if is_accepted {
             seen.calls += 1;
             let nanos = u64::try_from(due.elapsed().as_nanos()).unwrap_or(u64::MAX);
             seen.latency.saturating_record(nanos);

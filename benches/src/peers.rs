@@ -212,7 +212,7 @@ pub fn echo(programs: &Programs) -> Result<Subject> {
             path: "/bench.echo.Echo/Check".to_owned(),
             headers: Vec::new(),
             bodies: bodies(check),
-            answers: Vec::new(),
+            responses: Vec::new(),
         },
         process,
     })
@@ -262,7 +262,7 @@ pub fn service_target(addr: String) -> Target {
         path: "/account.v1.AccountService/CheckMembership".to_owned(),
         headers: Vec::new(),
         bodies: bodies(check),
-        answers: vec![yes(pb::Source::Memory)],
+        responses: vec![yes(pb::Source::Memory)],
     }
 }
 
@@ -290,13 +290,13 @@ pub fn role_changes(addr: String) -> Target {
         path: "/account.v1.AccountService/ChangeMemberRole".to_owned(),
         headers: Vec::new(),
         bodies: Rc::new(bodies.collect()),
-        answers: Vec::new(),
+        responses: Vec::new(),
     }
 }
 
 /// A call with many checks, which keeps the service busy. Without `asks_backends`, the last check
 /// is invalid, and the call sends no request to a backend.
-pub fn hog_target(addr: String, asks_backends: bool) -> Target {
+pub fn flood_target(addr: String, asks_backends: bool) -> Target {
     let mut checks: Vec<_> = checks()
         .map(|(username, organization_name)| pb::MembershipCheck {
             organization_name,
@@ -316,7 +316,7 @@ pub fn hog_target(addr: String, asks_backends: bool) -> Target {
         path: "/account.v1.AccountService/BatchCheckMemberships".to_owned(),
         headers: Vec::new(),
         bodies: Rc::new(vec![framed(&request)]),
-        answers: Vec::new(),
+        responses: Vec::new(),
     }
 }
 
@@ -366,7 +366,7 @@ pub fn node(programs: &Programs, backends: &Backends) -> Result<Option<Subject>>
     Ok(Some(Subject {
         name: "Node.js, grpc-js",
         target: Target {
-            answers: vec![yes(pb::Source::Cache)],
+            responses: vec![yes(pb::Source::Cache)],
             ..service_target(process.after("serving on")?)
         },
         process,
@@ -497,7 +497,7 @@ pub async fn spicedb(programs: &Programs) -> Result<Option<Subject>> {
         path: format!("/authzed.api.v1.{method}"),
         headers: vec![("authorization".to_owned(), format!("Bearer {SPICEDB_KEY}"))],
         bodies,
-        answers: Vec::new(),
+        responses: Vec::new(),
     };
     let schema = api::WriteSchemaRequest {
         schema: SPICEDB_SCHEMA.to_owned(),
@@ -531,8 +531,8 @@ pub async fn spicedb(programs: &Programs) -> Result<Option<Subject>> {
 
 async fn once(target: Target) -> Result<()> {
     let caller = crate::load::Caller::connect(target, 1).await?;
-    let answer = caller.call().await?;
-    anyhow::ensure!(answer.code == Code::Ok, "rejected");
+    let response = caller.call().await?;
+    anyhow::ensure!(response.code == Code::Ok, "rejected");
     Ok(())
 }
 
@@ -586,8 +586,8 @@ pub fn openfga(programs: &Programs) -> Result<Option<Subject>> {
     listening(&addr)?;
     listening(&http)?;
     let post = |path: &str, body: Value| -> Result<Value> {
-        let mut answer = ureq::post(format!("http://{http}{path}")).send_json(body)?;
-        Ok(answer.body_mut().read_json()?)
+        let mut response = ureq::post(format!("http://{http}{path}")).send_json(body)?;
+        Ok(response.body_mut().read_json()?)
     };
     let text = |value: &Value, name: &str| -> Result<String> {
         Ok(value[name].as_str().context("no id")?.to_owned())
@@ -645,7 +645,7 @@ pub fn openfga(programs: &Programs) -> Result<Option<Subject>> {
             path: "/openfga.v1.OpenFGAService/Check".to_owned(),
             headers: Vec::new(),
             bodies: bodies(check),
-            answers: vec![framed(&FgaCheckResponse { allowed: true })],
+            responses: vec![framed(&FgaCheckResponse { allowed: true })],
         },
         process,
     }))

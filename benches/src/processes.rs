@@ -75,7 +75,7 @@ impl Process {
     }
 
     /// Sends a line, and returns the next line of output.
-    pub fn order(&mut self, line: &str) -> Result<String> {
+    pub fn command(&mut self, line: &str) -> Result<String> {
         writeln!(self.input, "{line}")?;
         self.line()
     }

@@ -54,16 +54,16 @@ struct Arguments {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Mood {
+enum FaultMode {
     Ok,
     Refuse,
     Hang,
 }
 
 /// Delays, rejects, withholds and counts the requests to the cache.
-struct Way {
+struct CacheGate {
     delay: Duration,
-    mood: Mutex<Mood>,
+    mode: Mutex<FaultMode>,
     calls: Mutex<BTreeMap<DataCall, u64>>,
 }
 
@@ -72,18 +72,18 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 #[tonic::async_trait]
-impl Gate for Way {
+impl Gate for CacheGate {
     async fn pass(&self, call: DataCall, _: &[&[u8]]) -> Result<Fate, Status> {
         *lock(&self.calls).entry(call).or_default() += 1;
         if !self.delay.is_zero() {
             // tokio's timer has a resolution of a millisecond.
             Timer::after(self.delay).await;
         }
-        let mood = *lock(&self.mood);
-        match mood {
-            Mood::Ok => Ok(Fate::Served),
-            Mood::Refuse => Err(Status::unavailable("the cache rejects requests")),
-            Mood::Hang => std::future::pending().await,
+        let mode = *lock(&self.mode);
+        match mode {
+            FaultMode::Ok => Ok(Fate::Served),
+            FaultMode::Refuse => Err(Status::unavailable("the cache rejects requests")),
+            FaultMode::Hang => std::future::pending().await,
         }
     }
 }
@@ -122,14 +122,14 @@ async fn relay(
                 (0, near_in, far_out, Duration::ZERO),
                 (1, far_in, near_out, delay),
             ] {
-                tokio::spawn(pass_on(from, to, delay, meter.clone(), way, open.clone()));
+                tokio::spawn(forward(from, to, delay, meter.clone(), way, open.clone()));
             }
         }
     });
     Ok(addr)
 }
 
-async fn pass_on(
+async fn forward(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     delay: Duration,
@@ -178,9 +178,9 @@ fn main() -> Result<()> {
 }
 
 async fn serve(arguments: Arguments) -> Result<()> {
-    let way = Arc::new(Way {
+    let way = Arc::new(CacheGate {
         delay: Duration::from_micros(arguments.cache_us),
-        mood: Mutex::new(Mood::Ok),
+        mode: Mutex::new(FaultMode::Ok),
         calls: Mutex::default(),
     });
     let embedded = Embedded::start(&dev_settings()?, way.clone()).await?;
@@ -216,9 +216,9 @@ async fn serve(arguments: Arguments) -> Result<()> {
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     while let Some(line) = lines.next_line().await? {
         match line.as_str() {
-            "cache ok" => *lock(&way.mood) = Mood::Ok,
-            "cache refuse" => *lock(&way.mood) = Mood::Refuse,
-            "cache hang" => *lock(&way.mood) = Mood::Hang,
+            "cache ok" => *lock(&way.mode) = FaultMode::Ok,
+            "cache refuse" => *lock(&way.mode) = FaultMode::Refuse,
+            "cache hang" => *lock(&way.mode) = FaultMode::Hang,
             "cache flush" => embedded.momento.evictor().flush(&settings.cache_name),
             "table ok" => drop(open_table.send_replace(true)),
             "table hang" => drop(open_table.send_replace(false)),

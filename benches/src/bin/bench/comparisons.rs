@@ -14,11 +14,11 @@ pub(crate) async fn cpu(bench: &mut Bench, programs: &Programs, is_quick: bool) 
     let backends = Backends::start(programs, 0, 0)?;
     let service = filled(programs, &backends, &[]).await?;
     let echo = warm(peers::echo(programs)?).await?;
-    let mut rivals = Vec::new();
+    let mut alternatives = Vec::new();
     let mut twin = None;
     if !is_quick {
         twin = Some(warm(peers::echo(programs)?).await?);
-        rivals = all_rivals(programs, &backends).await?;
+        alternatives = all_alternatives(programs, &backends).await?;
     }
     println!("{HEADER}");
     for pace in [Pace::Closed(1), Pace::Closed(64)] {
@@ -30,8 +30,8 @@ pub(crate) async fn cpu(bench: &mut Bench, programs: &Programs, is_quick: bool) 
             }
         }
         bench.compare(&echo, &service, pace).await?;
-        for rival in &rivals {
-            bench.compare(&service, rival, pace).await?;
+        for alternative in &alternatives {
+            bench.compare(&service, alternative, pace).await?;
         }
     }
     Ok(())
@@ -76,15 +76,15 @@ pub(crate) async fn instructions(
 }
 
 /// The installed alternatives to the service.
-async fn all_rivals(programs: &Programs, backends: &Backends) -> Result<Vec<Measured>> {
-    let rivals = [
+async fn all_alternatives(programs: &Programs, backends: &Backends) -> Result<Vec<Measured>> {
+    let alternatives = [
         peers::node(programs, backends)?,
         peers::spicedb(programs).await?,
         peers::openfga(programs)?,
     ];
     let mut warmed = Vec::new();
-    for rival in rivals.into_iter().flatten() {
-        warmed.push(warm(rival).await?);
+    for alternative in alternatives.into_iter().flatten() {
+        warmed.push(warm(alternative).await?);
     }
     Ok(warmed)
 }
@@ -95,14 +95,14 @@ const EQUAL_RATES: [u32; 2] = [1000, 4000];
 pub(crate) async fn equal_rates(bench: &mut Bench, programs: &Programs) -> Result<()> {
     let backends = Backends::start(programs, 0, 0)?;
     let service = filled(programs, &backends, &[]).await?;
-    let rivals = all_rivals(programs, &backends).await?;
+    let alternatives = all_alternatives(programs, &backends).await?;
     println!("{HEADER_OF_RATES}");
     for calls_a_second in EQUAL_RATES {
         bench.at_a_rate(&service, calls_a_second).await?;
-        for rival in &rivals {
+        for alternative in &alternatives {
             // Not all peers sustain the rates of the service.
-            if let Err(error) = bench.at_a_rate(rival, calls_a_second).await {
-                println!("| {} | {calls_a_second}: {error} |", rival.name);
+            if let Err(error) = bench.at_a_rate(alternative, calls_a_second).await {
+                println!("| {} | {calls_a_second}: {error} |", alternative.name);
             }
         }
     }

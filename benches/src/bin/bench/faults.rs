@@ -21,15 +21,15 @@ const AFTERWARDS: Duration = Duration::from_secs(3);
 /// A fault, and the command that begins it.
 struct Fault {
     name: &'static str,
-    order: &'static str,
+    command: &'static str,
     /// How long the fault lasts, and the command that ends it.
     end: Option<(Duration, &'static str)>,
 }
 
-const fn lasting(name: &'static str, order: &'static str) -> Fault {
+const fn lasting(name: &'static str, command: &'static str) -> Fault {
     Fault {
         name,
-        order,
+        command,
         end: None,
     }
 }
@@ -37,7 +37,7 @@ const fn lasting(name: &'static str, order: &'static str) -> Fault {
 const fn silent_table(name: &'static str, seconds: u64) -> Fault {
     Fault {
         name,
-        order: "table hang",
+        command: "table hang",
         end: Some((Duration::from_secs(seconds), "table ok")),
     }
 }
@@ -66,10 +66,10 @@ pub(crate) async fn faults(programs: &Programs, timeline: &Path) -> Result<()> {
         let length = fault.end.map_or(Duration::ZERO, |(length, _)| length);
         let faulty = async {
             tokio::time::sleep(FAULT_AT).await;
-            backends.process.order(fault.order)?;
+            backends.process.command(fault.command)?;
             if let Some((length, end)) = fault.end {
                 tokio::time::sleep(length).await;
-                backends.process.order(end)?;
+                backends.process.command(end)?;
             }
             anyhow::Ok(())
         };
@@ -97,7 +97,7 @@ pub(crate) async fn faults(programs: &Programs, timeline: &Path) -> Result<()> {
 fn p99_ms(samples: &[Sample], from: Duration, to: Duration) -> f64 {
     let within = samples
         .iter()
-        .filter(|it| it.is_right && (from..to).contains(&it.due));
+        .filter(|it| it.is_accepted && (from..to).contains(&it.due));
     let mut latencies: Vec<_> = within.map(|it| it.latency.as_secs_f64() * 1e3).collect();
     latencies.sort_by(f64::total_cmp);
     let place = latencies.len() * 99 / 100;
@@ -114,7 +114,7 @@ fn write_course(timeline: &mut File, fault: &str, samples: &[Sample]) -> Result<
         let to = from + STEP;
         let due = |it: &&Sample| (from..to).contains(&it.due);
         let (served, failed): (Vec<&Sample>, Vec<&Sample>) =
-            samples.iter().filter(due).partition(|it| it.is_right);
+            samples.iter().filter(due).partition(|it| it.is_accepted);
         writeln!(
             timeline,
             "{fault},{:.1},{},{},{:.2}",
@@ -130,7 +130,7 @@ fn write_course(timeline: &mut File, fault: &str, samples: &[Sample]) -> Result<
 
 /// When the first and the last call that failed were due, in seconds after the fault.
 fn failed_from_to(samples: &[Sample]) -> String {
-    let mut failed: Vec<_> = samples.iter().filter(|it| !it.is_right).collect();
+    let mut failed: Vec<_> = samples.iter().filter(|it| !it.is_accepted).collect();
     failed.sort_by_key(|it| it.due);
     let (Some(first), Some(last)) = (failed.first(), failed.last()) else {
         return String::from("none");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use account_service_bench::{
     figures::{Ratios, median},
-    load::{Caller, Pace, Seen, Target},
+    load::{Caller, Pace, RunResult, Target},
     peers::{self, Backends, Programs},
 };
 use anyhow::{Result, ensure};
@@ -23,13 +23,13 @@ pub(crate) async fn overload(bench: &mut Bench, programs: &Programs) -> Result<(
     println!(
         "\n| the cache | checks/s | served | rejected | failed | p50, ms | p99, ms | table reads/s |\n|---|---|---|---|---|---|---|---|"
     );
-    for (name, order) in [("responds", None), ("rejects", Some("cache refuse"))] {
+    for (name, command) in [("responds", None), ("rejects", Some("cache refuse"))] {
         let mut backends = Backends::start_on(programs, 1000, 5000, 8)?;
         let metrics = peers::free_address()?;
         let measured = filled(programs, &backends, &[("METRICS_ADDR", &metrics)]).await?;
         let caller = measured.also_by_the_table(MANY_CONNECTIONS).await?;
-        if let Some(order) = order {
-            backends.process.order(order)?;
+        if let Some(command) = command {
+            backends.process.command(command)?;
         }
         let table_reads = || series(&metrics, "account_table_reads_total", "");
         for offered in OVERLOADS {
@@ -54,12 +54,12 @@ pub(crate) async fn overload(bench: &mut Bench, programs: &Programs) -> Result<(
 
 /// Makes calls from a separate thread, as from another machine, so that calls of this thread do
 /// not wait for them.
-async fn elsewhere(
+async fn on_another_thread(
     target: impl FnOnce() -> Target + Send + 'static,
     connections: usize,
     pace: Pace,
     duration: Duration,
-) -> Result<Seen> {
+) -> Result<RunResult> {
     let calls = move || {
         run_here(async {
             let caller = Caller::connect(target(), connections).await?;
@@ -72,9 +72,9 @@ async fn elsewhere(
 pub(crate) async fn flood(bench: &mut Bench, programs: &Programs) -> Result<()> {
     let backends = Backends::start_on(programs, 1000, 5000, 8)?;
     let service = filled(programs, &backends, &[]).await?;
-    let guest = Caller::connect(service.subject.target.clone(), 1).await?;
+    let caller = Caller::connect(service.subject.target.clone(), 1).await?;
     println!(
-        "\n| the flood | the guest alone, p50 and p99, µs | in the flood | ratio of p50 (least–greatest) | of p99 | calls of the flood, a second |\n|---|---|---|---|---|---|"
+        "\n| the flood | another caller alone, p50 and p99, µs | in the flood | ratio of p50 (least–greatest) | of p99 | calls of the flood, a second |\n|---|---|---|---|---|---|"
     );
     for (name, asks_backends) in [
         ("980 checks, then an invalid one", false),
@@ -84,16 +84,16 @@ pub(crate) async fn flood(bench: &mut Bench, programs: &Programs) -> Result<()> 
         let mut p99 = Vec::new();
         let mut rates = Vec::new();
         for _ in 0..bench.pairs {
-            let alone = guest.run(Pace::Closed(1), bench.seconds).await?;
+            let alone = caller.run(Pace::Closed(1), bench.seconds).await?;
             let addr = service.subject.target.addr.clone();
-            let hog = move || peers::hog_target(addr, asks_backends);
+            let flooding = move || peers::flood_target(addr, asks_backends);
             let (flooded, flood) = tokio::join!(
                 async {
                     tokio::time::sleep(Duration::from_secs(1)).await;
-                    guest.run(Pace::Closed(1), bench.seconds).await
+                    caller.run(Pace::Closed(1), bench.seconds).await
                 },
-                elsewhere(
-                    hog,
+                on_another_thread(
+                    flooding,
                     4,
                     Pace::Closed(256),
                     bench.seconds + Duration::from_secs(2)
@@ -102,7 +102,7 @@ pub(crate) async fn flood(bench: &mut Bench, programs: &Programs) -> Result<()> 
             let (flooded, flood) = (flooded?, flood?);
             ensure!(
                 flooded.failed == 0,
-                "the guest was rejected {} times",
+                "the other caller was rejected {} times",
                 flooded.failed
             );
             p50.push((micros(&alone, 0.5), micros(&flooded, 0.5)));

@@ -17,11 +17,11 @@ pub(crate) async fn remote(bench: &mut Bench, programs: &Programs) -> Result<()>
     );
     for (name, at_once) in [("alone", 1), ("64 at once", 64)] {
         let caller = Caller::connect(service.subject.target.clone(), CONNECTIONS).await?;
-        backends.process.order("calls")?;
+        backends.process.command("calls")?;
         let seen = caller.run(Pace::Closed(at_once), bench.seconds).await?;
         ensure!(seen.failed == 0, "{} failed", seen.failed);
         let checks = seen.calls;
-        let counts: Value = serde_json::from_str(&backends.process.order("calls")?)?;
+        let counts: Value = serde_json::from_str(&backends.process.command("calls")?)?;
         #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
         let of_a_check = |it: &Value| it.as_f64().unwrap_or(f64::NAN) / checks as f64;
         let calls = counts["calls"].as_object().into_iter().flatten();

@@ -10,7 +10,7 @@ use std::{
 use account_service::proto::account_v1::Source;
 use account_service_bench::{
     figures::{Ratios, median},
-    load::{Caller, Pace, Seen},
+    load::{Caller, Pace, RunResult},
     peers::{self, Backends, Programs, Subject},
 };
 use anyhow::{Context as _, Result, ensure};
@@ -43,7 +43,7 @@ impl Measured {
     pub(crate) async fn also_by_the_table(&self, connections: usize) -> Result<Caller> {
         let mut target = self.subject.target.clone();
         let others = [Source::Cache, Source::Store].map(peers::yes);
-        target.answers.extend(others);
+        target.responses.extend(others);
         Caller::connect(target, connections).await
     }
 }
@@ -56,21 +56,21 @@ pub(crate) struct Bench {
 
 /// One run.
 pub(crate) struct Run {
-    pub(crate) seen: Seen,
+    pub(crate) seen: RunResult,
     /// CPU time of a call, in microseconds.
     pub(crate) cpu_us: f64,
     /// The part of the run in which the processor was busy.
     pub(crate) busy: f64,
 }
 
-pub(crate) fn micros(seen: &Seen, quantile: f64) -> f64 {
+pub(crate) fn micros(seen: &RunResult, quantile: f64) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
     let nanos = seen.latency.value_at_quantile(quantile) as f64;
     nanos / 1000.0
 }
 
 #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-pub(crate) fn rate(seen: &Seen) -> f64 {
+pub(crate) fn rate(seen: &RunResult) -> f64 {
     seen.calls as f64 / seen.duration.as_secs_f64()
 }
 
@@ -181,8 +181,8 @@ pub(crate) async fn warm(subject: Subject) -> Result<Measured> {
     loop {
         let mut is_warm = true;
         for _ in 0..measured.subject.target.bodies.len() {
-            let answer = measured.caller.call().await.context(measured.name)?;
-            is_warm &= measured.subject.target.accepts(&answer);
+            let response = measured.caller.call().await.context(measured.name)?;
+            is_warm &= measured.subject.target.accepts(&response);
         }
         // The stream reports the filling with a delay.
         if is_warm && began.elapsed() > WARM {

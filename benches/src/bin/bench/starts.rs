@@ -72,7 +72,7 @@ pub(crate) async fn restarts(programs: &Programs) -> Result<()> {
     println!(
         "\n| Momento | checks | failed | p50, ms | p99, ms | table reads | records read from Momento |\n|---|---|---|---|---|---|---|"
     );
-    for (name, operations, order) in [
+    for (name, operations, command) in [
         (
             "within its default quota, 100 operations a second",
             "100",
@@ -84,8 +84,8 @@ pub(crate) async fn restarts(programs: &Programs) -> Result<()> {
     ] {
         let mut backends = Backends::start_on(programs, 1000, 5000, 8)?;
         let before = filled(programs, &backends, &[]).await?;
-        if let Some(order) = order {
-            backends.process.order(order)?;
+        if let Some(command) = command {
+            backends.process.command(command)?;
         }
         let metrics = peers::free_address()?;
         let environment = [
@@ -95,7 +95,7 @@ pub(crate) async fn restarts(programs: &Programs) -> Result<()> {
         let subject = peers::service(programs, &backends, &environment)?;
         let mut target = subject.target.clone();
         target
-            .answers
+            .responses
             .extend([Source::Cache, Source::Store].map(peers::yes));
         let caller = Caller::connect(target, CONNECTIONS).await?;
         let seen = caller.run(Pace::Open(RESTARTED_RATE), AFTER_START).await?;
