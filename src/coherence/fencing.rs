@@ -12,7 +12,6 @@ use super::{
     entries::EntryCache,
     fence_writer::{CacheFences, FenceWriter},
     generation_switch::{GenerationSwitch, Phase},
-    near_cache::NearCache,
     replica_fencing::{ReplicaFences, ReplicaFencing},
 };
 use crate::{
@@ -95,7 +94,6 @@ pub(super) enum BarrierError {
 /// Raises barriers.
 pub struct Fencing {
     generation_switch: Arc<GenerationSwitch>,
-    near_cache: Arc<NearCache>,
     entries: Arc<EntryCache>,
     fences: FenceWriter,
     replicas: Arc<ReplicaFencing>,
@@ -106,14 +104,12 @@ impl Fencing {
     pub(super) fn new(
         entries: Arc<EntryCache>,
         generation_switch: Arc<GenerationSwitch>,
-        near_cache: Arc<NearCache>,
         replicas: Arc<ReplicaFencing>,
         timing: Timing,
     ) -> Self {
         Self {
             fences: FenceWriter::new(entries.clone(), timing),
             generation_switch,
-            near_cache,
             entries,
             replicas,
             timing,
@@ -304,11 +300,7 @@ impl Fencing {
                 }
             }
         };
-        let confirmed = timeout_at(deadline, confirmed).await.ok();
-        // After the fences: before them, a reader could look the old record up and install it
-        // again.
-        self.near_cache.remove(keys);
-        confirmed
+        timeout_at(deadline, confirmed).await.ok()
     }
 
     /// Compares the entry of each key with its state in the table.

@@ -131,7 +131,6 @@ impl Coherence {
         let fencing = Arc::new(Fencing::new(
             entries.clone(),
             generation_switch.clone(),
-            near_cache.clone(),
             replicas.clone(),
             timing,
         ));

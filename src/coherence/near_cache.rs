@@ -180,13 +180,6 @@ impl NearCache {
         }
     }
 
-    /// Removes keys. A read that was sent before does not install them.
-    pub(super) fn remove(&self, keys: &[Key]) {
-        for key in keys {
-            self.remove_key(key, &mut self.group(key));
-        }
-    }
-
     /// Removes keys whose entries are not coherent. `epoch` returns the present epoch.
     pub(super) fn remove_incoherent(&self, keys: &[Key], epoch: impl Fn() -> Option<Epoch>) {
         let is_coherent = |key: &Key| {

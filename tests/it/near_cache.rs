@@ -244,6 +244,23 @@ async fn a_write_fences_the_other_replicas_while_it_reads_the_table() {
 }
 
 #[tokio::test]
+async fn a_write_fences_its_own_replica_before_it_commits() {
+    let (backends, first, _second) = two().await;
+    warm(&first).await;
+    let commit = backends.dynamodb.hold("TransactWriteItems", MICHAEL, 0);
+    let while_it_commits = async {
+        commit.reached().await;
+        let source = check(&first).await.source();
+        commit.release();
+        source
+    };
+    let (removed, source) = tokio::join!(first.remove(ORG, MICHAEL, OLIVIA), while_it_commits);
+    removed.unwrap();
+    assert_ne!(source, Source::Memory);
+    assert!(!check(&first).await.is_member);
+}
+
+#[tokio::test]
 async fn a_write_calls_no_other_replica_between_its_commit_and_its_acknowledgement() {
     let (backends, first, second, network) = Box::pin(two_with_a_path(never_evicting)).await;
     let commit = backends.dynamodb.hold("TransactWriteItems", MICHAEL, 0);
