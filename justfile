@@ -93,7 +93,7 @@ fuzz seconds="20":
 bench *parts:
     benches/run {{ parts }}
 
-# Simulates hit ratios and costs of the near cache on a paused clock, and measures its memory: some minutes.
+# Simulates hit ratios and costs of the near cache on a paused clock, and measures its memory: half an hour.
 simulate:
     #!/usr/bin/env bash
     set -euo pipefail
