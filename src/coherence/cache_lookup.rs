@@ -85,7 +85,7 @@ impl Lookup {
         }
     }
 
-    /// LookupCounts the results in the metrics.
+    /// Counts the results in the metrics.
     fn count(&self) {
         let LookupCounts {
             hit,

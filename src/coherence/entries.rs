@@ -153,7 +153,7 @@ impl EntryCache {
     }
 
     /// Time to live of the entry of `key`.
-    fn ttl(&self, key: &Key, is_present: bool) -> Duration {
+    pub(super) fn ttl(&self, key: &Key, is_present: bool) -> Duration {
         match (key, is_present) {
             (_, false) => self.settings.absent_ttl,
             (Key::Membership(..), true) => self.settings.membership_ttl,

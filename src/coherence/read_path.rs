@@ -1,4 +1,4 @@
-//! The read path. ReadRecords come from the memory of this replica, else from the cache, else from the
+//! The read path. Records come from the memory of this replica, else from the cache, else from the
 //! table. A table read fills the cache under a lease.
 
 use std::{

@@ -12,12 +12,14 @@ use tokio::time::{Instant, advance};
 use uuid::Uuid;
 
 use super::{
-    CoherenceSettings,
+    CoherenceSettings, Timing,
+    entries::EntryCache,
     near_cache::{NearCache, Required},
-    operation_budget::{OperationBudget, READ, WRITE},
+    operation_budget::{READ, WRITE},
     replica_directory::Epoch,
 };
 use crate::{
+    cache::MomentoClient,
     domain::{
         FreeText, Key, Labels, Membership, Organization, OrganizationName, Record, Role, Stamp,
         State, Timestamp, Uid, User, Username,
@@ -47,7 +49,7 @@ struct Load {
     replicas: usize,
 }
 
-/// Tally of the measured time.
+/// Counts of the measured time.
 #[derive(Default)]
 struct Tally {
     checks: u64,
@@ -62,8 +64,8 @@ struct Tally {
 
 struct Simulation {
     load: Load,
-    settings: CoherenceSettings,
-    replicas: Vec<(NearCache, OperationBudget)>,
+    /// The near cache, and the budget and times to live of each replica.
+    replicas: Vec<(NearCache, EntryCache)>,
     /// Entries in Momento: the time of their table read, and their end.
     shared: HashMap<Key, (Instant, Instant)>,
     memberships: Vec<[Key; 3]>,
@@ -80,9 +82,9 @@ impl Simulation {
             ..CoherenceSettings::default()
         };
         let replica = |_| {
-            let budget = OperationBudget::new(settings.cache_operations_per_second);
-            budget.share_among(load.replicas);
-            (NearCache::new(&settings), budget)
+            let entries = EntryCache::new(MomentoClient::default(), settings.clone());
+            entries.budget.share_among(load.replicas);
+            (NearCache::new(&settings), entries)
         };
         let mut sum = 0.0;
         let shares = (1..=load.pairs).map(|rank| {
@@ -95,7 +97,6 @@ impl Simulation {
             memberships: shuffled_pairs(load.pairs),
             shares: shares.collect(),
             counts: Tally::default(),
-            settings,
             load,
         }
     }
@@ -122,7 +123,7 @@ impl Simulation {
     fn check(&mut self) {
         let share = fastrand::f64() * self.shares.last().unwrap();
         let pair = self.shares.partition_point(|sum| *sum < share);
-        let (near_cache, budget) = &self.replicas[fastrand::usize(..self.replicas.len())];
+        let (near_cache, entries) = &self.replicas[fastrand::usize(..self.replicas.len())];
         let now = Instant::now();
         let required = Required {
             epoch: EPOCH,
@@ -141,7 +142,7 @@ impl Simulation {
             self.counts.hits += 1;
             return;
         }
-        let is_looked_up = budget.try_look_up(missing.len());
+        let is_looked_up = entries.budget.try_look_up(missing.len());
         let mut operations = if is_looked_up {
             missing.len() as u64 * u64::from(READ)
         } else {
@@ -153,23 +154,20 @@ impl Simulation {
                 Some((read, _)) if is_looked_up => *read,
                 _ => {
                     self.counts.table_reads += 1;
-                    if is_looked_up && budget.try_fill() {
+                    if is_looked_up && entries.budget.try_fill() {
                         operations += 2 * u64::from(WRITE);
-                        let ttl = match key {
-                            Key::Membership(..) => self.settings.membership_ttl,
-                            Key::User(_) | Key::Organization(_) => self.settings.profile_ttl,
-                        };
-                        self.shared.insert(key.clone(), (now, now + ttl));
+                        let end = now + entries.ttl(key, true);
+                        self.shared.insert(key.clone(), (now, end));
                     }
                     now
                 }
             };
             let ticket = near_cache.begin_read(key, EPOCH, now);
-            let life = HOUR.saturating_sub(now.duration_since(read));
+            let near_ttl = entries.near_ttl(key, true);
+            let life = near_ttl.saturating_sub(now.duration_since(read));
             near_cache.install(key, Arc::new(Some(record(key))), ticket, life);
         }
-        self.counts.operations += operations;
-        self.counts.second += operations;
+        self.counts.add_operations(operations);
     }
 
     /// A promotion of any pair, by its calls in docs/remote-calls.md: it fences the membership in
@@ -181,25 +179,40 @@ impl Simulation {
         let keys = std::slice::from_ref(membership);
         let now = Instant::now();
         for (near_cache, _) in &self.replicas {
-            near_cache.fence(keys, write, now + self.settings.timing.fence_ttl);
+            near_cache.fence(keys, write, now + Timing::default().fence_ttl);
             near_cache.release(keys, write);
         }
-        let (_, budget) = &self.replicas[fastrand::usize(..self.replicas.len())];
+        let (_, entries) = &self.replicas[fastrand::usize(..self.replicas.len())];
+        let budget = &entries.budget;
         let peeks = budget.try_peek(1);
         budget.fence();
         budget.fence();
         budget.compare(3);
         let publishes = budget.try_publish();
         if publishes {
-            let end = now + self.settings.membership_ttl;
+            let end = now + entries.ttl(membership, true);
             self.shared.insert(membership.clone(), (now, end));
         } else {
             self.shared.remove(membership);
         }
         let operations =
             2 * WRITE + 3 * READ + u32::from(peeks) * READ + u32::from(publishes) * WRITE;
-        self.counts.operations += u64::from(operations);
-        self.counts.second += u64::from(operations);
+        self.counts.add_operations(operations.into());
+    }
+
+    /// The bill of a million checks.
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    fn dollars(&self) -> f64 {
+        let of_checks = |count: u64| count as f64 / self.counts.checks as f64;
+        of_checks(self.counts.operations) * MILLION_OPERATIONS
+            + of_checks(self.counts.table_reads) * MILLION_READ_UNITS
+    }
+}
+
+impl Tally {
+    fn add_operations(&mut self, operations: u64) {
+        self.operations += operations;
+        self.second += operations;
     }
 }
 
@@ -226,16 +239,6 @@ impl fmt::Display for Simulation {
             self.counts.table_reads as f64 / seconds,
             self.dollars(),
         )
-    }
-}
-
-impl Simulation {
-    /// The bill of a million checks.
-    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-    fn dollars(&self) -> f64 {
-        let of_checks = |count: u64| count as f64 / self.counts.checks as f64;
-        of_checks(self.counts.operations) * MILLION_OPERATIONS
-            + of_checks(self.counts.table_reads) * MILLION_READ_UNITS
     }
 }
 

@@ -43,7 +43,10 @@ use self::{
 };
 use crate::{
     coherence::{Change, Coherence, ReadPath, WriteError, WritePath},
-    domain::{Actor, Etag, OrganizationName, Origin, Request, ServiceName, Stamp, Uid, Username},
+    domain::{
+        Actor, Etag, Key, OrganizationName, Origin, Record, Request, ServiceName, Stamp, Uid,
+        Username,
+    },
     store::{self, DynamoDb},
 };
 
@@ -123,6 +126,20 @@ impl Accounts {
             page_tokens: Arc::new(PageTokens::new(table.clone())),
             table,
         }
+    }
+
+    /// Reads one record.
+    async fn get<T>(
+        &self,
+        key: Key,
+        from_record: impl FnOnce(Record) -> Option<T>,
+        freshness: Freshness,
+    ) -> Result<Option<(T, Source)>, Error> {
+        let result = self.reads.read(&[key], freshness).await;
+        let result = result.map_err(store_failed)?;
+        let source = result.source;
+        let record = result.into_records().flatten().next();
+        Ok(record.and_then(from_record).map(|found| (found, source)))
     }
 
     async fn apply<C>(&self, change: C, actor: Actor, call: Call) -> Result<C::Output, Error>

@@ -9,7 +9,6 @@ use super::{
     new_uid,
     organization_changes::{DeleteOrganization, EditOrganization},
     read_set::{ReadSet, keys_of_member, transaction},
-    store_failed,
 };
 use crate::{
     coherence::{Change, Plan, Verdict},
@@ -135,14 +134,8 @@ impl Accounts {
         freshness: Freshness,
     ) -> Result<(Organization, Source), Error> {
         let key = Key::Organization(name.clone());
-        let result = self.reads.read(&[key], freshness).await;
-        let result = result.map_err(store_failed)?;
-        let source = result.source;
-        let organization = result.into_records().flatten().next();
-        organization
-            .and_then(Record::into_organization)
-            .map(|organization| (organization, source))
-            .ok_or(Error::Refused(Refusal::OrganizationNotFound(name)))
+        let organization = self.get(key, Record::into_organization, freshness).await?;
+        organization.ok_or(Error::Refused(Refusal::OrganizationNotFound(name)))
     }
 }
 

@@ -140,13 +140,8 @@ impl Accounts {
         freshness: Freshness,
     ) -> Result<(User, Source), Error> {
         let key = Key::User(username.clone());
-        let result = self.reads.read(&[key], freshness).await;
-        let result = result.map_err(store_failed)?;
-        let source = result.source;
-        let user = result.into_records().flatten().next();
-        user.and_then(Record::into_user)
-            .map(|user| (user, source))
-            .ok_or(Error::Refused(Refusal::UserNotFound(username)))
+        let user = self.get(key, Record::into_user, freshness).await?;
+        user.ok_or(Error::Refused(Refusal::UserNotFound(username)))
     }
 
     /// Returns the user with an e-mail address.

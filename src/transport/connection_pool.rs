@@ -62,13 +62,13 @@ pub(super) struct Pool {
     held: AtomicUsize,
 }
 
-/// RegisteredConnections by number. A greater number is a younger connection.
+/// Connections by number. A greater number is a younger connection.
 type RegisteredConnections = BTreeMap<u64, Arc<Registration>>;
 
 #[derive(Debug, Default)]
 struct PoolState {
     unauthenticated: RegisteredConnections,
-    /// RegisteredConnections by the caller that authenticated them. `None`: callers have no names.
+    /// Connections by the caller that authenticated them. `None`: callers have no names.
     authenticated: HashMap<Option<Name>, RegisteredConnections, RandomState>,
     /// Sum of the sizes in `authenticated`.
     count: usize,

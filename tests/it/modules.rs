@@ -142,22 +142,15 @@ fn first_word(text: &str) -> String {
 /// Each module that fails has an `Error`.
 #[test]
 fn no_two_types_have_the_same_name() {
-    const KEYWORDS: [&str; 4] = ["struct ", "enum ", "trait ", "type "];
+    const KEYWORDS: [&str; 4] = ["struct", "enum", "trait", "type"];
     let mut definitions: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for (path, code) in sources() {
         for line in code.lines() {
-            let visible = line.strip_prefix("pub").map_or(line, |rest| {
-                let rest = rest
-                    .strip_prefix('(')
-                    .and_then(|rest| rest.split_once(')'))
-                    .map_or(rest, |(_, rest)| rest);
-                rest.trim_start()
-            });
-            let name = KEYWORDS
-                .iter()
-                .find_map(|keyword| visible.strip_prefix(keyword));
-            if let Some(name) = name.map(first_word) {
-                definitions.entry(name).or_default().insert(path.clone());
+            let mut words = line.split(' ').skip_while(|word| word.starts_with("pub"));
+            let is_definition = words.next().is_some_and(|word| KEYWORDS.contains(&word));
+            if let Some(name) = words.next().filter(|_| is_definition) {
+                let paths = definitions.entry(first_word(name)).or_default();
+                paths.insert(path.clone());
             }
         }
     }

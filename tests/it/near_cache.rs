@@ -28,7 +28,9 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     harness::{
-        Backends, PATIENCE, Replica, Table, pace, patient,
+        Backends, PATIENCE, Replica, Table,
+        binary::{Server, serve_over},
+        pace, patient,
         peer_network::{Path, PeerNetwork},
     },
     streams::{eventually, following},
@@ -281,6 +283,49 @@ async fn records_from_before_an_eviction_are_not_served_after_it() {
     network.set(Path::Open);
     until_active(&second).await;
     assert!(!check(&second).await.is_member);
+}
+
+/// The paused replica is a process, with the timing of production.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_was_paused_serves_no_stale_record() {
+    let backends = Backends::start().await;
+    let settings = settings(&backends);
+    let tuning = Tuning {
+        longest_call: Some(PATIENCE),
+        ..settings.cache.to_coherence().into()
+    };
+    let writer = Box::pin(active(&settings, tuning)).await;
+    let mut command = serve_over(&backends);
+    command.env("PEER_ADDR", ANY_PORT.to_string());
+    let paused = Server::start(command, "serving on", |_| true);
+    let client = paused.client().await;
+    let check = async || {
+        let request = pb::CheckMembershipRequest {
+            organization_name: ORG.to_owned(),
+            username: MICHAEL.to_owned(),
+            ..pb::CheckMembershipRequest::default()
+        };
+        let response = client.clone().check_membership(request).await;
+        response.unwrap().into_inner()
+    };
+    writer.found_olivia_org_with_michael().await;
+    for _ in 0..3 {
+        // Also after it was evicted in the round before.
+        eventually("the membership is in memory", async || {
+            let found = check().await;
+            found.is_member && found.source() == Source::Memory
+        })
+        .await;
+        paused.signal("-STOP");
+        let removed = writer.remove(ORG, MICHAEL, OLIVIA).await;
+        paused.signal("-CONT");
+        removed.unwrap();
+        for _ in 0..100 {
+            assert!(!check().await.is_member);
+        }
+        let added = writer.add(ORG, MICHAEL, Role::Member, OLIVIA).await;
+        added.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -178,12 +178,12 @@ fn main() -> Result<()> {
 }
 
 async fn serve(arguments: Arguments) -> Result<()> {
-    let way = Arc::new(CacheGate {
+    let gate = Arc::new(CacheGate {
         delay: Duration::from_micros(arguments.cache_us),
         mode: Mutex::new(FaultMode::Ok),
         calls: Mutex::default(),
     });
-    let embedded = Embedded::start(&dev_settings()?, way.clone()).await?;
+    let embedded = Embedded::start(&dev_settings()?, gate.clone()).await?;
     let meters = [Arc::new(Meter::default()), Arc::new(Meter::default())];
     let [of_cache, of_table] = &meters;
     let settings = embedded.backend_settings();
@@ -216,16 +216,16 @@ async fn serve(arguments: Arguments) -> Result<()> {
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     while let Some(line) = lines.next_line().await? {
         match line.as_str() {
-            "cache ok" => *lock(&way.mode) = FaultMode::Ok,
-            "cache refuse" => *lock(&way.mode) = FaultMode::Refuse,
-            "cache hang" => *lock(&way.mode) = FaultMode::Hang,
+            "cache ok" => *lock(&gate.mode) = FaultMode::Ok,
+            "cache refuse" => *lock(&gate.mode) = FaultMode::Refuse,
+            "cache hang" => *lock(&gate.mode) = FaultMode::Hang,
             "cache flush" => embedded.momento.evictor().flush(&settings.cache_name),
             "table ok" => drop(open_table.send_replace(true)),
             "table hang" => drop(open_table.send_replace(false)),
             "calls" => {}
             other => bail!("{other:?} is not a command"),
         }
-        let calls = std::mem::take(&mut *lock(&way.calls));
+        let calls = std::mem::take(&mut *lock(&gate.calls));
         let calls: BTreeMap<_, _> = calls
             .into_iter()
             .map(|(call, times)| (format!("{call:?}"), times))

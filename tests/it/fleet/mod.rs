@@ -4,7 +4,6 @@
 mod flood;
 pub mod load;
 mod outage;
-mod pause;
 mod soak;
 
 use std::{

@@ -140,11 +140,16 @@ impl Server {
         self.child.wait().unwrap();
     }
 
+    /// Sends a signal, in the notation of `kill`.
+    pub fn signal(&self, name: &str) {
+        let pid = self.pid().to_string();
+        let sent = Command::new("kill").args([name, &pid]).status();
+        assert!(sent.unwrap().success());
+    }
+
     /// SIGTERM; returns the exit code.
     pub fn terminate(mut self) -> Option<i32> {
-        let pid = self.child.id().to_string();
-        let sent = Command::new("kill").args(["-TERM", &pid]).status();
-        assert!(sent.unwrap().success());
+        self.signal("-TERM");
         self.child.wait().unwrap().code()
     }
 }

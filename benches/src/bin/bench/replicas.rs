@@ -9,7 +9,7 @@ use account_service_bench::{
 };
 use anyhow::{Context as _, Result};
 
-use crate::runs::{Bench, Measured, filled, micros, series, warm};
+use crate::runs::{Bench, Measured, filled, micros, seeded, series, warm};
 
 /// Concurrent calls for each of two replicas: half as many as for one alone, and as many.
 const EACH: [usize; 2] = [32, 64];
@@ -55,8 +55,8 @@ const LISTED_WITHIN: Duration = Duration::from_secs(60);
 /// that has a table of its own, and no near cache to fence.
 pub(crate) async fn writes(bench: &mut Bench, programs: &Programs) -> Result<()> {
     let own_backends = Backends::start_on(programs, 1000, 5000, 8)?;
-    let alone = filled_without_near_cache(programs, &own_backends).await?;
-    let alone = writer(&alone).await?;
+    let alone = seeded(programs, &own_backends, &[("PEER_ADDR", "")]).await?;
+    let alone = writer(&Measured::new(alone).await?).await?;
     let backends = Backends::start_on(programs, 1000, 5000, 8)?;
     let metrics = peers::free_address()?;
     let measured = filled(programs, &backends, &[("METRICS_ADDR", &metrics)]).await?;
@@ -109,13 +109,6 @@ pub(crate) async fn writes(bench: &mut Bench, programs: &Programs) -> Result<()>
     let failed = series(&metrics, "account_replica_fences_total", "failed")?;
     println!("fences that failed: {failed:.0}");
     Ok(())
-}
-
-/// The service without a near cache, with the records of the checks in the table.
-async fn filled_without_near_cache(programs: &Programs, backends: &Backends) -> Result<Measured> {
-    let subject = peers::service(programs, backends, &[("PEER_ADDR", "")])?;
-    peers::seed(&subject.target.addr).await?;
-    Measured::new(subject).await
 }
 
 /// The same process, called with role changes.

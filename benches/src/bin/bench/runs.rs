@@ -170,9 +170,18 @@ pub(crate) async fn filled(
     backends: &Backends,
     environment: &[(&str, &str)],
 ) -> Result<Measured> {
+    warm(seeded(programs, backends, environment).await?).await
+}
+
+/// The service, with the records of the checks in the table.
+pub(crate) async fn seeded(
+    programs: &Programs,
+    backends: &Backends,
+    environment: &[(&str, &str)],
+) -> Result<Subject> {
     let subject = peers::service(programs, backends, environment)?;
     peers::seed(&subject.target.addr).await?;
-    warm(subject).await
+    Ok(subject)
 }
 
 pub(crate) async fn warm(subject: Subject) -> Result<Measured> {

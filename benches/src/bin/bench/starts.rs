@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use account_service::proto::account_v1::Source;
 use account_service_bench::{
     figures::median,
     load::{Caller, Pace},
@@ -10,7 +9,7 @@ use account_service_bench::{
 };
 use anyhow::Result;
 
-use crate::runs::{CONNECTIONS, filled, micros, series};
+use crate::runs::{CONNECTIONS, Measured, filled, micros, series};
 
 pub(crate) async fn start(programs: &Programs) -> Result<()> {
     let backends = Backends::start(programs, 0, 0)?;
@@ -93,11 +92,8 @@ pub(crate) async fn restarts(programs: &Programs) -> Result<()> {
             ("CACHE_OPERATIONS_PER_SECOND", operations),
         ];
         let subject = peers::service(programs, &backends, &environment)?;
-        let mut target = subject.target.clone();
-        target
-            .responses
-            .extend([Source::Cache, Source::Store].map(peers::yes));
-        let caller = Caller::connect(target, CONNECTIONS).await?;
+        let restarted = Measured::new(subject).await?;
+        let caller = restarted.also_by_the_table(CONNECTIONS).await?;
         let seen = caller.run(Pace::Open(RESTARTED_RATE), AFTER_START).await?;
         println!(
             "| {name} | {} | {} | {:.2} | {:.2} | {:.0} | {:.0} |",
