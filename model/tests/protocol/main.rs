@@ -8,7 +8,7 @@ mod coherence;
 mod generation;
 mod near_cache;
 
-use std::time::Instant;
+use std::{collections::BTreeSet, time::Instant};
 
 use stateright::{Checker, HasDiscoveries, Model};
 
@@ -66,7 +66,7 @@ where
     let checker = model
         .checker()
         .threads(2)
-        .finish_when(HasDiscoveries::AnyFailures)
+        .finish_when(HasDiscoveries::AllOf(BTreeSet::from([property])))
         .spawn_bfs()
         .join();
     let path = checker
