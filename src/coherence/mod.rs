@@ -27,6 +27,8 @@ mod simulation;
 mod single_flight;
 mod table_fetch;
 mod table_read_limiter;
+#[cfg(test)]
+mod test_registers;
 mod write_path;
 mod write_queues;
 

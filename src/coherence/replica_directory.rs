@@ -316,3 +316,6 @@ impl ReplicaDirectory {
         ))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,80 +1,31 @@
 //! Tests of the generation switch, on a paused clock.
 
-use std::{sync::Mutex as StdMutex, time::Duration};
-
-use async_trait::async_trait;
+use std::time::Duration;
 
 use super::*;
-use crate::store::Register;
+use crate::coherence::test_registers::TestRegisters;
 
-/// Registers with slow responses, which record all writes.
-#[derive(Default)]
-struct SlowRegisters {
-    response_delay: Duration,
-    held: StdMutex<Option<Register>>,
-    writes: StdMutex<Vec<(Phase, Instant)>>,
-}
-
-impl SlowRegisters {
-    /// The writes, which have taken the cache out of use once and back into use.
-    fn one_cycle(&self) -> Vec<(Phase, Instant)> {
-        let writes = self.writes.lock().unwrap().clone();
-        let phases: Vec<_> = writes.iter().map(|(phase, _)| *phase).collect();
-        assert_eq!(phases, [Phase::On, Phase::Warm, Phase::Ready, Phase::On]);
-        writes
-    }
-}
-
-#[async_trait]
-impl Registers for SlowRegisters {
-    async fn table_identity(&self) -> Result<String, store::Error> {
-        Ok("table".to_owned())
-    }
-
-    async fn read_register(&self, _: &str) -> Result<Option<Register>, store::Error> {
-        let held = self.held.lock().unwrap().clone();
-        sleep(self.response_delay).await;
-        Ok(held)
-    }
-
-    async fn swap_register(
-        &self,
-        _: &str,
-        found: Option<u64>,
-        values: &BTreeMap<String, String>,
-    ) -> Result<Option<u64>, store::Error> {
-        let version = {
-            let mut held = self.held.lock().unwrap();
-            let is_found = held.as_ref().map(|register| register.version) == found;
-            is_found.then(|| {
-                let version = found.unwrap_or(0) + 1;
-                *held = Some(Register {
-                    version,
-                    values: values.clone(),
-                });
-                let Switch { phase, .. } = Switch::parse(values, None).unwrap();
-                self.writes.lock().unwrap().push((phase, Instant::now()));
-                version
-            })
-        };
-        sleep(self.response_delay).await;
-        Ok(version)
-    }
+/// The writes, which have taken the cache out of use once and back into use, with their phases.
+fn one_cycle(registers: &TestRegisters) -> Vec<(Phase, Instant)> {
+    let writes = registers.writes().into_iter();
+    let writes: Vec<_> = writes
+        .map(|(values, at)| (Switch::parse(&values, None).unwrap().phase, at))
+        .collect();
+    let phases: Vec<_> = writes.iter().map(|(phase, _)| *phase).collect();
+    assert_eq!(phases, [Phase::On, Phase::Warm, Phase::Ready, Phase::On]);
+    writes
 }
 
 const RESPONSE_DELAY: Duration = Duration::from_millis(300);
 
-fn slow() -> (Arc<SlowRegisters>, GenerationSwitch) {
-    let registers = Arc::new(SlowRegisters {
-        response_delay: RESPONSE_DELAY,
-        ..SlowRegisters::default()
-    });
+fn slow() -> (Arc<TestRegisters>, GenerationSwitch) {
+    let registers = Arc::new(TestRegisters::slow(RESPONSE_DELAY));
     let generation_switch = GenerationSwitch::new(registers.clone(), Timing::default());
     (registers, generation_switch)
 }
 
 /// The same, with a cache that was taken out of use.
-async fn slow_and_out_of_use() -> (Arc<SlowRegisters>, GenerationSwitch) {
+async fn slow_and_out_of_use() -> (Arc<TestRegisters>, GenerationSwitch) {
     let (registers, generation_switch) = slow();
     generation_switch.begin().await.unwrap();
     let view = generation_switch.refresh().await.unwrap();
@@ -102,7 +53,7 @@ async fn the_switch_goes_through_ready_and_waits_before_each_step() {
     generation_switch.begin().await.unwrap();
     let before = generation_switch.refresh().await.unwrap();
     generation_switch.renew().await.unwrap();
-    let writes = registers.one_cycle();
+    let writes = one_cycle(&registers);
     for steps in writes[1..].windows(2) {
         // The wait begins with the response to the write before.
         let waited = steps[1].1 - steps[0].1;
@@ -119,7 +70,7 @@ async fn a_flush_ends_even_if_the_cache_was_left_before() {
     let (first, second) = tokio::join!(generation_switch.renew(), another.renew());
     first.unwrap();
     second.unwrap();
-    registers.one_cycle();
+    one_cycle(&registers);
 }
 
 #[tokio::test(start_paused = true)]
@@ -127,7 +78,7 @@ async fn a_cache_that_responds_again_is_used_only_after_both_waits() {
     let (registers, generation_switch) = slow_and_out_of_use().await;
     let run = generation_switch.run(|_| async { true });
     let _ = timeout(Duration::from_secs(60), run).await;
-    let writes = registers.one_cycle();
+    let writes = one_cycle(&registers);
     for steps in writes[1..].windows(2) {
         let waited = steps[1].1 - steps[0].1;
         assert!(waited >= Timing::default().settle(), "{waited:?}");
@@ -178,5 +129,5 @@ async fn a_switch_that_another_replica_has_moved_is_not_moved_again() {
     let left = other.leave(&other_view).await.unwrap();
     let seen = generation_switch.leave(&view).await.unwrap();
     assert!(seen.is_same(&left));
-    assert_eq!(registers.writes.lock().unwrap().len(), 2);
+    assert_eq!(registers.writes().len(), 2);
 }
