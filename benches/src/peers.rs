@@ -64,6 +64,9 @@ pub struct Programs {
     /// The backends.
     #[arg(long, default_value = "target/bench/release/backends")]
     pub backends: PathBuf,
+    /// Replicas in one process.
+    #[arg(long, default_value = "target/bench/release/replicas")]
+    pub replicas: PathBuf,
     /// SpiceDB. Skipped if it is missing.
     #[arg(long, default_value = "target/peers/bin/spicedb")]
     pub spicedb: PathBuf,
@@ -220,16 +223,6 @@ pub fn echo(programs: &Programs) -> Result<Subject> {
 
 /// The service over these backends, with more environment variables. One without a value is unset.
 pub fn service(programs: &Programs, backends: &Backends, more: &[(&str, &str)]) -> Result<Subject> {
-    service_on(MEASURED, programs, backends, more)
-}
-
-/// The service on a processor.
-fn service_on(
-    processor: &str,
-    programs: &Programs,
-    backends: &Backends,
-    more: &[(&str, &str)],
-) -> Result<Subject> {
     // No entry must expire during a run.
     let usual = [
         ("LISTEN_ADDR", "127.0.0.1:0"),
@@ -247,7 +240,7 @@ fn service_on(
             environment.push(((*name).to_owned(), (*value).to_owned()));
         }
     }
-    let mut process = programs.start(processor, &programs.service, &["serve"], &environment)?;
+    let mut process = programs.start(MEASURED, &programs.service, &["serve"], &environment)?;
     Ok(Subject {
         name: "account-service",
         target: service_target(process.after("serving on")?),
@@ -266,9 +259,13 @@ pub fn service_target(addr: String) -> Target {
     }
 }
 
-/// Another replica, which shares the processor of the load generator and of the backends.
-pub fn other_replica(programs: &Programs, backends: &Backends) -> Result<Subject> {
-    service_on(REST, programs, backends, &[])
+/// More replicas in one process, which shares the processor of the load generator and of the backends.
+pub fn other_replicas(programs: &Programs, backends: &Backends, count: usize) -> Result<Process> {
+    let environment = backends.environment(&[("PEER_ADDR", "127.0.0.1:0"), ("LOG", "warn")]);
+    let count = count.to_string();
+    let mut process = Process::start(REST, &programs.replicas, &[&count], &environment)?;
+    process.after("serving")?;
+    Ok(process)
 }
 
 /// Changes of the roles of all members, to admin and then back.

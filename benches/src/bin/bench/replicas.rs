@@ -5,7 +5,8 @@ use std::time::Duration;
 use account_service_bench::{
     figures::{Ratios, median},
     load::{Caller, Pace},
-    peers::{self, Backends, Programs, Subject},
+    peers::{self, Backends, Programs},
+    processes::Process,
 };
 use anyhow::{Context as _, Result};
 
@@ -47,7 +48,7 @@ pub(crate) async fn replicas(bench: &mut Bench, programs: &Programs) -> Result<(
 }
 
 /// Replicas with a near cache, the writer among them.
-const REPLICAS: [usize; 4] = [1, 3, 10, 30];
+const REPLICAS: [usize; 5] = [1, 3, 10, 30, 300];
 /// Longest wait until the writer has seen all of them.
 const LISTED_WITHIN: Duration = Duration::from_secs(60);
 
@@ -64,10 +65,11 @@ pub(crate) async fn writes(bench: &mut Bench, programs: &Programs) -> Result<()>
     println!(
         "\n| replicas | p50, ms | p50 to no near cache | p99, ms | p99 to no near cache | CPU time of a write, µs | to no near cache | CPU time of a fence at another replica, µs |\n|---|---|---|---|---|---|---|---|"
     );
-    let mut others = Vec::new();
+    let (mut others, mut listed) = (Vec::new(), 1);
     for count in REPLICAS {
-        while others.len() + 1 < count {
-            others.push(peers::other_replica(programs, &backends)?);
+        if listed < count {
+            others.push(peers::other_replicas(programs, &backends, count - listed)?);
+            listed = count;
         }
         all_listed(&metrics, count).await?;
         let idle = busy(&others, bench.seconds).await?;
@@ -82,7 +84,7 @@ pub(crate) async fn writes(bench: &mut Bench, programs: &Programs) -> Result<()>
             let took = (total_busy(&others)? - before)
                 .saturating_sub(idle.mul_f64(of_fencing.seen.duration.as_secs_f64()));
             #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-            let fences = of_fencing.seen.calls as f64 * others.len() as f64;
+            let fences = of_fencing.seen.calls as f64 * (count - 1) as f64;
             at_others.push(took.as_secs_f64() * 1e6 / fences);
             let pair = |quantile| {
                 let [of_alone, of_fencing] =
@@ -138,12 +140,12 @@ async fn all_listed(metrics: &str, count: usize) -> Result<()> {
 }
 
 /// CPU time of idle replicas, for a second.
-async fn busy(replicas: &[Subject], during: Duration) -> Result<Duration> {
+async fn busy(replicas: &[Process], during: Duration) -> Result<Duration> {
     let before = total_busy(replicas)?;
     tokio::time::sleep(during).await;
     Ok((total_busy(replicas)? - before).div_f64(during.as_secs_f64()))
 }
 
-fn total_busy(replicas: &[Subject]) -> Result<Duration> {
-    replicas.iter().map(|it| it.process.busy()).sum()
+fn total_busy(replicas: &[Process]) -> Result<Duration> {
+    replicas.iter().map(Process::busy).sum()
 }
