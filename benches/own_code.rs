@@ -58,7 +58,7 @@ fn check() -> pb::CheckMembershipRequest {
         organization_name: ORGANIZATION.to_owned(),
         username: USER.to_owned(),
         minimum_role: Role::Member.into(),
-        consistency: None,
+        ..pb::CheckMembershipRequest::default()
     }
 }
 

@@ -191,7 +191,7 @@ fn check(username: String, organization_name: String) -> pb::CheckMembershipRequ
         organization_name,
         username,
         minimum_role: Role::Member.into(),
-        consistency: None,
+        ..pb::CheckMembershipRequest::default()
     }
 }
 
@@ -202,6 +202,7 @@ pub fn yes(source: pb::Source) -> Bytes {
         role: Role::Member.into(),
         satisfied: true,
         source: source.into(),
+        ..pb::CheckMembershipResponse::default()
     })
 }
 

@@ -26,7 +26,7 @@ use crate::{
     cache::{self, Credential, Momento, MomentoClient},
     coherence,
     config::{BackendSettings, ServeSettings, ServerSettings},
-    domain::Key,
+    domain::{Key, Timestamp},
     grpc::{AccountService, ServiceSettings, WatchLimits},
     store::{self, DynamoDb},
     transport::listener,
@@ -130,7 +130,12 @@ impl App {
         cache.peer_address = peers.as_ref().map(PeerListener::address);
         let backends = &settings.backends;
         let aws = load_aws(backends).await?;
-        let table = table(&aws, backends, operation_timeout);
+        let mut table = table_settings(backends);
+        table.wall_clock = cache.wall_clock;
+        if let Some(timeout) = operation_timeout {
+            table.operation_timeout = timeout;
+        }
+        let table = DynamoDb::new(&aws, table);
         let momento = MomentoClient::default();
         let stopping = CancellationToken::new();
         let service_settings = ServiceSettings {
@@ -241,20 +246,14 @@ pub(crate) async fn load_aws(settings: &BackendSettings) -> Result<SdkConfig, Er
     }
 }
 
-pub(crate) fn table(
-    aws: &SdkConfig,
-    settings: &BackendSettings,
-    operation_timeout: Option<Duration>,
-) -> DynamoDb {
-    DynamoDb::new(
-        aws,
-        store::TableSettings {
-            table: settings.table_name.clone(),
-            endpoint: settings.dynamodb_endpoint.clone(),
-            attempt_timeout: settings.dynamodb_attempt_timeout_ms,
-            operation_timeout: operation_timeout.unwrap_or(store::OPERATION_TIMEOUT),
-        },
-    )
+pub(crate) fn table_settings(settings: &BackendSettings) -> store::TableSettings {
+    store::TableSettings {
+        table: settings.table_name.clone(),
+        endpoint: settings.dynamodb_endpoint.clone(),
+        attempt_timeout: settings.dynamodb_attempt_timeout_ms,
+        operation_timeout: store::OPERATION_TIMEOUT,
+        wall_clock: Timestamp::now,
+    }
 }
 
 pub(crate) fn secrets(aws: &SdkConfig, settings: &BackendSettings) -> SecretsManager {

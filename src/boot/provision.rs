@@ -38,7 +38,7 @@ pub async fn run(
     const CREATED: &str = "created";
     const EXISTS: &str = "exists";
     let aws = boot::load_aws(settings).await?;
-    let table = boot::table(&aws, settings, None);
+    let table = store::DynamoDb::new(&aws, boot::table_settings(settings));
     let table_failed = |source| boot::table_error(settings, source);
     let (created, findings) = table.create_table().await.map_err(table_failed)?;
     if created == store::Created::Whole {
@@ -83,7 +83,7 @@ pub async fn run(
 /// The table cannot be used.
 pub async fn flush(settings: &BackendSettings) -> Result<(), Error> {
     let aws = boot::load_aws(settings).await?;
-    let table = boot::table(&aws, settings, None);
+    let table = store::DynamoDb::new(&aws, boot::table_settings(settings));
     let renewed = coherence::renew_generation(table).await;
     renewed.map_err(|source| boot::table_error(settings, source))
 }

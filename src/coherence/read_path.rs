@@ -47,8 +47,8 @@ pub enum Freshness {
     Within(Duration),
 }
 
-/// Source of the records of a read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Source of the records of a read. Ordered: the farthest one is the greatest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Source {
     /// All from the memory of this replica.
     Memory,

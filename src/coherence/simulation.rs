@@ -308,6 +308,8 @@ fn record(key: &Key) -> Record {
             adding_user: Some("user-0000000".to_owned()),
             member_uid: uid.clone(),
             organization_uid: uid,
+            expire_time: None,
+            labels: Labels::default(),
             stamp,
         }),
     }

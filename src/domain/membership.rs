@@ -1,6 +1,6 @@
 //! Memberships and roles.
 
-use super::{OrganizationName, Stamp, State, Uid, Username};
+use super::{Labels, OrganizationName, Stamp, State, Timestamp, Uid, Username};
 
 /// The permissions of a member. Ordered: a greater role includes the smaller ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -50,8 +50,40 @@ pub struct Membership {
     pub organization_uid: Option<Uid>,
     /// The member's incarnation. `None` if it has no stored uid.
     pub member_uid: Option<Uid>,
+    /// The time from which there is no membership. `None`: it does not expire.
+    pub expire_time: Option<ExpireTime>,
+    /// Labels.
+    pub labels: Labels,
     /// Version and times.
     pub stamp: Stamp,
+}
+
+impl Membership {
+    /// Whether the member is an Owner whose membership does not expire. An organization keeps at
+    /// least one.
+    #[must_use]
+    pub fn is_lasting_owner(&self) -> bool {
+        self.role == Some(Role::Owner) && self.expire_time.is_none()
+    }
+
+    /// Whether the membership has expired at `now`.
+    #[must_use]
+    pub fn has_expired(&self, now: impl FnOnce() -> Timestamp) -> bool {
+        self.expire_time
+            .is_some_and(|expire_time| !expire_time.is_after(now()))
+    }
+}
+
+/// The end of a membership, in seconds since the Unix epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ExpireTime(pub i64);
+
+impl ExpireTime {
+    /// Whether this is a later second than `now`.
+    #[must_use]
+    pub fn is_after(self, now: Timestamp) -> bool {
+        self.0 > now.seconds()
+    }
 }
 
 /// A membership, and whether it counts.

@@ -16,7 +16,7 @@ mod user;
 pub use self::orphans::{DeletedName, Orphans};
 pub use email::{EMAIL_MAX_LEN, Email};
 pub use labels::{LABEL_KEY_MAX_LEN, LabelError, Labels, MAX_LABELS};
-pub use membership::{Membership, Role, Standing};
+pub use membership::{ExpireTime, Membership, Role, Standing};
 pub use names::{
     EXISTING_NAME_MAX_BYTES, FREE_TEXT_MAX_BYTES, FreeText, NEW_NAME_MAX_LEN, NameError,
     OrganizationName, Username,
@@ -25,8 +25,8 @@ pub use organization::Organization;
 pub use origin::{Actor, Digest, Made, NoRequestId, Origin, Request, RequestId, ServiceName};
 pub use record::{ChangeKind, EmailClaim, Etag, Key, Record, RecordChange, Stamp, Timestamp, Uid};
 pub use rules::{
-    DELETES_ORGANIZATION, TRANSFERS_OWNERSHIP, UPDATES_ORGANIZATION, effective_role, may_add,
-    may_change_role, may_remove, standing_membership,
+    DELETES_ORGANIZATION, TRANSFERS_OWNERSHIP, UPDATES_ORGANIZATION, effective_membership, may_add,
+    may_change_role, may_remove, may_update_membership, standing_membership,
 };
 pub use state::State;
 pub use user::User;

@@ -80,6 +80,12 @@ impl Timestamp {
         Self(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX))
     }
 
+    /// Whole seconds since the Unix epoch, rounded down.
+    #[must_use]
+    pub fn seconds(self) -> i64 {
+        self.0.div_euclid(1000)
+    }
+
     /// The time after this span.
     #[must_use]
     pub fn after(self, span: Duration) -> Self {
@@ -275,6 +281,7 @@ impl Record {
                 membership.organization_name.as_str().len()
                     + membership.member_username.as_str().len()
                     + membership.adding_user.as_ref().map_or(0, String::len)
+                    + labels(&membership.labels)
             }
         };
         size_of::<Self>() + on_heap

@@ -1,6 +1,6 @@
 //! The rules: the permissions of each role, and the conditions of an effective membership.
 
-use super::{Membership, Organization, Role, Standing, State, User};
+use super::{Membership, Organization, Role, Standing, State, Timestamp, User};
 
 /// Least role of an actor who updates an organization.
 pub const UPDATES_ORGANIZATION: Role = Role::Admin;
@@ -30,6 +30,13 @@ pub fn may_change_role(acting: Role, from: Option<Role>, to: Role) -> bool {
     }
 }
 
+/// Whether an actor with the role `acting` may change the other values of a membership with the role
+/// `target`, `None` if the stored role is unknown.
+#[must_use]
+pub fn may_update_membership(acting: Role, target: Option<Role>) -> bool {
+    may_remove(acting, target)
+}
+
 /// Whether an actor with the role `acting` may remove a member with the role `target`,
 /// `None` if the stored role is unknown. A member who leaves needs no such permission.
 #[must_use]
@@ -42,42 +49,43 @@ pub fn may_remove(acting: Role, target: Option<Role>) -> bool {
 }
 
 /// The membership, if it is between the present incarnations of the user and the
-/// organization.
+/// organization, and has not expired at `now`.
 #[must_use]
 pub fn standing_membership(
     user: Option<&User>,
     organization: Option<&Organization>,
     membership: Option<Membership>,
+    now: impl FnOnce() -> Timestamp,
 ) -> Option<Standing> {
     let (user, organization, membership) = (user?, organization?, membership?);
-    let state = state_between(user, organization, &membership)?;
+    let state = state_between(user, organization, &membership, now)?;
     Some(Standing { membership, state })
 }
 
-/// The role of an effective membership.
+/// The membership with its role, if it is effective at `now`.
 #[must_use]
-pub fn effective_role(
+pub fn effective_membership<'a>(
     user: &User,
     organization: &Organization,
-    membership: &Membership,
-) -> Option<Role> {
-    let state = state_between(user, organization, membership)?;
-    if state == State::Active {
-        membership.role
-    } else {
-        None
-    }
+    membership: &'a Membership,
+    now: impl FnOnce() -> Timestamp,
+) -> Option<(Role, &'a Membership)> {
+    let role = membership.role?;
+    let state = state_between(user, organization, membership, now)?;
+    (state == State::Active).then_some((role, membership))
 }
 
-/// Whether a membership counts. `None` if it is between other incarnations.
+/// Whether a membership counts. `None` if it is between other incarnations, or has expired.
 fn state_between(
     user: &User,
     organization: &Organization,
     membership: &Membership,
+    now: impl FnOnce() -> Timestamp,
 ) -> Option<State> {
     let is_theirs =
         membership.member_uid == user.uid && membership.organization_uid == organization.uid;
-    is_theirs.then(|| user.state.and(organization.state))
+    let is_there = is_theirs && !membership.has_expired(now);
+    is_there.then(|| user.state.and(organization.state))
 }
 
 #[cfg(test)]

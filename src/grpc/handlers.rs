@@ -324,6 +324,20 @@ impl AccountRpc for AccountService {
         }))
     }
 
+    async fn update_membership(
+        &self,
+        request: Request<pb::UpdateMembershipRequest>,
+    ) -> RpcResult<pb::UpdateMembershipResponse> {
+        let (request, change, call) = write_request::open(request)?;
+        let membership = convert::membership_to_update(&request)?;
+        let membership = change
+            .run(self.accounts.update_membership(membership, call))
+            .await?;
+        Ok(Response::new(pb::UpdateMembershipResponse {
+            membership: Some(convert::membership(&membership)),
+        }))
+    }
+
     async fn change_member_role(
         &self,
         request: Request<pb::ChangeMemberRoleRequest>,
@@ -460,22 +474,17 @@ impl AccountRpc for AccountService {
         let deadline = deadline::of(&request);
         let request = request.into_inner();
         let freshness = convert::freshness(request.consistency)?;
-        let check = convert::check(
+        let mut check = convert::check(
             "",
             &request.organization_name,
             &request.username,
             request.minimum_role,
         )?;
+        check.with_labels = request.with_labels;
         let (result, source) = deadline
             .bound(self.accounts.check(check, freshness))
             .await?;
-        let result = convert::check_result(result);
-        Ok(Response::new(pb::CheckMembershipResponse {
-            is_member: result.is_member,
-            role: result.role,
-            satisfied: result.satisfied,
-            source: convert::source(source).into(),
-        }))
+        Ok(Response::new(convert::check_response(&result, source)))
     }
 
     async fn batch_check_memberships(
@@ -492,7 +501,7 @@ impl AccountRpc for AccountService {
         let ((results, source), _reservation) =
             self.reserve(records, &caller, deadline, use_case).await?;
         Ok(Response::new(pb::BatchCheckMembershipsResponse {
-            results: results.into_iter().map(convert::check_result).collect(),
+            results: results.iter().map(convert::check_result).collect(),
             source: convert::source(source).into(),
         }))
     }

@@ -17,21 +17,20 @@ use super::{
     middleware::{FlowKey, flow_of},
     status,
 };
-use crate::transport::listener::Peer;
+use crate::{service::MEMBERSHIPS_AT_ONCE, transport::listener::Peer};
 
 /// Budget for each processor, and the base budget. `deploy/kubernetes.yaml` has the memory for
 /// one processor.
 const KIB_PER_CPU: usize = 16 * 1024;
 const BASE_KIB: usize = 32 * 1024;
-/// Largest reservation of one call. A call holds at most 300 whole records and one response, which
-/// is bounded.
+/// Largest reservation of one call.
 const MAX_CALL_KIB: u32 = 24 * 1024;
 /// Memory of a user or an organization, read and encoded: up to 11 KiB, twice.
 const PROFILE_KIB: usize = 24;
-/// Memory of a membership, read and encoded.
-const MEMBERSHIP_KIB: usize = 2;
-/// Users or organizations of memberships that are in memory at a time.
-const PROFILES_WITH_MEMBERSHIPS: usize = 300;
+/// Memory of a membership, read and encoded: up to 12 KiB, twice.
+const MEMBERSHIP_KIB: usize = 24;
+/// Most memory of all memberships of a call: pages are bounded.
+const MAX_MEMBERSHIPS_KIB: usize = 6 * 1024;
 /// Pause between checks whether a client has received its responses.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
@@ -138,8 +137,8 @@ impl RecordCount {
         let kib = match self {
             Self::Profiles(count) => count * PROFILE_KIB,
             Self::Memberships(count) => {
-                let profiles = count.min(PROFILES_WITH_MEMBERSHIPS);
-                count * MEMBERSHIP_KIB + profiles * PROFILE_KIB
+                let memberships = (count * MEMBERSHIP_KIB).min(MAX_MEMBERSHIPS_KIB);
+                memberships + count.min(MEMBERSHIPS_AT_ONCE) * PROFILE_KIB
             }
         };
         u32::try_from(kib).unwrap_or(MAX_CALL_KIB).min(MAX_CALL_KIB)

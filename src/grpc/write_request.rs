@@ -156,6 +156,14 @@ mutations! {
         acting: |it| Acting::User(&it.adding_user),
         resource: |it| [&it.organization_name, &it.member_username],
     }
+    "UpdateMembership" UpdateMembershipRequest {
+        acting: |it| Acting::User(&it.acting_user),
+        resource: |it| {
+            let membership = it.membership.as_ref();
+            membership.map_or(["", ""], |it| [&it.organization_name, &it.member_username])
+        },
+        normalize: convert::normalize_membership,
+    }
     "ChangeMemberRole" ChangeMemberRoleRequest {
         acting: |it| Acting::User(&it.acting_user),
         resource: |it| [&it.organization_name, &it.member_username],

@@ -5,8 +5,13 @@ use std::collections::HashMap;
 use foldhash::fast::RandomState;
 use tokio::task::consume_budget;
 
-use super::{Accounts, Error, Freshness, Source, read_set::keys_of_member, store_failed};
-use crate::domain::{Key, OrganizationName, Record, Role, Username, effective_role};
+use super::{
+    Accounts, Error, Freshness, MEMBERSHIPS_AT_ONCE, Source, read_set::keys_of_member, store_failed,
+};
+use crate::domain::{
+    ExpireTime, Key, Labels, OrganizationName, Record, Role, Timestamp, Username,
+    effective_membership,
+};
 
 /// A membership check.
 #[derive(Debug, Clone)]
@@ -17,21 +22,49 @@ pub struct Check {
     pub username: Username,
     /// The least role that satisfies the check. `None`: any.
     pub minimum_role: Option<Role>,
+    /// Whether the result has the labels of the membership.
+    pub with_labels: bool,
 }
 
 /// The result of a check.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckResult {
     /// The member's role; `None` if the user is not a member.
     pub role: Option<Role>,
     /// Whether the user is a member with at least the least role.
     pub is_satisfied: bool,
+    /// The end of the membership. `None`: it does not expire, or the user is not a member.
+    pub expire_time: Option<ExpireTime>,
+    /// The labels of the membership, if the check requests them.
+    pub labels: Labels,
 }
 
-impl CheckResult {
-    fn new(role: Option<Role>, minimum_role: Option<Role>) -> Self {
-        let is_satisfied = role.is_some_and(|role| minimum_role.is_none_or(|least| role >= least));
-        Self { role, is_satisfied }
+impl Check {
+    /// The result, from the records of [`keys_of_member`].
+    fn result(
+        &self,
+        records: [Option<&Record>; 3],
+        now: impl FnOnce() -> Timestamp,
+    ) -> CheckResult {
+        let effective = match records {
+            [
+                Some(Record::User(user)),
+                Some(Record::Organization(organization)),
+                Some(Record::Membership(membership)),
+            ] => effective_membership(user, organization, membership, now),
+            _ => None,
+        };
+        let role = effective.map(|(role, _)| role);
+        let least = self.minimum_role;
+        CheckResult {
+            role,
+            is_satisfied: role.is_some_and(|role| least.is_none_or(|least| role >= least)),
+            expire_time: effective.and_then(|(_, membership)| membership.expire_time),
+            labels: match effective {
+                Some((_, membership)) if self.with_labels => membership.labels.clone(),
+                _ => Labels::default(),
+            },
+        }
     }
 }
 
@@ -48,11 +81,11 @@ impl Accounts {
         let keys = keys_of_member(&check.organization_name, &check.username);
         let result = self.reads.read(&keys, freshness).await;
         let result = result.map_err(store_failed)?;
-        let role = role_of([0, 1, 2].map(|position| result.record(position)));
-        Ok((CheckResult::new(role, check.minimum_role), result.source))
+        let records = [0, 1, 2].map(|position| result.record(position));
+        Ok((check.result(records, || self.table.now()), result.source))
     }
 
-    /// Runs many checks. Each record is looked up once.
+    /// Runs many checks, [`MEMBERSHIPS_AT_ONCE`] at a time. Each record of these is looked up once.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -61,6 +94,21 @@ impl Accounts {
         checks: &[Check],
         freshness: Freshness,
     ) -> Result<(Vec<CheckResult>, Source), Error> {
+        let mut results = Vec::with_capacity(checks.len());
+        let mut source = Source::Memory;
+        for checks in checks.chunks(MEMBERSHIPS_AT_ONCE) {
+            source = source.max(self.check_some(checks, freshness, &mut results).await?);
+        }
+        Ok((results, source))
+    }
+
+    /// Runs some checks, and adds their results.
+    async fn check_some(
+        &self,
+        checks: &[Check],
+        freshness: Freshness,
+        results: &mut Vec<CheckResult>,
+    ) -> Result<Source, Error> {
         let keys_of_check =
             |check: &Check| keys_of_member(&check.organization_name, &check.username);
         let mut positions: HashMap<Key, usize, RandomState> = HashMap::default();
@@ -76,25 +124,12 @@ impl Accounts {
         }
         let result = self.reads.read(&keys, freshness).await;
         let result = result.map_err(store_failed)?;
-        let mut results = Vec::with_capacity(checks.len());
         for check in checks {
             let record = |key| result.record(*positions.get(&key)?);
-            let role = role_of(keys_of_check(check).map(record));
-            results.push(CheckResult::new(role, check.minimum_role));
+            let records = keys_of_check(check).map(record);
+            results.push(check.result(records, || self.table.now()));
             consume_budget().await;
         }
-        Ok((results, result.source))
-    }
-}
-
-/// The effective role, from the records of [`keys_of_member`].
-fn role_of(records: [Option<&Record>; 3]) -> Option<Role> {
-    match records {
-        [
-            Some(Record::User(user)),
-            Some(Record::Organization(organization)),
-            Some(Record::Membership(membership)),
-        ] => effective_role(user, organization, membership),
-        _ => None,
+        Ok(result.source)
     }
 }

@@ -2,15 +2,18 @@
 //! record, so that no list returns a deleted one.
 
 use super::{
-    Accounts, Error, Freshness, Refusal, memberships::standing, page_token::ListName,
-    read_set::keys_of_member, store_failed,
+    Accounts, Error, Freshness, MEMBERSHIPS_AT_ONCE, Refusal, memberships::standing,
+    page_token::ListName, read_set::keys_of_member, store_failed,
 };
 use crate::{
     domain::{
         Key, Organization, OrganizationName, Record, Standing, User, Username, standing_membership,
     },
-    store::{self, ListPage, ProfileKind, Slice},
+    store::{self, ListPage, ListPosition, ProfileKind, Slice},
 };
+
+/// Approximate bytes of memberships after which a page ends, so that clients accept the response.
+const MAX_PAGE_BYTES: usize = 2 * 1024 * 1024;
 
 /// A request for a page.
 #[derive(Debug, Clone)]
@@ -46,21 +49,29 @@ impl Accounts {
         let listed = self
             .listed(self.table.members(&organization, slice))
             .await?;
-        let members = listed.found.iter();
-        let users = members.map(|member| Key::User(member.member_username.clone()));
-        let mut keys = vec![Key::Organization(organization.clone())];
-        keys.extend(users);
-        let mut records = self.coherent(&keys).await?.into_iter();
-        let Some(Record::Organization(found)) = records.next().flatten() else {
-            return Err(Error::Refused(Refusal::OrganizationNotFound(organization)));
-        };
-        let both = records.zip(listed.found);
-        let entries = both.filter_map(|(user, membership)| {
-            let user = user?.into_user()?;
-            standing_membership(Some(&user), Some(&found), Some(membership))
-        });
+        let mut entries = Vec::with_capacity(listed.found.len());
+        let mut members = listed.found.into_iter().peekable();
+        loop {
+            let some: Vec<_> = members.by_ref().take(MEMBERSHIPS_AT_ONCE).collect();
+            let users = some.iter();
+            let users = users.map(|member| Key::User(member.member_username.clone()));
+            let mut keys = vec![Key::Organization(organization.clone())];
+            keys.extend(users);
+            let mut records = self.coherent(&keys).await?.into_iter();
+            let Some(Record::Organization(found)) = records.next().flatten() else {
+                return Err(Error::Refused(Refusal::OrganizationNotFound(organization)));
+            };
+            entries.extend(records.zip(some).filter_map(|(user, membership)| {
+                let user = user?.into_user()?;
+                let now = || self.table.now();
+                standing_membership(Some(&user), Some(&found), Some(membership), now)
+            }));
+            if members.peek().is_none() {
+                break;
+            }
+        }
         Ok(Page {
-            entries: entries.collect(),
+            entries,
             next_token: self.page_tokens.seal(&list, listed.next).await?,
         })
     }
@@ -80,28 +91,38 @@ impl Accounts {
         let listed = self
             .listed(self.table.organizations_of(&user, slice))
             .await?;
-        let of_each = listed.found.iter().flat_map(|organization| {
-            let [_, organization, membership] = keys_of_member(organization, &user);
-            [organization, membership]
-        });
-        let mut keys = vec![Key::User(user.clone())];
-        keys.extend(of_each);
-        let mut records = self.coherent(&keys).await?.into_iter();
-        let Some(found) = records.next().flatten() else {
-            return Err(Error::Refused(Refusal::UserNotFound(user)));
-        };
-        let mut entries = Vec::new();
-        while let Some(organization) = records.next() {
-            let membership = records.next().flatten();
-            entries.extend(standing(vec![
-                Some(found.clone()),
-                organization,
-                membership,
-            ]));
+        let (mut entries, mut bytes) = (Vec::new(), 0);
+        let mut next = listed.next;
+        let mut organizations = listed.found.into_iter().peekable();
+        loop {
+            let some: Vec<_> = organizations.by_ref().take(MEMBERSHIPS_AT_ONCE).collect();
+            let of_each = some.iter().flat_map(|organization| {
+                let [_, organization, membership] = keys_of_member(organization, &user);
+                [organization, membership]
+            });
+            let mut keys = vec![Key::User(user.clone())];
+            keys.extend(of_each);
+            let mut records = self.coherent(&keys).await?.into_iter();
+            let Some(found) = records.next().flatten() else {
+                return Err(Error::Refused(Refusal::UserNotFound(user)));
+            };
+            while let Some(organization) = records.next() {
+                let membership = records.next().flatten();
+                bytes += membership.as_ref().map_or(0, Record::bytes);
+                let records = [Some(found.clone()), organization, membership];
+                entries.extend(standing(records, || self.table.now()));
+            }
+            if organizations.peek().is_none() {
+                break;
+            }
+            if bytes > MAX_PAGE_BYTES {
+                next = some.last().map(ListPosition::of_organization);
+                break;
+            }
         }
         Ok(Page {
             entries,
-            next_token: self.page_tokens.seal(&list, listed.next).await?,
+            next_token: self.page_tokens.seal(&list, next).await?,
         })
     }
 
@@ -163,7 +184,7 @@ impl Accounts {
 }
 
 impl PageRequest {
-    fn slice<'a>(&self, after: Option<&'a crate::store::ListPosition>) -> Slice<'a> {
+    fn slice<'a>(&self, after: Option<&'a ListPosition>) -> Slice<'a> {
         Slice {
             after,
             limit: self.size,

@@ -68,7 +68,8 @@ impl Change for ChangeRole {
         let found =
             read_actor_and_target(table, organization_name, acting_user, member_username).await?;
         // `may_add` first: an actor who may not grant the new role gets the same refusal for any target.
-        let actor = match found.role(organization_name, acting_user) {
+        let acting = found.acting(organization_name, acting_user);
+        let actor = match acting.as_ref().and_then(|acting| acting.role) {
             Some(actor) if may_add(actor, *role) => actor,
             _ => return Ok(Verdict::Deny(Refusal::NotPermitted)),
         };
@@ -93,17 +94,10 @@ impl Change for ChangeRole {
         } = target;
         let mut conditions = found.still_counts(organization_name, acting_user);
         conditions.extend(found.still_counts(organization_name, member_username));
-        // An Owner who acts on another Owner remains.
         if target.role == Some(Role::Owner)
-            && acting_user == member_username
-            && let Err(refused) = OtherOwners::require_one(
-                table,
-                organization_name,
-                member_username,
-                &found,
-                &mut conditions,
-            )
-            .await?
+            && let Err(refused) =
+                OtherOwners::require_one(table, acting.as_ref(), &target, &found, &mut conditions)
+                    .await?
         {
             return Ok(refused);
         }
@@ -160,8 +154,7 @@ impl Change for RemoveMember {
         let found =
             read_actor_and_target(table, organization_name, acting_user, member_username).await?;
         let is_leaving = acting_user == member_username;
-        let acting = found.member(organization_name, acting_user);
-        let Some(acting) = acting.and_then(Standing::into_effective) else {
+        let Some(acting) = found.acting(organization_name, acting_user) else {
             return Ok(Verdict::Deny(Refusal::NotPermitted));
         };
         let is_permitted = |target| {
@@ -181,17 +174,11 @@ impl Change for RemoveMember {
             return Ok(another_version(&found, organization_name, member_username));
         }
         let mut conditions = found.still_counts(organization_name, acting_user);
-        // An Owner who removes another Owner remains.
-        if target.membership.role == Some(Role::Owner)
-            && is_leaving
-            && let Err(refused) = OtherOwners::require_one(
-                table,
-                organization_name,
-                member_username,
-                &found,
-                &mut conditions,
-            )
-            .await?
+        let leaving = &target.membership;
+        if leaving.role == Some(Role::Owner)
+            && let Err(refused) =
+                OtherOwners::require_one(table, Some(&acting), leaving, &found, &mut conditions)
+                    .await?
         {
             return Ok(refused);
         }

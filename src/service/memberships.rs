@@ -6,14 +6,15 @@ use super::{
     Accounts, Call, Error, Freshness, Refusal, Source,
     idempotency::Repeatable,
     membership_changes::{ChangeRole, RemoveMember},
+    membership_updates::UpdateMembership,
     read_set::{ReadSet, keys_around, keys_of_member, transaction},
     store_failed,
 };
 use crate::{
     coherence::{Change, Plan, Verdict},
     domain::{
-        Actor, Etag, Key, Membership, Organization, OrganizationName, Record, Role, Stamp,
-        Standing, Timestamp, User, Username, may_add, standing_membership,
+        Actor, Etag, ExpireTime, Key, Labels, Membership, Organization, OrganizationName, Record,
+        Role, Stamp, Standing, Timestamp, User, Username, may_add, standing_membership,
     },
     store::{self, DynamoDb, Step},
 };
@@ -27,8 +28,29 @@ pub struct MemberToAdd {
     pub member_username: Username,
     /// The role to grant.
     pub role: Role,
+    /// The end of the membership. `None`: it does not expire.
+    pub expire_time: Option<ExpireTime>,
+    /// Labels.
+    pub labels: Labels,
     /// The acting user.
     pub adding_user: Username,
+}
+
+/// Values of a membership to change, other than its role.
+#[derive(Debug, Clone)]
+pub struct MembershipToUpdate {
+    /// The organization.
+    pub organization_name: OrganizationName,
+    /// The member.
+    pub member_username: Username,
+    /// The new end of the membership. `None` leaves it unchanged; `Some(None)`: it does not expire.
+    pub expire_time: Option<Option<ExpireTime>>,
+    /// All labels. `None` leaves them unchanged.
+    pub labels: Option<Labels>,
+    /// The acting user.
+    pub acting_user: Username,
+    /// The version to change. `None`: any.
+    pub etag: Option<Etag>,
 }
 
 /// A role to change.
@@ -74,7 +96,7 @@ impl Accounts {
         let result = self.reads.read(&keys, freshness).await;
         let result = result.map_err(store_failed)?;
         let source = result.source;
-        standing(result.into_records())
+        standing(result.into_records(), || self.table.now())
             .map(|standing| (standing, source))
             .ok_or(Error::Refused(Refusal::MembershipNotFound(
                 organization,
@@ -86,11 +108,29 @@ impl Accounts {
     ///
     /// # Errors
     /// [`Refusal::NotPermitted`], [`Refusal::UserNotFound`],
-    /// [`Refusal::MembershipExists`].
+    /// [`Refusal::MembershipExists`], [`Refusal::InvalidMembership`].
     pub async fn add_member(&self, member: MemberToAdd, call: Call) -> Result<Standing, Error> {
         let actor = Actor::User(member.adding_user.clone());
         let change = AddMember {
             member,
+            now: Timestamp::now(),
+        };
+        self.apply(change, actor, call).await
+    }
+
+    /// Changes the labels and the end of a membership. Nobody changes the end of its own membership.
+    ///
+    /// # Errors
+    /// [`Refusal::NotPermitted`], [`Refusal::MembershipNotFound`], [`Refusal::InvalidMembership`],
+    /// [`Refusal::LastOwner`], [`Refusal::EtagMismatch`].
+    pub async fn update_membership(
+        &self,
+        membership: MembershipToUpdate,
+        call: Call,
+    ) -> Result<Standing, Error> {
+        let actor = Actor::User(membership.acting_user.clone());
+        let change = UpdateMembership {
+            membership,
             now: Timestamp::now(),
         };
         self.apply(change, actor, call).await
@@ -125,13 +165,16 @@ impl Accounts {
     }
 }
 
-/// The membership among the records of [`keys_of_member`], if there is one.
-pub(super) fn standing(records: impl IntoIterator<Item = Option<Record>>) -> Option<Standing> {
+/// The membership among the records of [`keys_of_member`], if there is one at `now`.
+pub(super) fn standing(
+    records: impl IntoIterator<Item = Option<Record>>,
+    now: impl FnOnce() -> Timestamp,
+) -> Option<Standing> {
     let mut records = records.into_iter();
     let user = records.next().flatten().and_then(Record::into_user);
     let organization = records.next().flatten().and_then(Record::into_organization);
     let membership = records.next().flatten().and_then(Record::into_membership);
-    standing_membership(user.as_ref(), organization.as_ref(), membership)
+    standing_membership(user.as_ref(), organization.as_ref(), membership, now)
 }
 
 pub(super) async fn read_actor_and_target(
@@ -174,6 +217,8 @@ pub(super) struct NewMember<'a> {
     pub(super) organization: &'a Organization,
     pub(super) user: &'a User,
     pub(super) role: Role,
+    pub(super) expire_time: Option<ExpireTime>,
+    pub(super) labels: Labels,
     /// The acting user. `None` for the platform.
     pub(super) adding_user: Option<&'a Username>,
 }
@@ -189,6 +234,8 @@ impl NewMember<'_> {
             adding_user: self.adding_user.map(ToString::to_string),
             organization_uid: self.organization.uid.clone(),
             member_uid: self.user.uid.clone(),
+            expire_time: self.expire_time,
+            labels: self.labels,
             stamp,
         };
         let record = Record::Membership(membership.clone());
@@ -202,6 +249,19 @@ impl NewMember<'_> {
         };
         (create, standing)
     }
+}
+
+/// Refuses a time of expiry that is not in the future. `field` is its path in the request.
+pub(super) fn is_in_future(
+    field: &'static str,
+    expire_time: Option<ExpireTime>,
+    now: Timestamp,
+) -> Result<(), Refusal> {
+    if expire_time.is_none_or(|expire_time| expire_time.is_after(now)) {
+        return Ok(());
+    }
+    let why = "must be in the future, also when rounded down to whole seconds";
+    Err(Refusal::InvalidMembership(field, why.to_owned()))
 }
 
 struct AddMember {
@@ -234,6 +294,8 @@ impl Change for AddMember {
             organization_name,
             member_username,
             role,
+            expire_time,
+            labels,
             adding_user,
         } = &self.member;
         let found =
@@ -254,10 +316,15 @@ impl Change for AddMember {
             let because_of = keys_around(organization_name, member_username);
             return Ok(found.refuse(because_of, refusal));
         }
+        if let Err(refusal) = is_in_future("expire_time", *expire_time, table.now()) {
+            return Ok(Verdict::Deny(refusal));
+        }
         let new = NewMember {
             organization,
             user,
             role: *role,
+            expire_time: *expire_time,
+            labels: labels.clone(),
             adding_user: Some(adding_user),
         };
         let (create, standing) = new.join(&found, Stamp::created(self.now));

@@ -7,6 +7,7 @@ mod checks;
 mod idempotency;
 mod lists;
 mod membership_changes;
+mod membership_updates;
 mod memberships;
 mod organization_changes;
 mod organizations;
@@ -29,7 +30,7 @@ pub use self::watch::{
 };
 pub use checks::{Check, CheckResult};
 pub use lists::{Page, PageRequest};
-pub use memberships::{MemberToAdd, MemberToRemove, RoleToChange};
+pub use memberships::{MemberToAdd, MemberToRemove, MembershipToUpdate, RoleToChange};
 pub use organizations::{
     NewOrganization, OrganizationEdit, OrganizationToDelete, OrganizationToEdit,
 };
@@ -49,6 +50,10 @@ use crate::{
     },
     store::{self, DynamoDb},
 };
+
+/// Most memberships that a batch or a list reads at once, with their users and organizations. Each of
+/// these three records has up to 12 KiB.
+pub const MEMBERSHIPS_AT_ONCE: usize = 100;
 
 /// The use cases of the account service, independent of the protocol.
 #[derive(Clone)]
@@ -90,6 +95,8 @@ pub enum Refusal {
     InvalidUser(&'static str, String),
     /// The same for an organization.
     InvalidOrganization(&'static str, String),
+    /// A field of a membership has an invalid value: its path in the request, and the reason.
+    InvalidMembership(&'static str, String),
     /// There is no such user.
     UserNotFound(Username),
     /// There is no such organization.

@@ -206,6 +206,8 @@ impl Change for CreateOrganization {
             organization: &organization,
             user: founder,
             role: Role::Owner,
+            expire_time: None,
+            labels: Labels::default(),
             adding_user: Some(founding_user),
         };
         let (join, owner) = owner.join(&found, self.stamp);

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     coherence::Verdict,
-    domain::{OrganizationName, Role, Username},
+    domain::{Membership, OrganizationName, Username},
     store::{self, DynamoDb, Step},
 };
 
@@ -29,20 +29,31 @@ pub(super) struct OtherOwners<'a> {
 }
 
 impl OtherOwners<'_> {
-    /// Adds the condition that another Owner remains. Refuses if there is none. `found` has
-    /// the records of the leaving Owner's membership.
+    /// Adds the condition that another lasting Owner remains. Refuses if there is none. The acting
+    /// user may be that Owner: its conditions are among `conditions` already. `found` has the
+    /// records of the leaving Owner's membership.
     pub(super) async fn require_one<T>(
         table: &DynamoDb,
-        organization: &OrganizationName,
-        leaving: &Username,
+        acting: Option<&Membership>,
+        leaving: &Membership,
         found: &ReadSet,
         conditions: &mut Vec<Step>,
     ) -> Result<Result<(), Verdict<T, Refusal>>, store::Error> {
+        let Membership {
+            organization_name: organization,
+            member_username: leaving,
+            ..
+        } = leaving;
+        let remains =
+            |acting: &Membership| acting.member_username != *leaving && acting.is_lasting_owner();
+        if acting.is_some_and(remains) {
+            return Ok(Ok(()));
+        }
         let mut search = OtherOwners {
             table,
             organization,
             leaving,
-            others: ReadSet::empty(),
+            others: ReadSet::empty(table),
         };
         if let Some(remains) = search.find().await? {
             conditions.extend(remains);
@@ -84,7 +95,8 @@ impl OtherOwners<'_> {
         }
     }
 
-    /// The conditions that one of these Owners remains. Deleted or suspended users do not count.
+    /// The conditions that one of these Owners remains. Deleted or suspended users do not count,
+    /// and memberships that expire.
     async fn find_among(&mut self, owners: &[Username]) -> Result<Option<Vec<Step>>, store::Error> {
         let organization = self.organization;
         let others: Vec<_> = owners.iter().filter(|it| *it != self.leaving).collect();
@@ -93,9 +105,11 @@ impl OtherOwners<'_> {
                 .iter()
                 .flat_map(|owner| keys_of_member(organization, owner));
             let found = ReadSet::read(self.table, keys).await?;
-            let remaining = some
-                .iter()
-                .find(|owner| found.role(organization, owner) == Some(Role::Owner));
+            let remaining = some.iter().find(|owner| {
+                found
+                    .acting(organization, owner)
+                    .is_some_and(|it| it.is_lasting_owner())
+            });
             if let Some(owner) = remaining {
                 return Ok(Some(found.still_counts(organization, owner)));
             }

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     coherence::{Change, Plan, Verdict},
     domain::{
-        Actor, Key, Membership, OrganizationName, Record, Role, Stamp, Standing, State,
+        Actor, Key, Labels, Membership, OrganizationName, Record, Role, Stamp, Standing, State,
         TRANSFERS_OWNERSHIP, Timestamp, Username,
     },
     store::{self, DynamoDb, Step},
@@ -85,6 +85,8 @@ impl TransferOwnership {
             organization,
             user,
             role: Role::Owner,
+            expire_time: None,
+            labels: Labels::default(),
             adding_user: None,
         };
         let (step, standing) = new.join(found, Stamp::created(self.now));
@@ -108,16 +110,17 @@ impl TransferOwnership {
         }
     }
 
-    /// The membership with this role.
+    /// The membership with this role. That of an Owner does not expire.
     fn with_role(&self, membership: &Membership, role: Role) -> Membership {
-        if membership.role == Some(role) {
-            return membership.clone();
+        let mut changed = membership.clone();
+        changed.role = Some(role);
+        if role == Role::Owner {
+            changed.expire_time = None;
         }
-        Membership {
-            role: Some(role),
-            stamp: membership.stamp.changed(self.now),
-            ..membership.clone()
+        if changed != *membership {
+            changed.stamp = membership.stamp.changed(self.now);
         }
+        changed
     }
 }
 

@@ -7,15 +7,22 @@ use super::Refusal;
 use crate::{
     coherence::{Plan, Verdict},
     domain::{
-        DeletedName, Key, Organization, OrganizationName, Orphans, Record, Role, Standing,
-        Timestamp, User, Username, standing_membership,
+        DeletedName, Key, Membership, Organization, OrganizationName, Orphans, Record, Role,
+        Standing, Timestamp, User, Username, standing_membership,
     },
     store::{self, DynamoDb, Step},
 };
 
-/// Records as strong reads returned them. `None`: no such record.
+/// Records as strong reads returned them.
 #[derive(Clone)]
-pub(super) struct ReadSet(HashMap<Key, Option<Record>>);
+pub(super) struct ReadSet {
+    /// `None`: no such record.
+    records: HashMap<Key, Option<Record>>,
+    /// The time after the reads.
+    now: Timestamp,
+    /// The time by which a commit that starts now has ended.
+    end_of_commit: Timestamp,
+}
 
 impl ReadSet {
     /// Reads records. Keys may repeat.
@@ -28,26 +35,33 @@ impl ReadSet {
         for (key, found) in keys.iter().zip(table.read_strong(&keys).await?) {
             records.insert(key.clone(), found);
         }
-        Ok(Self(records))
+        Ok(Self {
+            records,
+            ..Self::empty(table)
+        })
     }
 
     /// A read set without records.
-    pub(super) fn empty() -> Self {
-        Self(HashMap::new())
+    pub(super) fn empty(table: &DynamoDb) -> Self {
+        Self {
+            records: HashMap::new(),
+            now: table.now(),
+            end_of_commit: table.end_of_commit(),
+        }
     }
 
     /// The keys that were read.
     pub(super) fn keys(&self) -> impl Iterator<Item = &Key> {
-        self.0.keys()
+        self.records.keys()
     }
 
     pub(super) fn record(&self, key: &Key) -> Option<&Record> {
-        self.0.get(key)?.as_ref()
+        self.records.get(key)?.as_ref()
     }
 
     /// All records that were found.
     pub(super) fn records(&self) -> Vec<Record> {
-        self.0.values().flatten().cloned().collect()
+        self.records.values().flatten().cloned().collect()
     }
 
     /// The users and organizations that were found.
@@ -59,7 +73,7 @@ impl ReadSet {
 
     /// Adds another read set. Its records replace those of this one.
     pub(super) fn extend(&mut self, other: Self) {
-        self.0.extend(other.0);
+        self.records.extend(other.records);
     }
 
     /// Refuses because of these keys, and reveals their records or that there are none.
@@ -102,23 +116,43 @@ impl ReadSet {
         organization: &OrganizationName,
         username: &Username,
     ) -> Option<Standing> {
+        self.member_at(self.now, organization, username)
+    }
+
+    fn member_at(
+        &self,
+        time: Timestamp,
+        organization: &OrganizationName,
+        username: &Username,
+    ) -> Option<Standing> {
         let key = Key::Membership(organization.clone(), username.clone());
         let membership = self.record(&key)?.clone().into_membership();
         standing_membership(
             self.user(username),
             self.organization(organization),
             membership,
+            || time,
         )
     }
 
-    /// The effective role of a user in an organization.
+    /// The effective membership of an acting user. It does not expire before a commit that starts
+    /// now has ended.
+    pub(super) fn acting(
+        &self,
+        organization: &OrganizationName,
+        username: &Username,
+    ) -> Option<Membership> {
+        let member = self.member_at(self.end_of_commit, organization, username)?;
+        member.into_effective()
+    }
+
+    /// The role of an acting user, see [`Self::acting`].
     pub(super) fn role(
         &self,
         organization: &OrganizationName,
         username: &Username,
     ) -> Option<Role> {
-        let member = self.member(organization, username)?;
-        member.into_effective()?.role
+        self.acting(organization, username)?.role
     }
 
     /// The user and the organization of a membership, if they were found. A result that

@@ -13,8 +13,8 @@ pub(super) use self::bookkeeping::{
 
 use super::StoredClaim;
 use crate::domain::{
-    Email, EmailClaim, FreeText, Key, Labels, Membership, Organization, Record, Role, Stamp, State,
-    Timestamp, Uid, User, Username,
+    Email, EmailClaim, ExpireTime, FreeText, Key, Labels, Membership, Organization, Record, Role,
+    Stamp, State, Timestamp, Uid, User, Username,
 };
 
 pub(super) const VERSION: &str = "ver";
@@ -125,6 +125,10 @@ pub(crate) fn encode(record: &Record) -> Item {
                 membership.organization_uid.as_ref(),
             );
             put_uid(&mut item, MEMBER_UID, membership.member_uid.as_ref());
+            if let Some(ExpireTime(seconds)) = membership.expire_time {
+                put_number(&mut item, EXPIRE_TIME, seconds);
+            }
+            put_labels(&mut item, &membership.labels);
             put_stamp(&mut item, &membership.stamp);
         }
     }
@@ -167,6 +171,8 @@ pub(crate) fn decode(key: &Key, item: &Item) -> Option<Record> {
             adding_user: text(item, ADDING_USER).map(str::to_owned),
             organization_uid: uid(item, ORGANIZATION_UID),
             member_uid: uid(item, MEMBER_UID),
+            expire_time: number(item, EXPIRE_TIME).map(ExpireTime),
+            labels: labels(item),
             stamp,
         }),
     })
@@ -223,7 +229,7 @@ pub(super) fn difference(before: &Record, after: &Record) -> (Item, Vec<String>)
 
 /// Sets the time after which DynamoDB deletes the item.
 pub(super) fn put_expiry(item: &mut Item, expires: Timestamp) {
-    put_number(item, EXPIRE_TIME, expires.0.div_euclid(1000));
+    put_number(item, EXPIRE_TIME, expires.seconds());
 }
 
 /// Empty and default values have no attributes, as in the tutorial's items.
@@ -231,13 +237,17 @@ fn put_profile(item: &mut Item, display_name: &FreeText, labels: &Labels, state:
     if !display_name.as_str().is_empty() {
         put_text(item, DISPLAY_NAME, display_name.as_str());
     }
+    put_labels(item, labels);
+    if state != State::Active {
+        put_text(item, STATE, state.as_str());
+    }
+}
+
+fn put_labels(item: &mut Item, labels: &Labels) {
     if !labels.is_empty() {
         let labels = labels.iter();
         let labels = labels.map(|(key, value)| (key.to_owned(), Value::Text(value.to_owned())));
         item.insert(LABELS.to_owned(), Value::Map(labels.collect()));
-    }
-    if state != State::Active {
-        put_text(item, STATE, state.as_str());
     }
 }
 

@@ -17,7 +17,8 @@ pub use keys::{INVERTED_INDEX, LIST_INDEX, OWNER_INDEX, PARTITION_KEY, SORT_KEY,
 pub use log_head::{LOG_REGISTER, LogHead};
 
 use crate::domain::{
-    ChangeKind, Digest, Email, EmailClaim, Key, Made, Orphans, Record, Request, Timestamp,
+    ChangeKind, Digest, Email, EmailClaim, Key, Made, OrganizationName, Orphans, Record, Request,
+    Timestamp,
 };
 
 /// Most keys of one request to the table: DynamoDB's limit of a BatchGetItem.
@@ -110,6 +111,14 @@ pub struct Slice<'a> {
 /// A position in a list, opaque to other modules.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListPosition(pub String);
+
+impl ListPosition {
+    /// The position after this organization in the list of a user's organizations.
+    #[must_use]
+    pub fn of_organization(organization: &OrganizationName) -> Self {
+        Self(keys::members_of(organization))
+    }
+}
 
 /// A page of a list.
 #[derive(Debug)]
@@ -205,6 +214,7 @@ pub struct ChangedRecord {
 }
 
 /// The state of a key after a change.
+#[expect(clippy::large_enum_variant, reason = "most states are records")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StateAfter {
     /// This record.
@@ -233,8 +243,8 @@ pub enum StreamError {
 #[derive(Debug, Clone)]
 pub enum Step {
     /// Requires that the facts of a decision still hold: the record exists in the same incarnation
-    /// and state, or as a membership of the same incarnations with the same role; or there is still
-    /// no such record.
+    /// and state, or as a membership of the same incarnations with the same role and time of expiry,
+    /// which does not expire before the transaction has ended; or there is still no such record.
     Require {
         /// The record.
         key: Key,

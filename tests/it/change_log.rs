@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use account_service::{
-    domain::{ChangeKind, Key, RecordChange, Username},
+    domain::{ChangeKind, Key, RecordChange, Timestamp, Username},
     store::{self, DynamoDb, LogId, MAX_APPENDED, Registers as _},
 };
 
@@ -33,6 +33,7 @@ impl Log {
             endpoint: settings.dynamodb_endpoint,
             attempt_timeout: settings.dynamodb_attempt_timeout_ms,
             operation_timeout: table_timeout(),
+            wall_clock: Timestamp::now,
         };
         let table = Arc::new(DynamoDb::new(&aws, table));
         let values = BTreeMap::new();

@@ -211,6 +211,7 @@ async fn roles_that_are_unset_or_unknown_are_rejected() {
         username: "u".to_owned(),
         minimum_role: 9,
         consistency: None,
+        ..pb::CheckMembershipRequest::default()
     };
     let checked = service.client.clone().check_membership(request).await;
     assert_invalid_field(checked.map(drop), "minimum_role");

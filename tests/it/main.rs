@@ -22,6 +22,7 @@ mod connections;
 mod deployment;
 mod emails;
 mod errors;
+mod expiry;
 mod fleet;
 mod herds;
 mod histories;

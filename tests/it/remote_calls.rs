@@ -99,6 +99,7 @@ async fn a_fully_consistent_read_skips_the_cache() {
         consistency: Some(pb::ReadConsistency {
             requirement: Some(pb::read_consistency::Requirement::FullyConsistent(true)),
         }),
+        ..pb::CheckMembershipRequest::default()
     };
     let mut client = service.client.clone();
     let read = client.check_membership(request);

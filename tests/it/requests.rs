@@ -73,6 +73,15 @@ fn every_mutation() -> Vec<(&'static str, Sending)> {
             role: Role::Member,
             adding_user: OLIVIA,
         }),
+        request!(update_membership UpdateMembershipRequest {
+            membership: pb::Membership {
+                organization_name: ORG.to_owned(),
+                member_username: MICHAEL.to_owned(),
+                labels: [("job".to_owned(), "nurse".to_owned())].into(),
+                ..pb::Membership::default()
+            },
+            acting_user: OLIVIA,
+        }),
         request!(change_member_role ChangeMemberRoleRequest {
             organization_name: ORG,
             member_username: MICHAEL,

@@ -2,6 +2,7 @@
 //! names the path of the invalid field.
 
 mod changes;
+mod memberships;
 mod profiles;
 mod replies;
 mod update_mask;
@@ -16,21 +17,22 @@ use tonic::Status;
 
 pub(super) use self::{
     changes::{changes, watch},
+    memberships::{
+        member_to_add, member_to_remove, membership_names, membership_to_update,
+        ownership_to_transfer, role_to_change,
+    },
     profiles::{
         new_organization, new_user, organization_in_state, organization_to_delete,
         organization_to_update, user_in_state, user_to_delete, user_to_update, wanted_email,
     },
-    replies::{check_result, membership, organization, source, user},
-    update_mask::{normalize_organization, normalize_user},
+    replies::{check_response, check_result, membership, organization, source, user},
+    update_mask::{normalize_membership, normalize_organization, normalize_user},
 };
 use super::{MAX_RESPONSE_BYTES, status};
 use crate::{
-    domain::{Actor, Etag, NameError, OrganizationName, Role, Username},
+    domain::{NameError, OrganizationName, Role, Username},
     proto::account_v1::{self as pb, read_consistency::Requirement},
-    service::{
-        Check, Freshness, MemberToAdd, MemberToRemove, OwnershipToTransfer, PageRequest,
-        RoleToChange,
-    },
+    service::{Check, Freshness, PageRequest},
 };
 
 /// Entries of a page if the request has no page size.
@@ -59,66 +61,6 @@ macro_rules! actor {
     };
 }
 use actor;
-
-pub(super) fn ownership_to_transfer(
-    request: &pb::TransferOwnershipRequest,
-) -> Result<OwnershipToTransfer, Status> {
-    Ok(OwnershipToTransfer {
-        organization_name: organization_name("organization_name", &request.organization_name)?,
-        new_owner: username("new_owner", &request.new_owner)?,
-        actor: actor!(transfer_ownership_request, request.actor),
-    })
-}
-
-pub(super) fn member_to_add(
-    request: &pb::AddUserToOrganizationRequest,
-) -> Result<MemberToAdd, Status> {
-    let (organization_name, member_username) =
-        membership_names(&request.organization_name, &request.member_username)?;
-    Ok(MemberToAdd {
-        organization_name,
-        member_username,
-        role: required_role("role", request.role)?,
-        adding_user: username("adding_user", &request.adding_user)?,
-    })
-}
-
-pub(super) fn role_to_change(
-    request: &pb::ChangeMemberRoleRequest,
-) -> Result<RoleToChange, Status> {
-    let (organization_name, member_username) =
-        membership_names(&request.organization_name, &request.member_username)?;
-    Ok(RoleToChange {
-        organization_name,
-        member_username,
-        role: required_role("role", request.role)?,
-        acting_user: username("acting_user", &request.acting_user)?,
-        etag: Etag::from_text(&request.etag),
-    })
-}
-
-pub(super) fn member_to_remove(
-    request: &pb::RemoveUserFromOrganizationRequest,
-) -> Result<MemberToRemove, Status> {
-    let (organization_name, member_username) =
-        membership_names(&request.organization_name, &request.member_username)?;
-    Ok(MemberToRemove {
-        organization_name,
-        member_username,
-        acting_user: username("acting_user", &request.acting_user)?,
-        etag: Etag::from_text(&request.etag),
-    })
-}
-
-pub(super) fn membership_names(
-    organization: &str,
-    member: &str,
-) -> Result<(OrganizationName, Username), Status> {
-    Ok((
-        organization_name("organization_name", organization)?,
-        username("member_username", member)?,
-    ))
-}
 
 pub(super) fn checks(checks: &[pb::MembershipCheck]) -> Result<Vec<Check>, Status> {
     batch("checks", checks, |path, one| {
@@ -204,6 +146,7 @@ pub(super) fn check(
         )?,
         username: named_under(path, "username", Username::parse_existing(user))?,
         minimum_role: role(path, "minimum_role", minimum_role)?,
+        with_labels: false,
     })
 }
 

@@ -145,7 +145,7 @@ pub(in crate::grpc) fn wanted_email(text: &str) -> Result<Email, Status> {
     named("email", Email::parse_existing(text))
 }
 
-fn labels(
+pub(super) fn labels(
     field: &str,
     labels: &BTreeMap<String, String>,
     parse_value: fn(&str) -> Result<FreeText, NameError>,

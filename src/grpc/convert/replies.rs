@@ -6,7 +6,8 @@ use prost_types::Timestamp as WireTimestamp;
 
 use crate::{
     domain::{
-        Labels, Membership, Organization, Role, Stamp, Standing, State, Timestamp, Uid, User,
+        ExpireTime, Labels, Membership, Organization, Role, Stamp, Standing, State, Timestamp, Uid,
+        User,
     },
     proto::account_v1 as pb,
     service::{CheckResult, Source},
@@ -72,14 +73,42 @@ pub(super) fn membership_alone(membership: &Membership) -> pb::Membership {
         etag: membership.stamp.etag().as_str().to_owned(),
         create_time,
         update_time,
+        expire_time: membership.expire_time.map(expire_time),
+        labels: wire_labels(&membership.labels),
     }
 }
 
-pub(in crate::grpc) fn check_result(result: CheckResult) -> pb::MembershipCheckResult {
+fn expire_time(ExpireTime(seconds): ExpireTime) -> WireTimestamp {
+    WireTimestamp { seconds, nanos: 0 }
+}
+
+pub(in crate::grpc) fn check_result(result: &CheckResult) -> pb::MembershipCheckResult {
     pb::MembershipCheckResult {
         is_member: result.role.is_some(),
         role: wire_role(result.role),
         satisfied: result.is_satisfied,
+        expire_time: result.expire_time.map(expire_time),
+    }
+}
+
+/// The response to a check.
+pub(in crate::grpc) fn check_response(
+    result: &CheckResult,
+    from: Source,
+) -> pb::CheckMembershipResponse {
+    let pb::MembershipCheckResult {
+        is_member,
+        role,
+        satisfied,
+        expire_time,
+    } = check_result(result);
+    pb::CheckMembershipResponse {
+        is_member,
+        role,
+        satisfied,
+        source: source(from).into(),
+        expire_time,
+        labels: wire_labels(&result.labels),
     }
 }
 

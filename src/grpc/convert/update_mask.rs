@@ -15,17 +15,19 @@ struct Field<M> {
 }
 
 macro_rules! fields {
-    ($($name:ident),+) => {
+    ($message:path: $($name:ident),+) => {
         &[$(Field {
             name: stringify!($name),
-            is_given: |message| !message.$name.is_empty(),
+            is_given: |message| message.$name != <$message>::default().$name,
             take: |to, from| to.$name = std::mem::take(&mut from.$name),
         }),+]
     };
 }
 
-const USER: &[Field<pb::User>] = fields![first_name, last_name, display_name, email, labels];
-const ORGANIZATION: &[Field<pb::Organization>] = fields![display_name, labels];
+const USER: &[Field<pb::User>] =
+    fields![pb::User: first_name, last_name, display_name, email, labels];
+const ORGANIZATION: &[Field<pb::Organization>] = fields![pb::Organization: display_name, labels];
+const MEMBERSHIP: &[Field<pb::Membership>] = fields![pb::Membership: expire_time, labels];
 
 /// The names of the fields to change.
 pub(super) struct Masked(Vec<&'static str>);
@@ -48,6 +50,17 @@ impl Masked {
         organization: &pb::Organization,
     ) -> Result<Self, Status> {
         Self::of(mask, organization, ORGANIZATION)
+    }
+
+    /// The fields of a membership to change.
+    ///
+    /// # Errors
+    /// The mask names another field.
+    pub(super) fn of_membership(
+        mask: Option<&FieldMask>,
+        membership: &pb::Membership,
+    ) -> Result<Self, Status> {
+        Self::of(mask, membership, MEMBERSHIP)
     }
 
     /// `Some(value)` if the field is to be changed.
@@ -108,6 +121,19 @@ pub(in crate::grpc) fn normalize_organization(request: &mut pb::UpdateOrganizati
             &mut request.update_mask,
             ORGANIZATION,
         );
+    }
+}
+
+/// Like [`normalize_user`], for a membership.
+pub(in crate::grpc) fn normalize_membership(request: &mut pb::UpdateMembershipRequest) {
+    if let Some(membership) = &mut request.membership {
+        let reduced = pb::Membership {
+            organization_name: membership.organization_name.clone(),
+            member_username: membership.member_username.clone(),
+            etag: membership.etag.clone(),
+            ..pb::Membership::default()
+        };
+        normalize(membership, reduced, &mut request.update_mask, MEMBERSHIP);
     }
 }
 

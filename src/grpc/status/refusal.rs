@@ -44,6 +44,7 @@ pub(super) fn refused(refusal: Refusal) -> Status {
         Refusal::InvalidOrganization(field, why) => {
             invalid_field(format!("organization.{field}"), why)
         }
+        Refusal::InvalidMembership(path, why) => invalid_field(path, why),
         Refusal::NotPermitted => plain(
             Code::PermissionDenied,
             Reason::NotPermitted,
@@ -52,8 +53,8 @@ pub(super) fn refused(refusal: Refusal) -> Status {
         Refusal::LastOwner(organization) => precondition(
             Reason::LastOwner,
             ("organization_name", organization.as_str()),
-            "an organization must keep at least one Owner",
-            "the last Owner cannot leave, be demoted or be removed",
+            "an organization must keep at least one Owner whose membership does not expire",
+            "the last Owner cannot leave, be demoted or be removed, and its membership cannot expire",
         ),
         Refusal::NewOwnerSuspended(username) => precondition(
             Reason::NewOwnerSuspended,

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::{DynamoDb, MAX_ATTEMPTS, RETRY_PAUSE, failed, kind_of_code, timeouts, unusable};
 use crate::{
-    domain::Origin,
+    domain::{Origin, Record, Timestamp},
     error_chain::describe,
     store::{CommitError, Error, ErrorKind, Step, item},
 };
@@ -32,6 +32,10 @@ impl DynamoDb {
     /// # Errors
     /// See [`CommitError`].
     pub async fn commit(&self, steps: &[Step], origin: &Origin) -> Result<(), CommitError> {
+        // Conditions of DynamoDB cannot compare with the present time.
+        if expires_before(self.end_of_commit(), steps) {
+            return Err(CommitError::Stale);
+        }
         // The id is DynamoDB's idempotency token and an attribute of every written item. Each of
         // them shows a retry that an earlier attempt has succeeded.
         let write_id = Uuid::new_v4().to_string();
@@ -64,6 +68,17 @@ impl DynamoDb {
             }
         }
     }
+}
+
+/// Whether a membership that these steps require has expired at `end`.
+fn expires_before(end: Timestamp, steps: &[Step]) -> bool {
+    steps.iter().any(|step| match step {
+        Step::Require {
+            found: Some(Record::Membership(membership)),
+            ..
+        } => membership.has_expired(|| end),
+        _ => false,
+    })
 }
 
 /// An attempt that may have been applied is retried in any case: the retry finds its outcome. Any

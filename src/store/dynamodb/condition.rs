@@ -6,7 +6,7 @@ use aws_sdk_dynamodb::types::AttributeValue;
 
 use super::to_attribute;
 use crate::{
-    domain::{Record, Role, State, Timestamp, Uid},
+    domain::{ExpireTime, Record, Role, State, Timestamp, Uid},
     store::{
         StoredClaim,
         item::{self, Item, Value},
@@ -29,7 +29,7 @@ impl Condition {
         condition
     }
 
-    /// The facts of decisions: existence, incarnation, state and role.
+    /// The facts of decisions: existence, incarnation, state, role and time of expiry.
     pub(super) fn facts(found: Option<&Record>) -> Self {
         let mut condition = Self::default();
         match found {
@@ -58,7 +58,8 @@ impl Condition {
         if let Some(record) = found {
             let stamp = record.stamp();
             condition.and_version(stamp.version);
-            condition.and_create_time(stamp.create_time);
+            let create_time = stamp.create_time.map(|Timestamp(millis)| millis);
+            condition.and_time(item::CREATE_TIME, create_time);
         }
         condition
     }
@@ -116,6 +117,8 @@ impl Condition {
                 let organization_uid = membership.organization_uid.as_ref();
                 self.and_uid(item::ORGANIZATION_UID, organization_uid);
                 self.and_uid(item::MEMBER_UID, membership.member_uid.as_ref());
+                let expire_time = membership.expire_time.map(|ExpireTime(seconds)| seconds);
+                self.and_time(item::EXPIRE_TIME, expire_time);
             }
         }
     }
@@ -156,13 +159,13 @@ impl Condition {
     }
 
     /// The time is this one. `None`: the attribute is missing or not a number.
-    fn and_create_time(&mut self, time: Option<Timestamp>) {
-        if let Some(Timestamp(millis)) = time {
-            self.and_whole(item::CREATE_TIME, millis);
+    fn and_time(&mut self, attribute: &str, time: Option<i64>) {
+        if let Some(time) = time {
+            self.and_whole(attribute, time);
             return;
         }
         let number = Value::Text("N".to_owned());
-        let [name, number] = self.name_and_value(item::CREATE_TIME, "number", number);
+        let [name, number] = self.name_and_value(attribute, "number", number);
         self.and(&format!("NOT attribute_type({name}, {number})"));
     }
 

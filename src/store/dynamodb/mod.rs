@@ -33,7 +33,7 @@ use super::{
     keys,
 };
 use crate::{
-    domain::{Email, Key, Record, Request},
+    domain::{Email, Key, Record, Request, Timestamp},
     error_chain::describe,
     telemetry::{AwsCalls, Backend},
 };
@@ -72,6 +72,8 @@ pub struct TableSettings {
     pub attempt_timeout: Duration,
     /// Longest operation, with all attempts. The fences of a commit must outlive it.
     pub operation_timeout: Duration,
+    /// The wall clock. Memberships expire by it.
+    pub wall_clock: fn() -> Timestamp,
 }
 
 /// The table, over one long-lived client, and the client of its stream. Clones share both.
@@ -82,6 +84,7 @@ pub struct DynamoDb {
     table: String,
     attempt_timeout: Duration,
     operation_timeout: Duration,
+    wall_clock: fn() -> Timestamp,
     /// The retry budget of commits, which the SDK does not retry.
     retry_budget: Arc<Budget>,
 }
@@ -110,8 +113,21 @@ impl DynamoDb {
             table: settings.table,
             attempt_timeout: attempt,
             operation_timeout: operation,
+            wall_clock: settings.wall_clock,
             retry_budget: Arc::default(),
         }
+    }
+
+    /// The present time, by the wall clock.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        (self.wall_clock)()
+    }
+
+    /// The time by which a commit that starts now has ended.
+    #[must_use]
+    pub fn end_of_commit(&self) -> Timestamp {
+        self.now().after(self.operation_timeout)
     }
 
     async fn get(&self, key: &Key) -> Result<Option<Record>, Error> {

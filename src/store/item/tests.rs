@@ -32,6 +32,8 @@ fn an_encoded_membership_is_decoded() {
         adding_user: Some("oliviaowner".to_owned()),
         organization_uid: Uid::from_text("o"),
         member_uid: Uid::from_text("m"),
+        expire_time: Some(ExpireTime(1_800_000_000)),
+        labels: Labels::parse([("job", "nurse")].into_iter(), FreeText::parse_new).unwrap(),
         stamp: Stamp::created(Timestamp(1)).changed(Timestamp(2)),
     });
     assert_eq!(

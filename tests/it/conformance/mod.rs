@@ -4,7 +4,7 @@
 mod rules;
 mod world;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use account_service::proto::account_v1::{
     self as pb, Role, State, delete_organization_request, transfer_ownership_request,
@@ -18,9 +18,12 @@ use self::{
     rules::{
         ORGANIZATIONS, Operation, Organization, Outcome, Person, ROLES, Relation, Target, people,
     },
-    world::{Part, Stored, World},
+    world::{Part, Stored, World, until_expired},
 };
-use crate::harness::{Replica, Table, start};
+use crate::harness::{Replica, Table, from_now, start};
+
+/// A life that no test outlives.
+const LONG: Duration = Duration::from_secs(7200);
 
 /// One call.
 #[derive(Debug, Clone, Copy)]
@@ -36,7 +39,13 @@ fn cases(world: &World) -> Vec<Case> {
     let by_role = |of: fn(Role) -> Operation| ROLES.map(of).into_iter();
     let with_target: Vec<_> = by_role(Operation::Add)
         .chain(by_role(Operation::ChangeRole))
-        .chain([Operation::Remove, Operation::Transfer])
+        .chain([
+            Operation::Remove,
+            Operation::Transfer,
+            Operation::Label,
+            Operation::SetEnd,
+            Operation::RemoveEnd,
+        ])
         .collect();
     let mut cases = Vec::new();
     for actor in people().map(Some).chain([None]) {
@@ -85,6 +94,28 @@ async fn call(service: &Replica, world: &World, case: Case) -> Result<(), Status
             .remove(organization, &target, &acting)
             .await
             .map(drop),
+        Operation::Label => {
+            let labels = [("job".to_owned(), "nurse".to_owned())].into();
+            let update = pb::Membership {
+                labels,
+                ..pb::Membership::default()
+            };
+            service
+                .update_membership(organization, &target, update, &["labels"], &acting)
+                .await
+                .map(drop)
+        }
+        Operation::SetEnd | Operation::RemoveEnd => {
+            let end = (case.operation == Operation::SetEnd).then(|| from_now(LONG));
+            let update = pb::Membership {
+                expire_time: end,
+                ..pb::Membership::default()
+            };
+            service
+                .update_membership(organization, &target, update, &["expire_time"], &acting)
+                .await
+                .map(drop)
+        }
         Operation::Transfer => {
             use transfer_ownership_request::Actor;
             let request = pb::TransferOwnershipRequest {
@@ -160,7 +191,13 @@ fn assert_done(world: &World, case: Case, before: &Stored, after: &Stored) {
             assert_eq!(item["state"].as_s().unwrap(), "TOMBSTONE", "{what}");
             assert_eq!(after.members, before.members, "{what}");
         }
-        Operation::Add(_) | Operation::ChangeRole(_) | Operation::Remove | Operation::Transfer => {
+        Operation::Add(_)
+        | Operation::ChangeRole(_)
+        | Operation::Remove
+        | Operation::Transfer
+        | Operation::Label
+        | Operation::SetEnd
+        | Operation::RemoveEnd => {
             let target_name = world.target_name(actor, target);
             let actor_name = actor.map(|actor| world.name(Part::Actor, actor));
             let actor_name = actor_name.unwrap_or_default();
@@ -182,6 +219,7 @@ fn assert_done(world: &World, case: Case, before: &Stored, after: &Stored) {
 
 async fn run(state: Organization, service: Arc<Replica>, table: Arc<Table>) -> usize {
     let world = World::make(state, &service).await;
+    until_expired().await;
     let before = world.stored(&table).await;
     let cases = cases(&world);
     for &case in &cases {
@@ -250,6 +288,7 @@ async fn assert_reads(service: &Replica, world: &World, person: Person) {
             username: check.username.clone(),
             minimum_role: check.minimum_role,
             consistency: None,
+            ..pb::CheckMembershipRequest::default()
         };
         let one = client.check_membership(one).await.unwrap().into_inner();
         assert_eq!(one.is_member.then(|| one.role()), counts, "{what}");
@@ -340,6 +379,7 @@ async fn every_read_about_every_person_reflects_memberships_that_count() {
     let (_backends, service) = start().await;
     for state in ORGANIZATIONS {
         let world = World::make(state, &service).await;
+        until_expired().await;
         for person in people() {
             assert_reads(&service, &world, person).await;
         }
@@ -365,6 +405,7 @@ async fn every_active_user_can_found_an_organization_that_does_not_exist() {
     let table = backends.table();
     for state in ORGANIZATIONS {
         let world = World::make(state, &service).await;
+        until_expired().await;
         let before = world.stored(&table).await;
         for founder in people() {
             let expected = match founder {

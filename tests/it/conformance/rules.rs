@@ -8,6 +8,10 @@ use account_service::proto::account_v1::Role;
 pub enum Relation {
     /// A membership with this role.
     Member(Role),
+    /// The same, with an end in the future.
+    Expiring(Role),
+    /// A membership as an Owner that has expired.
+    Expired,
     /// A user who is no member.
     Outsider,
     /// A user whose name belonged to an Owner who was deleted.
@@ -52,6 +56,12 @@ pub enum Operation {
     ChangeRole(Role),
     Remove,
     Transfer,
+    /// Changes the labels of a membership.
+    Label,
+    /// Sets the end of a membership.
+    SetEnd,
+    /// Removes the end of a membership.
+    RemoveEnd,
     Update,
     Delete,
 }
@@ -86,14 +96,23 @@ pub fn people() -> impl Iterator<Item = Person> {
         Relation::Namesake,
         Relation::NoUser,
     ]);
-    relations
-        .flat_map(|relation| {
-            [false, true].map(|is_suspended| Person {
-                relation,
-                is_suspended,
-            })
+    let people = relations.flat_map(|relation| {
+        [false, true].map(|is_suspended| Person {
+            relation,
+            is_suspended,
         })
-        .filter(|person| person.relation != Relation::NoUser || !person.is_suspended)
+    });
+    let people =
+        people.filter(|person| person.relation != Relation::NoUser || !person.is_suspended);
+    let with_ends = [
+        Relation::Expiring(Role::Owner),
+        Relation::Expiring(Role::Admin),
+        Relation::Expired,
+    ];
+    people.chain(with_ends.map(|relation| Person {
+        relation,
+        is_suspended: false,
+    }))
 }
 
 /// Whether the organization exists.
@@ -101,11 +120,13 @@ pub fn exists(organization: Organization) -> bool {
     organization != Organization::Deleted
 }
 
-/// The role of the stored membership, whether it counts or not.
+/// The role of the membership, whether it counts or not.
 pub fn stored_role(organization: Organization, person: Person) -> Option<Role> {
     use Organization::{Active, Suspended, WithOneOwner};
     match person.relation {
-        Relation::Member(role) if matches!(organization, Active | WithOneOwner | Suspended) => {
+        Relation::Member(role) | Relation::Expiring(role)
+            if matches!(organization, Active | WithOneOwner | Suspended) =>
+        {
             Some(role)
         }
         _ => None,
@@ -133,7 +154,8 @@ pub fn outcome(
     let acting = actor.and_then(|actor| role(organization, actor));
     let owner = acting == Some(Role::Owner);
     let manager = owner || acting == Some(Role::Admin);
-    let is_last = is_self && owner && organization == Organization::WithOneOwner;
+    let is_expiring = matches!(person.relation, Relation::Expiring(_));
+    let is_last = is_self && owner && !is_expiring && organization == Organization::WithOneOwner;
     let member = stored_role(organization, person);
 
     match operation {
@@ -157,6 +179,15 @@ pub fn outcome(
                 Some(_) => Outcome::Done,
             }
         }
+        Operation::Label | Operation::SetEnd | Operation::RemoveEnd if manager => match member {
+            None => Outcome::MembershipNotFound,
+            Some(Role::Owner) if !owner => Outcome::NotPermitted,
+            Some(_) if is_self && operation == Operation::SetEnd => Outcome::NotPermitted,
+            Some(_) if is_self && is_expiring && operation == Operation::RemoveEnd => {
+                Outcome::NotPermitted
+            }
+            Some(_) => Outcome::Done,
+        },
         Operation::Remove if is_last => Outcome::LastOwner,
         Operation::Remove if is_self && acting.is_some() => Outcome::Done,
         Operation::Remove if manager => match member {
@@ -192,7 +223,11 @@ pub fn afterwards(
         Operation::Add(role) | Operation::ChangeRole(role) => Some(role),
         Operation::Remove => None,
         Operation::Transfer => Some(Role::Owner),
-        Operation::Update | Operation::Delete => of_target,
+        Operation::Label
+        | Operation::SetEnd
+        | Operation::RemoveEnd
+        | Operation::Update
+        | Operation::Delete => of_target,
     };
     let of_actor = match (operation, target) {
         (_, Target::Oneself) => of_target,

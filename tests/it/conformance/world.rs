@@ -1,13 +1,17 @@
 //! An organization in one state, with every kind of member and outsider, created by the
 //! service alone.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use account_service::proto::account_v1::{self as pb, Role};
 use aws_sdk_dynamodb::types::AttributeValue;
+use tokio::time::sleep;
 
 use super::rules::{ORGANIZATIONS, Organization, Person, Relation, Target, people};
-use crate::harness::{Replica, Table};
+use crate::harness::{Replica, Table, from_now};
 
 /// Items by sort key.
 pub type Items = BTreeMap<String, HashMap<String, AttributeValue>>;
@@ -22,6 +26,17 @@ pub struct Stored {
 pub struct World {
     pub state: Organization,
     pub organization: String,
+}
+
+/// The life of memberships that expire before the calls.
+const SHORT: Duration = Duration::from_secs(2);
+
+/// Most attempts to add a member before its membership expires.
+const MAX_ATTEMPTS: usize = 20;
+
+/// Waits until the memberships with a short life have expired.
+pub async fn until_expired() {
+    sleep(SHORT + Duration::from_secs(1)).await;
 }
 
 /// One of two persons of a kind: the actor or the target.
@@ -48,6 +63,7 @@ impl World {
         } = person;
         let kind = match relation {
             Relation::Member(role) => format!("{role:?}"),
+            Relation::Expiring(role) => format!("expiring-{role:?}"),
             _ => format!("{relation:?}"),
         };
         let state = if is_suspended { "suspended" } else { "active" };
@@ -129,12 +145,32 @@ impl World {
         }
         service.create_user(name).await.unwrap();
         let role = match person.relation {
-            Relation::Member(role) => Some(role),
-            Relation::Namesake => Some(Role::Owner),
+            Relation::Member(role) | Relation::Expiring(role) => Some(role),
+            Relation::Namesake | Relation::Expired => Some(Role::Owner),
             Relation::Outsider | Relation::NoUser => None,
         };
+        let end = match person.relation {
+            Relation::Expiring(_) => Some(Duration::from_secs(3600)),
+            Relation::Expired => Some(SHORT),
+            _ => None,
+        };
         if let Some(role) = role {
-            let added = service.add(&self.organization, name, role, founder).await;
+            let request = || pb::AddUserToOrganizationRequest {
+                organization_name: self.organization.clone(),
+                member_username: name.to_owned(),
+                role: role.into(),
+                adding_user: founder.to_owned(),
+                expire_time: end.map(from_now),
+                ..pb::AddUserToOrganizationRequest::default()
+            };
+            let mut client = service.client.clone();
+            let mut added = client.add_user_to_organization(request()).await;
+            // On a busy machine, a short life may have ended before the call.
+            for _ in 0..MAX_ATTEMPTS {
+                if added.is_err() {
+                    added = client.add_user_to_organization(request()).await;
+                }
+            }
             added.unwrap();
         }
         if person.relation == Relation::Namesake {
@@ -157,9 +193,12 @@ impl World {
 
     pub async fn stored(&self, table: &Table) -> Stored {
         let [organization, members] = self.partitions();
+        let mut members = table.partition(&members).await;
+        // The table may have removed an expired item, or not.
+        members.retain(|_, item| !has_expired(item));
         Stored {
             organization: table.partition(&organization).await,
-            members: table.partition(&members).await,
+            members,
         }
     }
 
@@ -199,6 +238,13 @@ impl Stored {
         }
         others
     }
+}
+
+fn has_expired(item: &HashMap<String, AttributeValue>) -> bool {
+    item.get("expireTime").is_some_and(|end| {
+        let end: i64 = end.as_n().unwrap().parse().unwrap();
+        end <= from_now(Duration::ZERO).seconds
+    })
 }
 
 fn sort_key(name: &str) -> String {

@@ -290,6 +290,7 @@ impl Load {
                     role: role.into(),
                     adding_user: acting_user,
                     request_id: id.to_owned(),
+                    ..pb::AddUserToOrganizationRequest::default()
                 };
                 let attempt = |left| {
                     let (mut client, request) = (self.client.clone(), within(left, &request));
@@ -367,6 +368,7 @@ impl Load {
             consistency: Some(pb::ReadConsistency {
                 requirement: Some(requirement),
             }),
+            ..pb::CheckMembershipRequest::default()
         };
         let attempt = |left| {
             let (mut client, request) = (self.client.clone(), within(left, &request));

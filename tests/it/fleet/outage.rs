@@ -97,6 +97,7 @@ async fn write(client: Client, number: usize, watch: &Watch) {
             role: pb::Role::Member.into(),
             adding_user: FOUNDER.to_owned(),
             request_id: uuid::Uuid::new_v4().to_string(),
+            ..pb::AddUserToOrganizationRequest::default()
         });
         add.set_timeout(Duration::from_secs(3));
         let added = client.add_user_to_organization(add).await.is_ok();

@@ -1,6 +1,6 @@
 //! Short methods of `Replica` for common calls.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use account_service::proto::account_v1 as pb;
 use tonic::Status;
@@ -13,6 +13,11 @@ pub fn no_older_than(staleness: Duration) -> pb::ReadConsistency {
     pb::ReadConsistency {
         requirement: Some(pb::read_consistency::Requirement::MaxStaleness(staleness)),
     }
+}
+
+/// The time after this span.
+pub fn from_now(span: Duration) -> prost_types::Timestamp {
+    (SystemTime::now() + span).into()
 }
 
 impl Replica {
@@ -118,6 +123,31 @@ impl Replica {
         let reply = self.client.clone().get_membership(request).await?;
         let reply = reply.into_inner();
         Ok((reply.membership.clone().unwrap(), reply.source()))
+    }
+
+    /// Changes the fields in the mask.
+    pub async fn update_membership(
+        &self,
+        organization: &str,
+        member: &str,
+        update: pb::Membership,
+        mask: &[&str],
+        acting_user: &str,
+    ) -> Result<pb::Membership, Status> {
+        let request = pb::UpdateMembershipRequest {
+            membership: Some(pb::Membership {
+                organization_name: organization.to_owned(),
+                member_username: member.to_owned(),
+                ..update
+            }),
+            update_mask: Some(prost_types::FieldMask {
+                paths: mask.iter().map(ToString::to_string).collect(),
+            }),
+            acting_user: acting_user.to_owned(),
+            ..pb::UpdateMembershipRequest::default()
+        };
+        let reply = self.client.clone().update_membership(request).await?;
+        Ok(reply.into_inner().membership.unwrap())
     }
 
     pub async fn change_role(

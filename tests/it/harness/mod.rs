@@ -37,7 +37,10 @@ use self::{
     script::{BESIDE, Script},
 };
 
-pub use self::{calls::no_older_than, table::Table};
+pub use self::{
+    calls::{from_now, no_older_than},
+    table::Table,
+};
 
 pub type Client = AccountServiceClient<Channel>;
 

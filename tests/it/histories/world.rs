@@ -744,6 +744,7 @@ async fn send(
                 role: role.into(),
                 adding_user: ROOT.to_owned(),
                 request_id,
+                ..pb::AddUserToOrganizationRequest::default()
             };
             client.add_user_to_organization(request).await.map(drop)
         }

@@ -80,7 +80,7 @@ async fn active(settings: &ServeSettings, tuning: Tuning) -> Replica {
 }
 
 /// Backends and two replicas with near caches, with Michael in Olivia's organization.
-async fn two() -> (Backends, Replica, Replica) {
+pub async fn two() -> (Backends, Replica, Replica) {
     two_with(tuning).await
 }
 
