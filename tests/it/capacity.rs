@@ -132,6 +132,12 @@ async fn writes_have_the_documented_transaction_items() {
     assert_eq!(meter.items(add).await, 5);
     let change = service.change_role(ORG, MICHAEL, Role::Admin, OLIVIA);
     assert_eq!(meter.items(change).await, 5);
+    let labels = pb::Membership {
+        labels: [("job".to_owned(), "nurse".to_owned())].into(),
+        ..pb::Membership::default()
+    };
+    let change = service.update_membership(ORG, MICHAEL, labels, &["labels"], OLIVIA);
+    assert_eq!(meter.items(change).await, 5);
 
     let user = pb::User {
         display_name: "Michael".to_owned(),

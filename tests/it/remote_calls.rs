@@ -1,8 +1,10 @@
 //! The number of remote calls of each RPC, counted by the servers and asserted exactly.
 
+use std::time::Duration;
+
 use account_service::proto::account_v1::{self as pb, Role, Source};
 
-use crate::harness::{Backends, Replica, start};
+use crate::harness::{Backends, Replica, from_now, start};
 
 const ORG: &str = "olivia-org";
 const OLIVIA: &str = "oliviaowner";
@@ -199,6 +201,14 @@ async fn writes_that_revoke_publish_nothing() {
         "1 x TransactWriteItems",
     ];
     let write = service.change_role(ORG, MICHAEL, Role::Member, OLIVIA);
+    assert_calls(&backends, &service, write, demotion)
+        .await
+        .unwrap();
+    let end = pb::Membership {
+        expire_time: Some(from_now(Duration::from_secs(3600))),
+        ..pb::Membership::default()
+    };
+    let write = service.update_membership(ORG, MICHAEL, end, &["expire_time"], OLIVIA);
     assert_calls(&backends, &service, write, demotion)
         .await
         .unwrap();

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
 // must returns the response of a call that has to succeed.
@@ -112,6 +113,23 @@ func watch(ctx context.Context, accounts pb.AccountServiceClient) {
 	assert(len(seen) == 3, "changes", seen)
 }
 
+// updateMembership gives a membership an end and labels.
+func updateMembership(ctx context.Context, accounts pb.AccountServiceClient) {
+	end := timestamppb.New(time.Now().Add(time.Hour).Truncate(time.Second))
+	must(accounts.UpdateMembership(ctx, &pb.UpdateMembershipRequest{
+		Membership: &pb.Membership{
+			OrganizationName: "go-org", MemberUsername: "go-michael",
+			ExpireTime: end, Labels: map[string]string{"job": "nurse"},
+		},
+		ActingUser: "go-olivia",
+	}))
+	check := must(accounts.CheckMembership(ctx, &pb.CheckMembershipRequest{
+		OrganizationName: "go-org", Username: "go-michael", WithLabels: true,
+	}))
+	assert(proto.Equal(check.GetExpireTime(), end), "end", check)
+	assert(check.GetLabels()["job"] == "nurse", "labels", check)
+}
+
 func main() {
 	config := must(os.ReadFile(os.Args[2]))
 	channel := must(grpc.NewClient(os.Args[1],
@@ -126,6 +144,7 @@ func main() {
 	page(ctx, accounts)
 	sendTwice(ctx, accounts)
 	watch(ctx, accounts)
+	updateMembership(ctx, accounts)
 	_, err := accounts.CreateUser(ctx, &pb.CreateUserRequest{Username: "go-olivia"})
 	code, why := reason(err)
 	assert(code == codes.AlreadyExists && why == "USER_ALREADY_EXISTS", "error", err)

@@ -82,6 +82,11 @@ def memberships():
     has(ok("GET", MICHAEL + ":check?minimumRole=ROLE_ADMIN"), isMember=True, role="ROLE_MEMBER", satisfied=False)
     changing = {"role": "ROLE_ADMIN", "actingUser": "http-olivia"}
     has(ok("PATCH", MICHAEL, changing)["membership"], role="ROLE_ADMIN")
+    path = MICHAEL + ":update?actingUser=http-olivia"
+    has(ok("PATCH", path, {"labels": {"job": "nurse"}})["membership"], labels={"job": "nurse"})
+    ending = {"expireTime": "2099-01-01T00:00:00Z"}
+    has(ok("PATCH", path, ending)["membership"], labels={"job": "nurse"}, **ending)
+    has(ok("GET", MICHAEL + ":check?withLabels=true"), labels={"job": "nurse"}, **ending)
     checks = {"checks": [{"organizationName": "http-org", "username": "http-michael"}]}
     has(ok("POST", "/memberships:batchCheck", checks)["results"][0], role="ROLE_ADMIN")
     members = ok("GET", ORGANIZATION + "/members")["memberships"]

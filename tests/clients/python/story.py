@@ -5,12 +5,14 @@ Usage: story.py HOST:PORT SERVICE_CONFIG, with the generated modules on the path
 """
 
 import sys
+import time
 import uuid
 
 import grpc
 from account.v1 import account_service_pb2 as pb
 from account.v1 import account_service_pb2_grpc as rpc
 from account.v1 import resources_pb2 as resources
+from google.protobuf import timestamp_pb2
 from google.rpc import error_details_pb2 as details
 from grpc_status import rpc_status
 
@@ -139,6 +141,34 @@ def watch(accounts):
     ], kinds
 
 
+def update_membership(accounts):
+    """A membership with an end and labels."""
+    expires = timestamp_pb2.Timestamp(seconds=int(time.time()) + 3600)
+    membership = resources.Membership(
+        organization_name="py-org-0",
+        member_username="py-michael",
+        expire_time=expires,
+        labels={"job": "nurse"},
+    )
+    accounts.AddUserToOrganization(
+        pb.AddUserToOrganizationRequest(
+            organization_name="py-org-0",
+            member_username="py-michael",
+            role=resources.ROLE_MEMBER,
+            adding_user="py-olivia",
+        ),
+        timeout=5,
+    )
+    accounts.UpdateMembership(
+        pb.UpdateMembershipRequest(membership=membership, acting_user="py-olivia"), timeout=5
+    )
+    check = pb.CheckMembershipRequest(
+        organization_name="py-org-0", username="py-michael", with_labels=True
+    )
+    response = accounts.CheckMembership(check, timeout=5)
+    assert response.expire_time == expires and response.labels == {"job": "nurse"}, response
+
+
 def err(accounts):
     """Errors, with the codes and reasons that a client can branch on."""
     code, reason, found = refused(accounts.CreateUser, pb.CreateUserRequest(username="a#b"))
@@ -180,6 +210,7 @@ def main():
         page(accounts)
         send_twice(accounts)
         watch(accounts)
+        update_membership(accounts)
         err(accounts)
     print("python: the story is complete, the errors are as documented")
 

@@ -11,10 +11,13 @@ import { type CallOptions, Metadata, type ServiceError, credentials, status } fr
 
 import {
   AccountServiceClient,
+  AddUserToOrganizationRequest,
   type Change,
+  CheckMembershipRequest,
   CreateOrganizationRequest,
   CreateUserRequest,
   ListOrganizationMembersRequest,
+  UpdateMembershipRequest,
   WatchChangesRequest,
 } from "./gen/account/v1/account_service.js";
 import { Role } from "./gen/account/v1/resources.js";
@@ -49,15 +52,18 @@ async function walkThrough() {
     client.createOrganization,
     CreateOrganizationRequest.fromPartial({ organizationName: "ts-org", foundingUser: "ts-olivia" }),
   );
-  const check = { organizationName: "ts-org", username: "ts-michael", minimumRole: Role.ROLE_UNSPECIFIED, consistency: undefined };
+  const check = CheckMembershipRequest.fromPartial({ organizationName: "ts-org", username: "ts-michael" });
   assert.equal((await call(client.checkMembership, check)).isMember, false);
-  await call(client.addUserToOrganization, {
-    organizationName: "ts-org",
-    memberUsername: "ts-michael",
-    role: Role.ROLE_MEMBER,
-    addingUser: "ts-olivia",
-    requestId: randomUUID(),
-  });
+  await call(
+    client.addUserToOrganization,
+    AddUserToOrganizationRequest.fromPartial({
+      organizationName: "ts-org",
+      memberUsername: "ts-michael",
+      role: Role.ROLE_MEMBER,
+      addingUser: "ts-olivia",
+      requestId: randomUUID(),
+    }),
+  );
   assert.equal((await call(client.checkMembership, check)).role, Role.ROLE_MEMBER);
   const checks = ["ts-olivia", "ts-michael", "ts-nobody"].map((username) => ({
     organizationName: "ts-org",
@@ -111,6 +117,18 @@ async function watch() {
   assert.deepEqual(kinds, ["membership", "membership", "organization"]);
 }
 
+/** A membership with an end and labels. */
+async function updateMembership() {
+  const [organizationName, username] = ["ts-org", "ts-michael"];
+  const expireTime = new Date(Math.floor(Date.now() / 1000) * 1000 + 3_600_000);
+  const membership = { organizationName, memberUsername: username, expireTime, labels: { job: "nurse" } };
+  await call(client.updateMembership, UpdateMembershipRequest.fromPartial({ membership, actingUser: "ts-olivia" }));
+  const check = CheckMembershipRequest.fromPartial({ organizationName, username, withLabels: true });
+  const checked = await call(client.checkMembership, check);
+  assert.deepEqual(checked.expireTime, expireTime);
+  assert.deepEqual(checked.labels, { job: "nurse" });
+}
+
 async function err() {
   const refused = call(client.createUser, CreateUserRequest.fromPartial({ username: "ts-olivia" }));
   const error: ServiceError = await refused.then(
@@ -127,6 +145,7 @@ await walkThrough();
 await page();
 await sendTwice();
 await watch();
+await updateMembership();
 await err();
 client.close();
 console.log("typescript: the story is complete, the errors are as documented");

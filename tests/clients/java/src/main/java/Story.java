@@ -9,11 +9,13 @@ import account.v1.CreateUserRequest;
 import account.v1.ListOrganizationMembersRequest;
 import account.v1.MembershipCheck;
 import account.v1.MembershipCheckResult;
+import account.v1.UpdateMembershipRequest;
 import account.v1.WatchChangesRequest;
 import account.v1.Membership;
 import account.v1.Role;
 import com.google.gson.Gson;
 import com.google.protobuf.Any;
+import com.google.protobuf.Timestamp;
 import com.google.rpc.ErrorInfo;
 import io.grpc.Context;
 import io.grpc.ManagedChannel;
@@ -146,6 +148,35 @@ public final class Story {
     check(all.stream().filter(Change::hasMembership).count(), 2L);
   }
 
+  /** A membership with an end and labels. */
+  private void updateMembership() {
+    Timestamp end =
+        Timestamp.newBuilder().setSeconds(System.currentTimeMillis() / 1000 + 3600).build();
+    Membership membership =
+        Membership.newBuilder()
+            .setOrganizationName("java-org")
+            .setMemberUsername("java-michael")
+            .setExpireTime(end)
+            .putLabels("job", "nurse")
+            .build();
+    soon()
+        .updateMembership(
+            UpdateMembershipRequest.newBuilder()
+                .setMembership(membership)
+                .setActingUser("java-olivia")
+                .build());
+    var checked =
+        soon()
+            .checkMembership(
+                CheckMembershipRequest.newBuilder()
+                    .setOrganizationName("java-org")
+                    .setUsername("java-michael")
+                    .setWithLabels(true)
+                    .build());
+    check(checked.getExpireTime(), end);
+    check(checked.getLabelsMap(), Map.of("job", "nurse"));
+  }
+
   private void err() throws Exception {
     try {
       soon().createUser(CreateUserRequest.newBuilder().setUsername("java-olivia").build());
@@ -177,6 +208,7 @@ public final class Story {
     story.page();
     story.sendTwice();
     story.watch();
+    story.updateMembership();
     story.err();
     channel.shutdownNow().awaitTermination(5, TimeUnit.SECONDS);
     System.out.println("java: the story is complete, the errors are as documented");
