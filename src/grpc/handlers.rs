@@ -141,7 +141,12 @@ impl AccountRpc for AccountService {
         request: Request<pb::SuspendUserRequest>,
     ) -> RpcResult<pb::SuspendUserResponse> {
         let (request, change, call) = write_request::open(request)?;
-        let user = convert::user_in_state(&request.username, &request.etag, State::Suspended)?;
+        let user = convert::user_in_state(
+            &request.username,
+            &request.etag,
+            State::Suspended,
+            request.unless_last_owner,
+        )?;
         let user = Some(self.edit_user(user, change, call).await?);
         Ok(Response::new(pb::SuspendUserResponse { user }))
     }
@@ -151,7 +156,7 @@ impl AccountRpc for AccountService {
         request: Request<pb::ResumeUserRequest>,
     ) -> RpcResult<pb::ResumeUserResponse> {
         let (request, change, call) = write_request::open(request)?;
-        let user = convert::user_in_state(&request.username, &request.etag, State::Active)?;
+        let user = convert::user_in_state(&request.username, &request.etag, State::Active, false)?;
         let user = Some(self.edit_user(user, change, call).await?);
         Ok(Response::new(pb::ResumeUserResponse { user }))
     }
@@ -442,7 +447,8 @@ impl AccountRpc for AccountService {
             convert::MAX_MEMBERSHIPS_PAGE,
         )?;
         let records = RecordCount::Memberships(page.size.into());
-        let use_case = self.accounts.list_memberships(user, page);
+        let only = request.last_owner_only;
+        let use_case = self.accounts.list_memberships(user, page, only);
         let (page, _reservation) = self.reserve(records, &caller, deadline, use_case).await?;
         Ok(Response::new(pb::ListUserOrganizationsResponse {
             memberships: page.entries.iter().map(convert::membership).collect(),

@@ -138,7 +138,7 @@ impl RecordCount {
             Self::Profiles(count) => count * PROFILE_KIB,
             Self::Memberships(count) => {
                 let memberships = (count * MEMBERSHIP_KIB).min(MAX_MEMBERSHIPS_KIB);
-                memberships + count.min(MEMBERSHIPS_AT_ONCE) * PROFILE_KIB
+                memberships + count.min(MEMBERSHIPS_AT_ONCE.into()) * PROFILE_KIB
             }
         };
         u32::try_from(kib).unwrap_or(MAX_CALL_KIB).min(MAX_CALL_KIB)

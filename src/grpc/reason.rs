@@ -69,6 +69,8 @@ reasons! {
     NotPermitted = "NOT_PERMITTED",
     /// The organization would be left without an Owner.
     LastOwner = "LAST_OWNER",
+    /// Nothing was changed: the user is an Owner of too many organizations to check them all.
+    TooManyOrganizations = "TOO_MANY_ORGANIZATIONS",
     /// The new Owner is suspended.
     NewOwnerSuspended = "NEW_OWNER_SUSPENDED",
     /// Nothing was changed: the resource has another version.

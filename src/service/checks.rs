@@ -96,7 +96,7 @@ impl Accounts {
     ) -> Result<(Vec<CheckResult>, Source), Error> {
         let mut results = Vec::with_capacity(checks.len());
         let mut source = Source::Memory;
-        for checks in checks.chunks(MEMBERSHIPS_AT_ONCE) {
+        for checks in checks.chunks(MEMBERSHIPS_AT_ONCE.into()) {
             source = source.max(self.check_some(checks, freshness, &mut results).await?);
         }
         Ok((results, source))

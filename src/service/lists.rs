@@ -1,8 +1,10 @@
 //! Lists, page by page. An index names the candidates. Each is then read like any other
 //! record, so that no list returns a deleted one.
 
+use std::collections::HashSet;
+
 use super::{
-    Accounts, Error, Freshness, MEMBERSHIPS_AT_ONCE, Refusal, memberships::standing,
+    Accounts, Error, Freshness, MEMBERSHIPS_AT_ONCE, Refusal, last_owner, memberships::standing,
     page_token::ListName, read_set::keys_of_member, store_failed,
 };
 use crate::{
@@ -52,7 +54,7 @@ impl Accounts {
         let mut entries = Vec::with_capacity(listed.found.len());
         let mut members = listed.found.into_iter().peekable();
         loop {
-            let some: Vec<_> = members.by_ref().take(MEMBERSHIPS_AT_ONCE).collect();
+            let some: Vec<_> = members.by_ref().take(MEMBERSHIPS_AT_ONCE.into()).collect();
             let users = some.iter();
             let users = users.map(|member| Key::User(member.member_username.clone()));
             let mut keys = vec![Key::Organization(organization.clone())];
@@ -76,16 +78,23 @@ impl Accounts {
         })
     }
 
-    /// Lists the memberships of a user, by the organization's name.
+    /// Lists the memberships of a user, by the organization's name. With `last_owner_only`, those of
+    /// organizations that would be left without an Owner.
     ///
     /// # Errors
     /// [`Refusal::UserNotFound`], [`Refusal::NoPageToken`].
     pub async fn list_memberships(
         &self,
         user: Username,
-        page: PageRequest,
+        mut page: PageRequest,
+        last_owner_only: bool,
     ) -> Result<Page<Standing>, Error> {
-        let list = ListName::new("organizations", user.as_str());
+        let list = if last_owner_only {
+            page.size = page.size.min(MEMBERSHIPS_AT_ONCE);
+            ListName::new("organizations without another Owner", user.as_str())
+        } else {
+            ListName::new("organizations", user.as_str())
+        };
         let position = self.page_tokens.open(&list, &page.token).await?;
         let slice = page.slice(position.as_ref());
         let listed = self
@@ -95,7 +104,10 @@ impl Accounts {
         let mut next = listed.next;
         let mut organizations = listed.found.into_iter().peekable();
         loop {
-            let some: Vec<_> = organizations.by_ref().take(MEMBERSHIPS_AT_ONCE).collect();
+            let some: Vec<_> = organizations
+                .by_ref()
+                .take(MEMBERSHIPS_AT_ONCE.into())
+                .collect();
             let of_each = some.iter().flat_map(|organization| {
                 let [_, organization, membership] = keys_of_member(organization, &user);
                 [organization, membership]
@@ -120,10 +132,36 @@ impl Accounts {
                 break;
             }
         }
+        if last_owner_only {
+            self.retain_last_owner(&mut entries, &user).await?;
+        }
         Ok(Page {
             entries,
             next_token: self.page_tokens.seal(&list, next).await?,
         })
+    }
+
+    /// Keeps the memberships of organizations of which the user is the last Owner.
+    async fn retain_last_owner(
+        &self,
+        entries: &mut Vec<Standing>,
+        user: &Username,
+    ) -> Result<(), Error> {
+        let _permit = self.reads.table_permit().await.map_err(store_failed)?;
+        let organizations: Vec<_> = entries
+            .iter()
+            .filter(|standing| standing.membership.is_lasting_owner())
+            .map(|standing| standing.membership.organization_name.clone())
+            .collect();
+        let owned = last_owner::owned(&self.table, user, &organizations).await;
+        let without_other: HashSet<_> = owned
+            .map_err(store_failed)?
+            .into_iter()
+            .filter(|owned| owned.others.is_none())
+            .map(|owned| owned.organization)
+            .collect();
+        entries.retain(|standing| without_other.contains(&standing.membership.organization_name));
+        Ok(())
     }
 
     /// Lists all users, in no particular order.

@@ -5,6 +5,7 @@ mod actor;
 mod batch_get;
 mod checks;
 mod idempotency;
+mod last_owner;
 mod lists;
 mod membership_changes;
 mod membership_updates;
@@ -53,7 +54,7 @@ use crate::{
 
 /// Most memberships that a batch or a list reads at once, with their users and organizations. Each of
 /// these three records has up to 12 KiB.
-pub const MEMBERSHIPS_AT_ONCE: usize = 100;
+pub const MEMBERSHIPS_AT_ONCE: u16 = 100;
 
 /// The use cases of the account service, independent of the protocol.
 #[derive(Clone)]
@@ -105,8 +106,10 @@ pub enum Refusal {
     MembershipNotFound(OrganizationName, Username),
     /// The acting user is not permitted. It reveals nothing.
     NotPermitted,
-    /// The organization would be left without an Owner.
-    LastOwner(OrganizationName),
+    /// These organizations would be left without an Owner: some of them, at least one.
+    LastOwner(Vec<OrganizationName>),
+    /// The user is an Owner of more organizations than this.
+    TooManyOrganizations(usize),
     /// The new Owner is suspended.
     NewOwnerSuspended(Username),
     /// The record has another version than the etag.

@@ -28,6 +28,17 @@ pub(super) struct OtherOwners<'a> {
     others: ReadSet,
 }
 
+impl<'a> OtherOwners<'a> {
+    fn of(table: &'a DynamoDb, organization: &'a OrganizationName, leaving: &'a Username) -> Self {
+        Self {
+            table,
+            organization,
+            leaving,
+            others: ReadSet::empty(table),
+        }
+    }
+}
+
 impl OtherOwners<'_> {
     /// Adds the condition that another lasting Owner remains. Refuses if there is none. The acting
     /// user may be that Owner: its conditions are among `conditions` already. `found` has the
@@ -49,12 +60,7 @@ impl OtherOwners<'_> {
         if acting.is_some_and(remains) {
             return Ok(Ok(()));
         }
-        let mut search = OtherOwners {
-            table,
-            organization,
-            leaving,
-            others: ReadSet::empty(table),
-        };
+        let mut search = OtherOwners::of(table, organization, leaving);
         if let Some(remains) = search.find().await? {
             conditions.extend(remains);
             return Ok(Ok(()));
@@ -63,8 +69,17 @@ impl OtherOwners<'_> {
         let mut because_of: Vec<_> = others.keys().cloned().collect();
         because_of.extend(keys_around(organization, leaving));
         others.extend(found.clone());
-        let refusal = Refusal::LastOwner(organization.clone());
+        let refusal = Refusal::LastOwner(vec![organization.clone()]);
         Ok(Err(others.refuse(because_of, refusal)))
+    }
+
+    /// The conditions that another lasting Owner remains if this one is gone. `None` if there is none.
+    pub(super) async fn conditions(
+        table: &DynamoDb,
+        organization: &OrganizationName,
+        leaving: &Username,
+    ) -> Result<Option<Vec<Step>>, store::Error> {
+        OtherOwners::of(table, organization, leaving).find().await
     }
 
     /// The conditions that another Owner remains. `None` if there is none.
@@ -105,11 +120,9 @@ impl OtherOwners<'_> {
                 .iter()
                 .flat_map(|owner| keys_of_member(organization, owner));
             let found = ReadSet::read(self.table, keys).await?;
-            let remaining = some.iter().find(|owner| {
-                found
-                    .acting(organization, owner)
-                    .is_some_and(|it| it.is_lasting_owner())
-            });
+            let remaining = some
+                .iter()
+                .find(|owner| found.is_lasting_owner(organization, owner));
             if let Some(owner) = remaining {
                 return Ok(Some(found.still_counts(organization, owner)));
             }

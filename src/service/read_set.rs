@@ -8,7 +8,7 @@ use crate::{
     coherence::{Plan, Verdict},
     domain::{
         DeletedName, Key, Membership, Organization, OrganizationName, Orphans, Record, Role,
-        Standing, Timestamp, User, Username, standing_membership,
+        Standing, State, Timestamp, User, Username, standing_membership,
     },
     store::{self, DynamoDb, Step},
 };
@@ -144,6 +144,19 @@ impl ReadSet {
     ) -> Option<Membership> {
         let member = self.member_at(self.end_of_commit, organization, username)?;
         member.into_effective()
+    }
+
+    /// Whether a user is an Owner who can act unless the organization is suspended, and whose
+    /// membership does not expire.
+    pub(super) fn is_lasting_owner(
+        &self,
+        organization: &OrganizationName,
+        username: &Username,
+    ) -> bool {
+        let is_active = |user: &User| user.state == State::Active;
+        let member = self.member(organization, username);
+        member.is_some_and(|member| member.membership.is_lasting_owner())
+            && self.user(username).is_some_and(is_active)
     }
 
     /// The role of an acting user, see [`Self::acting`].

@@ -5,8 +5,10 @@ use async_trait::async_trait;
 use super::{
     Accounts, Call, Error, Freshness, Refusal, Source,
     idempotency::Repeatable,
-    is_version, new_uid,
-    read_set::{ReadSet, deletion, rewrite},
+    is_version,
+    last_owner::require_other_owners,
+    new_uid,
+    read_set::{ReadSet, deletion, rewrite, transaction},
     store_failed,
 };
 use crate::{
@@ -44,6 +46,8 @@ pub struct UserToEdit {
     pub etag: Option<Etag>,
     /// The change.
     pub edit: UserEdit,
+    /// A suspension is refused if the user is the last Owner of an organization.
+    pub unless_last_owner: bool,
 }
 
 /// A change of a user.
@@ -73,6 +77,8 @@ pub struct UserToDelete {
     pub username: Username,
     /// The version to delete. `None`: any.
     pub etag: Option<Etag>,
+    /// The deletion is refused if the user is the last Owner of an organization.
+    pub unless_last_owner: bool,
 }
 
 impl UserEdit {
@@ -324,6 +330,7 @@ impl Change for EditUser {
             username,
             etag,
             edit,
+            unless_last_owner,
         } = &self.user;
         let found = ReadSet::read(table, self.touches()).await?;
         let Some(user) = found.user(username) else {
@@ -347,8 +354,13 @@ impl Change for EditUser {
             Ok(claims) => claims,
             Err(refused) => return Ok(refused),
         };
+        let conditions = require_other_owners(table, username, *unless_last_owner).await?;
+        let conditions = match conditions {
+            Ok(conditions) => conditions,
+            Err(refused) => return Ok(refused),
+        };
         let [before, after] = [user, &edited].map(|user| Record::User(user.clone()));
-        let mut plan = rewrite(before, after, Vec::new(), self.may_publish(), edited);
+        let mut plan = rewrite(before, after, conditions, self.may_publish(), edited);
         plan.steps.extend(claims);
         Ok(Verdict::Commit(plan))
     }
@@ -368,7 +380,11 @@ impl Change for DeleteUser {
     }
 
     async fn decide(&self, table: &DynamoDb) -> Result<Verdict<User, Refusal>, store::Error> {
-        let UserToDelete { username, etag } = &self.0;
+        let UserToDelete {
+            username,
+            etag,
+            unless_last_owner,
+        } = &self.0;
         let found = ReadSet::read(table, self.touches()).await?;
         let Some(user) = found.user(username) else {
             return Ok(Verdict::refuse(Refusal::UserNotFound(username.clone())));
@@ -380,10 +396,15 @@ impl Change for DeleteUser {
             Ok(claims) => claims,
             Err(refused) => return Ok(refused),
         };
+        let conditions = require_other_owners(table, username, *unless_last_owner).await?;
+        let conditions = match conditions {
+            Ok(conditions) => conditions,
+            Err(refused) => return Ok(refused),
+        };
         let gone = DeletedName::User(username.clone());
         let delete = deletion(Record::User(user.clone()), gone);
         Ok(Verdict::Commit(Plan {
-            steps: [delete, claims].concat(),
+            steps: transaction([delete, claims].concat(), conditions),
             publish: Vec::new(),
             premises: Vec::new(),
             output: user.clone(),

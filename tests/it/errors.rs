@@ -536,7 +536,7 @@ async fn a_possibly_applied_write_is_retryable_only_with_a_request_id() {
         // The write is applied, but can neither be confirmed nor leave the cache.
         let commit = backends.dynamodb.hold("TransactWriteItems", "olivia", 0);
         let mut request = tonic::Request::new(new_user(request_id));
-        request.set_timeout(Duration::from_millis(4000));
+        request.set_timeout(Duration::from_secs(8));
         let (refused, ()) = tokio::join!(client.create_user(request), async {
             commit.reached().await;
             backends.momento.refuse("SetIf", "", 0, usize::MAX);

@@ -49,6 +49,7 @@ async fn organizations_of(
         username: username.to_owned(),
         page_size,
         page_token: page_token.to_owned(),
+        ..pb::ListUserOrganizationsRequest::default()
     };
     let mut client = replica.client.clone();
     let page = client.list_user_organizations(request).await?.into_inner();

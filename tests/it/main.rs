@@ -27,6 +27,7 @@ mod fleet;
 mod herds;
 mod histories;
 mod identity;
+mod last_owner;
 mod leftovers;
 mod legacy;
 mod lists;

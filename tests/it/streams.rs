@@ -278,7 +278,10 @@ async fn one_replica_follows_and_another_takes_over_where_it_stopped() {
     let backends = Backends::start().await;
     let first = backends.isolated(following()).await;
     eventually("the first one follows", async || polls(&first) > 3).await;
-    let second = backends.isolated(following()).await;
+    // Long, so that it does not take over from a replica that is slow on a busy machine.
+    let mut patient = following();
+    patient.invalidator.as_mut().unwrap().takeover = Duration::from_secs(5);
+    let second = backends.isolated(patient).await;
     let third = serving(&backends).await;
     third.found_olivia_org_with_michael().await;
     third.settle().await;

@@ -43,6 +43,7 @@ pub(in crate::grpc) fn user_to_update(
             Username::parse_existing(&user.username),
         )?,
         etag: Etag::from_text(&user.etag),
+        unless_last_owner: false,
         edit: UserEdit::Profile {
             first_name: text("first_name", &user.first_name)?,
             last_name: text("last_name", &user.last_name)?,
@@ -63,11 +64,13 @@ pub(in crate::grpc) fn user_in_state(
     name: &str,
     etag: &str,
     state: State,
+    unless_last_owner: bool,
 ) -> Result<UserToEdit, Status> {
     Ok(UserToEdit {
         username: username("username", name)?,
         etag: Etag::from_text(etag),
         edit: UserEdit::State(state),
+        unless_last_owner,
     })
 }
 
@@ -77,6 +80,7 @@ pub(in crate::grpc) fn user_to_delete(
     Ok(UserToDelete {
         username: username("username", &request.username)?,
         etag: Etag::from_text(&request.etag),
+        unless_last_owner: request.unless_last_owner,
     })
 }
 

@@ -50,15 +50,24 @@ pub(super) fn refused(refusal: Refusal) -> Status {
             Reason::NotPermitted,
             "the acting user may not do this in this organization, or there is no such organization",
         ),
-        Refusal::LastOwner(organization) => precondition(
+        Refusal::LastOwner(organizations) => precondition(
             Reason::LastOwner,
-            ("organization_name", organization.as_str()),
+            "organization_name",
+            organizations.iter().map(OrganizationName::as_str),
             "an organization must keep at least one Owner whose membership does not expire",
-            "the last Owner cannot leave, be demoted or be removed, and its membership cannot expire",
+            "an organization would be left without an Owner whose membership does not expire",
+        ),
+        Refusal::TooManyOrganizations(most) => Status::with_error_details(
+            Code::FailedPrecondition,
+            format!(
+                "the user is an Owner of more than {most} organizations: leave some of them first"
+            ),
+            info(Reason::TooManyOrganizations, &[]),
         ),
         Refusal::NewOwnerSuspended(username) => precondition(
             Reason::NewOwnerSuspended,
-            ("username", username.as_str()),
+            "username",
+            [username.as_str()],
             "an organization must keep at least one Owner who can act",
             "the new Owner is suspended: the organization would be left without an Owner who can act",
         ),
@@ -95,10 +104,20 @@ fn resource(code: Code, verb: &str, reason: Reason, kind: &str, name: String) ->
     Status::with_error_details(code, message, details)
 }
 
-/// The status of a change that a rule forbids in the present state of a resource.
-fn precondition(reason: Reason, subject: (&str, &str), rule: &str, message: &str) -> Status {
-    let mut details = info(reason, &[subject]);
-    details.add_precondition_failure_violation(reason.as_str(), subject.1, rule);
+/// The status of a change that a rule forbids in the present state of these resources.
+fn precondition<'a>(
+    reason: Reason,
+    kind: &str,
+    subjects: impl IntoIterator<Item = &'a str>,
+    rule: &str,
+    message: &str,
+) -> Status {
+    let mut subjects = subjects.into_iter().peekable();
+    let first = subjects.peek().map(|subject| (kind, *subject));
+    let mut details = info(reason, first.as_slice());
+    for subject in subjects {
+        details.add_precondition_failure_violation(reason.as_str(), subject, rule);
+    }
     Status::with_error_details(Code::FailedPrecondition, message, details)
 }
 

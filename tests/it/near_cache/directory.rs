@@ -294,5 +294,7 @@ async fn an_incarnation_that_no_process_has_is_evicted() {
         replicas.iter().all(|(incarnation, _)| incarnation != left)
     })
     .await;
-    assert!(first.is_active() && second.is_active());
+    for replica in [&first, &second] {
+        until_active(replica).await;
+    }
 }

@@ -145,7 +145,13 @@ async fn a_write_with_an_unknown_outcome_keeps_its_records_out_of_memory() {
 async fn a_refusal_reveals_nothing_that_a_replica_that_has_joined_meanwhile_contradicts() {
     let (backends, first, _second) = two().await;
     warm(&first).await;
-    let writer = Replica::start_with(&backends.serve_settings(), tuning()).await;
+    let mut patient = backends.serve_settings();
+    patient.backends.dynamodb_attempt_timeout_ms = PATIENCE;
+    let writer = Tuning {
+        operation_timeout: Some(PATIENCE),
+        ..tuning()
+    };
+    let writer = Replica::start_with(&patient, writer).await;
     let read = backends.dynamodb.hold("BatchGetItem", MICHAEL, 0);
     let removal = tokio::spawn(async move { writer.remove(ORG, MICHAEL, OLIVIA).await });
     read.reached().await;
