@@ -15,7 +15,7 @@ use self::tasks::{Skipped, Task, Tasks};
 use super::leader_lease::{Candidate, HeldLease, LeaderLease};
 use crate::{
     domain::{Actor, DeletedName, Key, Membership, Origin, Orphans, Record, Uid},
-    store::{self, CommitError, DynamoDb, ListPage, ListPosition, Slice, Step},
+    store::{self, CommitError, DynamoDb, ListPage, ListPosition, NameMatch, Slice, Step},
     telemetry::LEFTOVERS_REMOVED,
 };
 
@@ -292,9 +292,14 @@ impl OrphanCleanup {
     ) -> Result<ListPage<Membership>, store::Error> {
         let slice = Slice { after, limit: PAGE };
         let mut listed = match &orphans.gone {
-            DeletedName::Organization(name) => self.table.members(name, slice).await?,
+            DeletedName::Organization(name) => {
+                self.table.members(name, &NameMatch::All, slice).await?
+            }
             DeletedName::User(username) => {
-                let listed = self.table.organizations_of(username, slice).await?;
+                let listed = self
+                    .table
+                    .organizations_of(username, &NameMatch::All, slice)
+                    .await?;
                 let keys = listed.found.into_iter();
                 let keys: Vec<_> = keys
                     .map(|organization| Key::Membership(organization, username.clone()))

@@ -96,6 +96,15 @@ pub struct Standing {
 }
 
 impl Standing {
+    /// Whether the membership counts: one with an unknown role does not.
+    #[must_use]
+    pub fn effective_state(&self) -> State {
+        match self.membership.role {
+            Some(_) => self.state,
+            None => State::Suspended,
+        }
+    }
+
     /// The membership, if it counts.
     #[must_use]
     pub fn into_effective(self) -> Option<Membership> {

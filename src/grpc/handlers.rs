@@ -376,13 +376,15 @@ impl AccountRpc for AccountService {
         let deadline = deadline::of(&request);
         let caller = Requester::of(request.extensions());
         let request = request.into_inner();
+        let names = convert::name_filter(&request.filter, "username")?;
+        let is_ordered = convert::is_ordered(&request.order_by, "username")?;
         let page = convert::page(
             request.page_size,
             request.page_token,
             convert::MAX_PROFILES_PAGE,
         )?;
         let records = RecordCount::Profiles(page.size.into());
-        let use_case = self.accounts.list_users(page);
+        let use_case = self.accounts.list_users(&names, is_ordered, page);
         let (page, _reservation) = self.reserve(records, &caller, deadline, use_case).await?;
         Ok(Response::new(pb::ListUsersResponse {
             users: page.entries.iter().map(convert::user).collect(),
@@ -397,13 +399,15 @@ impl AccountRpc for AccountService {
         let deadline = deadline::of(&request);
         let caller = Requester::of(request.extensions());
         let request = request.into_inner();
+        let names = convert::name_filter(&request.filter, "organization_name")?;
+        let is_ordered = convert::is_ordered(&request.order_by, "organization_name")?;
         let page = convert::page(
             request.page_size,
             request.page_token,
             convert::MAX_PROFILES_PAGE,
         )?;
         let records = RecordCount::Profiles(page.size.into());
-        let use_case = self.accounts.list_organizations(page);
+        let use_case = self.accounts.list_organizations(&names, is_ordered, page);
         let (page, _reservation) = self.reserve(records, &caller, deadline, use_case).await?;
         Ok(Response::new(pb::ListOrganizationsResponse {
             organizations: page.entries.iter().map(convert::organization).collect(),
@@ -419,13 +423,14 @@ impl AccountRpc for AccountService {
         let caller = Requester::of(request.extensions());
         let request = request.into_inner();
         let name = convert::organization_name("organization_name", &request.organization_name)?;
+        let filter = convert::membership_filter(&request.filter, "member_username")?;
         let page = convert::page(
             request.page_size,
             request.page_token,
             convert::MAX_MEMBERSHIPS_PAGE,
         )?;
         let records = RecordCount::Memberships(page.size.into());
-        let use_case = self.accounts.list_members(name, page);
+        let use_case = self.accounts.list_members(name, &filter, page);
         let (page, _reservation) = self.reserve(records, &caller, deadline, use_case).await?;
         Ok(Response::new(pb::ListOrganizationMembersResponse {
             memberships: page.entries.iter().map(convert::membership).collect(),
@@ -441,6 +446,7 @@ impl AccountRpc for AccountService {
         let caller = Requester::of(request.extensions());
         let request = request.into_inner();
         let user = convert::username("username", &request.username)?;
+        let filter = convert::membership_filter(&request.filter, "organization_name")?;
         let page = convert::page(
             request.page_size,
             request.page_token,
@@ -448,7 +454,7 @@ impl AccountRpc for AccountService {
         )?;
         let records = RecordCount::Memberships(page.size.into());
         let only = request.last_owner_only;
-        let use_case = self.accounts.list_memberships(user, page, only);
+        let use_case = self.accounts.list_memberships(user, &filter, only, page);
         let (page, _reservation) = self.reserve(records, &caller, deadline, use_case).await?;
         Ok(Response::new(pb::ListUserOrganizationsResponse {
             memberships: page.entries.iter().map(convert::membership).collect(),

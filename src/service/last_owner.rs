@@ -10,7 +10,7 @@ use super::{
 use crate::{
     coherence::Verdict,
     domain::{OrganizationName, Username},
-    store::{self, DynamoDb, Slice, Step},
+    store::{self, DynamoDb, NameMatch, Slice, Step},
 };
 
 /// Most organizations that a refusal names.
@@ -46,7 +46,7 @@ pub(super) async fn require_other_owners<T>(
             after: after.as_ref(),
             limit: MEMBERSHIPS_AT_ONCE,
         };
-        let page = table.organizations_of(user, slice).await?;
+        let page = table.organizations_of(user, &NameMatch::All, slice).await?;
         for owned in owned(table, user, &page.found).await? {
             count += 1;
             match owned.others {

@@ -4,8 +4,9 @@
 use std::collections::HashSet;
 
 use super::{
-    Accounts, Error, Freshness, MEMBERSHIPS_AT_ONCE, Refusal, last_owner, memberships::standing,
-    page_token::ListName, read_set::keys_of_member, store_failed,
+    Accounts, Error, Freshness, MEMBERSHIPS_AT_ONCE, MembershipFilter, NameMatch, Refusal,
+    last_owner, memberships::standing, page_token::ListName, read_set::keys_of_member,
+    store_failed,
 };
 use crate::{
     domain::{
@@ -43,13 +44,14 @@ impl Accounts {
     pub async fn list_members(
         &self,
         organization: OrganizationName,
+        filter: &MembershipFilter,
         page: PageRequest,
     ) -> Result<Page<Standing>, Error> {
-        let list = ListName::new("members", organization.as_str());
+        let list = ListName::new("members", organization.as_str()).with(filter);
         let position = self.page_tokens.open(&list, &page.token).await?;
         let slice = page.slice(position.as_ref());
         let listed = self
-            .listed(self.table.members(&organization, slice))
+            .listed(self.table.members(&organization, &filter.name, slice))
             .await?;
         let mut entries = Vec::with_capacity(listed.found.len());
         let mut members = listed.found.into_iter().peekable();
@@ -72,6 +74,7 @@ impl Accounts {
                 break;
             }
         }
+        entries.retain(|standing| filter.matches(standing));
         Ok(Page {
             entries,
             next_token: self.page_tokens.seal(&list, listed.next).await?,
@@ -86,19 +89,19 @@ impl Accounts {
     pub async fn list_memberships(
         &self,
         user: Username,
-        mut page: PageRequest,
+        filter: &MembershipFilter,
         last_owner_only: bool,
+        mut page: PageRequest,
     ) -> Result<Page<Standing>, Error> {
-        let list = if last_owner_only {
+        if last_owner_only {
             page.size = page.size.min(MEMBERSHIPS_AT_ONCE);
-            ListName::new("organizations without another Owner", user.as_str())
-        } else {
-            ListName::new("organizations", user.as_str())
-        };
+        }
+        let list = ListName::new("organizations", user.as_str());
+        let list = list.with(filter).with(&last_owner_only);
         let position = self.page_tokens.open(&list, &page.token).await?;
         let slice = page.slice(position.as_ref());
         let listed = self
-            .listed(self.table.organizations_of(&user, slice))
+            .listed(self.table.organizations_of(&user, &filter.name, slice))
             .await?;
         let (mut entries, mut bytes) = (Vec::new(), 0);
         let mut next = listed.next;
@@ -132,6 +135,7 @@ impl Accounts {
                 break;
             }
         }
+        entries.retain(|standing| filter.matches(standing));
         if last_owner_only {
             self.retain_last_owner(&mut entries, &user).await?;
         }
@@ -164,45 +168,69 @@ impl Accounts {
         Ok(())
     }
 
-    /// Lists all users, in no particular order.
+    /// Lists users, by name or in no particular order.
     ///
     /// # Errors
     /// [`Refusal::NoPageToken`].
-    pub async fn list_users(&self, page: PageRequest) -> Result<Page<User>, Error> {
-        self.list_profiles(ProfileKind::Users, "users", page, Record::into_user)
+    pub async fn list_users(
+        &self,
+        names: &NameMatch,
+        is_ordered: bool,
+        page: PageRequest,
+    ) -> Result<Page<User>, Error> {
+        let list = ListName::new("all", "users").with(names).with(&is_ordered);
+        let position = self.page_tokens.open(&list, &page.token).await?;
+        let slice = page.slice(position.as_ref());
+        let listed = self.profiles(ProfileKind::Users, names, is_ordered, slice);
+        self.found_profiles(&list, listed.await?, Record::into_user)
             .await
     }
 
-    /// Lists all organizations, in no particular order.
+    /// Lists organizations, by name or in no particular order.
     ///
     /// # Errors
     /// [`Refusal::NoPageToken`].
-    pub async fn list_organizations(&self, page: PageRequest) -> Result<Page<Organization>, Error> {
-        let from_record = Record::into_organization;
-        self.list_profiles(
-            ProfileKind::Organizations,
-            "organizations",
-            page,
-            from_record,
-        )
-        .await
-    }
-
-    async fn list_profiles<T>(
+    pub async fn list_organizations(
         &self,
-        kind: ProfileKind,
-        name: &str,
+        names: &NameMatch,
+        is_ordered: bool,
         page: PageRequest,
-        from_record: fn(Record) -> Option<T>,
-    ) -> Result<Page<T>, Error> {
-        let list = ListName::new("all", name);
+    ) -> Result<Page<Organization>, Error> {
+        let list = ListName::new("all", "organizations");
+        let list = list.with(names).with(&is_ordered);
         let position = self.page_tokens.open(&list, &page.token).await?;
         let slice = page.slice(position.as_ref());
-        let listed = self.listed(self.table.profiles(kind, slice)).await?;
+        let listed = self.profiles(ProfileKind::Organizations, names, is_ordered, slice);
+        self.found_profiles(&list, listed.await?, Record::into_organization)
+            .await
+    }
+
+    async fn profiles(
+        &self,
+        kind: ProfileKind,
+        names: &NameMatch,
+        is_ordered: bool,
+        slice: Slice<'_>,
+    ) -> Result<ListPage<Key>, Error> {
+        if is_ordered {
+            let listed = self.table.profiles_by_name(kind, names, slice);
+            self.listed(listed).await
+        } else {
+            self.listed(self.table.profiles(kind, names, slice)).await
+        }
+    }
+
+    /// The page of the listed records that exist.
+    async fn found_profiles<T>(
+        &self,
+        list: &ListName,
+        listed: ListPage<Key>,
+        from_record: fn(Record) -> Option<T>,
+    ) -> Result<Page<T>, Error> {
         let records = self.coherent(&listed.found).await?.into_iter();
         Ok(Page {
             entries: records.flatten().filter_map(from_record).collect(),
-            next_token: self.page_tokens.seal(&list, listed.next).await?,
+            next_token: self.page_tokens.seal(list, listed.next).await?,
         })
     }
 

@@ -6,6 +6,7 @@ mod batch_get;
 mod checks;
 mod idempotency;
 mod last_owner;
+mod list_filter;
 mod lists;
 mod membership_changes;
 mod membership_updates;
@@ -30,6 +31,7 @@ pub use self::watch::{
     ChangeBatch, ChangeFilter, Cursor, MAX_CHANGES, NoCursor, Start, WatchError, Watcher,
 };
 pub use checks::{Check, CheckResult};
+pub use list_filter::{MembershipFilter, NameMatch};
 pub use lists::{Page, PageRequest};
 pub use memberships::{MemberToAdd, MemberToRemove, MembershipToUpdate, RoleToChange};
 pub use organizations::{

@@ -1,6 +1,6 @@
 //! Page tokens: the end of a page, opaque to callers, and signed for one list.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Debug};
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use hmac::{Hmac, KeyInit as _, Mac as _};
@@ -26,6 +26,14 @@ pub(super) struct ListName(String);
 impl ListName {
     pub(super) fn new(kind: &str, of: &str) -> Self {
         Self(format!("{kind}/{of}"))
+    }
+
+    /// The same list with a filter or an order, which is part of its name.
+    pub(super) fn with<T: Debug + Default + PartialEq>(self, parameter: &T) -> Self {
+        if *parameter == T::default() {
+            return self;
+        }
+        Self(format!("{}\n{parameter:?}", self.0))
     }
 }
 

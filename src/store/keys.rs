@@ -8,6 +8,12 @@ use crate::domain::{
 /// Changes of a log that share a partition key.
 pub(super) const LOG_BLOCK: u64 = 1000;
 const LOG_DIGITS: usize = 20;
+/// Beginning of the keys of a user, of an organization, of an organization's memberships, and of the
+/// sort key of a membership. The name follows.
+pub(super) const USER: &str = "USER#";
+pub(super) const ORGANIZATION: &str = "ORG#";
+pub(super) const MEMBERS_OF: &str = "ORGMEMBERS#";
+pub(super) const MEMBER: &str = "MEMBER#";
 /// Name of the partition key attribute.
 pub const PARTITION_KEY: &str = "PK";
 /// Name of the sort key attribute.
@@ -66,7 +72,7 @@ pub(super) fn list_key_of_shard(kind: ProfileKind, shard: u8) -> String {
 pub(super) fn of(key: &Key) -> (String, String) {
     match key {
         Key::User(username) => same(user(username)),
-        Key::Organization(name) => same(format!("ORG#{name}")),
+        Key::Organization(name) => same(format!("{ORGANIZATION}{name}")),
         Key::Membership(organization, member) => (members_of(organization), member_sort(member)),
     }
 }
@@ -75,12 +81,12 @@ pub(super) fn of(key: &Key) -> (String, String) {
 /// not records.
 #[must_use]
 pub fn key_of_item(pk: &str, sk: &str) -> Option<Key> {
-    let key = if let Some(name) = pk.strip_prefix("USER#") {
+    let key = if let Some(name) = pk.strip_prefix(USER) {
         Key::User(Username::parse_existing(name).ok()?)
-    } else if let Some(name) = pk.strip_prefix("ORG#") {
+    } else if let Some(name) = pk.strip_prefix(ORGANIZATION) {
         Key::Organization(OrganizationName::parse_existing(name).ok()?)
     } else {
-        let organization = pk.strip_prefix("ORGMEMBERS#")?;
+        let organization = pk.strip_prefix(MEMBERS_OF)?;
         Key::Membership(
             OrganizationName::parse_existing(organization).ok()?,
             Username::parse_existing(member_of_sort(sk)?).ok()?,
@@ -91,8 +97,8 @@ pub fn key_of_item(pk: &str, sk: &str) -> Option<Key> {
 
 /// Whether the keys of an item have the form of a record's keys, also with an invalid name.
 pub(super) fn is_of_record(pk: &str, sk: &str) -> bool {
-    let is_of_profile = pk.starts_with("USER#") || pk.starts_with("ORG#");
-    let is_of_member = pk.starts_with("ORGMEMBERS#") && member_of_sort(sk).is_some();
+    let is_of_profile = pk.starts_with(USER) || pk.starts_with(ORGANIZATION);
+    let is_of_member = pk.starts_with(MEMBERS_OF) && member_of_sort(sk).is_some();
     is_of_profile && pk == sk || is_of_member
 }
 
@@ -179,21 +185,21 @@ pub(super) fn of_deletion(key: &Key, version: &Etag) -> (String, String) {
 
 /// Partition key of all memberships of an organization.
 pub(super) fn members_of(organization: &OrganizationName) -> String {
-    format!("ORGMEMBERS#{organization}")
+    format!("{MEMBERS_OF}{organization}")
 }
 
 /// The member's name in a membership's sort key.
 pub(super) fn member_of_sort(sort_key: &str) -> Option<&str> {
-    sort_key.strip_prefix("MEMBER#")
+    sort_key.strip_prefix(MEMBER)
 }
 
 fn user(username: &Username) -> String {
-    format!("USER#{username}")
+    format!("{USER}{username}")
 }
 
 /// Sort key of all memberships of a user.
 pub(super) fn member_sort(member: &Username) -> String {
-    format!("MEMBER#{member}")
+    format!("{MEMBER}{member}")
 }
 
 fn same(key: String) -> (String, String) {

@@ -99,6 +99,18 @@ pub enum ProfileKind {
     Organizations,
 }
 
+/// The names of a list.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum NameMatch {
+    /// All names.
+    #[default]
+    All,
+    /// Names that begin with this text.
+    Prefix(String),
+    /// This name.
+    Exactly(String),
+}
+
 /// A part of a list.
 #[derive(Debug, Clone, Copy)]
 pub struct Slice<'a> {

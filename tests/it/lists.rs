@@ -30,6 +30,7 @@ async fn members(
         organization_name: organization.to_owned(),
         page_size,
         page_token: page_token.to_owned(),
+        ..pb::ListOrganizationMembersRequest::default()
     };
     let mut client = replica.client.clone();
     let page = client
@@ -65,6 +66,7 @@ async fn users(
     let request = pb::ListUsersRequest {
         page_size,
         page_token: page_token.to_owned(),
+        ..pb::ListUsersRequest::default()
     };
     let page = replica
         .client
@@ -84,6 +86,7 @@ async fn organizations(
     let request = pb::ListOrganizationsRequest {
         page_size,
         page_token: page_token.to_owned(),
+        ..pb::ListOrganizationsRequest::default()
     };
     let mut client = replica.client.clone();
     let page = client.list_organizations(request).await?.into_inner();

@@ -23,6 +23,7 @@ mod deployment;
 mod emails;
 mod errors;
 mod expiry;
+mod filters;
 mod fleet;
 mod herds;
 mod histories;

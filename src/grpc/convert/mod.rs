@@ -2,6 +2,7 @@
 //! names the path of the invalid field.
 
 mod changes;
+mod filter;
 mod memberships;
 mod profiles;
 mod replies;
@@ -17,6 +18,7 @@ use tonic::Status;
 
 pub(super) use self::{
     changes::{changes, watch},
+    filter::{is_ordered, membership_filter, name_filter},
     memberships::{
         member_to_add, member_to_remove, membership_names, membership_to_update,
         ownership_to_transfer, role_to_change,

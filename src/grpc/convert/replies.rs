@@ -49,14 +49,8 @@ pub(in crate::grpc) fn organization(organization: &Organization) -> pb::Organiza
 }
 
 pub(in crate::grpc) fn membership(standing: &Standing) -> pb::Membership {
-    let counts = standing.membership.role.is_some();
-    let state = if counts {
-        standing.state
-    } else {
-        State::Suspended
-    };
     pb::Membership {
-        state: wire_state(state),
+        state: wire_state(standing.effective_state()),
         ..membership_alone(&standing.membership)
     }
 }

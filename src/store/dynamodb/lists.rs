@@ -7,12 +7,13 @@ use aws_sdk_dynamodb::{
     operation::query::{QueryOutput, builders::QueryFluentBuilder},
     types::AttributeValue,
 };
+use futures_util::future::try_join_all;
 
 use super::{Attributes, DynamoDb, decode, failed, primary_key, primary_key_of};
 use crate::{
     domain::{Key, Membership, OrganizationName, Role, Username},
     store::{
-        Error, ErrorKind, ListPage, ListPosition, OWNER_HINTS, ProfileKind, Slice,
+        Error, ErrorKind, ListPage, ListPosition, NameMatch, OWNER_HINTS, ProfileKind, Slice,
         item::ROLE,
         keys::{
             self, INVERTED_INDEX, LIST_INDEX, LIST_KEY, OWNER_INDEX, OWNER_OF, PARTITION_KEY,
@@ -32,19 +33,15 @@ impl DynamoDb {
     pub async fn members(
         &self,
         organization: &OrganizationName,
+        names: &NameMatch,
         slice: Slice<'_>,
     ) -> Result<ListPage<Membership>, Error> {
         let pk = keys::members_of(organization);
         let start = slice
             .after
             .map(|ListPosition(sk)| primary_key(&(pk.clone(), sk.clone())));
-        let query = self
-            .client
-            .query()
-            .consistent_read(true)
-            .key_condition_expression("#pk = :pk")
-            .expression_attribute_names("#pk", PARTITION_KEY)
-            .expression_attribute_values(":pk", AttributeValue::S(pk));
+        let query = self.client.query().consistent_read(true);
+        let query = with_keys(query, (PARTITION_KEY, pk), (SORT_KEY, keys::MEMBER), names);
         let output = self.page(query, start, Some(slice.limit)).await?;
         let next = last_key(&output, SORT_KEY);
         let items = output.items.unwrap_or_default().into_iter();
@@ -63,19 +60,20 @@ impl DynamoDb {
     pub async fn organizations_of(
         &self,
         user: &Username,
+        names: &NameMatch,
         slice: Slice<'_>,
     ) -> Result<ListPage<OrganizationName>, Error> {
         let sk = keys::member_sort(user);
         let start = slice
             .after
             .map(|ListPosition(pk)| primary_key(&(pk.clone(), sk.clone())));
-        let query = self
-            .client
-            .query()
-            .index_name(INVERTED_INDEX)
-            .key_condition_expression("#sk = :sk")
-            .expression_attribute_names("#sk", SORT_KEY)
-            .expression_attribute_values(":sk", AttributeValue::S(sk));
+        let query = self.client.query().index_name(INVERTED_INDEX);
+        let query = with_keys(
+            query,
+            (SORT_KEY, sk),
+            (PARTITION_KEY, keys::MEMBERS_OF),
+            names,
+        );
         let output = self.page(query, start, Some(slice.limit)).await?;
         let next = last_key(&output, PARTITION_KEY);
         let keys = keys_in(output);
@@ -96,6 +94,7 @@ impl DynamoDb {
     pub async fn profiles(
         &self,
         kind: ProfileKind,
+        names: &NameMatch,
         slice: Slice<'_>,
     ) -> Result<ListPage<Key>, Error> {
         let mut found = Vec::new();
@@ -104,22 +103,11 @@ impl DynamoDb {
             Some(position) => parse_directory_place(position)?,
         };
         loop {
-            let list_key = keys::list_key_of_shard(kind, shard);
-            let start = after.take().map(|pk: String| {
-                let mut key = primary_key(&(pk.clone(), pk));
-                key.insert(LIST_KEY.to_owned(), AttributeValue::S(list_key.clone()));
-                key
-            });
-            let query = self
-                .client
-                .query()
-                .index_name(LIST_INDEX)
-                .key_condition_expression("#list = :list")
-                .expression_attribute_names("#list", LIST_KEY)
-                .expression_attribute_values(":list", AttributeValue::S(list_key));
             let room = usize::from(slice.limit).saturating_sub(found.len());
             let room = u16::try_from(room).unwrap_or(slice.limit);
-            let output = self.page(query, start, Some(room)).await?;
+            let output = self
+                .profiles_of_shard((kind, shard), names, after.take(), room)
+                .await?;
             let last = last_key(&output, PARTITION_KEY);
             found.extend(keys_in(output));
             let next = match last {
@@ -146,6 +134,72 @@ impl DynamoDb {
 }
 
 impl DynamoDb {
+    /// The same, by name: reads the limit from each partition of the index.
+    ///
+    /// # Errors
+    /// The index could not be read.
+    pub async fn profiles_by_name(
+        &self,
+        kind: ProfileKind,
+        names: &NameMatch,
+        slice: Slice<'_>,
+    ) -> Result<ListPage<Key>, Error> {
+        let after = slice.after.map(|ListPosition(pk)| pk.clone());
+        let shards = (0..keys::LIST_SHARDS)
+            .map(|shard| self.profiles_of_shard((kind, shard), names, after.clone(), slice.limit));
+        let outputs = try_join_all(shards).await?;
+        // Entries beyond the end of a partition's page may be missing.
+        let complete_until = outputs
+            .iter()
+            .filter_map(|output| last_key(output, PARTITION_KEY))
+            .map(|ListPosition(pk)| pk)
+            .min();
+        let mut found: Vec<_> = outputs
+            .into_iter()
+            .flat_map(|output| output.items.unwrap_or_default())
+            .filter_map(|item| primary_key_of(&item))
+            .filter(|(pk, _)| complete_until.as_ref().is_none_or(|until| pk <= until))
+            .collect();
+        found.sort();
+        let is_cut = found.len() > usize::from(slice.limit);
+        found.truncate(slice.limit.into());
+        let next = if is_cut {
+            found.last().map(|(pk, _)| pk.clone())
+        } else {
+            complete_until
+        };
+        let found = found
+            .iter()
+            .filter_map(|(pk, sk)| keys::key_of_item(pk, sk));
+        Ok(ListPage {
+            found: found.collect(),
+            next: next.map(ListPosition),
+        })
+    }
+
+    /// A page of one partition of the index, after the record with this partition key.
+    async fn profiles_of_shard(
+        &self,
+        (kind, shard): (ProfileKind, u8),
+        names: &NameMatch,
+        after: Option<String>,
+        limit: u16,
+    ) -> Result<QueryOutput, Error> {
+        let list_key = keys::list_key_of_shard(kind, shard);
+        let start = after.map(|pk| {
+            let mut key = primary_key(&(pk.clone(), pk));
+            key.insert(LIST_KEY.to_owned(), AttributeValue::S(list_key.clone()));
+            key
+        });
+        let query = self.client.query().index_name(LIST_INDEX);
+        let kind = match kind {
+            ProfileKind::Users => keys::USER,
+            ProfileKind::Organizations => keys::ORGANIZATION,
+        };
+        let query = with_keys(query, (LIST_KEY, list_key), (PARTITION_KEY, kind), names);
+        self.page(query, start, Some(limit)).await
+    }
+
     /// Returns at most [`OWNER_HINTS`] users who were Owners of the organization moments ago,
     /// by an index: candidates to read first. Empty if the table lacks the index.
     ///
@@ -222,6 +276,27 @@ impl DynamoDb {
             failed
         })
     }
+}
+
+/// Adds the key condition: a partition, and the names in the sort key after `before`.
+fn with_keys(
+    query: QueryFluentBuilder,
+    (partition, value): (&str, String),
+    (sort, before): (&str, &str),
+    names: &NameMatch,
+) -> QueryFluentBuilder {
+    let query = query
+        .expression_attribute_names("#partition", partition)
+        .expression_attribute_values(":partition", AttributeValue::S(value));
+    let (condition, name) = match names {
+        NameMatch::All => return query.key_condition_expression("#partition = :partition"),
+        NameMatch::Prefix(name) => ("begins_with(#sort, :name)", name),
+        NameMatch::Exactly(name) => ("#sort = :name", name),
+    };
+    query
+        .key_condition_expression(format!("#partition = :partition AND {condition}"))
+        .expression_attribute_names("#sort", sort)
+        .expression_attribute_values(":name", AttributeValue::S(format!("{before}{name}")))
 }
 
 /// The end of a directory's page: the shard, and the partition key in it.
