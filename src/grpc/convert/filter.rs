@@ -16,10 +16,10 @@ const MAX_FILTER_BYTES: usize = 1024;
 /// A comparison: a field, and its value.
 struct Comparison<'a> {
     field: &'a str,
-    value: Value,
+    value: Operand,
 }
 
-enum Value {
+enum Operand {
     /// A name of an enum's value.
     Name(String),
     /// A quoted text.
@@ -39,9 +39,9 @@ pub(in crate::grpc) fn membership_filter(
     let fields = [name_field, "role", "state"];
     for Comparison { field, value } in comparisons(filter, &fields)? {
         match (field, value) {
-            ("role", Value::Name(name)) => parsed.role = Some(role(&name)?),
-            ("state", Value::Name(name)) => parsed.state = Some(state(&name)?),
-            ("role" | "state", Value::Text(_)) => {
+            ("role", Operand::Name(name)) => parsed.role = Some(role(&name)?),
+            ("state", Operand::Name(name)) => parsed.state = Some(state(&name)?),
+            ("role" | "state", Operand::Text(_)) => {
                 return Err(invalid(format!("{field} has values without quotes")));
             }
             (_, value) => parsed.name = name(field, value)?,
@@ -77,10 +77,10 @@ pub(in crate::grpc) fn is_ordered(order_by: &str, name_field: &str) -> Result<bo
     }
 }
 
-fn name(field: &str, value: Value) -> Result<NameMatch, Status> {
+fn name(field: &str, value: Operand) -> Result<NameMatch, Status> {
     match value {
-        Value::Text(name) => Ok(name),
-        Value::Name(_) => Err(invalid(format!("the value of {field} must have quotes"))),
+        Operand::Text(name) => Ok(name),
+        Operand::Name(_) => Err(invalid(format!("the value of {field} must have quotes"))),
     }
 }
 
@@ -146,21 +146,21 @@ fn word(text: &str) -> (&str, &str) {
     text.split_at(text.find(is_other).unwrap_or(text.len()))
 }
 
-fn value(text: &str) -> Result<(Value, &str), Status> {
+fn value(text: &str) -> Result<(Operand, &str), Status> {
     let Some(quoted) = text.strip_prefix('"') else {
         let (name, after) = word(text);
         if name.is_empty() {
             return Err(invalid("a value is missing after =".to_owned()));
         }
-        return Ok((Value::Name(name.to_owned()), after));
+        return Ok((Operand::Name(name.to_owned()), after));
     };
     let mut name = String::new();
     let mut characters = quoted.char_indices();
     while let Some((at, character)) = characters.next() {
         match character {
-            '"' => return Ok((Value::Text(NameMatch::Exactly(name)), &quoted[at + 1..])),
+            '"' => return Ok((Operand::Text(NameMatch::Exactly(name)), &quoted[at + 1..])),
             '*' if quoted[at + 1..].starts_with('"') => {
-                return Ok((Value::Text(NameMatch::Prefix(name)), &quoted[at + 2..]));
+                return Ok((Operand::Text(NameMatch::Prefix(name)), &quoted[at + 2..]));
             }
             '*' => {
                 return Err(invalid(
