@@ -74,6 +74,11 @@ impl Tokens {
         }
     }
 
+    /// The same, without verified tokens.
+    pub(super) fn anew(&self) -> Self {
+        Self::new(self.expected.clone(), self.keys.clone())
+    }
+
     /// Verifies a token: its signature, its audience and its validity.
     pub(super) fn verify(&self, token: &str, policy: &Policy) -> Result<Identity, Refused> {
         let digest = Sha256::digest(token).into();

@@ -9,7 +9,9 @@ mod policy;
 use std::{fmt, sync::Arc};
 
 use jsonwebtoken::get_current_timestamp;
+use parking_lot::RwLock;
 use sha2::{Digest as _, Sha256};
+use tokio_util::sync::CancellationToken;
 
 pub use self::certificate::Certificate;
 pub use self::jwks::{KeySource, KeySourceError, VerificationKeys};
@@ -53,6 +55,8 @@ impl fmt::Debug for Name {
 /// The caller of a call, and its grants.
 #[derive(Debug, Clone)]
 pub struct Caller {
+    /// Cancelled when another policy replaces the one of the grants. `None` without a policy.
+    pub policy_replaced: Option<CancellationToken>,
     /// Its name. `None` without a policy.
     pub name: Option<Name>,
     /// The user whose own token the call has.
@@ -94,20 +98,22 @@ pub enum Refused {
     },
 }
 
-/// Authenticates and authorizes calls.
+/// Authenticates and authorizes calls. Clones share the policy.
 #[derive(Debug, Clone)]
 pub struct Authorizer(Rules);
 
 #[derive(Debug, Clone)]
 enum Rules {
     Open(Arc<Grant>),
-    Closed(Arc<Checks>),
+    Closed(Arc<RwLock<Arc<Checks>>>),
 }
 
 #[derive(Debug)]
 struct Checks {
     policy: Policy,
     tokens: Option<Tokens>,
+    /// Cancelled when other checks replace these.
+    replaced: CancellationToken,
 }
 
 impl Authorizer {
@@ -120,7 +126,28 @@ impl Authorizer {
     /// Admits the calls that the policy grants.
     #[must_use]
     pub fn new(policy: Policy, tokens: Option<Tokens>) -> Self {
-        Self(Rules::Closed(Arc::new(Checks { policy, tokens })))
+        let checks = Checks {
+            policy,
+            tokens,
+            replaced: CancellationToken::new(),
+        };
+        Self(Rules::Closed(Arc::new(RwLock::new(Arc::new(checks)))))
+    }
+
+    /// Replaces the policy, for all later calls. Does nothing if there was none.
+    pub fn replace_policy(&self, policy: Policy) {
+        let Rules::Closed(checks) = &self.0 else {
+            return;
+        };
+        let mut checks = checks.write();
+        let new = Checks {
+            policy,
+            // Without the verified tokens: their owners have the grants of the former policy.
+            tokens: checks.tokens.as_ref().map(Tokens::anew),
+            replaced: CancellationToken::new(),
+        };
+        let former = std::mem::replace(&mut *checks, Arc::new(new));
+        former.replaced.cancel();
     }
 
     /// Admits or rejects a call, and returns its caller. `method` is `None` for methods that
@@ -134,9 +161,10 @@ impl Authorizer {
         credentials: Credentials<'_>,
     ) -> Result<Caller, Refused> {
         let checks = match &self.0 {
-            Rules::Closed(checks) => checks,
+            Rules::Closed(checks) => checks.read().clone(),
             Rules::Open(everything) => {
                 return Ok(Caller {
+                    policy_replaced: None,
                     name: None,
                     user: None,
                     expires: None,
@@ -144,7 +172,10 @@ impl Authorizer {
                 });
             }
         };
-        let caller = checks.caller(credentials)?;
+        let caller = Caller {
+            policy_replaced: Some(checks.replaced.clone()),
+            ..checks.caller(credentials)?
+        };
         match (method, &caller.name) {
             (Some(method), Some(name)) if !caller.grant.has_method(method) => {
                 Err(Refused::NotGranted { name: name.clone() })
@@ -183,6 +214,7 @@ impl Checks {
             return Err(Refused::NotGranted { name });
         };
         let caller = Caller {
+            policy_replaced: None,
             name: Some(Name::Service(service.name.clone())),
             user: None,
             expires: Some(certificate.expires),
@@ -226,6 +258,7 @@ fn identified(identity: Identity) -> Result<Caller, Refused> {
         }
     };
     Ok(Caller {
+        policy_replaced: None,
         name: Some(name),
         user,
         expires: Some(expires),

@@ -1,18 +1,23 @@
-//! The authorizer from its settings, and the refresh of its keys and certificates.
+//! The authorizer from its settings, and the refresh of its policy, keys and certificates.
 
-use std::{net::SocketAddr, path::Path, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use super::Error;
 use crate::{
     auth::{Authorizer, Expected, Policy, Tokens, VerificationKeys},
     config::{CallerSettings, ServerSettings},
     grpc,
+    telemetry::POLICY_IN_USE,
     transport::tls::{Tls, TlsFiles, TlsSource},
 };
 
-/// The authorizer, with the keys and certificates that are refreshed for it.
+/// Interval of reading the policy again.
+const POLL: Duration = Duration::from_secs(5);
+
+/// The authorizer, with the policy, keys and certificates that are refreshed for it.
 pub struct CallerAuth {
     authorizer: Authorizer,
+    policy: Option<PolicyFile>,
     tls: Option<Arc<Tls>>,
     keys: Option<VerificationKeys>,
 }
@@ -41,25 +46,35 @@ impl CallerAuth {
         let Some(path) = &callers.policy else {
             return Ok(Self {
                 authorizer: Authorizer::open(),
+                policy: None,
                 tls,
                 keys: None,
             });
         };
-        let policy = read_policy(path).await?;
+        let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Policy {
+            path: path.clone(),
+            source,
+        };
+        let text = tokio::fs::read_to_string(path).await;
+        let text = text.map_err(|error| failed(error.into()))?;
+        let policy = Policy::parse(&text, &grpc::methods());
+        let policy = policy.map_err(|error| failed(error.into()))?;
         let tokens = read_keys(callers).await?;
         if tokens.is_none() && callers.tls_client_ca.is_none() {
             return Err(Error::NoIdentity);
         }
-        if policy.knows_certificates() && callers.tls_client_ca.is_none() {
-            tracing::warn!("the policy has callers with certificates, which need --tls-client-ca");
-        }
-        if policy.knows_tokens() && tokens.is_none() {
-            tracing::warn!("the policy has callers with tokens, which need --jwks");
-        }
+        let file = PolicyFile {
+            path: path.clone(),
+            text,
+            takes_certificates: callers.tls_client_ca.is_some(),
+            takes_tokens: tokens.is_some(),
+        };
+        file.report(&policy);
         let keys = tokens.as_ref().map(|(_, keys)| keys.clone());
         let tokens = tokens.map(|(expected, keys)| Tokens::new(expected, keys));
         Ok(Self {
             authorizer: Authorizer::new(policy, tokens),
+            policy: Some(file),
             tls,
             keys,
         })
@@ -89,8 +104,14 @@ impl CallerAuth {
         Some(Arc::new(move || tls.config()))
     }
 
-    /// Refreshes certificates and keys. Never ends.
+    /// Refreshes the policy, certificates and keys. Never ends.
     pub async fn run_refresh(&self) {
+        let follow_policy = async {
+            match &self.policy {
+                Some(file) => file.run_reload(&self.authorizer).await,
+                None => std::future::pending().await,
+            }
+        };
         let follow_tls = async {
             match &self.tls {
                 Some(tls) => tls.run_reload().await,
@@ -103,7 +124,59 @@ impl CallerAuth {
                 None => std::future::pending().await,
             }
         };
-        tokio::join!(follow_tls, follow_keys);
+        tokio::join!(follow_policy, follow_tls, follow_keys);
+    }
+}
+
+/// The file with the policy.
+struct PolicyFile {
+    path: PathBuf,
+    /// Its content at the start.
+    text: String,
+    takes_certificates: bool,
+    takes_tokens: bool,
+}
+
+impl PolicyFile {
+    /// Reads the file again at intervals, and uses a changed policy. Keeps the last one while the file
+    /// cannot be read, or is no policy. Never ends.
+    async fn run_reload(&self, authorizer: &Authorizer) {
+        let mut known = self.text.clone();
+        loop {
+            tokio::time::sleep(POLL).await;
+            let text = match tokio::fs::read_to_string(&self.path).await {
+                Ok(text) if text == known => continue,
+                Ok(text) => text,
+                Err(error) => {
+                    metrics::gauge!(POLICY_IN_USE).set(0);
+                    tracing::warn!(%error, "the policy cannot be read; the last one stays in use");
+                    continue;
+                }
+            };
+            match Policy::parse(&text, &grpc::methods()) {
+                Ok(policy) => {
+                    self.report(&policy);
+                    authorizer.replace_policy(policy);
+                    tracing::info!("a new policy is in use");
+                }
+                Err(error) => {
+                    metrics::gauge!(POLICY_IN_USE).set(0);
+                    tracing::error!(%error, "the changed policy is rejected; the last one stays in use");
+                }
+            }
+            known = text;
+        }
+    }
+
+    /// Reports that a policy is used, and which of its callers cannot authenticate.
+    fn report(&self, policy: &Policy) {
+        metrics::gauge!(POLICY_IN_USE).set(1);
+        if policy.knows_certificates() && !self.takes_certificates {
+            tracing::warn!("the policy has callers with certificates, which need --tls-client-ca");
+        }
+        if policy.knows_tokens() && !self.takes_tokens {
+            tracing::warn!("the policy has callers with tokens, which need --jwks");
+        }
     }
 }
 
@@ -117,16 +190,6 @@ fn assert_secure(addr: SocketAddr, callers: &CallerSettings) -> Result<(), Error
         (Some(_), Some(_)) => return Ok(()),
     };
     Err(Error::Insecure { addr, what })
-}
-
-async fn read_policy(path: &Path) -> Result<Policy, Error> {
-    let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Policy {
-        path: path.to_owned(),
-        source,
-    };
-    let text = tokio::fs::read_to_string(path).await;
-    let text = text.map_err(|error| failed(error.into()))?;
-    Policy::parse(&text, &grpc::methods()).map_err(|error| failed(error.into()))
 }
 
 async fn read_keys(

@@ -275,6 +275,15 @@ pub(super) fn expired() -> Status {
     )
 }
 
+/// The stream ends because another policy is in use.
+pub(super) fn policy_replaced() -> Status {
+    retry(
+        Reason::Stopping,
+        "another policy of callers is in use; continue after the last cursor",
+        Duration::ZERO,
+    )
+}
+
 /// The stream ends because the lifetime of its connection ends.
 pub(super) fn lifetime_ended() -> Status {
     retry(

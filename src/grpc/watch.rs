@@ -53,6 +53,8 @@ pub(super) struct Begin {
     pub(super) age: Duration,
     /// Remaining validity of its caller's credentials.
     pub(super) credentials: Option<Duration>,
+    /// Cancelled when another policy replaces the one that grants the stream.
+    policy_replaced: Option<CancellationToken>,
     /// The charge of unreceived responses.
     charge: MemoryCharge,
 }
@@ -60,8 +62,10 @@ pub(super) struct Begin {
 impl Begin {
     pub(super) fn of(extensions: &Extensions) -> Self {
         let peer = extensions.get::<Peer>();
-        let expires = extensions.get::<Caller>().and_then(|caller| caller.expires);
+        let caller = extensions.get::<Caller>();
+        let expires = caller.and_then(|caller| caller.expires);
         Self {
+            policy_replaced: caller.and_then(|caller| caller.policy_replaced.clone()),
             charge: peer.map_or_else(|| Peer::in_process().charge_memory(), Peer::charge_memory),
             age: peer.map_or(Duration::ZERO, |peer| peer.since.elapsed()),
             credentials: expires.map(|expires| {
@@ -80,8 +84,8 @@ pub struct WatchResponses {
 }
 
 impl WatchResponses {
-    /// Sends changes until the service stops, the connection ends, or the caller's
-    /// credentials expire.
+    /// Sends changes until the service stops, the connection ends, the caller's credentials
+    /// expire, or another policy replaces the one that grants them.
     pub(super) fn start(
         watcher: Watcher,
         permit: SharePermit<FlowKey>,
@@ -100,7 +104,13 @@ impl WatchResponses {
         let end = Arc::new(Mutex::new(None));
         let ended = end.clone();
         tokio::spawn(async move {
-            let sending = send_changes(watcher, &sender, &begin.charge, limits.patience);
+            let policy_replaced = begin.policy_replaced.unwrap_or_default();
+            let sending = async {
+                tokio::select! {
+                    status = send_changes(watcher, &sender, &begin.charge, limits.patience) => status,
+                    () = policy_replaced.cancelled() => status::policy_replaced(),
+                }
+            };
             let sending = timeout(left, sending);
             let stopped = limits.stopping.run_until_cancelled(sending).await;
             let status = match stopped {

@@ -58,6 +58,8 @@ metrics! {
         "calls that waited for a permit, by class (read, change)";
     each CALLS_LIMIT = "account_calls_at_once_limit",
         "slots for concurrent calls, fewer under CPU load, by class";
+    gauge POLICY_IN_USE = "account_policy_in_use",
+        "1 if the content of the policy file is in use, 0 while it is rejected or cannot be read";
     gauge CONNECTIONS = "account_connections", "open connections of clients";
     counter CONNECTIONS_REFUSED = "account_connections_refused_total",
         "connections that were closed, or not authenticated, because too many were open";

@@ -21,7 +21,7 @@ use rcgen::{
 };
 use serde_json::{Value, json};
 use temp_dir::TempDir;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::sleep};
 use tonic::{
     Code, Request, Status,
     metadata::MetadataValue,
@@ -37,7 +37,7 @@ use crate::{
         Backends, Client, Replica, assert_refused,
         binary::{Log, Server, over, serve_over},
     },
-    streams::eventually,
+    streams::{eventually, following},
 };
 
 pub const ORG: &str = "olivia-org";
@@ -798,6 +798,51 @@ async fn a_caller_with_a_certificate_acts_for_the_user_of_the_token_it_sends() {
     );
     let unknown = client.clone().check_membership(check()).await;
     assert_refused(unknown, Code::Unauthenticated, "NO_CREDENTIALS");
+}
+
+#[tokio::test]
+async fn a_changed_policy_is_used_and_an_invalid_one_is_rejected_without_a_restart() {
+    let (backends, files, signer) = (Backends::start().await, Files::new(), Signer::new("one"));
+    found(&backends).await;
+    let keys = KeySource::File(files.write("keys.json", &signer.key_set()));
+    let service = serve(&backends, token_settings(&files, keys)).await;
+    let _follower = Replica::start_with(&backends.serve_settings(), following()).await;
+    let policy = |methods: &[&str]| {
+        json!({"callers": {"billing": {"token": {"client_id": "billing"}, "methods": methods}}})
+            .to_string()
+    };
+    let token = signer.service_token("billing");
+    files.write("policy.json", &policy(&["CheckMembership", "WatchChanges"]));
+    let request = pb::WatchChangesRequest::default();
+    let mut client = service.client.clone();
+    let mut watch = None;
+    eventually("the new policy grants the method", async || {
+        let watching = client.watch_changes(with(&token, request.clone())).await;
+        watch = watching.ok();
+        watch.is_some()
+    })
+    .await;
+    let mut watch = watch.unwrap().into_inner();
+    files.write("policy.json", &policy(&["NoSuchMethod"]));
+    // Longer than the interval of reading it.
+    sleep(Duration::from_secs(6)).await;
+    assert!(checks(&service.client, &token).await.unwrap());
+    files.write("policy.json", &policy(&["GetUser"]));
+    eventually("the method is not granted any more", async || {
+        checks(&service.client, &token).await.is_err()
+    })
+    .await;
+    let refused = checks(&service.client, &token).await;
+    assert_refused(refused, Code::PermissionDenied, "METHOD_NOT_GRANTED");
+    let ended = loop {
+        match watch.message().await {
+            Ok(Some(_)) => {}
+            ended => break ended,
+        }
+    };
+    assert_refused(ended, Code::Unavailable, "STOPPING");
+    let refused = client.watch_changes(with(&token, request)).await;
+    assert_refused(refused, Code::PermissionDenied, "METHOD_NOT_GRANTED");
 }
 
 #[tokio::test]
