@@ -1,6 +1,7 @@
 //! Settings. Each is a flag with an environment variable and, where useful, a default.
 //! Secrets are not settings: they come from Secrets Manager.
 
+mod changes;
 mod server;
 mod values;
 
@@ -13,6 +14,7 @@ use clap::{
 };
 use secrecy::SecretString;
 
+pub use self::changes::ChangesSettings;
 pub use self::server::{CallerSettings, PeerSettings, ServerSettings, TraceSettings};
 use self::values::{
     attempt_millis, cache_name, host_and_port, log_filter, millis, not_empty, seconds, table_name,
@@ -109,6 +111,9 @@ pub enum Command {
     /// Fence the changed records of a DynamoDB stream event, which is read from
     /// standard input in the form that Lambda triggers receive.
     Invalidate(ServeSettings),
+    /// Write all changes to standard output, as CloudEvents in lines of JSON, from
+    /// the position in a file on.
+    Changes(ChangesSettings),
     /// Exit with 0 if the server at an address is serving, else with 1.
     Healthcheck(HealthcheckSettings),
 }

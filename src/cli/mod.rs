@@ -1,5 +1,6 @@
 //! The subcommands.
 
+mod changes;
 pub mod healthcheck;
 
 #[cfg(feature = "local")]
@@ -36,6 +37,9 @@ pub enum Failure {
     #[cfg(feature = "local")]
     #[error(transparent)]
     Local(#[from] local::Error),
+    /// The stream of changes ended.
+    #[error(transparent)]
+    Changes(#[from] changes::ChangesError),
     /// The probed server is not serving.
     #[error("{0}")]
     NotServing(String),
@@ -78,6 +82,7 @@ pub async fn run(command: Command) -> Result<(), Failure> {
         Command::Setup(settings) => set_up(&settings).await?,
         Command::Flush(settings) => flush(&settings).await?,
         Command::Invalidate(settings) => invalidate(&settings).await?,
+        Command::Changes(settings) => changes::write(&settings, boot::stop_signal()).await?,
         Command::Healthcheck(settings) => {
             healthcheck::check(&settings)
                 .await

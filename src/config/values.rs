@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use http::Uri;
 use jsonwebtoken::Algorithm;
 
 pub(super) fn millis(text: &str) -> Result<Duration, String> {
@@ -45,6 +46,14 @@ pub(super) fn host_and_port(text: &str) -> Result<String, String> {
     match text.rsplit_once(':') {
         Some((host, port)) if !host.is_empty() && is_port(port) => Ok(text.to_owned()),
         _ => Err("must be a host and a port, such as localhost:50051".to_owned()),
+    }
+}
+
+pub(super) fn server_url(text: &str) -> Result<Uri, String> {
+    let url: Uri = text.parse().map_err(|_| "is not a URL".to_owned())?;
+    match (url.scheme_str(), url.authority()) {
+        (Some("http" | "https"), Some(_)) => Ok(url),
+        _ => Err("must be http://HOST:PORT or https://HOST:PORT".to_owned()),
     }
 }
 

@@ -15,6 +15,7 @@ mod binary;
 mod cache_faults;
 mod callers;
 mod capacity;
+mod change_events;
 mod change_log;
 mod changes;
 mod conformance;

@@ -36,7 +36,11 @@ const WORDS: [(&str, &[&str]); 12] = [
     ("x509_parser", &["auth/"]),
     ("reqwest", &["auth/"]),
     ("rustls", &["transport/", "peer/"]),
-    ("account_v1", &["grpc/", "boot/", "proto.rs"]),
+    (
+        "account_v1",
+        &["grpc/", "boot/", "proto.rs", "cli/changes.rs"],
+    ),
+    ("prost_reflect", &["cli/changes.rs"]),
 ];
 
 /// Modules, and the words that name modules above them, which they must not use.

@@ -1,0 +1,311 @@
+//! The changes as CloudEvents, one JSON object in each line of standard output.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    path::Path,
+    time::Duration,
+};
+
+use backon::{BackoffBuilder as _, ExponentialBuilder};
+use prost::Message as _;
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, SerializeOptions};
+use serde_json::{Value, json};
+use tonic::{
+    Code, Request, Status,
+    metadata::MetadataValue,
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+};
+
+use crate::{
+    config::ChangesSettings,
+    error_chain::describe,
+    proto::account_v1::{
+        self as pb, ChangeKind, DESCRIPTOR_SET, account_service_client::AccountServiceClient,
+        change::Resource, watch_changes_request::Start,
+    },
+};
+
+/// Longest time to connect.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection without a response for longer is broken: the server sends one every 10 s.
+const SILENCE: Duration = Duration::from_secs(30);
+/// Pauses before the next connection: 1 s to 30 s, and up to as much again by jitter.
+const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_secs(1))
+    .with_max_delay(Duration::from_secs(30))
+    .without_max_times()
+    .with_jitter();
+
+/// The end of the stream of changes.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangesError {
+    /// A file cannot be read or written.
+    #[error("{what}: {source}")]
+    File {
+        /// The file.
+        what: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The reader of the output has gone.
+    #[error("the output cannot be written: {0}")]
+    Output(io::Error),
+    /// The settings do not name a server.
+    #[error("the server cannot be used: {0}")]
+    Server(String),
+    /// The server rejects the request for good.
+    #[error("{}: {}", .0.code(), .0.message())]
+    Rejected(Status),
+}
+
+/// Reason why a connection has ended.
+enum Ended {
+    /// Another connection may succeed.
+    Retryable(String),
+    /// None will.
+    Final(ChangesError),
+}
+
+/// Writes all changes to standard output, until `stop` resolves. Saves the position after the lines
+/// that were written, and resumes there.
+///
+/// # Errors
+/// See [`ChangesError`]. Faults of the network and restarts of the server are no errors.
+pub async fn write(
+    settings: &ChangesSettings,
+    stop: impl Future<Output = ()>,
+) -> Result<(), ChangesError> {
+    tokio::select! {
+        ended = run(settings) => ended,
+        () = stop => Ok(()),
+    }
+}
+
+async fn run(settings: &ChangesSettings) -> Result<(), ChangesError> {
+    let events = Events::new(&settings.source).map_err(ChangesError::Server)?;
+    let mut cursor = match &settings.checkpoint {
+        Some(path) => read_checkpoint(path)?,
+        None => None,
+    };
+    let mut pauses = PAUSES.build();
+    loop {
+        let before = cursor.clone();
+        match follow(settings, &events, &mut cursor).await {
+            Ended::Final(error) => return Err(error),
+            Ended::Retryable(why) => {
+                if cursor != before {
+                    pauses = PAUSES.build();
+                }
+                let pause = pauses.next().unwrap_or_default();
+                eprintln!("warning: {why}; connects again in {} ms", pause.as_millis());
+                tokio::time::sleep(pause).await;
+            }
+        }
+    }
+}
+
+/// Writes changes until the connection ends. `cursor` is the position after them.
+async fn follow(settings: &ChangesSettings, events: &Events, cursor: &mut Option<String>) -> Ended {
+    let start = match cursor {
+        Some(cursor) => Some(Start::Cursor(cursor.clone())),
+        None => settings.oldest.then_some(Start::Oldest(true)),
+    };
+    let request = pb::WatchChangesRequest {
+        start,
+        organization_name: settings.organization.clone().unwrap_or_default(),
+        username: settings.username.clone().unwrap_or_default(),
+    };
+    let request = match authorized(settings, request) {
+        Ok(request) => request,
+        Err(error) => return Ended::Final(error),
+    };
+    let channel = match connect(settings).await {
+        Ok(channel) => channel,
+        Err(ended) => return ended,
+    };
+    let mut client = AccountServiceClient::new(channel);
+    let mut watch = match client.watch_changes(request).await {
+        Ok(watch) => watch.into_inner(),
+        Err(status) => return ended_with(status),
+    };
+    loop {
+        let response = match tokio::time::timeout(SILENCE, watch.message()).await {
+            Ok(Ok(Some(response))) => response,
+            Ok(Ok(None)) => return Ended::Retryable("the stream has ended".to_owned()),
+            Ok(Err(status)) => return ended_with(status),
+            Err(_) => return Ended::Retryable("the server does not respond".to_owned()),
+        };
+        if let Err(error) = accept(settings, events, &response) {
+            return Ended::Final(error);
+        }
+        *cursor = Some(response.cursor);
+    }
+}
+
+/// Writes the changes of a response, and then the position after them.
+fn accept(
+    settings: &ChangesSettings,
+    events: &Events,
+    response: &pb::WatchChangesResponse,
+) -> Result<(), ChangesError> {
+    // Written at once, so that a crash rarely leaves a part of a line.
+    let mut lines = String::new();
+    for change in &response.changes {
+        let event = events.event(change).map_err(ChangesError::Server)?;
+        lines.push_str(&event.to_string());
+        lines.push('\n');
+    }
+    let mut output = io::stdout().lock();
+    let written = output.write_all(lines.as_bytes());
+    written
+        .and_then(|()| output.flush())
+        .map_err(ChangesError::Output)?;
+    match &settings.checkpoint {
+        Some(path) => write_checkpoint(path, &response.cursor),
+        None => Ok(()),
+    }
+}
+
+fn ended_with(status: Status) -> Ended {
+    match status.code() {
+        Code::InvalidArgument | Code::OutOfRange | Code::PermissionDenied | Code::Unimplemented => {
+            Ended::Final(ChangesError::Rejected(status))
+        }
+        code => Ended::Retryable(format!("{code}: {}", status.message())),
+    }
+}
+
+/// The request with the token, which is read anew each time.
+fn authorized<T>(settings: &ChangesSettings, message: T) -> Result<Request<T>, ChangesError> {
+    let mut request = Request::new(message);
+    if let Some(path) = &settings.token_file {
+        let token = read(path)?;
+        let token = format!("Bearer {}", token.trim());
+        let mut token: MetadataValue<_> = token
+            .parse()
+            .map_err(|_| ChangesError::Server(format!("{} is not a token", path.display())))?;
+        token.set_sensitive(true);
+        request.metadata_mut().insert("authorization", token);
+    }
+    Ok(request)
+}
+
+async fn connect(settings: &ChangesSettings) -> Result<Channel, Ended> {
+    let is_final =
+        |error: tonic::transport::Error| Ended::Final(ChangesError::Server(describe(&error)));
+    let endpoint = Endpoint::from(settings.server.clone()).connect_timeout(CONNECT_TIMEOUT);
+    let endpoint = if settings.server.scheme_str() == Some("https") {
+        let tls = tls(settings).map_err(Ended::Final)?;
+        endpoint.tls_config(tls).map_err(is_final)?
+    } else {
+        endpoint
+    };
+    let connected = endpoint.connect().await;
+    connected.map_err(|error| Ended::Retryable(describe(&error)))
+}
+
+fn tls(settings: &ChangesSettings) -> Result<ClientTlsConfig, ChangesError> {
+    let mut tls = ClientTlsConfig::new();
+    tls = match &settings.tls_ca {
+        Some(path) => tls.ca_certificate(Certificate::from_pem(read(path)?)),
+        None => tls.with_native_roots(),
+    };
+    if let (Some(certificate), Some(key)) = (&settings.tls_client_cert, &settings.tls_client_key) {
+        tls = tls.identity(Identity::from_pem(read(certificate)?, read(key)?));
+    }
+    Ok(tls)
+}
+
+fn read(path: &Path) -> Result<String, ChangesError> {
+    std::fs::read_to_string(path).map_err(|source| of_file(path, source))
+}
+
+fn of_file(path: &Path, source: io::Error) -> ChangesError {
+    let what = path.display().to_string();
+    ChangesError::File { what, source }
+}
+
+/// The saved position. `None`: there is none yet.
+fn read_checkpoint(path: &Path) -> Result<Option<String>, ChangesError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text.trim().to_owned()).filter(|text| !text.is_empty())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(of_file(path, source)),
+    }
+}
+
+/// Replaces the saved position as a whole, so that a crash leaves the old one or the new one.
+fn write_checkpoint(path: &Path, cursor: &str) -> Result<(), ChangesError> {
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let written = File::create(&new).and_then(|mut file| {
+        writeln!(file, "{cursor}")?;
+        file.sync_data()?;
+        std::fs::rename(&new, path)
+    });
+    written.map_err(|source| of_file(path, source))
+}
+
+/// Encodes changes as CloudEvents.
+struct Events {
+    source: String,
+    change: MessageDescriptor,
+}
+
+impl Events {
+    fn new(source: &str) -> Result<Self, String> {
+        let pool = DescriptorPool::decode(DESCRIPTOR_SET).map_err(|error| describe(&error))?;
+        let change = pool.get_message_by_name("account.v1.Change");
+        Ok(Self {
+            source: source.to_owned(),
+            change: change.ok_or("the contract has no changes")?,
+        })
+    }
+
+    /// The event of a change. Its id is the cursor after the change: the same whenever the change is
+    /// delivered again.
+    fn event(&self, change: &pb::Change) -> Result<Value, String> {
+        let kind = match change.kind() {
+            ChangeKind::Created => "created",
+            ChangeKind::Updated => "updated",
+            ChangeKind::Deleted => "deleted",
+            ChangeKind::Unspecified => "changed",
+        };
+        let (resource, subject) = match &change.resource {
+            Some(Resource::User(user)) => ("user", format!("users/{}", user.username)),
+            Some(Resource::Organization(organization)) => {
+                let name = &organization.organization_name;
+                ("organization", format!("organizations/{name}"))
+            }
+            Some(Resource::Membership(membership)) => {
+                let (organization, member) =
+                    (&membership.organization_name, &membership.member_username);
+                let subject = format!("organizations/{organization}/members/{member}");
+                ("membership", subject)
+            }
+            None => ("record", String::new()),
+        };
+        let bytes = change.encode_to_vec();
+        let message = DynamicMessage::decode(self.change.clone(), bytes.as_slice());
+        let message = message.map_err(|error| describe(&error))?;
+        let options = SerializeOptions::new();
+        let data = message.serialize_with_options(serde_json::value::Serializer, &options);
+        let data = data.map_err(|error| describe(&error))?;
+        let mut event = json!({
+            "specversion": "1.0",
+            "id": change.cursor,
+            "source": self.source,
+            "type": format!("account.v1.{resource}.{kind}"),
+            "datacontenttype": "application/json",
+            "data": data,
+        });
+        if !subject.is_empty() {
+            event["subject"] = subject.into();
+        }
+        if let Some(time) = event["data"].get("commitTime").cloned() {
+            event["time"] = time;
+        }
+        Ok(event)
+    }
+}

@@ -1,0 +1,217 @@
+//! The consumer of changes: a process that writes CloudEvents, and resumes after a crash.
+
+use std::{
+    collections::HashSet,
+    fs::{self, OpenOptions},
+    path::{Path, PathBuf},
+    process::{Child, Stdio},
+};
+
+use account_service::proto::account_v1::Role;
+use serde_json::Value;
+use temp_dir::TempDir;
+
+use crate::{
+    harness::{Backends, Replica, binary::command},
+    streams::{eventually, following},
+};
+
+const ORG: &str = "olivia-org";
+const OLIVIA: &str = "oliviaowner";
+const MICHAEL: &str = "membermichael";
+
+/// A consumer, with the files of its output and its position.
+struct Consumer {
+    folder: TempDir,
+    server: String,
+}
+
+impl Consumer {
+    fn output(&self) -> PathBuf {
+        self.folder.child("events")
+    }
+
+    fn start(&self, arguments: &[&str]) -> Running {
+        let output = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.output());
+        let errors = fs::File::create(self.folder.child("errors"));
+        let checkpoint = self.folder.child("checkpoint");
+        let mut command = command(&["changes", "--oldest", "--server", &self.server]);
+        command
+            .args(arguments)
+            .arg("--checkpoint")
+            .arg(checkpoint)
+            .stdout(Stdio::from(output.unwrap()))
+            .stderr(Stdio::from(errors.unwrap()));
+        Running(command.spawn().unwrap())
+    }
+
+    fn events(&self) -> Vec<Value> {
+        events(&self.output())
+    }
+}
+
+/// The complete lines of a file.
+fn events(path: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let lines = text.split_inclusive('\n');
+    let complete = lines.filter(|line| line.ends_with('\n'));
+    complete
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+/// A process that is killed when it is dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A replica that follows the stream, and a consumer of its changes.
+async fn consumed() -> (Backends, Replica, Consumer) {
+    let backends = Backends::start().await;
+    let replica = Box::pin(Replica::start_with(&backends.serve_settings(), following())).await;
+    let consumer = Consumer {
+        folder: TempDir::new().unwrap(),
+        server: format!("http://{}", replica.addr),
+    };
+    (backends, replica, consumer)
+}
+
+fn text<'a>(event: &'a Value, name: &str) -> &'a str {
+    event[name].as_str().unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_are_written_as_cloud_events() {
+    let (_backends, service, consumer) = consumed().await;
+    service.found_olivia_org_with_michael().await;
+    service.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
+    let _running = consumer.start(&["--organization", ORG, "--source", "//accounts/test"]);
+    eventually("the removal is written", async || {
+        let events = consumer.events();
+        events
+            .iter()
+            .any(|event| text(event, "type") == "account.v1.membership.deleted")
+    })
+    .await;
+    let events = consumer.events();
+    let kinds: Vec<_> = events
+        .iter()
+        .map(|event| (text(event, "type"), text(event, "subject")))
+        .collect();
+    let of_michael = "organizations/olivia-org/members/membermichael";
+    for expected in [
+        (
+            "account.v1.organization.created",
+            "organizations/olivia-org",
+        ),
+        ("account.v1.membership.created", of_michael),
+        ("account.v1.membership.deleted", of_michael),
+    ] {
+        assert!(kinds.contains(&expected), "{kinds:?}");
+    }
+    for event in &events {
+        assert_eq!(text(event, "specversion"), "1.0");
+        assert_eq!(text(event, "source"), "//accounts/test");
+        assert_eq!(text(event, "datacontenttype"), "application/json");
+        assert!(!text(event, "id").is_empty() && text(event, "time").ends_with('Z'));
+    }
+    let removal = events.last().unwrap();
+    assert_eq!(removal["data"]["kind"], "CHANGE_KIND_DELETED");
+    assert_eq!(removal["data"]["actingUser"], OLIVIA);
+    let before = &removal["data"]["membership"]["before"];
+    assert_eq!(before["role"], "ROLE_MEMBER");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_that_is_killed_again_and_again_loses_no_change() {
+    const USERS: usize = 60;
+    let (_backends, service, consumer) = consumed().await;
+    let mut running = consumer.start(&[]);
+    for number in 0..USERS {
+        service
+            .create_user(&format!("user-{number}"))
+            .await
+            .unwrap();
+        if number % 10 == 9 {
+            // Not before it has written something new: a start takes some time.
+            let seen = consumer.events().len();
+            eventually("a change is written", async || {
+                consumer.events().len() > seen
+            })
+            .await;
+            drop(running);
+            running = consumer.start(&[]);
+        }
+    }
+    let last = format!("users/user-{}", USERS - 1);
+    eventually("the last change is written", async || {
+        let events = consumer.events();
+        events.iter().any(|event| text(event, "subject") == last)
+    })
+    .await;
+    let events = consumer.events();
+    // A change that is written twice has the same id.
+    let mut ids = HashSet::new();
+    let once = events.iter().filter(|event| ids.insert(text(event, "id")));
+    let subjects: Vec<_> = once.map(|event| text(event, "subject")).collect();
+    let expected: Vec<_> = (0..USERS).map(|it| format!("users/user-{it}")).collect();
+    assert_eq!(subjects, expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_connects_again_after_a_restart_of_the_server() {
+    let (backends, first, consumer) = consumed().await;
+    first.create_user(OLIVIA).await.unwrap();
+    let _running = consumer.start(&[]);
+    eventually("the first change is written", async || {
+        consumer.events().len() == 1
+    })
+    .await;
+    let mut settings = backends.serve_settings();
+    settings.server.listen_addr = first.addr;
+    drop(first);
+    let mut second = None;
+    eventually("another server has the address", async || {
+        second = Replica::try_start_with(&settings, following()).await.ok();
+        second.is_some()
+    })
+    .await;
+    let second = second.unwrap();
+    second.create_user(MICHAEL).await.unwrap();
+    second.create_organization(ORG, OLIVIA).await.unwrap();
+    second
+        .add(ORG, MICHAEL, Role::Member, OLIVIA)
+        .await
+        .unwrap();
+    eventually("all changes are written", async || {
+        consumer.events().len() == 5
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_consumer_with_an_expired_position_ends_with_an_error() {
+    let (_backends, service, consumer) = consumed().await;
+    service.create_user(OLIVIA).await.unwrap();
+    let position = "0123456789abcdef0123456789abcdef-7";
+    fs::write(consumer.folder.child("checkpoint"), position).unwrap();
+    let mut running = consumer.start(&[]);
+    let mut status = None;
+    eventually("it ends", async || {
+        status = running.0.try_wait().unwrap();
+        status.is_some()
+    })
+    .await;
+    assert_eq!(status.unwrap().code(), Some(1));
+    let errors = fs::read_to_string(consumer.folder.child("errors")).unwrap();
+    assert!(errors.contains("error: "), "{errors}");
+    assert!(consumer.events().is_empty());
+}
