@@ -8,7 +8,7 @@ use std::{
 
 /// Words, and the modules that may use them. `boot` connects the modules, and `local`
 /// replaces the external services.
-const WORDS: [(&str, &[&str]); 12] = [
+const WORDS: [(&str, &[&str]); 13] = [
     (
         "aws_sdk_dynamodb",
         &["store/dynamodb/", "boot/", "local/", "telemetry/aws.rs"],
