@@ -26,7 +26,7 @@ pub use origin::{Actor, Digest, Made, NoRequestId, Origin, Request, RequestId, S
 pub use record::{ChangeKind, EmailClaim, Etag, Key, Record, RecordChange, Stamp, Timestamp, Uid};
 pub use rules::{
     DELETES_ORGANIZATION, TRANSFERS_OWNERSHIP, UPDATES_ORGANIZATION, effective_membership, may_add,
-    may_change_role, may_remove, may_update_membership, standing_membership,
+    may_change_role, may_remove, may_update_membership, outlasts, standing_membership,
 };
 pub use state::State;
 pub use user::User;

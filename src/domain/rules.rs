@@ -1,6 +1,6 @@
 //! The rules: the permissions of each role, and the conditions of an effective membership.
 
-use super::{Membership, Organization, Role, Standing, State, Timestamp, User};
+use super::{ExpireTime, Membership, Organization, Role, Standing, State, Timestamp, User};
 
 /// Least role of an actor who updates an organization.
 pub const UPDATES_ORGANIZATION: Role = Role::Admin;
@@ -27,6 +27,17 @@ pub fn may_change_role(acting: Role, from: Option<Role>, to: Role) -> bool {
         Role::Owner => true,
         Role::Admin => from != Some(Role::Owner) && to != Role::Owner,
         Role::Member => false,
+    }
+}
+
+/// Whether a membership that ends at `end` outlasts one that ends at `other`. `None`: no end. No
+/// grant outlasts the membership of its actor.
+#[must_use]
+pub fn outlasts(end: Option<ExpireTime>, other: Option<ExpireTime>) -> bool {
+    match (end, other) {
+        (_, None) => false,
+        (None, Some(_)) => true,
+        (Some(end), Some(other)) => end > other,
     }
 }
 
@@ -108,6 +119,16 @@ mod tests {
                 assert_eq!(may_change_role(Role::Admin, role, other), !touches_owner);
                 assert!(!may_change_role(Role::Member, role, other));
             }
+        }
+    }
+
+    #[test]
+    fn a_membership_without_an_end_outlasts_every_end() {
+        let [never, soon, later] = [None, Some(ExpireTime(1)), Some(ExpireTime(2))];
+        for end in [never, soon, later] {
+            assert!(!outlasts(end, never));
+            assert_eq!(outlasts(end, soon), end != soon);
+            assert_eq!(outlasts(end, later), end == never);
         }
     }
 

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     coherence::Verdict,
-    domain::{Actor, Etag, Key, Organization, OrganizationName, Role},
+    domain::{Actor, Etag, Key, Organization, OrganizationName, Role, outlasts},
     store::{self, DynamoDb, Step},
 };
 
@@ -22,6 +22,20 @@ impl Actor {
             Self::User(username) => found
                 .role(organization, username)
                 .is_some_and(|role| role >= least),
+            Self::Platform => true,
+        }
+    }
+
+    /// Whether the actor may grant a membership without an end.
+    pub(super) fn grants_without_end(
+        &self,
+        found: &ReadSet,
+        organization: &OrganizationName,
+    ) -> bool {
+        match self {
+            Self::User(username) => found
+                .acting(organization, username)
+                .is_some_and(|acting| !outlasts(None, acting.expire_time)),
             Self::Platform => true,
         }
     }

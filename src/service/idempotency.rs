@@ -212,13 +212,9 @@ impl StoredResult for Owners {
     }
 }
 
-/// A membership as it was, with the present state of its user and its organization.
+/// A membership as it was, with its present state. One that is none any more does not count.
 fn standing_now(membership: Membership, around: &ReadSet) -> Standing {
-    let user = around.user(&membership.member_username);
-    let organization = around.organization(&membership.organization_name);
-    let state = user.zip(organization).map_or(State::Suspended, |both| {
-        let (user, organization) = both;
-        user.state.and(organization.state)
-    });
+    let state = around.present_state(&membership);
+    let state = state.unwrap_or(State::Suspended);
     Standing { membership, state }
 }

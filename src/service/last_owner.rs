@@ -1,6 +1,8 @@
 //! The organizations of which a user is the last Owner.
 
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use std::{collections::HashSet, future::ready, pin::pin};
+
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 
 use super::{
     MEMBERSHIPS_AT_ONCE, Refusal,
@@ -22,10 +24,10 @@ const MAX_OWNED: usize = 30;
 const SEARCHES_AT_ONCE: usize = 4;
 
 /// An organization in which a user is an Owner whose membership does not expire.
-pub(super) struct Owned {
-    pub(super) organization: OrganizationName,
+struct Owned {
+    organization: OrganizationName,
     /// The conditions that another such Owner remains. `None`: there is none.
-    pub(super) others: Option<Vec<Step>>,
+    others: Option<Vec<Step>>,
 }
 
 /// Requires that each organization of a user keeps another Owner, if that `is_required`. Returns the
@@ -39,7 +41,7 @@ pub(super) async fn require_other_owners<T>(
     if !is_required {
         return Ok(Ok(Vec::new()));
     }
-    let (mut conditions, mut without, mut count) = (Vec::new(), Vec::new(), 0);
+    let mut owned = Vec::new();
     let mut after = None;
     loop {
         let slice = Slice {
@@ -47,51 +49,77 @@ pub(super) async fn require_other_owners<T>(
             limit: MEMBERSHIPS_AT_ONCE,
         };
         let page = table.organizations_of(user, &NameMatch::All, slice).await?;
-        for owned in owned(table, user, &page.found).await? {
-            count += 1;
-            match owned.others {
-                Some(others) => conditions.extend(others),
-                None => without.push(owned.organization),
-            }
+        owned.extend(owned_among(table, user, page.found).await?);
+        if owned.len() > MAX_OWNED {
+            let refusal = Refusal::TooManyOrganizations(MAX_OWNED);
+            return Ok(Err(Verdict::refuse(refusal)));
         }
         after = page.next;
-        if without.len() >= MAX_NAMED || after.is_none() {
+        if after.is_none() {
             break;
         }
     }
-    without.truncate(MAX_NAMED);
-    Ok(match (without.is_empty(), count <= MAX_OWNED) {
-        (false, _) => Err(Verdict::Deny(Refusal::LastOwner(without))),
-        (true, false) => Err(Verdict::Deny(Refusal::TooManyOrganizations(MAX_OWNED))),
-        (true, true) => Ok(conditions),
+    let (mut conditions, mut without) = (Vec::new(), Vec::new());
+    let mut searches = pin!(searches(table, user, &owned));
+    while let Some(owned) = searches.try_next().await? {
+        match owned.others {
+            Some(others) => conditions.extend(others),
+            None => without.push(owned.organization),
+        }
+        if without.len() >= MAX_NAMED {
+            break;
+        }
+    }
+    Ok(if without.is_empty() {
+        Ok(conditions)
+    } else {
+        Err(Verdict::refuse(Refusal::LastOwner(without)))
     })
+}
+
+/// The organizations of which the user is the last Owner, among these.
+pub(super) async fn without_other_owner(
+    table: &DynamoDb,
+    user: &Username,
+    organizations: Vec<OrganizationName>,
+) -> Result<HashSet<OrganizationName>, store::Error> {
+    let owned = owned_among(table, user, organizations).await?;
+    let without = searches(table, user, &owned)
+        .try_filter(|owned| ready(owned.others.is_none()))
+        .map_ok(|owned| owned.organization);
+    without.try_collect().await
 }
 
 /// The organizations in which the user is an Owner whose membership does not expire, also while the
 /// user or the organization is suspended.
-pub(super) async fn owned(
+async fn owned_among(
     table: &DynamoDb,
     user: &Username,
-    organizations: &[OrganizationName],
-) -> Result<Vec<Owned>, store::Error> {
+    mut organizations: Vec<OrganizationName>,
+) -> Result<Vec<OrganizationName>, store::Error> {
     let keys = organizations
         .iter()
         .flat_map(|organization| keys_of_member(organization, user));
     let found = ReadSet::read(table, keys).await?;
-    let is_owner = |organization: &&OrganizationName| {
+    organizations.retain(|organization| {
         let member = found.member(organization, user);
         member.is_some_and(|member| member.membership.is_lasting_owner())
-    };
-    let owned = organizations.iter().filter(is_owner);
-    let searches = owned.map(async |organization| {
-        Ok(Owned {
-            organization: organization.clone(),
-            others: OtherOwners::conditions(table, organization, user).await?,
-        })
     });
-    let searches: Vec<_> = searches.collect();
-    stream::iter(searches)
+    Ok(organizations)
+}
+
+/// Searches for another Owner of each of these organizations.
+fn searches<'a>(
+    table: &'a DynamoDb,
+    user: &'a Username,
+    organizations: &'a [OrganizationName],
+) -> impl Stream<Item = Result<Owned, store::Error>> + 'a {
+    stream::iter(organizations)
+        .map(move |organization| async move {
+            Ok(Owned {
+                organization: organization.clone(),
+                others: OtherOwners::conditions(table, organization, user).await?,
+            })
+        })
         .buffered(SEARCHES_AT_ONCE)
-        .try_collect()
-        .await
 }

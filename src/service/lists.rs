@@ -1,8 +1,6 @@
 //! Lists, page by page. An index names the candidates. Each is then read like any other
 //! record, so that no list returns a deleted one.
 
-use std::collections::HashSet;
-
 use super::{
     Accounts, Error, Freshness, MEMBERSHIPS_AT_ONCE, MembershipFilter, NameMatch, Refusal,
     last_owner, memberships::standing, page_token::ListName, read_set::keys_of_member,
@@ -17,6 +15,10 @@ use crate::{
 
 /// Approximate bytes of memberships after which a page ends, so that clients accept the response.
 const MAX_PAGE_BYTES: usize = 2 * 1024 * 1024;
+
+/// Most organizations of a page whose other Owners are searched: where there is none, a search reads all
+/// members.
+const LAST_OWNER_PAGE: u16 = 25;
 
 /// A request for a page.
 #[derive(Debug, Clone)]
@@ -94,7 +96,7 @@ impl Accounts {
         mut page: PageRequest,
     ) -> Result<Page<Standing>, Error> {
         if last_owner_only {
-            page.size = page.size.min(MEMBERSHIPS_AT_ONCE);
+            page.size = page.size.min(LAST_OWNER_PAGE);
         }
         let list = ListName::new("organizations", user.as_str());
         let list = list.with(filter).with(&last_owner_only);
@@ -157,14 +159,9 @@ impl Accounts {
             .filter(|standing| standing.membership.is_lasting_owner())
             .map(|standing| standing.membership.organization_name.clone())
             .collect();
-        let owned = last_owner::owned(&self.table, user, &organizations).await;
-        let without_other: HashSet<_> = owned
-            .map_err(store_failed)?
-            .into_iter()
-            .filter(|owned| owned.others.is_none())
-            .map(|owned| owned.organization)
-            .collect();
-        entries.retain(|standing| without_other.contains(&standing.membership.organization_name));
+        let without = last_owner::without_other_owner(&self.table, user, organizations).await;
+        let without = without.map_err(store_failed)?;
+        entries.retain(|standing| without.contains(&standing.membership.organization_name));
         Ok(())
     }
 

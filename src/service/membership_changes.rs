@@ -17,7 +17,7 @@ use crate::{
     coherence::{Change, Plan, Verdict},
     domain::{
         Key, Membership, Record, Role, Standing, Timestamp, Username, may_add, may_change_role,
-        may_remove,
+        may_remove, outlasts,
     },
     store::{self, DynamoDb, Step},
 };
@@ -73,10 +73,16 @@ impl Change for ChangeRole {
             Some(actor) if may_add(actor, *role) => actor,
             _ => return Ok(Verdict::Deny(Refusal::NotPermitted)),
         };
-        let Some(target) = found.member(organization_name, member_username) else {
+        let Some(target) = found.member_to_change(organization_name, member_username) else {
             return Ok(not_a_member(&found, organization_name, member_username));
         };
-        if !may_change_role(actor, target.membership.role, *role) {
+        let may_grant = |acting: &Membership| {
+            let is_grant = Some(*role) > target.membership.role;
+            !is_grant || !outlasts(target.membership.expire_time, acting.expire_time)
+        };
+        if !may_change_role(actor, target.membership.role, *role)
+            || !acting.as_ref().is_some_and(may_grant)
+        {
             return Ok(Verdict::Deny(Refusal::NotPermitted));
         }
         if !is_version(etag.as_ref(), &target.membership.stamp) {

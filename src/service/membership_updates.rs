@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     coherence::{Change, Plan, Verdict},
-    domain::{Key, Membership, Record, Role, Standing, Timestamp, may_update_membership},
+    domain::{Key, Membership, Record, Role, Standing, Timestamp, may_update_membership, outlasts},
     store::{self, DynamoDb, Step},
 };
 
@@ -80,7 +80,7 @@ impl Change for UpdateMembership {
         if !is_permitted(Some(Role::Member)) {
             return Ok(Verdict::Deny(Refusal::NotPermitted));
         }
-        let Some(target) = found.member(organization_name, member_username) else {
+        let Some(target) = found.member_to_change(organization_name, member_username) else {
             return Ok(not_a_member(&found, organization_name, member_username));
         };
         let Standing {
@@ -88,10 +88,13 @@ impl Change for UpdateMembership {
             state,
         } = target;
         let mut edited = self.edit(&before);
-        // Otherwise a member could prolong its own membership.
-        let ends_itself =
-            acting_user == member_username && edited.expire_time != before.expire_time;
-        if !is_permitted(before.role) || ends_itself {
+        let may_end = |acting: &Membership| {
+            edited.expire_time == before.expire_time
+                || (acting_user != member_username
+                    && !(outlasts(edited.expire_time, before.expire_time)
+                        && outlasts(edited.expire_time, acting.expire_time)))
+        };
+        if !is_permitted(before.role) || !actor.as_ref().is_some_and(may_end) {
             return Ok(Verdict::Deny(Refusal::NotPermitted));
         }
         if !is_version(etag.as_ref(), &before.stamp) {

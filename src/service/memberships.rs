@@ -14,7 +14,7 @@ use crate::{
     coherence::{Change, Plan, Verdict},
     domain::{
         Actor, Etag, ExpireTime, Key, Labels, Membership, Organization, OrganizationName, Record,
-        Role, Stamp, Standing, Timestamp, User, Username, may_add, standing_membership,
+        Role, Stamp, Standing, Timestamp, User, Username, may_add, outlasts, standing_membership,
     },
     store::{self, DynamoDb, Step},
 };
@@ -300,9 +300,13 @@ impl Change for AddMember {
         } = &self.member;
         let found =
             read_actor_and_target(table, organization_name, adding_user, member_username).await?;
-        let actor = found.role(organization_name, adding_user);
-        let organization = match (found.organization(organization_name), actor) {
-            (Some(organization), Some(actor)) if may_add(actor, *role) => organization,
+        let may_grant = |acting: &Membership| {
+            acting.role.is_some_and(|acting| may_add(acting, *role))
+                && !outlasts(*expire_time, acting.expire_time)
+        };
+        let acting = found.acting(organization_name, adding_user);
+        let organization = match found.organization(organization_name) {
+            Some(organization) if acting.as_ref().is_some_and(may_grant) => organization,
             _ => return Ok(Verdict::Deny(Refusal::NotPermitted)),
         };
         let user_key = Key::User(member_username.clone());

@@ -24,8 +24,8 @@ pub(super) struct OtherOwners<'a> {
     table: &'a DynamoDb,
     organization: &'a OrganizationName,
     leaving: &'a Username,
-    /// Records of Owners who do not remain.
-    others: ReadSet,
+    /// Records of Owners who do not remain, if a refusal is to reveal them.
+    others: Option<ReadSet>,
 }
 
 impl<'a> OtherOwners<'a> {
@@ -34,7 +34,7 @@ impl<'a> OtherOwners<'a> {
             table,
             organization,
             leaving,
-            others: ReadSet::empty(table),
+            others: None,
         }
     }
 }
@@ -61,11 +61,12 @@ impl OtherOwners<'_> {
             return Ok(Ok(()));
         }
         let mut search = OtherOwners::of(table, organization, leaving);
+        search.others = Some(ReadSet::empty(table));
         if let Some(remains) = search.find().await? {
             conditions.extend(remains);
             return Ok(Ok(()));
         }
-        let mut others = search.others;
+        let mut others = search.others.unwrap_or_else(|| ReadSet::empty(table));
         let mut because_of: Vec<_> = others.keys().cloned().collect();
         because_of.extend(keys_around(organization, leaving));
         others.extend(found.clone());
@@ -126,7 +127,9 @@ impl OtherOwners<'_> {
             if let Some(owner) = remaining {
                 return Ok(Some(found.still_counts(organization, owner)));
             }
-            self.others.extend(found);
+            if let Some(others) = &mut self.others {
+                others.extend(found);
+            }
         }
         Ok(None)
     }

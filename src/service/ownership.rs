@@ -157,10 +157,12 @@ impl Change for TransferOwnership {
         let of_new_owner = keys_of_member(organization_name, new_owner);
         let keys = [actor.keys(organization_name), of_new_owner.into()].concat();
         let found = ReadSet::read(table, keys).await?;
-        if !actor.has(TRANSFERS_OWNERSHIP, &found, organization_name) {
+        if !actor.has(TRANSFERS_OWNERSHIP, &found, organization_name)
+            || !actor.grants_without_end(&found, organization_name)
+        {
             return Ok(Verdict::Deny(Refusal::NotPermitted));
         }
-        let Some(new) = found.member(organization_name, new_owner) else {
+        let Some(new) = found.member_to_change(organization_name, new_owner) else {
             return Ok(match actor {
                 Actor::User(_) => not_a_member(&found, organization_name, new_owner),
                 Actor::Platform => self.add_owner(&found),
@@ -168,7 +170,7 @@ impl Change for TransferOwnership {
         };
         let previous = self
             .previous_owner()
-            .and_then(|owner| found.member(organization_name, owner));
+            .and_then(|owner| found.member_to_change(organization_name, owner));
         // All users, and the organization: the result shows both memberships.
         let premises = found.profiles();
         // After a transfer from an Owner, the organization must have an Owner who can act.

@@ -135,6 +135,27 @@ impl ReadSet {
         )
     }
 
+    /// The same, for a membership that is to be changed. It does not expire before a commit that starts
+    /// now has ended: a change never revives a membership.
+    pub(super) fn member_to_change(
+        &self,
+        organization: &OrganizationName,
+        username: &Username,
+    ) -> Option<Standing> {
+        self.member_at(self.end_of_commit, organization, username)
+    }
+
+    /// Whether a membership counts, as of the reads. `None`: there is no such membership any more.
+    pub(super) fn present_state(&self, membership: &Membership) -> Option<State> {
+        let standing = standing_membership(
+            self.user(&membership.member_username),
+            self.organization(&membership.organization_name),
+            Some(membership.clone()),
+            || self.now,
+        );
+        standing.map(|standing| standing.state)
+    }
+
     /// The effective membership of an acting user. It does not expire before a commit that starts
     /// now has ended.
     pub(super) fn acting(

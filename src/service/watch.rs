@@ -310,6 +310,9 @@ impl Watcher {
         let Some(Record::Membership(membership)) = result.record(0) else {
             return Ok(false);
         };
+        if membership.has_expired(|| self.change_log.table.now()) {
+            return Ok(false);
+        }
         let record = change.before.as_ref().or(change.after.as_ref());
         Ok(match record {
             Some(Record::User(user)) => user.uid == membership.member_uid,

@@ -2,7 +2,7 @@
 
 use super::{LogId, ProfileKind};
 use crate::domain::{
-    DeletedName, Email, Etag, Key, OrganizationName, Orphans, Record, Request, Role, Uid, Username,
+    DeletedName, Email, Etag, Key, OrganizationName, Orphans, Record, Request, Uid, Username,
 };
 
 /// Changes of a log that share a partition key.
@@ -29,8 +29,8 @@ pub const LIST_INDEX: &str = "listKey-PK-index";
 /// records a second.
 pub(super) const LIST_SHARDS: u8 = 4;
 
-/// The attribute of Owners' memberships by which the Owners of an organization are found.
-/// Its value is the partition key.
+/// The attribute of Owners' memberships without an end by which the Owners of an organization are
+/// found. Its value is the partition key.
 pub const OWNER_OF: &str = "ownerOf";
 /// Name of the global index keyed by that attribute, then the sort key.
 pub const OWNER_INDEX: &str = "ownerOf-SK-index";
@@ -38,7 +38,7 @@ pub const OWNER_INDEX: &str = "ownerOf-SK-index";
 /// The index attributes of a record's item. No value: the record is not in that index.
 pub(super) fn index_attributes(record: &Record) -> [(&'static str, Option<String>); 2] {
     let owner_of = match record {
-        Record::Membership(membership) if membership.role == Some(Role::Owner) => {
+        Record::Membership(membership) if membership.is_lasting_owner() => {
             Some(members_of(&membership.organization_name))
         }
         _ => None,

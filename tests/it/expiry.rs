@@ -314,6 +314,86 @@ async fn an_organization_keeps_an_owner_whose_membership_does_not_expire() {
 }
 
 #[tokio::test]
+async fn an_actor_whose_membership_expires_grants_nothing_that_outlasts_it() {
+    let (_backends, service) = start().await;
+    service.found_olivia_org().await;
+    for username in ["newcomer", "lasting"] {
+        service.create_user(username).await.unwrap();
+    }
+    service
+        .add(ORG, "lasting", Role::Member, OLIVIA)
+        .await
+        .unwrap();
+    let mut client = service.client.clone();
+    let end = from_now(HOUR);
+    let added = client
+        .add_user_to_organization(add_michael(Role::Owner, Some(end)))
+        .await;
+    added.unwrap();
+    let beyond = prost_types::Timestamp {
+        seconds: end.seconds + 1,
+        ..end
+    };
+    let denied = "NOT_PERMITTED";
+    let add = |end| pb::AddUserToOrganizationRequest {
+        member_username: "newcomer".to_owned(),
+        adding_user: MICHAEL.to_owned(),
+        ..add_michael(Role::Member, end)
+    };
+    for end in [None, Some(beyond)] {
+        let refused = client.add_user_to_organization(add(end)).await;
+        assert_refused(refused, Code::PermissionDenied, denied);
+    }
+    client
+        .add_user_to_organization(add(Some(end)))
+        .await
+        .unwrap();
+    for end in [None, Some(beyond)] {
+        let refused = set_end(&service, "newcomer", end, MICHAEL).await;
+        assert_refused(refused, Code::PermissionDenied, denied);
+    }
+    // A promotion within the end, and none beyond it.
+    let promoted = service.change_role(ORG, "newcomer", Role::Owner, MICHAEL);
+    promoted.await.unwrap();
+    let refused = service.change_role(ORG, "lasting", Role::Admin, MICHAEL);
+    assert_refused(refused.await, Code::PermissionDenied, denied);
+    for new_owner in [MICHAEL, "lasting", "newcomer"] {
+        let refused = service.transfer(ORG, new_owner, Some(MICHAEL)).await;
+        assert_refused(refused, Code::PermissionDenied, denied);
+    }
+    // Restrictions are no grants.
+    set_end(&service, "lasting", Some(end), MICHAEL)
+        .await
+        .unwrap();
+    service.remove(ORG, "lasting", MICHAEL).await.unwrap();
+    assert_eq!(service.role_of(ORG, OLIVIA).await, Some(Role::Owner));
+}
+
+#[tokio::test]
+async fn a_repeated_request_shows_an_expired_membership_as_one_that_does_not_count() {
+    let (_backends, service) = start().await;
+    service.found_olivia_org().await;
+    let end = SystemTime::now() + Duration::from_secs(3);
+    let request = pb::AddUserToOrganizationRequest {
+        request_id: uuid::Uuid::new_v4().to_string(),
+        ..add_michael(Role::Member, Some(end.into()))
+    };
+    let mut client = service.client.clone();
+    client
+        .add_user_to_organization(request.clone())
+        .await
+        .unwrap();
+    eventually("the membership has expired", async || {
+        SystemTime::now() >= end
+    })
+    .await;
+    let again = client.add_user_to_organization(request).await.unwrap();
+    let again = again.into_inner().membership.unwrap();
+    assert_eq!(again.state(), pb::State::Suspended);
+    assert_eq!(service.role_of(ORG, MICHAEL).await, None);
+}
+
+#[tokio::test]
 async fn an_end_that_is_past_or_no_time_is_rejected() {
     let (_backends, service) = start().await;
     service.found_olivia_org().await;

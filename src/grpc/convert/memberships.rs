@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Seconds of valid timestamps: from 0001-01-01 to 9999-12-31.
-const VALID_SECONDS: RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
+pub(super) const VALID_SECONDS: RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 
 pub(in crate::grpc) fn ownership_to_transfer(
     request: &pb::TransferOwnershipRequest,

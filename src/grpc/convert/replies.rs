@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use prost_types::Timestamp as WireTimestamp;
 
+use super::memberships::VALID_SECONDS;
 use crate::{
     domain::{
         ExpireTime, Labels, Membership, Organization, Role, Stamp, Standing, State, Timestamp, Uid,
@@ -73,7 +74,15 @@ pub(super) fn membership_alone(membership: &Membership) -> pb::Membership {
 }
 
 fn expire_time(ExpireTime(seconds): ExpireTime) -> WireTimestamp {
-    WireTimestamp { seconds, nanos: 0 }
+    WireTimestamp {
+        seconds: valid_seconds(seconds),
+        nanos: 0,
+    }
+}
+
+/// The nearest time that a message can have: other writers may have stored any number.
+fn valid_seconds(seconds: i64) -> i64 {
+    seconds.clamp(*VALID_SECONDS.start(), *VALID_SECONDS.end())
 }
 
 pub(in crate::grpc) fn check_result(result: &CheckResult) -> pb::MembershipCheckResult {
@@ -138,7 +147,7 @@ fn times(stamp: &Stamp) -> (Option<WireTimestamp>, Option<WireTimestamp>) {
 pub(super) fn timestamp(Timestamp(millis): Timestamp) -> WireTimestamp {
     let nanos = millis.rem_euclid(1000) * 1_000_000;
     WireTimestamp {
-        seconds: millis.div_euclid(1000),
+        seconds: valid_seconds(millis.div_euclid(1000)),
         nanos: i32::try_from(nanos).unwrap_or_default(),
     }
 }

@@ -26,8 +26,8 @@ const RETRY_PAUSES: ExponentialBuilder = ExponentialBuilder::new()
     .with_jitter();
 
 impl DynamoDb {
-    /// Applies all steps or none, and stores their origin. At most 50 steps, each of a different
-    /// record.
+    /// Applies all steps or none, and stores their origin. The steps are of different records, and
+    /// together of at most 100 items.
     ///
     /// # Errors
     /// See [`CommitError`].
@@ -70,11 +70,15 @@ impl DynamoDb {
     }
 }
 
-/// Whether a membership that these steps require has expired at `end`.
+/// Whether a membership that these steps require or change has expired at `end`.
 fn expires_before(end: Timestamp, steps: &[Step]) -> bool {
     steps.iter().any(|step| match step {
         Step::Require {
             found: Some(Record::Membership(membership)),
+            ..
+        }
+        | Step::Update {
+            found: Record::Membership(membership),
             ..
         } => membership.has_expired(|| end),
         _ => false,

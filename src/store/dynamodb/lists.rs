@@ -14,7 +14,7 @@ use crate::{
     domain::{Key, Membership, OrganizationName, Role, Username},
     store::{
         Error, ErrorKind, ListPage, ListPosition, NameMatch, OWNER_HINTS, ProfileKind, Slice,
-        item::ROLE,
+        item::{EXPIRE_TIME, ROLE},
         keys::{
             self, INVERTED_INDEX, LIST_INDEX, LIST_KEY, OWNER_INDEX, OWNER_OF, PARTITION_KEY,
             SORT_KEY,
@@ -223,7 +223,7 @@ impl DynamoDb {
         }
     }
 
-    /// Returns a page of the users whose memberships have the role Owner, deleted users
+    /// Returns a page of the users whose memberships have the role Owner and no end, deleted users
     /// included. The pages read the whole partition of the organization, up to 1 MB each.
     ///
     /// # Errors
@@ -240,11 +240,13 @@ impl DynamoDb {
             .query()
             .consistent_read(true)
             .key_condition_expression("#pk = :pk")
-            .filter_expression("#role = :owner")
+            .filter_expression("#role = :owner AND NOT attribute_type(#end, :number)")
             .projection_expression("#pk, #sk")
             .expression_attribute_names("#pk", PARTITION_KEY)
             .expression_attribute_names("#sk", SORT_KEY)
             .expression_attribute_names("#role", ROLE)
+            .expression_attribute_names("#end", EXPIRE_TIME)
+            .expression_attribute_values(":number", AttributeValue::S("N".to_owned()))
             .expression_attribute_values(":pk", AttributeValue::S(pk))
             .expression_attribute_values(":owner", AttributeValue::S(Role::Owner.as_str().into()));
         let output = self.page(query, start, None).await?;

@@ -222,7 +222,12 @@ impl DynamoDb {
                 .expression_attribute_values(":tombstone", text(TOMBSTONE))
                 .expression_attribute_values(":index", AttributeValue::S(list_key)),
             None => update
-                .condition_expression("#role = :owner AND attribute_not_exists(#index)")
+                .condition_expression(
+                    "#role = :owner AND attribute_not_exists(#index) \
+                     AND NOT attribute_type(#end, :number)",
+                )
+                .expression_attribute_names("#end", EXPIRE_TIME)
+                .expression_attribute_values(":number", text("N"))
                 .expression_attribute_names("#index", OWNER_OF)
                 .expression_attribute_names("#role", ROLE)
                 .expression_attribute_values(":index", AttributeValue::S(primary.0))

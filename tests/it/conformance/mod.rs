@@ -211,6 +211,9 @@ fn assert_done(world: &World, case: Case, before: &Stored, after: &Stored) {
             if actor.is_some() {
                 assert_eq!(after.role(&actor_name), text(of_actor).as_deref(), "{what}");
             }
+            if matches!(operation, Operation::Transfer | Operation::RemoveEnd) {
+                assert!(!after.has_end(&target_name), "{what}");
+            }
             let both = [target_name.as_str(), actor_name.as_str()];
             assert_eq!(after.without(&both), before.without(&both), "{what}");
         }

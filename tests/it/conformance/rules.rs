@@ -155,6 +155,9 @@ pub fn outcome(
     let owner = acting == Some(Role::Owner);
     let manager = owner || acting == Some(Role::Admin);
     let is_expiring = matches!(person.relation, Relation::Expiring(_));
+    // The ends of the others are not beyond that of an actor: members without one outlast it.
+    let actor_expires = actor.is_some_and(|actor| matches!(actor.relation, Relation::Expiring(_)));
+    let outlasts = actor_expires && !is_expiring;
     let is_last = is_self && owner && !is_expiring && organization == Organization::WithOneOwner;
     let member = stored_role(organization, person);
 
@@ -164,6 +167,7 @@ pub fn outcome(
         }
         Operation::Update if manager || actor.is_none() => Outcome::Done,
         Operation::Delete if owner || actor.is_none() => Outcome::Done,
+        Operation::Add(_) | Operation::Transfer if actor_expires => Outcome::NotPermitted,
         Operation::Add(granted) if owner || (manager && granted != Role::Owner) => {
             match (person.relation, member) {
                 (Relation::NoUser, _) => Outcome::UserNotFound,
@@ -176,6 +180,8 @@ pub fn outcome(
                 None => Outcome::MembershipNotFound,
                 Some(Role::Owner) if !owner => Outcome::NotPermitted,
                 Some(Role::Owner) if is_last && granted != Role::Owner => Outcome::LastOwner,
+                // A role with a lower number is higher.
+                Some(role) if outlasts && (granted as i32) < role as i32 => Outcome::NotPermitted,
                 Some(_) => Outcome::Done,
             }
         }
@@ -183,6 +189,10 @@ pub fn outcome(
             None => Outcome::MembershipNotFound,
             Some(Role::Owner) if !owner => Outcome::NotPermitted,
             Some(_) if is_self && operation == Operation::SetEnd => Outcome::NotPermitted,
+            // The new end is beyond those of the actor and of the member.
+            Some(_) if actor_expires && is_expiring && operation != Operation::Label => {
+                Outcome::NotPermitted
+            }
             Some(_) if is_self && is_expiring && operation == Operation::RemoveEnd => {
                 Outcome::NotPermitted
             }

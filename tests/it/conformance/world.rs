@@ -230,6 +230,12 @@ impl Stored {
         Some(item.get("role")?.as_s().unwrap())
     }
 
+    /// Whether a membership has an end.
+    pub fn has_end(&self, name: &str) -> bool {
+        let item = self.members.get(&sort_key(name));
+        item.is_some_and(|item| item.contains_key("expireTime"))
+    }
+
     /// All except these members.
     pub fn without(&self, names: &[&str]) -> Self {
         let mut others = self.clone();
