@@ -25,7 +25,12 @@ fn main() -> ExitCode {
     };
     let runtime = runtime.enable_all().event_interval(EVENT_INTERVAL).build();
     match runtime {
-        Ok(runtime) => runtime.block_on(run()),
+        Ok(runtime) => {
+            let code = runtime.block_on(run());
+            // Does not wait for a thread that writes to an output without a reader.
+            runtime.shutdown_background();
+            code
+        }
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::FAILURE

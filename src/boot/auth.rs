@@ -141,11 +141,14 @@ impl PolicyFile {
     /// Reads the file again at intervals, and uses a changed policy. Keeps the last one while the file
     /// cannot be read, or is no policy. Never ends.
     async fn run_reload(&self, authorizer: &Authorizer) {
-        let mut known = self.text.clone();
+        let (mut known, mut is_valid) = (self.text.clone(), true);
         loop {
             tokio::time::sleep(POLL).await;
             let text = match tokio::fs::read_to_string(&self.path).await {
-                Ok(text) if text == known => continue,
+                Ok(text) if text == known => {
+                    metrics::gauge!(POLICY_IN_USE).set(u32::from(is_valid));
+                    continue;
+                }
                 Ok(text) => text,
                 Err(error) => {
                     metrics::gauge!(POLICY_IN_USE).set(0);
@@ -153,7 +156,9 @@ impl PolicyFile {
                     continue;
                 }
             };
-            match Policy::parse(&text, &grpc::methods()) {
+            let parsed = Policy::parse(&text, &grpc::methods());
+            is_valid = parsed.is_ok();
+            match parsed {
                 Ok(policy) => {
                     self.report(&policy);
                     authorizer.replace_policy(policy);

@@ -2,8 +2,10 @@
 
 use std::{
     fs::File,
-    io::{self, Write},
+    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
+    os::fd::AsFd as _,
     path::Path,
+    sync::Arc,
     time::Duration,
 };
 
@@ -11,6 +13,7 @@ use backon::{BackoffBuilder as _, ExponentialBuilder};
 use prost::Message as _;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, SerializeOptions};
 use serde_json::{Value, json};
+use tokio::{task::spawn_blocking, time::timeout};
 use tonic::{
     Code, Request, Status,
     metadata::MetadataValue,
@@ -20,6 +23,7 @@ use tonic::{
 use crate::{
     config::ChangesSettings,
     error_chain::describe,
+    loopback::is_loopback,
     proto::account_v1::{
         self as pb, ChangeKind, DESCRIPTOR_SET, account_service_client::AccountServiceClient,
         change::Resource, watch_changes_request::Start,
@@ -51,9 +55,12 @@ pub enum ChangesError {
     /// The reader of the output has gone.
     #[error("the output cannot be written: {0}")]
     Output(io::Error),
-    /// The settings do not name a server.
-    #[error("the server cannot be used: {0}")]
-    Server(String),
+    /// The settings do not fit together, or cannot be used.
+    #[error("{0}")]
+    Setting(String),
+    /// A change cannot be written as an event.
+    #[error("a change cannot be written: {0}")]
+    Event(String),
     /// The server rejects the request for good.
     #[error("{}: {}", .0.code(), .0.message())]
     Rejected(Status),
@@ -65,6 +72,15 @@ enum Ended {
     Retryable(String),
     /// None will.
     Final(ChangesError),
+}
+
+/// The position in the changes.
+#[derive(Debug, Default)]
+struct Consumed {
+    /// The cursor after the written changes.
+    cursor: Option<String>,
+    /// Whether the connection has had a response.
+    has_response: bool,
 }
 
 /// Writes all changes to standard output, until `stop` resolves. Saves the position after the lines
@@ -83,18 +99,20 @@ pub async fn write(
 }
 
 async fn run(settings: &ChangesSettings) -> Result<(), ChangesError> {
-    let events = Events::new(&settings.source).map_err(ChangesError::Server)?;
-    let mut cursor = match &settings.checkpoint {
-        Some(path) => read_checkpoint(path)?,
-        None => None,
-    };
+    assert_secure(settings)?;
+    let events = Events::new(&settings.source).map_err(ChangesError::Event)?;
+    end_last_line().map_err(ChangesError::Output)?;
+    let mut consumed = Consumed::default();
+    if let Some(path) = &settings.checkpoint {
+        consumed.cursor = read_checkpoint(path)?;
+    }
     let mut pauses = PAUSES.build();
     loop {
-        let before = cursor.clone();
-        match follow(settings, &events, &mut cursor).await {
+        consumed.has_response = false;
+        match follow(settings, &events, &mut consumed).await {
             Ended::Final(error) => return Err(error),
             Ended::Retryable(why) => {
-                if cursor != before {
+                if consumed.has_response {
                     pauses = PAUSES.build();
                 }
                 let pause = pauses.next().unwrap_or_default();
@@ -105,9 +123,13 @@ async fn run(settings: &ChangesSettings) -> Result<(), ChangesError> {
     }
 }
 
-/// Writes changes until the connection ends. `cursor` is the position after them.
-async fn follow(settings: &ChangesSettings, events: &Events, cursor: &mut Option<String>) -> Ended {
-    let start = match cursor {
+/// Writes changes until the connection ends.
+async fn follow(
+    settings: &ChangesSettings,
+    events: &Arc<Events>,
+    consumed: &mut Consumed,
+) -> Ended {
+    let start = match &consumed.cursor {
         Some(cursor) => Some(Start::Cursor(cursor.clone())),
         None => settings.oldest.then_some(Start::Oldest(true)),
     };
@@ -120,39 +142,49 @@ async fn follow(settings: &ChangesSettings, events: &Events, cursor: &mut Option
         Ok(request) => request,
         Err(error) => return Ended::Final(error),
     };
-    let channel = match connect(settings).await {
-        Ok(channel) => channel,
-        Err(ended) => return ended,
+    let silent = || Ended::Retryable("the server does not respond".to_owned());
+    let channel = match timeout(SILENCE, connect(settings)).await {
+        Ok(Ok(channel)) => channel,
+        Ok(Err(ended)) => return ended,
+        Err(_) => return silent(),
     };
     let mut client = AccountServiceClient::new(channel);
-    let mut watch = match client.watch_changes(request).await {
-        Ok(watch) => watch.into_inner(),
-        Err(status) => return ended_with(status),
+    let mut watch = match timeout(SILENCE, client.watch_changes(request)).await {
+        Ok(Ok(watch)) => watch.into_inner(),
+        Ok(Err(status)) => return ended_with(status),
+        Err(_) => return silent(),
     };
     loop {
-        let response = match tokio::time::timeout(SILENCE, watch.message()).await {
+        let response = match timeout(SILENCE, watch.message()).await {
             Ok(Ok(Some(response))) => response,
             Ok(Ok(None)) => return Ended::Retryable("the stream has ended".to_owned()),
             Ok(Err(status)) => return ended_with(status),
-            Err(_) => return Ended::Retryable("the server does not respond".to_owned()),
+            Err(_) => return silent(),
         };
-        if let Err(error) = accept(settings, events, &response) {
-            return Ended::Final(error);
+        let cursor = response.cursor.clone();
+        let (checkpoint, events) = (settings.checkpoint.clone(), events.clone());
+        // On a thread of its own: a slow reader of the output must not delay the end of the process.
+        let accepted = spawn_blocking(move || accept(checkpoint.as_deref(), &events, &response));
+        match accepted.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Ended::Final(error),
+            Err(error) => return Ended::Final(ChangesError::Event(error.to_string())),
         }
-        *cursor = Some(response.cursor);
+        consumed.cursor = Some(cursor);
+        consumed.has_response = true;
     }
 }
 
 /// Writes the changes of a response, and then the position after them.
 fn accept(
-    settings: &ChangesSettings,
+    checkpoint: Option<&Path>,
     events: &Events,
     response: &pb::WatchChangesResponse,
 ) -> Result<(), ChangesError> {
     // Written at once, so that a crash rarely leaves a part of a line.
     let mut lines = String::new();
     for change in &response.changes {
-        let event = events.event(change).map_err(ChangesError::Server)?;
+        let event = events.event(change).map_err(ChangesError::Event)?;
         lines.push_str(&event.to_string());
         lines.push('\n');
     }
@@ -160,11 +192,55 @@ fn accept(
     let written = output.write_all(lines.as_bytes());
     written
         .and_then(|()| output.flush())
+        .and_then(|()| sync_output())
         .map_err(ChangesError::Output)?;
-    match &settings.checkpoint {
+    match checkpoint {
         Some(path) => write_checkpoint(path, &response.cursor),
         None => Ok(()),
     }
+}
+
+/// The output, if it is a file.
+fn output_file() -> io::Result<Option<File>> {
+    let output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    Ok(output.metadata()?.is_file().then_some(output))
+}
+
+/// Makes the lines as durable as the position after them.
+fn sync_output() -> io::Result<()> {
+    output_file()?.map_or(Ok(()), |output| output.sync_data())
+}
+
+/// Ends a line of which a crash has left a part, so that the next event has a line of its own.
+fn end_last_line() -> io::Result<()> {
+    let Some(mut output) = output_file()? else {
+        return Ok(());
+    };
+    // Standard output may be open for writing only.
+    let Ok(mut written) = File::open("/dev/stdout") else {
+        return Ok(());
+    };
+    let mut last = [b'\n'];
+    if written.seek(SeekFrom::End(-1)).is_ok() {
+        written.read_exact(&mut last)?;
+    }
+    if last == [b'\n'] {
+        return Ok(());
+    }
+    output.write_all(b"\n")
+}
+
+/// Rejects settings that would send a token, or trust a server, without TLS.
+fn assert_secure(settings: &ChangesSettings) -> Result<(), ChangesError> {
+    let has_tls = settings.server.scheme_str() == Some("https");
+    let is_of_tls = settings.tls_ca.is_some() || settings.tls_client_cert.is_some();
+    let host = settings.server.host().unwrap_or_default();
+    let is_exposed = settings.token_file.is_some() && !is_loopback(host);
+    if !has_tls && (is_of_tls || is_exposed) {
+        let why = "--server must be https:// with certificates, and with a token unless it is on loopback";
+        return Err(ChangesError::Setting(why.to_owned()));
+    }
+    Ok(())
 }
 
 fn ended_with(status: Status) -> Ended {
@@ -184,7 +260,7 @@ fn authorized<T>(settings: &ChangesSettings, message: T) -> Result<Request<T>, C
         let token = format!("Bearer {}", token.trim());
         let mut token: MetadataValue<_> = token
             .parse()
-            .map_err(|_| ChangesError::Server(format!("{} is not a token", path.display())))?;
+            .map_err(|_| ChangesError::Setting(format!("{} is not a token", path.display())))?;
         token.set_sensitive(true);
         request.metadata_mut().insert("authorization", token);
     }
@@ -193,7 +269,7 @@ fn authorized<T>(settings: &ChangesSettings, message: T) -> Result<Request<T>, C
 
 async fn connect(settings: &ChangesSettings) -> Result<Channel, Ended> {
     let is_final =
-        |error: tonic::transport::Error| Ended::Final(ChangesError::Server(describe(&error)));
+        |error: tonic::transport::Error| Ended::Final(ChangesError::Setting(describe(&error)));
     let endpoint = Endpoint::from(settings.server.clone()).connect_timeout(CONNECT_TIMEOUT);
     let endpoint = if settings.server.scheme_str() == Some("https") {
         let tls = tls(settings).map_err(Ended::Final)?;
@@ -254,13 +330,13 @@ struct Events {
 }
 
 impl Events {
-    fn new(source: &str) -> Result<Self, String> {
+    fn new(source: &str) -> Result<Arc<Self>, String> {
         let pool = DescriptorPool::decode(DESCRIPTOR_SET).map_err(|error| describe(&error))?;
         let change = pool.get_message_by_name("account.v1.Change");
-        Ok(Self {
+        Ok(Arc::new(Self {
             source: source.to_owned(),
             change: change.ok_or("the contract has no changes")?,
-        })
+        }))
     }
 
     /// The event of a change. Its id is the cursor after the change: the same whenever the change is

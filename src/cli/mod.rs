@@ -51,12 +51,13 @@ impl Failure {
     pub fn is_setting(&self) -> bool {
         matches!(
             self,
-            Self::Boot(
-                boot::Error::NoRegion
-                    | boot::Error::Insecure { .. }
-                    | boot::Error::NoIdentity
-                    | boot::Error::Policy { .. }
-            )
+            Self::Changes(changes::ChangesError::Setting(_))
+                | Self::Boot(
+                    boot::Error::NoRegion
+                        | boot::Error::Insecure { .. }
+                        | boot::Error::NoIdentity
+                        | boot::Error::Policy { .. }
+                )
         )
     }
 }

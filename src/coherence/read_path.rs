@@ -156,13 +156,17 @@ impl ReadPath {
         Ok(ReadResult { records, source })
     }
 
-    /// Waits for the permit of one request to the table, see
-    /// [`CoherenceSettings::table_reads_at_once`]. The request ends when the permit is dropped.
+    /// Waits for the permits of `requests` requests to the table at once, at most
+    /// [`store::READS_AT_ONCE`], see [`CoherenceSettings::table_reads_at_once`]. The requests end when
+    /// the permits are dropped.
     ///
     /// # Errors
     /// [`store::ErrorKind::Crowded`]: too many reads wait already, or this one waited too long.
-    pub async fn table_permit(&self) -> Result<SemaphorePermit<'_>, store::Error> {
-        self.table.acquire().await
+    pub async fn table_permits(
+        &self,
+        requests: usize,
+    ) -> Result<SemaphorePermit<'_>, store::Error> {
+        self.table.acquire(requests).await
     }
 
     /// Reads records from the near cache.

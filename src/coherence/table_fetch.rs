@@ -67,9 +67,12 @@ impl TableFetch {
         }
     }
 
-    /// Waits for the permit of one request to the table.
-    pub(super) async fn acquire(&self) -> Result<SemaphorePermit<'_>, store::Error> {
-        self.limiter.acquire(1).await
+    /// Waits for the permits of some requests to the table at once.
+    pub(super) async fn acquire(
+        &self,
+        requests: usize,
+    ) -> Result<SemaphorePermit<'_>, store::Error> {
+        self.limiter.acquire_requests(requests).await
     }
 
     /// Reads records from the table, by a single flight.

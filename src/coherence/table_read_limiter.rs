@@ -48,9 +48,15 @@ impl TableReadLimiter {
     /// # Errors
     /// [`store::ErrorKind::Crowded`]: too many reads wait already, or this one waited too long.
     pub(super) async fn acquire(&self, keys: usize) -> Result<SemaphorePermit<'_>, store::Error> {
-        let permits = keys
-            .div_ceil(KEYS_PER_PERMIT)
-            .clamp(1, MAX_PERMITS_PER_READ);
+        self.acquire_requests(keys.div_ceil(KEYS_PER_PERMIT)).await
+    }
+
+    /// The same for requests, at least one and at most [`MAX_PERMITS_PER_READ`].
+    pub(super) async fn acquire_requests(
+        &self,
+        requests: usize,
+    ) -> Result<SemaphorePermit<'_>, store::Error> {
+        let permits = requests.clamp(1, MAX_PERMITS_PER_READ);
         let permits = u32::try_from(permits).unwrap_or(1);
         metrics::counter!(TABLE_READS).increment(1);
         if let Ok(acquired) = self.permits.try_acquire_many(permits) {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use http::Uri;
 
-use super::values::server_url;
+use super::values::{server_url, uri_reference};
 
 /// Settings of `changes`.
 #[derive(Debug, Clone, Args)]
@@ -53,7 +53,8 @@ pub struct ChangesSettings {
         long,
         env = "EVENT_SOURCE",
         value_name = "URI",
-        default_value = "account-service"
+        default_value = "account-service",
+        value_parser = uri_reference
     )]
     pub source: String,
 }

@@ -115,7 +115,7 @@ impl TraceSettings {
 #[command(next_help_heading = "Callers")]
 pub struct CallerSettings {
     /// File with the policy: the methods that each caller may call, and the actors on
-    /// whose behalf. Without it, every caller may do everything.
+    /// whose behalf. Read again when it changes. Without it, every caller may do everything.
     #[arg(long, env = "POLICY_FILE", value_name = "FILE")]
     pub policy: Option<PathBuf>,
     /// Permit addresses other than loopback without a policy or without TLS.

@@ -57,6 +57,14 @@ pub(super) fn server_url(text: &str) -> Result<Uri, String> {
     }
 }
 
+pub(super) fn uri_reference(text: &str) -> Result<String, String> {
+    let is_allowed = |found: char| found.is_ascii_graphic() && !"\"<>\\^`{|}".contains(found);
+    if text.is_empty() || !text.chars().all(is_allowed) {
+        return Err("must be a URI reference, such as //accounts/production".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
 pub(super) fn not_empty(text: &str) -> Result<String, String> {
     if text.trim().is_empty() {
         return Err("must not be empty".to_owned());

@@ -10,7 +10,7 @@ use crate::{
     domain::{
         Key, Organization, OrganizationName, Record, Standing, User, Username, standing_membership,
     },
-    store::{self, ListPage, ListPosition, ProfileKind, Slice},
+    store::{self, ListPage, ListPosition, ProfileKind, READS_AT_ONCE, Slice},
 };
 
 /// Approximate bytes of memberships after which a page ends, so that clients accept the response.
@@ -153,7 +153,11 @@ impl Accounts {
         entries: &mut Vec<Standing>,
         user: &Username,
     ) -> Result<(), Error> {
-        let _permit = self.reads.table_permit().await.map_err(store_failed)?;
+        let _permit = self
+            .reads
+            .table_permits(READS_AT_ONCE)
+            .await
+            .map_err(store_failed)?;
         let organizations: Vec<_> = entries
             .iter()
             .filter(|standing| standing.membership.is_lasting_owner())
@@ -210,8 +214,10 @@ impl Accounts {
         slice: Slice<'_>,
     ) -> Result<ListPage<Key>, Error> {
         if is_ordered {
-            let listed = self.table.profiles_by_name(kind, names, slice);
-            self.listed(listed).await
+            let permits = self.reads.table_permits(READS_AT_ONCE).await;
+            let _permits = permits.map_err(store_failed)?;
+            let listed = self.table.profiles_by_name(kind, names, slice).await;
+            listed.map_err(store_failed)
         } else {
             self.listed(self.table.profiles(kind, names, slice)).await
         }
@@ -236,7 +242,7 @@ impl Accounts {
         &self,
         read: impl Future<Output = Result<ListPage<T>, store::Error>>,
     ) -> Result<ListPage<T>, Error> {
-        let _permit = self.reads.table_permit().await.map_err(store_failed)?;
+        let _permit = self.reads.table_permits(1).await.map_err(store_failed)?;
         read.await.map_err(store_failed)
     }
 

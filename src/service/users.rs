@@ -159,7 +159,7 @@ impl Accounts {
         email: Email,
         freshness: Freshness,
     ) -> Result<(User, Source), Error> {
-        let permit = self.reads.table_permit().await.map_err(store_failed)?;
+        let permit = self.reads.table_permits(1).await.map_err(store_failed)?;
         let claim = self.table.email_claim(&email).await;
         drop(permit);
         let Some(StoredClaim { claim, .. }) = claim.map_err(store_failed)? else {

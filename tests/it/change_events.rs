@@ -7,7 +7,7 @@ use std::{
     process::{Child, Stdio},
 };
 
-use account_service::proto::account_v1::Role;
+use account_service::{proto::account_v1::Role, service::MAX_CHANGES};
 use serde_json::Value;
 use temp_dir::TempDir;
 
@@ -32,10 +32,11 @@ impl Consumer {
     }
 
     fn start(&self, arguments: &[&str]) -> Running {
-        let output = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.output());
+        self.start_into(&self.output(), arguments)
+    }
+
+    fn start_into(&self, output: &Path, arguments: &[&str]) -> Running {
+        let output = OpenOptions::new().create(true).append(true).open(output);
         let errors = fs::File::create(self.folder.child("errors"));
         let checkpoint = self.folder.child("checkpoint");
         let mut command = command(&["changes", "--oldest", "--server", &self.server]);
@@ -133,23 +134,23 @@ async fn changes_are_written_as_cloud_events() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_consumer_that_is_killed_again_and_again_loses_no_change() {
     const USERS: usize = 60;
+    const KILLS: usize = 6;
     let (_backends, service, consumer) = consumed().await;
     let mut running = consumer.start(&[]);
-    for number in 0..USERS {
-        service
-            .create_user(&format!("user-{number}"))
-            .await
-            .unwrap();
-        if number % 10 == 9 {
-            // Not before it has written something new: a start takes some time.
-            let seen = consumer.events().len();
-            eventually("a change is written", async || {
-                consumer.events().len() > seen
-            })
-            .await;
-            drop(running);
-            running = consumer.start(&[]);
+    for kill in 0..KILLS {
+        let seen = consumer.events().len();
+        for number in 0..USERS / KILLS {
+            let number = kill * (USERS / KILLS) + number;
+            let username = format!("user-{number}");
+            service.create_user(&username).await.unwrap();
         }
+        // Not before it has written something new: a start takes some time.
+        eventually("a change is written", async || {
+            consumer.events().len() > seen
+        })
+        .await;
+        drop(running);
+        running = consumer.start(&[]);
     }
     let last = format!("users/user-{}", USERS - 1);
     eventually("the last change is written", async || {
@@ -162,8 +163,47 @@ async fn a_consumer_that_is_killed_again_and_again_loses_no_change() {
     let mut ids = HashSet::new();
     let once = events.iter().filter(|event| ids.insert(text(event, "id")));
     let subjects: Vec<_> = once.map(|event| text(event, "subject")).collect();
+    // A restart repeats at most one response.
+    assert!(events.len() <= USERS + KILLS * MAX_CHANGES);
     let expected: Vec<_> = (0..USERS).map(|it| format!("users/user-{it}")).collect();
     assert_eq!(subjects, expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_that_cannot_be_written_is_written_later_also_after_a_part_of_a_line() {
+    let (_backends, service, consumer) = consumed().await;
+    let mut running = consumer.start_into(Path::new("/dev/full"), &[]);
+    service.create_user(OLIVIA).await.unwrap();
+    let mut status = None;
+    eventually("it ends", async || {
+        status = running.0.try_wait().unwrap();
+        status.is_some()
+    })
+    .await;
+    assert_eq!(status.unwrap().code(), Some(1));
+    let part = r#"{"specversion":"1.0","id":"#;
+    fs::write(consumer.output(), part).unwrap();
+    let _running = consumer.start(&[]);
+    let written = || fs::read_to_string(consumer.output()).unwrap();
+    eventually("the change is written", async || written().ends_with("}\n")).await;
+    let written = written();
+    let (first, event) = written.split_once('\n').unwrap();
+    assert_eq!(first, part);
+    let event: Value = serde_json::from_str(event).unwrap();
+    assert_eq!(text(&event, "subject"), format!("users/{OLIVIA}"));
+}
+
+#[tokio::test]
+async fn settings_that_would_expose_a_token_are_rejected() {
+    let exposed = ["changes", "--server", "http://accounts.example:1"];
+    for more in [
+        ["--token-file", "token"],
+        ["--tls-ca", "ca.pem"],
+        ["--source", ""],
+    ] {
+        let output = command(&[exposed.as_slice(), &more].concat()).output();
+        assert_eq!(output.unwrap().status.code(), Some(64), "{more:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -213,5 +253,6 @@ async fn a_consumer_with_an_expired_position_ends_with_an_error() {
     assert_eq!(status.unwrap().code(), Some(1));
     let errors = fs::read_to_string(consumer.folder.child("errors")).unwrap();
     assert!(errors.contains("error: "), "{errors}");
+    assert!(errors.contains("no longer kept"), "{errors}");
     assert!(consumer.events().is_empty());
 }

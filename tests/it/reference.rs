@@ -23,7 +23,7 @@ fn assert_generated(path: &str, expected: &str) {
 fn the_page_of_settings_is_generated_from_the_command_line() {
     let mut page = String::from(
         "# Settings\n\n\
-         Generated from `src/config.rs` and `src/config/server.rs`. Each setting is a flag and an environment\n\
+         Generated from `src/config.rs` and `src/config/`. Each setting is a flag and an environment\n\
          variable; an empty variable counts as unset. Secrets are not settings: the Momento credential is read from\n\
          Secrets Manager.\n",
     );

@@ -1,6 +1,6 @@
 //! Replicas with near caches in one process, so that hundreds fit on one processor. They respond to
 //! fences as the service does, and read the replica directory rarely. Prints the number of the
-//! replicas, once all of them have joined.
+//! replicas, once all of them serve from memory.
 
 use std::time::Duration;
 
@@ -35,6 +35,7 @@ async fn serve(arguments: Arguments) -> Result<()> {
     let mut settings = settings()?;
     settings.server.listen_addr = ANY_PORT;
     let mut running = JoinSet::new();
+    let mut services = Vec::new();
     for _ in 0..arguments.replicas {
         let tuning = CoherenceSettings {
             timing: Timing {
@@ -45,7 +46,13 @@ async fn serve(arguments: Arguments) -> Result<()> {
         };
         let (listener, _) = boot::listen(&settings.server).await?;
         let app = App::boot_with(&settings, tuning).await?;
+        services.push(app.service().clone());
         running.spawn(app.serve(listener, std::future::pending()));
+    }
+    for service in services {
+        while !service.coherence().is_active() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
     println!("serving {}", arguments.replicas);
     while let Some(ended) = running.join_next().await {

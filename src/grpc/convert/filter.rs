@@ -129,6 +129,9 @@ fn comparisons<'a>(filter: &'a str, fields: &[&str]) -> Result<Vec<Comparison<'a
         let (value, after) = value(after.trim_start())?;
         comparisons.push(Comparison { field, value });
         rest = after.trim_start();
+        if !rest.is_empty() && rest.len() == after.len() {
+            return Err(invalid("a blank must follow each comparison".to_owned()));
+        }
     }
     Ok(comparisons)
 }
@@ -222,6 +225,7 @@ mod tests {
             "role = ROLE_OWNER AND",
             "role = ROLE_OWNER ANDstate = STATE_ACTIVE",
             "NOT role = ROLE_OWNER",
+            r#"member_username = "a"AND role = ROLE_OWNER"#,
             "(role = ROLE_OWNER)",
             "state = STATE_UNSPECIFIED",
             "email = \"a\"",

@@ -26,6 +26,8 @@ pub struct Stored {
 pub struct World {
     pub state: Organization,
     pub organization: String,
+    /// The end of memberships that expire after the calls.
+    end: prost_types::Timestamp,
 }
 
 /// The life of memberships that expire before the calls.
@@ -52,6 +54,7 @@ impl World {
         Self {
             state,
             organization: format!("org-{number}"),
+            end: from_now(Duration::from_secs(3600)),
         }
     }
 
@@ -149,9 +152,9 @@ impl World {
             Relation::Namesake | Relation::Expired => Some(Role::Owner),
             Relation::Outsider | Relation::NoUser => None,
         };
-        let end = match person.relation {
-            Relation::Expiring(_) => Some(Duration::from_secs(3600)),
-            Relation::Expired => Some(SHORT),
+        let end = || match person.relation {
+            Relation::Expiring(_) => Some(self.end),
+            Relation::Expired => Some(from_now(SHORT)),
             _ => None,
         };
         if let Some(role) = role {
@@ -160,7 +163,7 @@ impl World {
                 member_username: name.to_owned(),
                 role: role.into(),
                 adding_user: founder.to_owned(),
-                expire_time: end.map(from_now),
+                expire_time: end(),
                 ..pb::AddUserToOrganizationRequest::default()
             };
             let mut client = service.client.clone();
