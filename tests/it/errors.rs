@@ -575,36 +575,39 @@ const RETRY_CLIENT: &str = "RETRY_CLIENT";
 async fn a_grpc_library_retries_a_write_of_unknown_outcome_only_with_a_request_id() {
     let program = std::env::var(RETRY_CLIENT).unwrap();
     let id = uuid::Uuid::new_v4().to_string();
-    for (number, (config, request_id, expected)) in [
+    for (config, request_id, expected) in [
         ("service_config.json", "", "failed UNAVAILABLE"),
         ("service_config_request_id.json", "", "failed UNAVAILABLE"),
-        (
-            "service_config_request_id.json",
-            id.as_str(),
-            "created user-2",
-        ),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let (backends, service) = start().await;
-        let transactions = &backends.dynamodb;
-        // The first attempt is applied, and its response is lost.
-        transactions.lose_reply("TransactWriteItems", "");
-        let throttled = error_body("ThrottlingException");
-        transactions.answer("TransactWriteItems", 2, 400, &throttled);
-        let mut words = program.split_whitespace();
-        let mut client = tokio::process::Command::new(words.next().unwrap());
-        client.args(words).arg(format!("clients/{config}"));
-        client.args([service.addr.to_string(), format!("user-{number}")]);
-        if !request_id.is_empty() {
-            client.arg(request_id);
+        ("service_config_request_id.json", &id, "created olivia"),
+    ] {
+        let mut output = created_by(&program, config, request_id).await;
+        for _ in 0..2 {
+            // On a busy machine, the deadline of the settings, 3 s, may pass before the retry.
+            if output == "failed DEADLINE_EXCEEDED" {
+                output = created_by(&program, config, request_id).await;
+            }
         }
-        let output = client.kill_on_drop(true).output().await.unwrap();
-        let output = String::from_utf8(output.stdout).unwrap();
-        assert_eq!(output.trim(), expected, "{config} {request_id}");
-        service.get_user(&format!("user-{number}")).await.unwrap();
+        assert_eq!(output, expected, "{config} {request_id}");
     }
+}
+
+/// The output of a client that creates a user. Its first attempt is applied, and the response is lost.
+async fn created_by(program: &str, config: &str, request_id: &str) -> String {
+    let (backends, service) = start().await;
+    let transactions = &backends.dynamodb;
+    transactions.lose_reply("TransactWriteItems", "");
+    let throttled = error_body("ThrottlingException");
+    transactions.answer("TransactWriteItems", 2, 400, &throttled);
+    let mut words = program.split_whitespace();
+    let mut client = tokio::process::Command::new(words.next().unwrap());
+    client.args(words).arg(format!("clients/{config}"));
+    client.args([&service.addr.to_string(), "olivia"]);
+    if !request_id.is_empty() {
+        client.arg(request_id);
+    }
+    let output = client.kill_on_drop(true).output().await.unwrap();
+    service.get_user("olivia").await.unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
 #[tokio::test]
