@@ -593,7 +593,7 @@ async fn a_grpc_library_retries_a_write_of_unknown_outcome_only_with_a_request_i
 
 /// The output of a client that creates a user. Its first attempt is applied, and the response is lost.
 async fn created_by(program: &str, config: &str, request_id: &str) -> String {
-    let (backends, service) = start().await;
+    let (backends, service) = Box::pin(start()).await;
     let transactions = &backends.dynamodb;
     transactions.lose_reply("TransactWriteItems", "");
     let throttled = error_body("ThrottlingException");
