@@ -171,6 +171,17 @@ impl Profile {
         }
     }
 
+    /// As [`Self::near_broken`], and paths are interrupted most of the time: a replica that serves on
+    /// an expired view fails.
+    pub fn near_cut() -> Self {
+        Self {
+            cuts: 7,
+            pauses: 0,
+            kills: 0,
+            ..Self::near_broken()
+        }
+    }
+
     /// As [`Self::near_broken`], and holds end while their writes are running.
     pub fn near_expiring() -> Self {
         Self {

@@ -121,6 +121,7 @@ async fn a_protocol_without_one_of_its_steps_is_noticed() {
     let sabotage = std::env::var(SABOTAGE).expect("the name of a step");
     let (profile, first_seed) = match sabotage.as_str() {
         "near_look" => (Profile::near_expiring(), 7_000_000),
+        "near_view" => (Profile::near_cut(), 8_000_000),
         near if near.starts_with("near_") => (Profile::near_broken(), 6_000_000),
         _ => (Profile::evicting(), 2_000_000),
     };

@@ -475,11 +475,14 @@ async fn disturb_replicas(world: Arc<World>) {
             let (fault, path) = paths[chance.usize(..paths.len())];
             count(fault);
             network.set(path);
-            if chance.bool() {
+            let are_gone = chance.bool();
+            if are_gone {
                 count("registers gone");
                 faults.are_registers_gone.store(true, Ordering::SeqCst);
             }
-            tokio::time::sleep(Duration::from_millis(chance.u64(1..900))).await;
+            // Longer than its view is valid, and than others take to evict it.
+            let longest = if are_gone { 3000 } else { 900 };
+            tokio::time::sleep(Duration::from_millis(chance.u64(1..longest))).await;
             network.set(Path::Open);
             faults.are_registers_gone.store(false, Ordering::SeqCst);
         }
