@@ -172,10 +172,7 @@ impl Authorizer {
                 });
             }
         };
-        let caller = Caller {
-            policy_replaced: Some(checks.replaced.clone()),
-            ..checks.caller(credentials)?
-        };
+        let caller = checks.caller(credentials)?;
         match (method, &caller.name) {
             (Some(method), Some(name)) if !caller.grant.has_method(method) => {
                 Err(Refused::NotGranted { name: name.clone() })
@@ -198,7 +195,7 @@ impl Checks {
         };
         match (certificate, identity) {
             (Some(certificate), identity) => self.certified(certificate, identity),
-            (None, Some(identity)) => identified(identity),
+            (None, Some(identity)) => self.identified(identity),
             (None, None) => Err(Refused::NoCredentials),
         }
     }
@@ -214,7 +211,7 @@ impl Checks {
             return Err(Refused::NotGranted { name });
         };
         let caller = Caller {
-            policy_replaced: None,
+            policy_replaced: Some(self.replaced.clone()),
             name: Some(Name::Service(service.name.clone())),
             user: None,
             expires: Some(certificate.expires),
@@ -240,30 +237,30 @@ impl Checks {
             ..caller
         })
     }
-}
 
-/// A caller with a token and no certificate.
-fn identified(identity: Identity) -> Result<Caller, Refused> {
-    let Identity {
-        holder,
-        subject,
-        expires,
-    } = identity;
-    let (name, user, grant) = match holder {
-        Holder::Service(service) => (Name::Service(service.name), None, service.grant),
-        Holder::User(grant) => (Name::Subject(subject.clone()), Some(subject), grant),
-        Holder::Unknown => {
-            let name = Name::Subject(subject);
-            return Err(Refused::NotGranted { name });
-        }
-    };
-    Ok(Caller {
-        policy_replaced: None,
-        name: Some(name),
-        user,
-        expires: Some(expires),
-        grant,
-    })
+    /// A caller with a token and no certificate.
+    fn identified(&self, identity: Identity) -> Result<Caller, Refused> {
+        let Identity {
+            holder,
+            subject,
+            expires,
+        } = identity;
+        let (name, user, grant) = match holder {
+            Holder::Service(service) => (Name::Service(service.name), None, service.grant),
+            Holder::User(grant) => (Name::Subject(subject.clone()), Some(subject), grant),
+            Holder::Unknown => {
+                let name = Name::Subject(subject);
+                return Err(Refused::NotGranted { name });
+            }
+        };
+        Ok(Caller {
+            policy_replaced: Some(self.replaced.clone()),
+            name: Some(name),
+            user,
+            expires: Some(expires),
+            grant,
+        })
+    }
 }
 
 /// The certificate, if it has not expired. It may expire while the connection is open.

@@ -294,10 +294,10 @@ fn tls(settings: &ChangesSettings) -> Result<ClientTlsConfig, ChangesError> {
 }
 
 fn read(path: &Path) -> Result<String, ChangesError> {
-    std::fs::read_to_string(path).map_err(|source| of_file(path, source))
+    std::fs::read_to_string(path).map_err(|source| file_error(path, source))
 }
 
-fn of_file(path: &Path, source: io::Error) -> ChangesError {
+fn file_error(path: &Path, source: io::Error) -> ChangesError {
     let what = path.display().to_string();
     ChangesError::File { what, source }
 }
@@ -307,7 +307,7 @@ fn read_checkpoint(path: &Path) -> Result<Option<String>, ChangesError> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(Some(text.trim().to_owned()).filter(|text| !text.is_empty())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(of_file(path, source)),
+        Err(source) => Err(file_error(path, source)),
     }
 }
 
@@ -320,7 +320,7 @@ fn write_checkpoint(path: &Path, cursor: &str) -> Result<(), ChangesError> {
         file.sync_data()?;
         std::fs::rename(&new, path)
     });
-    written.map_err(|source| of_file(path, source))
+    written.map_err(|source| file_error(path, source))
 }
 
 /// Encodes changes as CloudEvents.

@@ -67,6 +67,19 @@ fn events(path: &Path) -> Vec<Value> {
 /// A process that is killed when it is dropped.
 struct Running(Child);
 
+impl Running {
+    /// Waits until the process ends.
+    async fn exit_code(&mut self) -> Option<i32> {
+        let mut status = None;
+        eventually("it ends", async || {
+            status = self.0.try_wait().unwrap();
+            status.is_some()
+        })
+        .await;
+        status.unwrap().code()
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.0.kill();
@@ -174,13 +187,7 @@ async fn a_change_that_cannot_be_written_is_written_later_also_after_a_part_of_a
     let (_backends, service, consumer) = consumed().await;
     let mut running = consumer.start_into(Path::new("/dev/full"), &[]);
     service.create_user(OLIVIA).await.unwrap();
-    let mut status = None;
-    eventually("it ends", async || {
-        status = running.0.try_wait().unwrap();
-        status.is_some()
-    })
-    .await;
-    assert_eq!(status.unwrap().code(), Some(1));
+    assert_eq!(running.exit_code().await, Some(1));
     let part = r#"{"specversion":"1.0","id":"#;
     fs::write(consumer.output(), part).unwrap();
     let _running = consumer.start(&[]);
@@ -244,13 +251,7 @@ async fn a_consumer_with_an_expired_position_ends_with_an_error() {
     let position = "0123456789abcdef0123456789abcdef-7";
     fs::write(consumer.folder.child("checkpoint"), position).unwrap();
     let mut running = consumer.start(&[]);
-    let mut status = None;
-    eventually("it ends", async || {
-        status = running.0.try_wait().unwrap();
-        status.is_some()
-    })
-    .await;
-    assert_eq!(status.unwrap().code(), Some(1));
+    assert_eq!(running.exit_code().await, Some(1));
     let errors = fs::read_to_string(consumer.folder.child("errors")).unwrap();
     assert!(errors.contains("error: "), "{errors}");
     assert!(errors.contains("no longer kept"), "{errors}");

@@ -1,4 +1,4 @@
-//! Users who are the last Owner of an organization.
+//! Tests of last Owners: `DeleteUser`, `SuspendUser` and the list of their organizations.
 
 use std::time::Duration;
 
