@@ -19,6 +19,7 @@ pub use self::jwt::{Expected, Tokens};
 pub use self::policy::{Grant, Method, Policy, PolicyError};
 
 use self::{jwt::Identity, policy::Holder};
+use crate::domain::OrganizationScope;
 
 /// The name of a caller. Its displayed form is fit for logs: a service's name as it is, and
 /// any other name, which may be a user's, as the beginning of its SHA-256.
@@ -288,6 +289,12 @@ impl Caller {
     #[must_use]
     pub fn may_act_for(&self, username: &str) -> bool {
         self.grant.acts_for_users || self.user.as_deref() == Some(username)
+    }
+
+    /// The organizations that the caller may read and change.
+    #[must_use]
+    pub fn organizations(&self) -> &OrganizationScope {
+        &self.grant.organizations
     }
 
     /// Whether the caller may act on behalf of the platform, in requests that set `as_platform`.

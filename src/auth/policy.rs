@@ -14,6 +14,10 @@ use serde::{
 };
 use serde_json::{Map, Value};
 
+use crate::domain::{
+    FreeText, Labels, NameMatch, OrganizationName, OrganizationRule, OrganizationScope,
+};
+
 /// Wildcard for every method.
 const EVERY_METHOD: &str = "*";
 /// Byte order mark, with which some editors begin a text file.
@@ -56,6 +60,8 @@ pub struct Grant {
     pub acts_for_users: bool,
     /// May act on behalf of the platform.
     pub acts_as_platform: bool,
+    /// The organizations that it may read and change.
+    pub organizations: OrganizationScope,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -149,6 +155,14 @@ pub enum PolicyError {
         /// The method.
         method: String,
     },
+    /// A caller is limited to organizations that cannot exist.
+    #[error("the \"organizations\" of {caller:?} are not valid: {why}")]
+    Organizations {
+        /// The caller.
+        caller: String,
+        /// The reason.
+        why: String,
+    },
     /// The policy grants nothing.
     #[error("it grants nothing")]
     Empty,
@@ -210,6 +224,17 @@ struct GrantForm {
     acts_for_users: bool,
     #[serde(default)]
     acts_as_platform: bool,
+    organizations: Option<Vec<OrganizationForm>>,
+}
+
+/// Organizations by name, or by a prefix of the name, and by labels.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OrganizationForm {
+    name: Option<String>,
+    prefix: Option<String>,
+    #[serde(default)]
+    labels: Entries<String>,
 }
 
 /// Users act for themselves only.
@@ -255,6 +280,7 @@ impl Policy {
                 methods: granted(&caller, form.methods, methods)?,
                 acts_for_users: form.acts_for_users,
                 acts_as_platform: form.acts_as_platform,
+                organizations: scope(&caller, form.organizations)?,
             }),
         };
         let same = |other: &Service| PolicyError::SameProof {
@@ -330,6 +356,7 @@ impl UserGrantForm {
             methods: granted(USERS, self.methods, methods)?,
             acts_for_users: false,
             acts_as_platform: false,
+            organizations: OrganizationScope::Every,
         };
         Ok((claims, Arc::new(grant)))
     }
@@ -395,6 +422,59 @@ fn granted(caller: &str, names: Vec<String>, methods: &[Method]) -> Result<Metho
     }
 }
 
+/// The organizations of a caller. `None`: every organization.
+fn scope(
+    caller: &str,
+    forms: Option<Vec<OrganizationForm>>,
+) -> Result<OrganizationScope, PolicyError> {
+    let Some(forms) = forms else {
+        return Ok(OrganizationScope::Every);
+    };
+    let rejected = |why: String| PolicyError::Organizations {
+        caller: caller.to_owned(),
+        why,
+    };
+    if forms.is_empty() {
+        let why = "the list is empty: leave it out to grant every organization";
+        return Err(rejected(why.to_owned()));
+    }
+    let rules = forms.into_iter().map(|form| form.rule().map_err(rejected));
+    Ok(OrganizationScope::AnyOf(
+        rules.collect::<Result<Vec<_>, _>>()?.into(),
+    ))
+}
+
+impl OrganizationForm {
+    fn rule(self) -> Result<OrganizationRule, String> {
+        let is_name = |text: &str| {
+            let name = OrganizationName::parse_existing(text);
+            name.map(drop).map_err(|why| format!("{text:?} {why}"))
+        };
+        let name = match (self.name, self.prefix) {
+            (Some(_), Some(_)) => {
+                return Err("\"name\" and \"prefix\" exclude each other".to_owned());
+            }
+            (Some(name), None) => {
+                is_name(&name)?;
+                NameMatch::Exactly(name)
+            }
+            (None, Some(prefix)) => {
+                is_name(&prefix)?;
+                NameMatch::Prefix(prefix)
+            }
+            (None, None) if self.labels.0.is_empty() => {
+                return Err("an entry needs a \"name\", a \"prefix\" or \"labels\"".to_owned());
+            }
+            (None, None) => NameMatch::All,
+        };
+        let labels = self.labels.0.iter();
+        let labels = labels.map(|(key, value)| (key.as_str(), value.as_str()));
+        let labels = Labels::parse(labels, FreeText::parse_new);
+        let labels = labels.map_err(|why| format!("\"labels\" {why}"))?;
+        Ok(OrganizationRule { name, labels })
+    }
+}
+
 impl Grant {
     /// Every method, on behalf of any user.
     #[must_use]
@@ -403,6 +483,7 @@ impl Grant {
             methods: Methods::Every,
             acts_for_users: true,
             acts_as_platform: true,
+            organizations: OrganizationScope::Every,
         }
     }
 

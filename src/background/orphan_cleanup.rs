@@ -14,8 +14,8 @@ pub use self::tasks::OrphanCleanupTiming;
 use self::tasks::{Skipped, Task, Tasks};
 use super::leader_lease::{Candidate, HeldLease, LeaderLease};
 use crate::{
-    domain::{Actor, DeletedName, Key, Membership, Origin, Orphans, Record, Uid},
-    store::{self, CommitError, DynamoDb, ListPage, ListPosition, NameMatch, Slice, Step},
+    domain::{Actor, DeletedName, Key, Membership, NameMatch, Origin, Orphans, Record, Uid},
+    store::{self, CommitError, DynamoDb, ListPage, ListPosition, Slice, Step},
     telemetry::LEFTOVERS_REMOVED,
 };
 

@@ -383,7 +383,7 @@ fn write_error<R>(error: BarrierError) -> WriteError<R> {
 /// The records that the conditions of a transaction check, and that it does not change.
 fn keys_of_conditions(steps: &[Step]) -> Vec<Key> {
     let checked = steps.iter().filter_map(|step| match step {
-        Step::Require { key, .. } => Some(key.clone()),
+        Step::Require { .. } | Step::RequireVersion { .. } => step.key(),
         _ => None,
     });
     checked.collect()

@@ -78,6 +78,13 @@ impl Labels {
         labels.map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
+    /// Whether these labels include all others, with equal values.
+    #[must_use]
+    pub fn has_all_of(&self, others: &Self) -> bool {
+        let mut others = others.0.iter();
+        others.all(|(key, value)| self.0.get(key) == Some(value))
+    }
+
     /// Whether there are no labels.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -4,8 +4,10 @@
 mod email;
 mod labels;
 mod membership;
+mod name_match;
 mod names;
 mod organization;
+mod organization_scope;
 mod origin;
 mod orphans;
 mod record;
@@ -17,11 +19,13 @@ pub use self::orphans::{DeletedName, Orphans};
 pub use email::{EMAIL_MAX_LEN, Email};
 pub use labels::{LABEL_KEY_MAX_LEN, LabelError, Labels, MAX_LABELS};
 pub use membership::{ExpireTime, Membership, Role, Standing};
+pub use name_match::NameMatch;
 pub use names::{
     EXISTING_NAME_MAX_BYTES, FREE_TEXT_MAX_BYTES, FreeText, NEW_NAME_MAX_LEN, NameError,
     OrganizationName, Username,
 };
 pub use organization::Organization;
+pub use organization_scope::{InScope, OrganizationRule, OrganizationScope};
 pub use origin::{Actor, Digest, Made, NoRequestId, Origin, Request, RequestId, ServiceName};
 pub use record::{ChangeKind, EmailClaim, Etag, Key, Record, RecordChange, Stamp, Timestamp, Uid};
 pub use rules::{

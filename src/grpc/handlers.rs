@@ -11,7 +11,8 @@ use super::{
     write_request::{self, RunningChange},
 };
 use crate::{
-    domain::State,
+    auth::Caller,
+    domain::{OrganizationScope, State},
     proto::account_v1::{self as pb, account_service_server::AccountService as AccountRpc},
     service::{Call, Error, OrganizationToEdit, UserToEdit},
 };
@@ -55,6 +56,13 @@ impl AccountService {
             .await?;
         Ok((deadline.bound(use_case).await?, reservation))
     }
+}
+
+/// The organizations that the caller of a read may read.
+fn scope_of<T>(request: &Request<T>) -> Result<OrganizationScope, Status> {
+    let caller = request.extensions().get::<Caller>();
+    let caller = caller.ok_or_else(status::no_caller)?;
+    Ok(caller.organizations().clone())
 }
 
 type RpcResult<T> = Result<Response<T>, Status>;
@@ -191,12 +199,13 @@ impl AccountRpc for AccountService {
         &self,
         request: Request<pb::GetOrganizationRequest>,
     ) -> RpcResult<pb::GetOrganizationResponse> {
+        let scope = scope_of(&request)?;
         let deadline = deadline::of(&request);
         let request = request.into_inner();
         let name = convert::organization_name("organization_name", &request.organization_name)?;
         let freshness = convert::freshness(request.consistency)?;
         let (organization, source) = deadline
-            .bound(self.accounts.get_organization(name, freshness))
+            .bound(self.accounts.get_organization(&scope, name, freshness))
             .await?;
         Ok(Response::new(pb::GetOrganizationResponse {
             organization: Some(convert::organization(&organization)),
@@ -208,13 +217,14 @@ impl AccountRpc for AccountService {
         &self,
         request: Request<pb::BatchGetOrganizationsRequest>,
     ) -> RpcResult<pb::BatchGetOrganizationsResponse> {
+        let scope = scope_of(&request)?;
         let deadline = deadline::of(&request);
         let caller = Requester::of(request.extensions());
         let request = request.into_inner();
         let names = convert::organization_names(&request.organization_names)?;
         let freshness = convert::freshness(request.consistency)?;
         let records = RecordCount::Profiles(names.len());
-        let use_case = self.accounts.get_organizations(names, freshness);
+        let use_case = self.accounts.get_organizations(&scope, names, freshness);
         let (batch, _reservation) = self.reserve(records, &caller, deadline, use_case).await?;
         Ok(Response::new(pb::BatchGetOrganizationsResponse {
             organizations: convert::bounded(batch.found.iter().map(convert::organization))?,
@@ -312,6 +322,7 @@ impl AccountRpc for AccountService {
         &self,
         request: Request<pb::GetMembershipRequest>,
     ) -> RpcResult<pb::GetMembershipResponse> {
+        let scope = scope_of(&request)?;
         let deadline = deadline::of(&request);
         let request = request.into_inner();
         let (organization, member) =
@@ -320,7 +331,7 @@ impl AccountRpc for AccountService {
         let (membership, source) = deadline
             .bound(
                 self.accounts
-                    .get_membership(organization, member, freshness),
+                    .get_membership(&scope, organization, member, freshness),
             )
             .await?;
         Ok(Response::new(pb::GetMembershipResponse {
@@ -396,6 +407,7 @@ impl AccountRpc for AccountService {
         &self,
         request: Request<pb::ListOrganizationsRequest>,
     ) -> RpcResult<pb::ListOrganizationsResponse> {
+        let scope = scope_of(&request)?;
         let deadline = deadline::of(&request);
         let caller = Requester::of(request.extensions());
         let request = request.into_inner();
@@ -407,7 +419,9 @@ impl AccountRpc for AccountService {
             convert::MAX_PROFILES_PAGE,
         )?;
         let records = RecordCount::Profiles(page.size.into());
-        let use_case = self.accounts.list_organizations(&names, is_ordered, page);
+        let use_case = self
+            .accounts
+            .list_organizations(&scope, &names, is_ordered, page);
         let (page, _reservation) = self.reserve(records, &caller, deadline, use_case).await?;
         Ok(Response::new(pb::ListOrganizationsResponse {
             organizations: page.entries.iter().map(convert::organization).collect(),
@@ -419,6 +433,7 @@ impl AccountRpc for AccountService {
         &self,
         request: Request<pb::ListOrganizationMembersRequest>,
     ) -> RpcResult<pb::ListOrganizationMembersResponse> {
+        let scope = scope_of(&request)?;
         let deadline = deadline::of(&request);
         let caller = Requester::of(request.extensions());
         let request = request.into_inner();
@@ -430,7 +445,7 @@ impl AccountRpc for AccountService {
             convert::MAX_MEMBERSHIPS_PAGE,
         )?;
         let records = RecordCount::Memberships(page.size.into());
-        let use_case = self.accounts.list_members(name, &filter, page);
+        let use_case = self.accounts.list_members(&scope, name, &filter, page);
         let (page, _reservation) = self.reserve(records, &caller, deadline, use_case).await?;
         Ok(Response::new(pb::ListOrganizationMembersResponse {
             memberships: page.entries.iter().map(convert::membership).collect(),
@@ -442,6 +457,7 @@ impl AccountRpc for AccountService {
         &self,
         request: Request<pb::ListUserOrganizationsRequest>,
     ) -> RpcResult<pb::ListUserOrganizationsResponse> {
+        let scope = scope_of(&request)?;
         let deadline = deadline::of(&request);
         let caller = Requester::of(request.extensions());
         let request = request.into_inner();
@@ -454,7 +470,9 @@ impl AccountRpc for AccountService {
         )?;
         let records = RecordCount::Memberships(page.size.into());
         let only = request.last_owner_only;
-        let use_case = self.accounts.list_memberships(user, &filter, only, page);
+        let use_case = self
+            .accounts
+            .list_memberships(&scope, user, &filter, only, page);
         let (page, _reservation) = self.reserve(records, &caller, deadline, use_case).await?;
         Ok(Response::new(pb::ListUserOrganizationsResponse {
             memberships: page.entries.iter().map(convert::membership).collect(),
@@ -470,7 +488,12 @@ impl AccountRpc for AccountService {
     ) -> RpcResult<WatchResponses> {
         let begin = Begin::of(request.extensions());
         let flow = middleware::flow_of(request.extensions());
-        let (start, filter) = convert::watch(&request.into_inner())?;
+        let scope = scope_of(&request)?;
+        let deadline = deadline::of(&request);
+        let (start, filter) = convert::watch(&request.into_inner(), scope)?;
+        let organization = &filter.organization;
+        let granted = self.accounts.require_in_scope(&filter.scope, organization);
+        deadline.bound(granted).await?;
         let permit = self.watchers.try_acquire(flow);
         let permit = permit.ok_or_else(status::too_many_watchers)?;
         let watcher = self.accounts.watch(start, filter).await;
@@ -483,6 +506,7 @@ impl AccountRpc for AccountService {
         &self,
         request: Request<pb::CheckMembershipRequest>,
     ) -> RpcResult<pb::CheckMembershipResponse> {
+        let scope = scope_of(&request)?;
         let deadline = deadline::of(&request);
         let request = request.into_inner();
         let freshness = convert::freshness(request.consistency)?;
@@ -494,7 +518,7 @@ impl AccountRpc for AccountService {
         )?;
         check.with_labels = request.with_labels;
         let (result, source) = deadline
-            .bound(self.accounts.check(check, freshness))
+            .bound(self.accounts.check(&scope, check, freshness))
             .await?;
         Ok(Response::new(convert::check_response(&result, source)))
     }
@@ -503,13 +527,14 @@ impl AccountRpc for AccountService {
         &self,
         request: Request<pb::BatchCheckMembershipsRequest>,
     ) -> RpcResult<pb::BatchCheckMembershipsResponse> {
+        let scope = scope_of(&request)?;
         let deadline = deadline::of(&request);
         let caller = Requester::of(request.extensions());
         let request = request.into_inner();
         let freshness = convert::freshness(request.consistency)?;
         let checks = convert::checks(&request.checks)?;
         let records = RecordCount::Memberships(checks.len());
-        let use_case = self.accounts.check_batch(&checks, freshness);
+        let use_case = self.accounts.check_batch(&scope, &checks, freshness);
         let ((results, source), _reservation) =
             self.reserve(records, &caller, deadline, use_case).await?;
         Ok(Response::new(pb::BatchCheckMembershipsResponse {

@@ -49,6 +49,8 @@ reasons! {
     MethodNotGranted = "METHOD_NOT_GRANTED",
     /// The caller may not act on behalf of this user, or of the platform.
     ActingNotGranted = "ACTING_NOT_GRANTED",
+    /// The caller may neither read nor change this organization.
+    OrganizationNotGranted = "ORGANIZATION_NOT_GRANTED",
     /// There is no such user.
     UserNotFound = "USER_NOT_FOUND",
     /// There is no such organization.

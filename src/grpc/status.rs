@@ -11,6 +11,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 pub use super::reason::{DOMAIN, Reason};
 use crate::{
     auth::{Caller, Refused},
+    domain::OrganizationName,
     service::{Error, WatchError},
     store::{self, ErrorKind},
     telemetry::Throttle,
@@ -75,6 +76,26 @@ pub(super) fn may_not_act(caller: &Caller, rpc: &str) -> Status {
         Code::PermissionDenied,
         Reason::ActingNotGranted,
         "the caller may not act on behalf of the actor that the request names",
+    )
+}
+
+/// The status of a call about an organization that is not in the caller's scope.
+fn organization_not_granted(name: &OrganizationName) -> Status {
+    if let Some(suppressed) = REFUSALS_OF_KNOWN.pass() {
+        let organization = name.as_str();
+        tracing::warn!(
+            organization,
+            suppressed,
+            "a caller may not read or change the organization that it named"
+        );
+    }
+    Status::with_error_details(
+        Code::PermissionDenied,
+        "the caller may neither read nor change this organization",
+        info(
+            Reason::OrganizationNotGranted,
+            &[("organization_name", name.as_str())],
+        ),
     )
 }
 

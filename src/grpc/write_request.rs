@@ -200,6 +200,7 @@ pub(super) fn open<M: Mutation>(request: Request<M>) -> Result<(M, RunningChange
             Some(Name::Subject(_)) | None => None,
         },
         request,
+        scope: caller.organizations().clone(),
         deadline: deadline.instant(),
         permit: permit.map(SharedPermit::hold),
     };

@@ -3,7 +3,9 @@
 use std::collections::HashSet;
 
 use super::{Accounts, Error, Freshness, Source, store_failed};
-use crate::domain::{Key, Organization, OrganizationName, Record, User, Username};
+use crate::domain::{
+    Key, Organization, OrganizationName, OrganizationScope, Record, User, Username,
+};
 
 /// The result of a batch read.
 #[derive(Debug)]
@@ -33,12 +35,14 @@ impl Accounts {
     /// Returns the organizations of these names.
     ///
     /// # Errors
-    /// [`Error::Store`].
+    /// [`super::Refusal::OrganizationNotGranted`], [`Error::Store`].
     pub async fn get_organizations(
         &self,
+        scope: &OrganizationScope,
         names: Vec<OrganizationName>,
         freshness: Freshness,
     ) -> Result<Batch<Organization, OrganizationName>, Error> {
+        self.require_in_scope(scope, &names).await?;
         let into_organization = Record::into_organization;
         self.get_batch(names, Key::Organization, into_organization, freshness)
             .await

@@ -9,8 +9,8 @@ use super::{
     Accounts, Error, Freshness, MEMBERSHIPS_AT_ONCE, Source, read_set::keys_of_member, store_failed,
 };
 use crate::domain::{
-    ExpireTime, Key, Labels, OrganizationName, Record, Role, Timestamp, Username,
-    effective_membership,
+    ExpireTime, Key, Labels, OrganizationName, OrganizationScope, Record, Role, Timestamp,
+    Username, effective_membership,
 };
 
 /// A membership check.
@@ -72,12 +72,17 @@ impl Accounts {
     /// Runs one check.
     ///
     /// # Errors
-    /// [`Error::Store`].
+    /// [`super::Refusal::OrganizationNotGranted`], [`Error::Store`].
     pub async fn check(
         &self,
+        scope: &OrganizationScope,
         check: Check,
         freshness: Freshness,
     ) -> Result<(CheckResult, Source), Error> {
+        if !scope.is_every() {
+            // Boxed: the future of most callers' checks stays small.
+            Box::pin(self.require_in_scope(scope, [&check.organization_name])).await?;
+        }
         let keys = keys_of_member(&check.organization_name, &check.username);
         let result = self.reads.read(&keys, freshness).await;
         let result = result.map_err(store_failed)?;
@@ -88,15 +93,18 @@ impl Accounts {
     /// Runs many checks, [`MEMBERSHIPS_AT_ONCE`] at a time. Each record of these is looked up once.
     ///
     /// # Errors
-    /// [`Error::Store`].
+    /// [`super::Refusal::OrganizationNotGranted`], [`Error::Store`].
     pub async fn check_batch(
         &self,
+        scope: &OrganizationScope,
         checks: &[Check],
         freshness: Freshness,
     ) -> Result<(Vec<CheckResult>, Source), Error> {
         let mut results = Vec::with_capacity(checks.len());
         let mut source = Source::Memory;
         for checks in checks.chunks(MEMBERSHIPS_AT_ONCE.into()) {
+            let names = checks.iter().map(|check| &check.organization_name);
+            self.require_in_scope(scope, names).await?;
             source = source.max(self.check_some(checks, freshness, &mut results).await?);
         }
         Ok((results, source))

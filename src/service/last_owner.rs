@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{
     coherence::Verdict,
-    domain::{OrganizationName, Username},
-    store::{self, DynamoDb, NameMatch, Slice, Step},
+    domain::{NameMatch, OrganizationName, Username},
+    store::{self, DynamoDb, Slice, Step},
 };
 
 /// Most organizations that a refusal names.

@@ -1,8 +1,6 @@
 //! Filters of lists of memberships.
 
-use crate::domain::{Role, Standing, State};
-
-pub use crate::store::NameMatch;
+use crate::domain::{NameMatch, Role, Standing, State};
 
 /// The memberships of a list.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

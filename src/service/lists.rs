@@ -2,13 +2,13 @@
 //! record, so that no list returns a deleted one.
 
 use super::{
-    Accounts, Error, Freshness, MEMBERSHIPS_AT_ONCE, MembershipFilter, NameMatch, Refusal,
-    last_owner, memberships::standing, page_token::ListName, read_set::keys_of_member,
-    store_failed,
+    Accounts, Error, Freshness, MEMBERSHIPS_AT_ONCE, MembershipFilter, Refusal, last_owner,
+    memberships::standing, page_token::ListName, read_set::keys_of_member, store_failed,
 };
 use crate::{
     domain::{
-        Key, Organization, OrganizationName, Record, Standing, User, Username, standing_membership,
+        Key, NameMatch, Organization, OrganizationName, OrganizationScope, Record, Standing, User,
+        Username, standing_membership,
     },
     store::{self, ListPage, ListPosition, ProfileKind, READS_AT_ONCE, Slice},
 };
@@ -42,13 +42,16 @@ impl Accounts {
     /// Lists the members of an organization, by name.
     ///
     /// # Errors
-    /// [`Refusal::OrganizationNotFound`], [`Refusal::NoPageToken`].
+    /// [`Refusal::OrganizationNotGranted`], [`Refusal::OrganizationNotFound`],
+    /// [`Refusal::NoPageToken`].
     pub async fn list_members(
         &self,
+        scope: &OrganizationScope,
         organization: OrganizationName,
         filter: &MembershipFilter,
         page: PageRequest,
     ) -> Result<Page<Standing>, Error> {
+        self.require_in_scope(scope, [&organization]).await?;
         let list = ListName::new("members", organization.as_str()).with(filter);
         let position = self.page_tokens.open(&list, &page.token).await?;
         let slice = page.slice(position.as_ref());
@@ -83,13 +86,14 @@ impl Accounts {
         })
     }
 
-    /// Lists the memberships of a user, by the organization's name. With `last_owner_only`, those of
+    /// Lists the memberships of a user in organizations of the scope, by the organization's name. With `last_owner_only`, those of
     /// organizations that would be left without an Owner.
     ///
     /// # Errors
     /// [`Refusal::UserNotFound`], [`Refusal::NoPageToken`].
     pub async fn list_memberships(
         &self,
+        scope: &OrganizationScope,
         user: Username,
         filter: &MembershipFilter,
         last_owner_only: bool,
@@ -126,8 +130,13 @@ impl Accounts {
             while let Some(organization) = records.next() {
                 let membership = records.next().flatten();
                 bytes += membership.as_ref().map_or(0, Record::bytes);
+                let is_in_scope = match &organization {
+                    Some(Record::Organization(organization)) => scope.has(organization),
+                    _ => false,
+                };
                 let records = [Some(found.clone()), organization, membership];
-                entries.extend(standing(records, || self.table.now()));
+                let standing = is_in_scope.then(|| standing(records, || self.table.now()));
+                entries.extend(standing.flatten());
             }
             if organizations.peek().is_none() {
                 break;
@@ -187,12 +196,13 @@ impl Accounts {
             .await
     }
 
-    /// Lists organizations, by name or in no particular order.
+    /// Lists organizations of the scope, by name or in no particular order.
     ///
     /// # Errors
     /// [`Refusal::NoPageToken`].
     pub async fn list_organizations(
         &self,
+        scope: &OrganizationScope,
         names: &NameMatch,
         is_ordered: bool,
         page: PageRequest,
@@ -202,8 +212,12 @@ impl Accounts {
         let position = self.page_tokens.open(&list, &page.token).await?;
         let slice = page.slice(position.as_ref());
         let listed = self.profiles(ProfileKind::Organizations, names, is_ordered, slice);
-        self.found_profiles(&list, listed.await?, Record::into_organization)
-            .await
+        let listed = listed.await?;
+        let mut page = self
+            .found_profiles(&list, listed, Record::into_organization)
+            .await?;
+        page.entries.retain(|organization| scope.has(organization));
+        Ok(page)
     }
 
     async fn profiles(

@@ -13,8 +13,9 @@ use super::{
 use crate::{
     coherence::{Change, Plan, Verdict},
     domain::{
-        Actor, Etag, ExpireTime, Key, Labels, Membership, Organization, OrganizationName, Record,
-        Role, Stamp, Standing, Timestamp, User, Username, may_add, outlasts, standing_membership,
+        Actor, Etag, ExpireTime, Key, Labels, Membership, Organization, OrganizationName,
+        OrganizationScope, Record, Role, Stamp, Standing, Timestamp, User, Username, may_add,
+        outlasts, standing_membership,
     },
     store::{self, DynamoDb, Step},
 };
@@ -85,13 +86,15 @@ impl Accounts {
     /// Returns a membership, also while it is suspended.
     ///
     /// # Errors
-    /// [`Refusal::MembershipNotFound`].
+    /// [`Refusal::OrganizationNotGranted`], [`Refusal::MembershipNotFound`].
     pub async fn get_membership(
         &self,
+        scope: &OrganizationScope,
         organization: OrganizationName,
         username: Username,
         freshness: Freshness,
     ) -> Result<(Standing, Source), Error> {
+        self.require_in_scope(scope, [&organization]).await?;
         let keys = keys_of_member(&organization, &username);
         let result = self.reads.read(&keys, freshness).await;
         let result = result.map_err(store_failed)?;

@@ -17,6 +17,7 @@ mod other_owners;
 mod ownership;
 mod page_token;
 mod read_set;
+mod scope;
 mod users;
 mod watch;
 
@@ -31,7 +32,7 @@ pub use self::watch::{
     ChangeBatch, ChangeFilter, Cursor, MAX_CHANGES, NoCursor, Start, WatchError, Watcher,
 };
 pub use checks::{Check, CheckResult};
-pub use list_filter::{MembershipFilter, NameMatch};
+pub use list_filter::MembershipFilter;
 pub use lists::{Page, PageRequest};
 pub use memberships::{MemberToAdd, MemberToRemove, MembershipToUpdate, RoleToChange};
 pub use organizations::{
@@ -43,13 +44,14 @@ pub use users::{NewUser, UserEdit, UserToDelete, UserToEdit};
 use self::{
     idempotency::{Once, Repeatable, StoredResult},
     page_token::PageTokens,
+    scope::Scoped,
     watch::ChangeLog,
 };
 use crate::{
     coherence::{Change, Coherence, ReadPath, WriteError, WritePath},
     domain::{
-        Actor, Etag, Key, OrganizationName, Origin, Record, Request, ServiceName, Stamp, Uid,
-        Username,
+        Actor, Etag, Key, OrganizationName, OrganizationScope, Origin, Record, Request,
+        ServiceName, Stamp, Uid, Username,
     },
     store::{self, DynamoDb},
 };
@@ -75,6 +77,8 @@ pub struct Call {
     pub caller: Option<ServiceName>,
     /// The request, if it has a `request_id`.
     pub request: Option<Request>,
+    /// The organizations that the caller may change.
+    pub scope: OrganizationScope,
     /// The deadline.
     pub deadline: Instant,
     /// The permit of the call, which the change holds until it has ended.
@@ -106,6 +110,8 @@ pub enum Refusal {
     OrganizationNotFound(OrganizationName),
     /// The user is not a member.
     MembershipNotFound(OrganizationName, Username),
+    /// The caller may neither read nor change this organization.
+    OrganizationNotGranted(OrganizationName),
     /// The acting user is not permitted. It reveals nothing.
     NotPermitted,
     /// These organizations would be left without an Owner: some of them, at least one.
@@ -161,6 +167,7 @@ impl Accounts {
         let Call {
             caller,
             request,
+            scope,
             deadline,
             permit,
         } = call;
@@ -170,10 +177,14 @@ impl Accounts {
             request_id: request.as_ref().map(|request| request.id.clone()),
         };
         match request {
-            None => self.writes.apply(change, origin, deadline, permit).await,
+            None => {
+                let change = Scoped { change, scope };
+                self.writes.apply(change, origin, deadline, permit).await
+            }
             Some(request) => {
-                let once = Once::new(change, request);
-                self.writes.apply(once, origin, deadline, permit).await
+                let change = Once::new(change, request);
+                let change = Scoped { change, scope };
+                self.writes.apply(change, origin, deadline, permit).await
             }
         }
     }

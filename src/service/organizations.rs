@@ -13,8 +13,8 @@ use super::{
 use crate::{
     coherence::{Change, Plan, Verdict},
     domain::{
-        Actor, Etag, FreeText, Key, Labels, Organization, OrganizationName, Record, Role, Stamp,
-        State, Timestamp, Uid, Username,
+        Actor, Etag, FreeText, Key, Labels, Organization, OrganizationName, OrganizationScope,
+        Record, Role, Stamp, State, Timestamp, Uid, Username,
     },
     store::{self, DynamoDb, Step},
 };
@@ -127,12 +127,14 @@ impl Accounts {
     /// Returns an organization.
     ///
     /// # Errors
-    /// [`Refusal::OrganizationNotFound`].
+    /// [`Refusal::OrganizationNotGranted`], [`Refusal::OrganizationNotFound`].
     pub async fn get_organization(
         &self,
+        scope: &OrganizationScope,
         name: OrganizationName,
         freshness: Freshness,
     ) -> Result<(Organization, Source), Error> {
+        self.require_in_scope(scope, [&name]).await?;
         let key = Key::Organization(name.clone());
         let organization = self.get(key, Record::into_organization, freshness).await?;
         organization.ok_or(Error::Refused(Refusal::OrganizationNotFound(name)))

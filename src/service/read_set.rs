@@ -272,19 +272,10 @@ pub(super) fn rewrite<T>(
 pub(super) fn transaction(write: Vec<Step>, conditions: Vec<Step>) -> Vec<Step> {
     let mut steps = write;
     for condition in conditions {
-        let key = key_of(&condition);
-        if steps.iter().all(|step| key_of(step) != key) {
+        let key = condition.key();
+        if steps.iter().all(|step| step.key() != key) {
             steps.push(condition);
         }
     }
     steps
-}
-
-fn key_of(step: &Step) -> Option<Key> {
-    match step {
-        Step::Require { key, .. } => Some(key.clone()),
-        Step::Create { record, .. } | Step::Update { record, .. } => Some(record.key()),
-        Step::Delete { found } => Some(found.key()),
-        Step::Claim { .. } | Step::CleanUp(_) | Step::StoreOutcome { .. } => None,
-    }
 }

@@ -5,6 +5,7 @@ mod filter;
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use futures_util::{FutureExt as _, future::BoxFuture};
 use parking_lot::Mutex;
 use tokio::{
     sync::Semaphore,
@@ -19,7 +20,7 @@ use self::{
 use super::{Accounts, Freshness};
 use crate::{
     coherence::ReadPath,
-    domain::{Key, OrganizationName, Record, RecordChange, Username},
+    domain::{InScope, Key, OrganizationName, Record, RecordChange, Username},
     store::{self, DynamoDb, LogHead, LogId},
     telemetry::WATCHERS,
 };
@@ -284,10 +285,11 @@ impl Watcher {
         let mut pending = Vec::with_capacity(read.len());
         for (number, change) in read {
             let is_match = match self.filter.interest(&change) {
-                Interest::Included => true,
+                Interest::Included => self.is_in_scope(&change).await?,
                 Interest::Excluded => false,
                 Interest::IfMember(organization, user) => {
-                    self.is_of_member(&change, organization, user).await?
+                    self.is_in_scope(&change).await?
+                        && self.is_of_member(&change, organization, user).await?
                 }
             };
             pending.push((number, is_match.then_some(change)));
@@ -297,6 +299,44 @@ impl Watcher {
         Ok(is_any)
     }
 
+    /// Whether the caller may read the organization of a change. The labels of a changed organization
+    /// are those before or after the change.
+    async fn is_in_scope(&self, change: &RecordChange) -> Result<bool, WatchError> {
+        let scope = &self.filter.scope;
+        let name = match &change.key {
+            Key::Organization(name) | Key::Membership(name, _) => Some(name),
+            // The organization of the filter, of which the user is a member.
+            Key::User(_) => self.filter.organization.as_ref(),
+        };
+        let Some(name) = name else {
+            return Ok(scope.is_every());
+        };
+        match scope.has_name(name) {
+            InScope::Yes => return Ok(true),
+            InScope::No => return Ok(false),
+            InScope::ByLabels => {}
+        }
+        let has = |record: &Record| match record {
+            Record::Organization(organization) => scope.has(organization),
+            Record::User(_) | Record::Membership(_) => false,
+        };
+        if change.before.iter().chain(&change.after).any(has) {
+            return Ok(true);
+        }
+        let found = self.find(Key::Organization(name.clone())).await?;
+        Ok(found.as_ref().is_some_and(has))
+    }
+
+    /// The present record of a key. Boxed: the future of a watcher stays small.
+    fn find(&self, key: Key) -> BoxFuture<'_, Result<Option<Record>, WatchError>> {
+        let find = async move {
+            let result = self.reads.read(&[key], Freshness::Coherent).await;
+            let records = result.map_err(WatchError::Store)?.into_records();
+            Ok(records.flatten().next())
+        };
+        find.boxed()
+    }
+
     /// Whether the changed incarnation is that of a membership. An orphan counts, too.
     async fn is_of_member(
         &self,
@@ -304,10 +344,8 @@ impl Watcher {
         organization: OrganizationName,
         user: Username,
     ) -> Result<bool, WatchError> {
-        let key = [Key::Membership(organization, user)];
-        let result = self.reads.read(&key, Freshness::Coherent).await;
-        let result = result.map_err(WatchError::Store)?;
-        let Some(Record::Membership(membership)) = result.record(0) else {
+        let found = self.find(Key::Membership(organization, user)).await?;
+        let Some(Record::Membership(membership)) = found else {
             return Ok(false);
         };
         if membership.has_expired(|| self.change_log.table.now()) {

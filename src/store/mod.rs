@@ -17,8 +17,8 @@ pub use keys::{INVERTED_INDEX, LIST_INDEX, OWNER_INDEX, PARTITION_KEY, SORT_KEY,
 pub use log_head::{LOG_REGISTER, LogHead};
 
 use crate::domain::{
-    ChangeKind, Digest, Email, EmailClaim, Key, Made, OrganizationName, Orphans, Record, Request,
-    Timestamp,
+    ChangeKind, Digest, Email, EmailClaim, ExpireTime, Key, Made, Membership, OrganizationName,
+    Orphans, Record, Request, Timestamp, Username,
 };
 
 /// Most keys of one request to the table: DynamoDB's limit of a BatchGetItem.
@@ -99,18 +99,6 @@ pub enum ProfileKind {
     Organizations,
 }
 
-/// The names of a list.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum NameMatch {
-    /// All names.
-    #[default]
-    All,
-    /// Names that begin with this text.
-    Prefix(String),
-    /// This name.
-    Exactly(String),
-}
-
 /// A part of a list.
 #[derive(Debug, Clone, Copy)]
 pub struct Slice<'a> {
@@ -156,8 +144,38 @@ pub struct Deletion {
 
 /// Retention of the change log.
 pub const LOG_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
-/// Most changes that are appended together.
-pub const MAX_APPENDED: usize = 50;
+/// Most changes that are appended together. Each takes up to two of the 100 items of a transaction,
+/// and the checkpoint takes one.
+pub const MAX_APPENDED: usize = 49;
+
+/// The end of a membership, as scheduled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expiry {
+    /// The end.
+    pub expire_time: ExpireTime,
+    /// The organization.
+    pub organization_name: OrganizationName,
+    /// The member.
+    pub member_username: Username,
+}
+
+impl Expiry {
+    /// The end of a membership, if it has one.
+    #[must_use]
+    pub fn of(membership: &Membership) -> Option<Self> {
+        Some(Self {
+            expire_time: membership.expire_time?,
+            organization_name: membership.organization_name.clone(),
+            member_username: membership.member_username.clone(),
+        })
+    }
+
+    /// The key of the membership.
+    #[must_use]
+    pub fn key(&self) -> Key {
+        Key::Membership(self.organization_name.clone(), self.member_username.clone())
+    }
+}
 
 /// Identity of a stream. A stream that is turned off and on has a new identity.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -263,6 +281,11 @@ pub enum Step {
         /// The record as it was read.
         found: Option<Record>,
     },
+    /// Requires exactly the record that was found, in all its attributes.
+    RequireVersion {
+        /// The record as it was read.
+        found: Record,
+    },
     /// Writes a new record. It replaces exactly what was found: no record, or the record of an
     /// earlier incarnation of its names.
     Create {
@@ -304,6 +327,19 @@ pub enum Step {
         /// The records of its response.
         outcome: Vec<Record>,
     },
+}
+
+impl Step {
+    /// The key of the step's record. `None`: the step is not about a record.
+    #[must_use]
+    pub fn key(&self) -> Option<Key> {
+        match self {
+            Self::Require { key, .. } => Some(key.clone()),
+            Self::Create { record, .. } | Self::Update { record, .. } => Some(record.key()),
+            Self::RequireVersion { found } | Self::Delete { found } => Some(found.key()),
+            Self::Claim { .. } | Self::CleanUp(_) | Self::StoreOutcome { .. } => None,
+        }
+    }
 }
 
 /// The kind of an error of the table, for callers to branch on.

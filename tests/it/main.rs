@@ -35,6 +35,7 @@ mod legacy;
 mod lists;
 mod modules;
 mod near_cache;
+mod organization_grants;
 mod outages;
 mod overload;
 mod ownership;

@@ -112,6 +112,30 @@ fn a_policy_with_a_mistake_is_rejected_and_the_error_names_the_mistake() {
             "must be a string",
         ),
         (
+            r#"{"callers": {"a": {"certificate": "a", "methods": [], "organizations": []}}}"#,
+            "the list is empty",
+        ),
+        (
+            r#"{"callers": {"a": {"certificate": "a", "methods": [], "organizations": [{}]}}}"#,
+            r#"needs a "name""#,
+        ),
+        (
+            r#"{"callers": {"a": {"certificate": "a", "methods": [], "organizations": [{"name": "a", "prefix": "b"}]}}}"#,
+            "exclude each other",
+        ),
+        (
+            r#"{"callers": {"a": {"certificate": "a", "methods": [], "organizations": [{"prefix": ""}]}}}"#,
+            "organizations",
+        ),
+        (
+            r#"{"callers": {"a": {"certificate": "a", "methods": [], "organizations": [{"labels": {"Region": "eu"}}]}}}"#,
+            r#"key "Region""#,
+        ),
+        (
+            r#"{"callers": {"a": {"certificate": "a", "methods": [], "organizations": [{"name": "a", "names": []}]}}}"#,
+            "unknown field",
+        ),
+        (
             r#"{"callers": {"a": {"certificate": "a", "methods": []}, "a": {"certificate": "b", "methods": []}}}"#,
             "twice",
         ),

@@ -8,7 +8,7 @@ use super::{
     user, username,
 };
 use crate::{
-    domain::{Actor, ChangeKind, Key, Record, RecordChange},
+    domain::{Actor, ChangeKind, Key, OrganizationScope, Record, RecordChange},
     grpc::status,
     proto::account_v1 as pb,
     service::{ChangeBatch, ChangeFilter, Cursor, Start},
@@ -16,6 +16,7 @@ use crate::{
 
 pub(in crate::grpc) fn watch(
     request: &pb::WatchChangesRequest,
+    scope: OrganizationScope,
 ) -> Result<(Start, ChangeFilter), Status> {
     let start = match &request.start {
         Some(pb::watch_changes_request::Start::Cursor(cursor)) if !cursor.is_empty() => {
@@ -38,6 +39,7 @@ pub(in crate::grpc) fn watch(
     let filter = ChangeFilter {
         organization: organization.transpose()?,
         user: user.transpose()?,
+        scope,
     };
     Ok((start, filter))
 }
@@ -96,6 +98,7 @@ fn change(change: &RecordChange, cursor: &Cursor) -> pb::Change {
         ChangeKind::Created => pb::ChangeKind::Created,
         ChangeKind::Updated => pb::ChangeKind::Updated,
         ChangeKind::Deleted => pb::ChangeKind::Deleted,
+        ChangeKind::Expired => pb::ChangeKind::Expired,
     };
     let made = change.made.as_ref();
     let request_id = made.and_then(|made| made.origin.request_id.as_ref());

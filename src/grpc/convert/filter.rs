@@ -5,9 +5,9 @@ use tonic::Status;
 
 use super::status;
 use crate::{
-    domain::{Role, State},
+    domain::{NameMatch, Role, State},
     proto::account_v1 as pb,
-    service::{MembershipFilter, NameMatch},
+    service::MembershipFilter,
 };
 
 /// Longest filter, in bytes.

@@ -45,6 +45,7 @@ pub(super) fn refused(refusal: Refusal) -> Status {
             invalid_field(format!("organization.{field}"), why)
         }
         Refusal::InvalidMembership(path, why) => invalid_field(path, why),
+        Refusal::OrganizationNotGranted(name) => super::organization_not_granted(&name),
         Refusal::NotPermitted => plain(
             Code::PermissionDenied,
             Reason::NotPermitted,

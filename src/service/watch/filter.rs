@@ -1,6 +1,8 @@
 //! The filter of a watch.
 
-use crate::domain::{ChangeKind, Key, OrganizationName, Record, RecordChange, Username};
+use crate::domain::{
+    ChangeKind, Key, OrganizationName, OrganizationScope, Record, RecordChange, Username,
+};
 
 /// The filter of a watch. Default: all changes.
 #[derive(Debug, Clone, Default)]
@@ -11,6 +13,9 @@ pub struct ChangeFilter {
     /// Changes of this user and of the user's memberships, and changes that suspend, resume
     /// or delete the user's organizations.
     pub user: Option<Username>,
+    /// The organizations that the caller may read. Unless it has every organization, changes of users
+    /// are included only if the filter has an organization.
+    pub scope: OrganizationScope,
 }
 
 /// Whether a change matches the filter.
@@ -29,7 +34,7 @@ impl ChangeFilter {
             (Key::Membership(organization, user), ..) => {
                 Interest::of(wants_organization(organization) && wants_user(user))
             }
-            (Key::User(user), None, _) => Interest::of(wants_user(user)),
+            (Key::User(user), None, _) => Interest::of(wants_user(user) && self.scope.is_every()),
             (Key::Organization(it), _, None) => Interest::of(wants_organization(it)),
             (Key::User(user), Some(organization), _)
                 if wants_user(user) && changes_standing(change) =>
@@ -64,7 +69,7 @@ fn changes_standing(change: &RecordChange) -> bool {
         Some(Record::Membership(_)) | None => None,
     };
     match (change.kind, state(&change.before), state(&change.after)) {
-        (ChangeKind::Created, ..) => false,
+        (ChangeKind::Created | ChangeKind::Expired, ..) => false,
         (ChangeKind::Updated, Some(before), Some(after)) => before != after,
         // A deletion, or a change with an omitted image.
         (ChangeKind::Deleted | ChangeKind::Updated, ..) => true,

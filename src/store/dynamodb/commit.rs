@@ -80,6 +80,9 @@ fn expires_before(end: Timestamp, steps: &[Step]) -> bool {
         | Step::Update {
             found: Record::Membership(membership),
             ..
+        }
+        | Step::RequireVersion {
+            found: Record::Membership(membership),
         } => membership.has_expired(|| end),
         _ => false,
     })

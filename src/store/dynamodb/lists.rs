@@ -11,9 +11,9 @@ use futures_util::future::try_join_all;
 
 use super::{Attributes, DynamoDb, decode, failed, primary_key, primary_key_of};
 use crate::{
-    domain::{Key, Membership, OrganizationName, Role, Username},
+    domain::{Key, Membership, NameMatch, OrganizationName, Role, Username},
     store::{
-        Error, ErrorKind, ListPage, ListPosition, NameMatch, OWNER_HINTS, ProfileKind, Slice,
+        Error, ErrorKind, ListPage, ListPosition, OWNER_HINTS, ProfileKind, Slice,
         item::{EXPIRE_TIME, ROLE},
         keys::{
             self, INVERTED_INDEX, LIST_INDEX, LIST_KEY, OWNER_INDEX, OWNER_OF, PARTITION_KEY,

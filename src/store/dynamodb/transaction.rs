@@ -31,7 +31,12 @@ impl DynamoDb {
     ) -> Result<Vec<TransactWriteItem>, BuildError> {
         let put = |key, item, condition| self.transact_put(key, [item, origin.clone()], condition);
         let item = match step {
-            Step::Require { key, found } => self.transact_check(key, found.as_ref())?,
+            Step::Require { key, found } => {
+                self.transact_check(key, Condition::facts(found.as_ref()))?
+            }
+            Step::RequireVersion { found } => {
+                self.transact_check(&found.key(), Condition::exactly(Some(found)))?
+            }
             Step::Create { record, found } => {
                 let mut item = item::encode(record);
                 for (name, value) in keys::index_attributes(record) {
@@ -81,9 +86,8 @@ impl DynamoDb {
     fn transact_check(
         &self,
         key: &Key,
-        found: Option<&Record>,
+        condition: Condition,
     ) -> Result<TransactWriteItem, BuildError> {
-        let condition = Condition::facts(found);
         let check = ConditionCheck::builder()
             .table_name(&self.table)
             .set_key(Some(primary_key(&keys::of(key))))
