@@ -346,6 +346,7 @@ impl Events {
             ChangeKind::Created => "created",
             ChangeKind::Updated => "updated",
             ChangeKind::Deleted => "deleted",
+            ChangeKind::Expired => "expired",
             ChangeKind::Unspecified => "changed",
         };
         let (resource, subject) = match &change.resource {

@@ -195,6 +195,8 @@ pub enum ChangeKind {
     Updated,
     /// The record is gone.
     Deleted,
+    /// The membership has ended by its time of expiry. Its item is removed later.
+    Expired,
 }
 
 /// A change of one record.

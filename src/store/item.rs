@@ -38,6 +38,7 @@ const KIND: &str = "kind";
 const CREATED: &str = "CREATED";
 const UPDATED: &str = "UPDATED";
 const DELETED: &str = "DELETED";
+const EXPIRED: &str = "EXPIRED";
 const BEFORE: &str = "before";
 const AFTER: &str = "after";
 /// Largest image of a record in a log, in bytes. Records of this service have

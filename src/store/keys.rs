@@ -1,8 +1,9 @@
 //! The key schema, as pure functions. Frozen: existing tables use it.
 
-use super::{LogId, ProfileKind};
+use super::{Expiry, LogId, ProfileKind};
 use crate::domain::{
-    DeletedName, Email, Etag, Key, OrganizationName, Orphans, Record, Request, Uid, Username,
+    DeletedName, Email, Etag, ExpireTime, Key, OrganizationName, Orphans, Record, Request, Uid,
+    Username,
 };
 
 /// Changes of a log that share a partition key.
@@ -183,6 +184,30 @@ pub(super) fn of_deletion(key: &Key, version: &Etag) -> (String, String) {
     same(format!("DELETED#{pk}{separator}{sk}#{}", version.as_str()))
 }
 
+/// Partition key of the schedule of memberships that expire.
+pub(super) const EXPIRIES: &str = "EXPIRIES";
+const SECOND_DIGITS: usize = 20;
+
+/// Partition key and sort key of a scheduled end.
+pub(super) fn of_expiry(expiry: &Expiry) -> (String, String) {
+    let ExpireTime(second) = expiry.expire_time;
+    let (organization, member) = (&expiry.organization_name, &expiry.member_username);
+    // Names have no control characters. Sorted by time; ends before 1970 are due, too.
+    let sk = format!("{:0SECOND_DIGITS$}#{organization}\n{member}", second.max(0));
+    (EXPIRIES.to_owned(), sk)
+}
+
+/// The end in the sort key of a schedule. An end before 1970 has become 1970.
+pub(super) fn expiry(sk: &str) -> Option<Expiry> {
+    let (second, names) = sk.split_once('#')?;
+    let (organization, member) = names.split_once('\n')?;
+    Some(Expiry {
+        expire_time: ExpireTime(second.parse().ok()?),
+        organization_name: OrganizationName::parse_existing(organization).ok()?,
+        member_username: Username::parse_existing(member).ok()?,
+    })
+}
+
 /// Partition key of all memberships of an organization.
 pub(super) fn members_of(organization: &OrganizationName) -> String {
     format!("{MEMBERS_OF}{organization}")
@@ -273,6 +298,25 @@ mod tests {
                 assert_eq!(decoded, Some(orphans));
             }
         }
+    }
+
+    #[test]
+    fn scheduled_ends_are_sorted_by_time() {
+        let of = |second, organization: &str| {
+            let expiry = Expiry {
+                expire_time: ExpireTime(second),
+                organization_name: OrganizationName::parse_existing(organization).unwrap(),
+                member_username: Username::parse_existing("a#b").unwrap(),
+            };
+            let (_, sk) = of_expiry(&expiry);
+            (sk, expiry)
+        };
+        let sorted = [of(0, "z"), of(9, "z#"), of(10, "a"), of(i64::MAX, "a")];
+        assert!(sorted.is_sorted_by_key(|(sk, _)| sk));
+        for (sk, end) in sorted {
+            assert_eq!(expiry(&sk), Some(end));
+        }
+        assert_eq!(of(-5, "z").0, of(0, "z").0);
     }
 
     #[test]

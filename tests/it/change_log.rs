@@ -58,7 +58,10 @@ impl Log {
         };
         let register = (REGISTER, found, &self.values);
         let changes = vec![change; changes];
-        let appended = self.table.append(&self.id, first, &changes, register).await;
+        let appended = self
+            .table
+            .append(&self.id, first, &changes, &[], register)
+            .await;
         appended.unwrap()
     }
 
@@ -93,7 +96,7 @@ async fn only_one_of_two_writers_appends() {
         .answer("BesideTransactWriteItems", 1, 400, &denied);
     let refused = log
         .table
-        .append(&log.id, 3, &[], (REGISTER, next, &log.values));
+        .append(&log.id, 3, &[], &[], (REGISTER, next, &log.values));
     refused.await.unwrap_err();
 }
 

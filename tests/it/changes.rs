@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout};
 use tonic::{Code, Status, Streaming};
 
 use crate::{
-    harness::{Backends, Client, PATIENCE, Replica, Table, assert_refused},
+    harness::{Backends, Client, PATIENCE, Replica, Table, assert_refused, from_now},
     streams::{eventually, following, not_following},
 };
 
@@ -110,6 +110,7 @@ fn summary(change: &pb::Change) -> String {
         ChangeKind::Created => '+',
         ChangeKind::Updated => '~',
         ChangeKind::Deleted => '-',
+        ChangeKind::Expired => '!',
         ChangeKind::Unspecified => '?',
     };
     let name = match change.resource.as_ref().unwrap() {
@@ -649,4 +650,127 @@ async fn a_replica_that_stops_ends_its_streams() {
     watch.response().await.unwrap();
     service.stop();
     assert_refused::<()>(Err(watch.end().await), Code::Unavailable, "STOPPING");
+}
+
+/// Changes of Michael's membership in Olivia's organization.
+fn of_michael_in_org() -> pb::WatchChangesRequest {
+    pb::WatchChangesRequest {
+        organization_name: ORG.to_owned(),
+        username: MICHAEL.to_owned(),
+        ..pb::WatchChangesRequest::default()
+    }
+}
+
+/// Adds Michael to Olivia's organization until some seconds from now. Returns the end.
+async fn add_michael_for(service: &Replica, seconds: u64) -> prost_types::Timestamp {
+    let end = from_now(Duration::from_secs(seconds));
+    let add = pb::AddUserToOrganizationRequest {
+        organization_name: ORG.to_owned(),
+        member_username: MICHAEL.to_owned(),
+        role: Role::Member.into(),
+        adding_user: OLIVIA.to_owned(),
+        expire_time: Some(end),
+        ..pb::AddUserToOrganizationRequest::default()
+    };
+    let mut client = service.client.clone();
+    let added = client.add_user_to_organization(add).await.unwrap();
+    let membership = added.into_inner().membership.unwrap();
+    membership.expire_time.unwrap()
+}
+
+#[tokio::test]
+async fn watchers_are_told_at_once_when_a_membership_expires() {
+    let (_backends, service) = start().await;
+    service.found_olivia_org().await;
+    service.create_user("longer").await.unwrap();
+    let mut watch = Watch::open(
+        &service.client,
+        pb::WatchChangesRequest {
+            username: MICHAEL.to_owned(),
+            start: Some(Start::Oldest(true)),
+            ..pb::WatchChangesRequest::default()
+        },
+    )
+    .await
+    .unwrap();
+    let end = add_michael_for(&service, 6).await;
+    let changes = watch.changes(3).await.unwrap();
+    let told = Timestamp::now();
+    let name = format!("{ORG}/{MICHAEL}");
+    let expected = [
+        format!("+{MICHAEL}"),
+        format!("+{name}"),
+        format!("!{name}"),
+    ];
+    assert_eq!(summaries(&changes), expected);
+    let expired = &changes[2];
+    assert!(told.seconds() >= end.seconds);
+    assert_eq!(expired.commit_time, Some(end));
+    assert_eq!((&expired.actor, expired.change_id.as_str()), (&None, ""));
+    let Some(Resource::Membership(membership)) = &expired.resource else {
+        panic!("not a membership");
+    };
+    assert_eq!(membership.after, None);
+    let before = membership.before.as_ref().unwrap();
+    assert_eq!(before.expire_time, Some(end));
+    assert_eq!(service.role_of(ORG, MICHAEL).await, None);
+}
+
+#[tokio::test]
+async fn an_end_that_was_changed_is_not_reported_when_it_passes() {
+    let (_backends, service) = start().await;
+    service.found_olivia_org().await;
+    let mut watch = Watch::open(&service.client, of_michael_in_org())
+        .await
+        .unwrap();
+    let first = add_michael_for(&service, 6).await;
+    let second = prost_types::Timestamp {
+        seconds: first.seconds + 2,
+        nanos: 0,
+    };
+    let update = pb::Membership {
+        expire_time: Some(second),
+        ..pb::Membership::default()
+    };
+    let prolonged = service.update_membership(ORG, MICHAEL, update, &["expire_time"], OLIVIA);
+    prolonged.await.unwrap();
+    let changes = watch.changes(3).await.unwrap();
+    let name = format!("{ORG}/{MICHAEL}");
+    let expected = [format!("+{name}"), format!("~{name}"), format!("!{name}")];
+    assert_eq!(summaries(&changes), expected);
+    assert_eq!(changes[2].commit_time, Some(second));
+}
+
+#[tokio::test]
+async fn an_end_that_passes_while_no_replica_follows_is_reported_once_later() {
+    let (backends, mut service) = start().await;
+    service.found_olivia_org().await;
+    let mut watch = Watch::open(&service.client, of_michael_in_org())
+        .await
+        .unwrap();
+    let end = add_michael_for(&service, 6).await;
+    let added = watch.changes(1).await.unwrap();
+    service.stop();
+    eventually("the end has passed", async || {
+        Timestamp::now().seconds() > end.seconds
+    })
+    .await;
+    let replica = async || Replica::start_with(&backends.serve_settings(), following()).await;
+    let (second, third) = tokio::join!(replica(), replica());
+    let mut watch = None;
+    eventually("the stream is followed", async || {
+        let request = after(&added.last().unwrap().cursor);
+        watch = Watch::open(&second.client, request).await.ok();
+        watch.is_some()
+    })
+    .await;
+    let mut watch = watch.unwrap();
+    let name = format!("{ORG}/{MICHAEL}");
+    let expired = watch.changes(1).await.unwrap();
+    assert_eq!(summaries(&expired), [format!("!{name}")]);
+    drop(third);
+    // It is not reported twice.
+    second.create_user("last").await.unwrap();
+    let last = watch.changes(1).await.unwrap();
+    assert_eq!(summaries(&last), ["+last"]);
 }

@@ -149,6 +149,9 @@ impl StreamInvalidator {
             if let Err(stop) = self.read_shards(stream_progress, lease).await {
                 return stop;
             }
+            if let Err(stop) = self.log_expiries(stream_progress, lease).await {
+                return stop;
+            }
             let since = lease.written.elapsed();
             if (since >= self.timing.beat
                 || stream_progress.has_unsaved && since >= self.timing.poll)

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use tokio::time::Instant;
 
 use crate::{
-    domain::Timestamp,
+    domain::{ExpireTime, Timestamp},
     store::{LogHead, Position, Shard, ShardId, ShardIterator, StreamId},
 };
 
@@ -33,6 +33,34 @@ pub(super) struct StreamProgress {
     pub(super) lacks_children: bool,
     /// Whether the progress is ahead of the register.
     pub(super) has_unsaved: bool,
+    /// The next end of a membership in the schedule, which this replica alone changes.
+    pub(super) next_expiry: NextExpiry,
+}
+
+/// The next end of a membership in the schedule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NextExpiry {
+    /// The schedule has to be read.
+    Unknown,
+    /// Not before this time. `None`: there is none.
+    At(Option<ExpireTime>),
+}
+
+impl NextExpiry {
+    /// Whether an end may have passed.
+    pub(super) fn is_due(self, now: Timestamp) -> bool {
+        match self {
+            Self::Unknown => true,
+            Self::At(next) => next.is_some_and(|next| !next.is_after(now)),
+        }
+    }
+
+    /// Adds an end to the schedule.
+    pub(super) fn add(&mut self, end: Option<ExpireTime>) {
+        if let Self::At(next) = self {
+            *next = [*next, end].into_iter().flatten().min();
+        }
+    }
 }
 
 /// The progress along a shard.
@@ -93,6 +121,7 @@ impl StreamProgress {
             discovered: None,
             lacks_children: false,
             has_unsaved: false,
+            next_expiry: NextExpiry::Unknown,
         }
     }
 

@@ -11,9 +11,9 @@ use uuid::Uuid;
 
 use super::{Attributes, DynamoDb, failed, primary_key, primary_key_of, register, to_attributes};
 use crate::{
-    domain::{Etag, Key, RecordChange, Timestamp},
+    domain::{Etag, Key, Record, RecordChange, Timestamp},
     store::{
-        Deletion, Error, LOG_RETENTION, LogId,
+        Deletion, Error, Expiry, LOG_RETENTION, LogId,
         item::{self, Item},
         keys,
     },
@@ -25,7 +25,8 @@ const PAGE: u16 = 100;
 impl DynamoDb {
     /// Appends at most [`crate::store::MAX_APPENDED`] changes, the first one with the number
     /// `first`, and writes a register as [`crate::store::Registers::swap_register`] does: all or
-    /// nothing.
+    /// nothing. Schedules the ends of memberships after the changes, and removes `passed` ends from the
+    /// schedule.
     ///
     /// # Errors
     /// No response: all may be written, now or later.
@@ -34,6 +35,7 @@ impl DynamoDb {
         log: &LogId,
         first: u64,
         changes: &[RecordChange],
+        passed: &[Expiry],
         (name, found, values): (&str, u64, &BTreeMap<String, String>),
     ) -> Result<Option<u64>, Error> {
         let register = register::Swap::new(name, Some(found), values);
@@ -51,10 +53,14 @@ impl DynamoDb {
             let put = put.build().map_err(super::unusable)?;
             Ok(TransactWriteItem::builder().put(put).build())
         });
+        let ends = scheduled(changes);
+        let ends = ends.iter().map(|expiry| self.schedule(expiry));
+        let passed = passed.iter().map(|expiry| self.unschedule(expiry));
+        let items = puts.chain(ends).chain(passed).collect::<Result<_, _>>()?;
         let sent = self
             .client
             .transact_write_items()
-            .set_transact_items(Some(puts.collect::<Result<_, _>>()?))
+            .set_transact_items(Some(items))
             .client_request_token(Uuid::new_v4())
             .send()
             .await;
@@ -77,7 +83,7 @@ impl DynamoDb {
     ) -> Result<Vec<(u64, RecordChange)>, Error> {
         let (pk, _) = keys::of_logged(log, after.saturating_add(1));
         let (_, sk) = keys::of_logged(log, after);
-        let output = self
+        let query = self
             .client
             .query()
             .table_name(&self.table)
@@ -85,10 +91,9 @@ impl DynamoDb {
             .key_condition_expression("PK = :pk AND SK > :sk")
             .expression_attribute_values(":pk", AttributeValue::S(pk))
             .expression_attribute_values(":sk", AttributeValue::S(sk))
-            .limit(PAGE.into())
-            .send()
-            .await
-            .map_err(failed)?;
+            .limit(PAGE.into());
+        // Boxed: the futures of the SDK are large.
+        let output = Box::pin(query.send()).await.map_err(failed)?;
         let now = Timestamp::now();
         let items = output.items.unwrap_or_default().into_iter();
         Ok(items.filter_map(|item| logged(item, now)).collect())
@@ -171,6 +176,20 @@ fn logged(attributes: Attributes, now: Timestamp) -> Option<(u64, RecordChange)>
         keys::number_of_logged(&sk)?,
         item::decode_logged(&item, now)?,
     ))
+}
+
+/// The ends of memberships after these changes, each once.
+fn scheduled(changes: &[RecordChange]) -> Vec<Expiry> {
+    let mut ends: Vec<Expiry> = Vec::new();
+    for change in changes {
+        if let Some(Record::Membership(membership)) = &change.after
+            && let Some(expiry) = Expiry::of(membership)
+            && !ends.contains(&expiry)
+        {
+            ends.push(expiry);
+        }
+    }
+    ends
 }
 
 /// Whether another replica wrote the register first, or is writing it.

@@ -5,6 +5,7 @@ mod change_log;
 mod change_stream;
 mod commit;
 mod condition;
+mod expiries;
 mod lists;
 mod orphans;
 mod register;

@@ -1,9 +1,10 @@
 //! Items beside the records: the origin of a change, requests, deletions and the change log.
 
 use super::{
-    AFTER, BEFORE, CALLED_BY, CHANGED_BY, CREATED, DELETED, EXPIRE_TIME, FINGERPRINT, Item, KIND,
-    MAX_LOGGED_IMAGE, OUTCOME, RECORD_PK, RECORD_SK, REQUEST_ID, UID, UPDATE_TIME, UPDATED, Value,
-    WRITE_ID, decode, encode, number, put_expiry, put_number, put_text, put_uid, stamp, text, uid,
+    AFTER, BEFORE, CALLED_BY, CHANGED_BY, CREATED, DELETED, EXPIRE_TIME, EXPIRED, FINGERPRINT,
+    Item, KIND, MAX_LOGGED_IMAGE, OUTCOME, RECORD_PK, RECORD_SK, REQUEST_ID, UID, UPDATE_TIME,
+    UPDATED, Value, WRITE_ID, decode, encode, number, put_expiry, put_number, put_text, put_uid,
+    stamp, text, uid,
 };
 use crate::{
     domain::{
@@ -140,6 +141,7 @@ pub(in crate::store) fn encode_logged(change: &RecordChange, expires: Timestamp)
         ChangeKind::Created => CREATED,
         ChangeKind::Updated => UPDATED,
         ChangeKind::Deleted => DELETED,
+        ChangeKind::Expired => EXPIRED,
     };
     put_text(&mut item, KIND, kind);
     if let Some(Timestamp(millis)) = change.time {
@@ -163,6 +165,7 @@ pub(in crate::store) fn decode_logged(item: &Item, now: Timestamp) -> Option<Rec
         CREATED => ChangeKind::Created,
         UPDATED => ChangeKind::Updated,
         DELETED => ChangeKind::Deleted,
+        EXPIRED => ChangeKind::Expired,
         _ => return None,
     };
     let image = |name| match item.get(name) {
