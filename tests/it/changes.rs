@@ -679,7 +679,7 @@ async fn add_michael_for(service: &Replica, seconds: u64) -> prost_types::Timest
 }
 
 #[tokio::test]
-async fn watchers_are_told_at_once_when_a_membership_expires() {
+async fn an_expiry_is_reported_to_watchers_at_once() {
     let (_backends, service) = start().await;
     service.found_olivia_org().await;
     service.create_user("longer").await.unwrap();
@@ -695,7 +695,7 @@ async fn watchers_are_told_at_once_when_a_membership_expires() {
     .unwrap();
     let end = add_michael_for(&service, 6).await;
     let changes = watch.changes(3).await.unwrap();
-    let told = Timestamp::now();
+    let received = Timestamp::now();
     let name = format!("{ORG}/{MICHAEL}");
     let expected = [
         format!("+{MICHAEL}"),
@@ -704,7 +704,7 @@ async fn watchers_are_told_at_once_when_a_membership_expires() {
     ];
     assert_eq!(summaries(&changes), expected);
     let expired = &changes[2];
-    assert!(told.seconds() >= end.seconds);
+    assert!(received.seconds() >= end.seconds);
     assert_eq!(expired.commit_time, Some(end));
     assert_eq!((&expired.actor, expired.change_id.as_str()), (&None, ""));
     let Some(Resource::Membership(membership)) = &expired.resource else {
