@@ -14,7 +14,7 @@ pub use self::tasks::OrphanCleanupTiming;
 use self::tasks::{Skipped, Task, Tasks};
 use super::leader_lease::{Candidate, HeldLease, LeaderLease};
 use crate::{
-    domain::{Actor, DeletedName, Key, Membership, NameMatch, Origin, Orphans, Record, Uid},
+    domain::{Actor, Key, Membership, NameMatch, Origin, Orphans, ProfileName, Record, Uid},
     store::{self, CommitError, DynamoDb, ListPage, ListPosition, Slice, Step},
     telemetry::LEFTOVERS_REMOVED,
 };
@@ -292,10 +292,10 @@ impl OrphanCleanup {
     ) -> Result<ListPage<Membership>, store::Error> {
         let slice = Slice { after, limit: PAGE };
         let mut listed = match &orphans.gone {
-            DeletedName::Organization(name) => {
+            ProfileName::Organization(name) => {
                 self.table.members(name, &NameMatch::All, slice).await?
             }
-            DeletedName::User(username) => {
+            ProfileName::User(username) => {
                 let listed = self
                     .table
                     .organizations_of(username, &NameMatch::All, slice)
@@ -387,9 +387,9 @@ impl OrphanCleanup {
 }
 
 /// The incarnation of the user or the organization that a membership names.
-fn incarnation_of<'a>(membership: &'a Membership, gone: &DeletedName) -> Option<&'a Uid> {
+fn incarnation_of<'a>(membership: &'a Membership, gone: &ProfileName) -> Option<&'a Uid> {
     match gone {
-        DeletedName::User(_) => membership.member_uid.as_ref(),
-        DeletedName::Organization(_) => membership.organization_uid.as_ref(),
+        ProfileName::User(_) => membership.member_uid.as_ref(),
+        ProfileName::Organization(_) => membership.organization_uid.as_ref(),
     }
 }

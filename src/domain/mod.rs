@@ -2,6 +2,7 @@
 //! module.
 
 mod email;
+mod external_id;
 mod labels;
 mod membership;
 mod name_match;
@@ -13,10 +14,12 @@ mod orphans;
 mod record;
 mod rules;
 mod state;
+mod unique;
 mod user;
 
-pub use self::orphans::{DeletedName, Orphans};
+pub use self::orphans::Orphans;
 pub use email::{EMAIL_MAX_LEN, Email};
+pub use external_id::{EXTERNAL_ID_MAX_BYTES, ExternalId};
 pub use labels::{LABEL_KEY_MAX_LEN, LabelError, Labels, MAX_LABELS};
 pub use membership::{ExpireTime, Membership, Role, Standing};
 pub use name_match::NameMatch;
@@ -27,10 +30,13 @@ pub use names::{
 pub use organization::Organization;
 pub use organization_scope::{InScope, OrganizationRule, OrganizationScope};
 pub use origin::{Actor, Digest, Made, NoRequestId, Origin, Request, RequestId, ServiceName};
-pub use record::{ChangeKind, EmailClaim, Etag, Key, Record, RecordChange, Stamp, Timestamp, Uid};
+pub use record::{
+    ChangeKind, Etag, Key, ProfileName, Record, RecordChange, Stamp, Timestamp, UID_MAX_BYTES, Uid,
+};
 pub use rules::{
     DELETES_ORGANIZATION, TRANSFERS_OWNERSHIP, UPDATES_ORGANIZATION, effective_membership, may_add,
     may_change_role, may_remove, may_update_membership, outlasts, standing_membership,
 };
 pub use state::State;
+pub use unique::{Claim, UniqueValue};
 pub use user::User;

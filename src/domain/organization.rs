@@ -1,6 +1,6 @@
 //! Organizations.
 
-use super::{FreeText, Labels, OrganizationName, Stamp, State, Uid};
+use super::{ExternalId, FreeText, Labels, OrganizationName, Stamp, State, Uid};
 
 /// A group of users, each with a role in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,6 +11,8 @@ pub struct Organization {
     pub founding_user: String,
     /// Name to show.
     pub display_name: FreeText,
+    /// The id in another system, unique among organizations.
+    pub external_id: Option<ExternalId>,
     /// The labels that callers attached.
     pub labels: Labels,
     /// Whether the organization's memberships count.

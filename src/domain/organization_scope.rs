@@ -88,6 +88,7 @@ mod tests {
             organization_name: OrganizationName::parse_new(name).unwrap(),
             founding_user: String::new(),
             display_name: FreeText::default(),
+            external_id: None,
             labels: labels(&[("region", region), ("tier", "1")]),
             state: State::Active,
             uid: None,

@@ -7,8 +7,13 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use super::{Labels, Made, Membership, Organization, OrganizationName, User, Username};
+use super::{
+    Labels, Made, Membership, NameError, Organization, OrganizationName, User, Username,
+    names::check_characters,
+};
 
+/// Most bytes of a uid that can be looked up.
+pub const UID_MAX_BYTES: usize = 64;
 /// Length of a UUID in text form.
 const UUID_LEN: usize = 36;
 /// Approximate bytes of a label besides its key and value.
@@ -44,7 +49,17 @@ impl Uid {
         })
     }
 
-    /// The same for bytes.
+    /// Accepts a uid to look up: 1 to [`UID_MAX_BYTES`] bytes without control characters.
+    ///
+    /// # Errors
+    /// The first rule that the uid breaks.
+    pub fn parse(text: &str) -> Result<Self, NameError> {
+        const ALLOWED: &str = "characters that are not control characters";
+        check_characters(text, UID_MAX_BYTES, ALLOWED, |found| !found.is_control())?;
+        Self::from_text(text).ok_or(NameError::Empty)
+    }
+
+    /// The same as [`Self::from_text`], for bytes.
     ///
     /// # Errors
     /// The bytes are not UTF-8.
@@ -166,13 +181,24 @@ pub enum Key {
     Membership(OrganizationName, Username),
 }
 
-/// The user that has an e-mail address.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EmailClaim {
-    /// The user.
-    pub username: Username,
-    /// The user's incarnation. `None` if it has no stored uid.
-    pub uid: Option<Uid>,
+/// The name of a profile: of a user or an organization.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum ProfileName {
+    /// A user.
+    User(Username),
+    /// An organization.
+    Organization(OrganizationName),
+}
+
+impl ProfileName {
+    /// The key of the profile.
+    #[must_use]
+    pub fn key(&self) -> Key {
+        match self {
+            Self::User(username) => Key::User(username.clone()),
+            Self::Organization(name) => Key::Organization(name.clone()),
+        }
+    }
 }
 
 /// One record.
@@ -243,6 +269,18 @@ impl Record {
         }
     }
 
+    /// The name of a user or an organization. `None` for a membership.
+    #[must_use]
+    pub fn profile_name(&self) -> Option<ProfileName> {
+        match self {
+            Self::User(user) => Some(ProfileName::User(user.username.clone())),
+            Self::Organization(organization) => Some(ProfileName::Organization(
+                organization.organization_name.clone(),
+            )),
+            Self::Membership(_) => None,
+        }
+    }
+
     /// The incarnation of a user or an organization. `None` if it has no stored uid, and for
     /// memberships.
     #[must_use]
@@ -271,12 +309,21 @@ impl Record {
                     .email
                     .as_ref()
                     .map_or(0, |email| email.as_str().len() * 2);
-                user.username.as_str().len() + names + email + labels(&user.labels)
+                let external_id = user.external_id.as_ref();
+                user.username.as_str().len()
+                    + names
+                    + email
+                    + external_id.map_or(0, |id| id.as_str().len())
+                    + labels(&user.labels)
             }
             Self::Organization(organization) => {
                 organization.organization_name.as_str().len()
                     + organization.founding_user.len()
                     + organization.display_name.as_str().len()
+                    + organization
+                        .external_id
+                        .as_ref()
+                        .map_or(0, |id| id.as_str().len())
                     + labels(&organization.labels)
             }
             Self::Membership(membership) => {

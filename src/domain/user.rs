@@ -1,6 +1,6 @@
 //! Users.
 
-use super::{Email, FreeText, Labels, Stamp, State, Uid, Username};
+use super::{Email, ExternalId, FreeText, Labels, Stamp, State, Uid, Username};
 
 /// A person (or robot) that can belong to organizations.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub struct User {
     pub display_name: FreeText,
     /// The e-mail address, unique among users.
     pub email: Option<Email>,
+    /// The id in another system, unique among users.
+    pub external_id: Option<ExternalId>,
     /// The labels that callers attached.
     pub labels: Labels,
     /// Whether the user's memberships count.

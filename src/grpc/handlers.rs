@@ -104,10 +104,10 @@ impl AccountRpc for AccountService {
     ) -> RpcResult<pb::LookupUserResponse> {
         let deadline = deadline::of(&request);
         let request = request.into_inner();
-        let email = convert::wanted_email(&request.email)?;
+        let identity = convert::user_identity(&request)?;
         let freshness = convert::freshness(request.consistency)?;
         let (user, source) = deadline
-            .bound(self.accounts.look_up_user(email, freshness))
+            .bound(self.accounts.look_up_user(identity, freshness))
             .await?;
         Ok(Response::new(pb::LookupUserResponse {
             user: Some(convert::user(&user)),
@@ -208,6 +208,25 @@ impl AccountRpc for AccountService {
             .bound(self.accounts.get_organization(&scope, name, freshness))
             .await?;
         Ok(Response::new(pb::GetOrganizationResponse {
+            organization: Some(convert::organization(&organization)),
+            source: convert::source(source).into(),
+        }))
+    }
+
+    async fn lookup_organization(
+        &self,
+        request: Request<pb::LookupOrganizationRequest>,
+    ) -> RpcResult<pb::LookupOrganizationResponse> {
+        let scope = scope_of(&request)?;
+        let deadline = deadline::of(&request);
+        let request = request.into_inner();
+        let identity = convert::organization_identity(&request)?;
+        let freshness = convert::freshness(request.consistency)?;
+        let look_up = self
+            .accounts
+            .look_up_organization(&scope, identity, freshness);
+        let (organization, source) = deadline.bound(look_up).await?;
+        Ok(Response::new(pb::LookupOrganizationResponse {
             organization: Some(convert::organization(&organization)),
             source: convert::source(source).into(),
         }))

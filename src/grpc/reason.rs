@@ -61,6 +61,12 @@ reasons! {
     EmailNotFound = "EMAIL_NOT_FOUND",
     /// Another user has the e-mail address.
     EmailAlreadyExists = "EMAIL_ALREADY_EXISTS",
+    /// No user or organization has the external id.
+    ExternalIdNotFound = "EXTERNAL_ID_NOT_FOUND",
+    /// Another user or organization has the external id.
+    ExternalIdAlreadyExists = "EXTERNAL_ID_ALREADY_EXISTS",
+    /// No user or organization has the uid.
+    UidNotFound = "UID_NOT_FOUND",
     /// The user's name is taken.
     UserAlreadyExists = "USER_ALREADY_EXISTS",
     /// The organization's name is taken.

@@ -36,6 +36,9 @@ pub(super) trait Mutation: Message + Clone {
     /// The changed organization and user, by name. Empty: none.
     fn resource(&self) -> [&str; 2];
 
+    /// Whether the caller must be permitted to act on behalf of the platform, also if a user acts.
+    fn requires_platform(&self) -> bool;
+
     /// Brings equivalent requests into one form.
     fn normalize(&mut self);
 }
@@ -54,6 +57,7 @@ macro_rules! mutations {
     ($($rpc:literal $request:ident {
         acting: $acting:expr,
         resource: $resource:expr,
+        $(requires_platform: $requires_platform:expr,)?
         $(normalize: $normalize:expr,)?
     })+) => {
         /// The RPCs that change something.
@@ -75,6 +79,16 @@ macro_rules! mutations {
             fn resource(&self) -> [&str; 2] {
                 let resource: fn(&Self) -> [&str; 2] = $resource;
                 resource(self)
+            }
+
+            fn requires_platform(&self) -> bool {
+                $(
+                    let requires_platform: fn(&Self) -> bool = $requires_platform;
+                    if requires_platform(self) {
+                        return true;
+                    }
+                )?
+                false
             }
 
             fn normalize(&mut self) {
@@ -127,6 +141,7 @@ mutations! {
     "CreateOrganization" CreateOrganizationRequest {
         acting: |it| Acting::User(&it.founding_user),
         resource: |it| [&it.organization_name, ""],
+        requires_platform: |it| !it.external_id.is_empty(),
     }
     "UpdateOrganization" UpdateOrganizationRequest {
         acting: actor!(pb::update_organization_request::Actor),
@@ -185,7 +200,7 @@ pub(super) fn open<M: Mutation>(request: Request<M>) -> Result<(M, RunningChange
         Acting::Platform => caller.may_act_as_platform(),
         Acting::Unnamed => true,
     };
-    if !may_act {
+    if !may_act || message.requires_platform() && !caller.may_act_as_platform() {
         return Err(status::may_not_act(caller, M::RPC));
     }
     let permit = extensions.get::<SharedPermit>();

@@ -18,6 +18,7 @@ mod ownership;
 mod page_token;
 mod read_set;
 mod scope;
+mod unique_values;
 mod users;
 mod watch;
 
@@ -39,6 +40,7 @@ pub use organizations::{
     NewOrganization, OrganizationEdit, OrganizationToDelete, OrganizationToEdit,
 };
 pub use ownership::{Owners, OwnershipToTransfer};
+pub use unique_values::{OrganizationIdentity, UserIdentity};
 pub use users::{NewUser, UserEdit, UserToDelete, UserToEdit};
 
 use self::{
@@ -98,6 +100,12 @@ pub enum Refusal {
     EmailExists,
     /// No user has the e-mail address.
     EmailNotFound,
+    /// Another user or organization has the external id.
+    ExternalIdExists,
+    /// None has the external id.
+    ExternalIdNotFound,
+    /// None has the uid.
+    UidNotFound,
     /// A field of a user has an invalid value: its name, and the reason.
     InvalidUser(&'static str, String),
     /// The same for an organization.

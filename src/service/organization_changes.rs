@@ -6,11 +6,12 @@ use super::{
     OrganizationEdit, OrganizationToDelete, OrganizationToEdit, Refusal,
     idempotency::Repeatable,
     read_set::{deletion, rewrite, transaction},
+    unique_values::claims,
 };
 use crate::{
     coherence::{Change, Plan, Verdict},
     domain::{
-        DELETES_ORGANIZATION, DeletedName, Key, Organization, Record, State, Timestamp,
+        Actor, DELETES_ORGANIZATION, Key, Organization, ProfileName, Record, State, Timestamp,
         UPDATES_ORGANIZATION, Username,
     },
     store::{self, DynamoDb},
@@ -24,10 +25,14 @@ impl OrganizationEdit {
             Self::State(state) => edited.state = *state,
             Self::Profile {
                 display_name,
+                external_id,
                 labels,
             } => {
                 if let Some(display_name) = display_name {
                     edited.display_name.clone_from(display_name);
+                }
+                if let Some(external_id) = external_id {
+                    edited.external_id.clone_from(external_id);
                 }
                 if let Some(labels) = labels {
                     edited.labels.clone_from(labels);
@@ -102,9 +107,17 @@ impl Change for EditOrganization {
         if let Err(refusal) = may_replace(&organization, &edited) {
             return Ok(Verdict::Deny(refusal));
         }
+        if *actor != Actor::Platform && edited.external_id != organization.external_id {
+            return Ok(Verdict::Deny(Refusal::NotPermitted));
+        }
         edited.stamp = organization.stamp.changed(self.now);
         let [before, after] = [&organization, &edited].map(|it| Record::Organization(it.clone()));
-        let plan = rewrite(before, after, conditions, self.may_publish(), edited);
+        let claims = match claims(table, Some(&before), Some(&after)).await? {
+            Ok(claims) => claims,
+            Err(refused) => return Ok(refused),
+        };
+        let mut plan = rewrite(before, after, conditions, self.may_publish(), edited);
+        plan.steps.extend(claims);
         Ok(Verdict::Commit(plan))
     }
 }
@@ -148,8 +161,12 @@ impl Change for DeleteOrganization {
             Err(refused) => return Ok(refused),
         };
         let record = Record::Organization(organization.clone());
-        let gone = DeletedName::Organization(organization_name.clone());
-        let delete = deletion(record, gone);
+        let gone = ProfileName::Organization(organization_name.clone());
+        let claims = match claims(table, Some(&record), None).await? {
+            Ok(claims) => claims,
+            Err(refused) => return Ok(refused),
+        };
+        let delete = [deletion(record, gone), claims].concat();
         Ok(Verdict::Commit(Plan {
             steps: transaction(delete, conditions),
             publish: Vec::new(),

@@ -9,12 +9,13 @@ use super::{
     new_uid,
     organization_changes::{DeleteOrganization, EditOrganization},
     read_set::{ReadSet, keys_of_member, transaction},
+    unique_values::claims,
 };
 use crate::{
     coherence::{Change, Plan, Verdict},
     domain::{
-        Actor, Etag, FreeText, Key, Labels, Organization, OrganizationName, OrganizationScope,
-        Record, Role, Stamp, State, Timestamp, Uid, Username,
+        Actor, Etag, ExternalId, FreeText, Key, Labels, Organization, OrganizationName,
+        OrganizationScope, Record, Role, Stamp, State, Timestamp, Uid, Username,
     },
     store::{self, DynamoDb, Step},
 };
@@ -28,6 +29,8 @@ pub struct NewOrganization {
     pub founding_user: Username,
     /// Name to show.
     pub display_name: FreeText,
+    /// The id in another system.
+    pub external_id: Option<ExternalId>,
     /// Labels.
     pub labels: Labels,
 }
@@ -63,6 +66,8 @@ pub enum OrganizationEdit {
     Profile {
         /// Name to show.
         display_name: Option<FreeText>,
+        /// The id in another system. The inner `None` removes it. For the platform only.
+        external_id: Option<Option<ExternalId>>,
         /// All labels.
         labels: Option<Labels>,
     },
@@ -76,7 +81,7 @@ impl Accounts {
     ///
     /// # Errors
     /// [`Refusal::UserNotFound`], [`Refusal::NotPermitted`],
-    /// [`Refusal::OrganizationExists`].
+    /// [`Refusal::OrganizationExists`], [`Refusal::ExternalIdExists`].
     pub async fn create_organization(
         &self,
         new: NewOrganization,
@@ -95,7 +100,7 @@ impl Accounts {
     ///
     /// # Errors
     /// [`Refusal::NotPermitted`], [`Refusal::OrganizationNotFound`] for the
-    /// platform only, [`Refusal::EtagMismatch`].
+    /// platform only, [`Refusal::EtagMismatch`], [`Refusal::ExternalIdExists`].
     pub async fn edit_organization(
         &self,
         organization: OrganizationToEdit,
@@ -177,6 +182,7 @@ impl Change for CreateOrganization {
             organization_name,
             founding_user,
             display_name,
+            external_id,
             labels,
         } = &self.new;
         let [user_key, ..] = self.keys();
@@ -199,6 +205,7 @@ impl Change for CreateOrganization {
             organization_name: organization_name.clone(),
             founding_user: founding_user.to_string(),
             display_name: display_name.clone(),
+            external_id: external_id.clone(),
             labels: labels.clone(),
             state: State::Active,
             uid: self.uid.clone(),
@@ -214,13 +221,15 @@ impl Change for CreateOrganization {
         };
         let (join, owner) = owner.join(&found, self.stamp);
         let record = Record::Organization(organization.clone());
-        let writes = vec![
-            Step::Create {
-                record: record.clone(),
-                found: None,
-            },
-            join,
-        ];
+        let claims = match claims(table, None, Some(&record)).await? {
+            Ok(claims) => claims,
+            Err(refused) => return Ok(refused),
+        };
+        let create = Step::Create {
+            record: record.clone(),
+            found: None,
+        };
+        let writes = [vec![create, join], claims].concat();
         Ok(Verdict::Commit(Plan {
             steps: transaction(writes, vec![found.still(user_key.clone())]),
             publish: vec![record, Record::Membership(owner.membership)],

@@ -7,7 +7,7 @@ use super::Refusal;
 use crate::{
     coherence::{Plan, Verdict},
     domain::{
-        DeletedName, Key, Membership, Organization, OrganizationName, Orphans, Record, Role,
+        Key, Membership, Organization, OrganizationName, Orphans, ProfileName, Record, Role,
         Standing, State, Timestamp, User, Username, standing_membership,
     },
     store::{self, DynamoDb, Step},
@@ -221,7 +221,7 @@ impl ReadSet {
 }
 
 /// The deletion of a user or an organization, and the task to remove its orphans.
-pub(super) fn deletion(found: Record, gone: DeletedName) -> Vec<Step> {
+pub(super) fn deletion(found: Record, gone: ProfileName) -> Vec<Step> {
     let orphans = Orphans {
         gone,
         uid: found.uid().cloned(),

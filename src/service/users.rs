@@ -9,15 +9,15 @@ use super::{
     last_owner::require_other_owners,
     new_uid,
     read_set::{ReadSet, deletion, rewrite, transaction},
-    store_failed,
+    unique_values::claims,
 };
 use crate::{
     coherence::{Change, Plan, Verdict},
     domain::{
-        Actor, DeletedName, Email, EmailClaim, Etag, FreeText, Key, Labels, Record, Stamp, State,
+        Actor, Email, Etag, ExternalId, FreeText, Key, Labels, ProfileName, Record, Stamp, State,
         Timestamp, User, Username,
     },
-    store::{self, DynamoDb, Step, StoredClaim},
+    store::{self, DynamoDb, Step},
 };
 
 /// A user to create.
@@ -33,6 +33,8 @@ pub struct NewUser {
     pub display_name: FreeText,
     /// The e-mail address.
     pub email: Option<Email>,
+    /// The id in another system.
+    pub external_id: Option<ExternalId>,
     /// Labels.
     pub labels: Labels,
 }
@@ -63,6 +65,8 @@ pub enum UserEdit {
         display_name: Option<FreeText>,
         /// The e-mail address. The inner `None` removes it.
         email: Option<Option<Email>>,
+        /// The id in another system. The inner `None` removes it.
+        external_id: Option<Option<ExternalId>>,
         /// All labels.
         labels: Option<Labels>,
     },
@@ -92,6 +96,7 @@ impl UserEdit {
                 last_name,
                 display_name,
                 email,
+                external_id,
                 labels,
             } => {
                 let parts = [
@@ -107,6 +112,9 @@ impl UserEdit {
                 if let Some(email) = email {
                     edited.email.clone_from(email);
                 }
+                if let Some(external_id) = external_id {
+                    edited.external_id.clone_from(external_id);
+                }
                 if let Some(labels) = labels {
                     edited.labels.clone_from(labels);
                 }
@@ -120,7 +128,7 @@ impl Accounts {
     /// Creates a user.
     ///
     /// # Errors
-    /// [`Refusal::UserExists`], [`Refusal::EmailExists`].
+    /// [`Refusal::UserExists`], [`Refusal::EmailExists`], [`Refusal::ExternalIdExists`].
     pub async fn create_user(&self, new: NewUser, call: Call) -> Result<User, Error> {
         let user = User {
             username: new.username,
@@ -128,6 +136,7 @@ impl Accounts {
             last_name: new.last_name,
             display_name: new.display_name,
             email: new.email,
+            external_id: new.external_id,
             labels: new.labels,
             state: State::Active,
             uid: new_uid(),
@@ -150,33 +159,11 @@ impl Accounts {
         user.ok_or(Error::Refused(Refusal::UserNotFound(username)))
     }
 
-    /// Returns the user with an e-mail address.
-    ///
-    /// # Errors
-    /// [`Refusal::EmailNotFound`].
-    pub async fn look_up_user(
-        &self,
-        email: Email,
-        freshness: Freshness,
-    ) -> Result<(User, Source), Error> {
-        let permit = self.reads.table_permits(1).await.map_err(store_failed)?;
-        let claim = self.table.email_claim(&email).await;
-        drop(permit);
-        let Some(StoredClaim { claim, .. }) = claim.map_err(store_failed)? else {
-            return Err(Error::Refused(Refusal::EmailNotFound));
-        };
-        match self.get_user(claim.username.clone(), freshness).await {
-            Ok((user, source)) if has_claimed(&user, &claim, &email) => Ok((user, source)),
-            Ok(_) | Err(Error::Refused(_)) => Err(Error::Refused(Refusal::EmailNotFound)),
-            Err(error) => Err(error),
-        }
-    }
-
     /// Changes a user. Returns it after the change.
     ///
     /// # Errors
     /// [`Refusal::UserNotFound`], [`Refusal::EtagMismatch`], [`Refusal::EmailExists`],
-    /// [`Refusal::InvalidUser`].
+    /// [`Refusal::ExternalIdExists`], [`Refusal::InvalidUser`].
     pub async fn edit_user(&self, user: UserToEdit, call: Call) -> Result<User, Error> {
         let change = EditUser {
             user,
@@ -192,56 +179,6 @@ impl Accounts {
     pub async fn delete_user(&self, user: UserToDelete, call: Call) -> Result<User, Error> {
         self.apply(DeleteUser(user), Actor::Platform, call).await
     }
-}
-
-/// Whether the claim belongs to this user, and the user still has the address.
-fn has_claimed(user: &User, claim: &EmailClaim, email: &Email) -> bool {
-    let current = user.email.as_ref();
-    user.uid == claim.uid
-        && user.username == claim.username
-        && current.is_some_and(|current| current.is_same(email))
-}
-
-/// The steps that a change of a user needs for its e-mail claims, or the refusal because
-/// another user has the address.
-async fn claims<T>(
-    table: &DynamoDb,
-    before: Option<&User>,
-    after: Option<&User>,
-) -> Result<Result<Vec<Step>, Verdict<T, Refusal>>, store::Error> {
-    let [old, new] = [before, after].map(|user| user?.email.as_ref());
-    let is_same = old.zip(new).is_some_and(|(old, new)| old.is_same(new));
-    let mut steps = Vec::new();
-    if let (Some(user), Some(email)) = (after, new.filter(|_| !is_same)) {
-        let found = table.email_claim(email).await?;
-        if let Some(StoredClaim { claim: other, .. }) = &found {
-            let key = Key::User(other.username.clone());
-            let read = ReadSet::read(table, [key.clone()]).await?;
-            let holder = read.user(&other.username);
-            // The claim may belong to a user who was deleted in the console.
-            if holder.is_some_and(|holder| has_claimed(holder, other, email)) {
-                return Ok(Err(read.refuse([key], Refusal::EmailExists)));
-            }
-        }
-        steps.push(Step::Claim {
-            email: email.clone(),
-            claim: Some(EmailClaim {
-                username: user.username.clone(),
-                uid: user.uid.clone(),
-            }),
-            found,
-        });
-    }
-    if let (Some(user), Some(email)) = (before, old.filter(|_| !is_same)) {
-        let found = table.email_claim(email).await?;
-        let found = found.filter(|found| has_claimed(user, &found.claim, email));
-        steps.extend(found.map(|found| Step::Claim {
-            email: email.clone(),
-            claim: None,
-            found: Some(found),
-        }));
-    }
-    Ok(Ok(steps))
 }
 
 /// Whether the changed texts of a user are valid.
@@ -287,11 +224,11 @@ impl Change for CreateUser {
         if found.user(&user.username).is_some() {
             return Ok(Verdict::refuse(Refusal::UserExists(user.username.clone())));
         }
-        let claims = match claims(table, None, Some(user)).await? {
+        let record = Record::User(user.clone());
+        let claims = match claims(table, None, Some(&record)).await? {
             Ok(claims) => claims,
             Err(refused) => return Ok(refused),
         };
-        let record = Record::User(user.clone());
         let create = Step::Create {
             record: record.clone(),
             found: None,
@@ -350,7 +287,8 @@ impl Change for EditUser {
             return Ok(Verdict::Deny(refusal));
         }
         edited.stamp = user.stamp.changed(self.now);
-        let claims = match claims(table, Some(user), Some(&edited)).await? {
+        let [before, after] = [user, &edited].map(|user| Record::User(user.clone()));
+        let claims = match claims(table, Some(&before), Some(&after)).await? {
             Ok(claims) => claims,
             Err(refused) => return Ok(refused),
         };
@@ -359,7 +297,6 @@ impl Change for EditUser {
             Ok(conditions) => conditions,
             Err(refused) => return Ok(refused),
         };
-        let [before, after] = [user, &edited].map(|user| Record::User(user.clone()));
         let mut plan = rewrite(before, after, conditions, self.may_publish(), edited);
         plan.steps.extend(claims);
         Ok(Verdict::Commit(plan))
@@ -392,7 +329,8 @@ impl Change for DeleteUser {
         if !is_version(etag.as_ref(), &user.stamp) {
             return Ok(Verdict::refuse(Refusal::EtagMismatch));
         }
-        let claims = match claims(table, Some(user), None).await? {
+        let record = Record::User(user.clone());
+        let claims = match claims(table, Some(&record), None).await? {
             Ok(claims) => claims,
             Err(refused) => return Ok(refused),
         };
@@ -401,8 +339,8 @@ impl Change for DeleteUser {
             Ok(conditions) => conditions,
             Err(refused) => return Ok(refused),
         };
-        let gone = DeletedName::User(username.clone());
-        let delete = deletion(Record::User(user.clone()), gone);
+        let gone = ProfileName::User(username.clone());
+        let delete = deletion(record, gone);
         Ok(Verdict::Commit(Plan {
             steps: transaction([delete, claims].concat(), conditions),
             publish: Vec::new(),

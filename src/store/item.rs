@@ -13,8 +13,8 @@ pub(super) use self::bookkeeping::{
 
 use super::StoredClaim;
 use crate::domain::{
-    Email, EmailClaim, ExpireTime, FreeText, Key, Labels, Membership, Organization, Record, Role,
-    Stamp, State, Timestamp, Uid, User, Username,
+    Claim, Email, ExpireTime, ExternalId, FreeText, Key, Labels, Membership, Organization,
+    OrganizationName, ProfileName, Record, Role, Stamp, State, Timestamp, Uid, User, Username,
 };
 
 pub(super) const VERSION: &str = "ver";
@@ -27,6 +27,7 @@ pub(super) const EXPIRE_TIME: &str = "expireTime";
 pub(super) const CREATE_TIME: &str = "createTime";
 pub(super) const STATE: &str = "state";
 const EMAIL: &str = "email";
+const EXTERNAL_ID: &str = "externalId";
 const CHANGED_BY: &str = "changedBy";
 const CALLED_BY: &str = "calledBy";
 const REQUEST_ID: &str = "requestId";
@@ -83,6 +84,7 @@ pub(crate) fn encode(record: &Record) -> Item {
             if let Some(email) = &user.email {
                 put_text(&mut item, EMAIL, email.as_str());
             }
+            put_external_id(&mut item, user.external_id.as_ref());
             put_uid(&mut item, UID, user.uid.as_ref());
             put_stamp(&mut item, &user.stamp);
         }
@@ -100,6 +102,7 @@ pub(crate) fn encode(record: &Record) -> Item {
                 ..
             } = organization;
             put_profile(&mut item, display_name, labels, *state);
+            put_external_id(&mut item, organization.external_id.as_ref());
             put_uid(&mut item, UID, organization.uid.as_ref());
             put_stamp(&mut item, &organization.stamp);
         }
@@ -151,6 +154,7 @@ pub(crate) fn decode(key: &Key, item: &Item) -> Option<Record> {
             last_name: FreeText::from_stored(text(item, LAST_NAME).unwrap_or_default()),
             display_name: display_name(item),
             email: text(item, EMAIL).and_then(|email| Email::parse_existing(email).ok()),
+            external_id: external_id(item),
             labels: labels(item),
             state: state(item),
             uid: uid(item, UID),
@@ -160,6 +164,7 @@ pub(crate) fn decode(key: &Key, item: &Item) -> Option<Record> {
             organization_name: organization_name.clone(),
             founding_user: text(item, FOUNDING_USER).unwrap_or_default().to_owned(),
             display_name: display_name(item),
+            external_id: external_id(item),
             labels: labels(item),
             state: state(item),
             uid: uid(item, UID),
@@ -199,23 +204,52 @@ pub(super) fn is_tombstone(item: &Item) -> bool {
     text(item, STATE) == Some(TOMBSTONE)
 }
 
-/// The item of an e-mail claim.
-pub(super) fn encode_claim(claim: &EmailClaim) -> Item {
-    let mut item = Item::new();
-    put_text(&mut item, USERNAME, claim.username.as_str());
+/// The attribute of a claim with the name of its holder, and the name.
+pub(super) fn holder(name: &ProfileName) -> (&'static str, &str) {
+    match name {
+        ProfileName::User(username) => (USERNAME, username.as_str()),
+        ProfileName::Organization(name) => (ORGANIZATION_NAME, name.as_str()),
+    }
+}
+
+/// The holder in such an attribute.
+fn decode_holder(item: &Item) -> Option<ProfileName> {
+    if let Some(name) = text(item, USERNAME) {
+        return Username::parse_existing(name).ok().map(ProfileName::User);
+    }
+    let name = OrganizationName::parse_existing(text(item, ORGANIZATION_NAME)?);
+    name.ok().map(ProfileName::Organization)
+}
+
+/// The item of the claim of a unique value.
+pub(super) fn encode_claim(claim: &Claim) -> Item {
+    let mut item = encode_uid(&claim.holder);
     put_uid(&mut item, UID, claim.uid.as_ref());
     item
 }
 
-/// The e-mail claim of an item. `None` if the item is not a claim.
+/// The claim of an item. `None` if the item is not a claim.
 pub(super) fn decode_claim(item: &Item) -> Option<StoredClaim> {
     Some(StoredClaim {
-        claim: EmailClaim {
-            username: Username::parse_existing(text(item, USERNAME)?).ok()?,
+        claim: Claim {
+            holder: decode_holder(item)?,
             uid: uid(item, UID),
         },
         change_id: text(item, WRITE_ID).map(str::to_owned),
     })
+}
+
+/// The item of a uid: the name of its user or organization.
+pub(super) fn encode_uid(name: &ProfileName) -> Item {
+    let (attribute, name) = holder(name);
+    let mut item = Item::new();
+    put_text(&mut item, attribute, name);
+    item
+}
+
+/// The name in the item of a uid.
+pub(super) fn decode_uid(item: &Item) -> Option<ProfileName> {
+    decode_holder(item)
 }
 
 /// The attributes to set and to remove, to turn the item of one record into that of
@@ -241,6 +275,12 @@ fn put_profile(item: &mut Item, display_name: &FreeText, labels: &Labels, state:
     put_labels(item, labels);
     if state != State::Active {
         put_text(item, STATE, state.as_str());
+    }
+}
+
+fn put_external_id(item: &mut Item, id: Option<&ExternalId>) {
+    if let Some(id) = id {
+        put_text(item, EXTERNAL_ID, id.as_str());
     }
 }
 
@@ -285,6 +325,10 @@ pub(super) fn text<'a>(item: &'a Item, name: &str) -> Option<&'a str> {
 
 fn uid(item: &Item, name: &str) -> Option<Uid> {
     text(item, name).and_then(Uid::from_text)
+}
+
+fn external_id(item: &Item) -> Option<ExternalId> {
+    text(item, EXTERNAL_ID).and_then(|id| ExternalId::parse(id).ok())
 }
 
 fn display_name(item: &Item) -> FreeText {

@@ -2,8 +2,8 @@
 
 use super::{Expiry, LogId, ProfileKind};
 use crate::domain::{
-    DeletedName, Email, Etag, ExpireTime, Key, OrganizationName, Orphans, Record, Request, Uid,
-    Username,
+    Etag, ExpireTime, Key, OrganizationName, Orphans, ProfileName, Record, Request, UID_MAX_BYTES,
+    Uid, UniqueValue, Username,
 };
 
 /// Changes of a log that share a partition key.
@@ -117,9 +117,19 @@ pub(super) fn of_request(request: &Request) -> (String, String) {
     })
 }
 
-/// Partition key and sort key of an e-mail claim.
-pub(super) fn of_email(email: &Email) -> (String, String) {
-    same(format!("EMAIL#{}", email.canonical()))
+/// Partition key and sort key of the claim of a unique value.
+pub(super) fn of_unique(value: &UniqueValue) -> (String, String) {
+    same(match value {
+        UniqueValue::Email(email) => format!("EMAIL#{}", email.canonical()),
+        UniqueValue::UserExternalId(id) => format!("USEREXTERNALID#{}", id.as_str()),
+        UniqueValue::OrganizationExternalId(id) => format!("ORGEXTERNALID#{}", id.as_str()),
+    })
+}
+
+/// Partition key and sort key of a uid's item. `None` for long uids of other writers.
+pub(super) fn of_uid(uid: &Uid) -> Option<(String, String)> {
+    let uid = uid.as_str();
+    (uid.len() <= UID_MAX_BYTES).then(|| same(format!("UID#{uid}")))
 }
 
 /// Partition key of all clean-up tasks.
@@ -130,26 +140,22 @@ pub(super) fn of_orphans(orphans: &Orphans) -> (String, String) {
     let (pk, _) = of(&orphans.gone.key());
     let uid = orphans.uid.as_ref().map_or("", Uid::as_str);
     let is_plain = |found: char| found != '#' && !found.is_control();
-    let sk = if uid.len() <= MAX_PLAIN_UID && uid.chars().all(is_plain) {
+    let sk = if uid.len() <= UID_MAX_BYTES && uid.chars().all(is_plain) {
         format!("{pk}#{uid}")
     } else {
         // A uid of another writer. Names have no control characters.
-        let start: String = uid.chars().take(MAX_PLAIN_UID).collect();
+        let start: String = uid.chars().take(UID_MAX_BYTES).collect();
         format!("{pk}\n{start}")
     };
     (LEFTOVERS.to_owned(), sk)
 }
 
-/// Longest uid, in bytes, that the sort key of a clean-up task has in full. Uids of this service
-/// have 36.
-const MAX_PLAIN_UID: usize = 64;
-
 /// The deleted record in the sort key of a clean-up task. The uid may be truncated.
-pub(super) fn gone(sk: &str) -> Option<(DeletedName, Option<Uid>)> {
+pub(super) fn gone(sk: &str) -> Option<(ProfileName, Option<Uid>)> {
     let (pk, uid) = sk.split_once('\n').or_else(|| sk.rsplit_once('#'))?;
     let gone = match key_of_item(pk, pk)? {
-        Key::User(username) => DeletedName::User(username),
-        Key::Organization(name) => DeletedName::Organization(name),
+        Key::User(username) => ProfileName::User(username),
+        Key::Organization(name) => ProfileName::Organization(name),
         Key::Membership(..) => return None,
     };
     Some((gone, Uid::from_text(uid)))
@@ -283,8 +289,8 @@ mod tests {
             assert!(deletions.insert(of_deletion(&key, &version)), "{key:?}");
         }
         for gone in [
-            DeletedName::User(Username::parse_existing("a#b").unwrap()),
-            DeletedName::Organization(OrganizationName::parse_existing("a#b").unwrap()),
+            ProfileName::User(Username::parse_existing("a#b").unwrap()),
+            ProfileName::Organization(OrganizationName::parse_existing("a#b").unwrap()),
         ] {
             let foreign = "é#".repeat(500);
             for uid in ["", "u-1", "v#w", "a\nb", &foreign].map(Uid::from_text) {

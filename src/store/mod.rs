@@ -17,8 +17,8 @@ pub use keys::{INVERTED_INDEX, LIST_INDEX, OWNER_INDEX, PARTITION_KEY, SORT_KEY,
 pub use log_head::{LOG_REGISTER, LogHead};
 
 use crate::domain::{
-    ChangeKind, Digest, Email, EmailClaim, ExpireTime, Key, Made, Membership, OrganizationName,
-    Orphans, Record, Request, Timestamp, Username,
+    ChangeKind, Claim, Digest, ExpireTime, Key, Made, Membership, OrganizationName, Orphans,
+    Record, Request, Timestamp, UniqueValue, Username,
 };
 
 /// Most keys of one request to the table: DynamoDB's limit of a BatchGetItem.
@@ -29,11 +29,11 @@ pub const READS_AT_ONCE: usize = 4;
 /// Most users that [`DynamoDb::owner_hints`] returns.
 pub const OWNER_HINTS: u16 = 25;
 
-/// The claim of an e-mail address, as stored.
+/// The claim of a unique value, as stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredClaim {
-    /// The holder of the address.
-    pub claim: EmailClaim,
+    /// The holder of the value.
+    pub claim: Claim,
     /// Identity of the change that wrote the claim. `None` if another writer did.
     pub change_id: Option<String>,
 }
@@ -309,12 +309,12 @@ pub enum Step {
         /// The record as it was read.
         found: Record,
     },
-    /// Assigns or releases an e-mail address, over exactly the claim that was found.
+    /// Assigns or releases a unique value, over exactly the claim that was found.
     Claim {
-        /// The address.
-        email: Email,
-        /// The claim of the new holder. `None` releases the address.
-        claim: Option<EmailClaim>,
+        /// The value.
+        value: UniqueValue,
+        /// The claim of the new holder. `None` releases the value.
+        claim: Option<Claim>,
         /// The replaced claim, in exactly this version.
         found: Option<StoredClaim>,
     },

@@ -598,7 +598,7 @@ async fn later_reads_agree_with_a_rejection_for_a_taken_address() {
     assert_refused(refused, Code::AlreadyExists, "EMAIL_ALREADY_EXISTS");
     let request = pb::LookupUserRequest {
         email: EMAIL.to_owned(),
-        consistency: None,
+        ..pb::LookupUserRequest::default()
     };
     let found = service.client.clone().lookup_user(request).await.unwrap();
     assert_eq!(found.into_inner().user.unwrap().username, MICHAEL);

@@ -76,7 +76,7 @@ async fn reads_cost_the_documented_read_units() {
     client.update_user(address()).await.unwrap();
     let look_up = pb::LookupUserRequest {
         email: ADDRESS.to_owned(),
-        consistency: None,
+        ..pb::LookupUserRequest::default()
     };
     let members = pb::ListOrganizationMembersRequest {
         organization_name: ORG.to_owned(),
@@ -86,6 +86,7 @@ async fn reads_cost_the_documented_read_units() {
         username: MICHAEL.to_owned(),
         ..pb::ListUserOrganizationsRequest::default()
     };
+    let uid = service.get_organization(ORG).await.unwrap().0.uid;
     for is_hit in [true, false] {
         let unless_hit = |units: f64| if is_hit { 0.0 } else { units };
         let cool = async || {
@@ -109,6 +110,13 @@ async fn reads_cost_the_documented_read_units() {
         let units = meter.units(client.lookup_user(look_up.clone())).await;
         assert_eq!(units, 1.0 + unless_hit(1.0), "LookupUser");
         cool().await;
+        let by_uid = pb::LookupOrganizationRequest {
+            uid: uid.clone(),
+            ..pb::LookupOrganizationRequest::default()
+        };
+        let units = meter.units(client.lookup_organization(by_uid)).await;
+        assert_eq!(units, 1.0 + unless_hit(1.0), "LookupOrganization");
+        cool().await;
         let page = client.list_organization_members(members.clone());
         let units = meter.units(page).await;
         assert_eq!(units, 1.0 + unless_hit(3.0), "ListOrganizationMembers");
@@ -124,10 +132,10 @@ async fn writes_have_the_documented_transaction_items() {
     let meter = Meter::start().await;
     let service = &meter.service;
     let mut client = service.client.clone();
-    assert_eq!(meter.items(service.create_user(OLIVIA)).await, 1);
+    assert_eq!(meter.items(service.create_user(OLIVIA)).await, 2);
     service.create_user(MICHAEL).await.unwrap();
     let create = service.create_organization(ORG, OLIVIA);
-    assert_eq!(meter.items(create).await, 3);
+    assert_eq!(meter.items(create).await, 4);
     let add = service.add(ORG, MICHAEL, Role::Member, OLIVIA);
     assert_eq!(meter.items(add).await, 5);
     let change = service.change_role(ORG, MICHAEL, Role::Admin, OLIVIA);
@@ -189,8 +197,8 @@ async fn writes_have_the_documented_transaction_items() {
         )),
         ..pb::DeleteOrganizationRequest::default()
     };
-    assert_eq!(meter.items(client.delete_organization(delete)).await, 4);
-    assert_eq!(meter.items(service.delete_user(OLIVIA)).await, 2);
+    assert_eq!(meter.items(client.delete_organization(delete)).await, 5);
+    assert_eq!(meter.items(service.delete_user(OLIVIA)).await, 3);
     // The address is deleted, too.
-    assert_eq!(meter.items(service.delete_user(MICHAEL)).await, 3);
+    assert_eq!(meter.items(service.delete_user(MICHAEL)).await, 4);
 }

@@ -41,7 +41,7 @@ async fn set_email(replica: &Replica, username: &str, email: &str) -> Result<pb:
 async fn look_up(replica: &Replica, email: &str) -> Result<String, Status> {
     let request = pb::LookupUserRequest {
         email: email.to_owned(),
-        consistency: None,
+        ..pb::LookupUserRequest::default()
     };
     let response = replica.client.clone().lookup_user(request).await?;
     Ok(response.into_inner().user.unwrap().username)
@@ -133,6 +133,7 @@ async fn a_look_up_ignores_a_claim_that_its_user_does_not_hold() {
             consistency: Some(pb::ReadConsistency {
                 requirement: Some(Requirement::FullyConsistent(true)),
             }),
+            ..pb::LookupUserRequest::default()
         };
         let refused = service.client.clone().lookup_user(request).await;
         assert_refused(refused, Code::NotFound, "EMAIL_NOT_FOUND");

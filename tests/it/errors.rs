@@ -697,7 +697,7 @@ async fn every_read_past_the_indexes_is_strongly_consistent() {
         .unwrap();
     let look_up = pb::LookupUserRequest {
         email: "nobody@example.com".to_owned(),
-        consistency: None,
+        ..pb::LookupUserRequest::default()
     };
     client.lookup_user(look_up).await.unwrap_err();
     watch.changes(4).await.unwrap();

@@ -28,6 +28,7 @@ mod filters;
 mod fleet;
 mod herds;
 mod histories;
+mod identities;
 mod identity;
 mod last_owner;
 mod leftovers;

@@ -27,7 +27,7 @@ const OTHER: &str = "plain";
 const NOT_GRANTED: &str = "ORGANIZATION_NOT_GRANTED";
 
 /// Methods that name no organization.
-const WITHOUT_ORGANIZATION: [&str; 11] = [
+const WITHOUT_ORGANIZATION: [&str; 12] = [
     "BatchGetUsers",
     "CreateUser",
     "DeleteUser",
@@ -35,6 +35,7 @@ const WITHOUT_ORGANIZATION: [&str; 11] = [
     "ListOrganizations",
     "ListUserOrganizations",
     "ListUsers",
+    "LookupOrganization",
     "LookupUser",
     "ResumeUser",
     "SuspendUser",
@@ -504,6 +505,20 @@ async fn lists_and_watches_leave_out_organizations_that_are_not_granted() {
     let listed = page.unwrap().into_inner().organizations.into_iter();
     let names: Vec<_> = listed.map(|it| it.organization_name).collect();
     assert_eq!(names, [BY_NAME, BY_LABEL]);
+    for (organization, is_granted) in [(BY_LABEL, true), (OTHER, false)] {
+        let get = pb::GetOrganizationRequest {
+            organization_name: organization.to_owned(),
+            consistency: None,
+        };
+        let found = client.get_organization(with(&limited.operator, get)).await;
+        let look_up = pb::LookupOrganizationRequest {
+            uid: found.unwrap().into_inner().organization.unwrap().uid,
+            ..pb::LookupOrganizationRequest::default()
+        };
+        let found = client.lookup_organization(limited.request(look_up)).await;
+        let code = found.map_err(|status| status.code()).err();
+        assert_eq!(code, (!is_granted).then_some(Code::NotFound));
+    }
     let list = pb::ListUserOrganizationsRequest {
         username: OLIVIA.to_owned(),
         ..pb::ListUserOrganizationsRequest::default()

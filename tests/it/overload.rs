@@ -526,7 +526,7 @@ impl TableRead {
             Self::Lookup => {
                 let request = pb::LookupUserRequest {
                     email: "nobody@example.com".to_owned(),
-                    consistency: None,
+                    ..pb::LookupUserRequest::default()
                 };
                 client.lookup_user(request).await.map(drop)
             }

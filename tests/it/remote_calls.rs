@@ -385,7 +385,7 @@ async fn a_look_up_by_address_reads_the_claim_from_the_table_and_the_user_from_c
         .unwrap();
     let request = pb::LookupUserRequest {
         email: "olivia@example.com".to_owned(),
-        consistency: None,
+        ..pb::LookupUserRequest::default()
     };
     let read = client.lookup_user(request);
     let expected = &["1 x Get", "1 x GetItem"];

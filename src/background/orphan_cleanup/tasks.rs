@@ -6,7 +6,7 @@ use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use tokio::time::Instant;
 
 use crate::{
-    domain::{DeletedName, Uid},
+    domain::{ProfileName, Uid},
     store,
     telemetry::LEFTOVERS_SKIPPED,
 };
@@ -59,7 +59,7 @@ impl OrphanCleanupTiming {
 }
 
 /// The tasks that this replica has read while it held the lease.
-pub(super) type Tasks = HashMap<(DeletedName, Option<Uid>), Task>;
+pub(super) type Tasks = HashMap<(ProfileName, Option<Uid>), Task>;
 
 /// A task. Times are of this replica's own clock, because clocks of replicas may differ.
 pub(super) struct Task {

@@ -6,12 +6,15 @@ use tonic::Status;
 
 use super::{actor, named, named_under, organization_name, update_mask::Masked, username};
 use crate::{
-    domain::{Actor, Email, Etag, FreeText, Labels, NameError, OrganizationName, State, Username},
+    domain::{
+        Actor, Email, Etag, ExternalId, FreeText, Labels, NameError, OrganizationName, State, Uid,
+        Username,
+    },
     grpc::status,
     proto::account_v1 as pb,
     service::{
-        NewOrganization, NewUser, OrganizationEdit, OrganizationToDelete, OrganizationToEdit,
-        UserEdit, UserToDelete, UserToEdit,
+        NewOrganization, NewUser, OrganizationEdit, OrganizationIdentity, OrganizationToDelete,
+        OrganizationToEdit, UserEdit, UserIdentity, UserToDelete, UserToEdit,
     },
 };
 
@@ -22,6 +25,7 @@ pub(in crate::grpc) fn new_user(request: &pb::CreateUserRequest) -> Result<NewUs
         last_name: named("last_name", FreeText::parse_new(&request.last_name))?,
         display_name: named("display_name", FreeText::parse_new(&request.display_name))?,
         email: email("email", &request.email, Email::parse_new)?,
+        external_id: external_id("external_id", &request.external_id)?,
         labels: labels("labels", &request.labels, FreeText::parse_new)?,
     })
 }
@@ -51,6 +55,9 @@ pub(in crate::grpc) fn user_to_update(
             email: masked.select("email", || {
                 // The user may have the address already.
                 email("user.email", &user.email, Email::parse_existing)
+            })?,
+            external_id: masked.select("external_id", || {
+                external_id("user.external_id", &user.external_id)
             })?,
             labels: masked.select("labels", || {
                 labels("user.labels", &user.labels, FreeText::parse_existing)
@@ -102,6 +109,9 @@ pub(in crate::grpc) fn organization_to_update(
                 let text = FreeText::parse_existing(&organization.display_name);
                 named_under(path, "display_name", text)
             })?,
+            external_id: masked.select("external_id", || {
+                external_id("organization.external_id", &organization.external_id)
+            })?,
             labels: masked.select("labels", || {
                 let given = &organization.labels;
                 labels("organization.labels", given, FreeText::parse_existing)
@@ -144,9 +154,47 @@ fn email(
     given.transpose()
 }
 
-/// An e-mail address to look up.
-pub(in crate::grpc) fn wanted_email(text: &str) -> Result<Email, Status> {
-    named("email", Email::parse_existing(text))
+/// An external id; `None` if empty.
+fn external_id(field: &str, text: &str) -> Result<Option<ExternalId>, Status> {
+    let given = (!text.is_empty()).then(|| named(field, ExternalId::parse(text)));
+    given.transpose()
+}
+
+/// The identity of a user to look up.
+pub(in crate::grpc) fn user_identity(
+    request: &pb::LookupUserRequest,
+) -> Result<UserIdentity, Status> {
+    let email = || named("email", Email::parse_existing(&request.email)).map(UserIdentity::Email);
+    match (&*request.email, &*request.uid, &*request.external_id) {
+        (_, "", "") => email(),
+        ("", uid, "") => wanted_uid(uid).map(UserIdentity::Uid),
+        ("", "", id) => named("external_id", ExternalId::parse(id)).map(UserIdentity::ExternalId),
+        _ => Err(status::invalid_field(
+            "email",
+            "exactly one of email, uid and external_id must be set".to_owned(),
+        )),
+    }
+}
+
+/// The identity of an organization to look up.
+pub(in crate::grpc) fn organization_identity(
+    request: &pb::LookupOrganizationRequest,
+) -> Result<OrganizationIdentity, Status> {
+    match (&*request.uid, &*request.external_id) {
+        (uid, "") => wanted_uid(uid).map(OrganizationIdentity::Uid),
+        ("", id) => {
+            named("external_id", ExternalId::parse(id)).map(OrganizationIdentity::ExternalId)
+        }
+        _ => Err(status::invalid_field(
+            "uid",
+            "exactly one of uid and external_id must be set".to_owned(),
+        )),
+    }
+}
+
+/// A uid to look up.
+fn wanted_uid(text: &str) -> Result<Uid, Status> {
+    named("uid", Uid::parse(text))
 }
 
 pub(super) fn labels(
@@ -170,6 +218,7 @@ pub(in crate::grpc) fn new_organization(
         )?,
         founding_user: username("founding_user", &request.founding_user)?,
         display_name: named("display_name", FreeText::parse_new(&request.display_name))?,
+        external_id: external_id("external_id", &request.external_id)?,
         labels: labels("labels", &request.labels, FreeText::parse_new)?,
     })
 }

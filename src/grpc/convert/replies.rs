@@ -7,8 +7,8 @@ use prost_types::Timestamp as WireTimestamp;
 use super::memberships::VALID_SECONDS;
 use crate::{
     domain::{
-        ExpireTime, Labels, Membership, Organization, Role, Stamp, Standing, State, Timestamp, Uid,
-        User,
+        ExpireTime, ExternalId, Labels, Membership, Organization, Role, Stamp, Standing, State,
+        Timestamp, Uid, User,
     },
     proto::account_v1 as pb,
     service::{CheckResult, Source},
@@ -26,6 +26,7 @@ pub(in crate::grpc) fn user(user: &User) -> pb::User {
             .email
             .as_ref()
             .map_or_else(String::new, |email| email.as_str().to_owned()),
+        external_id: external_id(user.external_id.as_ref()),
         labels: wire_labels(&user.labels),
         state: wire_state(user.state),
         etag: user.stamp.etag().as_str().to_owned(),
@@ -41,6 +42,7 @@ pub(in crate::grpc) fn organization(organization: &Organization) -> pb::Organiza
         founding_user: organization.founding_user.clone(),
         uid: uid(organization.uid.as_ref()),
         display_name: organization.display_name.to_string(),
+        external_id: external_id(organization.external_id.as_ref()),
         labels: wire_labels(&organization.labels),
         state: wire_state(organization.state),
         etag: organization.stamp.etag().as_str().to_owned(),
@@ -135,6 +137,10 @@ fn wire_role(role: Option<Role>) -> i32 {
 
 fn uid(uid: Option<&Uid>) -> String {
     uid.map_or_else(String::new, |uid| uid.as_str().to_owned())
+}
+
+fn external_id(id: Option<&ExternalId>) -> String {
+    id.map_or_else(String::new, |id| id.as_str().to_owned())
 }
 
 fn times(stamp: &Stamp) -> (Option<WireTimestamp>, Option<WireTimestamp>) {

@@ -25,8 +25,9 @@ macro_rules! fields {
 }
 
 const USER: &[Field<pb::User>] =
-    fields![pb::User: first_name, last_name, display_name, email, labels];
-const ORGANIZATION: &[Field<pb::Organization>] = fields![pb::Organization: display_name, labels];
+    fields![pb::User: first_name, last_name, display_name, email, external_id, labels];
+const ORGANIZATION: &[Field<pb::Organization>] =
+    fields![pb::Organization: display_name, external_id, labels];
 const MEMBERSHIP: &[Field<pb::Membership>] = fields![pb::Membership: expire_time, labels];
 
 /// The names of the fields to change.

@@ -40,6 +40,21 @@ pub(super) fn refused(refusal: Refusal) -> Status {
             Reason::EmailNotFound,
             "no user has this e-mail address",
         ),
+        Refusal::ExternalIdExists => plain(
+            Code::AlreadyExists,
+            Reason::ExternalIdAlreadyExists,
+            "another user or organization has this external id",
+        ),
+        Refusal::ExternalIdNotFound => plain(
+            Code::NotFound,
+            Reason::ExternalIdNotFound,
+            "no user or organization has this external id",
+        ),
+        Refusal::UidNotFound => plain(
+            Code::NotFound,
+            Reason::UidNotFound,
+            "no user or organization has this uid",
+        ),
         Refusal::InvalidUser(field, why) => invalid_field(format!("user.{field}"), why),
         Refusal::InvalidOrganization(field, why) => {
             invalid_field(format!("organization.{field}"), why)

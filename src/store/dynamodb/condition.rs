@@ -64,19 +64,24 @@ impl Condition {
         condition
     }
 
-    /// The address has exactly this claim. `None`: it has none.
+    /// The expression. `None`: there is no condition.
+    pub(super) fn given(&self) -> Option<String> {
+        (!self.expression.is_empty()).then(|| self.expression.clone())
+    }
+
+    /// The value has exactly this claim. `None`: it has none.
     pub(super) fn claim(found: Option<&StoredClaim>) -> Self {
         let Some(StoredClaim { claim, change_id }) = found else {
             return Self::no_item();
         };
         let mut condition = Self::default();
         let text = |text: &str| Value::Text(text.to_owned());
-        // The user does not suffice: the user may have released the address and claimed it
-        // again.
+        // The holder does not suffice: it may have released the value and claimed it again.
         condition.and_equal(item::WRITE_ID, change_id.as_deref().map(text));
         if change_id.is_none() {
             let uid = claim.uid.as_ref().map(|uid| text(uid.as_str()));
-            condition.and_equal(item::USERNAME, Some(text(claim.username.as_str())));
+            let (attribute, name) = item::holder(&claim.holder);
+            condition.and_equal(attribute, Some(text(name)));
             condition.and_equal(item::UID, uid);
         }
         condition

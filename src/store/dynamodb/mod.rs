@@ -34,7 +34,7 @@ use super::{
     keys,
 };
 use crate::{
-    domain::{Email, Key, Record, Request, Timestamp},
+    domain::{Key, ProfileName, Record, Request, Timestamp, Uid, UniqueValue},
     error_chain::describe,
     telemetry::{AwsCalls, Backend},
 };
@@ -223,18 +223,30 @@ impl DynamoDb {
         }
     }
 
-    /// Returns the claim of an e-mail address.
+    /// Returns the claim of a unique value.
     ///
     /// # Errors
     /// The table could not be read, or the item is not a claim.
-    pub async fn email_claim(&self, email: &Email) -> Result<Option<StoredClaim>, Error> {
-        let Some(item) = self.get_item(&keys::of_email(email)).await? else {
+    pub async fn claim(&self, value: &UniqueValue) -> Result<Option<StoredClaim>, Error> {
+        let Some(item) = self.get_item(&keys::of_unique(value)).await? else {
             return Ok(None);
         };
         let claim = item::decode_claim(&to_item(item));
         claim
             .map(Some)
-            .ok_or_else(|| Error::new(ErrorKind::Malformed, "the claim of an e-mail address"))
+            .ok_or_else(|| Error::new(ErrorKind::Malformed, "the claim of a unique value"))
+    }
+
+    /// The name of the user or the organization with a uid, if this service created it.
+    ///
+    /// # Errors
+    /// The table could not be read.
+    pub async fn name_of_uid(&self, uid: &Uid) -> Result<Option<ProfileName>, Error> {
+        let Some(key) = keys::of_uid(uid) else {
+            return Ok(None);
+        };
+        let item = self.get_item(&key).await?;
+        Ok(item.and_then(|item| item::decode_uid(&to_item(item))))
     }
 
     /// Returns the stored outcome of a request, see [`crate::store::Step::StoreOutcome`].

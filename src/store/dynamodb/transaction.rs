@@ -29,7 +29,9 @@ impl DynamoDb {
         step: &Step,
         origin: &Item,
     ) -> Result<Vec<TransactWriteItem>, BuildError> {
-        let put = |key, item, condition| self.transact_put(key, [item, origin.clone()], condition);
+        let put = |key: &(String, String), item, condition| {
+            self.transact_put(key, [item, origin.clone()], condition)
+        };
         let item = match step {
             Step::Require { key, found } => {
                 self.transact_check(key, Condition::facts(found.as_ref()))?
@@ -43,7 +45,16 @@ impl DynamoDb {
                     item.extend(value.map(|value| (name.to_owned(), Value::Text(value))));
                 }
                 let condition = Condition::exactly(found.as_ref());
-                put(&keys::of(&record.key()), item, condition)?
+                let create = put(&keys::of(&record.key()), item, condition)?;
+                let Some((key, name)) = record
+                    .uid()
+                    .and_then(keys::of_uid)
+                    .zip(record.profile_name())
+                else {
+                    return Ok(vec![create]);
+                };
+                let uid = put(&key, item::encode_uid(&name), Condition::default())?;
+                return Ok(vec![create, uid]);
             }
             Step::Update { found, record } => self.transact_update(found, record, origin)?,
             Step::Delete { found } => {
@@ -51,7 +62,11 @@ impl DynamoDb {
                 let key = keys::of(&found.key());
                 let now = Timestamp::now();
                 if let Some(tombstone) = item::encode_tombstone(found, now) {
-                    return Ok(vec![put(&key, tombstone, condition)?]);
+                    let mut items = vec![put(&key, tombstone, condition)?];
+                    if let Some(key) = found.uid().and_then(keys::of_uid) {
+                        items.push(self.transact_delete(&key, Condition::default())?);
+                    }
+                    return Ok(items);
                 }
                 let delete = self.transact_delete(&key, condition)?;
                 let key = keys::of_deletion(&found.key(), &found.stamp().etag());
@@ -59,11 +74,11 @@ impl DynamoDb {
                 return Ok(vec![delete, put(&key, deletion, Condition::default())?]);
             }
             Step::Claim {
-                email,
+                value,
                 claim,
                 found,
             } => {
-                let key = keys::of_email(email);
+                let key = keys::of_unique(value);
                 let condition = Condition::claim(found.as_ref());
                 match claim {
                     Some(claim) => put(&key, item::encode_claim(claim), condition)?,
@@ -138,7 +153,7 @@ impl DynamoDb {
         let delete = Delete::builder()
             .table_name(&self.table)
             .set_key(Some(primary_key(key)))
-            .condition_expression(condition.expression)
+            .set_condition_expression(condition.given())
             .set_expression_attribute_names(condition.names)
             .set_expression_attribute_values(condition.values)
             .build()?;
@@ -157,9 +172,7 @@ impl DynamoDb {
             .table_name(&self.table)
             .set_item(Some(attributes))
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
-            .set_condition_expression(
-                Some(condition.expression).filter(|expression| !expression.is_empty()),
-            )
+            .set_condition_expression(condition.given())
             .set_expression_attribute_names(condition.names)
             .set_expression_attribute_values(condition.values)
             .build()?;

@@ -130,6 +130,24 @@ func updateMembership(ctx context.Context, accounts pb.AccountServiceClient) {
 	assert(check.GetLabels()["job"] == "nurse", "labels", check)
 }
 
+// lookUp finds a user by external id and an organization by uid, and filters a list.
+func lookUp(ctx context.Context, accounts pb.AccountServiceClient) {
+	must(accounts.UpdateUser(ctx, &pb.UpdateUserRequest{
+		User: &pb.User{Username: "go-olivia", ExternalId: "go-00u1"},
+	}))
+	user := must(accounts.LookupUser(ctx, &pb.LookupUserRequest{ExternalId: "go-00u1"}))
+	assert(user.GetUser().GetUsername() == "go-olivia", "external id", user)
+	organization := must(accounts.GetOrganization(ctx, &pb.GetOrganizationRequest{OrganizationName: "go-org"}))
+	found := must(accounts.LookupOrganization(ctx, &pb.LookupOrganizationRequest{
+		Uid: organization.GetOrganization().GetUid(),
+	}))
+	assert(proto.Equal(found.GetOrganization(), organization.GetOrganization()), "uid", found)
+	owners := must(accounts.ListOrganizationMembers(ctx, &pb.ListOrganizationMembersRequest{
+		OrganizationName: "go-org", Filter: "role = ROLE_OWNER",
+	}))
+	assert(len(owners.GetMemberships()) == 1, "owners", owners)
+}
+
 func main() {
 	config := must(os.ReadFile(os.Args[2]))
 	channel := must(grpc.NewClient(os.Args[1],
@@ -145,6 +163,7 @@ func main() {
 	sendTwice(ctx, accounts)
 	watch(ctx, accounts)
 	updateMembership(ctx, accounts)
+	lookUp(ctx, accounts)
 	_, err := accounts.CreateUser(ctx, &pb.CreateUserRequest{Username: "go-olivia"})
 	code, why := reason(err)
 	assert(code == codes.AlreadyExists && why == "USER_ALREADY_EXISTS", "error", err)

@@ -57,6 +57,9 @@ def users():
     changed = ok("PATCH", "/users/http-olivia", {"displayName": "Liv", "email": "liv@example.com"})["user"]
     has(changed, displayName="Liv", firstName="Olivia")
     has(ok("GET", "/users:lookup?email=liv@example.com")["user"], username="http-olivia")
+    user = ok("PATCH", "/users/http-olivia", {"externalId": "http-00u1"})["user"]
+    has(ok("GET", "/users:lookup?externalId=http-00u1")["user"], uid=user["uid"])
+    has(ok("GET", "/users:lookup?uid=" + user["uid"])["user"], username="http-olivia")
     found = ok("GET", "/users:batchGet?usernames=http-olivia&usernames=http-nobody")
     has(found, notFound=["http-nobody"])
     assert ok("GET", "/users?pageSize=1").keys() == {"users", "nextPageToken"}
@@ -68,7 +71,9 @@ def users():
 
 
 def organizations():
-    has(ok("GET", ORGANIZATION)["organization"], foundingUser="http-olivia")
+    found = ok("GET", ORGANIZATION)["organization"]
+    has(found, foundingUser="http-olivia")
+    has(ok("GET", "/organizations:lookup?uid=" + found["uid"])["organization"], organizationName="http-org")
     path = ORGANIZATION + "?actingUser=http-olivia"
     has(ok("PATCH", path, {"labels": {"tier": "gold"}})["organization"], labels={"tier": "gold"})
     found = ok("GET", "/organizations:batchGet?organizationNames=http-org")["organizations"]
@@ -89,6 +94,8 @@ def memberships():
     has(ok("GET", MICHAEL + ":check?withLabels=true"), labels={"job": "nurse"}, **ending)
     checks = {"checks": [{"organizationName": "http-org", "username": "http-michael"}]}
     has(ok("POST", "/memberships:batchCheck", checks)["results"][0], role="ROLE_ADMIN")
+    owners = ok("GET", ORGANIZATION + "/members?filter=role%20%3D%20ROLE_OWNER")["memberships"]
+    assert [member["memberUsername"] for member in owners] == ["http-olivia"], owners
     members = ok("GET", ORGANIZATION + "/members")["memberships"]
     assert [member["memberUsername"] for member in members] == ["http-michael", "http-olivia"], members
     handing_over = {"newOwner": "http-michael", "actingUser": "http-olivia"}

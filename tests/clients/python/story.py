@@ -169,6 +169,24 @@ def update_membership(accounts):
     assert response.expire_time == expires and response.labels == {"job": "nurse"}, response
 
 
+def look_up(accounts):
+    """Look-ups by external id and by uid, and a filtered list."""
+    user = resources.User(username="py-olivia", external_id="py-00u1")
+    accounts.UpdateUser(pb.UpdateUserRequest(user=user), timeout=5)
+    request = pb.LookupUserRequest(external_id="py-00u1")
+    assert accounts.LookupUser(request, timeout=5).user.username == "py-olivia"
+    organization = accounts.GetOrganization(
+        pb.GetOrganizationRequest(organization_name="py-org"), timeout=5
+    ).organization
+    request = pb.LookupOrganizationRequest(uid=organization.uid)
+    assert accounts.LookupOrganization(request, timeout=5).organization == organization
+    owners = pb.ListOrganizationMembersRequest(
+        organization_name="py-org-0", filter='role = ROLE_OWNER AND member_username = "py-*"'
+    )
+    members = accounts.ListOrganizationMembers(owners, timeout=5).memberships
+    assert [member.member_username for member in members] == ["py-olivia"], members
+
+
 def err(accounts):
     """Errors, with the codes and reasons that a client can branch on."""
     code, reason, found = refused(accounts.CreateUser, pb.CreateUserRequest(username="a#b"))
@@ -211,6 +229,7 @@ def main():
         send_twice(accounts)
         watch(accounts)
         update_membership(accounts)
+        look_up(accounts)
         err(accounts)
     print("python: the story is complete, the errors are as documented")
 

@@ -16,8 +16,12 @@ import {
   CheckMembershipRequest,
   CreateOrganizationRequest,
   CreateUserRequest,
+  GetOrganizationRequest,
   ListOrganizationMembersRequest,
+  LookupOrganizationRequest,
+  LookupUserRequest,
   UpdateMembershipRequest,
+  UpdateUserRequest,
   WatchChangesRequest,
 } from "./gen/account/v1/account_service.js";
 import { Role } from "./gen/account/v1/resources.js";
@@ -129,6 +133,21 @@ async function updateMembership() {
   assert.deepEqual(checked.labels, { job: "nurse" });
 }
 
+/** Look-ups by external id and by uid, and a filtered list. */
+async function lookUp() {
+  const user = { username: "ts-olivia", externalId: "ts-00u1" };
+  await call(client.updateUser, UpdateUserRequest.fromPartial({ user }));
+  const byExternalId = LookupUserRequest.fromPartial({ externalId: "ts-00u1" });
+  assert.equal((await call(client.lookupUser, byExternalId)).user?.username, "ts-olivia");
+  const organizationName = "ts-org";
+  const { organization } = await call(client.getOrganization, GetOrganizationRequest.fromPartial({ organizationName }));
+  const byUid = LookupOrganizationRequest.fromPartial({ uid: organization?.uid });
+  assert.deepEqual((await call(client.lookupOrganization, byUid)).organization, organization);
+  const owners = ListOrganizationMembersRequest.fromPartial({ organizationName, filter: "role = ROLE_OWNER" });
+  const { memberships } = await call(client.listOrganizationMembers, owners);
+  assert.deepEqual(memberships.map((membership) => membership.memberUsername), ["ts-olivia"]);
+}
+
 async function err() {
   const refused = call(client.createUser, CreateUserRequest.fromPartial({ username: "ts-olivia" }));
   const error: ServiceError = await refused.then(
@@ -146,6 +165,7 @@ await page();
 await sendTwice();
 await watch();
 await updateMembership();
+await lookUp();
 await err();
 client.close();
 console.log("typescript: the story is complete, the errors are as documented");

@@ -240,6 +240,7 @@ impl World {
             let request = pb::LookupUserRequest {
                 email: email.clone(),
                 consistency: strongly(),
+                ..pb::LookupUserRequest::default()
             };
             let found = client.lookup_user(request).await.ok();
             let found = found.map(|it| it.into_inner().user.unwrap().username);

@@ -6,10 +6,15 @@ import account.v1.Change;
 import account.v1.CheckMembershipRequest;
 import account.v1.CreateOrganizationRequest;
 import account.v1.CreateUserRequest;
+import account.v1.GetOrganizationRequest;
 import account.v1.ListOrganizationMembersRequest;
+import account.v1.LookupOrganizationRequest;
+import account.v1.LookupUserRequest;
 import account.v1.MembershipCheck;
 import account.v1.MembershipCheckResult;
 import account.v1.UpdateMembershipRequest;
+import account.v1.UpdateUserRequest;
+import account.v1.User;
 import account.v1.WatchChangesRequest;
 import account.v1.Membership;
 import account.v1.Role;
@@ -177,6 +182,24 @@ public final class Story {
     check(checked.getLabelsMap(), Map.of("job", "nurse"));
   }
 
+  /** Look-ups by external id and by uid, and a filtered list. */
+  private void lookUp() {
+    User olivia = User.newBuilder().setUsername("java-olivia").setExternalId("java-00u1").build();
+    soon().updateUser(UpdateUserRequest.newBuilder().setUser(olivia).build());
+    var byExternalId = LookupUserRequest.newBuilder().setExternalId("java-00u1").build();
+    check(soon().lookupUser(byExternalId).getUser().getUsername(), "java-olivia");
+    var get = GetOrganizationRequest.newBuilder().setOrganizationName("java-org").build();
+    var organization = soon().getOrganization(get).getOrganization();
+    var byUid = LookupOrganizationRequest.newBuilder().setUid(organization.getUid()).build();
+    check(soon().lookupOrganization(byUid).getOrganization(), organization);
+    var owners =
+        ListOrganizationMembersRequest.newBuilder()
+            .setOrganizationName("java-org")
+            .setFilter("role = ROLE_OWNER")
+            .build();
+    check(soon().listOrganizationMembers(owners).getMembershipsCount(), 1);
+  }
+
   private void err() throws Exception {
     try {
       soon().createUser(CreateUserRequest.newBuilder().setUsername("java-olivia").build());
@@ -209,6 +232,7 @@ public final class Story {
     story.sendTwice();
     story.watch();
     story.updateMembership();
+    story.lookUp();
     story.err();
     channel.shutdownNow().awaitTermination(5, TimeUnit.SECONDS);
     System.out.println("java: the story is complete, the errors are as documented");
