@@ -108,6 +108,10 @@ pub enum Command {
     /// Empty the cache: all replicas of the table switch to an empty generation.
     /// Reads go to the table for a few seconds.
     Flush(FlushSettings),
+    /// Count the memberships of all users and organizations, and replace the counts that
+    /// CountOrganizationMembers and CountUserOrganizations return: once after an upgrade
+    /// from a version without counts, and after changes may have been missed.
+    Recount(RecountSettings),
     /// Fence the changed records of a DynamoDB stream event, which is read from
     /// standard input in the form that Lambda triggers receive.
     Invalidate(ServeSettings),
@@ -180,6 +184,17 @@ pub struct SetupSettings {
 #[derive(Debug, Clone, Args)]
 pub struct FlushSettings {
     /// Table and cache.
+    #[command(flatten)]
+    pub backends: BackendSettings,
+    /// The log.
+    #[command(flatten)]
+    pub log: LogSettings,
+}
+
+/// Settings of `recount`.
+#[derive(Debug, Clone, Args)]
+pub struct RecountSettings {
+    /// The table.
     #[command(flatten)]
     pub backends: BackendSettings,
     /// The log.

@@ -224,6 +224,7 @@ struct GrantForm {
     acts_for_users: bool,
     #[serde(default)]
     acts_as_platform: bool,
+    #[serde(default, deserialize_with = "given")]
     organizations: Option<Vec<OrganizationForm>>,
 }
 
@@ -231,10 +232,19 @@ struct GrantForm {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct OrganizationForm {
+    #[serde(default, deserialize_with = "given")]
     name: Option<String>,
+    #[serde(default, deserialize_with = "given")]
     prefix: Option<String>,
     #[serde(default)]
     labels: Entries<String>,
+}
+
+/// A value that may be missing, but not `null`: a missing limit grants more than a limit.
+fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }
 
 /// Users act for themselves only.

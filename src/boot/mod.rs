@@ -7,6 +7,7 @@ mod metrics;
 mod momento_credentials;
 mod peers;
 pub mod provision;
+mod recount;
 pub mod secrets_manager;
 mod serve;
 
@@ -36,6 +37,7 @@ use self::{auth::CallerAuth, momento_credentials::MomentoCredentials, peers::Pee
 pub use self::{
     error::Error,
     metrics::{MetricsError, start_metrics},
+    recount::{Recounted, recount},
     serve::stop_signal,
 };
 

@@ -13,8 +13,8 @@ use std::{
 use crate::{
     boot::{self, App, provision},
     config::{
-        Command, FlushSettings, LogSettings, ServeSettings, SetupSettings, TraceSettings,
-        momento_secret_from_env,
+        Command, FlushSettings, LogSettings, RecountSettings, ServeSettings, SetupSettings,
+        TraceSettings, momento_secret_from_env,
     },
     store, telemetry,
 };
@@ -82,6 +82,7 @@ pub async fn run(command: Command) -> Result<(), Failure> {
         }
         Command::Setup(settings) => set_up(&settings).await?,
         Command::Flush(settings) => flush(&settings).await?,
+        Command::Recount(settings) => recount(&settings).await?,
         Command::Invalidate(settings) => invalidate(&settings).await?,
         Command::Changes(settings) => changes::write(&settings, boot::stop_signal()).await?,
         Command::Healthcheck(settings) => {
@@ -191,6 +192,20 @@ fn describe_findings(findings: &store::Findings) -> String {
         }
     }
     lines.concat()
+}
+
+async fn recount(settings: &RecountSettings) -> Result<(), boot::Error> {
+    log(&settings.log);
+    let boot::Recounted { profiles, busy } = boot::recount(&settings.backends).await?;
+    say(&format!(
+        "counted the memberships of {profiles} users and organizations\n"
+    ));
+    if busy > 0 {
+        say(&format!(
+            "the memberships of {busy} of them kept changing: run recount again\n"
+        ));
+    }
+    Ok(())
 }
 
 async fn flush(settings: &FlushSettings) -> Result<(), boot::Error> {

@@ -75,7 +75,7 @@ impl Membership {
 }
 
 /// The end of a membership, in seconds since the Unix epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ExpireTime(pub i64);
 
 impl ExpireTime {

@@ -1,6 +1,7 @@
 //! The account model: names, users, organizations, memberships and rules. Depends on no other
 //! module.
 
+mod counts;
 mod email;
 mod external_id;
 mod labels;
@@ -18,6 +19,7 @@ mod unique;
 mod user;
 
 pub use self::orphans::Orphans;
+pub use counts::{CountUpdate, MemberCounts};
 pub use email::{EMAIL_MAX_LEN, Email};
 pub use external_id::{EXTERNAL_ID_MAX_BYTES, ExternalId};
 pub use labels::{LABEL_KEY_MAX_LEN, LabelError, Labels, MAX_LABELS};
@@ -31,12 +33,13 @@ pub use organization::Organization;
 pub use organization_scope::{InScope, OrganizationRule, OrganizationScope};
 pub use origin::{Actor, Digest, Made, NoRequestId, Origin, Request, RequestId, ServiceName};
 pub use record::{
-    ChangeKind, Etag, Key, ProfileName, Record, RecordChange, Stamp, Timestamp, UID_MAX_BYTES, Uid,
+    ChangeKind, Etag, Key, ProfileId, ProfileName, Record, RecordChange, Stamp, Timestamp,
+    UID_MAX_BYTES, Uid,
 };
 pub use rules::{
     DELETES_ORGANIZATION, TRANSFERS_OWNERSHIP, UPDATES_ORGANIZATION, effective_membership, may_add,
     may_change_role, may_remove, may_update_membership, outlasts, standing_membership,
 };
 pub use state::State;
-pub use unique::{Claim, UniqueValue};
+pub use unique::UniqueValue;
 pub use user::User;

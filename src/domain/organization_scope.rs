@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Labels, NameMatch, Organization, OrganizationName};
+use super::{Labels, NameMatch, Organization, OrganizationName, Record};
 
 /// The organizations that a caller may read and change, with their memberships.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -35,15 +35,24 @@ pub enum InScope {
 }
 
 impl OrganizationScope {
+    /// Whether a record is an organization of the scope.
+    #[must_use]
+    pub fn has_record(&self, record: &Record) -> bool {
+        match record {
+            Record::Organization(organization) => self.has(organization),
+            Record::User(_) | Record::Membership(_) => false,
+        }
+    }
+
     /// Whether the scope has every organization.
     #[must_use]
     pub fn is_every(&self) -> bool {
         matches!(self, Self::Every)
     }
 
-    /// Whether an organization is in the scope, judged by its name.
+    /// Judges an organization by its name.
     #[must_use]
-    pub fn has_name(&self, name: &OrganizationName) -> InScope {
+    pub fn judge_name(&self, name: &OrganizationName) -> InScope {
         let rules = match self {
             Self::Every => return InScope::Yes,
             Self::AnyOf(rules) => rules,
@@ -64,12 +73,17 @@ impl OrganizationScope {
     /// Whether an organization is in the scope.
     #[must_use]
     pub fn has(&self, organization: &Organization) -> bool {
-        let name = organization.organization_name.as_str();
+        self.has_labelled(&organization.organization_name, &organization.labels)
+    }
+
+    /// Whether an organization with this name and these labels is in the scope.
+    #[must_use]
+    pub fn has_labelled(&self, name: &OrganizationName, labels: &Labels) -> bool {
         match self {
             Self::Every => true,
-            Self::AnyOf(rules) => rules.iter().any(|rule| {
-                rule.name.matches(name) && organization.labels.has_all_of(&rule.labels)
-            }),
+            Self::AnyOf(rules) => rules
+                .iter()
+                .any(|rule| rule.name.matches(name.as_str()) && labels.has_all_of(&rule.labels)),
         }
     }
 }
@@ -116,7 +130,7 @@ mod tests {
             ("eu-1", "us", InScope::ByLabels, false),
         ] {
             let organization = organization(name, region);
-            assert_eq!(scope.has_name(&organization.organization_name), by_name);
+            assert_eq!(scope.judge_name(&organization.organization_name), by_name);
             assert_eq!(scope.has(&organization), is_in, "{name} in {region}");
             assert!(OrganizationScope::Every.has(&organization));
         }

@@ -101,6 +101,13 @@ impl Timestamp {
         self.0.div_euclid(1000)
     }
 
+    /// The time this span before.
+    #[must_use]
+    pub fn before(self, span: Duration) -> Self {
+        let millis = i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
+        Self(self.0.saturating_sub(millis))
+    }
+
     /// The time after this span.
     #[must_use]
     pub fn after(self, span: Duration) -> Self {
@@ -197,6 +204,44 @@ impl ProfileName {
         match self {
             Self::User(username) => Key::User(username.clone()),
             Self::Organization(name) => Key::Organization(name.clone()),
+        }
+    }
+}
+
+/// One incarnation of a user or an organization.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ProfileId {
+    /// The name.
+    pub name: ProfileName,
+    /// The identity. `None` if it has no stored uid.
+    pub uid: Option<Uid>,
+}
+
+impl ProfileId {
+    /// The incarnation of a user or an organization. `None` for a membership.
+    #[must_use]
+    pub fn of(record: &Record) -> Option<Self> {
+        Some(Self {
+            name: record.profile_name()?,
+            uid: record.uid().cloned(),
+        })
+    }
+
+    /// The organization of a membership.
+    #[must_use]
+    pub fn organization_of(membership: &Membership) -> Self {
+        Self {
+            name: ProfileName::Organization(membership.organization_name.clone()),
+            uid: membership.organization_uid.clone(),
+        }
+    }
+
+    /// The member of a membership.
+    #[must_use]
+    pub fn member_of(membership: &Membership) -> Self {
+        Self {
+            name: ProfileName::User(membership.member_username.clone()),
+            uid: membership.member_uid.clone(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Values that at most one user, or one organization, has.
 
-use super::{Email, ExternalId, ProfileName, Record, Uid};
+use super::{Email, ExternalId, ProfileId, Record};
 
 /// A value that at most one record has.
 #[derive(Debug, Clone)]
@@ -11,15 +11,6 @@ pub enum UniqueValue {
     UserExternalId(ExternalId),
     /// The external id of an organization.
     OrganizationExternalId(ExternalId),
-}
-
-/// The record that has a unique value.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Claim {
-    /// The user or the organization.
-    pub holder: ProfileName,
-    /// Its incarnation. `None` if it has no stored uid.
-    pub uid: Option<Uid>,
 }
 
 /// Spellings of the same e-mail address are equal.
@@ -38,19 +29,10 @@ impl PartialEq for UniqueValue {
 
 impl Eq for UniqueValue {}
 
-impl Claim {
-    /// The claim of a user or an organization. `None` for a membership.
+impl ProfileId {
+    /// Whether a record is of this incarnation, and still has the value.
     #[must_use]
-    pub fn of(record: &Record) -> Option<Self> {
-        Some(Self {
-            holder: record.profile_name()?,
-            uid: record.uid().cloned(),
-        })
-    }
-
-    /// Whether the claim is of this record, and the record still has the value.
-    #[must_use]
-    pub fn is_of(&self, record: &Record, value: &UniqueValue) -> bool {
+    pub fn has(&self, record: &Record, value: &UniqueValue) -> bool {
         Self::of(record).as_ref() == Some(self) && record.unique_values().contains(value)
     }
 }

@@ -14,7 +14,7 @@ use crate::{
     auth::Caller,
     domain::{OrganizationScope, State},
     proto::account_v1::{self as pb, account_service_server::AccountService as AccountRpc},
-    service::{Call, Error, OrganizationToEdit, UserToEdit},
+    service::{Call, Counts, Error, OrganizationToEdit, UserToEdit},
 };
 
 impl AccountService {
@@ -499,6 +499,40 @@ impl AccountRpc for AccountService {
         }))
     }
 
+    async fn count_organization_members(
+        &self,
+        request: Request<pb::CountOrganizationMembersRequest>,
+    ) -> RpcResult<pb::CountOrganizationMembersResponse> {
+        let scope = scope_of(&request)?;
+        let deadline = deadline::of(&request);
+        let request = request.into_inner();
+        let name = convert::organization_name("organization_name", &request.organization_name)?;
+        let count = self.accounts.count_members(&scope, name);
+        let Counts { counts, cursor } = deadline.bound(count).await?;
+        Ok(Response::new(pb::CountOrganizationMembersResponse {
+            owner_count: counts.owners,
+            admin_count: counts.admins,
+            member_count: counts.members,
+            total_count: counts.total(),
+            cursor: cursor.to_string(),
+        }))
+    }
+
+    async fn count_user_organizations(
+        &self,
+        request: Request<pb::CountUserOrganizationsRequest>,
+    ) -> RpcResult<pb::CountUserOrganizationsResponse> {
+        let deadline = deadline::of(&request);
+        let request = request.into_inner();
+        let username = convert::username("username", &request.username)?;
+        let count = self.accounts.count_organizations(username);
+        let Counts { counts, cursor } = deadline.bound(count).await?;
+        Ok(Response::new(pb::CountUserOrganizationsResponse {
+            organization_count: counts.total(),
+            cursor: cursor.to_string(),
+        }))
+    }
+
     type WatchChangesStream = WatchResponses;
 
     async fn watch_changes(
@@ -510,9 +544,10 @@ impl AccountRpc for AccountService {
         let scope = scope_of(&request)?;
         let deadline = deadline::of(&request);
         let (start, filter) = convert::watch(&request.into_inner(), scope)?;
-        let organization = &filter.organization;
-        let granted = self.accounts.require_in_scope(&filter.scope, organization);
-        deadline.bound(granted).await?;
+        if let Some(organization) = &filter.organization {
+            let granted = self.accounts.require_in_scope(&filter.scope, organization);
+            deadline.bound(granted).await?;
+        }
         let permit = self.watchers.try_acquire(flow);
         let permit = permit.ok_or_else(status::too_many_watchers)?;
         let watcher = self.accounts.watch(start, filter).await;

@@ -124,7 +124,15 @@ mod tests {
 
     #[test]
     fn only_reads_have_names_that_begin_like_a_read() {
-        let reads = ["Get", "BatchGet", "Lookup", "List", "Check", "BatchCheck"];
+        let reads = [
+            "Get",
+            "BatchGet",
+            "Lookup",
+            "List",
+            "Count",
+            "Check",
+            "BatchCheck",
+        ];
         for (Method { name, .. }, class) in described_methods() {
             let is_read = reads.iter().any(|read| name.starts_with(read));
             assert_eq!(is_read, class == Class::Read, "{name}");

@@ -67,6 +67,8 @@ reasons! {
     ExternalIdAlreadyExists = "EXTERNAL_ID_ALREADY_EXISTS",
     /// No user or organization has the uid.
     UidNotFound = "UID_NOT_FOUND",
+    /// Not all memberships of the user or the organization are counted.
+    CountIncomplete = "COUNT_INCOMPLETE",
     /// The user's name is taken.
     UserAlreadyExists = "USER_ALREADY_EXISTS",
     /// The organization's name is taken.

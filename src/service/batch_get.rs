@@ -2,7 +2,11 @@
 
 use std::collections::HashSet;
 
-use super::{Accounts, Error, Freshness, Source, store_failed};
+use super::{
+    Accounts, Error, Freshness, Source,
+    scope::{not_granted, require},
+    store_failed,
+};
 use crate::domain::{
     Key, Organization, OrganizationName, OrganizationScope, Record, User, Username,
 };
@@ -42,10 +46,16 @@ impl Accounts {
         names: Vec<OrganizationName>,
         freshness: Freshness,
     ) -> Result<Batch<Organization, OrganizationName>, Error> {
-        self.require_in_scope(scope, &names).await?;
         let into_organization = Record::into_organization;
-        self.get_batch(names, Key::Organization, into_organization, freshness)
-            .await
+        let batch = self.get_batch(names, Key::Organization, into_organization, freshness);
+        let batch = batch.await?;
+        if let Some(other) = batch.found.iter().find(|found| !scope.has(found)) {
+            return Err(not_granted(&other.organization_name));
+        }
+        for name in &batch.not_found {
+            require(scope, name, None)?;
+        }
+        Ok(batch)
     }
 
     async fn get_batch<T, N: Clone>(

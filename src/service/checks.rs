@@ -6,7 +6,8 @@ use foldhash::fast::RandomState;
 use tokio::task::consume_budget;
 
 use super::{
-    Accounts, Error, Freshness, MEMBERSHIPS_AT_ONCE, Source, read_set::keys_of_member, store_failed,
+    Accounts, Error, Freshness, MEMBERSHIPS_AT_ONCE, Source, read_set::keys_of_member,
+    scope::require, store_failed,
 };
 use crate::domain::{
     ExpireTime, Key, Labels, OrganizationName, OrganizationScope, Record, Role, Timestamp,
@@ -79,14 +80,11 @@ impl Accounts {
         check: Check,
         freshness: Freshness,
     ) -> Result<(CheckResult, Source), Error> {
-        if !scope.is_every() {
-            // Boxed: the future of most callers' checks stays small.
-            Box::pin(self.require_in_scope(scope, [&check.organization_name])).await?;
-        }
         let keys = keys_of_member(&check.organization_name, &check.username);
         let result = self.reads.read(&keys, freshness).await;
         let result = result.map_err(store_failed)?;
         let records = [0, 1, 2].map(|position| result.record(position));
+        require(scope, &check.organization_name, records[1])?;
         Ok((check.result(records, || self.table.now()), result.source))
     }
 
@@ -103,9 +101,8 @@ impl Accounts {
         let mut results = Vec::with_capacity(checks.len());
         let mut source = Source::Memory;
         for checks in checks.chunks(MEMBERSHIPS_AT_ONCE.into()) {
-            let names = checks.iter().map(|check| &check.organization_name);
-            self.require_in_scope(scope, names).await?;
-            source = source.max(self.check_some(checks, freshness, &mut results).await?);
+            let some = self.check_some(scope, checks, freshness, &mut results);
+            source = source.max(some.await?);
         }
         Ok((results, source))
     }
@@ -113,6 +110,7 @@ impl Accounts {
     /// Runs some checks, and adds their results.
     async fn check_some(
         &self,
+        scope: &OrganizationScope,
         checks: &[Check],
         freshness: Freshness,
         results: &mut Vec<CheckResult>,
@@ -135,6 +133,7 @@ impl Accounts {
         for check in checks {
             let record = |key| result.record(*positions.get(&key)?);
             let records = keys_of_check(check).map(record);
+            require(scope, &check.organization_name, records[1])?;
             results.push(check.result(records, || self.table.now()));
             consume_budget().await;
         }

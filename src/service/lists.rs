@@ -3,7 +3,8 @@
 
 use super::{
     Accounts, Error, Freshness, MEMBERSHIPS_AT_ONCE, MembershipFilter, Refusal, last_owner,
-    memberships::standing, page_token::ListName, read_set::keys_of_member, store_failed,
+    memberships::standing, page_token::ListName, read_set::keys_of_member, scope::require,
+    store_failed,
 };
 use crate::{
     domain::{
@@ -15,6 +16,9 @@ use crate::{
 
 /// Approximate bytes of memberships after which a page ends, so that clients accept the response.
 const MAX_PAGE_BYTES: usize = 2 * 1024 * 1024;
+
+/// Most entries that are read for a page of a caller that is limited to some organizations.
+const MAX_EXAMINED: u16 = 1000;
 
 /// Most organizations of a page whose other Owners are searched: where there is none, a search reads all
 /// members.
@@ -51,7 +55,6 @@ impl Accounts {
         filter: &MembershipFilter,
         page: PageRequest,
     ) -> Result<Page<Standing>, Error> {
-        self.require_in_scope(scope, [&organization]).await?;
         let list = ListName::new("members", organization.as_str()).with(filter);
         let position = self.page_tokens.open(&list, &page.token).await?;
         let slice = page.slice(position.as_ref());
@@ -67,7 +70,9 @@ impl Accounts {
             let mut keys = vec![Key::Organization(organization.clone())];
             keys.extend(users);
             let mut records = self.coherent(&keys).await?.into_iter();
-            let Some(Record::Organization(found)) = records.next().flatten() else {
+            let found = records.next().flatten();
+            require(scope, &organization, found.as_ref())?;
+            let Some(Record::Organization(found)) = found else {
                 return Err(Error::Refused(Refusal::OrganizationNotFound(organization)));
             };
             entries.extend(records.zip(some).filter_map(|(user, membership)| {
@@ -104,45 +109,27 @@ impl Accounts {
         }
         let list = ListName::new("organizations", user.as_str());
         let list = list.with(filter).with(&last_owner_only);
-        let position = self.page_tokens.open(&list, &page.token).await?;
-        let slice = page.slice(position.as_ref());
-        let listed = self
-            .listed(self.table.organizations_of(&user, &filter.name, slice))
-            .await?;
+        let mut next = self.page_tokens.open(&list, &page.token).await?;
         let (mut entries, mut bytes) = (Vec::new(), 0);
-        let mut next = listed.next;
-        let mut organizations = listed.found.into_iter().peekable();
-        loop {
-            let some: Vec<_> = organizations
-                .by_ref()
-                .take(MEMBERSHIPS_AT_ONCE.into())
-                .collect();
-            let of_each = some.iter().flat_map(|organization| {
-                let [_, organization, membership] = keys_of_member(organization, &user);
-                [organization, membership]
-            });
-            let mut keys = vec![Key::User(user.clone())];
-            keys.extend(of_each);
-            let mut records = self.coherent(&keys).await?.into_iter();
-            let Some(found) = records.next().flatten() else {
-                return Err(Error::Refused(Refusal::UserNotFound(user)));
+        let mut reads = Reads::new(scope, page.size);
+        while let Some(limit) = reads.next(entries.len()) {
+            let slice = Slice {
+                after: next.as_ref(),
+                limit,
             };
-            while let Some(organization) = records.next() {
-                let membership = records.next().flatten();
-                bytes += membership.as_ref().map_or(0, Record::bytes);
-                let is_in_scope = match &organization {
-                    Some(Record::Organization(organization)) => scope.has(organization),
-                    _ => false,
-                };
-                let records = [Some(found.clone()), organization, membership];
-                let standing = is_in_scope.then(|| standing(records, || self.table.now()));
-                entries.extend(standing.flatten());
-            }
-            if organizations.peek().is_none() {
-                break;
-            }
-            if bytes > MAX_PAGE_BYTES {
-                next = some.last().map(ListPosition::of_organization);
+            let listed = self
+                .listed(self.table.organizations_of(&user, &filter.name, slice))
+                .await?;
+            let some = self.memberships_in(&user, listed, &mut bytes).await?;
+            entries.extend(
+                some.found
+                    .into_iter()
+                    .filter_map(|(organization, standing)| {
+                        scope.has(&organization).then_some(standing)
+                    }),
+            );
+            next = some.next;
+            if next.is_none() || bytes > MAX_PAGE_BYTES {
                 break;
             }
         }
@@ -154,6 +141,55 @@ impl Accounts {
             entries,
             next_token: self.page_tokens.seal(&list, next).await?,
         })
+    }
+
+    /// The memberships of a user in the listed organizations, until they have [`MAX_PAGE_BYTES`] with the
+    /// `bytes` before them.
+    async fn memberships_in(
+        &self,
+        user: &Username,
+        listed: ListPage<OrganizationName>,
+        bytes: &mut usize,
+    ) -> Result<ListPage<(Organization, Standing)>, Error> {
+        let mut memberships = Vec::new();
+        let mut organizations = listed.found.into_iter().peekable();
+        loop {
+            let some: Vec<_> = organizations
+                .by_ref()
+                .take(MEMBERSHIPS_AT_ONCE.into())
+                .collect();
+            let of_each = some.iter().flat_map(|organization| {
+                let [_, organization, membership] = keys_of_member(organization, user);
+                [organization, membership]
+            });
+            let mut keys = vec![Key::User(user.clone())];
+            keys.extend(of_each);
+            let mut records = self.coherent(&keys).await?.into_iter();
+            let Some(found) = records.next().flatten() else {
+                return Err(Error::Refused(Refusal::UserNotFound(user.clone())));
+            };
+            while let Some(organization) = records.next() {
+                let membership = records.next().flatten();
+                *bytes += membership.as_ref().map_or(0, Record::bytes);
+                let Some(Record::Organization(found_organization)) = organization.clone() else {
+                    continue;
+                };
+                let records = [Some(found.clone()), organization, membership];
+                let standing = standing(records, || self.table.now());
+                memberships.extend(standing.map(|standing| (found_organization, standing)));
+            }
+            let next = if organizations.peek().is_none() {
+                listed.next.clone()
+            } else if *bytes > MAX_PAGE_BYTES {
+                some.last().map(ListPosition::of_organization)
+            } else {
+                continue;
+            };
+            return Ok(ListPage {
+                found: memberships,
+                next,
+            });
+        }
     }
 
     /// Keeps the memberships of organizations of which the user is the last Owner.
@@ -192,8 +228,12 @@ impl Accounts {
         let position = self.page_tokens.open(&list, &page.token).await?;
         let slice = page.slice(position.as_ref());
         let listed = self.profiles(ProfileKind::Users, names, is_ordered, slice);
-        self.found_profiles(&list, listed.await?, Record::into_user)
-            .await
+        let listed = listed.await?;
+        let records = self.coherent(&listed.found).await?.into_iter();
+        Ok(Page {
+            entries: records.flatten().filter_map(Record::into_user).collect(),
+            next_token: self.page_tokens.seal(&list, listed.next).await?,
+        })
     }
 
     /// Lists organizations of the scope, by name or in no particular order.
@@ -209,15 +249,28 @@ impl Accounts {
     ) -> Result<Page<Organization>, Error> {
         let list = ListName::new("all", "organizations");
         let list = list.with(names).with(&is_ordered);
-        let position = self.page_tokens.open(&list, &page.token).await?;
-        let slice = page.slice(position.as_ref());
-        let listed = self.profiles(ProfileKind::Organizations, names, is_ordered, slice);
-        let listed = listed.await?;
-        let mut page = self
-            .found_profiles(&list, listed, Record::into_organization)
-            .await?;
-        page.entries.retain(|organization| scope.has(organization));
-        Ok(page)
+        let mut next = self.page_tokens.open(&list, &page.token).await?;
+        let mut entries = Vec::new();
+        let mut reads = Reads::new(scope, page.size);
+        while let Some(limit) = reads.next(entries.len()) {
+            let slice = Slice {
+                after: next.as_ref(),
+                limit,
+            };
+            let listed = self.profiles(ProfileKind::Organizations, names, is_ordered, slice);
+            let listed = listed.await?;
+            let records = self.coherent(&listed.found).await?.into_iter();
+            let found = records.flatten().filter_map(Record::into_organization);
+            entries.extend(found.filter(|organization| scope.has(organization)));
+            next = listed.next;
+            if next.is_none() {
+                break;
+            }
+        }
+        Ok(Page {
+            entries,
+            next_token: self.page_tokens.seal(&list, next).await?,
+        })
     }
 
     async fn profiles(
@@ -237,20 +290,6 @@ impl Accounts {
         }
     }
 
-    /// The page of the listed records that exist.
-    async fn found_profiles<T>(
-        &self,
-        list: &ListName,
-        listed: ListPage<Key>,
-        from_record: fn(Record) -> Option<T>,
-    ) -> Result<Page<T>, Error> {
-        let records = self.coherent(&listed.found).await?.into_iter();
-        Ok(Page {
-            entries: records.flatten().filter_map(from_record).collect(),
-            next_token: self.page_tokens.seal(list, listed.next).await?,
-        })
-    }
-
     /// Reads a page of a list under the table read limiter.
     async fn listed<T>(
         &self,
@@ -263,6 +302,40 @@ impl Accounts {
     async fn coherent(&self, keys: &[Key]) -> Result<Vec<Option<Record>>, Error> {
         let result = self.reads.read(keys, Freshness::Coherent).await;
         Ok(result.map_err(store_failed)?.into_records().collect())
+    }
+}
+
+/// The reads of a page. For a caller that is limited to some organizations, they go on until the page
+/// is full or [`MAX_EXAMINED`] entries were read: neither a short page nor its token reveals that there are
+/// others.
+struct Reads {
+    size: u16,
+    /// Entries that may still be read.
+    left: u16,
+    is_limited: bool,
+    has_begun: bool,
+}
+
+impl Reads {
+    fn new(scope: &OrganizationScope, size: u16) -> Self {
+        Self {
+            size,
+            left: MAX_EXAMINED,
+            is_limited: !scope.is_every(),
+            has_begun: false,
+        }
+    }
+
+    /// The number of entries to read next for a page that has `found` already. `None`: it is complete.
+    fn next(&mut self, found: usize) -> Option<u16> {
+        let room = usize::from(self.size).saturating_sub(found);
+        let room = u16::try_from(room).unwrap_or(self.size);
+        if self.has_begun && (!self.is_limited || room == 0 || self.left == 0) {
+            return None;
+        }
+        self.has_begun = true;
+        self.left = self.left.saturating_sub(room);
+        Some(room)
     }
 }
 

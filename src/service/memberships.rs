@@ -8,6 +8,7 @@ use super::{
     membership_changes::{ChangeRole, RemoveMember},
     membership_updates::UpdateMembership,
     read_set::{ReadSet, keys_around, keys_of_member, transaction},
+    scope::require,
     store_failed,
 };
 use crate::{
@@ -94,10 +95,10 @@ impl Accounts {
         username: Username,
         freshness: Freshness,
     ) -> Result<(Standing, Source), Error> {
-        self.require_in_scope(scope, [&organization]).await?;
         let keys = keys_of_member(&organization, &username);
         let result = self.reads.read(&keys, freshness).await;
         let result = result.map_err(store_failed)?;
+        require(scope, &organization, result.record(1))?;
         let source = result.source;
         standing(result.into_records(), || self.table.now())
             .map(|standing| (standing, source))

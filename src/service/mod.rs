@@ -4,6 +4,7 @@
 mod actor;
 mod batch_get;
 mod checks;
+mod counts;
 mod idempotency;
 mod last_owner;
 mod list_filter;
@@ -33,6 +34,7 @@ pub use self::watch::{
     ChangeBatch, ChangeFilter, Cursor, MAX_CHANGES, NoCursor, Start, WatchError, Watcher,
 };
 pub use checks::{Check, CheckResult};
+pub use counts::Counts;
 pub use list_filter::MembershipFilter;
 pub use lists::{Page, PageRequest};
 pub use memberships::{MemberToAdd, MemberToRemove, MembershipToUpdate, RoleToChange};
@@ -102,10 +104,12 @@ pub enum Refusal {
     EmailNotFound,
     /// Another user or organization has the external id.
     ExternalIdExists,
-    /// None has the external id.
+    /// No user or organization has the external id.
     ExternalIdNotFound,
-    /// None has the uid.
+    /// No user or organization has the uid.
     UidNotFound,
+    /// Not all memberships of the user or the organization are counted.
+    CountIncomplete,
     /// A field of a user has an invalid value: its name, and the reason.
     InvalidUser(&'static str, String),
     /// The same for an organization.

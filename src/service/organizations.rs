@@ -9,6 +9,7 @@ use super::{
     new_uid,
     organization_changes::{DeleteOrganization, EditOrganization},
     read_set::{ReadSet, keys_of_member, transaction},
+    scope::require,
     unique_values::claims,
 };
 use crate::{
@@ -80,13 +81,23 @@ impl Accounts {
     /// neither.
     ///
     /// # Errors
-    /// [`Refusal::UserNotFound`], [`Refusal::NotPermitted`],
+    /// [`Refusal::OrganizationNotGranted`], [`Refusal::UserNotFound`], [`Refusal::NotPermitted`],
     /// [`Refusal::OrganizationExists`], [`Refusal::ExternalIdExists`].
     pub async fn create_organization(
         &self,
         new: NewOrganization,
         call: Call,
     ) -> Result<Organization, Error> {
+        // Judged by the new organization: the name is the only fact about another one that a refusal
+        // reveals.
+        if !call.scope.has_labelled(&new.organization_name, &new.labels) {
+            let refusal = Refusal::OrganizationNotGranted(new.organization_name);
+            return Err(Error::Refused(refusal));
+        }
+        let call = Call {
+            scope: OrganizationScope::Every,
+            ..call
+        };
         let actor = Actor::User(new.founding_user.clone());
         let change = CreateOrganization {
             new,
@@ -139,9 +150,11 @@ impl Accounts {
         name: OrganizationName,
         freshness: Freshness,
     ) -> Result<(Organization, Source), Error> {
-        self.require_in_scope(scope, [&name]).await?;
         let key = Key::Organization(name.clone());
-        let organization = self.get(key, Record::into_organization, freshness).await?;
+        let found = self.get(key, Some, freshness).await?;
+        require(scope, &name, found.as_ref().map(|(record, _)| record))?;
+        let organization =
+            found.and_then(|(record, source)| Some((record.into_organization()?, source)));
         organization.ok_or(Error::Refused(Refusal::OrganizationNotFound(name)))
     }
 }

@@ -1,21 +1,23 @@
-//! Page tokens: the end of a page, opaque to callers, and signed for one list.
+//! Page tokens: the end of a page, encrypted for one list. The position may name a record that the
+//! caller may not see.
 
 use std::{collections::BTreeMap, fmt::Debug};
 
+use aws_lc_rs::{
+    aead::{AES_256_GCM_SIV, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
+    error::Unspecified,
+};
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
-use hmac::{Hmac, KeyInit as _, Mac as _};
-use sha2::Sha256;
+use sha2::{Digest as _, Sha256};
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 use super::Error;
 use crate::store::{self, DynamoDb, ListPosition, Registers as _};
 
-/// The register with the key that signs tokens.
+/// The register with the text from which the key of tokens is derived.
 const REGISTER: &str = "page-tokens";
 const KEY: &str = "key";
-/// Bytes of a token's signature.
-const MAC_LEN: usize = 16;
 /// Longest accepted token, in characters.
 const MAX_LEN: usize = 1024;
 
@@ -42,10 +44,10 @@ impl ListName {
 #[error("is not a token of an earlier page of this list")]
 pub struct NoPageToken;
 
-/// Signs and verifies page tokens.
+/// Encrypts and decrypts page tokens.
 pub(super) struct PageTokens {
     table: DynamoDb,
-    key: OnceCell<String>,
+    key: OnceCell<LessSafeKey>,
 }
 
 impl PageTokens {
@@ -65,8 +67,7 @@ impl PageTokens {
         if token.is_empty() {
             return Ok(None);
         }
-        let signing = self.signing(list).await?;
-        let opened = opened(signing, token);
+        let opened = decrypt(self.key().await?, list, token);
         opened
             .map(Some)
             .ok_or(Error::Refused(super::Refusal::NoPageToken))
@@ -78,36 +79,26 @@ impl PageTokens {
         list: &ListName,
         position: Option<ListPosition>,
     ) -> Result<String, Error> {
-        let Some(ListPosition(position)) = position else {
+        let Some(position) = position else {
             return Ok(String::new());
         };
-        let signing = self.signing(list).await?;
-        let mac = signing.chain_update(&position).finalize().into_bytes();
-        let token = [&mac[..MAC_LEN], position.as_bytes()].concat();
-        Ok(BASE64_URL_SAFE_NO_PAD.encode(token))
+        let sealed = encrypt(self.key().await?, list, position);
+        sealed.map_err(|_| malformed_key())
     }
 
-    async fn signing(&self, list: &ListName) -> Result<Hmac<Sha256>, Error> {
+    async fn key(&self) -> Result<&LessSafeKey, Error> {
         let key = self.key.get_or_try_init(|| self.load_key()).await;
-        let key = key.map_err(super::store_failed)?;
-        let length = u64::try_from(list.0.len()).unwrap_or(u64::MAX);
-        let signing = Hmac::<Sha256>::new_from_slice(key.as_bytes()).map_err(|_| {
-            super::store_failed(store::Error::new(
-                store::ErrorKind::Malformed,
-                "the key of page tokens",
-            ))
-        })?;
-        Ok(signing
-            .chain_update(length.to_be_bytes())
-            .chain_update(&list.0))
+        key.map_err(super::store_failed)
     }
 
     /// Reads the key that all replicas share, or creates it.
-    async fn load_key(&self) -> Result<String, store::Error> {
+    async fn load_key(&self) -> Result<LessSafeKey, store::Error> {
         loop {
             let register = self.table.read_register(REGISTER).await?;
             if let Some(key) = register.and_then(|mut register| register.values.remove(KEY)) {
-                return Ok(key);
+                let key = UnboundKey::new(&AES_256_GCM_SIV, &Sha256::digest(key));
+                let malformed = |_| store::Error::new(store::ErrorKind::Malformed, NO_KEY);
+                return key.map(LessSafeKey::new).map_err(malformed);
             }
             let key = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
             let values = BTreeMap::from([(KEY.to_owned(), key)]);
@@ -116,13 +107,31 @@ impl PageTokens {
     }
 }
 
-fn opened(signing: Hmac<Sha256>, token: &str) -> Option<ListPosition> {
+const NO_KEY: &str = "the key of page tokens";
+
+fn malformed_key() -> Error {
+    super::store_failed(store::Error::new(store::ErrorKind::Malformed, NO_KEY))
+}
+
+/// The same nonce for all tokens: AES-GCM-SIV only reveals then that two tokens are equal.
+fn nonce() -> Nonce {
+    Nonce::assume_unique_for_key([0; NONCE_LEN])
+}
+
+fn encrypt(
+    key: &LessSafeKey,
+    list: &ListName,
+    ListPosition(position): ListPosition,
+) -> Result<String, Unspecified> {
+    let mut bytes = position.into_bytes();
+    key.seal_in_place_append_tag(nonce(), Aad::from(&list.0), &mut bytes)?;
+    Ok(BASE64_URL_SAFE_NO_PAD.encode(bytes))
+}
+
+fn decrypt(key: &LessSafeKey, list: &ListName, token: &str) -> Option<ListPosition> {
     let bytes = (token.len() <= MAX_LEN).then(|| BASE64_URL_SAFE_NO_PAD.decode(token))?;
-    let bytes = bytes.ok()?;
-    let (mac, position) = bytes.split_at_checked(MAC_LEN)?;
-    signing
-        .chain_update(position)
-        .verify_truncated_left(mac)
-        .ok()?;
-    String::from_utf8(position.to_vec()).ok().map(ListPosition)
+    let mut bytes = bytes.ok()?;
+    let position = key.open_in_place(nonce(), Aad::from(&list.0), &mut bytes);
+    let position = position.ok()?.to_vec();
+    String::from_utf8(position).ok().map(ListPosition)
 }

@@ -13,46 +13,47 @@ use crate::{
 };
 
 impl Accounts {
-    /// Requires that organizations are in the caller's scope. Reads those whose labels decide.
+    /// Requires that an organization is in the caller's scope, as of the last acknowledged write.
     ///
     /// # Errors
-    /// [`Refusal::OrganizationNotGranted`]. It does not reveal whether the organization exists.
+    /// As [`require`].
     pub async fn require_in_scope(
         &self,
         scope: &OrganizationScope,
-        names: impl IntoIterator<Item = &OrganizationName>,
+        name: &OrganizationName,
     ) -> Result<(), Error> {
-        if scope.is_every() {
-            return Ok(());
+        if scope.judge_name(name) != InScope::ByLabels {
+            return require(scope, name, None);
         }
-        let mut by_labels = BTreeSet::new();
-        for name in names {
-            match scope.has_name(name) {
-                InScope::Yes => {}
-                InScope::No => return Err(not_granted(name)),
-                InScope::ByLabels => drop(by_labels.insert(name)),
-            }
-        }
-        if by_labels.is_empty() {
-            return Ok(());
-        }
-        let keys = by_labels
-            .iter()
-            .map(|name| Key::Organization((*name).clone()));
-        let keys: Vec<_> = keys.collect();
-        let read = self.reads.read(&keys, Freshness::Coherent).await;
-        let records = read.map_err(store_failed)?.into_records();
-        for (name, record) in by_labels.into_iter().zip(records) {
-            let organization = record.and_then(Record::into_organization);
-            if !organization.is_some_and(|organization| scope.has(&organization)) {
-                return Err(not_granted(name));
-            }
-        }
-        Ok(())
+        let key = [Key::Organization(name.clone())];
+        let read = self.reads.read(&key, Freshness::Coherent).await;
+        require(scope, name, read.map_err(store_failed)?.record(0))
     }
 }
 
-fn not_granted(name: &OrganizationName) -> Error {
+/// Requires that an organization is in the caller's scope, judged by the record that was read. Reads
+/// judge the record that they return, so that both are of the same moment.
+///
+/// # Errors
+/// [`Refusal::OrganizationNotGranted`]. It does not reveal whether the organization exists.
+pub(super) fn require(
+    scope: &OrganizationScope,
+    name: &OrganizationName,
+    found: Option<&Record>,
+) -> Result<(), Error> {
+    let is_granted = match scope.judge_name(name) {
+        InScope::Yes => true,
+        InScope::No => false,
+        InScope::ByLabels => found.is_some_and(|found| scope.has_record(found)),
+    };
+    if is_granted {
+        Ok(())
+    } else {
+        Err(not_granted(name))
+    }
+}
+
+pub(super) fn not_granted(name: &OrganizationName) -> Error {
     Error::Refused(Refusal::OrganizationNotGranted(name.clone()))
 }
 
@@ -84,7 +85,7 @@ where
             let (Key::Organization(name) | Key::Membership(name, _)) = key else {
                 continue;
             };
-            match self.scope.has_name(&name) {
+            match self.scope.judge_name(&name) {
                 InScope::Yes => {}
                 InScope::No => return Ok(deny(name)),
                 InScope::ByLabels => drop(by_labels.insert(name)),
@@ -92,22 +93,39 @@ where
         }
         let keys: Vec<_> = by_labels.iter().cloned().map(Key::Organization).collect();
         if keys.is_empty() {
-            return self.change.decide(table).await;
+            let mut verdict = self.change.decide(table).await?;
+            self.hide(&mut verdict);
+            return Ok(verdict);
         }
         let read = ReadSet::read(table, keys);
         let (found, mut verdict) = try_join(read, self.change.decide(table)).await?;
         for name in by_labels {
             let found = found.organization(&name);
-            let is_granted = if let Verdict::Commit(plan) = &mut verdict {
-                guard(plan, &self.scope, found, &name)
-            } else {
-                found.is_some_and(|found| self.scope.has(found))
+            let is_granted = match &mut verdict {
+                Verdict::Commit(plan) => guard(plan, &self.scope, found, &name),
+                // Without an organization, only the outcome of an earlier request is kept.
+                Verdict::Keep { .. } => found.is_none_or(|found| self.scope.has(found)),
+                Verdict::Refuse { .. } | Verdict::Deny(_) => {
+                    found.is_some_and(|found| self.scope.has(found))
+                }
             };
             if !is_granted {
                 return Ok(deny(name));
             }
         }
+        self.hide(&mut verdict);
         Ok(verdict)
+    }
+}
+
+impl<C> Scoped<C> {
+    /// Removes organizations that are not in the scope from a refusal.
+    fn hide<T>(&self, verdict: &mut Verdict<T, Refusal>) {
+        if let Verdict::Refuse { refusal, .. } = verdict
+            && let Refusal::LastOwner(organizations) = refusal
+        {
+            organizations.retain(|name| self.scope.judge_name(name) == InScope::Yes);
+        }
     }
 }
 
@@ -123,19 +141,15 @@ fn guard<T>(
     found: Option<&Organization>,
     name: &OrganizationName,
 ) -> bool {
-    let has = |record: &Record| match record {
-        Record::Organization(organization) => scope.has(organization),
-        Record::User(_) | Record::Membership(_) => false,
-    };
     let key = Key::Organization(name.clone());
     let step = plan
         .steps
         .iter_mut()
         .find(|step| step.key().as_ref() == Some(&key));
     match step {
-        Some(Step::Create { record, .. }) => has(record),
-        Some(Step::Update { found, record }) => has(found) && has(record),
-        Some(Step::Delete { found } | Step::RequireVersion { found }) => has(found),
+        Some(Step::Create { record, .. }) => scope.has_record(record),
+        Some(Step::Update { found, record }) => scope.has_record(found) && scope.has_record(record),
+        Some(Step::Delete { found } | Step::RequireVersion { found }) => scope.has_record(found),
         Some(step @ Step::Require { .. }) => {
             let Step::Require {
                 found: Some(found), ..
@@ -143,7 +157,7 @@ fn guard<T>(
             else {
                 return false;
             };
-            let (is_granted, found) = (has(found), found.clone());
+            let (is_granted, found) = (scope.has_record(found), found.clone());
             *step = Step::RequireVersion { found };
             is_granted
         }

@@ -6,7 +6,8 @@ use super::{Accounts, Error, Freshness, Refusal, Source, read_set::ReadSet, stor
 use crate::{
     coherence::Verdict,
     domain::{
-        Claim, Email, ExternalId, Organization, OrganizationScope, Record, Uid, UniqueValue, User,
+        Email, ExternalId, Organization, OrganizationScope, ProfileId, Record, Uid, UniqueValue,
+        User,
     },
     store::{self, DynamoDb, Step, StoredClaim},
 };
@@ -84,7 +85,16 @@ impl Accounts {
         let organization = found
             .and_then(|(record, source)| Some((record.into_organization()?, source)))
             .filter(|(organization, _)| scope.has(organization));
-        organization.ok_or(Error::Refused(refusal))
+        let Some((organization, source)) = organization else {
+            return Err(Error::Refused(refusal));
+        };
+        // The labels of a record that may be stale do not grant.
+        let granted = self.require_in_scope(scope, &organization.organization_name);
+        match granted.await {
+            Ok(()) => Ok((organization, source)),
+            Err(Error::Refused(_)) => Err(Error::Refused(refusal)),
+            Err(error) => Err(error),
+        }
     }
 
     /// The record of a look-up. The table has its name, and the record is read like any other.
@@ -102,8 +112,8 @@ impl Accounts {
             LookupKey::Uid(uid) => {
                 let name = self.table.name_of_uid(uid).await;
                 name.map(|found| {
-                    found.map(|holder| Claim {
-                        holder,
+                    found.map(|name| ProfileId {
+                        name,
                         uid: Some(uid.clone()),
                     })
                 })
@@ -113,10 +123,10 @@ impl Accounts {
         let Some(claim) = claim.map_err(store_failed)? else {
             return Ok(None);
         };
-        let found = self.get(claim.holder.key(), Some, freshness).await?;
+        let found = self.get(claim.name.key(), Some, freshness).await?;
         Ok(found.filter(|(record, _)| match &key {
-            LookupKey::Unique(value) => claim.is_of(record, value),
-            LookupKey::Uid(_) => Claim::of(record).as_ref() == Some(&claim),
+            LookupKey::Unique(value) => claim.has(record, value),
+            LookupKey::Uid(_) => ProfileId::of(record).as_ref() == Some(&claim),
         }))
     }
 }
@@ -148,13 +158,12 @@ pub(super) async fn claims<T>(
             }
             steps.push(Step::Claim {
                 value,
-                claim: Claim::of(holder),
+                claim: ProfileId::of(holder),
                 found,
             });
         } else {
-            let is_own = |found: &StoredClaim| {
-                before.is_some_and(|before| found.claim.is_of(before, &value))
-            };
+            let is_own =
+                |found: &StoredClaim| before.is_some_and(|before| found.claim.has(before, &value));
             steps.extend(found.filter(is_own).map(|found| Step::Claim {
                 value: value.clone(),
                 claim: None,
@@ -169,14 +178,14 @@ pub(super) async fn claims<T>(
 /// has another value.
 async fn refuse_if_held<T>(
     table: &DynamoDb,
-    claim: &Claim,
+    claim: &ProfileId,
     value: &UniqueValue,
 ) -> Result<Option<Verdict<T, Refusal>>, store::Error> {
-    let key = claim.holder.key();
+    let key = claim.name.key();
     let read = ReadSet::read(table, [key.clone()]).await?;
     let holder = read.record(&key);
     Ok(holder
-        .is_some_and(|holder| claim.is_of(holder, value))
+        .is_some_and(|holder| claim.has(holder, value))
         .then(|| {
             let refusal = match value {
                 UniqueValue::Email(_) => Refusal::EmailExists,

@@ -64,6 +64,12 @@ pub struct Cursor {
     after: u64,
 }
 
+impl Cursor {
+    pub(super) fn new(log: LogId, after: u64) -> Self {
+        Self { log, after }
+    }
+}
+
 /// The text is not a cursor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("is not a cursor of an earlier response")]
@@ -299,8 +305,8 @@ impl Watcher {
         Ok(is_any)
     }
 
-    /// Whether the caller may read the organization of a change. The labels of a changed organization
-    /// are those before or after the change.
+    /// Whether the caller may read the organization of a change. A changed organization is judged by its
+    /// labels before or after the change, and a membership by the present labels of its organization.
     async fn is_in_scope(&self, change: &RecordChange) -> Result<bool, WatchError> {
         let scope = &self.filter.scope;
         let name = match &change.key {
@@ -311,20 +317,27 @@ impl Watcher {
         let Some(name) = name else {
             return Ok(scope.is_every());
         };
-        match scope.has_name(name) {
+        match scope.judge_name(name) {
             InScope::Yes => return Ok(true),
             InScope::No => return Ok(false),
             InScope::ByLabels => {}
         }
-        let has = |record: &Record| match record {
-            Record::Organization(organization) => scope.has(organization),
-            Record::User(_) | Record::Membership(_) => false,
-        };
-        if change.before.iter().chain(&change.after).any(has) {
-            return Ok(true);
+        let images = || change.before.iter().chain(&change.after);
+        if let Key::Organization(_) = &change.key {
+            return Ok(images().any(|image| scope.has_record(image)));
         }
         let found = self.find(Key::Organization(name.clone())).await?;
-        Ok(found.as_ref().is_some_and(has))
+        // A membership of an earlier organization of the name is not of this one.
+        let is_of_found = |image: &Record| match (image, &found) {
+            (Record::Membership(membership), Some(found)) => {
+                membership.organization_uid.as_ref() == found.uid()
+            }
+            _ => true,
+        };
+        Ok(
+            found.as_ref().is_some_and(|found| scope.has_record(found))
+                && images().all(is_of_found),
+        )
     }
 
     /// The present record of a key. Boxed: the future of a watcher stays small.

@@ -13,8 +13,9 @@ pub(super) use self::bookkeeping::{
 
 use super::StoredClaim;
 use crate::domain::{
-    Claim, Email, ExpireTime, ExternalId, FreeText, Key, Labels, Membership, Organization,
-    OrganizationName, ProfileName, Record, Role, Stamp, State, Timestamp, Uid, User, Username,
+    Email, ExpireTime, ExternalId, FreeText, Key, Labels, Membership, Organization,
+    OrganizationName, ProfileId, ProfileName, Record, Role, Stamp, State, Timestamp, Uid, User,
+    Username,
 };
 
 pub(super) const VERSION: &str = "ver";
@@ -39,7 +40,8 @@ const KIND: &str = "kind";
 const CREATED: &str = "CREATED";
 const UPDATED: &str = "UPDATED";
 const DELETED: &str = "DELETED";
-const EXPIRED: &str = "EXPIRED";
+/// Marks a logged deletion as an expiry. Versions without expiries deliver it as a deletion.
+const EXPIRED: &str = "expired";
 const BEFORE: &str = "before";
 const AFTER: &str = "after";
 /// Largest image of a record in a log, in bytes. Records of this service have
@@ -222,8 +224,8 @@ fn decode_holder(item: &Item) -> Option<ProfileName> {
 }
 
 /// The item of the claim of a unique value.
-pub(super) fn encode_claim(claim: &Claim) -> Item {
-    let mut item = encode_uid(&claim.holder);
+pub(super) fn encode_claim(claim: &ProfileId) -> Item {
+    let mut item = encode_uid(&claim.name);
     put_uid(&mut item, UID, claim.uid.as_ref());
     item
 }
@@ -231,8 +233,8 @@ pub(super) fn encode_claim(claim: &Claim) -> Item {
 /// The claim of an item. `None` if the item is not a claim.
 pub(super) fn decode_claim(item: &Item) -> Option<StoredClaim> {
     Some(StoredClaim {
-        claim: Claim {
-            holder: decode_holder(item)?,
+        claim: ProfileId {
+            name: decode_holder(item)?,
             uid: uid(item, UID),
         },
         change_id: text(item, WRITE_ID).map(str::to_owned),
@@ -377,7 +379,7 @@ fn stamp(item: &Item) -> Stamp {
 
 /// The number of an attribute, rounded down, within `i64`. Numbers of other writers may have
 /// fractions.
-fn number(item: &Item, name: &str) -> Option<i64> {
+pub(super) fn number(item: &Item, name: &str) -> Option<i64> {
     let Some(Value::Number(number)) = item.get(name) else {
         return None;
     };

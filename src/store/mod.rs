@@ -17,8 +17,9 @@ pub use keys::{INVERTED_INDEX, LIST_INDEX, OWNER_INDEX, PARTITION_KEY, SORT_KEY,
 pub use log_head::{LOG_REGISTER, LogHead};
 
 use crate::domain::{
-    ChangeKind, Claim, Digest, ExpireTime, Key, Made, Membership, OrganizationName, Orphans,
-    Record, Request, Timestamp, UniqueValue, Username,
+    ChangeKind, CountUpdate, Digest, ExpireTime, Key, Made, MemberCounts, Membership,
+    OrganizationName, Orphans, ProfileId, Record, RecordChange, Request, Timestamp, UniqueValue,
+    Username,
 };
 
 /// Most keys of one request to the table: DynamoDB's limit of a BatchGetItem.
@@ -33,7 +34,7 @@ pub const OWNER_HINTS: u16 = 25;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredClaim {
     /// The holder of the value.
-    pub claim: Claim,
+    pub claim: ProfileId,
     /// Identity of the change that wrote the claim. `None` if another writer did.
     pub change_id: Option<String>,
 }
@@ -144,14 +145,41 @@ pub struct Deletion {
 
 /// Retention of the change log.
 pub const LOG_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
-/// Most changes that are appended together. Each takes up to two of the 100 items of a transaction,
-/// and the checkpoint takes one.
-pub const MAX_APPENDED: usize = 49;
+/// Most changes that are appended together. Each takes up to four of the 100 items of a transaction
+/// (the change, an end in the schedule, the counts of a user and of an organization), and the
+/// checkpoint takes one.
+pub const MAX_APPENDED: usize = 24;
+/// Retention of the counts of a deleted user or organization. Its orphans are removed sooner.
+const COUNT_RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Changes to append to a log.
+#[derive(Debug, Clone, Copy)]
+pub struct LogPage<'a> {
+    /// The number of the first change.
+    pub first: u64,
+    /// At most [`MAX_APPENDED`] changes.
+    pub changes: &'a [RecordChange],
+    /// Ends that have passed, to remove from the schedule.
+    pub passed: &'a [ScheduledEnd],
+    /// The updates of counts, each of another incarnation.
+    pub counts: &'a [CountUpdate],
+}
+
+/// The counts of an incarnation, as stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredCounts {
+    /// The counts.
+    pub counts: MemberCounts,
+    /// The number of the last change that they include.
+    pub as_of: u64,
+    /// The log in which all memberships of the incarnation are counted. `None`: some are not.
+    pub complete_in: Option<LogId>,
+}
 
 /// The end of a membership, as scheduled.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Expiry {
-    /// The end.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ScheduledEnd {
+    /// The end. One before 1970, of another writer, is scheduled for 1970.
     pub expire_time: ExpireTime,
     /// The organization.
     pub organization_name: OrganizationName,
@@ -159,15 +187,37 @@ pub struct Expiry {
     pub member_username: Username,
 }
 
-impl Expiry {
+impl ScheduledEnd {
     /// The end of a membership, if it has one.
     #[must_use]
     pub fn of(membership: &Membership) -> Option<Self> {
+        let ExpireTime(second) = membership.expire_time?;
         Some(Self {
-            expire_time: membership.expire_time?,
+            expire_time: ExpireTime(second.max(0)),
             organization_name: membership.organization_name.clone(),
             member_username: membership.member_username.clone(),
         })
+    }
+
+    /// The end of the membership before a change.
+    #[must_use]
+    pub fn before(change: &RecordChange) -> Option<Self> {
+        Self::of_record(change.before.as_ref())
+    }
+
+    /// The end that a change of a membership sets. `None`: the end was the same before. It may have
+    /// passed already, and must not be scheduled again.
+    #[must_use]
+    pub fn set_by(change: &RecordChange) -> Option<Self> {
+        Self::of_record(change.after.as_ref())
+            .filter(|end| Self::before(change).as_ref() != Some(end))
+    }
+
+    fn of_record(record: Option<&Record>) -> Option<Self> {
+        match record {
+            Some(Record::Membership(membership)) => Self::of(membership),
+            _ => None,
+        }
     }
 
     /// The key of the membership.
@@ -314,7 +364,7 @@ pub enum Step {
         /// The value.
         value: UniqueValue,
         /// The claim of the new holder. `None` releases the value.
-        claim: Option<Claim>,
+        claim: Option<ProfileId>,
         /// The replaced claim, in exactly this version.
         found: Option<StoredClaim>,
     },

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use account_service::{
     domain::{ChangeKind, Key, RecordChange, Timestamp, Username},
-    store::{self, DynamoDb, LogId, MAX_APPENDED, Registers as _},
+    store::{self, DynamoDb, LogId, LogPage, MAX_APPENDED, Registers as _},
 };
 
 use aws_sdk_dynamodb::config::{BehaviorVersion, Region, SharedCredentialsProvider};
@@ -60,7 +60,7 @@ impl Log {
         let changes = vec![change; changes];
         let appended = self
             .table
-            .append(&self.id, first, &changes, &[], register)
+            .append(&self.id, page(first, &changes), register)
             .await;
         appended.unwrap()
     }
@@ -75,6 +75,16 @@ impl Log {
             self.version = version.unwrap();
             first += count as u64;
         }
+    }
+}
+
+/// A page of these changes alone.
+fn page(first: u64, changes: &[RecordChange]) -> LogPage<'_> {
+    LogPage {
+        first,
+        changes,
+        passed: &[],
+        counts: &[],
     }
 }
 
@@ -96,7 +106,7 @@ async fn only_one_of_two_writers_appends() {
         .answer("BesideTransactWriteItems", 1, 400, &denied);
     let refused = log
         .table
-        .append(&log.id, 3, &[], &[], (REGISTER, next, &log.values));
+        .append(&log.id, page(3, &[]), (REGISTER, next, &log.values));
     refused.await.unwrap_err();
 }
 

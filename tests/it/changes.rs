@@ -682,7 +682,6 @@ async fn add_michael_for(service: &Replica, seconds: u64) -> prost_types::Timest
 async fn an_expiry_is_reported_to_watchers_at_once() {
     let (_backends, service) = start().await;
     service.found_olivia_org().await;
-    service.create_user("longer").await.unwrap();
     let mut watch = Watch::open(
         &service.client,
         pb::WatchChangesRequest {
@@ -723,7 +722,7 @@ async fn an_end_that_was_changed_is_not_reported_when_it_passes() {
     let mut watch = Watch::open(&service.client, of_michael_in_org())
         .await
         .unwrap();
-    let first = add_michael_for(&service, 6).await;
+    let first = add_michael_for(&service, 10).await;
     let second = prost_types::Timestamp {
         seconds: first.seconds + 2,
         nanos: 0,
@@ -769,8 +768,51 @@ async fn an_end_that_passes_while_no_replica_follows_is_reported_once_later() {
     let expired = watch.changes(1).await.unwrap();
     assert_eq!(summaries(&expired), [format!("!{name}")]);
     drop(third);
-    // It is not reported twice.
+    // It is not reported twice, also if the item is edited before its removal.
+    let member = format!("MEMBER#{MICHAEL}");
+    let organization = format!("ORGMEMBERS#{ORG}");
+    let table = backends.table();
+    table.set_text(&organization, &member, "note", "x").await;
+    table
+        .set_text(&organization, &member, "addingUser", "x")
+        .await;
     second.create_user("last").await.unwrap();
+    let mut seen = summaries(&watch.changes(2).await.unwrap());
+    seen.sort();
+    assert_eq!(seen, ["+last".to_owned(), format!("~{name}")]);
+    second.create_user("very-last").await.unwrap();
     let last = watch.changes(1).await.unwrap();
-    assert_eq!(summaries(&last), ["+last"]);
+    assert_eq!(summaries(&last), ["+very-last"]);
+}
+
+#[tokio::test]
+async fn many_memberships_that_end_at_once_are_reported_together() {
+    const MEMBERS: usize = 60;
+    let (_backends, service) = start().await;
+    service.found_olivia_org().await;
+    let end = from_now(Duration::from_secs(20));
+    let members = (0..MEMBERS).map(|number| format!("member-{number}"));
+    let members: Vec<_> = members.collect();
+    for member in &members {
+        service.create_user(member).await.unwrap();
+        let add = pb::AddUserToOrganizationRequest {
+            organization_name: ORG.to_owned(),
+            member_username: member.clone(),
+            role: Role::Member.into(),
+            adding_user: OLIVIA.to_owned(),
+            expire_time: Some(end),
+            ..pb::AddUserToOrganizationRequest::default()
+        };
+        let mut client = service.client.clone();
+        client.add_user_to_organization(add).await.unwrap();
+    }
+    let mut watch = Watch::open(&service.client, from(Start::Oldest(true))).await;
+    let watch = watch.as_mut().unwrap();
+    let mut ended = Vec::new();
+    while ended.len() < MEMBERS {
+        let changes = summaries(&watch.changes(1).await.unwrap());
+        ended.extend(changes.into_iter().filter(|it| it.starts_with('!')));
+    }
+    let expected = members.iter().map(|member| format!("!{ORG}/{member}"));
+    assert_eq!(sorted(ended), sorted(expected.collect()));
 }

@@ -269,3 +269,29 @@ async fn members_do_not_change_the_external_id_of_their_organization() {
     assert_refused(refused, Code::PermissionDenied, "NOT_PERMITTED");
     assert_eq!(Kind::Organization.by_id(&service, ID).await.unwrap(), ORG);
 }
+
+#[tokio::test]
+async fn an_update_of_all_fields_keeps_the_external_id_unless_it_is_named() {
+    let (_backends, service) = start().await;
+    Kind::User.create(&service, OLIVIA, ID).await.unwrap();
+    let update = |paths: &[&str]| pb::UpdateUserRequest {
+        user: Some(pb::User {
+            username: OLIVIA.to_owned(),
+            first_name: "Olivia".to_owned(),
+            ..pb::User::default()
+        }),
+        update_mask: Some(FieldMask {
+            paths: paths.iter().map(ToString::to_string).collect(),
+        }),
+        ..pb::UpdateUserRequest::default()
+    };
+    let mut client = service.client.clone();
+    client.update_user(update(&["*"])).await.unwrap();
+    assert_eq!(Kind::User.by_id(&service, ID).await.unwrap(), OLIVIA);
+    client
+        .update_user(update(&["*", "external_id"]))
+        .await
+        .unwrap();
+    let missing = Kind::User.by_id(&service, ID).await;
+    assert_refused(missing, Code::NotFound, NOT_FOUND);
+}

@@ -20,6 +20,7 @@ mod change_log;
 mod changes;
 mod conformance;
 mod connections;
+mod counts;
 mod deployment;
 mod emails;
 mod errors;

@@ -7,6 +7,7 @@ use account_service::{
     grpc::methods,
     proto::account_v1::{self as pb, Role, change::Resource},
 };
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde_json::json;
 use tokio::time::timeout;
 use tonic::{Code, Request, Status};
@@ -14,7 +15,7 @@ use tonic_types::StatusExt as _;
 
 use crate::{
     callers::{Files, MICHAEL, OLIVIA, Signer, token_settings, with},
-    harness::{Backends, Client, PATIENCE, Replica},
+    harness::{Backends, Client, PATIENCE, Replica, assert_refused},
     streams::{eventually, following},
 };
 
@@ -27,8 +28,9 @@ const OTHER: &str = "plain";
 const NOT_GRANTED: &str = "ORGANIZATION_NOT_GRANTED";
 
 /// Methods that name no organization.
-const WITHOUT_ORGANIZATION: [&str; 12] = [
+const WITHOUT_ORGANIZATION: [&str; 13] = [
     "BatchGetUsers",
+    "CountUserOrganizations",
     "CreateUser",
     "DeleteUser",
     "GetUser",
@@ -44,7 +46,7 @@ const WITHOUT_ORGANIZATION: [&str; 12] = [
 
 /// Methods that name an organization, in an order in which each succeeds: Michael is added first and
 /// removed later.
-const WITH_ORGANIZATION: [&str; 17] = [
+const WITH_ORGANIZATION: [&str; 18] = [
     "AddUserToOrganization",
     "GetMembership",
     "CheckMembership",
@@ -53,6 +55,7 @@ const WITH_ORGANIZATION: [&str; 17] = [
     "ChangeMemberRole",
     "TransferOwnership",
     "ListOrganizationMembers",
+    "CountOrganizationMembers",
     "WatchChanges",
     "RemoveUserFromOrganization",
     "GetOrganization",
@@ -167,7 +170,7 @@ impl Limited {
     /// Calls a method about an organization.
     async fn call(&self, method: &str, organization: &str) -> Result<(), Status> {
         let is_of_members = method.contains("Member") || method.contains("User");
-        let is_change = !["Get", "Check", "Batch", "List", "Watch"]
+        let is_change = !["Get", "Check", "Batch", "List", "Count", "Watch"]
             .iter()
             .any(|read| method.starts_with(read));
         match (is_change, is_of_members || method == "TransferOwnership") {
@@ -219,6 +222,13 @@ impl Limited {
                 };
                 client
                     .list_organization_members(self.request(list))
+                    .await
+                    .map(drop)
+            }
+            "CountOrganizationMembers" => {
+                let count = pb::CountOrganizationMembersRequest { organization_name };
+                client
+                    .count_organization_members(self.request(count))
                     .await
                     .map(drop)
             }
@@ -450,6 +460,98 @@ async fn every_method_is_limited_to_the_organizations_of_the_grant() {
     }
     let created = limited.create(&limited.token, BY_LABEL, region("eu")).await;
     created.unwrap();
+}
+
+#[tokio::test]
+async fn refusals_within_a_grant_by_labels_are_those_of_an_unlimited_caller() {
+    let limited = Limited::start().await;
+    let mut client = limited.client();
+    let create = pb::CreateOrganizationRequest {
+        organization_name: "new".to_owned(),
+        founding_user: "nobody".to_owned(),
+        labels: region("eu"),
+        ..pb::CreateOrganizationRequest::default()
+    };
+    let refused = client.create_organization(limited.request(create)).await;
+    assert_refused(refused, Code::NotFound, "USER_NOT_FOUND");
+    let exists = limited.create(&limited.token, BY_LABEL, region("eu")).await;
+    assert_refused(exists, Code::AlreadyExists, "ORGANIZATION_ALREADY_EXISTS");
+    // A repeated deletion has its outcome, although the organization is gone.
+    let delete = pb::DeleteOrganizationRequest {
+        organization_name: BY_LABEL.to_owned(),
+        actor: Some(pb::delete_organization_request::Actor::AsPlatform(true)),
+        request_id: "9b2f1d0c-5a7e-4c58-8d0e-6f1a2b3c4d5e".to_owned(),
+        ..pb::DeleteOrganizationRequest::default()
+    };
+    for _ in 0..2 {
+        let deleted = client.delete_organization(limited.request(delete.clone()));
+        deleted.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn neither_pages_nor_refusals_reveal_organizations_that_are_not_granted() {
+    let limited = Limited::start().await;
+    let mut client = limited.client();
+    let (mut names, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let list = pb::ListOrganizationsRequest {
+            page_size: 1,
+            page_token,
+            order_by: "organization_name".to_owned(),
+            ..pb::ListOrganizationsRequest::default()
+        };
+        let page = client.list_organizations(limited.request(list)).await;
+        let page = page.unwrap().into_inner();
+        names.extend(
+            page.organizations
+                .into_iter()
+                .map(|it| it.organization_name),
+        );
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+        let bytes = BASE64_URL_SAFE_NO_PAD.decode(&page_token).unwrap();
+        let text = String::from_utf8_lossy(&bytes);
+        assert!(!text.contains("ORG"), "{text:?}");
+    }
+    assert_eq!(names, [BY_NAME, BY_LABEL]);
+    // The page of an organization that is not granted is that of a missing one.
+    for name in [OTHER, "missing"] {
+        let list = pb::ListOrganizationsRequest {
+            page_size: 1,
+            filter: format!("organization_name = \"{name}\""),
+            ..pb::ListOrganizationsRequest::default()
+        };
+        let page = client.list_organizations(limited.request(list)).await;
+        assert_eq!(
+            page.unwrap().into_inner(),
+            pb::ListOrganizationsResponse::default()
+        );
+        let list = pb::ListUserOrganizationsRequest {
+            username: OLIVIA.to_owned(),
+            page_size: 1,
+            filter: format!("organization_name = \"{name}\""),
+            ..pb::ListUserOrganizationsRequest::default()
+        };
+        let page = client.list_user_organizations(limited.request(list)).await;
+        assert_eq!(
+            page.unwrap().into_inner(),
+            pb::ListUserOrganizationsResponse::default()
+        );
+    }
+    // Of the organizations of which Olivia is the last Owner, only one is certain to be granted.
+    let delete = pb::DeleteUserRequest {
+        username: OLIVIA.to_owned(),
+        unless_last_owner: true,
+        ..pb::DeleteUserRequest::default()
+    };
+    let refused = client.delete_user(limited.request(delete)).await;
+    let details = assert_refused(refused, Code::FailedPrecondition, "LAST_OWNER");
+    let violations = &details.precondition_failure().unwrap().violations;
+    let subjects: Vec<_> = violations.iter().map(|it| it.subject.as_str()).collect();
+    assert_eq!(subjects, [BY_NAME]);
 }
 
 #[tokio::test]

@@ -1,19 +1,27 @@
 //! Writes the change log in the order of the stream, which has the changes of each record in order.
 //! A page's changes and its checkpoint are one transaction.
 
+use std::time::Duration;
+
 use super::{
     Stop, StreamInvalidator,
-    shard_progress::{NextExpiry, Progress, StreamProgress},
+    membership_counts::count_updates,
+    shard_progress::{Progress, SCHEDULE_INTERVAL, StreamProgress},
 };
 use crate::{
     background::leader_lease::HeldLease,
     domain::{ChangeKind, ExpireTime, Membership, Record, RecordChange, Timestamp},
     store::{
-        self, Changed, ChangedRecord, DynamoDb, Expiry, LOG_REGISTER, MAX_APPENDED, Position,
-        ShardId, StateAfter,
+        self, Changed, ChangedRecord, DynamoDb, LOG_REGISTER, LogPage, MAX_APPENDED, Position,
+        ScheduledEnd, ShardId, StateAfter,
     },
     telemetry::CHANGES_LOGGED,
 };
+
+/// Most pages of ends that are logged between two reads of the stream.
+const PAGES_OF_ENDS: usize = 20;
+/// Pause after the schedule could not be read.
+const RETRY: Duration = Duration::from_secs(5);
 
 impl StreamInvalidator {
     /// Appends the changes of a page to the log, together with the checkpoint after them.
@@ -43,75 +51,101 @@ impl StreamInvalidator {
         Ok(())
     }
 
-    /// Appends the expiry of memberships that have ended by now.
-    pub(super) async fn log_expiries(
+    /// Appends the ends of memberships that have passed. An end waits until all earlier changes are in the
+    /// log: one of them may have changed it.
+    pub(super) async fn log_ends(
         &self,
         stream_progress: &mut StreamProgress,
         lease: &mut HeldLease,
     ) -> Result<(), Stop> {
-        let now = self.table.now();
-        if !stream_progress.next_expiry.is_due(now) {
-            return Ok(());
+        for _ in 0..PAGES_OF_ENDS {
+            let until = stream_progress.head.processed;
+            if stream_progress.read_schedule_at.is_after(until) {
+                return Ok(());
+            }
+            let (passed, found) = match self.passed_ends(until, stream_progress).await {
+                Ok(ends) => ends,
+                Err(error) => {
+                    tracing::warn!(%error, "the ends of memberships cannot be read");
+                    stream_progress.read_schedule_at = ExpireTime(until.after(RETRY).seconds());
+                    return Ok(());
+                }
+            };
+            if passed.is_empty() {
+                return Ok(());
+            }
+            let ends = passed.iter().zip(found);
+            let changes: Vec<_> = ends
+                .filter_map(|(end, found)| expired(end, found?.into_membership()?))
+                .collect();
+            self.append(&changes, &passed, stream_progress, lease)
+                .await?;
+            // The next ones may have passed, too.
+            stream_progress.read_schedule_at = ExpireTime(0);
         }
-        let scheduled = self.table.expiries(MAX_APPENDED).await;
-        let mut passed = scheduled.map_err(Stop::Failed)?;
-        let next = passed.first().map(|expiry| expiry.expire_time);
-        stream_progress.next_expiry = NextExpiry::At(next);
-        passed.retain(|expiry| !expiry.expire_time.is_after(now));
-        if passed.is_empty() {
-            return Ok(());
-        }
-        let keys: Vec<_> = passed.iter().map(Expiry::key).collect();
-        let found = self.table.read_strong(&keys).await.map_err(Stop::Failed)?;
-        let ends = passed.iter().zip(found);
-        let changes: Vec<_> = ends
-            .filter_map(|(expiry, found)| expired(expiry, found?.into_membership()?))
-            .collect();
-        self.append(&changes, &passed, stream_progress, lease)
-            .await?;
-        // Others may be due, too.
-        stream_progress.next_expiry = NextExpiry::Unknown;
         Ok(())
     }
 
-    /// Appends changes to the log together with the checkpoint, and removes `passed` ends from the
-    /// schedule.
+    /// The first scheduled ends that have passed, and their memberships.
+    async fn passed_ends(
+        &self,
+        until: Timestamp,
+        stream_progress: &mut StreamProgress,
+    ) -> Result<(Vec<ScheduledEnd>, Vec<Option<Record>>), store::Error> {
+        let mut ends = self.table.scheduled_ends(MAX_APPENDED).await?;
+        let at_latest = ExpireTime(until.after(SCHEDULE_INTERVAL).seconds());
+        let first = ends.first().map_or(at_latest, |end| end.expire_time);
+        stream_progress.read_schedule_at = first.min(at_latest);
+        ends.retain(|end| !end.expire_time.is_after(until));
+        let keys: Vec<_> = ends.iter().map(ScheduledEnd::key).collect();
+        let found = self.table.read_strong(&keys).await?;
+        Ok((ends, found))
+    }
+
+    /// Appends changes to the log together with the checkpoint and the counts of memberships, and
+    /// removes `passed` ends from the schedule.
     async fn append(
         &self,
         changes: &[RecordChange],
-        passed: &[Expiry],
+        passed: &[ScheduledEnd],
         stream_progress: &mut StreamProgress,
         lease: &mut HeldLease,
     ) -> Result<(), Stop> {
+        let ends: Vec<_> = changes.iter().filter_map(ScheduledEnd::before).collect();
+        let scheduled = self.table.scheduled(&ends).await.map_err(Stop::Failed)?;
+        let counts = count_updates(changes, scheduled);
         let first = stream_progress.head.next;
         stream_progress.head.next += changes.len() as u64;
         let mut values = stream_progress.values();
         self.leader.claim(&mut values);
         let register = (LOG_REGISTER, lease.version, &values);
         let log = &stream_progress.head.log;
-        let appended = self.table.append(log, first, changes, passed, register);
+        let page = LogPage {
+            first,
+            changes,
+            passed,
+            counts: &counts,
+        };
+        let appended = self.table.append(log, page, register);
         let version = appended.await.map_err(Stop::Failed)?;
         *lease = HeldLease::written_now(version.ok_or(Stop::Deposed)?);
         stream_progress.has_unsaved = false;
-        for change in changes {
-            if let Some(Record::Membership(membership)) = &change.after {
-                stream_progress.next_expiry.add(membership.expire_time);
-            }
-        }
+        let set = changes.iter().filter_map(ScheduledEnd::set_by);
+        let set = set.map(|end| end.expire_time);
+        let read_at = stream_progress.read_schedule_at;
+        stream_progress.read_schedule_at = set.fold(read_at, ExpireTime::min);
         metrics::counter!(CHANGES_LOGGED).increment(changes.len() as u64);
         Ok(())
     }
 }
 
 /// The change to log at a scheduled end. `None`: the membership has another end now.
-fn expired(expiry: &Expiry, found: Membership) -> Option<RecordChange> {
-    let ExpireTime(scheduled) = expiry.expire_time;
-    let ExpireTime(end) = found.expire_time?;
-    // Ends before 1970 are scheduled for 1970.
-    (end.max(0) == scheduled).then(|| RecordChange {
-        key: expiry.key(),
+fn expired(end: &ScheduledEnd, found: Membership) -> Option<RecordChange> {
+    let ExpireTime(second) = end.expire_time;
+    (ScheduledEnd::of(&found).as_ref() == Some(end)).then(|| RecordChange {
+        key: end.key(),
         kind: ChangeKind::Expired,
-        time: Some(Timestamp(end.saturating_mul(1000))),
+        time: Some(Timestamp(second.saturating_mul(1000))),
         before: Some(Record::Membership(found)),
         after: None,
         made: None,

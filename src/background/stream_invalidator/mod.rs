@@ -3,6 +3,7 @@
 //! at a time runs it, by a lease in the table.
 
 mod change_log_writer;
+mod membership_counts;
 mod shard_progress;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -149,7 +150,7 @@ impl StreamInvalidator {
             if let Err(stop) = self.read_shards(stream_progress, lease).await {
                 return stop;
             }
-            if let Err(stop) = self.log_expiries(stream_progress, lease).await {
+            if let Err(stop) = self.log_ends(stream_progress, lease).await {
                 return stop;
             }
             let since = lease.written.elapsed();
@@ -200,6 +201,7 @@ impl StreamInvalidator {
         stream_progress: &mut StreamProgress,
         lease: &mut HeldLease,
     ) -> Result<(), Stop> {
+        let began = self.fencing.now();
         let open: Vec<_> = stream_progress
             .shards
             .iter()
@@ -217,6 +219,7 @@ impl StreamInvalidator {
             .collect()
             .await;
         let mut lag = Duration::ZERO;
+        let mut is_complete = true;
         let mut is_any_read = read.is_empty();
         let mut failure = None;
         for (id, read) in read {
@@ -232,6 +235,7 @@ impl StreamInvalidator {
             lag = lag.max(read.lag);
             if matches!(read.progress, Progress::Ended | Progress::Lost) {
                 // Its children must be listed.
+                is_complete = false;
                 stream_progress.discovered = None;
                 stream_progress.has_unsaved = true;
             }
@@ -248,6 +252,9 @@ impl StreamInvalidator {
             stream_progress.shards.insert(id, read.progress);
         }
         metrics::gauge!(INVALIDATOR_LAG).set(lag.as_secs_f64());
+        if is_complete && failure.is_none() && !stream_progress.lacks_children {
+            stream_progress.head.processed = began.before(lag);
+        }
         match failure {
             Some(error) if !is_any_read => Err(Stop::Failed(error)),
             _ => Ok(()),

@@ -9,6 +9,8 @@ use crate::{
     store::{LogHead, Position, Shard, ShardId, ShardIterator, StreamId},
 };
 
+/// Longest time between two reads of the schedule of ends.
+pub(super) const SCHEDULE_INTERVAL: Duration = Duration::from_secs(60);
 /// Names of the register's values: the stream, and the checkpoint of each shard.
 const STREAM: &str = "stream";
 const SHARD: &str = "shard:";
@@ -33,34 +35,9 @@ pub(super) struct StreamProgress {
     pub(super) lacks_children: bool,
     /// Whether the progress is ahead of the register.
     pub(super) has_unsaved: bool,
-    /// The next end of a membership in the schedule, which this replica alone changes.
-    pub(super) next_expiry: NextExpiry,
-}
-
-/// The next end of a membership in the schedule.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum NextExpiry {
-    /// The schedule has to be read.
-    Unknown,
-    /// Not before this time. `None`: there is none.
-    At(Option<ExpireTime>),
-}
-
-impl NextExpiry {
-    /// Whether an end may have passed.
-    pub(super) fn is_due(self, now: Timestamp) -> bool {
-        match self {
-            Self::Unknown => true,
-            Self::At(next) => next.is_some_and(|next| !next.is_after(now)),
-        }
-    }
-
-    /// Adds an end to the schedule.
-    pub(super) fn add(&mut self, end: Option<ExpireTime>) {
-        if let Self::At(next) = self {
-            *next = [*next, end].into_iter().flatten().min();
-        }
-    }
+    /// When the schedule of ends is read next: at its next end, or [`SCHEDULE_INTERVAL`] after the last
+    /// read, because `recount` adds ends, too.
+    pub(super) read_schedule_at: ExpireTime,
 }
 
 /// The progress along a shard.
@@ -121,7 +98,7 @@ impl StreamProgress {
             discovered: None,
             lacks_children: false,
             has_unsaved: false,
-            next_expiry: NextExpiry::Unknown,
+            read_schedule_at: ExpireTime(0),
         }
     }
 

@@ -10,24 +10,30 @@ use crate::{grpc::status, proto::account_v1 as pb};
 struct Field<M> {
     name: &'static str,
     is_given: fn(&M) -> bool,
+    /// Whether `*` stands for the field, too. Not for fields that clients of earlier contracts do not send.
+    is_in_wildcard: bool,
     /// Moves the value of the field from one message to another.
     take: fn(&mut M, &mut M),
 }
 
 macro_rules! fields {
-    ($message:path: $($name:ident),+) => {
-        &[$(Field {
+    ($message:path: $($name:ident),+ $(; $named:ident)?) => {
+        &[$(fields!(@ $message, $name, true),)+ $(fields!(@ $message, $named, false),)?]
+    };
+    (@ $message:path, $name:ident, $is_in_wildcard:literal) => {
+        Field {
             name: stringify!($name),
             is_given: |message| message.$name != <$message>::default().$name,
+            is_in_wildcard: $is_in_wildcard,
             take: |to, from| to.$name = std::mem::take(&mut from.$name),
-        }),+]
+        }
     };
 }
 
 const USER: &[Field<pb::User>] =
-    fields![pb::User: first_name, last_name, display_name, email, external_id, labels];
+    fields![pb::User: first_name, last_name, display_name, email, labels; external_id];
 const ORGANIZATION: &[Field<pb::Organization>] =
-    fields![pb::Organization: display_name, external_id, labels];
+    fields![pb::Organization: display_name, labels; external_id];
 const MEMBERSHIP: &[Field<pb::Membership>] = fields![pb::Membership: expire_time, labels];
 
 /// The names of the fields to change.
@@ -89,7 +95,8 @@ impl Masked {
             if paths.is_empty() {
                 return (field.is_given)(message);
             }
-            paths.iter().any(|path| path == "*" || path == field.name)
+            let is_all = |path: &str| path == "*" && field.is_in_wildcard;
+            paths.iter().any(|path| is_all(path) || path == field.name)
         };
         let masked = fields.iter().filter(is_masked);
         Ok(Self(masked.map(|field| field.name).collect()))

@@ -55,6 +55,11 @@ pub(super) fn refused(refusal: Refusal) -> Status {
             Reason::UidNotFound,
             "no user or organization has this uid",
         ),
+        Refusal::CountIncomplete => plain(
+            Code::FailedPrecondition,
+            Reason::CountIncomplete,
+            "not all memberships are counted: an operator has to run `account-service recount`",
+        ),
         Refusal::InvalidUser(field, why) => invalid_field(format!("user.{field}"), why),
         Refusal::InvalidOrganization(field, why) => {
             invalid_field(format!("organization.{field}"), why)

@@ -11,9 +11,9 @@ use uuid::Uuid;
 
 use super::{Attributes, DynamoDb, failed, primary_key, primary_key_of, register, to_attributes};
 use crate::{
-    domain::{Etag, Key, Record, RecordChange, Timestamp},
+    domain::{Etag, Key, RecordChange, Timestamp},
     store::{
-        Deletion, Error, Expiry, LOG_RETENTION, LogId,
+        Deletion, Error, LOG_RETENTION, LogId, LogPage, ScheduledEnd,
         item::{self, Item},
         keys,
     },
@@ -23,21 +23,23 @@ use crate::{
 const PAGE: u16 = 100;
 
 impl DynamoDb {
-    /// Appends at most [`crate::store::MAX_APPENDED`] changes, the first one with the number
-    /// `first`, and writes a register as [`crate::store::Registers::swap_register`] does: all or
-    /// nothing. Schedules the ends of memberships after the changes, and removes `passed` ends from the
-    /// schedule.
+    /// Appends a page of changes, and writes a register as [`crate::store::Registers::swap_register`]
+    /// does: all or nothing. Schedules the ends that the changes set.
     ///
     /// # Errors
     /// No response: all may be written, now or later.
     pub async fn append(
         &self,
         log: &LogId,
-        first: u64,
-        changes: &[RecordChange],
-        passed: &[Expiry],
+        page: LogPage<'_>,
         (name, found, values): (&str, u64, &BTreeMap<String, String>),
     ) -> Result<Option<u64>, Error> {
+        let LogPage {
+            first,
+            changes,
+            passed,
+            counts,
+        } = page;
         let register = register::Swap::new(name, Some(found), values);
         let version = register.version;
         let mut puts = vec![register.into_put(&self.table)];
@@ -56,7 +58,12 @@ impl DynamoDb {
         let ends = scheduled(changes);
         let ends = ends.iter().map(|expiry| self.schedule(expiry));
         let passed = passed.iter().map(|expiry| self.unschedule(expiry));
-        let items = puts.chain(ends).chain(passed).collect::<Result<_, _>>()?;
+        let as_of = (first + changes.len() as u64).saturating_sub(1);
+        let counts = counts
+            .iter()
+            .filter_map(|update| self.update_counts(update, (log, as_of)).transpose());
+        let items = puts.chain(ends).chain(passed).chain(counts);
+        let items = items.collect::<Result<_, _>>()?;
         let sent = self
             .client
             .transact_write_items()
@@ -178,15 +185,12 @@ fn logged(attributes: Attributes, now: Timestamp) -> Option<(u64, RecordChange)>
     ))
 }
 
-/// The ends of memberships after these changes, each once.
-fn scheduled(changes: &[RecordChange]) -> Vec<Expiry> {
-    let mut ends: Vec<Expiry> = Vec::new();
-    for change in changes {
-        if let Some(Record::Membership(membership)) = &change.after
-            && let Some(expiry) = Expiry::of(membership)
-            && !ends.contains(&expiry)
-        {
-            ends.push(expiry);
+/// The ends that these changes set, each once: a transaction writes an item once.
+fn scheduled(changes: &[RecordChange]) -> Vec<ScheduledEnd> {
+    let mut ends = Vec::new();
+    for end in changes.iter().filter_map(ScheduledEnd::set_by) {
+        if !ends.contains(&end) {
+            ends.push(end);
         }
     }
     ends

@@ -80,7 +80,7 @@ impl Condition {
         condition.and_equal(item::WRITE_ID, change_id.as_deref().map(text));
         if change_id.is_none() {
             let uid = claim.uid.as_ref().map(|uid| text(uid.as_str()));
-            let (attribute, name) = item::holder(&claim.holder);
+            let (attribute, name) = item::holder(&claim.name);
             condition.and_equal(attribute, Some(text(name)));
             condition.and_equal(item::UID, uid);
         }

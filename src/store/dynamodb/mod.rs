@@ -5,11 +5,12 @@ mod change_log;
 mod change_stream;
 mod commit;
 mod condition;
-mod expiries;
+mod counts;
 mod lists;
 mod orphans;
 mod register;
 mod retry_budget;
+mod schedule;
 mod table;
 mod transaction;
 

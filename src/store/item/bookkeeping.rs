@@ -140,10 +140,12 @@ pub(in crate::store) fn encode_logged(change: &RecordChange, expires: Timestamp)
     let kind = match change.kind {
         ChangeKind::Created => CREATED,
         ChangeKind::Updated => UPDATED,
-        ChangeKind::Deleted => DELETED,
-        ChangeKind::Expired => EXPIRED,
+        ChangeKind::Deleted | ChangeKind::Expired => DELETED,
     };
     put_text(&mut item, KIND, kind);
+    if change.kind == ChangeKind::Expired {
+        put_text(&mut item, EXPIRED, "true");
+    }
     if let Some(Timestamp(millis)) = change.time {
         put_number(&mut item, UPDATE_TIME, millis);
     }
@@ -164,8 +166,8 @@ pub(in crate::store) fn decode_logged(item: &Item, now: Timestamp) -> Option<Rec
     let kind = match text(item, KIND)? {
         CREATED => ChangeKind::Created,
         UPDATED => ChangeKind::Updated,
+        DELETED if text(item, EXPIRED).is_some() => ChangeKind::Expired,
         DELETED => ChangeKind::Deleted,
-        EXPIRED => ChangeKind::Expired,
         _ => return None,
     };
     let image = |name| match item.get(name) {

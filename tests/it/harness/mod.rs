@@ -241,7 +241,12 @@ impl Backends {
     /// Empties the cache, as an operator would.
     pub async fn flush_cache(&self) {
         let cache = &self.serve_settings().backends.cache_name;
-        self.momento_client().flush_cache(cache).await.unwrap();
+        let client = self.momento_client();
+        let began = Instant::now();
+        // On a busy machine, the client may give up its connection.
+        while let Err(error) = client.flush_cache(cache).await {
+            assert!(began.elapsed() < PATIENCE, "{error}");
+        }
     }
 
     /// A client of Secrets Manager, independent of the service.
