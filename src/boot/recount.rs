@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 use super::{Error, load_aws, table_error, table_settings};
 use crate::{
     config::BackendSettings,
-    domain::{Key, MemberCounts, Membership, NameMatch, ProfileId, Record, Timestamp, Username},
+    domain::{Key, MemberCounts, Membership, NameMatch, ProfileId, ProfileName, Record, Timestamp},
     store::{self, DynamoDb, ErrorKind, LogHead, ProfileKind, READ_MAX_KEYS, ScheduledEnd, Slice},
 };
 
@@ -21,6 +21,8 @@ const COUNTS_AT_ONCE: usize = 8;
 const PAGE: u16 = 1000;
 /// Longest time from a change until the stream and the indexes have it, with the difference of clocks.
 const SLACK: Duration = Duration::from_secs(2);
+/// Longest time from the read of an end until it is scheduled.
+const SOON: Duration = Duration::from_secs(10);
 /// Longest wait for the follower of the stream.
 const FOLLOWER_PATIENCE: Duration = Duration::from_secs(60);
 /// Interval of reading the head of the log.
@@ -50,12 +52,6 @@ pub async fn recount(settings: &BackendSettings) -> Result<Recounted, Error> {
 
 struct Recount {
     table: DynamoDb,
-}
-
-/// A full count, at a time between two looks at the log.
-struct FullCount {
-    counts: MemberCounts,
-    ends: Vec<ScheduledEnd>,
 }
 
 impl Recount {
@@ -93,37 +89,62 @@ impl Recount {
         Ok(found.filter_map(ProfileId::of).collect())
     }
 
-    /// Counts some users or organizations, and returns those whose counts have changed meanwhile.
+    /// Counts some users or organizations, and returns those whose counts could not be replaced because
+    /// their memberships were changing.
     async fn count_all(&self, profiles: Vec<ProfileId>) -> Result<Vec<ProfileId>, store::Error> {
+        let scheduled = stream::iter(profiles)
+            .map(async |profile| {
+                let is_scheduled = self.schedule_ends(&profile).await?;
+                Ok::<_, store::Error>((profile, is_scheduled))
+            })
+            .buffer_unordered(COUNTS_AT_ONCE);
+        let scheduled: Vec<_> = scheduled.try_collect().await?;
+        let (ready, mut left): (Vec<_>, Vec<_>) = scheduled
+            .into_iter()
+            .partition(|(_, is_scheduled)| *is_scheduled);
         let before = self.head().await?;
         // Until the indexes have all changes that are in the log.
         sleep(SLACK).await;
-        let counted: Vec<_> = stream::iter(profiles)
-            .map(async |profile| {
-                let count = self.count(&profile).await?;
-                Ok::<_, store::Error>((profile, count))
+        let counted = stream::iter(ready)
+            .map(async |(profile, _)| {
+                let mut counts = MemberCounts::default();
+                for membership in self.memberships(&profile).await? {
+                    counts.add(membership.role, 1);
+                }
+                Ok::<_, store::Error>((profile, counts))
             })
-            .buffer_unordered(COUNTS_AT_ONCE)
-            .try_collect()
-            .await?;
+            .buffer_unordered(COUNTS_AT_ONCE);
+        let counted: Vec<_> = counted.try_collect().await?;
         // Until the log has all changes that the counts may include.
         let log = self.processed(self.table.now().after(SLACK)).await?;
         let as_of = before.next.saturating_sub(1);
-        let mut changed = Vec::new();
-        for (profile, FullCount { counts, ends }) in counted {
-            for end in &ends {
-                self.table.add_to_schedule(end).await?;
-            }
-            let is_set = log.log == before.log
-                && self
-                    .table
-                    .set_counts(&profile, &counts, (&before.log, as_of))
-                    .await?;
-            if !is_set {
-                changed.push(profile);
+        for (profile, counts) in counted {
+            let position = (&before.log, as_of);
+            let is_set =
+                log.log == before.log && self.table.set_counts(&profile, &counts, position).await?;
+            left.extend((!is_set).then_some((profile, true)));
+        }
+        Ok(left.into_iter().map(|(profile, _)| profile).collect())
+    }
+
+    /// Adds the ends of a profile's memberships to the schedule, so that the follower of the stream counts
+    /// all of their changes. Returns whether all are scheduled.
+    async fn schedule_ends(&self, profile: &ProfileId) -> Result<bool, store::Error> {
+        let memberships = self.memberships(profile).await?;
+        let ends: Vec<_> = memberships.iter().filter_map(ScheduledEnd::of).collect();
+        let mut is_complete = true;
+        for ends in ends.chunks(READ_MAX_KEYS) {
+            let scheduled = self.table.scheduled(ends).await?;
+            for end in ends.iter().filter(|end| !scheduled.contains(end)) {
+                // A sooner end could be in the log when it is added again.
+                let is_far = end.expire_time.is_after(self.table.now().after(SOON));
+                if is_far {
+                    self.table.add_to_schedule(end).await?;
+                }
+                is_complete &= is_far;
             }
         }
-        Ok(changed)
+        Ok(is_complete)
     }
 
     async fn head(&self) -> Result<LogHead, store::Error> {
@@ -146,62 +167,44 @@ impl Recount {
         }
     }
 
-    async fn count(&self, profile: &ProfileId) -> Result<FullCount, store::Error> {
-        let mut full = FullCount {
-            counts: MemberCounts::default(),
-            ends: Vec::new(),
-        };
-        let mut after = None;
+    /// The memberships of a user or an organization that have not ended.
+    async fn memberships(&self, profile: &ProfileId) -> Result<Vec<Membership>, store::Error> {
+        let (mut memberships, mut after) = (Vec::new(), None);
         loop {
             let slice = Slice {
                 after: after.as_ref(),
                 limit: PAGE,
             };
-            let (memberships, next) = match profile.name.key() {
-                Key::Organization(name) => {
-                    let page = self.table.members(&name, &NameMatch::All, slice).await?;
+            let (found, next) = match &profile.name {
+                ProfileName::Organization(name) => {
+                    let page = self.table.members(name, &NameMatch::All, slice).await?;
                     (page.found, page.next)
                 }
-                Key::User(username) | Key::Membership(_, username) => {
+                ProfileName::User(username) => {
                     let page = self
                         .table
-                        .organizations_of(&username, &NameMatch::All, slice)
+                        .organizations_of(username, &NameMatch::All, slice)
                         .await?;
-                    (self.memberships(&username, page.found).await?, page.next)
+                    let key = |organization| Key::Membership(organization, username.clone());
+                    let keys: Vec<_> = page.found.into_iter().map(key).collect();
+                    let found = self.table.read_strong(&keys).await?.into_iter().flatten();
+                    let found = found.filter_map(Record::into_membership);
+                    (found.collect(), page.next)
                 }
             };
             let now = self.table.now();
-            for membership in memberships {
+            memberships.extend(found.into_iter().filter(|membership| {
                 let sides = [
-                    ProfileId::organization_of(&membership),
-                    ProfileId::member_of(&membership),
+                    ProfileId::organization_of(membership),
+                    ProfileId::member_of(membership),
                 ];
-                // An end that has passed is in the log, or will be there before the counts are set.
-                if sides.contains(profile) && !membership.has_expired(|| now) {
-                    full.counts.add(membership.role, 1);
-                    full.ends.extend(ScheduledEnd::of(&membership));
-                }
-            }
+                sides.contains(profile) && !membership.has_expired(|| now)
+            }));
             after = next;
             if after.is_none() {
-                return Ok(full);
+                return Ok(memberships);
             }
         }
-    }
-
-    async fn memberships(
-        &self,
-        username: &Username,
-        organizations: Vec<crate::domain::OrganizationName>,
-    ) -> Result<Vec<Membership>, store::Error> {
-        let key = |organization| Key::Membership(organization, username.clone());
-        let keys: Vec<_> = organizations.into_iter().map(key).collect();
-        let mut memberships = Vec::new();
-        for keys in keys.chunks(READ_MAX_KEYS) {
-            let found = self.table.read_strong(keys).await?.into_iter().flatten();
-            memberships.extend(found.filter_map(Record::into_membership));
-        }
-        Ok(memberships)
     }
 }
 

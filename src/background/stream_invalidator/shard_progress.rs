@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Longest time between two reads of the schedule of ends.
-pub(super) const SCHEDULE_INTERVAL: Duration = Duration::from_secs(60);
+pub(super) const SCHEDULE_INTERVAL: Duration = Duration::from_secs(10);
 /// Names of the register's values: the stream, and the checkpoint of each shard.
 const STREAM: &str = "stream";
 const SHARD: &str = "shard:";

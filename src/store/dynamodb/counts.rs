@@ -20,10 +20,11 @@ use crate::{
 
 /// The attributes of the counts.
 const COUNTS: [&str; 4] = ["owners", "admins", "members", "others"];
-/// The number of the last change that the counts include.
+/// The number of the last change that the counts include, and its log.
 const AS_OF: &str = "asOf";
-/// The log in which all changes are counted.
 const LOG: &str = "log";
+/// The log in which all changes are counted.
+const COMPLETE_IN: &str = "completeIn";
 
 fn values(counts: &MemberCounts) -> [i64; 4] {
     let MemberCounts {
@@ -64,7 +65,7 @@ impl DynamoDb {
             as_of: item::number(&item, AS_OF)
                 .and_then(|number| u64::try_from(number).ok())
                 .unwrap_or_default(),
-            complete_in: item::text(&item, LOG).map(|log| LogId(log.to_owned())),
+            complete_in: item::text(&item, COMPLETE_IN).map(|log| LogId(log.to_owned())),
         }))
     }
 
@@ -87,15 +88,14 @@ impl DynamoDb {
             .update_item()
             .table_name(&self.table)
             .set_key(Some(primary_key(&key)))
-            .condition_expression(
-                "attribute_not_exists(#asOf) OR #asOf <= :asOf OR NOT #log = :log",
-            )
+            .condition_expression("attribute_not_exists(#asOf) OR #asOf <= :asOf OR #log <> :log")
             .update_expression(
                 "SET #owners = :owners, #admins = :admins, #members = :members, \
-                 #others = :others, #asOf = :asOf, #log = :log",
+                 #others = :others, #asOf = :asOf, #log = :log, #complete = :log",
             )
             .expression_attribute_names("#asOf", AS_OF)
             .expression_attribute_names("#log", LOG)
+            .expression_attribute_names("#complete", COMPLETE_IN)
             .expression_attribute_values(":asOf", number(as_of))
             .expression_attribute_values(":log", AttributeValue::S(log.0.clone()));
         for (name, count) in COUNTS.into_iter().zip(values(counts)) {
@@ -124,17 +124,17 @@ impl DynamoDb {
         let Some(key) = keys::of_counts(&update.profile) else {
             return Ok(None);
         };
-        let mut set = vec!["#asOf = :asOf"];
+        let mut set = vec!["#asOf = :asOf", "#log = :log"];
         let mut operation = Update::builder()
             .table_name(&self.table)
             .set_key(Some(primary_key(&key)))
             .expression_attribute_names("#asOf", AS_OF)
+            .expression_attribute_names("#log", LOG)
+            .expression_attribute_values(":log", AttributeValue::S(log.0.clone()))
             .expression_attribute_values(":asOf", number(as_of));
         if update.is_created {
-            set.push("#log = :log");
-            operation = operation
-                .expression_attribute_names("#log", LOG)
-                .expression_attribute_values(":log", AttributeValue::S(log.0.clone()));
+            set.push("#complete = :log");
+            operation = operation.expression_attribute_names("#complete", COMPLETE_IN);
         }
         if update.is_deleted {
             set.push("#expires = :expires");

@@ -130,7 +130,7 @@ func updateMembership(ctx context.Context, accounts pb.AccountServiceClient) {
 	assert(check.GetLabels()["job"] == "nurse", "labels", check)
 }
 
-// lookUp finds a user by external id and an organization by uid, and filters a list.
+// lookUp finds a user by external id and an organization by uid, filters a list, and counts members.
 func lookUp(ctx context.Context, accounts pb.AccountServiceClient) {
 	must(accounts.UpdateUser(ctx, &pb.UpdateUserRequest{
 		User: &pb.User{Username: "go-olivia", ExternalId: "go-00u1"},
@@ -146,6 +146,10 @@ func lookUp(ctx context.Context, accounts pb.AccountServiceClient) {
 		OrganizationName: "go-org", Filter: "role = ROLE_OWNER",
 	}))
 	assert(len(owners.GetMemberships()) == 1, "owners", owners)
+	counted := must(accounts.CountOrganizationMembers(ctx, &pb.CountOrganizationMembersRequest{
+		OrganizationName: "go-org",
+	}))
+	assert(counted.GetOwnerCount() == 1 && counted.GetCursor() != "", "counts", counted)
 }
 
 func main() {

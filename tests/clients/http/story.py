@@ -76,6 +76,9 @@ def organizations():
     has(ok("GET", "/organizations:lookup?uid=" + found["uid"])["organization"], organizationName="http-org")
     path = ORGANIZATION + "?actingUser=http-olivia"
     has(ok("PATCH", path, {"labels": {"tier": "gold"}})["organization"], labels={"tier": "gold"})
+    counted = ok("GET", ORGANIZATION + "/members:count")
+    has(counted, ownerCount="1")
+    assert ok("GET", "/users/http-olivia/organizations:count")["organizationCount"] == "1"
     found = ok("GET", "/organizations:batchGet?organizationNames=http-org")["organizations"]
     assert len(found) == 1, found
     assert ok("GET", "/organizations?pageSize=1").keys() == {"organizations", "nextPageToken"}

@@ -170,7 +170,7 @@ def update_membership(accounts):
 
 
 def look_up(accounts):
-    """Look-ups by external id and by uid, and a filtered list."""
+    """Look-ups by external id and by uid, a filtered list, and counts."""
     user = resources.User(username="py-olivia", external_id="py-00u1")
     accounts.UpdateUser(pb.UpdateUserRequest(user=user), timeout=5)
     request = pb.LookupUserRequest(external_id="py-00u1")
@@ -185,6 +185,9 @@ def look_up(accounts):
     )
     members = accounts.ListOrganizationMembers(owners, timeout=5).memberships
     assert [member.member_username for member in members] == ["py-olivia"], members
+    count = pb.CountOrganizationMembersRequest(organization_name="py-org-1")
+    counted = accounts.CountOrganizationMembers(count, timeout=5)
+    assert counted.owner_count == counted.total_count == 1 and counted.cursor, counted
 
 
 def err(accounts):

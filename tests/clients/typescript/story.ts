@@ -14,6 +14,7 @@ import {
   AddUserToOrganizationRequest,
   type Change,
   CheckMembershipRequest,
+  CountOrganizationMembersRequest,
   CreateOrganizationRequest,
   CreateUserRequest,
   GetOrganizationRequest,
@@ -133,7 +134,7 @@ async function updateMembership() {
   assert.deepEqual(checked.labels, { job: "nurse" });
 }
 
-/** Look-ups by external id and by uid, and a filtered list. */
+/** Look-ups by external id and by uid, a filtered list, and counts. */
 async function lookUp() {
   const user = { username: "ts-olivia", externalId: "ts-00u1" };
   await call(client.updateUser, UpdateUserRequest.fromPartial({ user }));
@@ -146,6 +147,8 @@ async function lookUp() {
   const owners = ListOrganizationMembersRequest.fromPartial({ organizationName, filter: "role = ROLE_OWNER" });
   const { memberships } = await call(client.listOrganizationMembers, owners);
   assert.deepEqual(memberships.map((membership) => membership.memberUsername), ["ts-olivia"]);
+  const count = CountOrganizationMembersRequest.fromPartial({ organizationName });
+  assert.equal(Number((await call(client.countOrganizationMembers, count)).ownerCount), 1);
 }
 
 async function err() {

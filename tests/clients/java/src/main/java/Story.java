@@ -4,6 +4,7 @@ import account.v1.AddUserToOrganizationRequest;
 import account.v1.BatchCheckMembershipsRequest;
 import account.v1.Change;
 import account.v1.CheckMembershipRequest;
+import account.v1.CountOrganizationMembersRequest;
 import account.v1.CreateOrganizationRequest;
 import account.v1.CreateUserRequest;
 import account.v1.GetOrganizationRequest;
@@ -182,7 +183,7 @@ public final class Story {
     check(checked.getLabelsMap(), Map.of("job", "nurse"));
   }
 
-  /** Look-ups by external id and by uid, and a filtered list. */
+  /** Look-ups by external id and by uid, a filtered list, and counts. */
   private void lookUp() {
     User olivia = User.newBuilder().setUsername("java-olivia").setExternalId("java-00u1").build();
     soon().updateUser(UpdateUserRequest.newBuilder().setUser(olivia).build());
@@ -198,6 +199,9 @@ public final class Story {
             .setFilter("role = ROLE_OWNER")
             .build();
     check(soon().listOrganizationMembers(owners).getMembershipsCount(), 1);
+    var count =
+        CountOrganizationMembersRequest.newBuilder().setOrganizationName("java-org").build();
+    check(soon().countOrganizationMembers(count).getOwnerCount(), 1L);
   }
 
   private void err() throws Exception {
