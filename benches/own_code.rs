@@ -5,7 +5,7 @@
 use std::{alloc::System, convert::Infallible, error::Error, sync::Arc, time::Duration};
 
 use account_service::{
-    auth::{Authorizer, Credentials},
+    auth::{Authorizer, Caller, Credentials, Refused},
     boot::App,
     coherence::{CoherenceSettings, Timing},
     config::{Cli, Command, DevSettings},
@@ -72,16 +72,19 @@ fn framed(message: &pb::CheckMembershipRequest) -> Bytes {
     frame.freeze()
 }
 
-/// A request that has passed the authorizer.
-fn admitted<T>(message: T) -> Request<T> {
-    let mut request = Request::new(message);
+/// The caller of a call that has passed the authorizer.
+fn caller() -> Result<Caller, Refused> {
     let nothing = Credentials {
         certificate: None,
         token: None,
     };
-    if let Ok(caller) = Authorizer::open().admit(None, nothing) {
-        request.extensions_mut().insert(caller);
-    }
+    Authorizer::open().admit(None, nothing)
+}
+
+/// A request that has passed the authorizer.
+fn admitted<T>(message: T, caller: &Caller) -> Request<T> {
+    let mut request = Request::new(message);
+    request.extensions_mut().insert(caller.clone());
     request
 }
 
@@ -92,12 +95,19 @@ fn dev_settings() -> Result<DevSettings, Box<dyn Error>> {
     }
 }
 
-/// A call with the bytes of its message, as from a connection.
-fn call(path: &str, message: Bytes, peer: &Peer) -> Result<http::Request<Body>, Box<dyn Error>> {
+/// A call with the bytes of its message, as from a connection. It has a caller already, for a server
+/// without the authorizer.
+fn call(
+    path: &str,
+    message: Bytes,
+    peer: &Peer,
+    caller: &Caller,
+) -> Result<http::Request<Body>, Box<dyn Error>> {
     let call = http::Request::post(path)
         .header("content-type", "application/grpc")
         .header("te", "trailers")
         .extension(peer.clone())
+        .extension(caller.clone())
         .body(Body::new(Full::new(message)))?;
     Ok(call)
 }
@@ -107,9 +117,9 @@ where
     S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
 {
     let message = framed(&check());
-    let peer = Peer::in_process();
+    let (peer, caller) = (Peer::in_process(), caller()?);
     for _ in 0..times {
-        let call = call(path, message.clone(), &peer)?;
+        let call = call(path, message.clone(), &peer, &caller)?;
         let answer = server.ready().await?.call(call).await?;
         let body = answer.into_body().collect().await?;
         assert!(body.trailers().is_some_and(|it| it["grpc-status"] == "0"));
@@ -146,25 +156,26 @@ async fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     directory.abort();
+    let caller = caller()?;
+    let create = pb::CreateUserRequest {
+        username: USER.to_owned(),
+        first_name: "Olivia".to_owned(),
+        last_name: "Smith".to_owned(),
+        email: "olivia@example.com".to_owned(),
+        ..pb::CreateUserRequest::default()
+    };
+    service.create_user(admitted(create, &caller)).await?;
+    let create = pb::CreateOrganizationRequest {
+        organization_name: ORGANIZATION.to_owned(),
+        founding_user: USER.to_owned(),
+        ..pb::CreateOrganizationRequest::default()
+    };
     service
-        .create_user(admitted(pb::CreateUserRequest {
-            username: USER.to_owned(),
-            first_name: "Olivia".to_owned(),
-            last_name: "Smith".to_owned(),
-            email: "olivia@example.com".to_owned(),
-            ..pb::CreateUserRequest::default()
-        }))
-        .await?;
-    service
-        .create_organization(admitted(pb::CreateOrganizationRequest {
-            organization_name: ORGANIZATION.to_owned(),
-            founding_user: USER.to_owned(),
-            ..pb::CreateOrganizationRequest::default()
-        }))
+        .create_organization(admitted(create, &caller))
         .await?;
     coherence.drain().await;
-    service.check_membership(Request::new(check())).await?;
-    let checked = service.check_membership(Request::new(check())).await?;
+    service.check_membership(admitted(check(), &caller)).await?;
+    let checked = service.check_membership(admitted(check(), &caller)).await?;
     assert!(checked.get_ref().source() == pb::Source::Memory);
     let times = arguments.times;
     match arguments.what {
@@ -184,12 +195,12 @@ async fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         }
         What::Request => {
             for _ in 0..times {
-                std::hint::black_box(Request::new(check()));
+                std::hint::black_box(admitted(check(), &caller));
             }
         }
         What::Handler => {
             for _ in 0..times {
-                service.check_membership(Request::new(check())).await?;
+                service.check_membership(admitted(check(), &caller)).await?;
             }
         }
     }
