@@ -16,7 +16,7 @@ impl Accounts {
     /// Requires that an organization is in the caller's scope, as of the last acknowledged write.
     ///
     /// # Errors
-    /// As [`require`].
+    /// [`Refusal::OrganizationNotGranted`].
     pub async fn require_in_scope(
         &self,
         scope: &OrganizationScope,
