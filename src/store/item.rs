@@ -206,7 +206,7 @@ pub(super) fn is_tombstone(item: &Item) -> bool {
     text(item, STATE) == Some(TOMBSTONE)
 }
 
-/// The attribute of a claim with the name of its holder, and the name.
+/// The attribute that names a user or an organization, and the name.
 pub(super) fn holder(name: &ProfileName) -> (&'static str, &str) {
     match name {
         ProfileName::User(username) => (USERNAME, username.as_str()),
@@ -214,8 +214,8 @@ pub(super) fn holder(name: &ProfileName) -> (&'static str, &str) {
     }
 }
 
-/// The holder in such an attribute.
-fn decode_holder(item: &Item) -> Option<ProfileName> {
+/// The user or the organization that an item of [`encode_holder`] names.
+pub(super) fn decode_holder(item: &Item) -> Option<ProfileName> {
     if let Some(name) = text(item, USERNAME) {
         return Username::parse_existing(name).ok().map(ProfileName::User);
     }
@@ -225,7 +225,7 @@ fn decode_holder(item: &Item) -> Option<ProfileName> {
 
 /// The item of the claim of a unique value.
 pub(super) fn encode_claim(claim: &ProfileId) -> Item {
-    let mut item = encode_uid(&claim.name);
+    let mut item = encode_holder(&claim.name);
     put_uid(&mut item, UID, claim.uid.as_ref());
     item
 }
@@ -241,17 +241,12 @@ pub(super) fn decode_claim(item: &Item) -> Option<StoredClaim> {
     })
 }
 
-/// The item of a uid: the name of its user or organization.
-pub(super) fn encode_uid(name: &ProfileName) -> Item {
+/// An item that names a user or an organization: that of a uid, and a part of a claim.
+pub(super) fn encode_holder(name: &ProfileName) -> Item {
     let (attribute, name) = holder(name);
     let mut item = Item::new();
     put_text(&mut item, attribute, name);
     item
-}
-
-/// The name in the item of a uid.
-pub(super) fn decode_uid(item: &Item) -> Option<ProfileName> {
-    decode_holder(item)
 }
 
 /// The attributes to set and to remove, to turn the item of one record into that of

@@ -247,7 +247,7 @@ impl DynamoDb {
             return Ok(None);
         };
         let item = self.get_item(&key).await?;
-        Ok(item.and_then(|item| item::decode_uid(&to_item(item))))
+        Ok(item.and_then(|item| item::decode_holder(&to_item(item))))
     }
 
     /// Returns the stored outcome of a request, see [`crate::store::Step::StoreOutcome`].

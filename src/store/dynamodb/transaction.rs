@@ -40,39 +40,10 @@ impl DynamoDb {
                 self.transact_check(&found.key(), Condition::exactly(Some(found)))?
             }
             Step::Create { record, found } => {
-                let mut item = item::encode(record);
-                for (name, value) in keys::index_attributes(record) {
-                    item.extend(value.map(|value| (name.to_owned(), Value::Text(value))));
-                }
-                let condition = Condition::exactly(found.as_ref());
-                let create = put(&keys::of(&record.key()), item, condition)?;
-                let Some((key, name)) = record
-                    .uid()
-                    .and_then(keys::of_uid)
-                    .zip(record.profile_name())
-                else {
-                    return Ok(vec![create]);
-                };
-                let uid = put(&key, item::encode_uid(&name), Condition::default())?;
-                return Ok(vec![create, uid]);
+                return self.transact_create(record, found.as_ref(), origin);
             }
             Step::Update { found, record } => self.transact_update(found, record, origin)?,
-            Step::Delete { found } => {
-                let condition = Condition::exactly(Some(found));
-                let key = keys::of(&found.key());
-                let now = Timestamp::now();
-                if let Some(tombstone) = item::encode_tombstone(found, now) {
-                    let mut items = vec![put(&key, tombstone, condition)?];
-                    if let Some(key) = found.uid().and_then(keys::of_uid) {
-                        items.push(self.transact_delete(&key, Condition::default())?);
-                    }
-                    return Ok(items);
-                }
-                let delete = self.transact_delete(&key, condition)?;
-                let key = keys::of_deletion(&found.key(), &found.stamp().etag());
-                let deletion = item::encode_deletion(now, now.after(DELETION_RETENTION));
-                return Ok(vec![delete, put(&key, deletion, Condition::default())?]);
-            }
+            Step::Delete { found } => return self.transact_end(found, origin),
             Step::Claim {
                 value,
                 claim,
@@ -96,6 +67,54 @@ impl DynamoDb {
             }
         };
         Ok(vec![item])
+    }
+
+    /// Writes a record and, for a user or an organization, the item of its uid.
+    fn transact_create(
+        &self,
+        record: &Record,
+        found: Option<&Record>,
+        origin: &Item,
+    ) -> Result<Vec<TransactWriteItem>, BuildError> {
+        let mut item = item::encode(record);
+        for (name, value) in keys::index_attributes(record) {
+            item.extend(value.map(|value| (name.to_owned(), Value::Text(value))));
+        }
+        let key = keys::of(&record.key());
+        let parts = [item, origin.clone()];
+        let mut items = vec![self.transact_put(&key, parts, Condition::exactly(found))?];
+        let uid = record.uid().and_then(keys::of_uid);
+        if let Some((key, name)) = uid.zip(record.profile_name()) {
+            let parts = [item::encode_holder(&name), origin.clone()];
+            items.push(self.transact_put(&key, parts, Condition::default())?);
+        }
+        Ok(items)
+    }
+
+    /// Deletes a membership, or replaces a user or an organization by its tombstone and deletes the item
+    /// of its uid.
+    fn transact_end(
+        &self,
+        found: &Record,
+        origin: &Item,
+    ) -> Result<Vec<TransactWriteItem>, BuildError> {
+        let condition = Condition::exactly(Some(found));
+        let key = keys::of(&found.key());
+        let now = Timestamp::now();
+        if let Some(tombstone) = item::encode_tombstone(found, now) {
+            let parts = [tombstone, origin.clone()];
+            let mut items = vec![self.transact_put(&key, parts, condition)?];
+            if let Some(key) = found.uid().and_then(keys::of_uid) {
+                items.push(self.transact_delete(&key, Condition::default())?);
+            }
+            return Ok(items);
+        }
+        let delete = self.transact_delete(&key, condition)?;
+        let key = keys::of_deletion(&found.key(), &found.stamp().etag());
+        let deletion = item::encode_deletion(now, now.after(DELETION_RETENTION));
+        let parts = [deletion, origin.clone()];
+        let put = self.transact_put(&key, parts, Condition::default())?;
+        Ok(vec![delete, put])
     }
 
     fn transact_check(
