@@ -12,12 +12,13 @@ dev *arguments:
 test:
     cargo test
 
-# Spelling and words; formatting, lints and documentation of the code.
+# Spelling and words; formatting, lock files, lints and documentation of the code.
 lint:
     typos
     cargo fmt --all --check
     cargo fmt --manifest-path benches/Cargo.toml --check
     cargo fmt --manifest-path benches/echo/Cargo.toml --check
+    cargo metadata --locked --manifest-path benches/Cargo.toml --format-version 1 > /dev/null
     cargo clippy --locked --workspace --all-targets -- -D warnings
     cargo clippy --locked --no-default-features -- -D warnings
     RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
