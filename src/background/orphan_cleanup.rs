@@ -14,7 +14,7 @@ pub use self::tasks::OrphanCleanupTiming;
 use self::tasks::{Skipped, Task, Tasks};
 use super::leader_lease::{Candidate, HeldLease, LeaderLease};
 use crate::{
-    domain::{Actor, Key, Membership, NameMatch, Origin, Orphans, ProfileName, Record, Uid},
+    domain::{Actor, Membership, Origin, Orphans, ProfileName, Record, Uid},
     store::{self, CommitError, DynamoDb, ListPage, ListPosition, Slice, Step},
     telemetry::LEFTOVERS_REMOVED,
 };
@@ -291,26 +291,7 @@ impl OrphanCleanup {
         after: Option<&ListPosition>,
     ) -> Result<ListPage<Membership>, store::Error> {
         let slice = Slice { after, limit: PAGE };
-        let mut listed = match &orphans.gone {
-            ProfileName::Organization(name) => {
-                self.table.members(name, &NameMatch::All, slice).await?
-            }
-            ProfileName::User(username) => {
-                let listed = self
-                    .table
-                    .organizations_of(username, &NameMatch::All, slice)
-                    .await?;
-                let keys = listed.found.into_iter();
-                let keys: Vec<_> = keys
-                    .map(|organization| Key::Membership(organization, username.clone()))
-                    .collect();
-                let records = self.table.read_strong(&keys).await?.into_iter().flatten();
-                ListPage {
-                    found: records.filter_map(Record::into_membership).collect(),
-                    next: listed.next,
-                }
-            }
-        };
+        let mut listed = self.table.memberships_under(&orphans.gone, slice).await?;
         listed.found.retain(|membership| {
             let uid = incarnation_of(membership, &orphans.gone);
             uid.is_none() || uid == orphans.uid.as_ref()

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 use super::{Error, load_aws, table_error, table_settings};
 use crate::{
     config::BackendSettings,
-    domain::{Key, MemberCounts, Membership, NameMatch, ProfileId, ProfileName, Record, Timestamp},
+    domain::{Key, MemberCounts, Membership, NameMatch, ProfileId, Timestamp},
     store::{self, DynamoDb, ErrorKind, LogHead, ProfileKind, READ_MAX_KEYS, ScheduledEnd, Slice},
 };
 
@@ -99,14 +99,19 @@ impl Recount {
             })
             .buffer_unordered(COUNTS_AT_ONCE);
         let scheduled: Vec<_> = scheduled.try_collect().await?;
-        let (ready, mut left): (Vec<_>, Vec<_>) = scheduled
-            .into_iter()
-            .partition(|(_, is_scheduled)| *is_scheduled);
+        let (mut ready, mut left) = (Vec::new(), Vec::new());
+        for (profile, is_scheduled) in scheduled {
+            if is_scheduled {
+                ready.push(profile);
+            } else {
+                left.push(profile);
+            }
+        }
         let before = self.head().await?;
         // Until the indexes have all changes that are in the log.
         sleep(SLACK).await;
         let counted = stream::iter(ready)
-            .map(async |(profile, _)| {
+            .map(async |profile| {
                 let mut counts = MemberCounts::default();
                 for membership in self.memberships(&profile).await? {
                     counts.add(membership.role, 1);
@@ -122,9 +127,9 @@ impl Recount {
             let position = (&before.log, as_of);
             let is_set =
                 log.log == before.log && self.table.set_counts(&profile, &counts, position).await?;
-            left.extend((!is_set).then_some((profile, true)));
+            left.extend((!is_set).then_some(profile));
         }
-        Ok(left.into_iter().map(|(profile, _)| profile).collect())
+        Ok(left)
     }
 
     /// Adds the ends of a profile's memberships to the schedule, so that the follower of the stream counts
@@ -175,32 +180,16 @@ impl Recount {
                 after: after.as_ref(),
                 limit: PAGE,
             };
-            let (found, next) = match &profile.name {
-                ProfileName::Organization(name) => {
-                    let page = self.table.members(name, &NameMatch::All, slice).await?;
-                    (page.found, page.next)
-                }
-                ProfileName::User(username) => {
-                    let page = self
-                        .table
-                        .organizations_of(username, &NameMatch::All, slice)
-                        .await?;
-                    let key = |organization| Key::Membership(organization, username.clone());
-                    let keys: Vec<_> = page.found.into_iter().map(key).collect();
-                    let found = self.table.read_strong(&keys).await?.into_iter().flatten();
-                    let found = found.filter_map(Record::into_membership);
-                    (found.collect(), page.next)
-                }
-            };
+            let page = self.table.memberships_under(&profile.name, slice).await?;
             let now = self.table.now();
-            memberships.extend(found.into_iter().filter(|membership| {
+            memberships.extend(page.found.into_iter().filter(|membership| {
                 let sides = [
                     ProfileId::organization_of(membership),
                     ProfileId::member_of(membership),
                 ];
                 sides.contains(profile) && !membership.has_expired(|| now)
             }));
-            after = next;
+            after = page.next;
             if after.is_none() {
                 return Ok(memberships);
             }

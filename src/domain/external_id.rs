@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{NameError, names::check_characters};
+use super::{NameError, names::check_no_control};
 
 /// Most bytes of an external id.
 pub const EXTERNAL_ID_MAX_BYTES: usize = 256;
@@ -18,10 +18,7 @@ impl ExternalId {
     /// # Errors
     /// The first rule that the id breaks.
     pub fn parse(text: &str) -> Result<Self, NameError> {
-        const ALLOWED: &str = "characters that are not control characters";
-        check_characters(text, EXTERNAL_ID_MAX_BYTES, ALLOWED, |found| {
-            !found.is_control()
-        })?;
+        check_no_control(text, EXTERNAL_ID_MAX_BYTES)?;
         Ok(Self(text.into()))
     }
 

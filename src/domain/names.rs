@@ -124,11 +124,14 @@ fn parse_new(name: &str, inside_only: &[u8], allowed: &'static str) -> Result<Ar
 }
 
 fn parse_existing(name: &str) -> Result<Arc<str>, NameError> {
-    const ALLOWED: &str = "characters that are not control characters";
-    check_characters(name, EXISTING_NAME_MAX_BYTES, ALLOWED, |found| {
-        !found.is_control()
-    })?;
+    check_no_control(name, EXISTING_NAME_MAX_BYTES)?;
     Ok(name.into())
+}
+
+/// Accepts 1 to `max` bytes without control characters.
+pub(super) fn check_no_control(text: &str, max: usize) -> Result<(), NameError> {
+    const ALLOWED: &str = "characters that are not control characters";
+    check_characters(text, max, ALLOWED, |found| !found.is_control())
 }
 
 pub(super) fn check_characters(
@@ -231,11 +234,8 @@ impl FreeText {
     /// # Errors
     /// The first rule that the text breaks.
     pub fn parse_existing(text: &str) -> Result<Self, NameError> {
-        const ALLOWED: &str = "characters that are not control characters";
         if !text.is_empty() {
-            check_characters(text, FREE_TEXT_MAX_BYTES, ALLOWED, |found| {
-                !found.is_control()
-            })?;
+            check_no_control(text, FREE_TEXT_MAX_BYTES)?;
         }
         Ok(Self(text.into()))
     }

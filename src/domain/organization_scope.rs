@@ -26,9 +26,9 @@ pub struct OrganizationRule {
 /// Whether an organization is in a scope, judged by its name alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InScope {
-    /// Yes, whatever its labels are.
+    /// Yes, with any labels.
     Yes,
-    /// No, whatever its labels are.
+    /// No, with any labels.
     No,
     /// It depends on its labels.
     ByLabels,

@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     Labels, Made, Membership, NameError, Organization, OrganizationName, User, Username,
-    names::check_characters,
+    names::check_no_control,
 };
 
 /// Most bytes of a uid that can be looked up.
@@ -54,8 +54,7 @@ impl Uid {
     /// # Errors
     /// The first rule that the uid breaks.
     pub fn parse(text: &str) -> Result<Self, NameError> {
-        const ALLOWED: &str = "characters that are not control characters";
-        check_characters(text, UID_MAX_BYTES, ALLOWED, |found| !found.is_control())?;
+        check_no_control(text, UID_MAX_BYTES)?;
         Self::from_text(text).ok_or(NameError::Empty)
     }
 

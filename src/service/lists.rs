@@ -91,8 +91,8 @@ impl Accounts {
         })
     }
 
-    /// Lists the memberships of a user in organizations of the scope, by the organization's name. With `last_owner_only`, those of
-    /// organizations that would be left without an Owner.
+    /// Lists the memberships of a user in organizations of the scope, by the organization's name. With
+    /// `last_owner_only`, those of organizations that would be left without an Owner.
     ///
     /// # Errors
     /// [`Refusal::UserNotFound`], [`Refusal::NoPageToken`].
@@ -120,14 +120,10 @@ impl Accounts {
             let listed = self
                 .listed(self.table.organizations_of(&user, &filter.name, slice))
                 .await?;
-            let some = self.memberships_in(&user, listed, &mut bytes).await?;
-            entries.extend(
-                some.found
-                    .into_iter()
-                    .filter_map(|(organization, standing)| {
-                        scope.has(&organization).then_some(standing)
-                    }),
-            );
+            let some = self
+                .memberships_in(scope, &user, listed, &mut bytes)
+                .await?;
+            entries.extend(some.found);
             next = some.next;
             if next.is_none() || bytes > MAX_PAGE_BYTES {
                 break;
@@ -143,15 +139,16 @@ impl Accounts {
         })
     }
 
-    /// The memberships of a user in the listed organizations, until they have [`MAX_PAGE_BYTES`] with the
-    /// `bytes` before them.
+    /// The memberships of a user in the listed organizations of the scope. The page ends when the listed
+    /// memberships have [`MAX_PAGE_BYTES`], with the `bytes` of the pages before.
     async fn memberships_in(
         &self,
+        scope: &OrganizationScope,
         user: &Username,
         listed: ListPage<OrganizationName>,
         bytes: &mut usize,
-    ) -> Result<ListPage<(Organization, Standing)>, Error> {
-        let mut memberships = Vec::new();
+    ) -> Result<ListPage<Standing>, Error> {
+        let (mut found, mut next) = (Vec::new(), listed.next);
         let mut organizations = listed.found.into_iter().peekable();
         loop {
             let some: Vec<_> = organizations
@@ -165,31 +162,26 @@ impl Accounts {
             let mut keys = vec![Key::User(user.clone())];
             keys.extend(of_each);
             let mut records = self.coherent(&keys).await?.into_iter();
-            let Some(found) = records.next().flatten() else {
+            let Some(member) = records.next().flatten() else {
                 return Err(Error::Refused(Refusal::UserNotFound(user.clone())));
             };
             while let Some(organization) = records.next() {
                 let membership = records.next().flatten();
                 *bytes += membership.as_ref().map_or(0, Record::bytes);
-                let Some(Record::Organization(found_organization)) = organization.clone() else {
-                    continue;
-                };
-                let records = [Some(found.clone()), organization, membership];
-                let standing = standing(records, || self.table.now());
-                memberships.extend(standing.map(|standing| (found_organization, standing)));
+                if organization.as_ref().is_some_and(|it| scope.has_record(it)) {
+                    let records = [Some(member.clone()), organization, membership];
+                    found.extend(standing(records, || self.table.now()));
+                }
             }
-            let next = if organizations.peek().is_none() {
-                listed.next.clone()
-            } else if *bytes > MAX_PAGE_BYTES {
-                some.last().map(ListPosition::of_organization)
-            } else {
-                continue;
-            };
-            return Ok(ListPage {
-                found: memberships,
-                next,
-            });
+            if organizations.peek().is_none() {
+                break;
+            }
+            if *bytes > MAX_PAGE_BYTES {
+                next = some.last().map(ListPosition::of_organization);
+                break;
+            }
         }
+        Ok(ListPage { found, next })
     }
 
     /// Keeps the memberships of organizations of which the user is the last Owner.

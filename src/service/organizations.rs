@@ -9,7 +9,7 @@ use super::{
     new_uid,
     organization_changes::{DeleteOrganization, EditOrganization},
     read_set::{ReadSet, keys_of_member, transaction},
-    scope::require,
+    scope::{not_granted, require},
     unique_values::claims,
 };
 use crate::{
@@ -91,8 +91,7 @@ impl Accounts {
         // Judged by the new organization: the name is the only fact about another one that a refusal
         // reveals.
         if !call.scope.has_labelled(&new.organization_name, &new.labels) {
-            let refusal = Refusal::OrganizationNotGranted(new.organization_name);
-            return Err(Error::Refused(refusal));
+            return Err(not_granted(&new.organization_name));
         }
         let call = Call {
             scope: OrganizationScope::Every,

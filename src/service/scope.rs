@@ -92,11 +92,7 @@ where
             }
         }
         let keys: Vec<_> = by_labels.iter().cloned().map(Key::Organization).collect();
-        if keys.is_empty() {
-            let mut verdict = self.change.decide(table).await?;
-            self.hide(&mut verdict);
-            return Ok(verdict);
-        }
+        // Without keys, this reads nothing.
         let read = ReadSet::read(table, keys);
         let (found, mut verdict) = try_join(read, self.change.decide(table)).await?;
         for name in by_labels {
@@ -147,7 +143,6 @@ fn guard<T>(
         .iter_mut()
         .find(|step| step.key().as_ref() == Some(&key));
     match step {
-        Some(Step::Create { record, .. }) => scope.has_record(record),
         Some(Step::Update { found, record }) => scope.has_record(found) && scope.has_record(record),
         Some(Step::Delete { found } | Step::RequireVersion { found }) => scope.has_record(found),
         Some(step @ Step::Require { .. }) => {
@@ -161,8 +156,10 @@ fn guard<T>(
             *step = Step::RequireVersion { found };
             is_granted
         }
-        // No step without a record has this key.
-        Some(Step::Claim { .. } | Step::CleanUp(_) | Step::StoreOutcome { .. }) => false,
+        // A new organization was judged before its change, and the other steps have no such key.
+        Some(
+            Step::Create { .. } | Step::Claim { .. } | Step::CleanUp(_) | Step::StoreOutcome { .. },
+        ) => false,
         None => match found {
             Some(found) if scope.has(found) => {
                 let found = Record::Organization(found.clone());

@@ -663,19 +663,9 @@ fn of_michael_in_org() -> pb::WatchChangesRequest {
 
 /// Adds Michael to Olivia's organization until some seconds from now. Returns the end.
 async fn add_michael_for(service: &Replica, seconds: u64) -> prost_types::Timestamp {
-    let end = from_now(Duration::from_secs(seconds));
-    let add = pb::AddUserToOrganizationRequest {
-        organization_name: ORG.to_owned(),
-        member_username: MICHAEL.to_owned(),
-        role: Role::Member.into(),
-        adding_user: OLIVIA.to_owned(),
-        expire_time: Some(end),
-        ..pb::AddUserToOrganizationRequest::default()
-    };
-    let mut client = service.client.clone();
-    let added = client.add_user_to_organization(add).await.unwrap();
-    let membership = added.into_inner().membership.unwrap();
-    membership.expire_time.unwrap()
+    let end = Some(from_now(Duration::from_secs(seconds)));
+    let added = service.add_until(ORG, MICHAEL, Role::Member, OLIVIA, end);
+    added.await.unwrap().expire_time.unwrap()
 }
 
 #[tokio::test]
@@ -795,16 +785,8 @@ async fn many_memberships_that_end_at_once_are_reported_together() {
     let members: Vec<_> = members.collect();
     for member in &members {
         service.create_user(member).await.unwrap();
-        let add = pb::AddUserToOrganizationRequest {
-            organization_name: ORG.to_owned(),
-            member_username: member.clone(),
-            role: Role::Member.into(),
-            adding_user: OLIVIA.to_owned(),
-            expire_time: Some(end),
-            ..pb::AddUserToOrganizationRequest::default()
-        };
-        let mut client = service.client.clone();
-        client.add_user_to_organization(add).await.unwrap();
+        let added = service.add_until(ORG, member, Role::Member, OLIVIA, Some(end));
+        added.await.unwrap();
     }
     let mut watch = Watch::open(&service.client, from(Start::Oldest(true))).await;
     let watch = watch.as_mut().unwrap();

@@ -103,16 +103,9 @@ async fn members_are_counted_by_role_and_organizations_by_user() {
     assert_eq!(count_organizations(&service, MICHAEL).await.unwrap(), 0);
 
     // A membership that expires is not counted from its end on, and neither again when it is removed.
-    let add = pb::AddUserToOrganizationRequest {
-        organization_name: ORG.to_owned(),
-        member_username: MICHAEL.to_owned(),
-        role: Role::Member.into(),
-        adding_user: OLIVIA.to_owned(),
-        expire_time: Some(from_now(Duration::from_secs(6))),
-        ..pb::AddUserToOrganizationRequest::default()
-    };
-    let mut client = service.client.clone();
-    client.add_user_to_organization(add).await.unwrap();
+    let end = Some(from_now(Duration::from_secs(6)));
+    let added = service.add_until(ORG, MICHAEL, Role::Member, OLIVIA, end);
+    added.await.unwrap();
     assert_counts(&service, ORG, [1, 0, 1]).await;
     assert_counts(&service, ORG, [1, 0, 0]).await;
     service
@@ -193,16 +186,9 @@ async fn change_at_random(
             4..6 => drop(service.change_role(organization, user, role, OLIVIA).await),
             6 => drop(service.remove(organization, user, OLIVIA).await),
             _ => {
-                let end = (Duration::from_millis(3000 + fastrand::u64(..1000)), role);
-                let add = pb::AddUserToOrganizationRequest {
-                    organization_name: organization.clone(),
-                    member_username: user.clone(),
-                    role: end.1.into(),
-                    adding_user: OLIVIA.to_owned(),
-                    expire_time: Some(from_now(end.0)),
-                    ..pb::AddUserToOrganizationRequest::default()
-                };
-                drop(service.client.clone().add_user_to_organization(add).await);
+                let end = from_now(Duration::from_millis(3000 + fastrand::u64(..1000)));
+                let add = service.add_until(organization, user, role, OLIVIA, Some(end));
+                drop(add.await);
             }
         }
     }

@@ -89,10 +89,10 @@ impl DynamoDb {
             .table_name(&self.table)
             .set_key(Some(primary_key(&key)))
             .condition_expression("attribute_not_exists(#asOf) OR #asOf <= :asOf OR #log <> :log")
-            .update_expression(
-                "SET #owners = :owners, #admins = :admins, #members = :members, \
-                 #others = :others, #asOf = :asOf, #log = :log, #complete = :log",
-            )
+            .update_expression(format!(
+                "SET #asOf = :asOf, #log = :log, #complete = :log, {}",
+                COUNTS.map(|name| format!("#{name} = :{name}")).join(", ")
+            ))
             .expression_attribute_names("#asOf", AS_OF)
             .expression_attribute_names("#log", LOG)
             .expression_attribute_names("#complete", COMPLETE_IN)

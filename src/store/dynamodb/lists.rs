@@ -11,7 +11,7 @@ use futures_util::future::try_join_all;
 
 use super::{Attributes, DynamoDb, decode, failed, primary_key, primary_key_of};
 use crate::{
-    domain::{Key, Membership, NameMatch, OrganizationName, Role, Username},
+    domain::{Key, Membership, NameMatch, OrganizationName, ProfileName, Record, Role, Username},
     store::{
         Error, ErrorKind, ListPage, ListPosition, OWNER_HINTS, ProfileKind, Slice,
         item::{EXPIRE_TIME, ROLE},
@@ -84,6 +84,34 @@ impl DynamoDb {
         Ok(ListPage {
             found: found.collect(),
             next,
+        })
+    }
+
+    /// The memberships under the name of a user or an organization, each read strongly, ineffective ones
+    /// included. Those of a user are found by an index, as of moments ago.
+    ///
+    /// # Errors
+    /// The table could not be read.
+    pub async fn memberships_under(
+        &self,
+        name: &ProfileName,
+        slice: Slice<'_>,
+    ) -> Result<ListPage<Membership>, Error> {
+        let username = match name {
+            ProfileName::Organization(name) => {
+                return self.members(name, &NameMatch::All, slice).await;
+            }
+            ProfileName::User(username) => username,
+        };
+        let listed = self
+            .organizations_of(username, &NameMatch::All, slice)
+            .await?;
+        let key = |organization| Key::Membership(organization, username.clone());
+        let keys: Vec<_> = listed.found.into_iter().map(key).collect();
+        let records = self.read_strong(&keys).await?.into_iter().flatten();
+        Ok(ListPage {
+            found: records.filter_map(Record::into_membership).collect(),
+            next: listed.next,
         })
     }
 

@@ -30,7 +30,7 @@ impl DynamoDb {
             .collect())
     }
 
-    /// The ones of these ends that are scheduled.
+    /// The scheduled ones among these ends.
     ///
     /// # Errors
     /// The table could not be read.

@@ -95,11 +95,25 @@ impl Replica {
         role: pb::Role,
         adding_user: &str,
     ) -> Result<pb::Membership, Status> {
+        self.add_until(organization, member, role, adding_user, None)
+            .await
+    }
+
+    /// Adds a member whose membership ends at a time, or does not end.
+    pub async fn add_until(
+        &self,
+        organization: &str,
+        member: &str,
+        role: pb::Role,
+        adding_user: &str,
+        expire_time: Option<prost_types::Timestamp>,
+    ) -> Result<pb::Membership, Status> {
         let request = pb::AddUserToOrganizationRequest {
             organization_name: organization.to_owned(),
             member_username: member.to_owned(),
             role: role.into(),
             adding_user: adding_user.to_owned(),
+            expire_time,
             ..pb::AddUserToOrganizationRequest::default()
         };
         let reply = self
