@@ -74,14 +74,21 @@ impl StreamInvalidator {
             if passed.is_empty() {
                 return Ok(());
             }
-            let ends = passed.iter().zip(found);
-            let changes: Vec<_> = ends
-                .filter_map(|(end, found)| expired(end, found?.into_membership()?))
-                .collect();
-            self.append(&changes, &passed, stream_progress, lease)
-                .await?;
             // The next ones may have passed, too.
             stream_progress.read_schedule_at = ExpireTime(0);
+            let (mut changes, mut done) = (Vec::new(), Vec::new());
+            for (end, found) in passed.into_iter().zip(found) {
+                let found = found.and_then(Record::into_membership);
+                let change = found.and_then(|found| expired(&end, found));
+                if change.is_some() || stream_progress.is_change_logged(&end, self.fencing.now()) {
+                    changes.extend(change);
+                    done.push(end);
+                }
+            }
+            if done.is_empty() {
+                return Ok(());
+            }
+            self.append(&changes, &done, stream_progress, lease).await?;
         }
         Ok(())
     }

@@ -1,12 +1,15 @@
 //! Progress along the stream: the shards, their checkpoints, and the order of reading them.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
 use crate::{
     domain::{ExpireTime, Timestamp},
-    store::{LogHead, Position, Shard, ShardId, ShardIterator, StreamId},
+    store::{LogHead, Position, ScheduledEnd, Shard, ShardId, ShardIterator, StreamId},
 };
 
 /// Longest time between two reads of the schedule of ends.
@@ -38,6 +41,9 @@ pub(super) struct StreamProgress {
     /// When the schedule of ends is read next: at its next end, or [`SCHEDULE_INTERVAL`] after the last
     /// read, because `recount` adds ends, too.
     pub(super) read_schedule_at: ExpireTime,
+    /// Scheduled ends that have passed and that their memberships do not have any more, and the time when
+    /// this was seen.
+    replaced: HashMap<ScheduledEnd, Timestamp>,
 }
 
 /// The progress along a shard.
@@ -99,6 +105,7 @@ impl StreamProgress {
             lacks_children: false,
             has_unsaved: false,
             read_schedule_at: ExpireTime(0),
+            replaced: HashMap::new(),
         }
     }
 
@@ -106,6 +113,17 @@ impl StreamProgress {
     pub(super) fn has_ended(&self) -> bool {
         let mut shards = self.shards.values();
         !shards.any(Progress::is_open)
+    }
+
+    /// Whether the log has the change of a membership that does not have this end any more. Until then, the
+    /// end stays scheduled: the membership is counted with it.
+    pub(super) fn is_change_logged(&mut self, end: &ScheduledEnd, now: Timestamp) -> bool {
+        let processed = self.head.processed;
+        let is_logged = *self.replaced.entry(end.clone()).or_insert(now) < processed;
+        if is_logged {
+            self.replaced.remove(end);
+        }
+        is_logged
     }
 
     /// The values of the register, without the holder of the lease.
@@ -188,6 +206,7 @@ impl StreamProgress {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::{OrganizationName, Username};
 
     fn shard(id: &str, parent: Option<&str>) -> Shard {
         Shard {
@@ -287,6 +306,24 @@ mod tests {
         stream_progress.add(&[], now);
         stream_progress.add(&listed, now);
         assert_eq!(open(&stream_progress), ["a"]);
+    }
+
+    #[test]
+    fn a_replaced_end_stays_scheduled_until_the_log_has_its_replacement() {
+        let mut stream_progress = stream_progress();
+        let end = ScheduledEnd {
+            expire_time: ExpireTime(1),
+            organization_name: OrganizationName::parse_new("olivia-org").unwrap(),
+            member_username: Username::parse_new("membermichael").unwrap(),
+        };
+        // All changes until the end are in the log, and its replacement may be later.
+        stream_progress.head.processed = Timestamp(1500);
+        assert!(!stream_progress.is_change_logged(&end, Timestamp(2000)));
+        stream_progress.head.processed = Timestamp(2000);
+        assert!(!stream_progress.is_change_logged(&end, Timestamp(2400)));
+        stream_progress.head.processed = Timestamp(2001);
+        assert!(stream_progress.is_change_logged(&end, Timestamp(2500)));
+        assert!(stream_progress.replaced.is_empty());
     }
 
     #[test]
