@@ -1,11 +1,13 @@
 //! Grants by organization: a caller reads and changes only the organizations of its grant.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use account_service::{
     auth::KeySource,
     grpc::methods,
-    proto::account_v1::{self as pb, Role, change::Resource},
+    proto::account_v1::{
+        self as pb, ChangeKind, Role, change::Resource, watch_changes_request::Start,
+    },
 };
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde_json::json;
@@ -632,7 +634,10 @@ async fn lists_and_watches_leave_out_organizations_that_are_not_granted() {
 
     let mut watch = None;
     eventually("the stream is followed", async || {
-        let request = limited.request(pb::WatchChangesRequest::default());
+        let request = limited.request(pb::WatchChangesRequest {
+            start: Some(Start::Oldest(true)),
+            ..pb::WatchChangesRequest::default()
+        });
         watch = client.watch_changes(request).await.ok();
         watch.is_some()
     })
@@ -663,26 +668,35 @@ async fn lists_and_watches_leave_out_organizations_that_are_not_granted() {
     let moved = limited.relabel(&limited.operator, BY_NAME, "asia").await;
     moved.unwrap();
     let mut seen = Vec::new();
+    let updated = [BY_LABEL, BY_NAME].map(|name| (ChangeKind::Updated, name.to_owned()));
     let seeing = async {
-        while seen.last().is_none_or(|last| last != BY_NAME) {
+        while !updated.iter().all(|update| seen.contains(update)) {
             let response = watch.message().await.unwrap().unwrap();
-            seen.extend(response.changes.into_iter().map(
-                |change| match change.resource.unwrap() {
+            seen.extend(response.changes.into_iter().map(|change| {
+                let kind = change.kind();
+                let name = match change.resource.unwrap() {
                     Resource::User(user) => user.username,
                     Resource::Organization(organization) => organization.organization_name,
                     Resource::Membership(membership) => {
-                        format!(
-                            "{}/{}",
-                            membership.organization_name, membership.member_username
-                        )
+                        let member = membership.member_username;
+                        format!("{}/{member}", membership.organization_name)
                     }
-                },
-            ));
+                };
+                (kind, name)
+            }));
         }
     };
     timeout(PATIENCE, seeing).await.expect("too few changes");
-    // The membership may be judged after the label was removed.
-    let membership = format!("{BY_LABEL}/{MICHAEL}");
-    let seen: Vec<_> = seen.into_iter().filter(|it| *it != membership).collect();
-    assert_eq!(seen, [BY_LABEL, BY_NAME]);
+    // A membership may be judged after the label was removed.
+    let of_label = format!("{BY_LABEL}/");
+    seen.retain(|(_, name)| !name.starts_with(&of_label));
+    let created = [
+        BY_NAME.to_owned(),
+        format!("{BY_NAME}/{OLIVIA}"),
+        BY_LABEL.to_owned(),
+    ];
+    let created = created.map(|name| (ChangeKind::Created, name));
+    let expected: BTreeSet<_> = created.into_iter().chain(updated).collect();
+    assert_eq!(seen.len(), expected.len(), "{seen:?}");
+    assert_eq!(BTreeSet::from_iter(seen), expected);
 }
