@@ -2,8 +2,9 @@
 //! `Log`: a line contains no user's name, no control character and no debug form.
 
 use std::{
+    fs::File,
     io,
-    sync::{Mutex, Once, PoisonError},
+    sync::{LazyLock, Mutex, Once, PoisonError},
 };
 
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
@@ -25,6 +26,12 @@ const OUR_TARGETS: [&str; 2] = ["account_service", "audit"];
 const FORMS_OF_CODE: [&str; 4] = ["Some(", "None", "Ok(", "Err("];
 /// Longest line, in bytes.
 const MAX_LINE: usize = 4096;
+
+/// The file that the variable `TEST_LOG` names. It receives the lines of all replicas in the test process.
+static COPY: LazyLock<Option<File>> = LazyLock::new(|| {
+    let path = std::env::var_os("TEST_LOG")?;
+    Some(File::create(path).expect("TEST_LOG cannot be created"))
+});
 
 /// The fault of a line; `None` if the line is clean.
 fn fault(line: &str) -> Option<String> {
@@ -86,6 +93,9 @@ impl io::Write for Inspector {
     /// The subscriber writes a whole line at once.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         static ONE: Mutex<()> = Mutex::new(());
+        if let Some(mut copy) = COPY.as_ref() {
+            copy.write_all(line)?;
+        }
         let text = String::from_utf8_lossy(line);
         if let Some(fault) = text.lines().find_map(fault) {
             let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
