@@ -1,5 +1,6 @@
-//! Loops that run beside all calls, each in one replica at a time.
+//! Loops that run beside all calls, most of them in one replica at a time.
 
 mod leader_lease;
 pub mod orphan_cleanup;
+pub mod purge;
 pub mod stream_invalidator;

@@ -22,6 +22,7 @@ use self::secrets_manager::SecretsManager;
 use crate::{
     background::{
         orphan_cleanup::{OrphanCleanup, OrphanCleanupTiming},
+        purge::Purge,
         stream_invalidator::{InvalidatorTiming, StreamInvalidator},
     },
     cache::{self, Credential, Momento, MomentoClient},
@@ -86,6 +87,7 @@ pub struct App {
     stopping: CancellationToken,
     invalidator: Option<StreamInvalidator>,
     clean_up: Option<OrphanCleanup>,
+    purge: Option<Purge>,
     drain_timeout: Duration,
     calls_at_once: usize,
     connections: listener::Limits,
@@ -161,6 +163,10 @@ impl App {
             invalidator: invalidator.map(|timing| {
                 let fencing = service.coherence().fencing.clone();
                 StreamInvalidator::new(service.table().clone(), fencing, timing)
+            }),
+            purge: clean_up.map(|timing| {
+                let accounts = service.accounts().clone();
+                Purge::new(service.table().clone(), accounts, timing.purge)
             }),
             clean_up: clean_up.map(|timing| OrphanCleanup::new(service.table().clone(), timing)),
             service,

@@ -215,11 +215,18 @@ impl App {
                 None => std::future::pending().await,
             }
         });
+        let purge = Box::pin(async {
+            match &self.purge {
+                Some(purge) => purge.run().await,
+                None => std::future::pending().await,
+            }
+        });
         tokio::select! {
             () = self.service.coherence().run_generation_switch() => {}
             () = self.service.coherence().run_directory() => {}
             () = follow_stream => {}
             () = clean_up => {}
+            () = purge => {}
             () = self.auth.run_refresh() => {}
             () = self.momento_credentials.run_refresh() => {}
             () = concurrency_limit.run_limit_adjustment() => {}

@@ -14,7 +14,7 @@ use crate::{
 
 /// Version of the format. A new attribute needs a new version: replicas of the former version would
 /// fill entries without it.
-const SCHEMA: u32 = 6;
+const SCHEMA: u32 = 7;
 
 /// 16 bytes, 122 bits of them random, that make every entry unique.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -179,6 +179,7 @@ mod tests {
             external_id: None,
             labels: Labels::parse([("a", "b")].into_iter(), FreeText::parse_new).unwrap(),
             state: State::Suspended,
+            deletion: None,
             uid: Uid::from_text("u-1"),
             stamp: Stamp::created(Timestamp(5)),
         })
@@ -255,7 +256,7 @@ mod tests {
     }
 
     /// Replicas of different versions share a cache: this entry must stay
-    /// readable for as long as `SCHEMA` is 6.
+    /// readable for as long as `SCHEMA` is 7.
     #[test]
     fn the_stored_format_is_frozen() {
         let entry = Entry {
@@ -266,7 +267,7 @@ mod tests {
             },
         };
         let frozen =
-            b"\x08\x06\x10\x01\x1a\x10\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\
+            b"\x08\x07\x10\x01\x1a\x10\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\
             \x07\x07\x07\"\x01k(\x07J\x11\n\ncreateTime\x12\x03\x12\x015J\x1a\n\x0bdispl\
             ayName\x12\x0b\n\x09Olivia S.J\x1d\n\x05email\x12\x14\n\x12Olivia@example.co\
             mJ\x15\n\x09firstName\x12\x08\n\x06OliviaJ\x16\n\x06labels\x12\x0c\"\n\n\x08\

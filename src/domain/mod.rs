@@ -14,6 +14,7 @@ mod origin;
 mod orphans;
 mod record;
 mod rules;
+mod soft_deletion;
 mod state;
 mod unique;
 mod user;
@@ -40,6 +41,7 @@ pub use rules::{
     DELETES_ORGANIZATION, TRANSFERS_OWNERSHIP, UPDATES_ORGANIZATION, effective_membership, may_add,
     may_change_role, may_remove, may_update_membership, outlasts, standing_membership,
 };
+pub use soft_deletion::{MAX_UNDELETE_WINDOW, SoftDeletion, UndeleteWindow};
 pub use state::State;
 pub use unique::UniqueValue;
 pub use user::User;

@@ -1,6 +1,6 @@
 //! Organizations.
 
-use super::{ExternalId, FreeText, Labels, OrganizationName, Stamp, State, Uid};
+use super::{ExternalId, FreeText, Labels, OrganizationName, SoftDeletion, Stamp, State, Uid};
 
 /// A group of users, each with a role in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,8 +17,21 @@ pub struct Organization {
     pub labels: Labels,
     /// Whether the organization's memberships count.
     pub state: State,
+    /// The deletion, while it can be undone. The organization counts as deleted, whatever its state.
+    pub deletion: Option<SoftDeletion>,
     /// This incarnation of the name. `None` if it has no stored uid.
     pub uid: Option<Uid>,
     /// Version and times.
     pub stamp: Stamp,
+}
+
+impl Organization {
+    /// The organization as it is when its deletion is undone, with its stamp.
+    #[must_use]
+    pub fn undeleted(self) -> Self {
+        Self {
+            deletion: None,
+            ..self
+        }
+    }
 }

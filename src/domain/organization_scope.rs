@@ -105,6 +105,7 @@ mod tests {
             external_id: None,
             labels: labels(&[("region", region), ("tier", "1")]),
             state: State::Active,
+            deletion: None,
             uid: None,
             stamp: Stamp::default(),
         }

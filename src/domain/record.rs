@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    Labels, Made, Membership, NameError, Organization, OrganizationName, User, Username,
-    names::check_no_control,
+    Labels, Made, Membership, NameError, Organization, OrganizationName, SoftDeletion, User,
+    Username, names::check_no_control,
 };
 
 /// Most bytes of a uid that can be looked up.
@@ -332,6 +332,16 @@ impl Record {
         match self {
             Self::User(user) => user.uid.as_ref(),
             Self::Organization(organization) => organization.uid.as_ref(),
+            Self::Membership(_) => None,
+        }
+    }
+
+    /// The deletion of a user or an organization that can be undone. `None` for memberships.
+    #[must_use]
+    pub fn deletion(&self) -> Option<SoftDeletion> {
+        match self {
+            Self::User(user) => user.deletion,
+            Self::Organization(organization) => organization.deletion,
             Self::Membership(_) => None,
         }
     }

@@ -60,7 +60,7 @@ pub fn may_remove(acting: Role, target: Option<Role>) -> bool {
 }
 
 /// The membership, if it is between the present incarnations of the user and the
-/// organization, and has not expired at `now`.
+/// organization, neither of which is deleted, and has not expired at `now`.
 #[must_use]
 pub fn standing_membership(
     user: Option<&User>,
@@ -86,7 +86,7 @@ pub fn effective_membership<'a>(
     (state == State::Active).then_some((role, membership))
 }
 
-/// Whether a membership counts. `None` if it is between other incarnations, or has expired.
+/// Whether a membership counts. `None` if it is between other or deleted incarnations, or has expired.
 fn state_between(
     user: &User,
     organization: &Organization,
@@ -95,7 +95,8 @@ fn state_between(
 ) -> Option<State> {
     let is_theirs =
         membership.member_uid == user.uid && membership.organization_uid == organization.uid;
-    let is_there = is_theirs && !membership.has_expired(now);
+    let is_deleted = user.deletion.is_some() || organization.deletion.is_some();
+    let is_there = is_theirs && !is_deleted && !membership.has_expired(now);
     is_there.then(|| user.state.and(organization.state))
 }
 

@@ -1,6 +1,6 @@
 //! Users.
 
-use super::{Email, ExternalId, FreeText, Labels, Stamp, State, Uid, Username};
+use super::{Email, ExternalId, FreeText, Labels, SoftDeletion, Stamp, State, Uid, Username};
 
 /// A person (or robot) that can belong to organizations.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,8 +21,21 @@ pub struct User {
     pub labels: Labels,
     /// Whether the user's memberships count.
     pub state: State,
+    /// The deletion, while it can be undone. The user counts as deleted, whatever its state.
+    pub deletion: Option<SoftDeletion>,
     /// This incarnation of the name. `None` if it has no stored uid.
     pub uid: Option<Uid>,
     /// Version and times.
     pub stamp: Stamp,
+}
+
+impl User {
+    /// The user as it is when its deletion is undone, with its stamp.
+    #[must_use]
+    pub fn undeleted(self) -> Self {
+        Self {
+            deletion: None,
+            ..self
+        }
+    }
 }

@@ -64,6 +64,12 @@ impl AccountService {
         &self.table
     }
 
+    /// The use cases.
+    #[must_use]
+    pub fn accounts(&self) -> &Accounts {
+        &self.accounts
+    }
+
     /// The Momento client.
     #[must_use]
     pub fn cache(&self) -> &MomentoClient {

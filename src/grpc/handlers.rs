@@ -14,7 +14,7 @@ use crate::{
     auth::Caller,
     domain::{OrganizationScope, State},
     proto::account_v1::{self as pb, account_service_server::AccountService as AccountRpc},
-    service::{Call, Counts, Error, OrganizationToEdit, UserToEdit},
+    service::{Call, Counts, Error, OrganizationToEdit, ProfileList, UserToEdit},
 };
 
 impl AccountService {
@@ -181,6 +181,18 @@ impl AccountRpc for AccountService {
         }))
     }
 
+    async fn undelete_user(
+        &self,
+        request: Request<pb::UndeleteUserRequest>,
+    ) -> RpcResult<pb::UndeleteUserResponse> {
+        let (request, change, call) = write_request::open(request)?;
+        let user = convert::user_to_undelete(&request)?;
+        let user = change.run(self.accounts.undelete_user(user, call)).await?;
+        Ok(Response::new(pb::UndeleteUserResponse {
+            user: Some(convert::user(&user)),
+        }))
+    }
+
     async fn create_organization(
         &self,
         request: Request<pb::CreateOrganizationRequest>,
@@ -325,6 +337,19 @@ impl AccountRpc for AccountService {
         }))
     }
 
+    async fn undelete_organization(
+        &self,
+        request: Request<pb::UndeleteOrganizationRequest>,
+    ) -> RpcResult<pb::UndeleteOrganizationResponse> {
+        let (request, change, call) = write_request::open(request)?;
+        let organization = convert::organization_to_undelete(&request)?;
+        let undelete = self.accounts.undelete_organization(organization, call);
+        let organization = change.run(undelete).await?;
+        Ok(Response::new(pb::UndeleteOrganizationResponse {
+            organization: Some(convert::organization(&organization)),
+        }))
+    }
+
     async fn add_user_to_organization(
         &self,
         request: Request<pb::AddUserToOrganizationRequest>,
@@ -406,15 +431,18 @@ impl AccountRpc for AccountService {
         let deadline = deadline::of(&request);
         let caller = Requester::of(request.extensions());
         let request = request.into_inner();
-        let names = convert::name_filter(&request.filter, "username")?;
-        let is_ordered = convert::is_ordered(&request.order_by, "username")?;
+        let profiles = ProfileList {
+            names: convert::name_filter(&request.filter, "username")?,
+            is_ordered: convert::is_ordered(&request.order_by, "username")?,
+            show_deleted: request.show_deleted,
+        };
         let page = convert::page(
             request.page_size,
             request.page_token,
             convert::MAX_PROFILES_PAGE,
         )?;
         let records = RecordCount::Profiles(page.size.into());
-        let use_case = self.accounts.list_users(&names, is_ordered, page);
+        let use_case = self.accounts.list_users(&profiles, page);
         let (page, _reservation) = self.reserve(records, &caller, deadline, use_case).await?;
         Ok(Response::new(pb::ListUsersResponse {
             users: page.entries.iter().map(convert::user).collect(),
@@ -430,17 +458,18 @@ impl AccountRpc for AccountService {
         let deadline = deadline::of(&request);
         let caller = Requester::of(request.extensions());
         let request = request.into_inner();
-        let names = convert::name_filter(&request.filter, "organization_name")?;
-        let is_ordered = convert::is_ordered(&request.order_by, "organization_name")?;
+        let profiles = ProfileList {
+            names: convert::name_filter(&request.filter, "organization_name")?,
+            is_ordered: convert::is_ordered(&request.order_by, "organization_name")?,
+            show_deleted: request.show_deleted,
+        };
         let page = convert::page(
             request.page_size,
             request.page_token,
             convert::MAX_PROFILES_PAGE,
         )?;
         let records = RecordCount::Profiles(page.size.into());
-        let use_case = self
-            .accounts
-            .list_organizations(&scope, &names, is_ordered, page);
+        let use_case = self.accounts.list_organizations(&scope, &profiles, page);
         let (page, _reservation) = self.reserve(records, &caller, deadline, use_case).await?;
         Ok(Response::new(pb::ListOrganizationsResponse {
             organizations: page.entries.iter().map(convert::organization).collect(),

@@ -117,6 +117,7 @@ mod tests {
             "ResumeUser",
             "SuspendOrganization",
             "SuspendUser",
+            "UndeleteUser",
             "UpdateUser",
         ];
         assert_eq!(of_platform, expected);

@@ -138,6 +138,10 @@ mutations! {
         acting: |_| Acting::Unnamed,
         resource: |it| ["", &it.username],
     }
+    "UndeleteUser" UndeleteUserRequest {
+        acting: |_| Acting::Unnamed,
+        resource: |it| ["", &it.username],
+    }
     "CreateOrganization" CreateOrganizationRequest {
         acting: |it| Acting::User(&it.founding_user),
         resource: |it| [&it.organization_name, ""],
@@ -165,6 +169,10 @@ mutations! {
     }
     "DeleteOrganization" DeleteOrganizationRequest {
         acting: actor!(pb::delete_organization_request::Actor),
+        resource: |it| [&it.organization_name, ""],
+    }
+    "UndeleteOrganization" UndeleteOrganizationRequest {
+        acting: actor!(pb::undelete_organization_request::Actor),
         resource: |it| [&it.organization_name, ""],
     }
     "AddUserToOrganization" AddUserToOrganizationRequest {

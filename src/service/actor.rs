@@ -57,6 +57,16 @@ impl Actor {
     }
 }
 
+/// Whether a deleted organization that can be undeleted may be changed, too. The actor then needs the role
+/// that the undeletion brings back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AlsoDeleted {
+    /// It may.
+    Yes,
+    /// It counts as deleted.
+    No,
+}
+
 /// The organization and the conditions of a change, or the refusal.
 pub(super) type Permitted<T> = Result<(Organization, Vec<Step>), Verdict<T, Refusal>>;
 
@@ -68,14 +78,26 @@ impl Actor {
         table: &DynamoDb,
         name: &OrganizationName,
         etag: Option<&Etag>,
+        also_deleted: AlsoDeleted,
     ) -> Result<Permitted<T>, store::Error> {
         let mut keys = self.keys(name);
         keys.push(Key::Organization(name.clone()));
         let found = ReadSet::read(table, keys).await?;
-        if !self.has(least, &found, name) {
+        let organization = found
+            .stored_organization(name)
+            .filter(|found| also_deleted == AlsoDeleted::Yes || found.deletion.is_none());
+        let is_permitted = match self {
+            Self::User(username) => organization
+                .and_then(|organization| {
+                    found.acting_in(&organization.clone().undeleted(), username)
+                })
+                .is_some_and(|acting| acting.role.is_some_and(|role| role >= least)),
+            Self::Platform => true,
+        };
+        if !is_permitted {
             return Ok(Err(Verdict::Deny(Refusal::NotPermitted)));
         }
-        let Some(organization) = found.organization(name) else {
+        let Some(organization) = organization else {
             let refusal = Refusal::OrganizationNotFound(name.clone());
             return Ok(Err(Verdict::refuse(refusal)));
         };

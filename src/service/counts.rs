@@ -54,7 +54,8 @@ impl Accounts {
 
     async fn find_profile(&self, key: Key) -> Result<Option<Record>, Error> {
         let found = self.get(key, Some, Freshness::Coherent).await?;
-        Ok(found.map(|(record, _)| record))
+        let found = found.map(|(record, _)| record);
+        Ok(found.filter(|record| record.deletion().is_none()))
     }
 
     /// The counts of a user or an organization. Those of a new one are complete as soon as the log has its

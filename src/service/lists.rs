@@ -33,6 +33,28 @@ pub struct PageRequest {
     pub token: String,
 }
 
+/// A list of users or of organizations.
+#[derive(Debug, Default, PartialEq)]
+pub struct ProfileList {
+    /// The names.
+    pub names: NameMatch,
+    /// By name, or in no particular order.
+    pub is_ordered: bool,
+    /// Also those that are deleted and can be undeleted.
+    pub show_deleted: bool,
+}
+
+impl ProfileList {
+    fn has(&self, record: &Record) -> bool {
+        self.show_deleted || record.deletion().is_none()
+    }
+}
+
+/// The record, unless it is deleted.
+fn present(record: Record) -> Option<Record> {
+    record.deletion().is_none().then_some(record)
+}
+
 /// A page of a list.
 #[derive(Debug)]
 pub struct Page<T> {
@@ -72,7 +94,7 @@ impl Accounts {
             let mut records = self.coherent(&keys).await?.into_iter();
             let found = records.next().flatten();
             require(scope, &organization, found.as_ref())?;
-            let Some(Record::Organization(found)) = found else {
+            let Some(found) = found.and_then(present).and_then(Record::into_organization) else {
                 return Err(Error::Refused(Refusal::OrganizationNotFound(organization)));
             };
             entries.extend(records.zip(some).filter_map(|(user, membership)| {
@@ -162,7 +184,7 @@ impl Accounts {
             let mut keys = vec![Key::User(user.clone())];
             keys.extend(of_each);
             let mut records = self.coherent(&keys).await?.into_iter();
-            let Some(member) = records.next().flatten() else {
+            let Some(member) = records.next().flatten().and_then(present) else {
                 return Err(Error::Refused(Refusal::UserNotFound(user.clone())));
             };
             while let Some(organization) = records.next() {
@@ -206,41 +228,38 @@ impl Accounts {
         Ok(())
     }
 
-    /// Lists users, by name or in no particular order.
+    /// Lists users.
     ///
     /// # Errors
     /// [`Refusal::NoPageToken`].
     pub async fn list_users(
         &self,
-        names: &NameMatch,
-        is_ordered: bool,
+        profiles: &ProfileList,
         page: PageRequest,
     ) -> Result<Page<User>, Error> {
-        let list = ListName::new("all", "users").with(names).with(&is_ordered);
+        let list = ListName::new("all", "users").with(profiles);
         let position = self.page_tokens.open(&list, &page.token).await?;
         let slice = page.slice(position.as_ref());
-        let listed = self.profiles(ProfileKind::Users, names, is_ordered, slice);
-        let listed = listed.await?;
-        let records = self.coherent(&listed.found).await?.into_iter();
+        let listed = self.profiles(ProfileKind::Users, profiles, slice).await?;
+        let records = self.coherent(&listed.found).await?.into_iter().flatten();
+        let records = records.filter(|record| profiles.has(record));
         Ok(Page {
-            entries: records.flatten().filter_map(Record::into_user).collect(),
+            entries: records.filter_map(Record::into_user).collect(),
             next_token: self.page_tokens.seal(&list, listed.next).await?,
         })
     }
 
-    /// Lists organizations of the scope, by name or in no particular order.
+    /// Lists organizations of the scope.
     ///
     /// # Errors
     /// [`Refusal::NoPageToken`].
     pub async fn list_organizations(
         &self,
         scope: &OrganizationScope,
-        names: &NameMatch,
-        is_ordered: bool,
+        profiles: &ProfileList,
         page: PageRequest,
     ) -> Result<Page<Organization>, Error> {
-        let list = ListName::new("all", "organizations");
-        let list = list.with(names).with(&is_ordered);
+        let list = ListName::new("all", "organizations").with(profiles);
         let mut next = self.page_tokens.open(&list, &page.token).await?;
         let mut entries = Vec::new();
         let mut reads = Reads::new(scope, page.size);
@@ -249,10 +268,11 @@ impl Accounts {
                 after: next.as_ref(),
                 limit,
             };
-            let listed = self.profiles(ProfileKind::Organizations, names, is_ordered, slice);
+            let listed = self.profiles(ProfileKind::Organizations, profiles, slice);
             let listed = listed.await?;
-            let records = self.coherent(&listed.found).await?.into_iter();
-            let found = records.flatten().filter_map(Record::into_organization);
+            let records = self.coherent(&listed.found).await?.into_iter().flatten();
+            let records = records.filter(|record| profiles.has(record));
+            let found = records.filter_map(Record::into_organization);
             entries.extend(found.filter(|organization| scope.has(organization)));
             next = listed.next;
             if next.is_none() {
@@ -268,11 +288,11 @@ impl Accounts {
     async fn profiles(
         &self,
         kind: ProfileKind,
-        names: &NameMatch,
-        is_ordered: bool,
+        profiles: &ProfileList,
         slice: Slice<'_>,
     ) -> Result<ListPage<Key>, Error> {
-        if is_ordered {
+        let names = &profiles.names;
+        if profiles.is_ordered {
             let permits = self.reads.table_permits(READS_AT_ONCE).await;
             let _permits = permits.map_err(store_failed)?;
             let listed = self.table.profiles_by_name(kind, names, slice).await;

@@ -170,7 +170,7 @@ impl Change for RemoveMember {
         if !is_permitted(Some(Role::Member)) {
             return Ok(Verdict::Deny(Refusal::NotPermitted));
         }
-        let Some(target) = found.member(organization_name, member_username) else {
+        let Some(target) = found.stored_member(organization_name, member_username) else {
             return Ok(not_a_member(&found, organization_name, member_username));
         };
         if !is_permitted(target.membership.role) {

@@ -5,6 +5,7 @@ mod actor;
 mod batch_get;
 mod checks;
 mod counts;
+mod deletions;
 mod idempotency;
 mod last_owner;
 mod list_filter;
@@ -17,6 +18,7 @@ mod organizations;
 mod other_owners;
 mod ownership;
 mod page_token;
+mod purge;
 mod read_set;
 mod scope;
 mod unique_values;
@@ -35,15 +37,14 @@ pub use self::watch::{
 };
 pub use checks::{Check, CheckResult};
 pub use counts::Counts;
+pub use deletions::{OrganizationToDelete, OrganizationToUndelete, UserToDelete, UserToUndelete};
 pub use list_filter::MembershipFilter;
-pub use lists::{Page, PageRequest};
+pub use lists::{Page, PageRequest, ProfileList};
 pub use memberships::{MemberToAdd, MemberToRemove, MembershipToUpdate, RoleToChange};
-pub use organizations::{
-    NewOrganization, OrganizationEdit, OrganizationToDelete, OrganizationToEdit,
-};
+pub use organizations::{NewOrganization, OrganizationEdit, OrganizationToEdit};
 pub use ownership::{Owners, OwnershipToTransfer};
 pub use unique_values::{OrganizationIdentity, UserIdentity};
-pub use users::{NewUser, UserEdit, UserToDelete, UserToEdit};
+pub use users::{NewUser, UserEdit, UserToEdit};
 
 use self::{
     idempotency::{Once, Repeatable, StoredResult},

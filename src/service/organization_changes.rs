@@ -1,19 +1,14 @@
-//! Changes of an organization: its profile, its state, and its end.
+//! Changes of an organization: its profile and its state.
 
 use async_trait::async_trait;
 
 use super::{
-    OrganizationEdit, OrganizationToDelete, OrganizationToEdit, Refusal,
-    idempotency::Repeatable,
-    read_set::{deletion, rewrite, transaction},
-    unique_values::claims,
+    OrganizationEdit, OrganizationToEdit, Refusal, actor::AlsoDeleted, idempotency::Repeatable,
+    read_set::rewrite, unique_values::claims,
 };
 use crate::{
-    coherence::{Change, Plan, Verdict},
-    domain::{
-        Actor, DELETES_ORGANIZATION, Key, Organization, ProfileName, Record, State, Timestamp,
-        UPDATES_ORGANIZATION, Username,
-    },
+    coherence::{Change, Verdict},
+    domain::{Actor, Key, Organization, Record, State, Timestamp, UPDATES_ORGANIZATION},
     store::{self, DynamoDb},
 };
 
@@ -91,6 +86,7 @@ impl Change for EditOrganization {
                 table,
                 organization_name,
                 etag.as_ref(),
+                AlsoDeleted::No,
             )
             .await?;
         let (organization, conditions) = match permitted {
@@ -119,59 +115,5 @@ impl Change for EditOrganization {
         let mut plan = rewrite(before, after, conditions, self.may_publish(), edited);
         plan.steps.extend(claims);
         Ok(Verdict::Commit(plan))
-    }
-}
-
-pub(super) struct DeleteOrganization(pub(super) OrganizationToDelete);
-
-impl Repeatable for DeleteOrganization {
-    fn self_revoking_actor(&self) -> Option<&Username> {
-        self.0.actor.user()
-    }
-}
-
-#[async_trait]
-impl Change for DeleteOrganization {
-    type Output = Organization;
-    type Refusal = Refusal;
-
-    fn touches(&self) -> Vec<Key> {
-        vec![Key::Organization(self.0.organization_name.clone())]
-    }
-
-    async fn decide(
-        &self,
-        table: &DynamoDb,
-    ) -> Result<Verdict<Organization, Refusal>, store::Error> {
-        let OrganizationToDelete {
-            organization_name,
-            actor,
-            etag,
-        } = &self.0;
-        let permitted = actor
-            .may_change(
-                DELETES_ORGANIZATION,
-                table,
-                organization_name,
-                etag.as_ref(),
-            )
-            .await?;
-        let (organization, conditions) = match permitted {
-            Ok(permitted) => permitted,
-            Err(refused) => return Ok(refused),
-        };
-        let record = Record::Organization(organization.clone());
-        let gone = ProfileName::Organization(organization_name.clone());
-        let claims = match claims(table, Some(&record), None).await? {
-            Ok(claims) => claims,
-            Err(refused) => return Ok(refused),
-        };
-        let delete = [deletion(record, gone), claims].concat();
-        Ok(Verdict::Commit(Plan {
-            steps: transaction(delete, conditions),
-            publish: Vec::new(),
-            premises: Vec::new(),
-            output: organization,
-        }))
     }
 }

@@ -1,4 +1,4 @@
-//! Organizations: create, get, update, suspend, resume, delete.
+//! Organizations: create, get, update, suspend, resume.
 
 use async_trait::async_trait;
 
@@ -7,7 +7,7 @@ use super::{
     idempotency::Repeatable,
     memberships::NewMember,
     new_uid,
-    organization_changes::{DeleteOrganization, EditOrganization},
+    organization_changes::EditOrganization,
     read_set::{ReadSet, keys_of_member, transaction},
     scope::{not_granted, require},
     unique_values::claims,
@@ -47,17 +47,6 @@ pub struct OrganizationToEdit {
     pub etag: Option<Etag>,
     /// The change.
     pub edit: OrganizationEdit,
-}
-
-/// An organization to delete.
-#[derive(Debug, Clone)]
-pub struct OrganizationToDelete {
-    /// The name.
-    pub organization_name: OrganizationName,
-    /// The actor: an Owner, or the platform.
-    pub actor: Actor,
-    /// The version to delete. `None`: any.
-    pub etag: Option<Etag>,
 }
 
 /// A change of an organization.
@@ -122,21 +111,6 @@ impl Accounts {
             now: Timestamp::now(),
         };
         self.apply(change, actor, call).await
-    }
-
-    /// Deletes an organization. Returns it as it was.
-    ///
-    /// # Errors
-    /// [`Refusal::NotPermitted`], [`Refusal::OrganizationNotFound`] for the
-    /// platform only, [`Refusal::EtagMismatch`].
-    pub async fn delete_organization(
-        &self,
-        organization: OrganizationToDelete,
-        call: Call,
-    ) -> Result<Organization, Error> {
-        let actor = organization.actor.clone();
-        self.apply(DeleteOrganization(organization), actor, call)
-            .await
     }
 
     /// Returns an organization.
@@ -208,7 +182,7 @@ impl Change for CreateOrganization {
             let refusal = Refusal::NotPermitted;
             return Ok(found.refuse([user_key], refusal));
         }
-        if found.organization(organization_name).is_some() {
+        if found.stored_organization(organization_name).is_some() {
             return Ok(Verdict::refuse(Refusal::OrganizationExists(
                 organization_name.clone(),
             )));
@@ -220,6 +194,7 @@ impl Change for CreateOrganization {
             external_id: external_id.clone(),
             labels: labels.clone(),
             state: State::Active,
+            deletion: None,
             uid: self.uid.clone(),
             stamp: self.stamp,
         };

@@ -7,8 +7,8 @@ use super::Refusal;
 use crate::{
     coherence::{Plan, Verdict},
     domain::{
-        Key, Membership, Organization, OrganizationName, Orphans, ProfileName, Record, Role,
-        Standing, State, Timestamp, User, Username, standing_membership,
+        Key, Membership, Organization, OrganizationName, Record, Role, Standing, State, Timestamp,
+        User, Username, standing_membership,
     },
     store::{self, DynamoDb, Step},
 };
@@ -96,14 +96,28 @@ impl ReadSet {
         }
     }
 
+    /// The user, unless it is deleted.
     pub(super) fn user(&self, username: &Username) -> Option<&User> {
+        self.stored_user(username)
+            .filter(|user| user.deletion.is_none())
+    }
+
+    /// The organization, unless it is deleted.
+    pub(super) fn organization(&self, name: &OrganizationName) -> Option<&Organization> {
+        self.stored_organization(name)
+            .filter(|organization| organization.deletion.is_none())
+    }
+
+    /// The user, also if it is deleted and can be undeleted.
+    pub(super) fn stored_user(&self, username: &Username) -> Option<&User> {
         match self.record(&Key::User(username.clone()))? {
             Record::User(user) => Some(user),
             _ => None,
         }
     }
 
-    pub(super) fn organization(&self, name: &OrganizationName) -> Option<&Organization> {
+    /// The organization, also if it is deleted and can be undeleted.
+    pub(super) fn stored_organization(&self, name: &OrganizationName) -> Option<&Organization> {
         match self.record(&Key::Organization(name.clone()))? {
             Record::Organization(organization) => Some(organization),
             _ => None,
@@ -119,20 +133,44 @@ impl ReadSet {
         self.member_at(self.now, organization, username)
     }
 
+    /// The same, also that of a deleted user who can be undeleted. It is suspended.
+    pub(super) fn stored_member(
+        &self,
+        organization: &OrganizationName,
+        username: &Username,
+    ) -> Option<Standing> {
+        let user = self.stored_user(username)?;
+        let organization = self.organization(organization)?;
+        let is_deleted = user.deletion.is_some();
+        let mut standing = self.standing(self.now, &user.clone().undeleted(), organization)?;
+        if is_deleted {
+            standing.state = State::Suspended;
+        }
+        Some(standing)
+    }
+
     fn member_at(
         &self,
         time: Timestamp,
         organization: &OrganizationName,
         username: &Username,
     ) -> Option<Standing> {
-        let key = Key::Membership(organization.clone(), username.clone());
+        self.standing(time, self.user(username)?, self.organization(organization)?)
+    }
+
+    /// The membership between a user and an organization.
+    fn standing(
+        &self,
+        time: Timestamp,
+        user: &User,
+        organization: &Organization,
+    ) -> Option<Standing> {
+        let key = Key::Membership(
+            organization.organization_name.clone(),
+            user.username.clone(),
+        );
         let membership = self.record(&key)?.clone().into_membership();
-        standing_membership(
-            self.user(username),
-            self.organization(organization),
-            membership,
-            || time,
-        )
+        standing_membership(Some(user), Some(organization), membership, || time)
     }
 
     /// The same, for a membership that is to be changed. It does not expire before a commit that starts
@@ -163,7 +201,17 @@ impl ReadSet {
         organization: &OrganizationName,
         username: &Username,
     ) -> Option<Membership> {
-        let member = self.member_at(self.end_of_commit, organization, username)?;
+        self.acting_in(self.organization(organization)?, username)
+    }
+
+    /// The same, in this organization.
+    pub(super) fn acting_in(
+        &self,
+        organization: &Organization,
+        username: &Username,
+    ) -> Option<Membership> {
+        let user = self.user(username)?;
+        let member = self.standing(self.end_of_commit, user, organization)?;
         member.into_effective()
     }
 
@@ -218,16 +266,6 @@ impl ReadSet {
             .map(|key| self.still(key))
             .collect()
     }
-}
-
-/// The deletion of a user or an organization, and the task to remove its orphans.
-pub(super) fn deletion(found: Record, gone: ProfileName) -> Vec<Step> {
-    let orphans = Orphans {
-        gone,
-        uid: found.uid().cloned(),
-        time: Timestamp::now(),
-    };
-    vec![Step::Delete { found }, Step::CleanUp(orphans)]
 }
 
 /// The user and the organization of a membership.

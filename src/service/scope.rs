@@ -96,7 +96,7 @@ where
         let read = ReadSet::read(table, keys);
         let (found, mut verdict) = try_join(read, self.change.decide(table)).await?;
         for name in by_labels {
-            let found = found.organization(&name);
+            let found = found.stored_organization(&name);
             let is_granted = match &mut verdict {
                 Verdict::Commit(plan) => guard(plan, &self.scope, found, &name),
                 // Without an organization, only the outcome of an earlier request is kept.
@@ -158,7 +158,12 @@ fn guard<T>(
         }
         // A new organization was judged before its change, and the other steps have no such key.
         Some(
-            Step::Create { .. } | Step::Claim { .. } | Step::CleanUp(_) | Step::StoreOutcome { .. },
+            Step::Create { .. }
+            | Step::Claim { .. }
+            | Step::CleanUp(_)
+            | Step::Schedule(_)
+            | Step::Unschedule(_)
+            | Step::StoreOutcome { .. },
         ) => false,
         None => match found {
             Some(found) if scope.has(found) => {

@@ -1,4 +1,4 @@
-//! Users: create, get, update, suspend, resume, delete.
+//! Users: create, get, update, suspend, resume.
 
 use async_trait::async_trait;
 
@@ -8,14 +8,14 @@ use super::{
     is_version,
     last_owner::require_other_owners,
     new_uid,
-    read_set::{ReadSet, deletion, rewrite, transaction},
+    read_set::{ReadSet, rewrite},
     unique_values::claims,
 };
 use crate::{
     coherence::{Change, Plan, Verdict},
     domain::{
-        Actor, Email, Etag, ExternalId, FreeText, Key, Labels, ProfileName, Record, Stamp, State,
-        Timestamp, User, Username,
+        Actor, Email, Etag, ExternalId, FreeText, Key, Labels, Record, Stamp, State, Timestamp,
+        User, Username,
     },
     store::{self, DynamoDb, Step},
 };
@@ -74,17 +74,6 @@ pub enum UserEdit {
     State(State),
 }
 
-/// A user to delete.
-#[derive(Debug, Clone)]
-pub struct UserToDelete {
-    /// The name.
-    pub username: Username,
-    /// The version to delete. `None`: any.
-    pub etag: Option<Etag>,
-    /// The deletion is refused if the user is the last Owner of an organization.
-    pub unless_last_owner: bool,
-}
-
 impl UserEdit {
     /// The user after the change, with its old stamp.
     fn apply(&self, user: &User) -> User {
@@ -139,6 +128,7 @@ impl Accounts {
             external_id: new.external_id,
             labels: new.labels,
             state: State::Active,
+            deletion: None,
             uid: new_uid(),
             stamp: Stamp::created(Timestamp::now()),
         };
@@ -170,14 +160,6 @@ impl Accounts {
             now: Timestamp::now(),
         };
         self.apply(change, Actor::Platform, call).await
-    }
-
-    /// Deletes a user. Returns it as it was.
-    ///
-    /// # Errors
-    /// [`Refusal::UserNotFound`], [`Refusal::EtagMismatch`].
-    pub async fn delete_user(&self, user: UserToDelete, call: Call) -> Result<User, Error> {
-        self.apply(DeleteUser(user), Actor::Platform, call).await
     }
 }
 
@@ -221,7 +203,7 @@ impl Change for CreateUser {
     async fn decide(&self, table: &DynamoDb) -> Result<Verdict<User, Refusal>, store::Error> {
         let user = &self.0;
         let found = ReadSet::read(table, self.touches()).await?;
-        if found.user(&user.username).is_some() {
+        if found.stored_user(&user.username).is_some() {
             return Ok(Verdict::refuse(Refusal::UserExists(user.username.clone())));
         }
         let record = Record::User(user.clone());
@@ -300,52 +282,5 @@ impl Change for EditUser {
         let mut plan = rewrite(before, after, conditions, self.may_publish(), edited);
         plan.steps.extend(claims);
         Ok(Verdict::Commit(plan))
-    }
-}
-
-struct DeleteUser(UserToDelete);
-
-impl Repeatable for DeleteUser {}
-
-#[async_trait]
-impl Change for DeleteUser {
-    type Output = User;
-    type Refusal = Refusal;
-
-    fn touches(&self) -> Vec<Key> {
-        vec![Key::User(self.0.username.clone())]
-    }
-
-    async fn decide(&self, table: &DynamoDb) -> Result<Verdict<User, Refusal>, store::Error> {
-        let UserToDelete {
-            username,
-            etag,
-            unless_last_owner,
-        } = &self.0;
-        let found = ReadSet::read(table, self.touches()).await?;
-        let Some(user) = found.user(username) else {
-            return Ok(Verdict::refuse(Refusal::UserNotFound(username.clone())));
-        };
-        if !is_version(etag.as_ref(), &user.stamp) {
-            return Ok(Verdict::refuse(Refusal::EtagMismatch));
-        }
-        let record = Record::User(user.clone());
-        let claims = match claims(table, Some(&record), None).await? {
-            Ok(claims) => claims,
-            Err(refused) => return Ok(refused),
-        };
-        let conditions = require_other_owners(table, username, *unless_last_owner).await?;
-        let conditions = match conditions {
-            Ok(conditions) => conditions,
-            Err(refused) => return Ok(refused),
-        };
-        let gone = ProfileName::User(username.clone());
-        let delete = deletion(record, gone);
-        Ok(Verdict::Commit(Plan {
-            steps: transaction([delete, claims].concat(), conditions),
-            publish: Vec::new(),
-            premises: Vec::new(),
-            output: user.clone(),
-        }))
     }
 }

@@ -14,8 +14,8 @@ pub(super) use self::bookkeeping::{
 use super::StoredClaim;
 use crate::domain::{
     Email, ExpireTime, ExternalId, FreeText, Key, Labels, Membership, Organization,
-    OrganizationName, ProfileId, ProfileName, Record, Role, Stamp, State, Timestamp, Uid, User,
-    Username,
+    OrganizationName, ProfileId, ProfileName, Record, Role, SoftDeletion, Stamp, State, Timestamp,
+    Uid, User, Username,
 };
 
 pub(super) const VERSION: &str = "ver";
@@ -27,6 +27,10 @@ pub(super) const WRITE_ID: &str = "writeId";
 pub(super) const EXPIRE_TIME: &str = "expireTime";
 pub(super) const CREATE_TIME: &str = "createTime";
 pub(super) const STATE: &str = "state";
+const DELETE_TIME: &str = "deleteTime";
+const PURGE_TIME: &str = "purgeTime";
+/// The state beside a deletion that can be undone.
+const STATE_BEFORE: &str = "stateBefore";
 const EMAIL: &str = "email";
 const EXTERNAL_ID: &str = "externalId";
 const CHANGED_BY: &str = "changedBy";
@@ -62,6 +66,10 @@ const LABELS: &str = "labels";
 /// word for a state.
 pub(super) const TOMBSTONE: &str = "TOMBSTONE";
 
+/// The state of a record whose deletion can be undone. Versions that do not know it treat it as
+/// suspended.
+pub(super) const SOFT_DELETED: &str = "DELETED";
+
 /// An attribute's value: the types that records use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Value {
@@ -82,7 +90,8 @@ pub(crate) fn encode(record: &Record) -> Item {
             put_text(&mut item, USERNAME, user.username.as_str());
             put_text(&mut item, FIRST_NAME, user.first_name.as_str());
             put_text(&mut item, LAST_NAME, user.last_name.as_str());
-            put_profile(&mut item, &user.display_name, &user.labels, user.state);
+            put_profile(&mut item, &user.display_name, &user.labels);
+            put_state(&mut item, user.state, user.deletion);
             if let Some(email) = &user.email {
                 put_text(&mut item, EMAIL, email.as_str());
             }
@@ -101,9 +110,11 @@ pub(crate) fn encode(record: &Record) -> Item {
                 display_name,
                 labels,
                 state,
+                deletion,
                 ..
             } = organization;
-            put_profile(&mut item, display_name, labels, *state);
+            put_profile(&mut item, display_name, labels);
+            put_state(&mut item, *state, *deletion);
             put_external_id(&mut item, organization.external_id.as_ref());
             put_uid(&mut item, UID, organization.uid.as_ref());
             put_stamp(&mut item, &organization.stamp);
@@ -159,6 +170,7 @@ pub(crate) fn decode(key: &Key, item: &Item) -> Option<Record> {
             external_id: external_id(item),
             labels: labels(item),
             state: state(item),
+            deletion: deletion(item),
             uid: uid(item, UID),
             stamp,
         }),
@@ -169,6 +181,7 @@ pub(crate) fn decode(key: &Key, item: &Item) -> Option<Record> {
             external_id: external_id(item),
             labels: labels(item),
             state: state(item),
+            deletion: deletion(item),
             uid: uid(item, UID),
             stamp,
         }),
@@ -265,13 +278,25 @@ pub(super) fn put_expiry(item: &mut Item, expires: Timestamp) {
 }
 
 /// Empty and default values have no attributes, as in the tutorial's items.
-fn put_profile(item: &mut Item, display_name: &FreeText, labels: &Labels, state: State) {
+fn put_profile(item: &mut Item, display_name: &FreeText, labels: &Labels) {
     if !display_name.as_str().is_empty() {
         put_text(item, DISPLAY_NAME, display_name.as_str());
     }
     put_labels(item, labels);
+}
+
+/// An active state has no attribute.
+fn put_state(item: &mut Item, state: State, deletion: Option<SoftDeletion>) {
+    let attribute = if let Some(deletion) = deletion {
+        put_text(item, STATE, SOFT_DELETED);
+        put_number(item, DELETE_TIME, deletion.delete_time.0);
+        put_number(item, PURGE_TIME, deletion.purge_time.0);
+        STATE_BEFORE
+    } else {
+        STATE
+    };
     if state != State::Active {
-        put_text(item, STATE, state.as_str());
+        put_text(item, attribute, state.as_str());
     }
 }
 
@@ -345,20 +370,35 @@ fn labels(item: &Item) -> Labels {
 
 /// An unknown state is a suspension, because its writer may have meant one.
 fn state(item: &Item) -> State {
-    match item.get(STATE) {
+    let attribute = match deletion(item) {
+        Some(_) => STATE_BEFORE,
+        None => STATE,
+    };
+    match item.get(attribute) {
         None => State::Active,
         Some(Value::Text(state)) if state == State::Active.as_str() => State::Active,
         Some(_) => State::Suspended,
     }
 }
 
+/// The deletion that can be undone. Without a time of another writer's, it is not purged.
+fn deletion(item: &Item) -> Option<SoftDeletion> {
+    (text(item, STATE) == Some(SOFT_DELETED)).then(|| SoftDeletion {
+        delete_time: Timestamp(number(item, DELETE_TIME).unwrap_or_default()),
+        purge_time: Timestamp(number(item, PURGE_TIME).unwrap_or(i64::MAX)),
+    })
+}
+
 /// Whether the state of a user or an organization is one that this service writes.
 pub(super) fn has_known_state(item: &Item) -> bool {
     match item.get(STATE) {
         None => true,
-        Some(Value::Text(state)) => [State::Active, State::Suspended]
-            .map(State::as_str)
-            .contains(&state.as_str()),
+        Some(Value::Text(state)) => [
+            State::Active.as_str(),
+            State::Suspended.as_str(),
+            SOFT_DELETED,
+        ]
+        .contains(&state.as_str()),
         Some(_) => false,
     }
 }

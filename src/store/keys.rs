@@ -1,6 +1,6 @@
 //! The key schema, as pure functions. Frozen: existing tables use it.
 
-use super::{LogId, ProfileKind, ScheduledEnd};
+use super::{LogId, ProfileKind, ScheduledEnd, ScheduledPurge};
 use crate::domain::{
     Etag, ExpireTime, Key, OrganizationName, Orphans, ProfileId, ProfileName, Record, Request,
     UID_MAX_BYTES, Uid, UniqueValue, Username,
@@ -161,12 +161,16 @@ pub(super) fn of_orphans(orphans: &Orphans) -> (String, String) {
 /// The deleted record in the sort key of a clean-up task. The uid may be truncated.
 pub(super) fn gone(sk: &str) -> Option<(ProfileName, Option<Uid>)> {
     let (pk, uid) = sk.split_once('\n').or_else(|| sk.rsplit_once('#'))?;
-    let gone = match key_of_item(pk, pk)? {
-        Key::User(username) => ProfileName::User(username),
-        Key::Organization(name) => ProfileName::Organization(name),
-        Key::Membership(..) => return None,
-    };
-    Some((gone, Uid::from_text(uid)))
+    Some((profile_of(pk)?, Uid::from_text(uid)))
+}
+
+/// The user or the organization with this partition key.
+fn profile_of(pk: &str) -> Option<ProfileName> {
+    match key_of_item(pk, pk)? {
+        Key::User(username) => Some(ProfileName::User(username)),
+        Key::Organization(name) => Some(ProfileName::Organization(name)),
+        Key::Membership(..) => None,
+    }
 }
 
 /// Partition key and sort key of a change in a log.
@@ -218,6 +222,30 @@ pub(super) fn scheduled_end(sk: &str) -> Option<ScheduledEnd> {
         expire_time: ExpireTime(second.parse().ok()?),
         organization_name: OrganizationName::parse_existing(organization).ok()?,
         member_username: Username::parse_existing(member).ok()?,
+    })
+}
+
+/// Partition key of all scheduled purges.
+pub(super) const SCHEDULED_PURGES: &str = "PURGES";
+
+/// Partition key and sort key of a scheduled purge.
+pub(super) fn of_scheduled_purge(purge: &ScheduledPurge) -> (String, String) {
+    let (pk, _) = of(&purge.name.key());
+    let sk = format!("{}#{pk}", purge_second(purge.second));
+    (SCHEDULED_PURGES.to_owned(), sk)
+}
+
+/// The beginning of the sort keys of the purges of a second. Those of earlier seconds come before it.
+pub(super) fn purge_second(second: i64) -> String {
+    format!("{second:0SECOND_DIGITS$}")
+}
+
+/// The scheduled purge in a sort key.
+pub(super) fn scheduled_purge(sk: &str) -> Option<ScheduledPurge> {
+    let (second, pk) = sk.split_once('#')?;
+    Some(ScheduledPurge {
+        second: second.parse().ok()?,
+        name: profile_of(pk)?,
     })
 }
 
@@ -328,6 +356,23 @@ mod tests {
         assert!(sorted.is_sorted_by_key(|(sk, _)| sk));
         for (sk, end) in sorted {
             assert_eq!(scheduled_end(&sk), Some(end));
+        }
+    }
+
+    #[test]
+    fn scheduled_purges_are_sorted_by_time() {
+        let of = |second, name: &str| {
+            let name = ProfileName::User(Username::parse_existing(name).unwrap());
+            let purge = ScheduledPurge { second, name };
+            (of_scheduled_purge(&purge), purge)
+        };
+        let sorted = [of(0, "z"), of(9, "z#"), of(10, "a"), of(i64::MAX, "a")];
+        assert!(sorted.is_sorted_by_key(|((_, sk), _)| sk));
+        let ((pk, sk), _) = &sorted[2];
+        assert_eq!((&**pk, &**sk), ("PURGES", "00000000000000000010#USER#a"));
+        for ((_, sk), purge) in sorted {
+            assert!(sk < purge_second(purge.second.saturating_add(1)) || purge.second == i64::MAX);
+            assert_eq!(scheduled_purge(&sk), Some(purge));
         }
     }
 

@@ -18,8 +18,8 @@ pub use log_head::{LOG_REGISTER, LogHead};
 
 use crate::domain::{
     ChangeKind, CountUpdate, Digest, ExpireTime, Key, Made, MemberCounts, Membership,
-    OrganizationName, Orphans, ProfileId, Record, RecordChange, Request, Timestamp, UniqueValue,
-    Username,
+    OrganizationName, Orphans, ProfileId, ProfileName, Record, RecordChange, Request, Timestamp,
+    UniqueValue, Username,
 };
 
 /// Most keys of one request to the table: DynamoDB's limit of a BatchGetItem.
@@ -227,6 +227,27 @@ impl ScheduledEnd {
     }
 }
 
+/// The purge of a deleted user or organization, as scheduled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScheduledPurge {
+    /// The time of the purge, rounded up to whole seconds.
+    pub second: i64,
+    /// The user or the organization.
+    pub name: ProfileName,
+}
+
+impl ScheduledPurge {
+    /// The purge of a user or an organization that can be undeleted. `None` for other records.
+    #[must_use]
+    pub fn of(record: &Record) -> Option<Self> {
+        let Timestamp(millis) = record.deletion()?.purge_time;
+        Some(Self {
+            second: millis.saturating_add(999).div_euclid(1000).max(0),
+            name: record.profile_name()?,
+        })
+    }
+}
+
 /// Identity of a stream. A stream that is turned off and on has a new identity.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamId(pub String);
@@ -370,6 +391,10 @@ pub enum Step {
     },
     /// Adds the task to remove the orphans of a deletion.
     CleanUp(Orphans),
+    /// Schedules the purge of a deleted user or organization.
+    Schedule(ScheduledPurge),
+    /// Removes a purge from the schedule.
+    Unschedule(ScheduledPurge),
     /// Stores the outcome of a request that has no stored outcome yet.
     StoreOutcome {
         /// The request.
@@ -387,7 +412,11 @@ impl Step {
             Self::Require { key, .. } => Some(key.clone()),
             Self::Create { record, .. } | Self::Update { record, .. } => Some(record.key()),
             Self::RequireVersion { found } | Self::Delete { found } => Some(found.key()),
-            Self::Claim { .. } | Self::CleanUp(_) | Self::StoreOutcome { .. } => None,
+            Self::Claim { .. }
+            | Self::CleanUp(_)
+            | Self::Schedule(_)
+            | Self::Unschedule(_)
+            | Self::StoreOutcome { .. } => None,
         }
     }
 }

@@ -120,6 +120,8 @@ metrics! {
         "cache entries that contradicted a change of the table's stream";
     counter CHANGES_LOGGED = "account_changes_logged_total",
         "changes that this replica wrote into the change log";
+    counter PURGED = "account_purged_total",
+        "deleted users and organizations that were purged, because they could no longer be undeleted";
     counter LEFTOVERS_REMOVED = "account_leftovers_removed_total",
         "removed memberships of deleted users and organizations";
     counter LEFTOVERS_SKIPPED = "account_leftovers_skipped_total",

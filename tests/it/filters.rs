@@ -71,6 +71,7 @@ async fn users(
         page_token,
         filter: filter.to_owned(),
         order_by: order_by.to_owned(),
+        show_deleted: false,
     };
     let mut client = service.client.clone();
     let page = client.list_users(request).await?.into_inner();
@@ -230,6 +231,7 @@ async fn users_and_organizations_are_listed_by_name_and_by_its_beginning() {
             page_token,
             filter: r#"organization_name = "anna*""#.to_owned(),
             order_by: "organization_name".to_owned(),
+            show_deleted: false,
         };
         let mut client = service.client.clone();
         let page = client.list_organizations(request).await.unwrap();

@@ -54,4 +54,5 @@ mod story;
 mod streams;
 mod telemetry;
 mod tutorial_faults;
+mod undelete;
 mod write_conditions;

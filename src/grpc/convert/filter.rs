@@ -99,7 +99,7 @@ fn state(name: &str) -> Result<State, Status> {
     match pb::State::from_str_name(name) {
         Some(pb::State::Active) => Ok(State::Active),
         Some(pb::State::Suspended) => Ok(State::Suspended),
-        Some(pb::State::Unspecified) | None => Err(invalid(
+        Some(pb::State::Unspecified | pb::State::Deleted) | None => Err(invalid(
             "state must be STATE_ACTIVE or STATE_SUSPENDED".to_owned(),
         )),
     }

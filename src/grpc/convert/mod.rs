@@ -25,8 +25,8 @@ pub(super) use self::{
     },
     profiles::{
         new_organization, new_user, organization_identity, organization_in_state,
-        organization_to_delete, organization_to_update, user_identity, user_in_state,
-        user_to_delete, user_to_update,
+        organization_to_delete, organization_to_undelete, organization_to_update, user_identity,
+        user_in_state, user_to_delete, user_to_undelete, user_to_update,
     },
     replies::{check_response, check_result, membership, organization, source, user},
     update_mask::{normalize_membership, normalize_organization, normalize_user},

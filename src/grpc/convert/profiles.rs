@@ -1,20 +1,21 @@
 //! Requests that write users and organizations.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use tonic::Status;
 
 use super::{actor, named, named_under, organization_name, update_mask::Masked, username};
 use crate::{
     domain::{
-        Actor, Email, Etag, ExternalId, FreeText, Labels, NameError, OrganizationName, State, Uid,
-        Username,
+        Actor, Email, Etag, ExternalId, FreeText, Labels, MAX_UNDELETE_WINDOW, NameError,
+        OrganizationName, State, Uid, UndeleteWindow, Username,
     },
     grpc::status,
     proto::account_v1 as pb,
     service::{
         NewOrganization, NewUser, OrganizationEdit, OrganizationIdentity, OrganizationToDelete,
-        OrganizationToEdit, UserEdit, UserIdentity, UserToDelete, UserToEdit,
+        OrganizationToEdit, OrganizationToUndelete, UserEdit, UserIdentity, UserToDelete,
+        UserToEdit, UserToUndelete,
     },
 };
 
@@ -88,7 +89,34 @@ pub(in crate::grpc) fn user_to_delete(
         username: username("username", &request.username)?,
         etag: Etag::from_text(&request.etag),
         unless_last_owner: request.unless_last_owner,
+        undelete_window: undelete_window(request.undelete_window)?,
     })
+}
+
+pub(in crate::grpc) fn user_to_undelete(
+    request: &pb::UndeleteUserRequest,
+) -> Result<UserToUndelete, Status> {
+    Ok(UserToUndelete {
+        username: username("username", &request.username)?,
+        etag: Etag::from_text(&request.etag),
+    })
+}
+
+fn undelete_window(
+    window: Option<prost_types::Duration>,
+) -> Result<Option<UndeleteWindow>, Status> {
+    let Some(window) = window else {
+        return Ok(None);
+    };
+    let window = Duration::try_from(window)
+        .ok()
+        .and_then(UndeleteWindow::new);
+    let invalid = || {
+        let days = MAX_UNDELETE_WINDOW.as_secs() / (24 * 3600);
+        let why = format!("must be more than 0 and at most {days} days");
+        status::invalid_field("undelete_window", why)
+    };
+    window.map(Some).ok_or_else(invalid)
 }
 
 pub(in crate::grpc) fn organization_to_update(
@@ -126,6 +154,17 @@ pub(in crate::grpc) fn organization_to_delete(
     Ok(OrganizationToDelete {
         organization_name: organization_name("organization_name", &request.organization_name)?,
         actor: actor!(delete_organization_request, request.actor),
+        etag: Etag::from_text(&request.etag),
+        undelete_window: undelete_window(request.undelete_window)?,
+    })
+}
+
+pub(in crate::grpc) fn organization_to_undelete(
+    request: &pb::UndeleteOrganizationRequest,
+) -> Result<OrganizationToUndelete, Status> {
+    Ok(OrganizationToUndelete {
+        organization_name: organization_name("organization_name", &request.organization_name)?,
+        actor: actor!(undelete_organization_request, request.actor),
         etag: Etag::from_text(&request.etag),
     })
 }

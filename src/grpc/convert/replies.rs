@@ -7,8 +7,8 @@ use prost_types::Timestamp as WireTimestamp;
 use super::memberships::VALID_SECONDS;
 use crate::{
     domain::{
-        ExpireTime, ExternalId, Labels, Membership, Organization, Role, Stamp, Standing, State,
-        Timestamp, Uid, User,
+        ExpireTime, ExternalId, Labels, Membership, Organization, Role, SoftDeletion, Stamp,
+        Standing, State, Timestamp, Uid, User,
     },
     proto::account_v1 as pb,
     service::{CheckResult, Source},
@@ -28,10 +28,12 @@ pub(in crate::grpc) fn user(user: &User) -> pb::User {
             .map_or_else(String::new, |email| email.as_str().to_owned()),
         external_id: external_id(user.external_id.as_ref()),
         labels: wire_labels(&user.labels),
-        state: wire_state(user.state),
+        state: profile_state(user.state, user.deletion),
         etag: user.stamp.etag().as_str().to_owned(),
         create_time,
         update_time,
+        delete_time: user.deletion.map(|it| timestamp(it.delete_time)),
+        purge_time: user.deletion.map(|it| timestamp(it.purge_time)),
     }
 }
 
@@ -44,10 +46,12 @@ pub(in crate::grpc) fn organization(organization: &Organization) -> pb::Organiza
         display_name: organization.display_name.to_string(),
         external_id: external_id(organization.external_id.as_ref()),
         labels: wire_labels(&organization.labels),
-        state: wire_state(organization.state),
+        state: profile_state(organization.state, organization.deletion),
         etag: organization.stamp.etag().as_str().to_owned(),
         create_time,
         update_time,
+        delete_time: organization.deletion.map(|it| timestamp(it.delete_time)),
+        purge_time: organization.deletion.map(|it| timestamp(it.purge_time)),
     }
 }
 
@@ -163,6 +167,14 @@ fn wire_labels(labels: &Labels) -> BTreeMap<String, String> {
     labels
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .collect()
+}
+
+/// The state of a user or an organization.
+fn profile_state(state: State, deletion: Option<SoftDeletion>) -> i32 {
+    match deletion {
+        Some(_) => pb::State::Deleted.into(),
+        None => wire_state(state),
+    }
 }
 
 fn wire_state(state: State) -> i32 {

@@ -63,10 +63,14 @@ impl Interest {
 
 /// Whether a change of a user or an organization may affect its memberships.
 fn changes_standing(change: &RecordChange) -> bool {
-    let state = |record: &Option<Record>| match record {
-        Some(Record::User(user)) => Some(user.state),
-        Some(Record::Organization(organization)) => Some(organization.state),
-        Some(Record::Membership(_)) | None => None,
+    let state = |record: &Option<Record>| {
+        let record = record.as_ref()?;
+        let state = match record {
+            Record::User(user) => user.state,
+            Record::Organization(organization) => organization.state,
+            Record::Membership(_) => return None,
+        };
+        Some((state, record.deletion().is_some()))
     };
     match (change.kind, state(&change.before), state(&change.after)) {
         (ChangeKind::Created | ChangeKind::Expired, ..) => false,

@@ -6,7 +6,7 @@ use aws_sdk_dynamodb::types::AttributeValue;
 
 use super::to_attribute;
 use crate::{
-    domain::{ExpireTime, Record, Role, State, Timestamp, Uid},
+    domain::{ExpireTime, Record, Role, SoftDeletion, State, Timestamp, Uid},
     store::{
         StoredClaim,
         item::{self, Item, Value},
@@ -111,11 +111,11 @@ impl Condition {
         match record {
             Record::User(user) => {
                 self.and_uid(item::UID, user.uid.as_ref());
-                self.and_state(user.state);
+                self.and_state(user.state, user.deletion);
             }
             Record::Organization(organization) => {
                 self.and_uid(item::UID, organization.uid.as_ref());
-                self.and_state(organization.state);
+                self.and_state(organization.state, organization.deletion);
             }
             Record::Membership(membership) => {
                 self.and_role(membership.role);
@@ -188,8 +188,13 @@ impl Condition {
         }
     }
 
-    /// The state is this one. As in reads, any state other than ACTIVE is a suspension.
-    fn and_state(&mut self, state: State) {
+    /// The state is this one. As in reads, any state other than these is a suspension.
+    fn and_state(&mut self, state: State, deletion: Option<SoftDeletion>) {
+        let deleted = Value::Text(item::SOFT_DELETED.to_owned());
+        if deletion.is_some() {
+            self.and_equal(item::STATE, Some(deleted));
+            return;
+        }
         let active = Value::Text(State::Active.as_str().to_owned());
         let [name, active] = self.name_and_value(item::STATE, "active", active);
         match state {
@@ -201,8 +206,9 @@ impl Condition {
             State::Suspended => {
                 let tombstone = Value::Text(item::TOMBSTONE.to_owned());
                 let [_, tombstone] = self.name_and_value(item::STATE, "tombstone", tombstone);
+                let [_, deleted] = self.name_and_value(item::STATE, "deleted", deleted);
                 self.and(&format!(
-                    "attribute_exists({name}) AND NOT {name} IN ({active}, {tombstone})"
+                    "attribute_exists({name}) AND NOT {name} IN ({active}, {tombstone}, {deleted})"
                 ));
             }
         }

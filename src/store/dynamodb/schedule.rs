@@ -1,12 +1,18 @@
-//! The schedule of the ends of memberships: an item for each end. The follower of the table's stream adds
-//! it with the change that sets the end, and removes it after the end.
+//! The schedules of the ends of memberships and of purges: an item for each. The follower of the table's
+//! stream adds an end with the change that sets it, and removes it after the end.
 
 use std::collections::HashSet;
 
 use aws_sdk_dynamodb::types::{AttributeValue, Delete, Put, TransactWriteItem};
 
 use super::{DynamoDb, failed, primary_key, primary_key_of, unusable};
-use crate::store::{Error, ScheduledEnd, keys};
+use crate::{
+    domain::Timestamp,
+    store::{Error, ScheduledEnd, ScheduledPurge, keys},
+};
+
+/// Most purges that are read together.
+const DUE_PURGES: i32 = 25;
 
 impl DynamoDb {
     /// The scheduled ends that come first, at most `limit`, in their order.
@@ -28,6 +34,41 @@ impl DynamoDb {
         Ok(keys
             .filter_map(|(_, sk)| keys::scheduled_end(&sk))
             .collect())
+    }
+
+    /// The first purges that are scheduled for a time until `now`, at most [`DUE_PURGES`].
+    ///
+    /// # Errors
+    /// The table could not be read.
+    pub async fn due_purges(&self, now: Timestamp) -> Result<Vec<ScheduledPurge>, Error> {
+        let end = keys::purge_second(now.seconds().saturating_add(1));
+        let query = self
+            .client
+            .query()
+            .table_name(&self.table)
+            .key_condition_expression("PK = :pk AND SK < :end")
+            .expression_attribute_values(
+                ":pk",
+                AttributeValue::S(keys::SCHEDULED_PURGES.to_owned()),
+            )
+            .expression_attribute_values(":end", AttributeValue::S(end))
+            .limit(DUE_PURGES);
+        let output = Box::pin(query.send()).await.map_err(failed)?;
+        let items = output.items.unwrap_or_default();
+        let keys = items.iter().filter_map(primary_key_of);
+        Ok(keys
+            .filter_map(|(_, sk)| keys::scheduled_purge(&sk))
+            .collect())
+    }
+
+    /// Removes a purge from the schedule.
+    ///
+    /// # Errors
+    /// The table could not be written.
+    pub async fn remove_purge(&self, purge: &ScheduledPurge) -> Result<(), Error> {
+        let delete = self.client.delete_item().table_name(&self.table);
+        let delete = delete.set_key(Some(primary_key(&keys::of_scheduled_purge(purge))));
+        Box::pin(delete.send()).await.map(drop).map_err(failed)
     }
 
     /// The scheduled ones among these ends.

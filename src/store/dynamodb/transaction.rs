@@ -60,6 +60,14 @@ impl DynamoDb {
                 let item = item::encode_orphans(orphans);
                 put(&keys::of_orphans(orphans), item, Condition::default())?
             }
+            Step::Schedule(purge) => put(
+                &keys::of_scheduled_purge(purge),
+                Item::new(),
+                Condition::default(),
+            )?,
+            Step::Unschedule(purge) => {
+                self.transact_delete(&keys::of_scheduled_purge(purge), Condition::default())?
+            }
             Step::StoreOutcome { request, outcome } => {
                 let expires = Timestamp::now().after(REQUEST_RETENTION);
                 let item = item::encode_request(request, outcome, expires);

@@ -54,10 +54,45 @@ fn a_user_with_all_attributes_is_decoded() {
         external_id: None,
         labels: Labels::parse(labels.into_iter(), FreeText::parse_new).unwrap(),
         state: State::Suspended,
+        deletion: None,
         uid: Uid::from_text("u"),
         stamp: Stamp::created(Timestamp(1)),
     });
     assert_eq!(decode(&record.key(), &encode(&record)), Some(record));
+}
+
+#[test]
+fn a_deletion_keeps_the_state_before_it() {
+    let deletion = Some(SoftDeletion {
+        delete_time: Timestamp(1),
+        purge_time: Timestamp(2),
+    });
+    let key = Key::User(Username::parse_new("oliviaowner").unwrap());
+    for state in [State::Active, State::Suspended] {
+        let user = decode(&key, &Item::new()).and_then(Record::into_user);
+        let active = user.unwrap();
+        let user = User {
+            state,
+            deletion,
+            ..active.clone()
+        };
+        let record = Record::User(user.clone());
+        let item = encode(&record);
+        assert_eq!(text(&item, STATE), Some("DELETED"));
+        assert!(has_known_state(&item));
+        assert_eq!(decode(&key, &item), Some(record.clone()));
+        let undeleted = Record::User(user.undeleted());
+        let (set, gone) = difference(&record, &undeleted);
+        assert_eq!(text(&set, STATE).is_some(), state == State::Suspended);
+        assert_eq!(gone.contains(&STATE.to_owned()), state == State::Active);
+        assert!(gone.contains(&PURGE_TIME.to_owned()));
+    }
+    // Without times, by another writer, it is not purged.
+    let mut item = Item::new();
+    put_text(&mut item, STATE, "DELETED");
+    let user = decode(&key, &item).and_then(Record::into_user).unwrap();
+    let deletion = user.deletion.unwrap();
+    assert!(!deletion.is_due(Timestamp(i64::MAX - 1)));
 }
 
 #[test]
@@ -103,6 +138,7 @@ fn attributes_with_default_values_are_left_out() {
         external_id: None,
         labels: Labels::default(),
         state: State::Active,
+        deletion: None,
         uid: None,
         stamp: Stamp::default(),
     }));

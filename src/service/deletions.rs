@@ -1,0 +1,400 @@
+//! Deletions of users and organizations: at once, or so that they can be undone until the purge.
+
+use async_trait::async_trait;
+
+use super::{
+    Accounts, Call, Error, Refusal,
+    actor::AlsoDeleted,
+    idempotency::Repeatable,
+    is_version,
+    last_owner::require_other_owners,
+    read_set::{ReadSet, rewrite, transaction},
+    unique_values::claims,
+};
+use crate::{
+    coherence::{Change, Plan, Verdict},
+    domain::{
+        Actor, DELETES_ORGANIZATION, Etag, Key, Organization, OrganizationName, Orphans, Record,
+        Timestamp, UndeleteWindow, User, Username,
+    },
+    store::{self, DynamoDb, ScheduledPurge, Step},
+};
+
+/// A user to delete.
+#[derive(Debug, Clone)]
+pub struct UserToDelete {
+    /// The name.
+    pub username: Username,
+    /// The version to delete. `None`: any.
+    pub etag: Option<Etag>,
+    /// The deletion is refused if the user is the last Owner of an organization.
+    pub unless_last_owner: bool,
+    /// The time for which the deletion can be undone. `None`: the name is free at once.
+    pub undelete_window: Option<UndeleteWindow>,
+}
+
+/// An organization to delete.
+#[derive(Debug, Clone)]
+pub struct OrganizationToDelete {
+    /// The name.
+    pub organization_name: OrganizationName,
+    /// The actor: an Owner, or the platform.
+    pub actor: Actor,
+    /// The version to delete. `None`: any.
+    pub etag: Option<Etag>,
+    /// The time for which the deletion can be undone. `None`: the name is free at once.
+    pub undelete_window: Option<UndeleteWindow>,
+}
+
+/// A user whose deletion is to be undone.
+#[derive(Debug, Clone)]
+pub struct UserToUndelete {
+    /// The name.
+    pub username: Username,
+    /// The version to undelete. `None`: any.
+    pub etag: Option<Etag>,
+}
+
+/// An organization whose deletion is to be undone.
+#[derive(Debug, Clone)]
+pub struct OrganizationToUndelete {
+    /// The name.
+    pub organization_name: OrganizationName,
+    /// The actor: an Owner, or the platform.
+    pub actor: Actor,
+    /// The version to undelete. `None`: any.
+    pub etag: Option<Etag>,
+}
+
+impl Accounts {
+    /// Deletes a user. Returns it as it was or, if the deletion can be undone, as it is now. One that is
+    /// deleted already is purged.
+    ///
+    /// # Errors
+    /// [`Refusal::UserNotFound`], [`Refusal::EtagMismatch`], [`Refusal::LastOwner`],
+    /// [`Refusal::TooManyOrganizations`].
+    pub async fn delete_user(&self, user: UserToDelete, call: Call) -> Result<User, Error> {
+        let change = DeleteUser {
+            user,
+            now: Timestamp::now(),
+        };
+        self.apply(change, Actor::Platform, call).await
+    }
+
+    /// Undoes the deletion of a user. Returns the user.
+    ///
+    /// # Errors
+    /// [`Refusal::UserNotFound`], [`Refusal::UserExists`] if it is not deleted,
+    /// [`Refusal::EtagMismatch`].
+    pub async fn undelete_user(&self, user: UserToUndelete, call: Call) -> Result<User, Error> {
+        let change = UndeleteUser {
+            user,
+            now: Timestamp::now(),
+        };
+        self.apply(change, Actor::Platform, call).await
+    }
+
+    /// Deletes an organization, see [`Self::delete_user`].
+    ///
+    /// # Errors
+    /// [`Refusal::NotPermitted`], [`Refusal::OrganizationNotFound`] for the platform only,
+    /// [`Refusal::EtagMismatch`].
+    pub async fn delete_organization(
+        &self,
+        organization: OrganizationToDelete,
+        call: Call,
+    ) -> Result<Organization, Error> {
+        let actor = organization.actor.clone();
+        let change = DeleteOrganization {
+            organization,
+            now: Timestamp::now(),
+        };
+        self.apply(change, actor, call).await
+    }
+
+    /// Undoes the deletion of an organization. Returns the organization.
+    ///
+    /// # Errors
+    /// [`Refusal::NotPermitted`], [`Refusal::OrganizationNotFound`],
+    /// [`Refusal::OrganizationExists`] if it is not deleted, [`Refusal::EtagMismatch`].
+    pub async fn undelete_organization(
+        &self,
+        organization: OrganizationToUndelete,
+        call: Call,
+    ) -> Result<Organization, Error> {
+        let actor = organization.actor.clone();
+        let change = UndeleteOrganization {
+            organization,
+            now: Timestamp::now(),
+        };
+        self.apply(change, actor, call).await
+    }
+}
+
+/// The steps that delete a user or an organization at once, free its unique values and leave its
+/// memberships to the orphan clean-up; or the refusal.
+pub(super) async fn delete_at_once<T>(
+    table: &DynamoDb,
+    found: Record,
+) -> Result<Result<Vec<Step>, Verdict<T, Refusal>>, store::Error> {
+    let mut steps = match claims(table, Some(&found), None).await? {
+        Ok(claims) => claims,
+        Err(refused) => return Ok(Err(refused)),
+    };
+    steps.extend(ScheduledPurge::of(&found).map(Step::Unschedule));
+    if let Some(gone) = found.profile_name() {
+        steps.push(Step::CleanUp(Orphans {
+            gone,
+            uid: found.uid().cloned(),
+            time: Timestamp::now(),
+        }));
+    }
+    steps.insert(0, Step::Delete { found });
+    Ok(Ok(steps))
+}
+
+/// The plan of a deletion that can be undone. The memberships are kept, and do not count.
+fn delete_softly<T>(before: Record, after: Record, conditions: Vec<Step>, output: T) -> Plan<T> {
+    let purge = ScheduledPurge::of(&after).map(Step::Schedule);
+    let mut plan = rewrite(before, after, conditions, false, output);
+    plan.steps.extend(purge);
+    plan
+}
+
+/// The plan that undoes a deletion.
+fn undelete<T>(before: Record, after: Record, conditions: Vec<Step>, output: T) -> Plan<T> {
+    let purge = ScheduledPurge::of(&before).map(Step::Unschedule);
+    let mut plan = rewrite(before, after, conditions, true, output);
+    plan.steps.extend(purge);
+    plan
+}
+
+struct DeleteUser {
+    user: UserToDelete,
+    now: Timestamp,
+}
+
+impl Repeatable for DeleteUser {}
+
+#[async_trait]
+impl Change for DeleteUser {
+    type Output = User;
+    type Refusal = Refusal;
+
+    fn touches(&self) -> Vec<Key> {
+        vec![Key::User(self.user.username.clone())]
+    }
+
+    async fn decide(&self, table: &DynamoDb) -> Result<Verdict<User, Refusal>, store::Error> {
+        let UserToDelete {
+            username,
+            etag,
+            unless_last_owner,
+            undelete_window,
+        } = &self.user;
+        let found = ReadSet::read(table, self.touches()).await?;
+        let user = match undelete_window {
+            Some(_) => found.user(username),
+            None => found.stored_user(username),
+        };
+        let Some(user) = user else {
+            return Ok(Verdict::refuse(Refusal::UserNotFound(username.clone())));
+        };
+        if !is_version(etag.as_ref(), &user.stamp) {
+            return Ok(Verdict::refuse(Refusal::EtagMismatch));
+        }
+        let conditions = require_other_owners(table, username, *unless_last_owner).await?;
+        let conditions = match conditions {
+            Ok(conditions) => conditions,
+            Err(refused) => return Ok(refused),
+        };
+        let before = Record::User(user.clone());
+        if let Some(window) = undelete_window {
+            let mut deleted = user.clone();
+            deleted.deletion = Some(window.delete(self.now));
+            deleted.stamp = user.stamp.changed(self.now);
+            let after = Record::User(deleted.clone());
+            let plan = delete_softly(before, after, conditions, deleted);
+            return Ok(Verdict::Commit(plan));
+        }
+        Ok(match delete_at_once(table, before).await? {
+            Ok(delete) => Verdict::Commit(Plan {
+                steps: transaction(delete, conditions),
+                publish: Vec::new(),
+                premises: Vec::new(),
+                output: user.clone(),
+            }),
+            Err(refused) => refused,
+        })
+    }
+}
+
+struct UndeleteUser {
+    user: UserToUndelete,
+    now: Timestamp,
+}
+
+impl Repeatable for UndeleteUser {}
+
+#[async_trait]
+impl Change for UndeleteUser {
+    type Output = User;
+    type Refusal = Refusal;
+
+    fn touches(&self) -> Vec<Key> {
+        vec![Key::User(self.user.username.clone())]
+    }
+
+    fn may_publish(&self) -> bool {
+        true
+    }
+
+    async fn decide(&self, table: &DynamoDb) -> Result<Verdict<User, Refusal>, store::Error> {
+        let UserToUndelete { username, etag } = &self.user;
+        let found = ReadSet::read(table, self.touches()).await?;
+        let not_found = || Verdict::refuse(Refusal::UserNotFound(username.clone()));
+        let Some(user) = found.stored_user(username) else {
+            return Ok(not_found());
+        };
+        match user.deletion {
+            None => return Ok(Verdict::refuse(Refusal::UserExists(username.clone()))),
+            Some(deletion) if deletion.is_due(table.now()) => return Ok(not_found()),
+            Some(_) => {}
+        }
+        if !is_version(etag.as_ref(), &user.stamp) {
+            return Ok(Verdict::refuse(Refusal::EtagMismatch));
+        }
+        let mut undeleted = user.clone().undeleted();
+        undeleted.stamp = user.stamp.changed(self.now);
+        let [before, after] = [user, &undeleted].map(|user| Record::User(user.clone()));
+        let plan = undelete(before, after, Vec::new(), undeleted);
+        Ok(Verdict::Commit(plan))
+    }
+}
+
+struct DeleteOrganization {
+    organization: OrganizationToDelete,
+    now: Timestamp,
+}
+
+impl Repeatable for DeleteOrganization {
+    fn self_revoking_actor(&self) -> Option<&Username> {
+        self.organization.actor.user()
+    }
+}
+
+#[async_trait]
+impl Change for DeleteOrganization {
+    type Output = Organization;
+    type Refusal = Refusal;
+
+    fn touches(&self) -> Vec<Key> {
+        vec![Key::Organization(
+            self.organization.organization_name.clone(),
+        )]
+    }
+
+    async fn decide(
+        &self,
+        table: &DynamoDb,
+    ) -> Result<Verdict<Organization, Refusal>, store::Error> {
+        let OrganizationToDelete {
+            organization_name,
+            actor,
+            etag,
+            undelete_window,
+        } = &self.organization;
+        let also_deleted = match undelete_window {
+            Some(_) => AlsoDeleted::No,
+            None => AlsoDeleted::Yes,
+        };
+        let least = DELETES_ORGANIZATION;
+        let permitted = actor
+            .may_change(least, table, organization_name, etag.as_ref(), also_deleted)
+            .await?;
+        let (organization, conditions) = match permitted {
+            Ok(permitted) => permitted,
+            Err(refused) => return Ok(refused),
+        };
+        let before = Record::Organization(organization.clone());
+        if let Some(window) = undelete_window {
+            let mut deleted = organization.clone();
+            deleted.deletion = Some(window.delete(self.now));
+            deleted.stamp = organization.stamp.changed(self.now);
+            let after = Record::Organization(deleted.clone());
+            let plan = delete_softly(before, after, conditions, deleted);
+            return Ok(Verdict::Commit(plan));
+        }
+        Ok(match delete_at_once(table, before).await? {
+            Ok(delete) => Verdict::Commit(Plan {
+                steps: transaction(delete, conditions),
+                publish: Vec::new(),
+                premises: Vec::new(),
+                output: organization,
+            }),
+            Err(refused) => refused,
+        })
+    }
+}
+
+struct UndeleteOrganization {
+    organization: OrganizationToUndelete,
+    now: Timestamp,
+}
+
+impl Repeatable for UndeleteOrganization {}
+
+#[async_trait]
+impl Change for UndeleteOrganization {
+    type Output = Organization;
+    type Refusal = Refusal;
+
+    fn touches(&self) -> Vec<Key> {
+        vec![Key::Organization(
+            self.organization.organization_name.clone(),
+        )]
+    }
+
+    fn may_publish(&self) -> bool {
+        true
+    }
+
+    async fn decide(
+        &self,
+        table: &DynamoDb,
+    ) -> Result<Verdict<Organization, Refusal>, store::Error> {
+        let OrganizationToUndelete {
+            organization_name,
+            actor,
+            etag,
+        } = &self.organization;
+        let least = DELETES_ORGANIZATION;
+        let permitted = actor
+            .may_change(
+                least,
+                table,
+                organization_name,
+                etag.as_ref(),
+                AlsoDeleted::Yes,
+            )
+            .await?;
+        let (organization, conditions) = match permitted {
+            Ok(permitted) => permitted,
+            Err(refused) => return Ok(refused),
+        };
+        let name = || organization_name.clone();
+        match organization.deletion {
+            None => return Ok(Verdict::refuse(Refusal::OrganizationExists(name()))),
+            Some(deletion) if deletion.is_due(table.now()) => {
+                return Ok(Verdict::refuse(Refusal::OrganizationNotFound(name())));
+            }
+            Some(_) => {}
+        }
+        let mut undeleted = organization.clone().undeleted();
+        undeleted.stamp = organization.stamp.changed(self.now);
+        let [before, after] =
+            [&organization, &undeleted].map(|it| Record::Organization(it.clone()));
+        let plan = undelete(before, after, conditions, undeleted);
+        Ok(Verdict::Commit(plan))
+    }
+}
