@@ -21,7 +21,7 @@ impl Accounts {
             caller: None,
             request_id: None,
         };
-        let change = Purge(purge.clone());
+        let change = PurgeIfDue(purge.clone());
         let is_due = self.writes.apply(change, origin, deadline, None).await?;
         if !is_due {
             // The record was changed past the service.
@@ -32,10 +32,10 @@ impl Accounts {
     }
 }
 
-struct Purge(ScheduledPurge);
+struct PurgeIfDue(ScheduledPurge);
 
 #[async_trait]
-impl Change for Purge {
+impl Change for PurgeIfDue {
     type Output = bool;
     type Refusal = Refusal;
 

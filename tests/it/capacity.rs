@@ -1,6 +1,8 @@
 //! The costs of each RPC at the table: read units as the table reports them, and the
 //! items of transactions.
 
+use std::time::Duration;
+
 use account_service::proto::account_v1::{self as pb, Role};
 use tonic::Status;
 
@@ -165,6 +167,35 @@ async fn writes_have_the_documented_transaction_items() {
         ..pb::ResumeUserRequest::default()
     };
     assert_eq!(meter.items(client.resume_user(resume)).await, 1);
+    let window = Some(Duration::from_secs(3600).try_into().unwrap());
+    let delete = pb::DeleteUserRequest {
+        username: MICHAEL.to_owned(),
+        undelete_window: window,
+        ..pb::DeleteUserRequest::default()
+    };
+    assert_eq!(meter.items(client.delete_user(delete)).await, 2);
+    let undelete = pb::UndeleteUserRequest {
+        username: MICHAEL.to_owned(),
+        ..pb::UndeleteUserRequest::default()
+    };
+    assert_eq!(meter.items(client.undelete_user(undelete)).await, 2);
+    let delete = pb::DeleteOrganizationRequest {
+        organization_name: ORG.to_owned(),
+        actor: Some(pb::delete_organization_request::Actor::ActingUser(
+            OLIVIA.to_owned(),
+        )),
+        undelete_window: window,
+        ..pb::DeleteOrganizationRequest::default()
+    };
+    assert_eq!(meter.items(client.delete_organization(delete)).await, 4);
+    let undelete = pb::UndeleteOrganizationRequest {
+        organization_name: ORG.to_owned(),
+        actor: Some(pb::undelete_organization_request::Actor::ActingUser(
+            OLIVIA.to_owned(),
+        )),
+        ..pb::UndeleteOrganizationRequest::default()
+    };
+    assert_eq!(meter.items(client.undelete_organization(undelete)).await, 4);
 
     let described = pb::UpdateOrganizationRequest {
         organization: Some(pb::Organization {

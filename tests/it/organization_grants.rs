@@ -1,6 +1,9 @@
 //! Grants by organization: a caller reads and changes only the organizations of its grant.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use account_service::{
     auth::KeySource,
@@ -30,7 +33,7 @@ const OTHER: &str = "plain";
 const NOT_GRANTED: &str = "ORGANIZATION_NOT_GRANTED";
 
 /// Methods that name no organization.
-const WITHOUT_ORGANIZATION: [&str; 13] = [
+const WITHOUT_ORGANIZATION: [&str; 14] = [
     "BatchGetUsers",
     "CountUserOrganizations",
     "CreateUser",
@@ -43,12 +46,13 @@ const WITHOUT_ORGANIZATION: [&str; 13] = [
     "LookupUser",
     "ResumeUser",
     "SuspendUser",
+    "UndeleteUser",
     "UpdateUser",
 ];
 
 /// Methods that name an organization, in an order in which each succeeds: Michael is added first and
 /// removed later.
-const WITH_ORGANIZATION: [&str; 18] = [
+const WITH_ORGANIZATION: [&str; 19] = [
     "AddUserToOrganization",
     "GetMembership",
     "CheckMembership",
@@ -65,6 +69,7 @@ const WITH_ORGANIZATION: [&str; 18] = [
     "UpdateOrganization",
     "SuspendOrganization",
     "ResumeOrganization",
+    "UndeleteOrganization",
     "DeleteOrganization",
     "CreateOrganization",
 ];
@@ -384,6 +389,25 @@ impl Limited {
                 };
                 client
                     .delete_organization(self.request(delete))
+                    .await
+                    .map(drop)
+            }
+            "UndeleteOrganization" => {
+                let delete = pb::DeleteOrganizationRequest {
+                    organization_name: organization_name.clone(),
+                    actor: Some(pb::delete_organization_request::Actor::AsPlatform(true)),
+                    undelete_window: Some(Duration::from_secs(3600).try_into().unwrap()),
+                    ..pb::DeleteOrganizationRequest::default()
+                };
+                // Refused if the organization is not granted.
+                drop(client.delete_organization(self.request(delete)).await);
+                let undelete = pb::UndeleteOrganizationRequest {
+                    organization_name,
+                    actor: Some(pb::undelete_organization_request::Actor::AsPlatform(true)),
+                    ..pb::UndeleteOrganizationRequest::default()
+                };
+                client
+                    .undelete_organization(self.request(undelete))
                     .await
                     .map(drop)
             }

@@ -429,3 +429,35 @@ async fn a_page_of_a_list_is_a_query_and_a_round_trip_to_the_cache() {
         .await
         .unwrap();
 }
+
+#[tokio::test]
+async fn deletions_that_can_be_undone_publish_nothing_and_undeletions_do() {
+    let (backends, service) = start().await;
+    service.create_user(MICHAEL).await.unwrap();
+    service.settle().await;
+    let mut client = service.client.clone();
+    let deletion = client.delete_user(pb::DeleteUserRequest {
+        username: MICHAEL.to_owned(),
+        undelete_window: Some(Duration::from_secs(3600).try_into().unwrap()),
+        ..pb::DeleteUserRequest::default()
+    });
+    let expected = &["2 x SetIf", "1 x GetItem", "1 x TransactWriteItems"];
+    assert_calls(&backends, &service, deletion, expected)
+        .await
+        .unwrap();
+    // The flush removes the deletion's fence, so that the undeletion may publish.
+    backends.flush_cache().await;
+    let undeletion = client.undelete_user(pb::UndeleteUserRequest {
+        username: MICHAEL.to_owned(),
+        ..pb::UndeleteUserRequest::default()
+    });
+    let expected = &[
+        "1 x Get",
+        "3 x SetIf",
+        "1 x GetItem",
+        "1 x TransactWriteItems",
+    ];
+    assert_calls(&backends, &service, undeletion, expected)
+        .await
+        .unwrap();
+}

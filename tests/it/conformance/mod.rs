@@ -8,17 +8,15 @@ use std::{sync::Arc, time::Duration};
 
 use account_service::proto::account_v1::{
     self as pb, Role, State, delete_organization_request, transfer_ownership_request,
-    update_organization_request,
+    undelete_organization_request, update_organization_request,
 };
 use futures_util::future::join_all;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use self::{
-    rules::{
-        ORGANIZATIONS, Operation, Organization, Outcome, Person, ROLES, Relation, Target, people,
-    },
-    world::{Part, Stored, World, until_expired},
+    rules::{ORGANIZATIONS, Operation, Organization, Outcome, Person, ROLES, Target, people},
+    world::{Part, Stored, UNDELETE_WINDOW, World, until_expired},
 };
 use crate::harness::{Replica, Table, from_now, start};
 
@@ -70,7 +68,7 @@ fn cases(world: &World) -> Vec<Case> {
         }
         // These operations have no target.
         cases.extend(
-            [Operation::Update, Operation::Delete].map(|operation| Case {
+            [Operation::Update, Operation::Delete, Operation::Undelete].map(|operation| Case {
                 actor,
                 operation,
                 target: targets[0],
@@ -154,6 +152,15 @@ async fn call(service: &Replica, world: &World, case: Case) -> Result<(), Status
             };
             client.delete_organization(request).await.map(drop)
         }
+        Operation::Undelete => {
+            use undelete_organization_request::Actor;
+            let request = pb::UndeleteOrganizationRequest {
+                organization_name,
+                actor: Some(actor.map_or(Actor::AsPlatform(true), Actor::ActingUser)),
+                ..pb::UndeleteOrganizationRequest::default()
+            };
+            client.undelete_organization(request).await.map(drop)
+        }
     }
 }
 
@@ -195,6 +202,12 @@ fn assert_done(world: &World, case: Case, before: &Stored, after: &Stored) {
         Operation::Delete => {
             let item = after.organization.values().next().unwrap();
             assert_eq!(item["state"].as_s().unwrap(), "TOMBSTONE", "{what}");
+            assert_eq!(after.members, before.members, "{what}");
+        }
+        Operation::Undelete => {
+            let item = after.organization.values().next().unwrap();
+            assert_eq!(item.get("state"), None, "{what}");
+            assert_eq!(item.get("purgeTime"), None, "{what}");
             assert_eq!(after.members, before.members, "{what}");
         }
         Operation::Add(_)
@@ -337,11 +350,11 @@ async fn assert_reads(service: &Replica, world: &World, person: Person) {
         Ok(page) => {
             let listed = page.into_inner().memberships;
             assert_eq!(listed.first().map(pb::Membership::role), stored, "{what}");
-            assert_ne!(person.relation, Relation::NoUser, "{what}");
+            assert!(rules::is_user(person), "{what}");
         }
         Err(status) => {
             assert_eq!(outcome(Err(status)), Outcome::UserNotFound, "{what}");
-            assert_eq!(person.relation, Relation::NoUser, "{what}");
+            assert!(!rules::is_user(person), "{what}");
         }
     }
 }
@@ -419,9 +432,9 @@ async fn every_active_user_can_found_an_organization_that_does_not_exist() {
         let before = world.stored(&table).await;
         for founder in people() {
             let expected = match founder {
-                _ if founder.relation == Relation::NoUser => Outcome::UserNotFound,
+                _ if !rules::is_user(founder) => Outcome::UserNotFound,
                 _ if founder.is_suspended => Outcome::NotPermitted,
-                _ if rules::exists(state) => Outcome::OrganizationExists,
+                _ if rules::is_taken(state) => Outcome::OrganizationExists,
                 _ => Outcome::Done,
             };
             let actual = found(&service, &world, founder).await;
@@ -449,6 +462,9 @@ enum OnUser {
     Suspend,
     Resume,
     Delete,
+    /// A deletion that can be undone.
+    DeleteSoftly,
+    Undelete,
 }
 
 async fn call_on_user(service: &Replica, operation: OnUser, username: &str) -> Result<(), Status> {
@@ -483,6 +499,21 @@ async fn call_on_user(service: &Replica, operation: OnUser, username: &str) -> R
             };
             client.resume_user(request).await.map(drop)
         }
+        OnUser::DeleteSoftly => {
+            let request = pb::DeleteUserRequest {
+                username,
+                undelete_window: Some(UNDELETE_WINDOW),
+                ..pb::DeleteUserRequest::default()
+            };
+            client.delete_user(request).await.map(drop)
+        }
+        OnUser::Undelete => {
+            let request = pb::UndeleteUserRequest {
+                username,
+                ..pb::UndeleteUserRequest::default()
+            };
+            client.undelete_user(request).await.map(drop)
+        }
     }
 }
 
@@ -490,13 +521,20 @@ async fn call_on_user(service: &Replica, operation: OnUser, username: &str) -> R
 async fn the_platform_changes_users_as_their_state_allows() {
     let (_backends, service) = start().await;
     // `None`: the user does not exist.
-    let states = [None, Some(State::Active), Some(State::Suspended)];
+    let states = [
+        None,
+        Some(State::Active),
+        Some(State::Suspended),
+        Some(State::Deleted),
+    ];
     let operations = [
         OnUser::Create,
         OnUser::Update,
         OnUser::Suspend,
         OnUser::Resume,
         OnUser::Delete,
+        OnUser::DeleteSoftly,
+        OnUser::Undelete,
     ];
     for state in states {
         for operation in operations {
@@ -509,30 +547,39 @@ async fn the_platform_changes_users_as_their_state_allows() {
             if state.is_some() {
                 service.create_user(&name).await.unwrap();
             }
-            if state == Some(State::Suspended) {
-                call_on_user(&service, OnUser::Suspend, &name)
-                    .await
-                    .unwrap();
+            let into_state = match state {
+                Some(State::Suspended) => Some(OnUser::Suspend),
+                Some(State::Deleted) => Some(OnUser::DeleteSoftly),
+                _ => None,
+            };
+            if let Some(into_state) = into_state {
+                let called = call_on_user(&service, into_state, &name).await;
+                called.unwrap();
             }
+            let is_deleted = state == Some(State::Deleted);
             let expected = match (state, operation) {
                 (None, OnUser::Create) => Outcome::Done,
                 (None, _) => Outcome::UserNotFound,
                 (Some(_), OnUser::Create) => Outcome::UserExists,
+                (Some(_), OnUser::Undelete) if !is_deleted => Outcome::UserExists,
+                (Some(_), OnUser::Delete | OnUser::Undelete) => Outcome::Done,
+                (Some(_), _) if is_deleted => Outcome::UserNotFound,
                 (Some(_), _) => Outcome::Done,
             };
             let actual = outcome(call_on_user(&service, operation, &name).await);
             assert_eq!(actual, expected, "{what}");
-            let state_after = match (state, operation) {
-                (_, OnUser::Delete) | (None, OnUser::Update | OnUser::Suspend | OnUser::Resume) => {
-                    None
+            let state_after = match (expected, operation) {
+                (Outcome::Done, OnUser::Delete) => None,
+                (Outcome::Done, OnUser::Create | OnUser::Resume | OnUser::Undelete) => {
+                    Some(State::Active)
                 }
-                (None, OnUser::Create) | (_, OnUser::Resume) => Some(State::Active),
-                (_, OnUser::Suspend) => Some(State::Suspended),
-                (_, OnUser::Create | OnUser::Update) => state,
+                (Outcome::Done, OnUser::Suspend) => Some(State::Suspended),
+                (Outcome::Done, OnUser::DeleteSoftly) => Some(State::Deleted),
+                _ => state,
             };
             let found = service.get_user(&name).await.ok().map(|(user, _)| user);
             assert_eq!(found.as_ref().map(pb::User::state), state_after, "{what}");
-            let is_changed = state.is_some() && operation == OnUser::Update;
+            let is_changed = expected == Outcome::Done && operation == OnUser::Update;
             let display_name = found.map(|user| user.display_name).unwrap_or_default();
             assert_eq!(display_name == "Changed", is_changed, "{what}");
         }
@@ -574,7 +621,12 @@ async fn the_platform_suspends_and_resumes_every_existing_organization() {
             assert_eq!(outcome(called), expected, "{state:?} {wanted:?}");
             let found = service.get_organization(&world.organization).await;
             let found = found.ok().map(|(organization, _)| organization.state());
-            assert_eq!(found, rules::exists(state).then_some(wanted), "{state:?}");
+            let expected = match state {
+                Organization::Deleted => None,
+                Organization::Undeletable => Some(State::Deleted),
+                _ => Some(wanted),
+            };
+            assert_eq!(found, expected, "{state:?}");
         }
     }
 }

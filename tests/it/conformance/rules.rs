@@ -12,6 +12,8 @@ pub enum Relation {
     Expiring(Role),
     /// A membership as an Owner that has expired.
     Expired,
+    /// A membership with this role of a deleted user who can be undeleted.
+    Undeletable(Role),
     /// A user who is no member.
     Outsider,
     /// A user whose name belonged to an Owner who was deleted.
@@ -36,15 +38,18 @@ pub enum Organization {
     WithOneOwner,
     Suspended,
     Deleted,
+    /// Deleted, and can be undeleted.
+    Undeletable,
     /// Deleted, and its name taken again by another user.
     TakenAgain,
 }
 
-pub const ORGANIZATIONS: [Organization; 5] = [
+pub const ORGANIZATIONS: [Organization; 6] = [
     Organization::Active,
     Organization::WithOneOwner,
     Organization::Suspended,
     Organization::Deleted,
+    Organization::Undeletable,
     Organization::TakenAgain,
 ];
 pub const ROLES: [Role; 3] = [Role::Owner, Role::Admin, Role::Member];
@@ -64,6 +69,7 @@ pub enum Operation {
     RemoveEnd,
     Update,
     Delete,
+    Undelete,
 }
 
 /// The target of an operation.
@@ -104,12 +110,14 @@ pub fn people() -> impl Iterator<Item = Person> {
     });
     let people =
         people.filter(|person| person.relation != Relation::NoUser || !person.is_suspended);
-    let with_ends = [
+    let active = [
         Relation::Expiring(Role::Owner),
         Relation::Expiring(Role::Admin),
         Relation::Expired,
+        Relation::Undeletable(Role::Owner),
+        Relation::Undeletable(Role::Member),
     ];
-    people.chain(with_ends.map(|relation| Person {
+    people.chain(active.map(|relation| Person {
         relation,
         is_suspended: false,
     }))
@@ -117,7 +125,20 @@ pub fn people() -> impl Iterator<Item = Person> {
 
 /// Whether the organization exists.
 pub fn exists(organization: Organization) -> bool {
+    !matches!(
+        organization,
+        Organization::Deleted | Organization::Undeletable
+    )
+}
+
+/// Whether the name of the organization is taken.
+pub fn is_taken(organization: Organization) -> bool {
     organization != Organization::Deleted
+}
+
+/// Whether the user exists.
+pub fn is_user(person: Person) -> bool {
+    !matches!(person.relation, Relation::NoUser | Relation::Undeletable(_))
 }
 
 /// The role of the membership, whether it counts or not.
@@ -130,6 +151,27 @@ pub fn stored_role(organization: Organization, person: Person) -> Option<Role> {
             Some(role)
         }
         _ => None,
+    }
+}
+
+/// The role in the table, also of a deleted user or organization that can be undeleted.
+pub fn role_in_table(organization: Organization, person: Person) -> Option<Role> {
+    let undeleted = match organization {
+        Organization::Undeletable => Organization::Active,
+        other => other,
+    };
+    let relation = match person.relation {
+        Relation::Undeletable(role) => Relation::Member(role),
+        other => other,
+    };
+    stored_role(undeleted, Person { relation, ..person })
+}
+
+/// Whether the actor is an Owner, or would be after an undeletion of the organization.
+fn owns(organization: Organization, actor: Person) -> bool {
+    match organization {
+        Organization::Undeletable => role(Organization::Active, actor) == Some(Role::Owner),
+        other => role(other, actor) == Some(Role::Owner),
     }
 }
 
@@ -161,16 +203,23 @@ pub fn outcome(
     let is_last = is_self && owner && !is_expiring && organization == Organization::WithOneOwner;
     let member = stored_role(organization, person);
 
+    let owns = actor.is_none_or(|actor| owns(organization, actor));
+
     match operation {
-        Operation::Update | Operation::Delete if actor.is_none() && !exists(organization) => {
+        Operation::Update if actor.is_none() && !exists(organization) => {
             Outcome::OrganizationNotFound
         }
         Operation::Update if manager || actor.is_none() => Outcome::Done,
-        Operation::Delete if owner || actor.is_none() => Outcome::Done,
+        Operation::Delete | Operation::Undelete if owns && !is_taken(organization) => {
+            Outcome::OrganizationNotFound
+        }
+        Operation::Delete if owns => Outcome::Done,
+        Operation::Undelete if owns && organization == Organization::Undeletable => Outcome::Done,
+        Operation::Undelete if owns => Outcome::OrganizationExists,
         Operation::Add(_) | Operation::Transfer if actor_expires => Outcome::NotPermitted,
         Operation::Add(granted) if owner || (manager && granted != Role::Owner) => {
             match (person.relation, member) {
-                (Relation::NoUser, _) => Outcome::UserNotFound,
+                (Relation::NoUser | Relation::Undeletable(_), _) => Outcome::UserNotFound,
                 (_, Some(_)) => Outcome::MembershipExists,
                 (_, None) => Outcome::Done,
             }
@@ -200,7 +249,7 @@ pub fn outcome(
         },
         Operation::Remove if is_last => Outcome::LastOwner,
         Operation::Remove if is_self && acting.is_some() => Outcome::Done,
-        Operation::Remove if manager => match member {
+        Operation::Remove if manager => match role_in_table(organization, person) {
             None => Outcome::MembershipNotFound,
             Some(Role::Owner) if !owner => Outcome::NotPermitted,
             Some(_) => Outcome::Done,
@@ -208,7 +257,7 @@ pub fn outcome(
         Operation::Transfer if owner || actor.is_none() => match member {
             None if actor.is_some() => Outcome::MembershipNotFound,
             None if !exists(organization) => Outcome::OrganizationNotFound,
-            None if person.relation == Relation::NoUser => Outcome::UserNotFound,
+            None if !is_user(person) => Outcome::UserNotFound,
             Some(_) if person.is_suspended && actor.is_some() => Outcome::NewOwnerSuspended,
             None | Some(_) => Outcome::Done,
         },
@@ -224,7 +273,7 @@ pub fn afterwards(
     operation: Operation,
     target: Target,
 ) -> (Option<Role>, Option<Role>) {
-    let before = |person| stored_role(organization, person);
+    let before = |person| role_in_table(organization, person);
     let (of_target, of_actor) = match target {
         Target::Other(person) => (before(person), actor.and_then(before)),
         Target::Oneself => (actor.and_then(before), actor.and_then(before)),
@@ -237,7 +286,8 @@ pub fn afterwards(
         | Operation::SetEnd
         | Operation::RemoveEnd
         | Operation::Update
-        | Operation::Delete => of_target,
+        | Operation::Delete
+        | Operation::Undelete => of_target,
     };
     let of_actor = match (operation, target) {
         (_, Target::Oneself) => of_target,

@@ -33,6 +33,12 @@ pub struct World {
 /// The life of memberships that expire before the calls.
 const SHORT: Duration = Duration::from_secs(2);
 
+/// The time for which deletions can be undone.
+pub const UNDELETE_WINDOW: prost_types::Duration = prost_types::Duration {
+    seconds: 24 * 3600,
+    nanos: 0,
+};
+
 /// Most attempts to add a member before its membership expires.
 const MAX_ATTEMPTS: usize = 20;
 
@@ -67,6 +73,7 @@ impl World {
         let kind = match relation {
             Relation::Member(role) => format!("{role:?}"),
             Relation::Expiring(role) => format!("expiring-{role:?}"),
+            Relation::Undeletable(role) => format!("undeletable-{role:?}"),
             _ => format!("{relation:?}"),
         };
         let state = if is_suspended { "suspended" } else { "active" };
@@ -124,10 +131,12 @@ impl World {
                 };
                 client.suspend_organization(suspend).await.unwrap();
             }
-            Organization::Deleted | Organization::TakenAgain => {
+            Organization::Deleted | Organization::Undeletable | Organization::TakenAgain => {
+                let is_undeletable = state == Organization::Undeletable;
                 let delete = pb::DeleteOrganizationRequest {
                     organization_name: organization.clone(),
                     actor: Some(pb::delete_organization_request::Actor::AsPlatform(true)),
+                    undelete_window: is_undeletable.then_some(UNDELETE_WINDOW),
                     ..pb::DeleteOrganizationRequest::default()
                 };
                 client.delete_organization(delete).await.unwrap();
@@ -148,7 +157,9 @@ impl World {
         }
         service.create_user(name).await.unwrap();
         let role = match person.relation {
-            Relation::Member(role) | Relation::Expiring(role) => Some(role),
+            Relation::Member(role) | Relation::Expiring(role) | Relation::Undeletable(role) => {
+                Some(role)
+            }
             Relation::Namesake | Relation::Expired => Some(Role::Owner),
             Relation::Outsider | Relation::NoUser => None,
         };
@@ -179,6 +190,14 @@ impl World {
         if person.relation == Relation::Namesake {
             service.delete_user(name).await.unwrap();
             service.create_user(name).await.unwrap();
+        }
+        if let Relation::Undeletable(_) = person.relation {
+            let delete = pb::DeleteUserRequest {
+                username: name.to_owned(),
+                undelete_window: Some(UNDELETE_WINDOW),
+                ..pb::DeleteUserRequest::default()
+            };
+            service.client.clone().delete_user(delete).await.unwrap();
         }
         if person.is_suspended {
             let suspend = pb::SuspendUserRequest {

@@ -45,15 +45,24 @@ enum Value {
 enum Fact {
     Is(Value),
     IsNot(Value),
+    /// There is nothing, or something that is deleted and can be undeleted.
+    IsGone,
+    /// The opposite.
+    IsThere,
 }
 
 const ACTIVE: Value = Value::Is(pb::State::Active);
+const DELETED: Value = Value::Is(pb::State::Deleted);
+/// The values that an undeletion may leave.
+const UNDELETED: [Value; 2] = [ACTIVE, Value::Is(pb::State::Suspended)];
 
 impl Fact {
     fn holds(self, value: Value) -> bool {
         match self {
             Self::Is(it) => it == value,
             Self::IsNot(it) => it != value,
+            Self::IsGone => [Value::Absent, DELETED].contains(&value),
+            Self::IsThere => !Self::IsGone.holds(value),
         }
     }
 }
@@ -68,7 +77,21 @@ impl Register {
     }
 }
 
-/// The value that a successful call leaves in the register; `None` if it does not write it.
+/// The values of which a successful call leaves one in the register. None: it does not write it.
+fn values(call: Call, register: Register) -> Vec<Value> {
+    match (call, register) {
+        (Call::UndeleteUser(name), Register::User(of))
+        | (Call::UndeleteOrganization(name), Register::Organization(of))
+            if name == of =>
+        {
+            UNDELETED.into()
+        }
+        _ => written(call, register).into_iter().collect(),
+    }
+}
+
+/// The value that a successful call leaves in the register; `None` if it does not write it, or if it
+/// leaves one of several values.
 fn written(call: Call, register: Register) -> Option<Value> {
     use Register::{Membership, Organization, Profile, User};
     let same = |one: usize, other: usize, value: Value| (one == other).then_some(value);
@@ -79,6 +102,8 @@ fn written(call: Call, register: Register) -> Option<Value> {
         (Call::DeleteUser(user), User(of) | Profile(of, _) | Membership(_, of)) => {
             same(user, of, Value::Absent)
         }
+        (Call::DeleteUserSoftly(user), User(of)) => same(user, of, DELETED),
+        (Call::DeleteOrganizationSoftly(name), Organization(of)) => same(name, of, DELETED),
         (Call::SetUserState(user, state), User(of)) => same(user, of, Value::Is(state)),
         (Call::Update(user, part, number), Profile(of, of_part)) if part == of_part => {
             same(user, of, Value::Number(number))
@@ -106,7 +131,7 @@ fn written(call: Call, register: Register) -> Option<Value> {
 
 /// The statements of a response: the facts of at least one of these lists hold.
 fn statements(operation: &Operation) -> Vec<Vec<(Register, Fact)>> {
-    use Fact::{Is, IsNot};
+    use Fact::{Is, IsGone, IsNot, IsThere};
     use Register::{Membership, Organization, Profile, User};
     let Operation { call, outcome, .. } = *operation;
     match (call, outcome) {
@@ -132,25 +157,38 @@ fn statements(operation: &Operation) -> Vec<Vec<(Register, Fact)>> {
         (Call::Add(at, user, _), Outcome::Exists) => {
             vec![vec![(Membership(at, user), IsNot(Value::Absent))]]
         }
-        (Call::Add(at, user, _) | Call::Transfer(at, user), Outcome::NoUser) => vec![vec![
-            (User(user), Is(Value::Absent)),
-            (Membership(at, user), Is(Value::Absent)),
-        ]],
         (Call::GetUser(user), Outcome::IsUser(None))
-        | (
-            Call::DeleteUser(user)
+        | (Call::DeleteUser(user) | Call::UndeleteUser(user), Outcome::NoUser) => {
+            vec![vec![(User(user), Is(Value::Absent))]]
+        }
+        (
+            Call::DeleteUserSoftly(user)
             | Call::SetUserState(user, _)
             | Call::Update(user, ..)
-            | Call::SetEmail(user, _),
+            | Call::SetEmail(user, _)
+            | Call::Add(_, user, _)
+            | Call::Transfer(_, user),
             Outcome::NoUser,
-        ) => vec![vec![(User(user), Is(Value::Absent))]],
+        ) => vec![vec![(User(user), IsGone)]],
+        (Call::UndeleteUser(user), Outcome::Exists) => vec![vec![(User(user), IsThere)]],
         (
-            Call::DeleteOrganization(name)
+            Call::DeleteOrganization(name) | Call::UndeleteOrganization(name),
+            Outcome::NoOrganization,
+        ) => vec![vec![(Organization(name), Is(Value::Absent))]],
+        (
+            Call::DeleteOrganizationSoftly(name)
             | Call::SetOrganizationState(name, _)
             | Call::Transfer(name, _),
             Outcome::NoOrganization,
-        ) => vec![vec![(Organization(name), Is(Value::Absent))]],
-        (Call::ChangeRole(at, user, _) | Call::Remove(at, user), Outcome::NoMember) => {
+        ) => vec![vec![(Organization(name), IsGone)]],
+        (Call::UndeleteOrganization(name), Outcome::Exists) => {
+            vec![vec![(Organization(name), IsThere)]]
+        }
+        (Call::ChangeRole(at, user, _), Outcome::NoMember) => vec![
+            vec![(Membership(at, user), Is(Value::Absent))],
+            vec![(User(user), Is(DELETED))],
+        ],
+        (Call::Remove(at, user), Outcome::NoMember) => {
             vec![vec![(Membership(at, user), Is(Value::Absent))]]
         }
         (
@@ -167,8 +205,8 @@ fn revealed(operation: &Operation, register: Register) -> Option<Fact> {
     if operation.call.is_read() || operation.outcome == Outcome::NotPermitted {
         return None;
     }
-    let facts = statements(operation).into_iter().flatten();
-    let mut facts = facts.filter(|(of, _)| *of == register);
+    let [facts] = <[_; 1]>::try_from(statements(operation)).ok()?;
+    let mut facts = facts.into_iter().filter(|(of, _)| *of == register);
     facts.next().map(|(_, fact)| fact)
 }
 
@@ -193,14 +231,15 @@ impl Log {
                 ended,
                 ..
             } = *operation;
-            let written = written(operation.call, register);
-            match (outcome, written) {
-                (Outcome::Done, Some(value)) => {
-                    log.writes.push((began, ended, value));
+            let values = values(operation.call, register);
+            let written = |until| values.iter().map(move |value| (began, until, *value));
+            match outcome {
+                Outcome::Done if !values.is_empty() => {
+                    log.writes.extend(written(ended));
                     log.ends.push((began, ended, None));
                 }
-                (Outcome::Unknown, Some(value)) => {
-                    log.writes.push((began, last_effect(operation), value));
+                Outcome::Unknown if !values.is_empty() => {
+                    log.writes.extend(written(last_effect(operation)));
                 }
                 _ => {
                     let revealed = revealed(operation, register);
@@ -263,12 +302,16 @@ fn of(call: Call) -> (Option<usize>, Option<usize>) {
     match call {
         Call::CreateUser(user)
         | Call::DeleteUser(user)
+        | Call::DeleteUserSoftly(user)
+        | Call::UndeleteUser(user)
         | Call::SetUserState(user, _)
         | Call::Update(user, ..)
         | Call::SetEmail(user, _)
         | Call::GetUser(user) => (None, Some(user)),
         Call::CreateOrganization(name)
         | Call::DeleteOrganization(name)
+        | Call::DeleteOrganizationSoftly(name)
+        | Call::UndeleteOrganization(name)
         | Call::SetOrganizationState(name, _) => (Some(name), None),
         Call::Add(at, user, _)
         | Call::ChangeRole(at, user, _)
@@ -283,7 +326,11 @@ fn of(call: Call) -> (Option<usize>, Option<usize>) {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct State {
     user: Option<Profile>,
+    /// The state of the user before its deletion. Active while it is not deleted.
+    user_before: pb::State,
     organization: Option<pb::State>,
+    /// The same of the organization.
+    organization_before: pb::State,
     membership: Option<Role>,
 }
 
@@ -291,7 +338,9 @@ impl Default for State {
     fn default() -> Self {
         Self {
             user: None,
+            user_before: pb::State::Active,
             organization: Some(pb::State::Active),
+            organization_before: pb::State::Active,
             membership: None,
         }
     }
@@ -300,6 +349,16 @@ impl Default for State {
 impl State {
     fn is_organization_active(self) -> bool {
         self.organization == Some(pb::State::Active)
+    }
+
+    fn is_user_there(self) -> bool {
+        self.user
+            .is_some_and(|user| user.state != pb::State::Deleted)
+    }
+
+    fn is_organization_there(self) -> bool {
+        self.organization
+            .is_some_and(|state| state != pb::State::Deleted)
     }
 
     fn effective(self) -> Option<Role> {
@@ -325,9 +384,29 @@ impl State {
             }),
             Call::DeleteUser(_) => self.user.is_some().then_some(Self {
                 user: None,
+                user_before: pb::State::Active,
                 membership: None,
                 ..self
             }),
+            Call::DeleteUserSoftly(_) => {
+                let before = self.user?.state;
+                let deleted = self.with_user(|user| user.state = pb::State::Deleted)?;
+                Some(Self {
+                    user_before: before,
+                    ..deleted
+                })
+            }
+            Call::UndeleteUser(_) => {
+                let user = self.user.filter(|_| !self.is_user_there())?;
+                Some(Self {
+                    user: Some(Profile {
+                        state: self.user_before,
+                        ..user
+                    }),
+                    user_before: pb::State::Active,
+                    ..self
+                })
+            }
             Call::SetUserState(_, state) => self.with_user(|user| user.state = state),
             Call::Update(_, Part::First, number) => self.with_user(|user| user.first = number),
             Call::Update(_, Part::Last, number) => self.with_user(|user| user.last = number),
@@ -339,22 +418,41 @@ impl State {
             }),
             Call::DeleteOrganization(_) => self.organization.is_some().then_some(Self {
                 organization: None,
+                organization_before: pb::State::Active,
                 membership: None,
                 ..self
             }),
-            Call::SetOrganizationState(_, state) => self.organization.is_some().then_some(Self {
+            Call::DeleteOrganizationSoftly(_) => {
+                let before = self.organization.filter(|_| self.is_organization_there())?;
+                Some(Self {
+                    organization: Some(pb::State::Deleted),
+                    organization_before: before,
+                    ..self
+                })
+            }
+            Call::UndeleteOrganization(_) => {
+                self.organization
+                    .filter(|_| !self.is_organization_there())?;
+                Some(Self {
+                    organization: Some(self.organization_before),
+                    organization_before: pb::State::Active,
+                    ..self
+                })
+            }
+            Call::SetOrganizationState(_, state) => self.is_organization_there().then_some(Self {
                 organization: Some(state),
                 ..self
             }),
             Call::Add(_, _, role) => {
-                (is_active && self.user.is_some() && self.membership.is_none())
+                (is_active && self.is_user_there() && self.membership.is_none())
                     .then_some(self.with(Some(role)))
             }
             Call::ChangeRole(_, _, role) => {
-                (is_active && self.membership.is_some()).then_some(self.with(Some(role)))
+                (is_active && self.is_user_there() && self.membership.is_some())
+                    .then_some(self.with(Some(role)))
             }
             Call::Remove(..) => (is_active && self.membership.is_some()).then_some(self.with(None)),
-            Call::Transfer(..) => (self.organization.is_some() && self.user.is_some())
+            Call::Transfer(..) => (self.is_organization_there() && self.is_user_there())
                 .then_some(self.with(Some(Role::Owner))),
             Call::Check(..) | Call::GetUser(_) => None,
         }
@@ -374,12 +472,22 @@ impl State {
             (_, Outcome::IsMember(role)) => self.effective() == role,
             (_, Outcome::IsUser(user)) => self.user == user,
             (_, Outcome::NotPermitted) => by_owner && !is_active,
-            (_, Outcome::NoOrganization) => self.organization.is_none(),
-            (Call::CreateUser(_) | Call::SetEmail(..), Outcome::Exists) => self.user.is_some(),
+            (
+                Call::DeleteOrganization(_) | Call::UndeleteOrganization(_),
+                Outcome::NoOrganization,
+            ) => self.organization.is_none(),
+            (_, Outcome::NoOrganization) => !self.is_organization_there(),
+            (Call::CreateUser(_), Outcome::Exists) => self.user.is_some(),
+            (Call::SetEmail(..) | Call::UndeleteUser(_), Outcome::Exists) => self.is_user_there(),
             (Call::CreateOrganization(_), Outcome::Exists) => self.organization.is_some(),
-            (_, Outcome::Exists) => is_active && self.membership.is_some(),
-            (_, Outcome::NoUser) => self.user.is_none() && (is_active || !by_owner),
-            (_, Outcome::NoMember) => self.membership.is_none() && (is_active || !by_owner),
+            (Call::UndeleteOrganization(_), Outcome::Exists) => self.is_organization_there(),
+            (_, Outcome::Exists) => is_active && self.is_user_there() && self.membership.is_some(),
+            (Call::DeleteUser(_) | Call::UndeleteUser(_), Outcome::NoUser) => self.user.is_none(),
+            (_, Outcome::NoUser) => !self.is_user_there() && (is_active || !by_owner),
+            (Call::Remove(..), Outcome::NoMember) => is_active && self.membership.is_none(),
+            (_, Outcome::NoMember) => {
+                (self.membership.is_none() || !self.is_user_there()) && (is_active || !by_owner)
+            }
         };
         is_so.then_some(self)
     }
@@ -389,7 +497,7 @@ impl State {
     }
 
     fn with_user(self, change: impl FnOnce(&mut Profile)) -> Option<Self> {
-        let mut user = self.user?;
+        let mut user = self.user.filter(|_| self.is_user_there())?;
         change(&mut user);
         Some(Self {
             user: Some(user),
@@ -634,7 +742,9 @@ mod tests {
             Call::SetUserState(0, suspended),
             Call::SetOrganizationState(0, suspended),
             Call::DeleteOrganization(0),
+            Call::DeleteOrganizationSoftly(0),
             Call::DeleteUser(0),
+            Call::DeleteUserSoftly(0),
         ] {
             let mut history = founded();
             history.push(operation(call, Outcome::Done, 4, 6));
@@ -645,6 +755,33 @@ mod tests {
                 history.push(check(role, 7, 8));
                 assert_eq!(stale_responses(&history).len(), violations, "{call:?}");
             }
+        }
+    }
+
+    #[test]
+    fn an_undeletion_brings_back_the_state_before_the_deletion() {
+        for (before, role) in [
+            (pb::State::Active, Some(Role::Member)),
+            (pb::State::Suspended, None),
+        ] {
+            let mut history = founded();
+            for (call, at) in [
+                (Call::SetUserState(0, before), 4),
+                (Call::DeleteUserSoftly(0), 6),
+                (Call::UndeleteUser(0), 8),
+            ] {
+                history.push(operation(call, Outcome::Done, at, at + 1));
+            }
+            history.push(check(role, 10, 11));
+            assert!(stale_responses(&history).is_empty());
+            assert!(not_linearizable(&history).is_empty());
+            let other = if role.is_some() {
+                None
+            } else {
+                Some(Role::Member)
+            };
+            history.push(check(other, 12, 13));
+            assert_eq!(not_linearizable(&history).len(), 1);
         }
     }
 
@@ -713,7 +850,7 @@ mod tests {
         let roles = [Role::Member, Role::Admin];
         let mut any = |_| {
             let role = roles[random.usize(..2)];
-            let call = match random.usize(..12) {
+            let call = match random.usize(..14) {
                 0 => Call::CreateUser(0),
                 1 => Call::DeleteUser(0),
                 2 | 3 => Call::Add(0, 0, role),
@@ -722,6 +859,8 @@ mod tests {
                 6 => Call::SetUserState(0, pb::State::Suspended),
                 7 => Call::DeleteOrganization(0),
                 8 => Call::CreateOrganization(0),
+                9 => Call::DeleteUserSoftly(0),
+                10 => Call::UndeleteUser(0),
                 _ => Call::Check(0, 0),
             };
             let outcome = match call {

@@ -22,6 +22,9 @@ pub enum Part {
 pub enum Call {
     CreateUser(usize),
     DeleteUser(usize),
+    /// A deletion that can be undone.
+    DeleteUserSoftly(usize),
+    UndeleteUser(usize),
     SetUserState(usize, State),
     Update(usize, Part, u8),
     /// Claims an address, or releases the user's address.
@@ -29,6 +32,9 @@ pub enum Call {
     GetUser(usize),
     CreateOrganization(usize),
     DeleteOrganization(usize),
+    /// A deletion that can be undone.
+    DeleteOrganizationSoftly(usize),
+    UndeleteOrganization(usize),
     SetOrganizationState(usize, State),
     Add(usize, usize, Role),
     ChangeRole(usize, usize, Role),
@@ -91,12 +97,16 @@ impl Call {
         match self {
             Self::CreateUser(of)
             | Self::DeleteUser(of)
+            | Self::DeleteUserSoftly(of)
+            | Self::UndeleteUser(of)
             | Self::SetUserState(of, _)
             | Self::Update(of, ..)
             | Self::SetEmail(of, _)
             | Self::GetUser(of) => of == user,
             Self::CreateOrganization(at)
             | Self::DeleteOrganization(at)
+            | Self::DeleteOrganizationSoftly(at)
+            | Self::UndeleteOrganization(at)
             | Self::SetOrganizationState(at, _) => at == organization,
             Self::Add(at, of, _)
             | Self::ChangeRole(at, of, _)

@@ -39,6 +39,11 @@ const ATTEMPTS: usize = 3;
 const FINAL_CHECKS: usize = 3;
 /// Counts checks that memory answered, among the faults.
 const FROM_MEMORY: &str = "from memory";
+/// The time for which deletions can be undone: longer than a world.
+const UNDELETE_WINDOW: prost_types::Duration = prost_types::Duration {
+    seconds: 24 * 3600,
+    nanos: 0,
+};
 /// The user that founds the organizations, and acts in them.
 const ROOT: &str = "root";
 
@@ -557,7 +562,7 @@ fn choose(chance: &mut fastrand::Rng, profile: &Profile) -> Call {
     } else {
         Part::Last
     };
-    match chance.u32(0..100) {
+    match chance.u32(0..106) {
         0..50 => Call::Check(organization, user),
         50..57 => Call::GetUser(user),
         57..68 => Call::Add(organization, user, role),
@@ -571,6 +576,10 @@ fn choose(chance: &mut fastrand::Rng, profile: &Profile) -> Call {
         92 => Call::DeleteOrganization(organization),
         93..95 => Call::CreateOrganization(organization),
         95..98 => Call::Update(user, part, chance.u8(1..=9)),
+        100 => Call::DeleteUserSoftly(user),
+        101..103 => Call::UndeleteUser(user),
+        103 => Call::DeleteOrganizationSoftly(organization),
+        104.. => Call::UndeleteOrganization(organization),
         _ => {
             let address = chance.bool().then(|| chance.usize(..ADDRESSES));
             Call::SetEmail(user, address)
@@ -641,6 +650,23 @@ async fn send(
                 ..pb::DeleteUserRequest::default()
             };
             client.delete_user(request).await.map(drop)
+        }
+        Call::DeleteUserSoftly(user) => {
+            let request = pb::DeleteUserRequest {
+                username: user_name(user),
+                request_id,
+                undelete_window: Some(UNDELETE_WINDOW),
+                ..pb::DeleteUserRequest::default()
+            };
+            client.delete_user(request).await.map(drop)
+        }
+        Call::UndeleteUser(user) => {
+            let request = pb::UndeleteUserRequest {
+                username: user_name(user),
+                request_id,
+                ..pb::UndeleteUserRequest::default()
+            };
+            client.undelete_user(request).await.map(drop)
         }
         Call::SetUserState(user, State::Suspended) => {
             let request = pb::SuspendUserRequest {
@@ -724,6 +750,25 @@ async fn send(
                 ..pb::DeleteOrganizationRequest::default()
             };
             client.delete_organization(request).await.map(drop)
+        }
+        Call::DeleteOrganizationSoftly(organization) => {
+            let request = pb::DeleteOrganizationRequest {
+                organization_name: organization_name(organization),
+                actor: Some(pb::delete_organization_request::Actor::AsPlatform(true)),
+                request_id,
+                undelete_window: Some(UNDELETE_WINDOW),
+                ..pb::DeleteOrganizationRequest::default()
+            };
+            client.delete_organization(request).await.map(drop)
+        }
+        Call::UndeleteOrganization(organization) => {
+            let request = pb::UndeleteOrganizationRequest {
+                organization_name: organization_name(organization),
+                actor: Some(pb::undelete_organization_request::Actor::AsPlatform(true)),
+                request_id,
+                ..pb::UndeleteOrganizationRequest::default()
+            };
+            client.undelete_organization(request).await.map(drop)
         }
         Call::SetOrganizationState(organization, State::Suspended) => {
             let request = pb::SuspendOrganizationRequest {
