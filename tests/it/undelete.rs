@@ -26,8 +26,8 @@ const EMAIL: &str = "michael@example.com";
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const REQUEST_ID: &str = "9b2f1d0c-5a7e-4c58-8d0e-6f1a2b3c4d5e";
 
-fn window(window: Duration) -> Option<prost_types::Duration> {
-    Some(window.try_into().unwrap())
+fn window(window: Duration) -> prost_types::Duration {
+    window.try_into().unwrap()
 }
 
 impl Replica {
@@ -38,7 +38,7 @@ impl Replica {
     ) -> Result<pb::User, Status> {
         let request = pb::DeleteUserRequest {
             username: username.to_owned(),
-            undelete_window: window(undelete_window),
+            undelete_window: Some(window(undelete_window)),
             ..pb::DeleteUserRequest::default()
         };
         let deleted = self.client.clone().delete_user(request).await?;
@@ -63,7 +63,7 @@ impl Replica {
         let request = pb::DeleteOrganizationRequest {
             organization_name: ORG.to_owned(),
             actor: Some(delete_organization_request::Actor::ActingUser(acting_user)),
-            undelete_window: undelete_window.and_then(window),
+            undelete_window: undelete_window.map(window),
             ..pb::DeleteOrganizationRequest::default()
         };
         let deleted = self.client.clone().delete_organization(request).await?;
@@ -328,7 +328,7 @@ async fn the_platform_alone_undeletes_an_organization_that_was_suspended() {
     let request = pb::DeleteOrganizationRequest {
         organization_name: ORG.to_owned(),
         actor: Some(delete_organization_request::Actor::AsPlatform(true)),
-        undelete_window: window(DAY),
+        undelete_window: Some(window(DAY)),
         ..pb::DeleteOrganizationRequest::default()
     };
     client.delete_organization(request).await.unwrap();
@@ -446,10 +446,10 @@ async fn a_window_is_longer_than_nothing_and_at_most_30_days() {
         seconds: -1,
         nanos: 0,
     };
-    for invalid in [window(Duration::ZERO), window(too_long), Some(negative)] {
+    for invalid in [window(Duration::ZERO), window(too_long), negative] {
         let request = pb::DeleteUserRequest {
             username: MICHAEL.to_owned(),
-            undelete_window: invalid,
+            undelete_window: Some(invalid),
             ..pb::DeleteUserRequest::default()
         };
         let refused = service.client.clone().delete_user(request).await;
@@ -492,7 +492,7 @@ async fn the_last_owner_is_not_deleted_for_a_time_either_if_so_requested() {
     let request = pb::DeleteUserRequest {
         username: OLIVIA.to_owned(),
         unless_last_owner: true,
-        undelete_window: window(DAY),
+        undelete_window: Some(window(DAY)),
         ..pb::DeleteUserRequest::default()
     };
     let refused = service.client.clone().delete_user(request.clone()).await;

@@ -11,7 +11,7 @@ use crate::{
     store::{Error, ScheduledEnd, ScheduledPurge, keys},
 };
 
-/// Most purges that are read together.
+/// Most purges that are read together, see [`DynamoDb::due_purges`].
 const DUE_PURGES: i32 = 25;
 
 impl DynamoDb {
@@ -36,7 +36,7 @@ impl DynamoDb {
             .collect())
     }
 
-    /// The first purges that are scheduled for a time until `now`, at most [`DUE_PURGES`].
+    /// The first purges that are scheduled for a time until `now`, at most 25.
     ///
     /// # Errors
     /// The table could not be read.

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
@@ -152,6 +153,18 @@ func lookUp(ctx context.Context, accounts pb.AccountServiceClient) {
 	assert(counted.GetOwnerCount() == 1 && counted.GetCursor() != "", "counts", counted)
 }
 
+// undelete deletes a user for a day, and brings the user back with its membership.
+func undelete(ctx context.Context, accounts pb.AccountServiceClient) {
+	deleted := must(accounts.DeleteUser(ctx, &pb.DeleteUserRequest{
+		Username: "go-michael", UndeleteWindow: durationpb.New(24 * time.Hour),
+	}))
+	assert(deleted.GetUser().GetState() == pb.State_STATE_DELETED, "deleted", deleted)
+	check := &pb.CheckMembershipRequest{OrganizationName: "go-org", Username: "go-michael"}
+	assert(!must(accounts.CheckMembership(ctx, check)).GetIsMember(), "a member after the deletion")
+	must(accounts.UndeleteUser(ctx, &pb.UndeleteUserRequest{Username: "go-michael"}))
+	assert(must(accounts.CheckMembership(ctx, check)).GetIsMember(), "no member after the undeletion")
+}
+
 func main() {
 	config := must(os.ReadFile(os.Args[2]))
 	channel := must(grpc.NewClient(os.Args[1],
@@ -168,6 +181,7 @@ func main() {
 	watch(ctx, accounts)
 	updateMembership(ctx, accounts)
 	lookUp(ctx, accounts)
+	undelete(ctx, accounts)
 	_, err := accounts.CreateUser(ctx, &pb.CreateUserRequest{Username: "go-olivia"})
 	code, why := reason(err)
 	assert(code == codes.AlreadyExists && why == "USER_ALREADY_EXISTS", "error", err)

@@ -66,6 +66,9 @@ def users():
     has(ok("POST", "/users/http-michael:suspend", {})["user"], state="STATE_SUSPENDED")
     has(ok("GET", MICHAEL + ":check"), isMember=False)
     has(ok("POST", "/users/http-michael:resume", {})["user"], state="STATE_ACTIVE")
+    has(ok("DELETE", "/users/http-michael?undeleteWindow=86400s")["user"], state="STATE_DELETED")
+    has(ok("GET", MICHAEL + ":check"), isMember=False)
+    has(ok("POST", "/users/http-michael:undelete", {})["user"], state="STATE_ACTIVE")
     listed = ok("GET", "/users/http-michael/organizations")["memberships"]
     assert len(listed) == 1, listed
 
@@ -84,6 +87,10 @@ def organizations():
     assert ok("GET", "/organizations?pageSize=1").keys() == {"organizations", "nextPageToken"}
     has(ok("POST", ORGANIZATION + ":suspend", {})["organization"], state="STATE_SUSPENDED")
     has(ok("POST", ORGANIZATION + ":resume", {})["organization"], state="STATE_ACTIVE")
+    deleted = ok("DELETE", path + "&undeleteWindow=86400s")["organization"]
+    has(deleted, state="STATE_DELETED")
+    undeleting = {"actingUser": "http-olivia", "etag": deleted["etag"]}
+    has(ok("POST", ORGANIZATION + ":undelete", undeleting)["organization"], state="STATE_ACTIVE")
 
 
 def memberships():

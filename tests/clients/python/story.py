@@ -12,7 +12,7 @@ import grpc
 from account.v1 import account_service_pb2 as pb
 from account.v1 import account_service_pb2_grpc as rpc
 from account.v1 import resources_pb2 as resources
-from google.protobuf import timestamp_pb2
+from google.protobuf import duration_pb2, timestamp_pb2
 from google.rpc import error_details_pb2 as details
 from grpc_status import rpc_status
 
@@ -190,6 +190,22 @@ def look_up(accounts):
     assert counted.owner_count == counted.total_count == 1 and counted.cursor, counted
 
 
+def undelete(accounts):
+    """A deletion for a day, and its undeletion."""
+    request = pb.DeleteUserRequest(
+        username="py-michael", undelete_window=duration_pb2.Duration(seconds=86400)
+    )
+    assert accounts.DeleteUser(request, timeout=5).user.state == resources.STATE_DELETED
+    check = pb.CheckMembershipRequest(organization_name="py-org-0", username="py-michael")
+    assert not accounts.CheckMembership(check, timeout=5).is_member
+    listed = accounts.ListUsers(
+        pb.ListUsersRequest(filter='username = "py-michael"', show_deleted=True), timeout=5
+    )
+    assert [user.state for user in listed.users] == [resources.STATE_DELETED], listed
+    accounts.UndeleteUser(pb.UndeleteUserRequest(username="py-michael"), timeout=5)
+    assert accounts.CheckMembership(check, timeout=5).is_member
+
+
 def err(accounts):
     """Errors, with the codes and reasons that a client can branch on."""
     code, reason, found = refused(accounts.CreateUser, pb.CreateUserRequest(username="a#b"))
@@ -233,6 +249,7 @@ def main():
         watch(accounts)
         update_membership(accounts)
         look_up(accounts)
+        undelete(accounts)
         err(accounts)
     print("python: the story is complete, the errors are as documented")
 

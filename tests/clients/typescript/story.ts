@@ -17,15 +17,17 @@ import {
   CountOrganizationMembersRequest,
   CreateOrganizationRequest,
   CreateUserRequest,
+  DeleteUserRequest,
   GetOrganizationRequest,
   ListOrganizationMembersRequest,
   LookupOrganizationRequest,
   LookupUserRequest,
+  UndeleteUserRequest,
   UpdateMembershipRequest,
   UpdateUserRequest,
   WatchChangesRequest,
 } from "./gen/account/v1/account_service.js";
-import { Role } from "./gen/account/v1/resources.js";
+import { Role, State } from "./gen/account/v1/resources.js";
 
 const [address, serviceConfig] = process.argv.slice(2);
 const client = new AccountServiceClient(address, credentials.createInsecure(), {
@@ -151,6 +153,17 @@ async function lookUp() {
   assert.equal(Number((await call(client.countOrganizationMembers, count)).ownerCount), 1);
 }
 
+/** A deletion for a day, and its undeletion. */
+async function undelete() {
+  const username = "ts-michael";
+  const remove = DeleteUserRequest.fromPartial({ username, undeleteWindow: { seconds: 86400 } });
+  assert.equal((await call(client.deleteUser, remove)).user?.state, State.STATE_DELETED);
+  const check = CheckMembershipRequest.fromPartial({ organizationName: "ts-org", username });
+  assert.equal((await call(client.checkMembership, check)).isMember, false);
+  await call(client.undeleteUser, UndeleteUserRequest.fromPartial({ username }));
+  assert.equal((await call(client.checkMembership, check)).isMember, true);
+}
+
 async function err() {
   const refused = call(client.createUser, CreateUserRequest.fromPartial({ username: "ts-olivia" }));
   const error: ServiceError = await refused.then(
@@ -169,6 +182,7 @@ await sendTwice();
 await watch();
 await updateMembership();
 await lookUp();
+await undelete();
 await err();
 client.close();
 console.log("typescript: the story is complete, the errors are as documented");

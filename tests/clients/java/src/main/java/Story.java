@@ -7,20 +7,24 @@ import account.v1.CheckMembershipRequest;
 import account.v1.CountOrganizationMembersRequest;
 import account.v1.CreateOrganizationRequest;
 import account.v1.CreateUserRequest;
+import account.v1.DeleteUserRequest;
 import account.v1.GetOrganizationRequest;
 import account.v1.ListOrganizationMembersRequest;
 import account.v1.LookupOrganizationRequest;
 import account.v1.LookupUserRequest;
 import account.v1.MembershipCheck;
 import account.v1.MembershipCheckResult;
+import account.v1.UndeleteUserRequest;
 import account.v1.UpdateMembershipRequest;
 import account.v1.UpdateUserRequest;
 import account.v1.User;
 import account.v1.WatchChangesRequest;
 import account.v1.Membership;
 import account.v1.Role;
+import account.v1.State;
 import com.google.gson.Gson;
 import com.google.protobuf.Any;
+import com.google.protobuf.Duration;
 import com.google.protobuf.Timestamp;
 import com.google.rpc.ErrorInfo;
 import io.grpc.Context;
@@ -204,6 +208,25 @@ public final class Story {
     check(soon().countOrganizationMembers(count).getOwnerCount(), 1L);
   }
 
+  /** A deletion for a day, and its undeletion. */
+  private void undelete() {
+    var window = Duration.newBuilder().setSeconds(86400).build();
+    var delete =
+        DeleteUserRequest.newBuilder()
+            .setUsername("java-michael")
+            .setUndeleteWindow(window)
+            .build();
+    check(soon().deleteUser(delete).getUser().getState(), State.STATE_DELETED);
+    var membership =
+        CheckMembershipRequest.newBuilder()
+            .setOrganizationName("java-org")
+            .setUsername("java-michael")
+            .build();
+    check(soon().checkMembership(membership).getIsMember(), false);
+    soon().undeleteUser(UndeleteUserRequest.newBuilder().setUsername("java-michael").build());
+    check(soon().checkMembership(membership).getIsMember(), true);
+  }
+
   private void err() throws Exception {
     try {
       soon().createUser(CreateUserRequest.newBuilder().setUsername("java-olivia").build());
@@ -237,6 +260,7 @@ public final class Story {
     story.watch();
     story.updateMembership();
     story.lookUp();
+    story.undelete();
     story.err();
     channel.shutdownNow().awaitTermination(5, TimeUnit.SECONDS);
     System.out.println("java: the story is complete, the errors are as documented");
