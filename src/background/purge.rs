@@ -15,14 +15,14 @@ use crate::{
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Purges deleted users and organizations.
-pub struct Purge {
+pub struct PurgeLoop {
     table: DynamoDb,
     accounts: Accounts,
     /// Pause between two reads of the schedule.
     interval: Duration,
 }
 
-impl Purge {
+impl PurgeLoop {
     /// A purge of this table's records.
     #[must_use]
     pub fn new(table: DynamoDb, accounts: Accounts, interval: Duration) -> Self {

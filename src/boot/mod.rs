@@ -21,8 +21,9 @@ use tokio_util::sync::CancellationToken;
 use self::secrets_manager::SecretsManager;
 use crate::{
     background::{
+        erasure::{ErasureLoop, ErasureTiming},
         orphan_cleanup::{OrphanCleanup, OrphanCleanupTiming},
-        purge::Purge,
+        purge::PurgeLoop,
         stream_invalidator::{InvalidatorTiming, StreamInvalidator},
     },
     cache::{self, Credential, Momento, MomentoClient},
@@ -54,6 +55,8 @@ pub struct Tuning {
     pub invalidator: Option<InvalidatorTiming>,
     /// Intervals of the orphan clean-up. `None`: the defaults, with the rate of the settings.
     pub clean_up: Option<OrphanCleanupTiming>,
+    /// Intervals of erasures. `None`: the defaults, if there is an orphan clean-up.
+    pub erasure: Option<ErasureTiming>,
     /// The longest deadline of a call, and the deadline of a call without one. `None`:
     /// [`crate::grpc::DEFAULT_DEADLINE`].
     pub longest_call: Option<Duration>,
@@ -69,6 +72,7 @@ impl From<coherence::CoherenceSettings> for Tuning {
             cache,
             invalidator: None,
             clean_up: None,
+            erasure: None,
             longest_call: None,
             operation_timeout: None,
         }
@@ -87,7 +91,8 @@ pub struct App {
     stopping: CancellationToken,
     invalidator: Option<StreamInvalidator>,
     clean_up: Option<OrphanCleanup>,
-    purge: Option<Purge>,
+    purge: Option<PurgeLoop>,
+    erasure: Option<ErasureLoop>,
     drain_timeout: Duration,
     calls_at_once: usize,
     connections: listener::Limits,
@@ -122,6 +127,7 @@ impl App {
             mut cache,
             invalidator,
             clean_up,
+            erasure,
             longest_call,
             operation_timeout,
         } = tuning.into();
@@ -159,14 +165,19 @@ impl App {
             is_on.then(InvalidatorTiming::default)
         });
         let clean_up = clean_up.or_else(|| default_clean_up(&settings.server));
+        let erasure = erasure.or_else(|| clean_up.map(|_| ErasureTiming::default()));
         Ok(Self {
             invalidator: invalidator.map(|timing| {
                 let fencing = service.coherence().fencing.clone();
                 StreamInvalidator::new(service.table().clone(), fencing, timing)
             }),
+            erasure: erasure.map(|timing| {
+                let accounts = service.accounts().clone();
+                ErasureLoop::new(service.table().clone(), accounts, timing)
+            }),
             purge: clean_up.map(|timing| {
                 let accounts = service.accounts().clone();
-                Purge::new(service.table().clone(), accounts, timing.purge)
+                PurgeLoop::new(service.table().clone(), accounts, timing.purge)
             }),
             clean_up: clean_up.map(|timing| OrphanCleanup::new(service.table().clone(), timing)),
             service,

@@ -1,7 +1,7 @@
 //! Serving: the server with its limits and middleware, the background loops beside it, and
 //! the bounded drain at the end.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use tokio::{net::TcpListener, sync::Notify};
 use tokio_util::sync::CancellationToken;
@@ -11,6 +11,10 @@ use tower::util::{MapRequestLayer, MapResponseLayer, option_layer};
 
 use super::{App, Error, auth::CallerAuth, peers::PeerListener};
 use crate::{
+    background::{
+        erasure::ErasureLoop, orphan_cleanup::OrphanCleanup, purge::PurgeLoop,
+        stream_invalidator::StreamInvalidator,
+    },
     coherence::Coherence,
     config::ServerSettings,
     grpc::{
@@ -199,39 +203,39 @@ impl App {
         if let Some(clean_up) = &self.clean_up {
             clean_up.resign().await;
         }
+        if let Some(erasure) = &self.erasure {
+            erasure.resign().await;
+        }
     }
 
     /// Runs the background loops. Never ends.
     async fn run_background(&self, concurrency_limit: &ConcurrencyLimitLayer) {
-        let follow_stream = Box::pin(async {
-            match &self.invalidator {
-                Some(invalidator) => invalidator.run().await,
-                None => std::future::pending().await,
-            }
-        });
-        let clean_up = Box::pin(async {
-            match &self.clean_up {
-                Some(clean_up) => clean_up.run().await,
-                None => std::future::pending().await,
-            }
-        });
-        let purge = Box::pin(async {
-            match &self.purge {
-                Some(purge) => purge.run().await,
-                None => std::future::pending().await,
-            }
-        });
+        let follow_stream = or_pending(self.invalidator.as_ref().map(StreamInvalidator::run));
+        let clean_up = or_pending(self.clean_up.as_ref().map(OrphanCleanup::run));
+        let purge = or_pending(self.purge.as_ref().map(PurgeLoop::run));
+        let erasure = or_pending(self.erasure.as_ref().map(ErasureLoop::run));
         tokio::select! {
             () = self.service.coherence().run_generation_switch() => {}
             () = self.service.coherence().run_directory() => {}
             () = follow_stream => {}
             () = clean_up => {}
             () = purge => {}
+            () = erasure => {}
             () = self.auth.run_refresh() => {}
             () = self.momento_credentials.run_refresh() => {}
             () = concurrency_limit.run_limit_adjustment() => {}
             () = telemetry::run_upkeep() => {}
         }
+    }
+}
+
+/// A loop, if there is one. Never ends.
+fn or_pending<'a>(
+    part: Option<impl Future<Output = ()> + Send + 'a>,
+) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+    match part {
+        Some(part) => Box::pin(part),
+        None => Box::pin(std::future::pending()),
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod counts;
 mod email;
+mod erasure;
 mod external_id;
 mod labels;
 mod membership;
@@ -22,6 +23,9 @@ mod user;
 pub use self::orphans::Orphans;
 pub use counts::{CountUpdate, MemberCounts};
 pub use email::{EMAIL_MAX_LEN, Email};
+pub use erasure::{
+    ErasedUser, Erasure, ErasureId, ErasurePhase, Pseudonymization, REMAINDERS, Remainder,
+};
 pub use external_id::{EXTERNAL_ID_MAX_BYTES, ExternalId};
 pub use labels::{LABEL_KEY_MAX_LEN, LabelError, Labels, MAX_LABELS};
 pub use membership::{ExpireTime, Membership, Role, Standing};
@@ -41,7 +45,7 @@ pub use rules::{
     DELETES_ORGANIZATION, TRANSFERS_OWNERSHIP, UPDATES_ORGANIZATION, effective_membership, may_add,
     may_change_role, may_remove, may_update_membership, outlasts, standing_membership,
 };
-pub use soft_deletion::{MAX_UNDELETE_WINDOW, SoftDeletion, UndeleteWindow};
+pub use soft_deletion::{MAX_UNDELETE_WINDOW, Purge, SoftDeletion, UndeleteWindow};
 pub use state::State;
 pub use unique::UniqueValue;
 pub use user::User;

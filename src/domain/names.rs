@@ -3,6 +3,8 @@
 
 use std::{fmt, sync::Arc};
 
+use super::ErasureId;
+
 /// Most characters of a new name.
 pub const NEW_NAME_MAX_LEN: usize = 64;
 /// Most bytes of a name of an existing record.
@@ -76,6 +78,12 @@ impl Username {
     /// The first rule that the name breaks.
     pub fn parse_existing(name: &str) -> Result<Self, NameError> {
         parse_existing(name).map(Self)
+    }
+
+    /// The name that replaces that of an erased user. A new user cannot have it.
+    #[must_use]
+    pub fn of_erased(erasure: ErasureId) -> Self {
+        Self(format!("erased:{erasure}").into())
     }
 
     /// The name.

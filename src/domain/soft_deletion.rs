@@ -1,26 +1,59 @@
-//! Deletions that can be undone until a time.
+//! Deletions that keep the record: until they can no longer be undone, or until the user is erased.
 
 use std::time::Duration;
 
-use super::Timestamp;
+use super::{ErasureId, Timestamp};
 
 /// Longest time until a deletion can no longer be undone.
 pub const MAX_UNDELETE_WINDOW: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// A deletion that can be undone. The name and the unique values stay taken until the record is purged.
+/// A deletion that keeps the record. Its name and its unique values stay taken until the purge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SoftDeletion {
     /// The time of the deletion.
     pub delete_time: Timestamp,
-    /// The time from which it cannot be undone, and the record is purged.
-    pub purge_time: Timestamp,
+    /// The end of the record.
+    pub purge: Purge,
+}
+
+/// The end of a deleted record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purge {
+    /// From this time on, the deletion cannot be undone, and the record is purged.
+    At(Timestamp),
+    /// The deletion cannot be undone. This erasure purges the record.
+    By(ErasureId),
 }
 
 impl SoftDeletion {
+    /// The time of the purge. `None`: an erasure purges the record.
+    #[must_use]
+    pub fn purge_time(self) -> Option<Timestamp> {
+        match self.purge {
+            Purge::At(time) => Some(time),
+            Purge::By(_) => None,
+        }
+    }
+
+    /// The erasure that purges the record.
+    #[must_use]
+    pub fn erasure(self) -> Option<ErasureId> {
+        match self.purge {
+            Purge::At(_) => None,
+            Purge::By(erasure) => Some(erasure),
+        }
+    }
+
     /// Whether the record is to be purged at `now`.
     #[must_use]
     pub fn is_due(self, now: Timestamp) -> bool {
-        self.purge_time <= now
+        self.purge_time().is_some_and(|time| time <= now)
+    }
+
+    /// Whether the deletion can be undone at `now`.
+    #[must_use]
+    pub fn can_be_undone(self, now: Timestamp) -> bool {
+        self.purge_time().is_some_and(|time| time > now)
     }
 }
 
@@ -41,7 +74,7 @@ impl UndeleteWindow {
     pub fn delete(self, now: Timestamp) -> SoftDeletion {
         SoftDeletion {
             delete_time: now,
-            purge_time: now.after(self.0),
+            purge: Purge::At(now.after(self.0)),
         }
     }
 }
@@ -62,7 +95,8 @@ mod tests {
         }
         let window = UndeleteWindow::new(Duration::from_secs(2)).unwrap();
         let deletion = window.delete(Timestamp(500));
-        assert!(!deletion.is_due(Timestamp(2499)));
+        assert!(!deletion.is_due(Timestamp(2499)) && deletion.can_be_undone(Timestamp(2499)));
+        assert!(!deletion.can_be_undone(Timestamp(2500)));
         assert!(deletion.is_due(Timestamp(2500)));
     }
 }

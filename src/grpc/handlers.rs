@@ -193,6 +193,30 @@ impl AccountRpc for AccountService {
         }))
     }
 
+    async fn erase_user(
+        &self,
+        request: Request<pb::EraseUserRequest>,
+    ) -> RpcResult<pb::EraseUserResponse> {
+        let (request, change, call) = write_request::open(request)?;
+        let user = convert::user_to_erase(&request)?;
+        let erasure = change.run(self.accounts.erase_user(user, call)).await?;
+        Ok(Response::new(pb::EraseUserResponse {
+            erasure: Some(convert::erasure(&erasure)),
+        }))
+    }
+
+    async fn get_erasure(
+        &self,
+        request: Request<pb::GetErasureRequest>,
+    ) -> RpcResult<pb::GetErasureResponse> {
+        let deadline = deadline::of(&request);
+        let id = convert::erasure_id(&request.into_inner().erasure_id)?;
+        let erasure = deadline.bound(self.accounts.get_erasure(id)).await?;
+        Ok(Response::new(pb::GetErasureResponse {
+            erasure: Some(convert::erasure(&erasure)),
+        }))
+    }
+
     async fn create_organization(
         &self,
         request: Request<pb::CreateOrganizationRequest>,

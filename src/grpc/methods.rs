@@ -113,6 +113,7 @@ mod tests {
         let expected = [
             "CreateUser",
             "DeleteUser",
+            "EraseUser",
             "ResumeOrganization",
             "ResumeUser",
             "SuspendOrganization",

@@ -57,6 +57,8 @@ reasons! {
     OrganizationNotFound = "ORGANIZATION_NOT_FOUND",
     /// The user is not a member.
     MembershipNotFound = "MEMBERSHIP_NOT_FOUND",
+    /// There is no such erasure.
+    ErasureNotFound = "ERASURE_NOT_FOUND",
     /// No user has the e-mail address.
     EmailNotFound = "EMAIL_NOT_FOUND",
     /// Another user has the e-mail address.

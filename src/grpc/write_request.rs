@@ -142,6 +142,10 @@ mutations! {
         acting: |_| Acting::Unnamed,
         resource: |it| ["", &it.username],
     }
+    "EraseUser" EraseUserRequest {
+        acting: |_| Acting::Unnamed,
+        resource: |it| ["", &it.username],
+    }
     "CreateOrganization" CreateOrganizationRequest {
         acting: |it| Acting::User(&it.founding_user),
         resource: |it| [&it.organization_name, ""],

@@ -153,6 +153,12 @@ pub(super) async fn delete_at_once<T>(
     Ok(Ok(steps))
 }
 
+/// Whether a user is being erased. An erasure deletes its user at the end.
+pub(super) fn is_erased(user: &User) -> bool {
+    user.deletion
+        .is_some_and(|deletion| deletion.erasure().is_some())
+}
+
 /// The plan of a deletion that can be undone. The memberships are kept, and do not count.
 fn delete_softly<T>(before: Record, after: Record, conditions: Vec<Step>, output: T) -> Plan<T> {
     let purge = ScheduledPurge::of(&after).map(Step::Schedule);
@@ -195,7 +201,7 @@ impl Change for DeleteUser {
         let found = ReadSet::read(table, self.touches()).await?;
         let user = match undelete_window {
             Some(_) => found.user(username),
-            None => found.stored_user(username),
+            None => found.stored_user(username).filter(|user| !is_erased(user)),
         };
         let Some(user) = user else {
             return Ok(Verdict::refuse(Refusal::UserNotFound(username.clone())));
@@ -258,8 +264,8 @@ impl Change for UndeleteUser {
         };
         match user.deletion {
             None => return Ok(Verdict::refuse(Refusal::UserExists(username.clone()))),
-            Some(deletion) if deletion.is_due(table.now()) => return Ok(not_found()),
-            Some(_) => {}
+            Some(deletion) if deletion.can_be_undone(table.now()) => {}
+            Some(_) => return Ok(not_found()),
         }
         if !is_version(etag.as_ref(), &user.stamp) {
             return Ok(Verdict::refuse(Refusal::EtagMismatch));
@@ -385,10 +391,8 @@ impl Change for UndeleteOrganization {
         let name = || organization_name.clone();
         match organization.deletion {
             None => return Ok(Verdict::refuse(Refusal::OrganizationExists(name()))),
-            Some(deletion) if deletion.is_due(table.now()) => {
-                return Ok(Verdict::refuse(Refusal::OrganizationNotFound(name())));
-            }
-            Some(_) => {}
+            Some(deletion) if deletion.can_be_undone(table.now()) => {}
+            Some(_) => return Ok(Verdict::refuse(Refusal::OrganizationNotFound(name()))),
         }
         let mut undeleted = organization.clone().undeleted();
         undeleted.stamp = organization.stamp.changed(self.now);

@@ -6,6 +6,7 @@ mod batch_get;
 mod checks;
 mod counts;
 mod deletions;
+mod erasures;
 mod idempotency;
 mod last_owner;
 mod list_filter;
@@ -38,6 +39,7 @@ pub use self::watch::{
 pub use checks::{Check, CheckResult};
 pub use counts::Counts;
 pub use deletions::{OrganizationToDelete, OrganizationToUndelete, UserToDelete, UserToUndelete};
+pub use erasures::UserToErase;
 pub use list_filter::MembershipFilter;
 pub use lists::{Page, PageRequest, ProfileList};
 pub use memberships::{MemberToAdd, MemberToRemove, MembershipToUpdate, RoleToChange};
@@ -55,7 +57,7 @@ use self::{
 use crate::{
     coherence::{Change, Coherence, ReadPath, WriteError, WritePath},
     domain::{
-        Actor, Etag, Key, OrganizationName, OrganizationScope, Origin, Record, Request,
+        Actor, ErasureId, Etag, Key, OrganizationName, OrganizationScope, Origin, Record, Request,
         ServiceName, Stamp, Uid, Username,
     },
     store::{self, DynamoDb},
@@ -109,6 +111,8 @@ pub enum Refusal {
     ExternalIdNotFound,
     /// No user or organization has the uid.
     UidNotFound,
+    /// There is no such erasure.
+    ErasureNotFound(ErasureId),
     /// Not all memberships of the user or the organization are counted.
     CountIncomplete,
     /// A field of a user has an invalid value: its name, and the reason.

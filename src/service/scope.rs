@@ -163,6 +163,7 @@ fn guard<T>(
             | Step::CleanUp(_)
             | Step::Schedule(_)
             | Step::Unschedule(_)
+            | Step::Erase(_)
             | Step::StoreOutcome { .. },
         ) => false,
         None => match found {

@@ -6,16 +6,16 @@ mod bookkeeping;
 use std::{collections::HashMap, fmt};
 
 pub(super) use self::bookkeeping::{
-    OPTIONAL_ORIGIN, decode_deletion, decode_logged, decode_made, decode_orphans, decode_request,
-    decode_update_time, encode_deletion, encode_logged, encode_origin, encode_orphans,
-    encode_request,
+    OPTIONAL_ORIGIN, decode_deletion, decode_erasure, decode_logged, decode_made, decode_orphans,
+    decode_request, decode_update_time, encode_deletion, encode_erasure, encode_logged,
+    encode_origin, encode_orphans, encode_outcome, encode_request, mentions,
 };
 
 use super::StoredClaim;
 use crate::domain::{
-    Email, ExpireTime, ExternalId, FreeText, Key, Labels, Membership, Organization,
-    OrganizationName, ProfileId, ProfileName, Record, Role, SoftDeletion, Stamp, State, Timestamp,
-    Uid, User, Username,
+    Email, ErasureId, ExpireTime, ExternalId, FreeText, Key, Labels, Membership, Organization,
+    OrganizationName, ProfileId, ProfileName, Purge, Record, Role, SoftDeletion, Stamp, State,
+    Timestamp, Uid, User, Username,
 };
 
 pub(super) const VERSION: &str = "ver";
@@ -29,11 +29,13 @@ pub(super) const CREATE_TIME: &str = "createTime";
 pub(super) const STATE: &str = "state";
 const DELETE_TIME: &str = "deleteTime";
 const PURGE_TIME: &str = "purgeTime";
+/// The erasure that purges the record.
+const ERASURE: &str = "erasure";
 /// The state beside a deletion that can be undone.
 const STATE_BEFORE: &str = "stateBefore";
 const EMAIL: &str = "email";
 const EXTERNAL_ID: &str = "externalId";
-const CHANGED_BY: &str = "changedBy";
+pub(super) const CHANGED_BY: &str = "changedBy";
 const CALLED_BY: &str = "calledBy";
 const REQUEST_ID: &str = "requestId";
 const FINGERPRINT: &str = "fingerprint";
@@ -290,7 +292,10 @@ fn put_state(item: &mut Item, state: State, deletion: Option<SoftDeletion>) {
     let attribute = if let Some(deletion) = deletion {
         put_text(item, STATE, SOFT_DELETED);
         put_number(item, DELETE_TIME, deletion.delete_time.0);
-        put_number(item, PURGE_TIME, deletion.purge_time.0);
+        match deletion.purge {
+            Purge::At(Timestamp(millis)) => put_number(item, PURGE_TIME, millis),
+            Purge::By(erasure) => put_text(item, ERASURE, &erasure.to_string()),
+        }
         STATE_BEFORE
     } else {
         STATE
@@ -385,7 +390,10 @@ fn state(item: &Item) -> State {
 fn deletion(item: &Item) -> Option<SoftDeletion> {
     (text(item, STATE) == Some(SOFT_DELETED)).then(|| SoftDeletion {
         delete_time: Timestamp(number(item, DELETE_TIME).unwrap_or_default()),
-        purge_time: Timestamp(number(item, PURGE_TIME).unwrap_or(i64::MAX)),
+        purge: match text(item, ERASURE).and_then(ErasureId::parse) {
+            Some(erasure) => Purge::By(erasure),
+            None => Purge::At(Timestamp(number(item, PURGE_TIME).unwrap_or(i64::MAX))),
+        },
     })
 }
 

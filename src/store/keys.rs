@@ -2,8 +2,8 @@
 
 use super::{LogId, ProfileKind, ScheduledEnd, ScheduledPurge};
 use crate::domain::{
-    Etag, ExpireTime, Key, OrganizationName, Orphans, ProfileId, ProfileName, Record, Request,
-    UID_MAX_BYTES, Uid, UniqueValue, Username,
+    ErasureId, Etag, ExpireTime, Key, OrganizationName, Orphans, ProfileId, ProfileName, Record,
+    Request, UID_MAX_BYTES, Uid, UniqueValue, Username,
 };
 
 /// Changes of a log that share a partition key.
@@ -15,6 +15,8 @@ pub(super) const USER: &str = "USER#";
 pub(super) const ORGANIZATION: &str = "ORG#";
 pub(super) const MEMBERS_OF: &str = "ORGMEMBERS#";
 pub(super) const MEMBER: &str = "MEMBER#";
+const REQUEST: &str = "REQUEST#";
+const LOG: &str = "CHANGELOG#";
 /// Name of the partition key attribute.
 pub const PARTITION_KEY: &str = "PK";
 /// Name of the sort key attribute.
@@ -112,8 +114,8 @@ pub(super) fn of_register(name: &str) -> (String, String) {
 pub(super) fn of_request(request: &Request) -> (String, String) {
     let id = request.id.as_str();
     same(match &request.scope {
-        Some(scope) => format!("REQUEST#{id}#{}", scope.as_str()),
-        None => format!("REQUEST#{id}"),
+        Some(scope) => format!("{REQUEST}{id}#{}", scope.as_str()),
+        None => format!("{REQUEST}{id}"),
     })
 }
 
@@ -183,7 +185,7 @@ pub(super) fn of_logged(log: &LogId, number: u64) -> (String, String) {
 
 /// Partition key of a block of a log.
 pub(super) fn log_block(LogId(log): &LogId, block: u64) -> String {
-    format!("CHANGELOG#{log}#{block}")
+    format!("{LOG}{log}#{block}")
 }
 
 /// The number in a logged change's sort key.
@@ -247,6 +249,29 @@ pub(super) fn scheduled_purge(sk: &str) -> Option<ScheduledPurge> {
         second: second.parse().ok()?,
         name: profile_of(pk)?,
     })
+}
+
+/// Partition key of all erasures that are not done.
+pub(super) const ERASURES: &str = "ERASURES";
+
+/// Partition key and sort key of an erasure that is not done.
+pub(super) fn of_running_erasure(erasure: ErasureId) -> (String, String) {
+    (ERASURES.to_owned(), erasure.to_string())
+}
+
+/// Partition key and sort key of an erasure that is done.
+pub(super) fn of_done_erasure(erasure: ErasureId) -> (String, String) {
+    same(format!("ERASURE#{erasure}"))
+}
+
+/// Whether the item with this partition key is a change in a log.
+pub(super) fn is_of_log(pk: &str) -> bool {
+    pk.starts_with(LOG)
+}
+
+/// Whether the item with this partition key is the outcome of a request.
+pub(super) fn is_of_request(pk: &str) -> bool {
+    pk.starts_with(REQUEST)
 }
 
 /// Partition key of all memberships of an organization.

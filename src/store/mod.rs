@@ -17,7 +17,7 @@ pub use keys::{INVERTED_INDEX, LIST_INDEX, OWNER_INDEX, PARTITION_KEY, SORT_KEY,
 pub use log_head::{LOG_REGISTER, LogHead};
 
 use crate::domain::{
-    ChangeKind, CountUpdate, Digest, ExpireTime, Key, Made, MemberCounts, Membership,
+    ChangeKind, CountUpdate, Digest, Erasure, ExpireTime, Key, Made, MemberCounts, Membership,
     OrganizationName, Orphans, ProfileId, ProfileName, Record, RecordChange, Request, Timestamp,
     UniqueValue, Username,
 };
@@ -240,12 +240,59 @@ impl ScheduledPurge {
     /// The purge of a user or an organization that can be undeleted. `None` for other records.
     #[must_use]
     pub fn of(record: &Record) -> Option<Self> {
-        let Timestamp(millis) = record.deletion()?.purge_time;
+        let Timestamp(millis) = record.deletion()?.purge_time()?;
         Some(Self {
             second: millis.saturating_add(999).div_euclid(1000).max(0),
             name: record.profile_name()?,
         })
     }
+}
+
+/// An erasure that is not done.
+#[derive(Debug, Clone)]
+pub struct RunningErasure {
+    /// The erasure.
+    pub erasure: Erasure,
+    /// The end of the last page of the table that was examined.
+    pub position: Option<ScanPosition>,
+    /// The version of its item. It grows with each write.
+    pub version: u64,
+}
+
+/// A position in a scan of the table: a partition key and a sort key.
+#[derive(Debug, Clone)]
+pub struct ScanPosition(pub String, pub String);
+
+/// A page of the table, as an erasure examines it.
+#[derive(Debug)]
+pub struct ScannedPage {
+    /// The number of its items.
+    pub examined: u64,
+    /// Records that mention the name.
+    pub records: Vec<Key>,
+    /// Other items that mention the name.
+    pub others: Vec<ScannedItem>,
+    /// The end of the page. `None` at the end of the table.
+    pub next: Option<ScanPosition>,
+}
+
+/// An item that is not a record, such as the outcome of a request.
+#[derive(Debug)]
+pub struct ScannedItem {
+    pub(crate) key: (String, String),
+    /// Whether the user is the actor of the change that wrote it.
+    pub(crate) has_actor: bool,
+    /// The records of the response, if it is the outcome of a request.
+    pub(crate) outcome: Option<Vec<Record>>,
+}
+
+/// A part of a change log that was rewritten.
+#[derive(Debug)]
+pub struct RewrittenLog {
+    /// The number of the last change of the part. `None`: there are no more changes.
+    pub last: Option<u64>,
+    /// The number of changes that were rewritten.
+    pub changed: u64,
 }
 
 /// Identity of a stream. A stream that is turned off and on has a new identity.
@@ -395,6 +442,8 @@ pub enum Step {
     Schedule(ScheduledPurge),
     /// Removes a purge from the schedule.
     Unschedule(ScheduledPurge),
+    /// Begins an erasure.
+    Erase(Erasure),
     /// Stores the outcome of a request that has no stored outcome yet.
     StoreOutcome {
         /// The request.
@@ -416,6 +465,7 @@ impl Step {
             | Self::CleanUp(_)
             | Self::Schedule(_)
             | Self::Unschedule(_)
+            | Self::Erase(_)
             | Self::StoreOutcome { .. } => None,
         }
     }

@@ -122,6 +122,7 @@ metrics! {
         "changes that this replica wrote into the change log";
     counter PURGED = "account_purged_total",
         "deleted users and organizations that were purged, because they could no longer be undeleted";
+    counter ERASED = "account_erasures_done_total", "erasures of users that were completed";
     counter LEFTOVERS_REMOVED = "account_leftovers_removed_total",
         "removed memberships of deleted users and organizations";
     counter LEFTOVERS_SKIPPED = "account_leftovers_skipped_total",

@@ -23,6 +23,7 @@ mod connections;
 mod counts;
 mod deployment;
 mod emails;
+mod erasure;
 mod errors;
 mod expiry;
 mod filters;

@@ -410,7 +410,7 @@ async fn after_the_window_a_deletion_is_not_undone_even_before_the_purge() {
     .await;
     let refused = service.undelete_organization(Some(OLIVIA)).await;
     assert_refused(refused, Code::NotFound, "ORGANIZATION_NOT_FOUND");
-    // Not purged yet: this service looks for purges once a minute.
+    // Not purged: this replica does not clean up.
     assert_eq!(scheduled(&backends).await, 2);
     service.get_user(MICHAEL).await.unwrap();
 }

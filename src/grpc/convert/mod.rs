@@ -24,11 +24,11 @@ pub(super) use self::{
         ownership_to_transfer, role_to_change,
     },
     profiles::{
-        new_organization, new_user, organization_identity, organization_in_state,
+        erasure_id, new_organization, new_user, organization_identity, organization_in_state,
         organization_to_delete, organization_to_undelete, organization_to_update, user_identity,
-        user_in_state, user_to_delete, user_to_undelete, user_to_update,
+        user_in_state, user_to_delete, user_to_erase, user_to_undelete, user_to_update,
     },
-    replies::{check_response, check_result, membership, organization, source, user},
+    replies::{check_response, check_result, erasure, membership, organization, source, user},
     update_mask::{normalize_membership, normalize_organization, normalize_user},
 };
 use super::{MAX_RESPONSE_BYTES, status};

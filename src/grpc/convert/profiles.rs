@@ -7,15 +7,15 @@ use tonic::Status;
 use super::{actor, named, named_under, organization_name, update_mask::Masked, username};
 use crate::{
     domain::{
-        Actor, Email, Etag, ExternalId, FreeText, Labels, MAX_UNDELETE_WINDOW, NameError,
-        OrganizationName, State, Uid, UndeleteWindow, Username,
+        Actor, Email, ErasureId, Etag, ExternalId, FreeText, Labels, MAX_UNDELETE_WINDOW,
+        NameError, OrganizationName, State, Uid, UndeleteWindow, Username,
     },
     grpc::status,
     proto::account_v1 as pb,
     service::{
         NewOrganization, NewUser, OrganizationEdit, OrganizationIdentity, OrganizationToDelete,
         OrganizationToEdit, OrganizationToUndelete, UserEdit, UserIdentity, UserToDelete,
-        UserToEdit, UserToUndelete,
+        UserToEdit, UserToErase, UserToUndelete,
     },
 };
 
@@ -100,6 +100,21 @@ pub(in crate::grpc) fn user_to_undelete(
         username: username("username", &request.username)?,
         etag: Etag::from_text(&request.etag),
     })
+}
+
+pub(in crate::grpc) fn user_to_erase(
+    request: &pb::EraseUserRequest,
+) -> Result<UserToErase, Status> {
+    Ok(UserToErase {
+        username: username("username", &request.username)?,
+        etag: Etag::from_text(&request.etag),
+        unless_last_owner: request.unless_last_owner,
+    })
+}
+
+pub(in crate::grpc) fn erasure_id(text: &str) -> Result<ErasureId, Status> {
+    let invalid = || status::invalid_field("erasure_id", "must be a UUID".to_owned());
+    ErasureId::parse(text).ok_or_else(invalid)
 }
 
 fn undelete_window(

@@ -7,8 +7,8 @@ use prost_types::Timestamp as WireTimestamp;
 use super::memberships::VALID_SECONDS;
 use crate::{
     domain::{
-        ExpireTime, ExternalId, Labels, Membership, Organization, Role, SoftDeletion, Stamp,
-        Standing, State, Timestamp, Uid, User,
+        Erasure, ErasurePhase, ExpireTime, ExternalId, Labels, Membership, Organization,
+        REMAINDERS, Remainder, Role, SoftDeletion, Stamp, Standing, State, Timestamp, Uid, User,
     },
     proto::account_v1 as pb,
     service::{CheckResult, Source},
@@ -33,7 +33,7 @@ pub(in crate::grpc) fn user(user: &User) -> pb::User {
         create_time,
         update_time,
         delete_time: user.deletion.map(|it| timestamp(it.delete_time)),
-        purge_time: user.deletion.map(|it| timestamp(it.purge_time)),
+        purge_time: user.deletion.and_then(purge_time),
     }
 }
 
@@ -51,7 +51,7 @@ pub(in crate::grpc) fn organization(organization: &Organization) -> pb::Organiza
         create_time,
         update_time,
         delete_time: organization.deletion.map(|it| timestamp(it.delete_time)),
-        purge_time: organization.deletion.map(|it| timestamp(it.purge_time)),
+        purge_time: organization.deletion.and_then(purge_time),
     }
 }
 
@@ -167,6 +167,32 @@ fn wire_labels(labels: &Labels) -> BTreeMap<String, String> {
     labels
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .collect()
+}
+
+pub(in crate::grpc) fn erasure(erasure: &Erasure) -> pb::Erasure {
+    let is_done = erasure.phase == ErasurePhase::Done;
+    let done_time = is_done.then_some(erasure.phase_time);
+    let remainders = REMAINDERS.map(|Remainder { place, retention }| pb::ErasureRemainder {
+        place: place.to_owned(),
+        until_time: done_time.map(|done| timestamp(done.after(retention))),
+    });
+    pb::Erasure {
+        erasure_id: erasure.id.to_string(),
+        pseudonym: erasure.pseudonym().to_string(),
+        create_time: Some(timestamp(erasure.create_time)),
+        done_time: done_time.map(timestamp),
+        examined_count: wire_count(erasure.examined),
+        changed_count: wire_count(erasure.changed),
+        remainders: remainders.into(),
+    }
+}
+
+fn wire_count(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+fn purge_time(deletion: SoftDeletion) -> Option<WireTimestamp> {
+    deletion.purge_time().map(timestamp)
 }
 
 /// The state of a user or an organization.

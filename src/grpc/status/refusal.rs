@@ -55,6 +55,7 @@ pub(super) fn refused(refusal: Refusal) -> Status {
             Reason::UidNotFound,
             "no user or organization has this uid",
         ),
+        Refusal::ErasureNotFound(id) => missing(Reason::ErasureNotFound, ERASURE, id.to_string()),
         Refusal::CountIncomplete => plain(
             Code::FailedPrecondition,
             Reason::CountIncomplete,
@@ -109,6 +110,7 @@ pub(super) fn refused(refusal: Refusal) -> Status {
 const USER: &str = "User";
 const ORGANIZATION: &str = "Organization";
 const MEMBERSHIP: &str = "Membership";
+const ERASURE: &str = "Erasure";
 
 fn exists(reason: Reason, kind: &str, name: String) -> Status {
     resource(Code::AlreadyExists, "exists already", reason, kind, name)

@@ -88,6 +88,17 @@ impl DynamoDb {
         log: &LogId,
         after: u64,
     ) -> Result<Vec<(u64, RecordChange)>, Error> {
+        let now = Timestamp::now();
+        let items = self.log_items(log, after).await?.into_iter();
+        Ok(items.filter_map(|item| logged(item, now)).collect())
+    }
+
+    /// The items of the next changes after a number, at most 100 and of one block.
+    pub(super) async fn log_items(
+        &self,
+        log: &LogId,
+        after: u64,
+    ) -> Result<Vec<Attributes>, Error> {
         let (pk, _) = keys::of_logged(log, after.saturating_add(1));
         let (_, sk) = keys::of_logged(log, after);
         let query = self
@@ -101,9 +112,7 @@ impl DynamoDb {
             .limit(PAGE.into());
         // Boxed: the futures of the SDK are large.
         let output = Box::pin(query.send()).await.map_err(failed)?;
-        let now = Timestamp::now();
-        let items = output.items.unwrap_or_default().into_iter();
-        Ok(items.filter_map(|item| logged(item, now)).collect())
+        Ok(output.items.unwrap_or_default())
     }
 
     /// The number of the oldest kept change below `end`. `end` if there is none.

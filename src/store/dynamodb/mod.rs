@@ -6,6 +6,7 @@ mod change_stream;
 mod commit;
 mod condition;
 mod counts;
+mod erasures;
 mod lists;
 mod orphans;
 mod register;

@@ -68,6 +68,11 @@ impl DynamoDb {
             Step::Unschedule(purge) => {
                 self.transact_delete(&keys::of_scheduled_purge(purge), Condition::default())?
             }
+            Step::Erase(erasure) => put(
+                &keys::of_running_erasure(erasure.id),
+                item::encode_erasure(erasure),
+                Condition::no_item(),
+            )?,
             Step::StoreOutcome { request, outcome } => {
                 let expires = Timestamp::now().after(REQUEST_RETENTION);
                 let item = item::encode_request(request, outcome, expires);

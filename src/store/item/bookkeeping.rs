@@ -1,18 +1,23 @@
 //! Items beside the records: the origin of a change, requests, deletions and the change log.
 
 use super::{
-    AFTER, BEFORE, CALLED_BY, CHANGED_BY, CREATED, DELETED, EXPIRE_TIME, EXPIRED, FINGERPRINT,
-    Item, KIND, MAX_LOGGED_IMAGE, OUTCOME, RECORD_PK, RECORD_SK, REQUEST_ID, UID, UPDATE_TIME,
-    UPDATED, Value, WRITE_ID, decode, encode, number, put_expiry, put_number, put_text, put_uid,
-    stamp, text, uid,
+    ADDING_USER, AFTER, BEFORE, CALLED_BY, CHANGED_BY, CREATE_TIME, CREATED, DELETED, EXPIRE_TIME,
+    EXPIRED, FINGERPRINT, FOUNDING_USER, Item, KIND, MAX_LOGGED_IMAGE, OUTCOME, RECORD_PK,
+    RECORD_SK, REQUEST_ID, UID, UPDATE_TIME, UPDATED, USERNAME, Value, WRITE_ID, decode, encode,
+    number, put_expiry, put_number, put_text, put_uid, stamp, text, uid,
 };
 use crate::{
     domain::{
-        Actor, ChangeKind, Digest, Made, Origin, Orphans, Record, RecordChange, Request, RequestId,
-        ServiceName, Timestamp, Username,
+        Actor, ChangeKind, Digest, ErasedUser, Erasure, ErasureId, ErasurePhase, Made, Origin,
+        Orphans, Record, RecordChange, Request, RequestId, ServiceName, Timestamp, Username,
     },
     store::{Deletion, StoredOutcome, keys},
 };
+
+/// The attributes of an erasure.
+const PHASE: &str = "phase";
+const EXAMINED: &str = "examined";
+const CHANGED: &str = "changed";
 
 /// The optional attributes of [`encode_origin`].
 pub(in crate::store) const OPTIONAL_ORIGIN: [&str; 3] = [CHANGED_BY, CALLED_BY, REQUEST_ID];
@@ -43,6 +48,13 @@ pub(in crate::store) fn encode_request(
 ) -> Item {
     let mut item = Item::new();
     put_text(&mut item, FINGERPRINT, request.fingerprint.as_str());
+    item.extend([encode_outcome(outcome)]);
+    put_expiry(&mut item, expires);
+    item
+}
+
+/// The attribute of a request's item with the records of its outcome.
+pub(in crate::store) fn encode_outcome(outcome: &[Record]) -> (String, Value) {
     let outcome = outcome.iter().map(|record| {
         let mut image = encode(record);
         let (pk, sk) = keys::of(&record.key());
@@ -50,9 +62,7 @@ pub(in crate::store) fn encode_request(
         put_text(&mut image, keys::SORT_KEY, &sk);
         Value::Map(image)
     });
-    item.insert(OUTCOME.to_owned(), Value::List(outcome.collect()));
-    put_expiry(&mut item, expires);
-    item
+    (OUTCOME.to_owned(), Value::List(outcome.collect()))
 }
 
 /// The outcome in the item of a request. `None` if the item is not of a request.
@@ -95,6 +105,53 @@ pub(in crate::store) fn decode_orphans(sk: &str, item: &Item) -> Option<Orphans>
     let time = stamp(item).update_time?;
     let uid = uid(item, UID).or(uid_in_key);
     Some(Orphans { gone, uid, time })
+}
+
+/// The item of an erasure.
+pub(in crate::store) fn encode_erasure(erasure: &Erasure) -> Item {
+    let mut item = Item::new();
+    if let Some(ErasedUser { username, uid }) = &erasure.user {
+        put_text(&mut item, USERNAME, username.as_str());
+        put_uid(&mut item, UID, uid.as_ref());
+    }
+    let mut phases = ErasurePhase::NAMES.iter();
+    if let Some((_, name)) = phases.find(|(phase, _)| *phase == erasure.phase) {
+        put_text(&mut item, PHASE, name);
+    }
+    put_number(&mut item, CREATE_TIME, erasure.create_time.0);
+    put_number(&mut item, UPDATE_TIME, erasure.phase_time.0);
+    put_number(&mut item, EXAMINED, erasure.examined);
+    put_number(&mut item, CHANGED, erasure.changed);
+    item
+}
+
+/// The erasure in an item of [`encode_erasure`].
+pub(in crate::store) fn decode_erasure(id: ErasureId, item: &Item) -> Option<Erasure> {
+    let count = |name| u64::try_from(number(item, name)?).ok();
+    let phase = text(item, PHASE)?;
+    let mut phases = ErasurePhase::NAMES.iter();
+    let (phase, _) = phases.find(|(_, name)| *name == phase)?;
+    let username = text(item, USERNAME).and_then(|name| Username::parse_existing(name).ok());
+    let stamp = stamp(item);
+    Some(Erasure {
+        id,
+        user: username.map(|username| ErasedUser {
+            username,
+            uid: uid(item, UID),
+        }),
+        create_time: stamp.create_time?,
+        phase: *phase,
+        phase_time: stamp.update_time?,
+        examined: count(EXAMINED)?,
+        changed: count(CHANGED)?,
+    })
+}
+
+/// Whether the item of a record names a user other than by its key.
+pub(in crate::store) fn mentions(item: &Item, username: &Username) -> bool {
+    let attributes = [FOUNDING_USER, ADDING_USER, CHANGED_BY];
+    let mut named = attributes.iter().filter_map(|name| text(item, name));
+    named.any(|name| name == username.as_str())
 }
 
 /// The time of this service's last write of an item.

@@ -65,7 +65,7 @@ fn a_user_with_all_attributes_is_decoded() {
 fn a_deletion_keeps_the_state_before_it() {
     let deletion = Some(SoftDeletion {
         delete_time: Timestamp(1),
-        purge_time: Timestamp(2),
+        purge: Purge::At(Timestamp(2)),
     });
     let key = Key::User(Username::parse_new("oliviaowner").unwrap());
     for state in [State::Active, State::Suspended] {

@@ -1,0 +1,328 @@
+//! Erasures: an item for each, the scan of the table for a name, and the rewriting of items that are not
+//! records.
+
+use std::time::Duration;
+
+use aws_sdk_dynamodb::{error::ProvideErrorMetadata as _, types::AttributeValue};
+
+use super::{
+    Attributes, DynamoDb, failed, primary_key, primary_key_of, to_attribute, to_attributes, to_item,
+};
+use crate::{
+    domain::{
+        ErasedUser, Erasure, ErasureId, Key, ProfileId, ProfileName, Pseudonymization,
+        RecordChange, Timestamp, Username,
+    },
+    store::{
+        Error, LogId, RewrittenLog, RunningErasure, ScanPosition, ScannedItem, ScannedPage, item,
+        keys,
+    },
+};
+
+/// Most erasures that are read together.
+const PAGE: i32 = 25;
+/// Items of the table, and changes of the log, that are examined together.
+const EXAMINED_AT_ONCE: i32 = 100;
+/// Retention of erasures that are done: longer than everything that they report as remaining.
+const RETENTION: Duration = Duration::from_secs(60 * 24 * 3600);
+/// The end of the last page that was examined.
+const POSITION: [&str; 2] = ["positionPK", "positionSK"];
+
+impl DynamoDb {
+    /// An erasure, also one that is done, for 60 days.
+    ///
+    /// # Errors
+    /// The table could not be read.
+    pub async fn erasure(&self, id: ErasureId) -> Result<Option<Erasure>, Error> {
+        // In this order: a running one becomes one that is done.
+        for key in [keys::of_running_erasure(id), keys::of_done_erasure(id)] {
+            if let Some(item) = self.get_item(&key).await? {
+                return Ok(item::decode_erasure(id, &to_item(item)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Some erasures that are not done.
+    ///
+    /// # Errors
+    /// The table could not be read.
+    pub async fn running_erasures(&self) -> Result<Vec<RunningErasure>, Error> {
+        let query = self
+            .client
+            .query()
+            .table_name(&self.table)
+            .consistent_read(true)
+            .key_condition_expression("PK = :pk")
+            .expression_attribute_values(":pk", AttributeValue::S(keys::ERASURES.to_owned()))
+            .limit(PAGE);
+        // Boxed, here and below: the futures of the SDK are large.
+        let output = Box::pin(query.send()).await.map_err(failed)?;
+        let items = output.items.unwrap_or_default().into_iter();
+        Ok(items.filter_map(running).collect())
+    }
+
+    /// Saves the progress of an erasure, if no other replica has saved it since it was read. Returns
+    /// whether it was saved.
+    ///
+    /// # Errors
+    /// The table could not be written.
+    pub async fn save_erasure(&self, running: &mut RunningErasure) -> Result<bool, Error> {
+        let found = running.version;
+        let mut attributes = primary_key(&keys::of_running_erasure(running.erasure.id));
+        attributes.extend(to_attributes(item::encode_erasure(&running.erasure)));
+        if let Some(ScanPosition(pk, sk)) = &running.position {
+            let values = [pk, sk].map(|text| AttributeValue::S(text.clone()));
+            attributes.extend(POSITION.map(str::to_owned).into_iter().zip(values));
+        }
+        let next = AttributeValue::N((found + 1).to_string());
+        attributes.insert(item::VERSION.to_owned(), next);
+        let put = self.client.put_item().table_name(&self.table);
+        let put = put
+            .set_item(Some(attributes))
+            .expression_attribute_names("#version", item::VERSION);
+        let put = if found == 0 {
+            put.condition_expression("attribute_exists(PK) AND attribute_not_exists(#version)")
+        } else {
+            put.condition_expression("#version = :found")
+                .expression_attribute_values(":found", AttributeValue::N(found.to_string()))
+        };
+        match Box::pin(put.send()).await {
+            Ok(_) => {
+                running.version = found + 1;
+                Ok(true)
+            }
+            Err(error) if error.code() == Some("ConditionalCheckFailedException") => Ok(false),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Replaces an erasure by one that is done and does not name the user.
+    ///
+    /// # Errors
+    /// The table could not be written.
+    pub async fn finish_erasure(&self, done: &Erasure) -> Result<(), Error> {
+        let mut item = item::encode_erasure(done);
+        item::put_expiry(&mut item, done.phase_time.after(RETENTION));
+        let mut attributes = primary_key(&keys::of_done_erasure(done.id));
+        attributes.extend(to_attributes(item));
+        let put = self.client.put_item().table_name(&self.table);
+        let put = put.set_item(Some(attributes));
+        Box::pin(put.send()).await.map_err(failed)?;
+        self.delete_key(&keys::of_running_erasure(done.id)).await
+    }
+
+    /// Examines the next items of the table for a user's name.
+    ///
+    /// # Errors
+    /// The table could not be read.
+    pub async fn scan_for(
+        &self,
+        username: &Username,
+        after: Option<&ScanPosition>,
+    ) -> Result<ScannedPage, Error> {
+        let start = after.map(|ScanPosition(pk, sk)| primary_key(&(pk.clone(), sk.clone())));
+        let scan = self
+            .client
+            .scan()
+            .table_name(&self.table)
+            .consistent_read(true)
+            .limit(EXAMINED_AT_ONCE)
+            .set_exclusive_start_key(start);
+        let output = Box::pin(scan.send()).await.map_err(failed)?;
+        let next = output.last_evaluated_key.as_ref().and_then(primary_key_of);
+        let mut page = ScannedPage {
+            examined: 0,
+            records: Vec::new(),
+            others: Vec::new(),
+            next: next.map(|(pk, sk)| ScanPosition(pk, sk)),
+        };
+        for attributes in output.items.unwrap_or_default() {
+            page.examined += 1;
+            page.examine(attributes, username);
+        }
+        Ok(page)
+    }
+
+    /// Replaces the name in an item that is not a record, if it is still stored.
+    ///
+    /// # Errors
+    /// The table could not be written.
+    pub async fn replace_name(
+        &self,
+        scanned: &ScannedItem,
+        replacement: Pseudonymization<'_>,
+    ) -> Result<(), Error> {
+        let mut update = self
+            .client
+            .update_item()
+            .table_name(&self.table)
+            .set_key(Some(primary_key(&scanned.key)))
+            .condition_expression("attribute_exists(PK)");
+        let mut clauses = Vec::new();
+        if scanned.has_actor {
+            let pseudonym = AttributeValue::S(replacement.pseudonym.to_string());
+            update = update
+                .expression_attribute_names("#actor", item::CHANGED_BY)
+                .expression_attribute_values(":actor", pseudonym);
+            clauses.push("#actor = :actor");
+        }
+        if let Some(outcome) = &scanned.outcome {
+            let outcome = outcome.iter().map(|record| replacement.of_record(record));
+            let (name, value) = item::encode_outcome(&outcome.collect::<Vec<_>>());
+            update = update
+                .expression_attribute_names("#outcome", name)
+                .expression_attribute_values(":outcome", to_attribute(value));
+            clauses.push("#outcome = :outcome");
+        }
+        let update = update.update_expression(format!("SET {}", clauses.join(", ")));
+        match Box::pin(update.send()).await {
+            Err(error) if error.code() != Some("ConditionalCheckFailedException") => {
+                Err(failed(error))
+            }
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Rewrites the next changes of a log after a number: those for which `rewrite` returns another one.
+    ///
+    /// # Errors
+    /// The table could not be read or written.
+    pub async fn rewrite_log(
+        &self,
+        log: &LogId,
+        after: u64,
+        rewrite: impl Fn(&RecordChange) -> Option<RecordChange>,
+    ) -> Result<RewrittenLog, Error> {
+        let items = self.log_items(log, after).await?;
+        let mut rewritten = RewrittenLog {
+            last: None,
+            changed: 0,
+        };
+        // Also changes that have expired and are not removed yet.
+        let always = Timestamp(0);
+        for attributes in items {
+            let key = primary_key_of(&attributes);
+            let Some((pk, sk)) = key else { continue };
+            rewritten.last = keys::number_of_logged(&sk).or(rewritten.last);
+            let logged = to_item(attributes);
+            let expires = item::number(&logged, item::EXPIRE_TIME).unwrap_or_default();
+            let change = item::decode_logged(&logged, always);
+            let Some(change) = change.and_then(|change| rewrite(&change)) else {
+                continue;
+            };
+            rewritten.changed += 1;
+            let expires = Timestamp(expires.saturating_mul(1000));
+            let mut attributes = primary_key(&(pk, sk));
+            attributes.extend(to_attributes(item::encode_logged(&change, expires)));
+            let put = self.client.put_item().table_name(&self.table);
+            let put = put
+                .set_item(Some(attributes))
+                .condition_expression("attribute_exists(PK)");
+            match Box::pin(put.send()).await {
+                Err(error) if error.code() != Some("ConditionalCheckFailedException") => {
+                    return Err(failed(error));
+                }
+                Ok(_) | Err(_) => {}
+            }
+        }
+        Ok(rewritten)
+    }
+
+    /// Removes the counts of an erased user, and the scheduled ends of its memberships.
+    ///
+    /// # Errors
+    /// The table could not be read or written.
+    pub async fn remove_traces(&self, user: &ErasedUser) -> Result<(), Error> {
+        let ErasedUser { username, uid } = user;
+        let profile = ProfileId {
+            name: ProfileName::User(username.clone()),
+            uid: uid.clone(),
+        };
+        if let Some(key) = keys::of_counts(&profile) {
+            self.delete_key(&key).await?;
+        }
+        let mut start = None;
+        loop {
+            let query = self
+                .client
+                .query()
+                .table_name(&self.table)
+                .key_condition_expression("PK = :pk")
+                .expression_attribute_values(
+                    ":pk",
+                    AttributeValue::S(keys::SCHEDULED_ENDS.to_owned()),
+                )
+                .set_exclusive_start_key(start);
+            let output = Box::pin(query.send()).await.map_err(failed)?;
+            let items = output.items.unwrap_or_default();
+            for (pk, sk) in items.iter().filter_map(primary_key_of) {
+                let end = keys::scheduled_end(&sk);
+                if end.is_some_and(|end| end.member_username == *username) {
+                    self.delete_key(&(pk, sk)).await?;
+                }
+            }
+            start = output.last_evaluated_key;
+            if start.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn delete_key(&self, key: &(String, String)) -> Result<(), Error> {
+        let delete = self.client.delete_item().table_name(&self.table);
+        let delete = delete.set_key(Some(primary_key(key)));
+        Box::pin(delete.send()).await.map(drop).map_err(failed)
+    }
+}
+
+impl ScannedPage {
+    fn examine(&mut self, attributes: Attributes, username: &Username) {
+        let Some(primary) = primary_key_of(&attributes) else {
+            return;
+        };
+        let item = to_item(attributes);
+        if let Some(key) = keys::key_of_item(&primary.0, &primary.1) {
+            let is_of_user = matches!(&key, Key::Membership(_, member) if member == username);
+            if is_of_user || item::mentions(&item, username) {
+                self.records.push(key);
+            }
+            return;
+        }
+        let outcome = keys::is_of_request(&primary.0).then(|| item::decode_request(&item));
+        let outcome = outcome.flatten().map(|found| found.outcome);
+        let outcome = outcome.filter(|outcome| outcome.iter().any(|record| record.names(username)));
+        let has_actor = item::text(&item, item::CHANGED_BY) == Some(username.as_str());
+        // The log is rewritten by its numbers.
+        if !keys::is_of_log(&primary.0) && (has_actor || outcome.is_some()) {
+            self.others.push(ScannedItem {
+                key: primary,
+                has_actor,
+                outcome,
+            });
+        }
+    }
+}
+
+fn running(attributes: Attributes) -> Option<RunningErasure> {
+    let (_, sk) = primary_key_of(&attributes)?;
+    let item = to_item(attributes);
+    let position = POSITION.map(|name| item::text(&item, name).map(str::to_owned));
+    let [Some(pk), Some(sk_of_position)] = position else {
+        return running_at(&sk, &item, None);
+    };
+    running_at(&sk, &item, Some(ScanPosition(pk, sk_of_position)))
+}
+
+fn running_at(
+    id: &str,
+    item: &item::Item,
+    position: Option<ScanPosition>,
+) -> Option<RunningErasure> {
+    let version = item::number(item, item::VERSION).unwrap_or_default();
+    Some(RunningErasure {
+        erasure: item::decode_erasure(ErasureId::parse(id)?, item)?,
+        position,
+        version: u64::try_from(version).ok()?,
+    })
+}
