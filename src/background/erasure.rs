@@ -56,7 +56,7 @@ pub struct ErasureLoop {
 }
 
 /// Reason why a pass ends early.
-enum Interruption {
+enum PassEnd {
     /// Another replica has the lease, or goes on with the erasure.
     Deposed,
     /// The table failed. A retry may succeed.
@@ -65,13 +65,13 @@ enum Interruption {
     NotChanged,
 }
 
-impl From<store::Error> for Interruption {
+impl From<store::Error> for PassEnd {
     fn from(error: store::Error) -> Self {
         Self::Failed(error)
     }
 }
 
-impl From<Error> for Interruption {
+impl From<Error> for PassEnd {
     fn from(error: Error) -> Self {
         match error {
             Error::Store(error) | Error::OutcomeUnknown(error) => Self::Failed(error),
@@ -106,17 +106,17 @@ impl ErasureLoop {
         let mut candidate = self.leader.candidate();
         loop {
             match self.run_pass(&mut candidate).await {
-                Ok(()) | Err(Interruption::Deposed) => {}
-                Err(Interruption::Failed(error)) => {
+                Ok(()) | Err(PassEnd::Deposed) => {}
+                Err(PassEnd::Failed(error)) => {
                     tracing::warn!(%error, "an erasure is interrupted");
                 }
-                Err(Interruption::NotChanged) => tracing::warn!("an erasure is interrupted"),
+                Err(PassEnd::NotChanged) => tracing::warn!("an erasure is interrupted"),
             }
             sleep(self.timing.poll).await;
         }
     }
 
-    async fn run_pass(&self, candidate: &mut Candidate<'_>) -> Result<(), Interruption> {
+    async fn run_pass(&self, candidate: &mut Candidate<'_>) -> Result<(), PassEnd> {
         let running = self.table.running_erasures().await?;
         if running.is_empty() {
             candidate.forget();
@@ -134,9 +134,9 @@ impl ErasureLoop {
         Ok(())
     }
 
-    async fn write_lease(&self, found: Option<u64>) -> Result<HeldLease, Interruption> {
+    async fn write_lease(&self, found: Option<u64>) -> Result<HeldLease, PassEnd> {
         let written = self.leader.write(found, BTreeMap::new()).await?;
-        written.ok_or(Interruption::Deposed)
+        written.ok_or(PassEnd::Deposed)
     }
 
     /// Goes on with an erasure until it is done, or until the change log has not all changes yet.
@@ -144,7 +144,7 @@ impl ErasureLoop {
         &self,
         running: &mut RunningErasure,
         lease: &mut HeldLease,
-    ) -> Result<(), Interruption> {
+    ) -> Result<(), PassEnd> {
         let Some(user) = running.erasure.user.clone() else {
             return Ok(());
         };
@@ -192,7 +192,7 @@ impl ErasureLoop {
         user: &ErasedUser,
         running: &mut RunningErasure,
         lease: &mut HeldLease,
-    ) -> Result<(), Interruption> {
+    ) -> Result<(), PassEnd> {
         let id = running.erasure.id;
         let replacement = Pseudonymization {
             username: &user.username,
@@ -228,7 +228,7 @@ impl ErasureLoop {
         rewrite: impl Fn(&RecordChange) -> Option<RecordChange>,
         running: &mut RunningErasure,
         lease: &mut HeldLease,
-    ) -> Result<(), Interruption> {
+    ) -> Result<(), PassEnd> {
         let Some((head, _)) = LogHead::read(&self.table).await? else {
             return Ok(());
         };
@@ -246,7 +246,7 @@ impl ErasureLoop {
     }
 
     /// Whether the change log has all changes from before this phase, or there is no log.
-    async fn is_logged(&self, running: &RunningErasure) -> Result<bool, Interruption> {
+    async fn is_logged(&self, running: &RunningErasure) -> Result<bool, PassEnd> {
         let head = LogHead::read(&self.table).await?;
         let until = running.erasure.phase_time.after(SLACK);
         Ok(head.is_none_or(|(head, _)| head.processed > until))
@@ -256,22 +256,22 @@ impl ErasureLoop {
         &self,
         phase: ErasurePhase,
         running: &mut RunningErasure,
-    ) -> Result<(), Interruption> {
+    ) -> Result<(), PassEnd> {
         running.erasure.phase = phase;
         running.erasure.phase_time = self.table.now();
         self.save(running).await
     }
 
-    async fn save(&self, running: &mut RunningErasure) -> Result<(), Interruption> {
+    async fn save(&self, running: &mut RunningErasure) -> Result<(), PassEnd> {
         if self.table.save_erasure(running).await? {
             Ok(())
         } else {
-            Err(Interruption::Deposed)
+            Err(PassEnd::Deposed)
         }
     }
 
     /// Pauses, and writes the lease if it is due.
-    async fn pause(&self, lease: &mut HeldLease) -> Result<(), Interruption> {
+    async fn pause(&self, lease: &mut HeldLease) -> Result<(), PassEnd> {
         sleep(self.timing.pause).await;
         if lease.written.elapsed() >= self.timing.beat {
             *lease = self.write_lease(Some(lease.version)).await?;

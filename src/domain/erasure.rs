@@ -2,31 +2,34 @@
 
 use std::{fmt, time::Duration};
 
-use uuid::Uuid;
+use super::{
+    Key, Membership, Organization, Record, RecordChange, RequestId, Timestamp, Uid, User, Username,
+};
 
-use super::{Key, Membership, Organization, Record, RecordChange, Timestamp, Uid, User, Username};
-
-/// Identifies an erasure.
+/// Identifies an erasure: a UUID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ErasureId(Uuid);
+pub struct ErasureId(u128);
 
 impl ErasureId {
-    /// A new, random id.
+    /// Wraps the bits of a UUID.
     #[must_use]
-    pub fn random() -> Self {
-        Self(Uuid::new_v4())
+    pub fn new(bits: u128) -> Self {
+        Self(bits)
     }
 
     /// The id in its text form. `None` for any other text.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        Uuid::try_parse(text).ok().map(Self)
+        let digits = RequestId::parse(text).ok()?.as_str().replace('-', "");
+        u128::from_str_radix(&digits, 16).ok().map(Self)
     }
 }
 
 impl fmt::Display for ErasureId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.hyphenated().fmt(f)
+        let digits = format!("{:032x}", self.0);
+        let parts = [0..8, 8..12, 12..16, 16..20, 20..32].map(|part| &digits[part]);
+        f.write_str(&parts.join("-"))
     }
 }
 
@@ -87,9 +90,9 @@ pub struct ErasedUser {
 impl Erasure {
     /// The erasure of a user, from `now` on.
     #[must_use]
-    pub fn of(user: &User, now: Timestamp) -> Self {
+    pub fn of(user: &User, id: ErasureId, now: Timestamp) -> Self {
         Self {
-            id: ErasureId::random(),
+            id,
             user: Some(ErasedUser {
                 username: user.username.clone(),
                 uid: user.uid.clone(),
@@ -254,15 +257,17 @@ mod tests {
 
     #[test]
     fn no_new_user_can_have_a_pseudonym() {
-        let pseudonym = Username::of_erased(ErasureId::random());
+        let pseudonym = Username::of_erased(ErasureId::new(7));
         Username::parse_new(pseudonym.as_str()).unwrap_err();
         assert_eq!(Username::parse_existing(pseudonym.as_str()), Ok(pseudonym));
     }
 
     #[test]
     fn an_id_is_parsed_from_its_text_form() {
-        let id = ErasureId::random();
-        assert_eq!(ErasureId::parse(&id.to_string()), Some(id));
+        let text = "0b2f1d0c-5a7e-4c58-8d0e-6f1a2b3c4d5e";
+        let id = ErasureId::new(0x0b2f_1d0c_5a7e_4c58_8d0e_6f1a_2b3c_4d5e);
+        assert_eq!(id.to_string(), text);
+        assert_eq!(ErasureId::parse(&text.to_uppercase()), Some(id));
         assert_eq!(ErasureId::parse("oliviaowner"), None);
     }
 }

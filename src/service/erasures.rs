@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::{
     Accounts, Call, Error, Refusal,
@@ -44,6 +45,7 @@ impl Accounts {
         let username = user.username.clone();
         let change = EraseUser {
             user,
+            id: ErasureId::new(Uuid::new_v4().as_u128()),
             now: Timestamp::now(),
         };
         let erased = self.apply(change, Actor::Platform, call).await?;
@@ -138,6 +140,7 @@ fn without_name(user: &User) -> User {
 
 struct EraseUser {
     user: UserToErase,
+    id: ErasureId,
     now: Timestamp,
 }
 
@@ -176,7 +179,7 @@ impl Change for EraseUser {
             Ok(conditions) => conditions,
             Err(refused) => return Ok(refused),
         };
-        let erasure = Erasure::of(user, self.now);
+        let erasure = Erasure::of(user, self.id, self.now);
         let mut erased = user.clone().without_profile();
         erased.deletion = Some(SoftDeletion {
             delete_time: self.now,

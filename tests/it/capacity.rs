@@ -179,6 +179,12 @@ async fn writes_have_the_documented_transaction_items() {
         ..pb::UndeleteUserRequest::default()
     };
     assert_eq!(meter.items(client.undelete_user(undelete)).await, 2);
+    service.create_user("newcomer").await.unwrap();
+    let erase = pb::EraseUserRequest {
+        username: "newcomer".to_owned(),
+        ..pb::EraseUserRequest::default()
+    };
+    assert_eq!(meter.items(client.erase_user(erase)).await, 2);
     let delete = pb::DeleteOrganizationRequest {
         organization_name: ORG.to_owned(),
         actor: Some(pb::delete_organization_request::Actor::ActingUser(

@@ -126,15 +126,18 @@ impl Replica {
         let mut client = self.client.clone();
         let mut watch = client.watch_changes(request).await.unwrap().into_inner();
         self.create_user("last").await.unwrap();
-        let mut text = String::new();
+        let mut texts = Vec::new();
         let reading = async {
-            while !text.contains("\"last\"") {
+            while !texts
+                .last()
+                .is_some_and(|text: &String| text.contains("\"last\""))
+            {
                 let response = watch.message().await.unwrap().unwrap();
-                text += &format!("{:?}", response.changes);
+                texts.push(format!("{:?}", response.changes));
             }
         };
         timeout(PATIENCE, reading).await.expect("too few changes");
-        text
+        texts.concat()
     }
 }
 

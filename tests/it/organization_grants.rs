@@ -33,11 +33,13 @@ const OTHER: &str = "plain";
 const NOT_GRANTED: &str = "ORGANIZATION_NOT_GRANTED";
 
 /// Methods that name no organization.
-const WITHOUT_ORGANIZATION: [&str; 14] = [
+const WITHOUT_ORGANIZATION: [&str; 16] = [
     "BatchGetUsers",
     "CountUserOrganizations",
     "CreateUser",
     "DeleteUser",
+    "EraseUser",
+    "GetErasure",
     "GetUser",
     "ListOrganizations",
     "ListUserOrganizations",

@@ -165,6 +165,15 @@ func undelete(ctx context.Context, accounts pb.AccountServiceClient) {
 	assert(must(accounts.CheckMembership(ctx, check)).GetIsMember(), "no member after the undeletion")
 }
 
+// erase erases a user, and reads the report.
+func erase(ctx context.Context, accounts pb.AccountServiceClient) {
+	must(accounts.CreateUser(ctx, &pb.CreateUserRequest{Username: "go-erased"}))
+	erased := must(accounts.EraseUser(ctx, &pb.EraseUserRequest{Username: "go-erased"}))
+	id := erased.GetErasure().GetErasureId()
+	found := must(accounts.GetErasure(ctx, &pb.GetErasureRequest{ErasureId: id}))
+	assert(found.GetErasure().GetPseudonym() == "erased:"+id, "pseudonym", found)
+}
+
 func main() {
 	config := must(os.ReadFile(os.Args[2]))
 	channel := must(grpc.NewClient(os.Args[1],
@@ -182,6 +191,7 @@ func main() {
 	updateMembership(ctx, accounts)
 	lookUp(ctx, accounts)
 	undelete(ctx, accounts)
+	erase(ctx, accounts)
 	_, err := accounts.CreateUser(ctx, &pb.CreateUserRequest{Username: "go-olivia"})
 	code, why := reason(err)
 	assert(code == codes.AlreadyExists && why == "USER_ALREADY_EXISTS", "error", err)

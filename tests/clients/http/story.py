@@ -69,6 +69,9 @@ def users():
     has(ok("DELETE", "/users/http-michael?undeleteWindow=86400s")["user"], state="STATE_DELETED")
     has(ok("GET", MICHAEL + ":check"), isMember=False)
     has(ok("POST", "/users/http-michael:undelete", {})["user"], state="STATE_ACTIVE")
+    ok("POST", "/users", {"username": "http-erased"})
+    erasure = ok("POST", "/users/http-erased:erase", {})["erasure"]
+    has(ok("GET", "/erasures/" + erasure["erasureId"])["erasure"], pseudonym=erasure["pseudonym"])
     listed = ok("GET", "/users/http-michael/organizations")["memberships"]
     assert len(listed) == 1, listed
 

@@ -206,6 +206,15 @@ def undelete(accounts):
     assert accounts.CheckMembership(check, timeout=5).is_member
 
 
+def erase(accounts):
+    """An erasure and its report."""
+    accounts.CreateUser(pb.CreateUserRequest(username="py-erased"), timeout=5)
+    erasure = accounts.EraseUser(pb.EraseUserRequest(username="py-erased"), timeout=5).erasure
+    found = accounts.GetErasure(pb.GetErasureRequest(erasure_id=erasure.erasure_id), timeout=5)
+    assert found.erasure.pseudonym == "erased:" + erasure.erasure_id, found
+    assert found.erasure.remainders, found
+
+
 def err(accounts):
     """Errors, with the codes and reasons that a client can branch on."""
     code, reason, found = refused(accounts.CreateUser, pb.CreateUserRequest(username="a#b"))
@@ -250,6 +259,7 @@ def main():
         update_membership(accounts)
         look_up(accounts)
         undelete(accounts)
+        erase(accounts)
         err(accounts)
     print("python: the story is complete, the errors are as documented")
 

@@ -18,6 +18,8 @@ import {
   CreateOrganizationRequest,
   CreateUserRequest,
   DeleteUserRequest,
+  EraseUserRequest,
+  GetErasureRequest,
   GetOrganizationRequest,
   ListOrganizationMembersRequest,
   LookupOrganizationRequest,
@@ -164,6 +166,16 @@ async function undelete() {
   assert.equal((await call(client.checkMembership, check)).isMember, true);
 }
 
+/** An erasure and its report. */
+async function erase() {
+  const username = "ts-erased";
+  await call(client.createUser, CreateUserRequest.fromPartial({ username }));
+  const { erasure } = await call(client.eraseUser, EraseUserRequest.fromPartial({ username }));
+  const report = GetErasureRequest.fromPartial({ erasureId: erasure?.erasureId });
+  const found = await call(client.getErasure, report);
+  assert.equal(found.erasure?.pseudonym, `erased:${erasure?.erasureId}`);
+}
+
 async function err() {
   const refused = call(client.createUser, CreateUserRequest.fromPartial({ username: "ts-olivia" }));
   const error: ServiceError = await refused.then(
@@ -183,6 +195,7 @@ await watch();
 await updateMembership();
 await lookUp();
 await undelete();
+await erase();
 await err();
 client.close();
 console.log("typescript: the story is complete, the errors are as documented");

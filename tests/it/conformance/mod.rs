@@ -465,6 +465,7 @@ enum OnUser {
     /// A deletion that can be undone.
     DeleteSoftly,
     Undelete,
+    Erase,
 }
 
 async fn call_on_user(service: &Replica, operation: OnUser, username: &str) -> Result<(), Status> {
@@ -507,6 +508,13 @@ async fn call_on_user(service: &Replica, operation: OnUser, username: &str) -> R
             };
             client.delete_user(request).await.map(drop)
         }
+        OnUser::Erase => {
+            let request = pb::EraseUserRequest {
+                username,
+                ..pb::EraseUserRequest::default()
+            };
+            client.erase_user(request).await.map(drop)
+        }
         OnUser::Undelete => {
             let request = pb::UndeleteUserRequest {
                 username,
@@ -535,6 +543,7 @@ async fn the_platform_changes_users_as_their_state_allows() {
         OnUser::Delete,
         OnUser::DeleteSoftly,
         OnUser::Undelete,
+        OnUser::Erase,
     ];
     for state in states {
         for operation in operations {
@@ -562,7 +571,7 @@ async fn the_platform_changes_users_as_their_state_allows() {
                 (None, _) => Outcome::UserNotFound,
                 (Some(_), OnUser::Create) => Outcome::UserExists,
                 (Some(_), OnUser::Undelete) if !is_deleted => Outcome::UserExists,
-                (Some(_), OnUser::Delete | OnUser::Undelete) => Outcome::Done,
+                (Some(_), OnUser::Delete | OnUser::Undelete | OnUser::Erase) => Outcome::Done,
                 (Some(_), _) if is_deleted => Outcome::UserNotFound,
                 (Some(_), _) => Outcome::Done,
             };
@@ -574,7 +583,7 @@ async fn the_platform_changes_users_as_their_state_allows() {
                     Some(State::Active)
                 }
                 (Outcome::Done, OnUser::Suspend) => Some(State::Suspended),
-                (Outcome::Done, OnUser::DeleteSoftly) => Some(State::Deleted),
+                (Outcome::Done, OnUser::DeleteSoftly | OnUser::Erase) => Some(State::Deleted),
                 _ => state,
             };
             let found = service.get_user(&name).await.ok().map(|(user, _)| user);

@@ -8,6 +8,8 @@ import account.v1.CountOrganizationMembersRequest;
 import account.v1.CreateOrganizationRequest;
 import account.v1.CreateUserRequest;
 import account.v1.DeleteUserRequest;
+import account.v1.EraseUserRequest;
+import account.v1.GetErasureRequest;
 import account.v1.GetOrganizationRequest;
 import account.v1.ListOrganizationMembersRequest;
 import account.v1.LookupOrganizationRequest;
@@ -227,6 +229,15 @@ public final class Story {
     check(soon().checkMembership(membership).getIsMember(), true);
   }
 
+  /** An erasure and its report. */
+  private void erase() {
+    soon().createUser(CreateUserRequest.newBuilder().setUsername("java-erased").build());
+    var erase = EraseUserRequest.newBuilder().setUsername("java-erased").build();
+    var id = soon().eraseUser(erase).getErasure().getErasureId();
+    var report = GetErasureRequest.newBuilder().setErasureId(id).build();
+    check(soon().getErasure(report).getErasure().getPseudonym(), "erased:" + id);
+  }
+
   private void err() throws Exception {
     try {
       soon().createUser(CreateUserRequest.newBuilder().setUsername("java-olivia").build());
@@ -261,6 +272,7 @@ public final class Story {
     story.updateMembership();
     story.lookUp();
     story.undelete();
+    story.erase();
     story.err();
     channel.shutdownNow().awaitTermination(5, TimeUnit.SECONDS);
     System.out.println("java: the story is complete, the errors are as documented");
