@@ -167,42 +167,6 @@ async fn writes_have_the_documented_transaction_items() {
         ..pb::ResumeUserRequest::default()
     };
     assert_eq!(meter.items(client.resume_user(resume)).await, 1);
-    let window = Some(Duration::from_secs(3600).try_into().unwrap());
-    let delete = pb::DeleteUserRequest {
-        username: MICHAEL.to_owned(),
-        undelete_window: window,
-        ..pb::DeleteUserRequest::default()
-    };
-    assert_eq!(meter.items(client.delete_user(delete)).await, 2);
-    let undelete = pb::UndeleteUserRequest {
-        username: MICHAEL.to_owned(),
-        ..pb::UndeleteUserRequest::default()
-    };
-    assert_eq!(meter.items(client.undelete_user(undelete)).await, 2);
-    service.create_user("newcomer").await.unwrap();
-    let erase = pb::EraseUserRequest {
-        username: "newcomer".to_owned(),
-        ..pb::EraseUserRequest::default()
-    };
-    assert_eq!(meter.items(client.erase_user(erase)).await, 2);
-    let delete = pb::DeleteOrganizationRequest {
-        organization_name: ORG.to_owned(),
-        actor: Some(pb::delete_organization_request::Actor::ActingUser(
-            OLIVIA.to_owned(),
-        )),
-        undelete_window: window,
-        ..pb::DeleteOrganizationRequest::default()
-    };
-    assert_eq!(meter.items(client.delete_organization(delete)).await, 4);
-    let undelete = pb::UndeleteOrganizationRequest {
-        organization_name: ORG.to_owned(),
-        actor: Some(pb::undelete_organization_request::Actor::ActingUser(
-            OLIVIA.to_owned(),
-        )),
-        ..pb::UndeleteOrganizationRequest::default()
-    };
-    assert_eq!(meter.items(client.undelete_organization(undelete)).await, 4);
-
     let described = pb::UpdateOrganizationRequest {
         organization: Some(pb::Organization {
             organization_name: ORG.to_owned(),
@@ -238,4 +202,50 @@ async fn writes_have_the_documented_transaction_items() {
     assert_eq!(meter.items(service.delete_user(OLIVIA)).await, 3);
     // The address is deleted, too.
     assert_eq!(meter.items(service.delete_user(MICHAEL)).await, 4);
+}
+
+#[tokio::test]
+async fn deletions_that_keep_the_record_have_the_documented_transaction_items() {
+    let meter = Meter::start().await;
+    let service = &meter.service;
+    let mut client = service.client.clone();
+    for username in [OLIVIA, MICHAEL] {
+        service.create_user(username).await.unwrap();
+    }
+    service.create_organization(ORG, OLIVIA).await.unwrap();
+    let window = Some(Duration::from_secs(3600).try_into().unwrap());
+    let delete = pb::DeleteUserRequest {
+        username: MICHAEL.to_owned(),
+        undelete_window: window,
+        ..pb::DeleteUserRequest::default()
+    };
+    assert_eq!(meter.items(client.delete_user(delete)).await, 2);
+    let undelete = pb::UndeleteUserRequest {
+        username: MICHAEL.to_owned(),
+        ..pb::UndeleteUserRequest::default()
+    };
+    assert_eq!(meter.items(client.undelete_user(undelete)).await, 2);
+    service.create_user("newcomer").await.unwrap();
+    let erase = pb::EraseUserRequest {
+        username: "newcomer".to_owned(),
+        ..pb::EraseUserRequest::default()
+    };
+    assert_eq!(meter.items(client.erase_user(erase)).await, 2);
+    let delete = pb::DeleteOrganizationRequest {
+        organization_name: ORG.to_owned(),
+        actor: Some(pb::delete_organization_request::Actor::ActingUser(
+            OLIVIA.to_owned(),
+        )),
+        undelete_window: window,
+        ..pb::DeleteOrganizationRequest::default()
+    };
+    assert_eq!(meter.items(client.delete_organization(delete)).await, 4);
+    let undelete = pb::UndeleteOrganizationRequest {
+        organization_name: ORG.to_owned(),
+        actor: Some(pb::undelete_organization_request::Actor::ActingUser(
+            OLIVIA.to_owned(),
+        )),
+        ..pb::UndeleteOrganizationRequest::default()
+    };
+    assert_eq!(meter.items(client.undelete_organization(undelete)).await, 4);
 }
