@@ -48,7 +48,7 @@ async fn run() -> ExitCode {
             return ExitCode::from(if is_mistake { EXIT_BAD_SETTING } else { 0 });
         }
     };
-    match cli::run(cli.command).await {
+    match Box::pin(cli::run(cli.command)).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("error: {failure}");

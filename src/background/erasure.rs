@@ -9,7 +9,7 @@ use super::leader_lease::{Candidate, HeldLease, LeaderLease};
 use crate::{
     domain::{ErasedUser, ErasurePhase, Key, Pseudonymization, Record, RecordChange, Username},
     service::{Accounts, Error},
-    store::{self, DynamoDb, LogHead, RunningErasure},
+    store::{self, DynamoDb, ErasurePosition, LogHead, RunningErasure},
     telemetry::ERASED,
 };
 
@@ -17,10 +17,6 @@ use crate::{
 const REGISTER: &str = "erasure-lease";
 /// Longest write of one record.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// Longest time from a change until the stream has it, with the difference of clocks.
-const SLACK: Duration = Duration::from_secs(2);
-/// Changes of the log that are skipped if there are none: they have been removed.
-const GAP: u64 = 100;
 
 /// Intervals of erasures.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +29,12 @@ pub struct ErasureTiming {
     pub takeover: Duration,
     /// Pause after each page of the table or of the log.
     pub pause: Duration,
+    /// Longest time until a write that has begun is stored and in the stream, with the difference of
+    /// clocks.
+    pub settle: Duration,
+    /// Time after the deletion until its change in the log has no name any more. Consumers of the log
+    /// learn by it who was deleted.
+    pub grace: Duration,
 }
 
 impl Default for ErasureTiming {
@@ -43,6 +45,8 @@ impl Default for ErasureTiming {
             takeover: Duration::from_secs(10),
             // Some 2,000 items a second.
             pause: Duration::from_millis(50),
+            settle: Duration::from_secs(30),
+            grace: Duration::from_secs(3600),
         }
     }
 }
@@ -106,11 +110,10 @@ impl ErasureLoop {
         let mut candidate = self.leader.candidate();
         loop {
             match self.run_pass(&mut candidate).await {
-                Ok(()) | Err(PassEnd::Deposed) => {}
+                Ok(()) | Err(PassEnd::Deposed | PassEnd::NotChanged) => {}
                 Err(PassEnd::Failed(error)) => {
-                    tracing::warn!(%error, "an erasure is interrupted");
+                    tracing::warn!(%error, "erasures cannot be read");
                 }
-                Err(PassEnd::NotChanged) => tracing::warn!("an erasure is interrupted"),
             }
             sleep(self.timing.poll).await;
         }
@@ -129,7 +132,15 @@ impl ErasureLoop {
         candidate.forget();
         let mut lease = self.write_lease(register.map(|it| it.version)).await?;
         for mut erasure in running {
-            self.advance(&mut erasure, &mut lease).await?;
+            let id = erasure.erasure.id;
+            match self.advance(&mut erasure, &mut lease).await {
+                Ok(()) => {}
+                Err(PassEnd::Deposed) => return Err(PassEnd::Deposed),
+                Err(PassEnd::Failed(error)) => {
+                    tracing::warn!(%id, %error, "an erasure is interrupted");
+                }
+                Err(PassEnd::NotChanged) => tracing::warn!(%id, "an erasure is interrupted"),
+            }
         }
         Ok(())
     }
@@ -149,10 +160,15 @@ impl ErasureLoop {
             return Ok(());
         };
         loop {
-            match running.erasure.phase {
-                ErasurePhase::Table => self.erase_from_table(&user, running, lease).await?,
-                ErasurePhase::Log | ErasurePhase::Rest if !self.is_logged(running).await? => {
+            let phase = running.erasure.phase;
+            match phase {
+                ErasurePhase::Outcomes | ErasurePhase::Log | ErasurePhase::Rest
+                    if !self.may_begin(running).await? =>
+                {
                     return Ok(());
+                }
+                ErasurePhase::Table | ErasurePhase::Outcomes => {
+                    self.erase_from_table(&user, running, lease).await?;
                 }
                 ErasurePhase::Log => {
                     let pseudonym = running.erasure.pseudonym();
@@ -160,11 +176,7 @@ impl ErasureLoop {
                     self.rewrite_log(mention, running, lease).await?;
                     self.begin(ErasurePhase::User, running).await?;
                 }
-                ErasurePhase::User => {
-                    let (id, deadline) = (running.erasure.id, Instant::now() + DEADLINE);
-                    self.accounts.purge_erased(&user, id, deadline).await?;
-                    self.begin(ErasurePhase::Rest, running).await?;
-                }
+                ErasurePhase::User => self.purge(&user, running).await?,
                 ErasurePhase::Rest => {
                     let pseudonym = running.erasure.pseudonym();
                     let end = |change: &RecordChange| {
@@ -172,7 +184,7 @@ impl ErasureLoop {
                         without_name(change, &user, &pseudonym)
                     };
                     self.rewrite_log(end, running, lease).await?;
-                    self.table.remove_traces(&user).await?;
+                    self.table.remove_counts(&user).await?;
                     running.erasure.user = None;
                     running.erasure.phase = ErasurePhase::Done;
                     running.erasure.phase_time = self.table.now();
@@ -186,7 +198,8 @@ impl ErasureLoop {
         }
     }
 
-    /// Erases the name from records and outcomes, page by page.
+    /// Examines the table page by page. Erases the name from records, or from the other items once no record
+    /// has it.
     async fn erase_from_table(
         &self,
         user: &ErasedUser,
@@ -194,35 +207,60 @@ impl ErasureLoop {
         lease: &mut HeldLease,
     ) -> Result<(), PassEnd> {
         let id = running.erasure.id;
+        let is_of_records = running.erasure.phase == ErasurePhase::Table;
         let replacement = Pseudonymization {
             username: &user.username,
             pseudonym: &running.erasure.pseudonym(),
         };
         loop {
             let position = running.position.as_ref();
-            let page = self.table.scan_for(&user.username, position).await?;
+            let page = self.table.scan_for(user, position).await?;
             running.erasure.examined += page.examined;
-            for key in page.records {
+            let records = page.records.into_iter().filter(|_| is_of_records);
+            for key in records {
                 let deadline = Instant::now() + DEADLINE;
                 let erased = self.accounts.erase_mention(key, user, id, deadline);
                 erased.await?;
                 running.erasure.changed += 1;
             }
-            for other in page.others {
-                self.table.replace_name(&other, replacement).await?;
+            let others = page.others.iter().filter(|_| !is_of_records);
+            for other in others {
+                self.table.replace_name(other, replacement).await?;
                 running.erasure.changed += 1;
             }
-            let is_last = page.next.is_none();
             running.position = page.next;
-            if is_last {
-                return self.begin(ErasurePhase::Log, running).await;
+            if running.position.is_none() {
+                let next = if is_of_records {
+                    ErasurePhase::Outcomes
+                } else {
+                    ErasurePhase::Log
+                };
+                return self.begin(next, running).await;
             }
             self.save(running).await?;
             self.pause(lease).await?;
         }
     }
 
-    /// Rewrites the changes in the log for which `rewrite` returns another one.
+    /// Removes what depends on the name while it is held, and then the user.
+    async fn purge(&self, user: &ErasedUser, running: &mut RunningErasure) -> Result<(), PassEnd> {
+        let id = running.erasure.id;
+        self.table.remove_ends(&user.username, id).await?;
+        // The change of the purge comes after this position.
+        let head = LogHead::read(&self.table).await?;
+        running.position = head.map(|(head, _)| {
+            let last = head.next.saturating_sub(1);
+            ErasurePosition(head.log.0, last.to_string())
+        });
+        self.save(running).await?;
+        let deadline = Instant::now() + DEADLINE;
+        self.accounts.purge_erased(user, id, deadline).await?;
+        running.erasure.phase = ErasurePhase::Rest;
+        running.erasure.phase_time = self.table.now();
+        self.save(running).await
+    }
+
+    /// Rewrites the changes in the log for which `rewrite` returns another one, from the saved position on.
     async fn rewrite_log(
         &self,
         rewrite: impl Fn(&RecordChange) -> Option<RecordChange>,
@@ -232,24 +270,38 @@ impl ErasureLoop {
         let Some((head, _)) = LogHead::read(&self.table).await? else {
             return Ok(());
         };
-        let oldest = self.table.oldest_kept(&head.log, head.next).await?;
-        let mut after = oldest.saturating_sub(1);
+        let saved = running.position.as_ref();
+        let saved = saved.filter(|ErasurePosition(log, _)| *log == head.log.0);
+        let saved = saved.and_then(|ErasurePosition(_, last)| last.parse::<u64>().ok());
+        let mut after = if let Some(last) = saved {
+            last
+        } else {
+            let oldest = self.table.oldest_kept(&head.log, head.next).await?;
+            oldest.saturating_sub(1)
+        };
         while after + 1 < head.next {
             let rewritten = self.table.rewrite_log(&head.log, after, &rewrite).await?;
             running.erasure.changed += rewritten.changed;
-            let last = rewritten.last.unwrap_or(after + GAP);
-            running.erasure.examined += last - after;
-            after = last;
+            running.erasure.examined += rewritten.last - after;
+            after = rewritten.last;
+            running.position = Some(ErasurePosition(head.log.0.clone(), after.to_string()));
+            self.save(running).await?;
             self.pause(lease).await?;
         }
         Ok(())
     }
 
-    /// Whether the change log has all changes from before this phase, or there is no log.
-    async fn is_logged(&self, running: &RunningErasure) -> Result<bool, PassEnd> {
+    /// Whether all writes that began before this phase are stored and in the change log, if there is one, and
+    /// whether consumers of the log had time to learn of the deletion.
+    async fn may_begin(&self, running: &RunningErasure) -> Result<bool, PassEnd> {
+        let (phase, now) = (running.erasure.phase, self.table.now());
+        let since = running.erasure.phase_time.after(self.timing.settle);
+        let graced = running.erasure.create_time.after(self.timing.grace);
+        if now <= since || phase == ErasurePhase::Log && now <= graced {
+            return Ok(false);
+        }
         let head = LogHead::read(&self.table).await?;
-        let until = running.erasure.phase_time.after(SLACK);
-        Ok(head.is_none_or(|(head, _)| head.processed > until))
+        Ok(head.is_none_or(|(head, _)| head.processed > since))
     }
 
     async fn begin(
@@ -259,6 +311,7 @@ impl ErasureLoop {
     ) -> Result<(), PassEnd> {
         running.erasure.phase = phase;
         running.erasure.phase_time = self.table.now();
+        running.position = None;
         self.save(running).await
     }
 

@@ -23,7 +23,7 @@ use crate::{
     background::{
         erasure::{ErasureLoop, ErasureTiming},
         orphan_cleanup::{OrphanCleanup, OrphanCleanupTiming},
-        purge::PurgeLoop,
+        purge::{PurgeLoop, PurgeTiming},
         stream_invalidator::{InvalidatorTiming, StreamInvalidator},
     },
     cache::{self, Credential, Momento, MomentoClient},
@@ -55,6 +55,8 @@ pub struct Tuning {
     pub invalidator: Option<InvalidatorTiming>,
     /// Intervals of the orphan clean-up. `None`: the defaults, with the rate of the settings.
     pub clean_up: Option<OrphanCleanupTiming>,
+    /// Intervals of the purge. `None`: the defaults, if there is an orphan clean-up.
+    pub purge: Option<PurgeTiming>,
     /// Intervals of erasures. `None`: the defaults, if there is an orphan clean-up.
     pub erasure: Option<ErasureTiming>,
     /// The longest deadline of a call, and the deadline of a call without one. `None`:
@@ -72,6 +74,7 @@ impl From<coherence::CoherenceSettings> for Tuning {
             cache,
             invalidator: None,
             clean_up: None,
+            purge: None,
             erasure: None,
             longest_call: None,
             operation_timeout: None,
@@ -127,6 +130,7 @@ impl App {
             mut cache,
             invalidator,
             clean_up,
+            purge,
             erasure,
             longest_call,
             operation_timeout,
@@ -165,6 +169,7 @@ impl App {
             is_on.then(InvalidatorTiming::default)
         });
         let clean_up = clean_up.or_else(|| default_clean_up(&settings.server));
+        let purge = purge.or_else(|| clean_up.map(|_| PurgeTiming::default()));
         let erasure = erasure.or_else(|| clean_up.map(|_| ErasureTiming::default()));
         Ok(Self {
             invalidator: invalidator.map(|timing| {
@@ -175,10 +180,7 @@ impl App {
                 let accounts = service.accounts().clone();
                 ErasureLoop::new(service.table().clone(), accounts, timing)
             }),
-            purge: clean_up.map(|timing| {
-                let accounts = service.accounts().clone();
-                PurgeLoop::new(service.table().clone(), accounts, timing.purge)
-            }),
+            purge: purge.map(|timing| PurgeLoop::new(service.accounts().clone(), timing)),
             clean_up: clean_up.map(|timing| OrphanCleanup::new(service.table().clone(), timing)),
             service,
             stopping,

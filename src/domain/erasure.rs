@@ -36,13 +36,16 @@ impl fmt::Display for ErasureId {
 /// The steps of an erasure, in order. Each may be repeated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErasurePhase {
-    /// Records and the outcomes of requests.
+    /// Records.
     Table,
+    /// Outcomes of requests, and other items. After the records: until then, requests may store outcomes
+    /// that have the name.
+    Outcomes,
     /// The change log.
     Log,
     /// The user itself.
     User,
-    /// The deletion of the user in the change log, counts and schedules.
+    /// The deletion of the user in the change log, and its counts.
     Rest,
     /// Nothing is left to do.
     Done,
@@ -50,8 +53,9 @@ pub enum ErasurePhase {
 
 impl ErasurePhase {
     /// All phases with the names under which they are stored.
-    pub const NAMES: [(Self, &str); 5] = [
+    pub const NAMES: [(Self, &str); 6] = [
         (Self::Table, "TABLE"),
+        (Self::Outcomes, "OUTCOMES"),
         (Self::Log, "LOG"),
         (Self::User, "USER"),
         (Self::Rest, "REST"),
@@ -74,7 +78,7 @@ pub struct Erasure {
     pub phase_time: Timestamp,
     /// Items that were examined.
     pub examined: u64,
-    /// Items that were changed or removed.
+    /// Items that were changed or removed. One may be counted more than once.
     pub changed: u64,
 }
 
@@ -127,7 +131,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 /// The places where the name of an erased user remains.
 pub const REMAINDERS: [Remainder; 6] = [
     Remainder {
-        place: "the tombstone of the user, and the task of its clean-up",
+        place: "tombstones of the user and of what the user deleted, and the task of the clean-up",
         retention: HOUR.saturating_mul(2),
     },
     Remainder {
@@ -139,12 +143,12 @@ pub const REMAINDERS: [Remainder; 6] = [
         retention: DAY,
     },
     Remainder {
-        place: "the deletions of the user's memberships",
-        retention: DAY.saturating_mul(2),
+        place: "the deletions of the user's memberships, kept for two days, and then until the table removes them",
+        retention: DAY.saturating_mul(4),
     },
     Remainder {
-        place: "change logs that were replaced by a new log",
-        retention: DAY.saturating_mul(7),
+        place: "changes older than 7 days, until the table removes them, and change logs before and after an interruption",
+        retention: DAY.saturating_mul(10),
     },
     Remainder {
         place: "backups for point-in-time recovery of the table",

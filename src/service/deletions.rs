@@ -264,7 +264,7 @@ impl Change for UndeleteUser {
         };
         match user.deletion {
             None => return Ok(Verdict::refuse(Refusal::UserExists(username.clone()))),
-            Some(deletion) if deletion.can_be_undone(table.now()) => {}
+            Some(deletion) if deletion.can_be_undone(table.end_of_commit()) => {}
             Some(_) => return Ok(not_found()),
         }
         if !is_version(etag.as_ref(), &user.stamp) {
@@ -376,13 +376,7 @@ impl Change for UndeleteOrganization {
         } = &self.organization;
         let least = DELETES_ORGANIZATION;
         let permitted = actor
-            .may_change(
-                least,
-                table,
-                organization_name,
-                etag.as_ref(),
-                AlsoDeleted::Yes,
-            )
+            .may_change(least, table, organization_name, None, AlsoDeleted::Yes)
             .await?;
         let (organization, conditions) = match permitted {
             Ok(permitted) => permitted,
@@ -391,8 +385,11 @@ impl Change for UndeleteOrganization {
         let name = || organization_name.clone();
         match organization.deletion {
             None => return Ok(Verdict::refuse(Refusal::OrganizationExists(name()))),
-            Some(deletion) if deletion.can_be_undone(table.now()) => {}
+            Some(deletion) if deletion.can_be_undone(table.end_of_commit()) => {}
             Some(_) => return Ok(Verdict::refuse(Refusal::OrganizationNotFound(name()))),
+        }
+        if !is_version(etag.as_ref(), &organization.stamp) {
+            return Ok(Verdict::refuse(Refusal::EtagMismatch));
         }
         let mut undeleted = organization.clone().undeleted();
         undeleted.stamp = organization.stamp.changed(self.now);

@@ -43,15 +43,14 @@ impl Accounts {
     /// [`Refusal::TooManyOrganizations`].
     pub async fn erase_user(&self, user: UserToErase, call: Call) -> Result<Erasure, Error> {
         let username = user.username.clone();
-        let change = EraseUser {
-            user,
-            id: ErasureId::new(Uuid::new_v4().as_u128()),
-            now: Timestamp::now(),
-        };
+        let (id, now) = (ErasureId::new(Uuid::new_v4().as_u128()), Timestamp::now());
+        let change = EraseUser { user, id, now };
         let erased = self.apply(change, Actor::Platform, call).await?;
-        let erasure = erased.deletion.and_then(SoftDeletion::erasure);
-        let erasure = erasure.ok_or(Error::Refused(Refusal::UserNotFound(username)))?;
-        self.get_erasure(erasure).await
+        match erased.deletion.and_then(SoftDeletion::erasure) {
+            Some(own) if own == id => Ok(Erasure::of(&erased, id, now)),
+            Some(earlier) => self.get_erasure(earlier).await,
+            None => Err(Error::Refused(Refusal::UserNotFound(username))),
+        }
     }
 
     /// Returns an erasure.
@@ -65,7 +64,7 @@ impl Accounts {
     }
 
     /// Erases the name from a record that mentions it, while the erasure holds the name. Removes the
-    /// user's memberships.
+    /// user's memberships, and expired ones.
     ///
     /// # Errors
     /// See [`Error`].
@@ -227,11 +226,15 @@ impl Change for EraseMention {
             return Ok(nothing_to_do());
         };
         let held = vec![found.still(of_user)];
-        let is_of_user = |record: &Record| match record {
-            Record::Membership(membership) => membership.member_username == self.username,
+        // An expired membership is not changed any more: the table removes it some time.
+        let is_removed = |record: &Record| match record {
+            Record::Membership(membership) => {
+                membership.member_username == self.username
+                    || membership.has_expired(|| table.now())
+            }
             Record::User(_) | Record::Organization(_) => false,
         };
-        if is_of_user(record) {
+        if is_removed(record) {
             let delete = Step::Delete {
                 found: record.clone(),
             };

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     coherence::Verdict,
-    domain::{NameMatch, OrganizationName, Username},
+    domain::{Key, NameMatch, OrganizationName, Standing, Username},
     store::{self, DynamoDb, Slice, Step},
 };
 
@@ -41,7 +41,7 @@ pub(super) async fn require_other_owners<T>(
     if !is_required {
         return Ok(Ok(Vec::new()));
     }
-    let mut owned = Vec::new();
+    let (mut owned, mut conditions) = (Vec::new(), Vec::new());
     let mut after = None;
     loop {
         let slice = Slice {
@@ -49,8 +49,10 @@ pub(super) async fn require_other_owners<T>(
             limit: MEMBERSHIPS_AT_ONCE,
         };
         let page = table.organizations_of(user, &NameMatch::All, slice).await?;
-        owned.extend(owned_among(table, user, page.found).await?);
-        if owned.len() > MAX_OWNED {
+        let (some, deleted) = owned_among(table, user, page.found).await?;
+        owned.extend(some);
+        conditions.extend(deleted);
+        if owned.len() + conditions.len() > MAX_OWNED {
             let refusal = Refusal::TooManyOrganizations(MAX_OWNED);
             return Ok(Err(Verdict::refuse(refusal)));
         }
@@ -59,7 +61,7 @@ pub(super) async fn require_other_owners<T>(
             break;
         }
     }
-    let (mut conditions, mut without) = (Vec::new(), Vec::new());
+    let mut without = Vec::new();
     let mut searches = pin!(searches(table, user, &owned));
     while let Some(owned) = searches.try_next().await? {
         match owned.others {
@@ -83,7 +85,7 @@ pub(super) async fn without_other_owner(
     user: &Username,
     organizations: Vec<OrganizationName>,
 ) -> Result<HashSet<OrganizationName>, store::Error> {
-    let owned = owned_among(table, user, organizations).await?;
+    let (owned, _) = owned_among(table, user, organizations).await?;
     let without = searches(table, user, &owned)
         .try_filter(|owned| ready(owned.others.is_none()))
         .map_ok(|owned| owned.organization);
@@ -91,21 +93,29 @@ pub(super) async fn without_other_owner(
 }
 
 /// The organizations in which the user is an Owner whose membership does not expire, also while the
-/// user or the organization is suspended.
+/// user or the organization is suspended. Also the conditions that deleted ones are not undeleted.
 async fn owned_among(
     table: &DynamoDb,
     user: &Username,
     mut organizations: Vec<OrganizationName>,
-) -> Result<Vec<OrganizationName>, store::Error> {
+) -> Result<(Vec<OrganizationName>, Vec<Step>), store::Error> {
     let keys = organizations
         .iter()
         .flat_map(|organization| keys_of_member(organization, user));
     let found = ReadSet::read(table, keys).await?;
-    organizations.retain(|organization| {
-        let member = found.member(organization, user);
+    let is_owned = |member: Option<Standing>| {
         member.is_some_and(|member| member.membership.is_lasting_owner())
+    };
+    let deleted = organizations.iter().filter(|organization| {
+        let found_organization = found.stored_organization(organization);
+        let deleted = found_organization.filter(|it| it.deletion.is_some());
+        let undeleted = deleted.map(|it| it.clone().undeleted());
+        undeleted.is_some_and(|it| is_owned(found.member_in(&it, user)))
     });
-    Ok(organizations)
+    let deleted = deleted.map(|organization| found.still(Key::Organization(organization.clone())));
+    let deleted = deleted.collect();
+    organizations.retain(|organization| is_owned(found.member(organization, user)));
+    Ok((organizations, deleted))
 }
 
 /// Searches for another Owner of each of these organizations.

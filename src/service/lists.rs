@@ -34,7 +34,7 @@ pub struct PageRequest {
 }
 
 /// A list of users or of organizations.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug)]
 pub struct ProfileList {
     /// The names.
     pub names: NameMatch,
@@ -45,6 +45,12 @@ pub struct ProfileList {
 }
 
 impl ProfileList {
+    fn name(&self, of: &str) -> ListName {
+        let list = ListName::new("all", of);
+        let list = list.with(&self.names).with(&self.is_ordered);
+        list.with(&self.show_deleted.then_some("deleted"))
+    }
+
     fn has(&self, record: &Record) -> bool {
         self.show_deleted || record.deletion().is_none()
     }
@@ -237,7 +243,7 @@ impl Accounts {
         profiles: &ProfileList,
         page: PageRequest,
     ) -> Result<Page<User>, Error> {
-        let list = ListName::new("all", "users").with(profiles);
+        let list = profiles.name("users");
         let position = self.page_tokens.open(&list, &page.token).await?;
         let slice = page.slice(position.as_ref());
         let listed = self.profiles(ProfileKind::Users, profiles, slice).await?;
@@ -259,7 +265,7 @@ impl Accounts {
         profiles: &ProfileList,
         page: PageRequest,
     ) -> Result<Page<Organization>, Error> {
-        let list = ListName::new("all", "organizations").with(profiles);
+        let list = profiles.name("organizations");
         let mut next = self.page_tokens.open(&list, &page.token).await?;
         let mut entries = Vec::new();
         let mut reads = Reads::new(scope, page.size);

@@ -1,38 +1,53 @@
 //! The purge of deleted users and organizations once they can no longer be undeleted.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::{Accounts, Error, Refusal, deletions::delete_at_once, read_set::ReadSet};
 use crate::{
     coherence::{Change, Plan, Verdict},
-    domain::{Actor, Key, Origin},
-    store::{self, DynamoDb, ScheduledPurge},
+    domain::{Actor, Key, Origin, Timestamp},
+    store::{self, DynamoDb, ScheduledPurge, Step},
 };
 
 impl Accounts {
-    /// Purges a user or an organization, if it is due. Returns whether it was.
+    /// The scheduled purges that are due for `margin`: replicas have different clocks.
+    ///
+    /// # Errors
+    /// The table could not be read.
+    pub async fn due_purges(&self, margin: Duration) -> Result<Vec<ScheduledPurge>, store::Error> {
+        self.table.due_purges(self.table.now().before(margin)).await
+    }
+
+    /// Purges a user or an organization that is due for `margin`. Returns whether it was purged.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn purge(&self, purge: ScheduledPurge, deadline: Instant) -> Result<bool, Error> {
+    pub async fn purge(
+        &self,
+        purge: ScheduledPurge,
+        margin: Duration,
+        deadline: Instant,
+    ) -> Result<bool, Error> {
         let origin = Origin {
             actor: Actor::Platform,
             caller: None,
             request_id: None,
         };
-        let change = PurgeIfDue(purge.clone());
-        let is_due = self.writes.apply(change, origin, deadline, None).await?;
-        if !is_due {
-            // The record was changed past the service.
-            let removed = self.table.remove_purge(&purge).await;
-            removed.map_err(Error::Store)?;
-        }
-        Ok(is_due)
+        let change = PurgeIfDue {
+            purge,
+            until: self.table.now().before(margin),
+        };
+        self.writes.apply(change, origin, deadline, None).await
     }
 }
 
-struct PurgeIfDue(ScheduledPurge);
+struct PurgeIfDue {
+    purge: ScheduledPurge,
+    until: Timestamp,
+}
 
 #[async_trait]
 impl Change for PurgeIfDue {
@@ -40,15 +55,30 @@ impl Change for PurgeIfDue {
     type Refusal = Refusal;
 
     fn touches(&self) -> Vec<Key> {
-        vec![self.0.name.key()]
+        vec![self.purge.name.key()]
     }
 
     async fn decide(&self, table: &DynamoDb) -> Result<Verdict<bool, Refusal>, store::Error> {
-        let key = self.0.name.key();
+        let key = self.purge.name.key();
         let found = ReadSet::read(table, [key.clone()]).await?;
-        let due = found.record(&key).filter(|record| {
+        let record = found.record(&key);
+        let scheduled = record.and_then(ScheduledPurge::of);
+        let commit = |steps, output| {
+            Verdict::Commit(Plan {
+                steps,
+                publish: Vec::new(),
+                premises: Vec::new(),
+                output,
+            })
+        };
+        if scheduled.as_ref() != Some(&self.purge) {
+            // The record was changed past the service.
+            let steps = vec![found.still(key), Step::Unschedule(self.purge.clone())];
+            return Ok(commit(steps, false));
+        }
+        let due = record.filter(|record| {
             let deletion = record.deletion();
-            deletion.is_some_and(|deletion| deletion.is_due(table.now()))
+            deletion.is_some_and(|deletion| deletion.is_due(self.until))
         });
         let Some(due) = due else {
             return Ok(Verdict::Keep {
@@ -57,12 +87,7 @@ impl Change for PurgeIfDue {
             });
         };
         Ok(match delete_at_once(table, due.clone()).await? {
-            Ok(steps) => Verdict::Commit(Plan {
-                steps,
-                publish: Vec::new(),
-                premises: Vec::new(),
-                output: true,
-            }),
+            Ok(steps) => commit(steps, true),
             Err(refused) => refused,
         })
     }

@@ -149,6 +149,15 @@ impl ReadSet {
         Some(standing)
     }
 
+    /// The same, in this organization.
+    pub(super) fn member_in(
+        &self,
+        organization: &Organization,
+        username: &Username,
+    ) -> Option<Standing> {
+        self.standing(self.now, self.user(username)?, organization)
+    }
+
     fn member_at(
         &self,
         time: Timestamp,

@@ -28,9 +28,11 @@ pub(super) const EXPIRE_TIME: &str = "expireTime";
 pub(super) const CREATE_TIME: &str = "createTime";
 pub(super) const STATE: &str = "state";
 const DELETE_TIME: &str = "deleteTime";
-const PURGE_TIME: &str = "purgeTime";
+pub(super) const PURGE_TIME: &str = "purgeTime";
 /// The erasure that purges the record.
-const ERASURE: &str = "erasure";
+pub(super) const ERASURE: &str = "erasure";
+/// The attributes of a deletion beside the state.
+const OF_DELETION: [&str; 4] = [DELETE_TIME, PURGE_TIME, ERASURE, STATE_BEFORE];
 /// The state beside a deletion that can be undone.
 const STATE_BEFORE: &str = "stateBefore";
 const EMAIL: &str = "email";
@@ -39,17 +41,17 @@ pub(super) const CHANGED_BY: &str = "changedBy";
 const CALLED_BY: &str = "calledBy";
 const REQUEST_ID: &str = "requestId";
 const FINGERPRINT: &str = "fingerprint";
-const OUTCOME: &str = "outcome";
+pub(super) const OUTCOME: &str = "outcome";
 const RECORD_PK: &str = "recordPK";
-const RECORD_SK: &str = "recordSK";
+pub(super) const RECORD_SK: &str = "recordSK";
 const KIND: &str = "kind";
 const CREATED: &str = "CREATED";
 const UPDATED: &str = "UPDATED";
 const DELETED: &str = "DELETED";
 /// Marks a logged deletion as an expiry. Versions without expiries deliver it as a deletion.
 const EXPIRED: &str = "expired";
-const BEFORE: &str = "before";
-const AFTER: &str = "after";
+pub(super) const BEFORE: &str = "before";
+pub(super) const AFTER: &str = "after";
 /// Largest image of a record in a log, in bytes. Records of this service have
 /// up to 12 kB.
 const MAX_LOGGED_IMAGE: usize = 32 * 1024;
@@ -267,9 +269,18 @@ pub(super) fn encode_holder(name: &ProfileName) -> Item {
 /// The attributes to set and to remove, to turn the item of one record into that of
 /// another.
 pub(super) fn difference(before: &Record, after: &Record) -> (Item, Vec<String>) {
+    let is_other_deletion = before.deletion() != after.deletion();
     let (before, mut set) = (encode(before), encode(after));
     let gone = before.keys().filter(|name| !set.contains_key(*name));
-    let gone = gone.cloned().collect();
+    let mut gone: Vec<_> = gone.cloned().collect();
+    // Another writer may have removed the state alone.
+    let of_deletion = OF_DELETION.iter().map(|name| (*name).to_owned());
+    let of_deletion = of_deletion.filter(|name| is_other_deletion && !set.contains_key(name));
+    for name in of_deletion {
+        if !gone.contains(&name) {
+            gone.push(name);
+        }
+    }
     set.retain(|name, value| before.get(name) != Some(value));
     (set, gone)
 }
@@ -386,13 +397,18 @@ fn state(item: &Item) -> State {
     }
 }
 
+/// The end of a record that another writer has put into the state of a deletion, without a time.
+const NEVER_PURGED: Purge = Purge::At(Timestamp(i64::MAX));
+
 /// The deletion that can be undone. Without a time of another writer's, it is not purged.
 fn deletion(item: &Item) -> Option<SoftDeletion> {
     (text(item, STATE) == Some(SOFT_DELETED)).then(|| SoftDeletion {
         delete_time: Timestamp(number(item, DELETE_TIME).unwrap_or_default()),
         purge: match text(item, ERASURE).and_then(ErasureId::parse) {
             Some(erasure) => Purge::By(erasure),
-            None => Purge::At(Timestamp(number(item, PURGE_TIME).unwrap_or(i64::MAX))),
+            None => {
+                number(item, PURGE_TIME).map_or(NEVER_PURGED, |time| Purge::At(Timestamp(time)))
+            }
         },
     })
 }
@@ -401,12 +417,10 @@ fn deletion(item: &Item) -> Option<SoftDeletion> {
 pub(super) fn has_known_state(item: &Item) -> bool {
     match item.get(STATE) {
         None => true,
-        Some(Value::Text(state)) => [
-            State::Active.as_str(),
-            State::Suspended.as_str(),
-            SOFT_DELETED,
-        ]
-        .contains(&state.as_str()),
+        Some(Value::Text(state)) => {
+            [State::Active.as_str(), State::Suspended.as_str()].contains(&state.as_str())
+                || deletion(item).is_some_and(|deletion| deletion.purge != NEVER_PURGED)
+        }
         Some(_) => false,
     }
 }

@@ -17,6 +17,7 @@ pub(super) const MEMBERS_OF: &str = "ORGMEMBERS#";
 pub(super) const MEMBER: &str = "MEMBER#";
 const REQUEST: &str = "REQUEST#";
 const LOG: &str = "CHANGELOG#";
+const COUNTS: &str = "COUNTS#";
 /// Name of the partition key attribute.
 pub const PARTITION_KEY: &str = "PK";
 /// Name of the sort key attribute.
@@ -139,7 +140,18 @@ pub(super) fn of_counts(of: &ProfileId) -> Option<(String, String)> {
     let (profile, _) = self::of(&of.name.key());
     let uid = of.uid.as_ref().map_or("", Uid::as_str);
     // Names have no control characters, so no two keys are equal.
-    (uid.len() <= UID_MAX_BYTES).then(|| same(format!("COUNTS#{profile}\n{uid}")))
+    (uid.len() <= UID_MAX_BYTES).then(|| same(format!("{COUNTS}{profile}\n{uid}")))
+}
+
+/// The user or the organization, and the uid, in the partition key of counts.
+pub(super) fn of_counted(pk: &str) -> Option<(ProfileName, Option<Uid>)> {
+    let (profile, uid) = pk.strip_prefix(COUNTS)?.split_once('\n')?;
+    Some((profile_of(profile)?, Uid::from_text(uid)))
+}
+
+/// The number of the last change in the block of a change.
+pub(super) fn end_of_block(number: u64) -> u64 {
+    (number / LOG_BLOCK + 1) * LOG_BLOCK - 1
 }
 
 /// Partition key of all clean-up tasks.

@@ -145,10 +145,10 @@ pub struct Deletion {
 
 /// Retention of the change log.
 pub const LOG_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
-/// Most changes that are appended together. Each takes up to four of the 100 items of a transaction
-/// (the change, an end in the schedule, the counts of a user and of an organization), and the
-/// checkpoint takes one.
-pub const MAX_APPENDED: usize = 24;
+/// Most changes that are appended together. Each takes up to six of the 100 items of a transaction
+/// (the change, an end in the schedule, the counts of two incarnations of a user and of an
+/// organization), and the checkpoint takes one.
+pub const MAX_APPENDED: usize = 16;
 /// Retention of the counts of a deleted user or organization. Its orphans are removed sooner.
 const COUNT_RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -253,15 +253,15 @@ impl ScheduledPurge {
 pub struct RunningErasure {
     /// The erasure.
     pub erasure: Erasure,
-    /// The end of the last page of the table that was examined.
-    pub position: Option<ScanPosition>,
+    /// The last item that was examined.
+    pub position: Option<ErasurePosition>,
     /// The version of its item. It grows with each write.
     pub version: u64,
 }
 
-/// A position in a scan of the table: a partition key and a sort key.
+/// The last item that an erasure has examined: a partition key and a sort key, or a log and a number.
 #[derive(Debug, Clone)]
-pub struct ScanPosition(pub String, pub String);
+pub struct ErasurePosition(pub String, pub String);
 
 /// A page of the table, as an erasure examines it.
 #[derive(Debug)]
@@ -273,24 +273,33 @@ pub struct ScannedPage {
     /// Other items that mention the name.
     pub others: Vec<ScannedItem>,
     /// The end of the page. `None` at the end of the table.
-    pub next: Option<ScanPosition>,
+    pub next: Option<ErasurePosition>,
 }
 
 /// An item that is not a record, such as the outcome of a request.
 #[derive(Debug)]
 pub struct ScannedItem {
     pub(crate) key: (String, String),
-    /// Whether the user is the actor of the change that wrote it.
-    pub(crate) has_actor: bool,
-    /// The records of the response, if it is the outcome of a request.
-    pub(crate) outcome: Option<Vec<Record>>,
+    pub(crate) mention: Mention,
+}
+
+/// The way in which an item that is not a record names a user.
+#[derive(Debug)]
+pub(crate) enum Mention {
+    /// By its values: the actor of the change that wrote it, or the records of the response to a request.
+    Values {
+        actor: Option<Username>,
+        outcome: Option<Vec<Record>>,
+    },
+    /// As the counts of an earlier incarnation, which nothing needs any more.
+    Counts,
 }
 
 /// A part of a change log that was rewritten.
 #[derive(Debug)]
 pub struct RewrittenLog {
-    /// The number of the last change of the part. `None`: there are no more changes.
-    pub last: Option<u64>,
+    /// The number of the last change of the part.
+    pub last: u64,
     /// The number of changes that were rewritten.
     pub changed: u64,
 }

@@ -27,6 +27,8 @@ fn erasing(pause: Duration) -> Tuning {
             beat: pace(Duration::from_millis(50)),
             takeover: pace(Duration::from_millis(200)),
             pause,
+            settle: Duration::from_secs(2),
+            grace: Duration::ZERO,
         }),
         ..following()
     }
@@ -161,6 +163,14 @@ async fn an_erased_user_is_named_only_where_the_erasure_reports_it() {
     let service = Replica::start_with(&backends.serve_settings(), erasing(Duration::ZERO)).await;
     let other = backends.replica().await;
     service.name_michael_everywhere().await;
+    // Michael is named by a membership that has expired, and that the table has not removed.
+    let (soon, member) = (from_now(Duration::from_secs(2)), Role::Member);
+    let added = service.add_until(MICHAEL_ORG, "newcomer", member, MICHAEL, Some(soon));
+    added.await.unwrap();
+    eventually("the membership has expired", async || {
+        service.role_of(MICHAEL_ORG, "newcomer").await.is_none()
+    })
+    .await;
     assert_eq!(other.role_of(ORG, MICHAEL).await, Some(Role::Admin));
     let before = named(&backends).await.len();
     assert!(before > 10, "{before}");

@@ -38,7 +38,6 @@ pub fn cleaning(backends: &Backends, rate: u32) -> Tuning {
             takeover: pace(Duration::from_millis(200)),
             settle: Duration::from_millis(100),
             retention: Duration::from_millis(150),
-            purge: pace(Duration::from_millis(20)),
             rate,
         }),
         ..patient(backends.serve_settings().cache.to_coherence())

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use account_service::{
-    background::orphan_cleanup::OrphanCleanupTiming,
+    background::purge::PurgeTiming,
     boot::Tuning,
     proto::account_v1::{
         self as pb, ChangeKind, Role, State, change::Resource, delete_organization_request,
@@ -158,9 +158,9 @@ async fn scheduled(backends: &Backends) -> usize {
 /// A follower of the stream that purges at once.
 fn purging() -> Tuning {
     Tuning {
-        clean_up: Some(OrphanCleanupTiming {
-            purge: pace(Duration::from_millis(20)),
-            ..OrphanCleanupTiming::with_rate(1000)
+        purge: Some(PurgeTiming {
+            interval: pace(Duration::from_millis(20)),
+            margin: Duration::ZERO,
         }),
         ..following()
     }
@@ -504,5 +504,29 @@ async fn the_last_owner_is_not_deleted_for_a_time_either_if_so_requested() {
     service.client.clone().delete_user(request).await.unwrap();
     // A deleted Owner is none: Michael is the last one now.
     let refused = service.remove(ORG, MICHAEL, MICHAEL).await;
+    assert_refused(refused, Code::FailedPrecondition, "LAST_OWNER");
+}
+
+#[tokio::test]
+async fn the_last_owner_of_an_organization_that_is_undeleted_meanwhile_is_not_deleted() {
+    let (backends, service) = start().await;
+    service.found_with_michael().await;
+    service.delete_organization(OTHER_ORG).await;
+    let deleted = service.delete_organization_for(OLIVIA, Some(DAY)).await;
+    deleted.unwrap();
+    let request = pb::DeleteUserRequest {
+        username: OLIVIA.to_owned(),
+        unless_last_owner: true,
+        ..pb::DeleteUserRequest::default()
+    };
+    // The deletion is decided, and the organization is undeleted before the commit.
+    let held = backends.dynamodb.hold("TransactWriteItems", OLIVIA, 0);
+    let mut client = service.client.clone();
+    let (refused, ()) = tokio::join!(client.delete_user(request), async {
+        held.reached().await;
+        let undeleted = service.undelete_organization(Some(OLIVIA)).await;
+        undeleted.unwrap();
+        held.release();
+    });
     assert_refused(refused, Code::FailedPrecondition, "LAST_OWNER");
 }

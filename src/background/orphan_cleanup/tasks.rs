@@ -29,8 +29,6 @@ pub struct OrphanCleanupTiming {
     /// Time after a deletion within which other writers may add memberships of the deleted
     /// record, because they cached it. The tombstone stays for as long.
     pub retention: Duration,
-    /// Pause between two looks for deleted users and organizations to purge.
-    pub purge: Duration,
     /// Most memberships removed in a second.
     pub rate: u32,
 }
@@ -46,7 +44,6 @@ impl OrphanCleanupTiming {
             settle: Duration::from_secs(60),
             // The tutorial's code caches a user for 30 minutes.
             retention: Duration::from_secs(3600),
-            purge: Duration::from_secs(60),
             rate,
         }
     }

@@ -70,9 +70,16 @@ impl DynamoDb {
     }
 }
 
-/// Whether a membership that these steps require or change has expired at `end`.
+/// Whether at `end` a membership that these steps require or change has expired, or a deletion that they
+/// undo cannot be undone.
 fn expires_before(end: Timestamp, steps: &[Step]) -> bool {
     steps.iter().any(|step| match step {
+        Step::Update { found, record }
+            if record.deletion().is_none() && found.deletion().is_some() =>
+        {
+            let deletion = found.deletion();
+            deletion.is_some_and(|deletion| !deletion.can_be_undone(end))
+        }
         Step::Require {
             found: Some(Record::Membership(membership)),
             ..

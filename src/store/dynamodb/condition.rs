@@ -69,6 +69,16 @@ impl Condition {
         (!self.expression.is_empty()).then(|| self.expression.clone())
     }
 
+    /// The item exists, and has the values of this one in these attributes.
+    pub(super) fn same(item: &Item, attributes: &[&str]) -> Self {
+        let mut condition = Self::default();
+        condition.and("attribute_exists(PK)");
+        for attribute in attributes {
+            condition.and_equal(attribute, item.get(*attribute).cloned());
+        }
+        condition
+    }
+
     /// The value has exactly this claim. `None`: it has none.
     pub(super) fn claim(found: Option<&StoredClaim>) -> Self {
         let Some(StoredClaim { claim, change_id }) = found else {

@@ -3,10 +3,14 @@
 
 use std::time::Duration;
 
-use aws_sdk_dynamodb::{error::ProvideErrorMetadata as _, types::AttributeValue};
+use aws_sdk_dynamodb::{
+    error::ProvideErrorMetadata as _,
+    types::{AttributeValue, ConditionCheck, Delete, TransactWriteItem},
+};
 
 use super::{
-    Attributes, DynamoDb, failed, primary_key, primary_key_of, to_attribute, to_attributes, to_item,
+    Attributes, DynamoDb, condition::Condition, failed, primary_key, primary_key_of, to_attributes,
+    to_item, unusable,
 };
 use crate::{
     domain::{
@@ -14,18 +18,25 @@ use crate::{
         RecordChange, Timestamp, Username,
     },
     store::{
-        Error, LogId, RewrittenLog, RunningErasure, ScanPosition, ScannedItem, ScannedPage, item,
+        ErasurePosition, Error, LogId, Mention, RewrittenLog, RunningErasure, ScannedItem,
+        ScannedPage,
+        item::{self, Item, Value},
         keys,
     },
 };
 
+const CONDITION_FAILED: &str = "ConditionalCheckFailedException";
 /// Most erasures that are read together.
 const PAGE: i32 = 25;
 /// Items of the table, and changes of the log, that are examined together.
 const EXAMINED_AT_ONCE: i32 = 100;
 /// Retention of erasures that are done: longer than everything that they report as remaining.
 const RETENTION: Duration = Duration::from_secs(60 * 24 * 3600);
-/// The end of the last page that was examined.
+/// Numbers that are skipped if a log has no changes there: they were removed.
+const GAP: u64 = 100;
+/// The attributes of a logged change that may name a user.
+const NAMING: [&str; 4] = [item::RECORD_SK, item::CHANGED_BY, item::BEFORE, item::AFTER];
+/// The last item that was examined.
 const POSITION: [&str; 2] = ["positionPK", "positionSK"];
 
 impl DynamoDb {
@@ -71,7 +82,7 @@ impl DynamoDb {
         let found = running.version;
         let mut attributes = primary_key(&keys::of_running_erasure(running.erasure.id));
         attributes.extend(to_attributes(item::encode_erasure(&running.erasure)));
-        if let Some(ScanPosition(pk, sk)) = &running.position {
+        if let Some(ErasurePosition(pk, sk)) = &running.position {
             let values = [pk, sk].map(|text| AttributeValue::S(text.clone()));
             attributes.extend(POSITION.map(str::to_owned).into_iter().zip(values));
         }
@@ -92,7 +103,7 @@ impl DynamoDb {
                 running.version = found + 1;
                 Ok(true)
             }
-            Err(error) if error.code() == Some("ConditionalCheckFailedException") => Ok(false),
+            Err(error) if error.code() == Some(CONDITION_FAILED) => Ok(false),
             Err(error) => Err(failed(error)),
         }
     }
@@ -118,10 +129,10 @@ impl DynamoDb {
     /// The table could not be read.
     pub async fn scan_for(
         &self,
-        username: &Username,
-        after: Option<&ScanPosition>,
+        user: &ErasedUser,
+        after: Option<&ErasurePosition>,
     ) -> Result<ScannedPage, Error> {
-        let start = after.map(|ScanPosition(pk, sk)| primary_key(&(pk.clone(), sk.clone())));
+        let start = after.map(|ErasurePosition(pk, sk)| primary_key(&(pk.clone(), sk.clone())));
         let scan = self
             .client
             .scan()
@@ -135,16 +146,17 @@ impl DynamoDb {
             examined: 0,
             records: Vec::new(),
             others: Vec::new(),
-            next: next.map(|(pk, sk)| ScanPosition(pk, sk)),
+            next: next.map(|(pk, sk)| ErasurePosition(pk, sk)),
         };
         for attributes in output.items.unwrap_or_default() {
             page.examined += 1;
-            page.examine(attributes, username);
+            page.examine(attributes, user);
         }
         Ok(page)
     }
 
-    /// Replaces the name in an item that is not a record, if it is still stored.
+    /// Replaces the name in an item that is not a record, or removes the item. It does nothing if the item
+    /// was changed since.
     ///
     /// # Errors
     /// The table could not be written.
@@ -153,33 +165,32 @@ impl DynamoDb {
         scanned: &ScannedItem,
         replacement: Pseudonymization<'_>,
     ) -> Result<(), Error> {
-        let mut update = self
-            .client
-            .update_item()
-            .table_name(&self.table)
+        let Mention::Values { actor, outcome } = &scanned.mention else {
+            return self.delete_key(&scanned.key).await;
+        };
+        let (mut found, mut set) = (Item::new(), Item::new());
+        if let Some(actor) = actor {
+            let value = |name: &Username| Value::Text(name.to_string());
+            found.insert(item::CHANGED_BY.to_owned(), value(actor));
+            set.insert(item::CHANGED_BY.to_owned(), value(replacement.pseudonym));
+        }
+        if let Some(outcome) = outcome {
+            let replaced = outcome.iter().map(|record| replacement.of_record(record));
+            found.extend([item::encode_outcome(outcome)]);
+            set.extend([item::encode_outcome(&replaced.collect::<Vec<_>>())]);
+        }
+        let names: Vec<_> = found.keys().map(String::as_str).collect();
+        let mut condition = Condition::same(&found, &names);
+        let expression = condition.update(set, Vec::new());
+        let update = self.client.update_item().table_name(&self.table);
+        let update = update
             .set_key(Some(primary_key(&scanned.key)))
-            .condition_expression("attribute_exists(PK)");
-        let mut clauses = Vec::new();
-        if scanned.has_actor {
-            let pseudonym = AttributeValue::S(replacement.pseudonym.to_string());
-            update = update
-                .expression_attribute_names("#actor", item::CHANGED_BY)
-                .expression_attribute_values(":actor", pseudonym);
-            clauses.push("#actor = :actor");
-        }
-        if let Some(outcome) = &scanned.outcome {
-            let outcome = outcome.iter().map(|record| replacement.of_record(record));
-            let (name, value) = item::encode_outcome(&outcome.collect::<Vec<_>>());
-            update = update
-                .expression_attribute_names("#outcome", name)
-                .expression_attribute_values(":outcome", to_attribute(value));
-            clauses.push("#outcome = :outcome");
-        }
-        let update = update.update_expression(format!("SET {}", clauses.join(", ")));
+            .update_expression(expression)
+            .condition_expression(condition.expression)
+            .set_expression_attribute_names(condition.names)
+            .set_expression_attribute_values(condition.values);
         match Box::pin(update.send()).await {
-            Err(error) if error.code() != Some("ConditionalCheckFailedException") => {
-                Err(failed(error))
-            }
+            Err(error) if error.code() != Some(CONDITION_FAILED) => Err(failed(error)),
             Ok(_) | Err(_) => Ok(()),
         }
     }
@@ -196,15 +207,16 @@ impl DynamoDb {
     ) -> Result<RewrittenLog, Error> {
         let items = self.log_items(log, after).await?;
         let mut rewritten = RewrittenLog {
-            last: None,
+            last: (after + GAP).min(keys::end_of_block(after + 1)),
             changed: 0,
         };
         // Also changes that have expired and are not removed yet.
         let always = Timestamp(0);
         for attributes in items {
-            let key = primary_key_of(&attributes);
-            let Some((pk, sk)) = key else { continue };
-            rewritten.last = keys::number_of_logged(&sk).or(rewritten.last);
+            let Some(key) = primary_key_of(&attributes) else {
+                continue;
+            };
+            rewritten.last = keys::number_of_logged(&key.1).unwrap_or(rewritten.last);
             let logged = to_item(attributes);
             let expires = item::number(&logged, item::EXPIRE_TIME).unwrap_or_default();
             let change = item::decode_logged(&logged, always);
@@ -213,35 +225,43 @@ impl DynamoDb {
             };
             rewritten.changed += 1;
             let expires = Timestamp(expires.saturating_mul(1000));
-            let mut attributes = primary_key(&(pk, sk));
+            let mut attributes = primary_key(&key);
             attributes.extend(to_attributes(item::encode_logged(&change, expires)));
+            let condition = Condition::same(&logged, &NAMING);
             let put = self.client.put_item().table_name(&self.table);
             let put = put
                 .set_item(Some(attributes))
-                .condition_expression("attribute_exists(PK)");
+                .condition_expression(condition.expression)
+                .set_expression_attribute_names(condition.names)
+                .set_expression_attribute_values(condition.values);
             match Box::pin(put.send()).await {
-                Err(error) if error.code() != Some("ConditionalCheckFailedException") => {
-                    return Err(failed(error));
-                }
+                Err(error) if error.code() != Some(CONDITION_FAILED) => return Err(failed(error)),
                 Ok(_) | Err(_) => {}
             }
         }
         Ok(rewritten)
     }
 
-    /// Removes the counts of an erased user, and the scheduled ends of its memberships.
+    /// Removes the counts of an erased user.
+    ///
+    /// # Errors
+    /// The table could not be written.
+    pub async fn remove_counts(&self, user: &ErasedUser) -> Result<(), Error> {
+        let profile = ProfileId {
+            name: ProfileName::User(user.username.clone()),
+            uid: user.uid.clone(),
+        };
+        match keys::of_counts(&profile) {
+            Some(key) => self.delete_key(&key).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Removes the scheduled ends of an erased user's memberships, while the erasure holds the name.
     ///
     /// # Errors
     /// The table could not be read or written.
-    pub async fn remove_traces(&self, user: &ErasedUser) -> Result<(), Error> {
-        let ErasedUser { username, uid } = user;
-        let profile = ProfileId {
-            name: ProfileName::User(username.clone()),
-            uid: uid.clone(),
-        };
-        if let Some(key) = keys::of_counts(&profile) {
-            self.delete_key(&key).await?;
-        }
+    pub async fn remove_ends(&self, username: &Username, id: ErasureId) -> Result<(), Error> {
         let mut start = None;
         loop {
             let query = self
@@ -259,7 +279,7 @@ impl DynamoDb {
             for (pk, sk) in items.iter().filter_map(primary_key_of) {
                 let end = keys::scheduled_end(&sk);
                 if end.is_some_and(|end| end.member_username == *username) {
-                    self.delete_key(&(pk, sk)).await?;
+                    self.delete_while_held(&(pk, sk), username, id).await?;
                 }
             }
             start = output.last_evaluated_key;
@@ -267,6 +287,35 @@ impl DynamoDb {
                 return Ok(());
             }
         }
+    }
+
+    /// Deletes an item, if the erasure holds the name of its user.
+    async fn delete_while_held(
+        &self,
+        key: &(String, String),
+        username: &Username,
+        id: ErasureId,
+    ) -> Result<(), Error> {
+        let check = ConditionCheck::builder()
+            .table_name(&self.table)
+            .set_key(Some(primary_key(&keys::of(&Key::User(username.clone())))))
+            .condition_expression("#erasure = :id")
+            .expression_attribute_names("#erasure", item::ERASURE)
+            .expression_attribute_values(":id", AttributeValue::S(id.to_string()))
+            .build()
+            .map_err(unusable)?;
+        let delete = Delete::builder()
+            .table_name(&self.table)
+            .set_key(Some(primary_key(key)))
+            .build()
+            .map_err(unusable)?;
+        let items = [
+            TransactWriteItem::builder().condition_check(check).build(),
+            TransactWriteItem::builder().delete(delete).build(),
+        ];
+        let transact = self.client.transact_write_items();
+        let transact = transact.set_transact_items(Some(items.into()));
+        Box::pin(transact.send()).await.map(drop).map_err(failed)
     }
 
     async fn delete_key(&self, key: &(String, String)) -> Result<(), Error> {
@@ -277,31 +326,46 @@ impl DynamoDb {
 }
 
 impl ScannedPage {
-    fn examine(&mut self, attributes: Attributes, username: &Username) {
+    fn examine(&mut self, attributes: Attributes, user: &ErasedUser) {
+        let username = &user.username;
         let Some(primary) = primary_key_of(&attributes) else {
             return;
         };
         let item = to_item(attributes);
         if let Some(key) = keys::key_of_item(&primary.0, &primary.1) {
-            let is_of_user = matches!(&key, Key::Membership(_, member) if member == username);
-            if is_of_user || item::mentions(&item, username) {
-                self.records.push(key);
-            }
+            let is_mentioned = match &key {
+                // The erasure holds the record of the user until its end.
+                Key::User(name) if name == username => false,
+                Key::Membership(_, member) if member == username => true,
+                _ => item::mentions(&item, username),
+            };
+            self.records.extend(is_mentioned.then_some(key));
             return;
         }
-        let outcome = keys::is_of_request(&primary.0).then(|| item::decode_request(&item));
-        let outcome = outcome.flatten().map(|found| found.outcome);
-        let outcome = outcome.filter(|outcome| outcome.iter().any(|record| record.names(username)));
-        let has_actor = item::text(&item, item::CHANGED_BY) == Some(username.as_str());
         // The log is rewritten by its numbers.
-        if !keys::is_of_log(&primary.0) && (has_actor || outcome.is_some()) {
-            self.others.push(ScannedItem {
-                key: primary,
-                has_actor,
-                outcome,
-            });
+        if keys::is_of_log(&primary.0) {
+            return;
         }
+        let mention = mention(&primary.0, &item, user);
+        self.others.extend(mention.map(|mention| ScannedItem {
+            key: primary,
+            mention,
+        }));
     }
+}
+
+fn mention(pk: &str, item: &Item, user: &ErasedUser) -> Option<Mention> {
+    let username = &user.username;
+    if let Some((name, uid)) = keys::of_counted(pk) {
+        let is_of_user = name == ProfileName::User(username.clone());
+        return (is_of_user && uid != user.uid).then_some(Mention::Counts);
+    }
+    let outcome = keys::is_of_request(pk).then(|| item::decode_request(item));
+    let outcome = outcome.flatten().map(|found| found.outcome);
+    let outcome = outcome.filter(|outcome| outcome.iter().any(|record| record.names(username)));
+    let actor = item::text(item, item::CHANGED_BY) == Some(username.as_str());
+    let actor = actor.then(|| username.clone());
+    (actor.is_some() || outcome.is_some()).then_some(Mention::Values { actor, outcome })
 }
 
 fn running(attributes: Attributes) -> Option<RunningErasure> {
@@ -311,14 +375,10 @@ fn running(attributes: Attributes) -> Option<RunningErasure> {
     let [Some(pk), Some(sk_of_position)] = position else {
         return running_at(&sk, &item, None);
     };
-    running_at(&sk, &item, Some(ScanPosition(pk, sk_of_position)))
+    running_at(&sk, &item, Some(ErasurePosition(pk, sk_of_position)))
 }
 
-fn running_at(
-    id: &str,
-    item: &item::Item,
-    position: Option<ScanPosition>,
-) -> Option<RunningErasure> {
+fn running_at(id: &str, item: &Item, position: Option<ErasurePosition>) -> Option<RunningErasure> {
     let version = item::number(item, item::VERSION).unwrap_or_default();
     Some(RunningErasure {
         erasure: item::decode_erasure(ErasureId::parse(id)?, item)?,

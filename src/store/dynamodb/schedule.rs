@@ -61,16 +61,6 @@ impl DynamoDb {
             .collect())
     }
 
-    /// Removes a purge from the schedule.
-    ///
-    /// # Errors
-    /// The table could not be written.
-    pub async fn remove_purge(&self, purge: &ScheduledPurge) -> Result<(), Error> {
-        let delete = self.client.delete_item().table_name(&self.table);
-        let delete = delete.set_key(Some(primary_key(&keys::of_scheduled_purge(purge))));
-        Box::pin(delete.send()).await.map(drop).map_err(failed)
-    }
-
     /// The scheduled ones among these ends.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ use crate::{
     domain::{Key, Record, Role},
     store::{
         Error, ErrorKind,
-        item::{self, EXPIRE_TIME, ROLE, STATE, TOMBSTONE},
+        item::{self, ERASURE, EXPIRE_TIME, PURGE_TIME, ROLE, STATE, TOMBSTONE},
         keys::{
             self, INVERTED_INDEX, LIST_INDEX, LIST_KEY, OWNER_INDEX, OWNER_OF, PARTITION_KEY,
             SORT_KEY,
@@ -155,11 +155,13 @@ impl DynamoDb {
             .table_name(&self.table)
             .filter_expression("begins_with(PK, :user) OR begins_with(PK, :organization)")
             .limit(SURVEY_PAGE)
-            .projection_expression("PK, SK, #list, #owner_of, #role, #state")
+            .projection_expression("PK, SK, #list, #owner_of, #role, #state, #purge, #erasure")
             .expression_attribute_names("#list", LIST_KEY)
             .expression_attribute_names("#owner_of", OWNER_OF)
             .expression_attribute_names("#role", ROLE)
             .expression_attribute_names("#state", STATE)
+            .expression_attribute_names("#purge", PURGE_TIME)
+            .expression_attribute_names("#erasure", ERASURE)
             .expression_attribute_values(":user", AttributeValue::S("USER#".to_owned()))
             .expression_attribute_values(":organization", AttributeValue::S("ORG".to_owned()))
             .into_paginator()
