@@ -23,7 +23,7 @@ const PAGE: u16 = 1000;
 const SLACK: Duration = Duration::from_secs(2);
 /// Longest time from the read of an end until it is scheduled.
 const SOON: Duration = Duration::from_secs(10);
-/// Longest wait for the follower of the stream.
+/// Longest wait for any progress of the follower of the stream.
 const FOLLOWER_PATIENCE: Duration = Duration::from_secs(60);
 /// Interval of reading the head of the log.
 const POLL: Duration = Duration::from_millis(250);
@@ -159,11 +159,16 @@ impl Recount {
 
     /// Waits until the log has all changes until a time.
     async fn processed(&self, until: Timestamp) -> Result<LogHead, store::Error> {
-        let deadline = Instant::now() + FOLLOWER_PATIENCE;
+        let mut last = Timestamp(0);
+        let mut deadline = Instant::now() + FOLLOWER_PATIENCE;
         loop {
             let head = self.head().await?;
             if head.processed > until {
                 return Ok(head);
+            }
+            if head.processed != last {
+                last = head.processed;
+                deadline = Instant::now() + FOLLOWER_PATIENCE;
             }
             if Instant::now() > deadline {
                 return Err(not_followed());
@@ -198,6 +203,6 @@ impl Recount {
 }
 
 fn not_followed() -> store::Error {
-    let why = "no replica with STREAM_INVALIDATOR=true follows the table's stream";
+    let why = "no replica with STREAM_INVALIDATOR=true makes progress along the table's stream";
     store::Error::new(ErrorKind::Unavailable, why)
 }

@@ -65,16 +65,14 @@ impl Accounts {
         let profile = ProfileId::of(found).ok_or_else(incomplete)?;
         let created = found.stamp().create_time;
         let is_new = created.is_some_and(|created| created.after(NEW) > self.table.now());
-        for _ in 0..ATTEMPTS_FOR_NEW {
+        let more_attempts = if is_new { ATTEMPTS_FOR_NEW - 1 } else { 0 };
+        for _ in 0..more_attempts {
             if let Some(counts) = self.complete_counts(&profile).await? {
                 return Ok(counts);
             }
-            if !is_new {
-                break;
-            }
             sleep(PAUSE).await;
         }
-        Err(incomplete())
+        self.complete_counts(&profile).await?.ok_or_else(incomplete)
     }
 
     async fn complete_counts(&self, profile: &ProfileId) -> Result<Option<Counts>, Error> {
