@@ -1,11 +1,12 @@
 //! The templates for AWS and Kubernetes. The role for AWS allows exactly the actions of
 //! the service.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use account_service::{background::stream_invalidator::InvalidatorTiming, proto::account_v1 as pb};
 
 use crate::{
+    erasure,
     harness::{Backends, Replica},
     leftovers::cleaning,
     streams::eventually,
@@ -74,6 +75,7 @@ async fn the_role_of_the_template_allows_exactly_the_actions_of_the_service() {
     let backends = Backends::start().await;
     let mut tuning = cleaning(&backends, 1000);
     tuning.invalidator = Some(InvalidatorTiming::default());
+    tuning.erasure = Some(erasure::at_once(Duration::ZERO));
     let service = Replica::start_with(&backends.serve_settings(), tuning).await;
     let mut client = service.client.clone();
     service.found_olivia_org_with_michael().await;
@@ -105,6 +107,16 @@ async fn the_role_of_the_template_allows_exactly_the_actions_of_the_service() {
     .await;
     service.get_user(OLIVIA).await.unwrap();
     service.delete_user(MICHAEL).await.unwrap();
+    service.create_user("newcomer").await.unwrap();
+    let erase = pb::EraseUserRequest {
+        username: "newcomer".to_owned(),
+        ..pb::EraseUserRequest::default()
+    };
+    client.erase_user(erase).await.unwrap();
+    eventually("the erased user is purged", async || {
+        service.get_user("newcomer").await.is_err()
+    })
+    .await;
     let left = backends.table();
     eventually("the orphan is removed", async || {
         let (pk, sk) = ("ORGMEMBERS#olivia-org", "MEMBER#membermichael");

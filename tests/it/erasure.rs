@@ -19,17 +19,22 @@ const MICHAEL_ORG: &str = "michael-org";
 const EMAIL: &str = "michael@example.com";
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// A follower of the stream that erases at once.
+/// Short intervals, with this pause after each page.
+pub fn at_once(pause: Duration) -> ErasureTiming {
+    ErasureTiming {
+        poll: pace(Duration::from_millis(20)),
+        beat: pace(Duration::from_millis(50)),
+        takeover: pace(Duration::from_millis(200)),
+        pause,
+        settle: Duration::from_secs(2),
+        grace: Duration::ZERO,
+    }
+}
+
+/// A follower of the stream that erases.
 fn erasing(pause: Duration) -> Tuning {
     Tuning {
-        erasure: Some(ErasureTiming {
-            poll: pace(Duration::from_millis(20)),
-            beat: pace(Duration::from_millis(50)),
-            takeover: pace(Duration::from_millis(200)),
-            pause,
-            settle: Duration::from_secs(2),
-            grace: Duration::ZERO,
-        }),
+        erasure: Some(at_once(pause)),
         ..following()
     }
 }
