@@ -246,13 +246,15 @@ impl ErasureLoop {
     async fn purge(&self, user: &ErasedUser, running: &mut RunningErasure) -> Result<(), PassEnd> {
         let id = running.erasure.id;
         self.table.remove_ends(&user.username, id).await?;
-        // The change of the purge comes after this position.
-        let head = LogHead::read(&self.table).await?;
-        running.position = head.map(|(head, _)| {
-            let last = head.next.saturating_sub(1);
-            ErasurePosition(head.log.0, last.to_string())
-        });
-        self.save(running).await?;
+        // The change of the purge comes after this position, also if the user is purged already.
+        if running.position.is_none() {
+            let head = LogHead::read(&self.table).await?;
+            running.position = head.map(|(head, _)| {
+                let last = head.next.saturating_sub(1);
+                ErasurePosition(head.log.0, last.to_string())
+            });
+            self.save(running).await?;
+        }
         let deadline = Instant::now() + DEADLINE;
         self.accounts.purge_erased(user, id, deadline).await?;
         running.erasure.phase = ErasurePhase::Rest;

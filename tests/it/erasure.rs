@@ -324,3 +324,42 @@ async fn a_deleted_user_is_erased_and_the_last_owner_is_not_if_so_requested() {
     let mut purges = items.filter(|item| item["PK"].as_s().unwrap() == "PURGES");
     assert!(purges.next().is_none());
 }
+
+#[tokio::test]
+async fn an_erasure_that_is_interrupted_after_the_purge_does_not_touch_the_next_user_of_the_name() {
+    let backends = Backends::start().await;
+    let service = Replica::start_with(&backends.serve_settings(), erasing(Duration::ZERO)).await;
+    service.name_michael_everywhere().await;
+    let (first, _) = service.get_user(MICHAEL).await.unwrap();
+    // The progress cannot be saved once the user is purged.
+    backends
+        .dynamodb
+        .answer_about("PutItem", "\"REST\"", 500, "");
+    let erasure = service.erase(MICHAEL).await.unwrap();
+    eventually("the name is free", async || {
+        service.create_user(MICHAEL).await.is_ok()
+    })
+    .await;
+    service.add_with_id(ORG, MICHAEL, OLIVIA).await;
+    let scheduled = async || {
+        let items = backends.table().items().await.into_iter();
+        let ends = items.filter(|item| item["PK"].as_s().unwrap() == "EXPIRIES");
+        let of_michael = ends.filter(|item| item["SK"].as_s().unwrap().ends_with(MICHAEL));
+        of_michael.count()
+    };
+    eventually("the end is scheduled", async || scheduled().await == 1).await;
+    backends.dynamodb.clear_rules();
+    service.erased(&erasure.erasure_id).await;
+    assert_eq!(scheduled().await, 1);
+    assert_eq!(service.role_of(ORG, MICHAEL).await, Some(Role::Admin));
+    // The log names only the second incarnation.
+    for item in backends.table().items().await {
+        if item["PK"].as_s().unwrap().starts_with("CHANGELOG#") {
+            let item = format!("{item:?}");
+            assert!(
+                !item.contains(MICHAEL) || !item.contains(&first.uid),
+                "{item}"
+            );
+        }
+    }
+}

@@ -19,6 +19,8 @@ use crate::{
     },
 };
 
+/// Codes of a transaction whose register has another version.
+const REGISTER_TAKEN: [&str; 2] = ["ConditionalCheckFailed", "TransactionConflict"];
 /// Most changes of one read.
 const PAGE: u16 = 100;
 
@@ -73,7 +75,8 @@ impl DynamoDb {
             .await;
         match sent {
             Ok(_) => Ok(Some(version)),
-            Err(error) if is_condition_failed(error.as_service_error()) => Ok(None),
+            // Another replica wrote the register first, or is writing it.
+            Err(error) if is_cancelled_by(error.as_service_error(), &REGISTER_TAKEN) => Ok(None),
             Err(error) => Err(failed(error)),
         }
     }
@@ -205,12 +208,12 @@ fn scheduled(changes: &[RecordChange]) -> Vec<ScheduledEnd> {
     ends
 }
 
-/// Whether another replica wrote the register first, or is writing it.
-fn is_condition_failed(error: Option<&TransactWriteItemsError>) -> bool {
+/// Whether a transaction was cancelled with one of these codes.
+pub(super) fn is_cancelled_by(error: Option<&TransactWriteItemsError>, by: &[&str]) -> bool {
     let Some(TransactWriteItemsError::TransactionCanceledException(cancelled)) = error else {
         return false;
     };
     let codes = cancelled.cancellation_reasons().iter();
     let mut codes = codes.filter_map(|reason| reason.code());
-    codes.any(|code| ["ConditionalCheckFailed", "TransactionConflict"].contains(&code))
+    codes.any(|code| by.contains(&code))
 }

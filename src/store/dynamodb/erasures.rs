@@ -9,8 +9,8 @@ use aws_sdk_dynamodb::{
 };
 
 use super::{
-    Attributes, DynamoDb, condition::Condition, failed, primary_key, primary_key_of, to_attributes,
-    to_item, unusable,
+    Attributes, DynamoDb, change_log::is_cancelled_by, condition::Condition, failed, primary_key,
+    primary_key_of, to_attributes, to_item, unusable,
 };
 use crate::{
     domain::{
@@ -315,7 +315,15 @@ impl DynamoDb {
         ];
         let transact = self.client.transact_write_items();
         let transact = transact.set_transact_items(Some(items.into()));
-        Box::pin(transact.send()).await.map(drop).map_err(failed)
+        match Box::pin(transact.send()).await {
+            // The name is free already.
+            Err(error)
+                if is_cancelled_by(error.as_service_error(), &["ConditionalCheckFailed"]) =>
+            {
+                Ok(())
+            }
+            sent => sent.map(drop).map_err(failed),
+        }
     }
 
     async fn delete_key(&self, key: &(String, String)) -> Result<(), Error> {
