@@ -313,21 +313,27 @@ async fn report(readiness: &Readiness, is_serving: bool) {
     }
 }
 
-/// Resolves on SIGTERM and on SIGINT.
-pub async fn stop_signal() {
-    let interrupt = tokio::signal::ctrl_c();
+/// Resolves on SIGTERM and on SIGINT, from this call on: until then, both end the process.
+///
+/// # Panics
+/// Outside of a tokio runtime.
+pub fn stop_signal() -> impl Future<Output = ()> + Send + 'static {
     #[cfg(unix)]
-    {
+    let terminate = {
         use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+        [SignalKind::terminate(), SignalKind::interrupt()].map(signal)
+    };
+    async move {
+        #[cfg(unix)]
+        if let [Ok(mut terminate), Ok(mut interrupt)] = terminate {
             tokio::select! {
                 _ = terminate.recv() => {}
-                _ = interrupt => {}
+                _ = interrupt.recv() => {}
             }
             return;
         }
+        let _ = tokio::signal::ctrl_c().await;
     }
-    let _ = interrupt.await;
 }
 
 fn serve_failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {

@@ -105,8 +105,9 @@ async fn serve(
     }
     let (listener, addr) = boot::listen(&settings.server).await?;
     let app = Box::pin(App::boot(settings)).await?;
+    let stop = boot::stop_signal();
     say(&greeting(addr));
-    Box::pin(app.serve(listener, boot::stop_signal())).await
+    Box::pin(app.serve(listener, stop)).await
 }
 
 /// Runs a server with its logs and traces.

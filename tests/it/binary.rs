@@ -15,7 +15,7 @@ use temp_dir::TempDir;
 
 use crate::{
     harness::{
-        Backends,
+        Backends, PATIENCE,
         binary::{Log, Server, command, free_address, over, scrape, serve_over},
         start,
     },
@@ -58,6 +58,25 @@ async fn data_kept_in_a_directory_survives_a_kill_and_a_restart() {
 
     let server = Server::dev(dir.path());
     assert!(has_olivia(&server).await);
+}
+
+/// Also while nobody waits for the signal yet. In a process of its own, which otherwise it ends.
+#[tokio::test]
+#[ignore = "run by the test below"]
+async fn stop_signal_in_this_process() {
+    let stop = account_service::boot::stop_signal();
+    let own = std::process::id().to_string();
+    let sent = Command::new("kill").args(["-TERM", &own]).status();
+    assert!(sent.unwrap().success());
+    tokio::time::timeout(PATIENCE, stop).await.unwrap();
+}
+
+#[test]
+fn a_signal_before_the_service_waits_for_it_stops_the_service() {
+    let test = "binary::stop_signal_in_this_process";
+    let mut own = Command::new(std::env::current_exe().unwrap());
+    let ran = own.args(["--exact", "--ignored", test]).output().unwrap();
+    assert!(ran.status.success() && text(&ran).contains("1 passed"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
