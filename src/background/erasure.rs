@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 
 use super::leader_lease::{Candidate, HeldLease, LeaderLease};
 use crate::{
-    domain::{ErasedUser, ErasurePhase, Key, Pseudonymization, Record, RecordChange, Username},
+    domain::{ErasedUser, ErasurePhase, Key, Pseudonymization, Record, RecordChange},
     service::{Accounts, Error},
     store::{self, DynamoDb, ErasurePosition, LogHead, RunningErasure},
     telemetry::ERASED,
@@ -32,8 +32,8 @@ pub struct ErasureTiming {
     /// Longest time until a write that has begun is stored and in the stream, with the difference of
     /// clocks.
     pub settle: Duration,
-    /// Time after the deletion until its change in the log has no name any more. Consumers of the log
-    /// learn by it who was deleted.
+    /// Least time from the deletion until the changes in the log have the pseudonym. Until then, consumers
+    /// of the log can read the name of the deleted user.
     pub grace: Duration,
 }
 
@@ -159,29 +159,31 @@ impl ErasureLoop {
         let Some(user) = running.erasure.user.clone() else {
             return Ok(());
         };
+        let replacement = Pseudonymization {
+            username: &user.username,
+            pseudonym: &running.erasure.pseudonym(),
+        };
         loop {
-            let phase = running.erasure.phase;
-            match phase {
+            match running.erasure.phase {
                 ErasurePhase::Outcomes | ErasurePhase::Log | ErasurePhase::Rest
                     if !self.may_begin(running).await? =>
                 {
                     return Ok(());
                 }
                 ErasurePhase::Table | ErasurePhase::Outcomes => {
-                    self.erase_from_table(&user, running, lease).await?;
+                    self.erase_from_table(&user, replacement, running, lease)
+                        .await?;
                 }
                 ErasurePhase::Log => {
-                    let pseudonym = running.erasure.pseudonym();
-                    let mention = |change: &RecordChange| without_name(change, &user, &pseudonym);
+                    let mention = |change: &RecordChange| without_name(change, replacement);
                     self.rewrite_log(mention, running, lease).await?;
                     self.begin(ErasurePhase::User, running).await?;
                 }
                 ErasurePhase::User => self.purge(&user, running).await?,
                 ErasurePhase::Rest => {
-                    let pseudonym = running.erasure.pseudonym();
                     let end = |change: &RecordChange| {
                         let change = is_end_of(change, &user).then_some(change)?;
-                        without_name(change, &user, &pseudonym)
+                        without_name(change, replacement)
                     };
                     self.rewrite_log(end, running, lease).await?;
                     self.table.remove_counts(&user).await?;
@@ -203,15 +205,12 @@ impl ErasureLoop {
     async fn erase_from_table(
         &self,
         user: &ErasedUser,
+        replacement: Pseudonymization<'_>,
         running: &mut RunningErasure,
         lease: &mut HeldLease,
     ) -> Result<(), PassEnd> {
         let id = running.erasure.id;
         let is_of_records = running.erasure.phase == ErasurePhase::Table;
-        let replacement = Pseudonymization {
-            username: &user.username,
-            pseudonym: &running.erasure.pseudonym(),
-        };
         loop {
             let position = running.position.as_ref();
             let page = self.table.scan_for(user, position).await?;
@@ -336,15 +335,7 @@ impl ErasureLoop {
 }
 
 /// The change without the name. `None`: it does not have it.
-fn without_name(
-    change: &RecordChange,
-    user: &ErasedUser,
-    pseudonym: &Username,
-) -> Option<RecordChange> {
-    let replacement = Pseudonymization {
-        username: &user.username,
-        pseudonym,
-    };
+fn without_name(change: &RecordChange, replacement: Pseudonymization<'_>) -> Option<RecordChange> {
     let replaced = replacement.of_change(change);
     (replaced != *change).then_some(replaced)
 }
@@ -360,7 +351,9 @@ fn is_end_of(change: &RecordChange, user: &ErasedUser) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{ChangeKind, FreeText, Labels, Stamp, State, Timestamp, Uid, User};
+    use crate::domain::{
+        ChangeKind, FreeText, Labels, Stamp, State, Timestamp, Uid, User, Username,
+    };
 
     #[test]
     fn only_the_deletion_of_the_erased_incarnation_is_its_end() {

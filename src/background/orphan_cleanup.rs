@@ -14,7 +14,7 @@ pub use self::tasks::OrphanCleanupTiming;
 use self::tasks::{Skipped, Task, Tasks};
 use super::leader_lease::{Candidate, HeldLease, LeaderLease};
 use crate::{
-    domain::{Actor, Membership, Origin, Orphans, ProfileName, Record, Uid},
+    domain::{Membership, Origin, Orphans, ProfileName, Record, Uid},
     store::{self, CommitError, DynamoDb, ListPage, ListPosition, Slice, Step},
     telemetry::LEFTOVERS_REMOVED,
 };
@@ -340,11 +340,7 @@ impl OrphanCleanup {
             .collect();
         let mut groups = vec![steps.as_slice()];
         while let Some(group) = groups.pop() {
-            let origin = Origin {
-                actor: Actor::Platform,
-                caller: None,
-                request_id: None,
-            };
+            let origin = Origin::of_service();
             let steps = [group, condition.map_or(&[], std::slice::from_ref)].concat();
             match self.table.commit(&steps, &origin).await {
                 Ok(()) => metrics::counter!(LEFTOVERS_REMOVED).increment(group.len() as u64),

@@ -35,6 +35,18 @@ pub struct Origin {
     pub request_id: Option<RequestId>,
 }
 
+impl Origin {
+    /// The origin of a change that the service makes by itself.
+    #[must_use]
+    pub fn of_service() -> Self {
+        Self {
+            actor: Actor::Platform,
+            caller: None,
+            request_id: None,
+        }
+    }
+}
+
 /// The name of a calling service in the policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceName(Arc<str>);

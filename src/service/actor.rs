@@ -18,9 +18,14 @@ impl Actor {
         found: &ReadSet,
         organization: &OrganizationName,
     ) -> bool {
+        self.has_in(least, found, found.organization(organization))
+    }
+
+    /// The same, in this organization.
+    fn has_in(&self, least: Role, found: &ReadSet, organization: Option<&Organization>) -> bool {
         match self {
-            Self::User(username) => found
-                .role(organization, username)
+            Self::User(username) => organization
+                .and_then(|organization| found.acting_in(organization, username)?.role)
                 .is_some_and(|role| role >= least),
             Self::Platform => true,
         }
@@ -86,15 +91,8 @@ impl Actor {
         let organization = found
             .stored_organization(name)
             .filter(|found| also_deleted == AlsoDeleted::Yes || found.deletion.is_none());
-        let is_permitted = match self {
-            Self::User(username) => organization
-                .and_then(|organization| {
-                    found.acting_in(&organization.clone().undeleted(), username)
-                })
-                .is_some_and(|acting| acting.role.is_some_and(|role| role >= least)),
-            Self::Platform => true,
-        };
-        if !is_permitted {
+        let undeleted = organization.cloned().map(Organization::undeleted);
+        if !self.has_in(least, &found, undeleted.as_ref()) {
             return Ok(Err(Verdict::Deny(Refusal::NotPermitted)));
         }
         let Some(organization) = organization else {

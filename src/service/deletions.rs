@@ -15,7 +15,7 @@ use crate::{
     coherence::{Change, Plan, Verdict},
     domain::{
         Actor, DELETES_ORGANIZATION, Etag, Key, Organization, OrganizationName, Orphans, Record,
-        Timestamp, UndeleteWindow, User, Username,
+        SoftDeletion, Stamp, Timestamp, UndeleteWindow, User, Username,
     },
     store::{self, DynamoDb, ScheduledPurge, Step},
 };
@@ -159,20 +159,97 @@ pub(super) fn is_erased(user: &User) -> bool {
         .is_some_and(|deletion| deletion.erasure().is_some())
 }
 
-/// The plan of a deletion that can be undone. The memberships are kept, and do not count.
-fn delete_softly<T>(before: Record, after: Record, conditions: Vec<Step>, output: T) -> Plan<T> {
-    let purge = ScheduledPurge::of(&after).map(Step::Schedule);
-    let mut plan = rewrite(before, after, conditions, false, output);
-    plan.steps.extend(purge);
-    plan
+/// A user or an organization, as deletions and undeletions change it.
+trait Profile: Clone {
+    fn stamp(&self) -> &Stamp;
+
+    /// The same with another deletion and its next version.
+    fn with_deletion(&self, deletion: Option<SoftDeletion>, now: Timestamp) -> Self;
+
+    fn into_record(self) -> Record;
 }
 
-/// The plan that undoes a deletion.
-fn undelete<T>(before: Record, after: Record, conditions: Vec<Step>, output: T) -> Plan<T> {
+impl Profile for User {
+    fn stamp(&self) -> &Stamp {
+        &self.stamp
+    }
+
+    fn with_deletion(&self, deletion: Option<SoftDeletion>, now: Timestamp) -> Self {
+        Self {
+            deletion,
+            stamp: self.stamp.changed(now),
+            ..self.clone()
+        }
+    }
+
+    fn into_record(self) -> Record {
+        Record::User(self)
+    }
+}
+
+impl Profile for Organization {
+    fn stamp(&self) -> &Stamp {
+        &self.stamp
+    }
+
+    fn with_deletion(&self, deletion: Option<SoftDeletion>, now: Timestamp) -> Self {
+        Self {
+            deletion,
+            stamp: self.stamp.changed(now),
+            ..self.clone()
+        }
+    }
+
+    fn into_record(self) -> Record {
+        Record::Organization(self)
+    }
+}
+
+/// Deletes a profile at once or, with a window, so that it can be undone: then its memberships are kept,
+/// and do not count.
+async fn delete<P: Profile>(
+    table: &DynamoDb,
+    profile: P,
+    window: Option<UndeleteWindow>,
+    now: Timestamp,
+    conditions: Vec<Step>,
+) -> Result<Verdict<P, Refusal>, store::Error> {
+    let before = profile.clone().into_record();
+    if let Some(window) = window {
+        let deleted = profile.with_deletion(Some(window.delete(now)), now);
+        let after = deleted.clone().into_record();
+        let purge = ScheduledPurge::of(&after).map(Step::Schedule);
+        let mut plan = rewrite(before, after, conditions, false, deleted);
+        plan.steps.extend(purge);
+        return Ok(Verdict::Commit(plan));
+    }
+    Ok(match delete_at_once(table, before).await? {
+        Ok(delete) => Verdict::Commit(Plan {
+            steps: transaction(delete, conditions),
+            publish: Vec::new(),
+            premises: Vec::new(),
+            output: profile,
+        }),
+        Err(refused) => refused,
+    })
+}
+
+/// Undoes the deletion of a profile.
+fn undelete<P: Profile>(
+    profile: &P,
+    etag: Option<&Etag>,
+    now: Timestamp,
+    conditions: Vec<Step>,
+) -> Verdict<P, Refusal> {
+    if !is_version(etag, profile.stamp()) {
+        return Verdict::refuse(Refusal::EtagMismatch);
+    }
+    let undeleted = profile.with_deletion(None, now);
+    let [before, after] = [profile, &undeleted].map(|it| it.clone().into_record());
     let purge = ScheduledPurge::of(&before).map(Step::Unschedule);
-    let mut plan = rewrite(before, after, conditions, true, output);
+    let mut plan = rewrite(before, after, conditions, true, undeleted);
     plan.steps.extend(purge);
-    plan
+    Verdict::Commit(plan)
 }
 
 struct DeleteUser {
@@ -214,24 +291,7 @@ impl Change for DeleteUser {
             Ok(conditions) => conditions,
             Err(refused) => return Ok(refused),
         };
-        let before = Record::User(user.clone());
-        if let Some(window) = undelete_window {
-            let mut deleted = user.clone();
-            deleted.deletion = Some(window.delete(self.now));
-            deleted.stamp = user.stamp.changed(self.now);
-            let after = Record::User(deleted.clone());
-            let plan = delete_softly(before, after, conditions, deleted);
-            return Ok(Verdict::Commit(plan));
-        }
-        Ok(match delete_at_once(table, before).await? {
-            Ok(delete) => Verdict::Commit(Plan {
-                steps: transaction(delete, conditions),
-                publish: Vec::new(),
-                premises: Vec::new(),
-                output: user.clone(),
-            }),
-            Err(refused) => refused,
-        })
+        delete(table, user.clone(), *undelete_window, self.now, conditions).await
     }
 }
 
@@ -267,14 +327,7 @@ impl Change for UndeleteUser {
             Some(deletion) if deletion.can_be_undone(table.end_of_commit()) => {}
             Some(_) => return Ok(not_found()),
         }
-        if !is_version(etag.as_ref(), &user.stamp) {
-            return Ok(Verdict::refuse(Refusal::EtagMismatch));
-        }
-        let mut undeleted = user.clone().undeleted();
-        undeleted.stamp = user.stamp.changed(self.now);
-        let [before, after] = [user, &undeleted].map(|user| Record::User(user.clone()));
-        let plan = undelete(before, after, Vec::new(), undeleted);
-        Ok(Verdict::Commit(plan))
+        Ok(undelete(user, etag.as_ref(), self.now, Vec::new()))
     }
 }
 
@@ -322,24 +375,7 @@ impl Change for DeleteOrganization {
             Ok(permitted) => permitted,
             Err(refused) => return Ok(refused),
         };
-        let before = Record::Organization(organization.clone());
-        if let Some(window) = undelete_window {
-            let mut deleted = organization.clone();
-            deleted.deletion = Some(window.delete(self.now));
-            deleted.stamp = organization.stamp.changed(self.now);
-            let after = Record::Organization(deleted.clone());
-            let plan = delete_softly(before, after, conditions, deleted);
-            return Ok(Verdict::Commit(plan));
-        }
-        Ok(match delete_at_once(table, before).await? {
-            Ok(delete) => Verdict::Commit(Plan {
-                steps: transaction(delete, conditions),
-                publish: Vec::new(),
-                premises: Vec::new(),
-                output: organization,
-            }),
-            Err(refused) => refused,
-        })
+        delete(table, organization, *undelete_window, self.now, conditions).await
     }
 }
 
@@ -388,14 +424,7 @@ impl Change for UndeleteOrganization {
             Some(deletion) if deletion.can_be_undone(table.end_of_commit()) => {}
             Some(_) => return Ok(Verdict::refuse(Refusal::OrganizationNotFound(name()))),
         }
-        if !is_version(etag.as_ref(), &organization.stamp) {
-            return Ok(Verdict::refuse(Refusal::EtagMismatch));
-        }
-        let mut undeleted = organization.clone().undeleted();
-        undeleted.stamp = organization.stamp.changed(self.now);
-        let [before, after] =
-            [&organization, &undeleted].map(|it| Record::Organization(it.clone()));
-        let plan = undelete(before, after, conditions, undeleted);
-        Ok(Verdict::Commit(plan))
+        let etag = etag.as_ref();
+        Ok(undelete(&organization, etag, self.now, conditions))
     }
 }

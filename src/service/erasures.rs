@@ -81,7 +81,9 @@ impl Accounts {
             erasure,
             now: Timestamp::now(),
         };
-        let applied = self.writes.apply(change, by_platform(), deadline, None);
+        let applied = self
+            .writes
+            .apply(change, Origin::of_service(), deadline, None);
         applied.await
     }
 
@@ -99,16 +101,10 @@ impl Accounts {
             username: user.username.clone(),
             erasure,
         };
-        let applied = self.writes.apply(change, by_platform(), deadline, None);
+        let applied = self
+            .writes
+            .apply(change, Origin::of_service(), deadline, None);
         applied.await
-    }
-}
-
-fn by_platform() -> Origin {
-    Origin {
-        actor: Actor::Platform,
-        caller: None,
-        request_id: None,
     }
 }
 

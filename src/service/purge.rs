@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::{Accounts, Error, Refusal, deletions::delete_at_once, read_set::ReadSet};
 use crate::{
     coherence::{Change, Plan, Verdict},
-    domain::{Actor, Key, Origin, Timestamp},
+    domain::{Key, Origin, Timestamp},
     store::{self, DynamoDb, ScheduledPurge, Step},
 };
 
@@ -31,11 +31,7 @@ impl Accounts {
         margin: Duration,
         deadline: Instant,
     ) -> Result<bool, Error> {
-        let origin = Origin {
-            actor: Actor::Platform,
-            caller: None,
-            request_id: None,
-        };
+        let origin = Origin::of_service();
         let change = PurgeIfDue {
             purge,
             until: self.table.now().before(margin),

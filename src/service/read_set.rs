@@ -7,8 +7,8 @@ use super::Refusal;
 use crate::{
     coherence::{Plan, Verdict},
     domain::{
-        Key, Membership, Organization, OrganizationName, Record, Role, Standing, State, Timestamp,
-        User, Username, standing_membership,
+        Key, Membership, Organization, OrganizationName, Record, Standing, State, Timestamp, User,
+        Username, standing_membership,
     },
     store::{self, DynamoDb, Step},
 };
@@ -130,10 +130,30 @@ impl ReadSet {
         organization: &OrganizationName,
         username: &Username,
     ) -> Option<Standing> {
-        self.member_at(self.now, organization, username)
+        self.member_in(self.organization(organization)?, username)
     }
 
-    /// The same, also that of a deleted user who can be undeleted. It is suspended.
+    /// The same, in this organization.
+    pub(super) fn member_in(
+        &self,
+        organization: &Organization,
+        username: &Username,
+    ) -> Option<Standing> {
+        self.standing(self.now, self.user(username)?, organization)
+    }
+
+    /// The same, for a membership that is to be changed. It does not expire before a commit that starts
+    /// now has ended: a change never revives a membership.
+    pub(super) fn member_to_change(
+        &self,
+        organization: &OrganizationName,
+        username: &Username,
+    ) -> Option<Standing> {
+        let organization = self.organization(organization)?;
+        self.standing(self.end_of_commit, self.user(username)?, organization)
+    }
+
+    /// The membership, also that of a deleted user who can be undeleted. That one is suspended.
     pub(super) fn stored_member(
         &self,
         organization: &OrganizationName,
@@ -149,25 +169,7 @@ impl ReadSet {
         Some(standing)
     }
 
-    /// The same, in this organization.
-    pub(super) fn member_in(
-        &self,
-        organization: &Organization,
-        username: &Username,
-    ) -> Option<Standing> {
-        self.standing(self.now, self.user(username)?, organization)
-    }
-
-    fn member_at(
-        &self,
-        time: Timestamp,
-        organization: &OrganizationName,
-        username: &Username,
-    ) -> Option<Standing> {
-        self.standing(time, self.user(username)?, self.organization(organization)?)
-    }
-
-    /// The membership between a user and an organization.
+    /// The membership between a user and an organization at a time.
     fn standing(
         &self,
         time: Timestamp,
@@ -180,16 +182,6 @@ impl ReadSet {
         );
         let membership = self.record(&key)?.clone().into_membership();
         standing_membership(Some(user), Some(organization), membership, || time)
-    }
-
-    /// The same, for a membership that is to be changed. It does not expire before a commit that starts
-    /// now has ended: a change never revives a membership.
-    pub(super) fn member_to_change(
-        &self,
-        organization: &OrganizationName,
-        username: &Username,
-    ) -> Option<Standing> {
-        self.member_at(self.end_of_commit, organization, username)
     }
 
     /// Whether a membership counts, as of the reads. `None`: there is no such membership any more.
@@ -235,15 +227,6 @@ impl ReadSet {
         let member = self.member(organization, username);
         member.is_some_and(|member| member.membership.is_lasting_owner())
             && self.user(username).is_some_and(is_active)
-    }
-
-    /// The role of an acting user, see [`Self::acting`].
-    pub(super) fn role(
-        &self,
-        organization: &OrganizationName,
-        username: &Username,
-    ) -> Option<Role> {
-        self.acting(organization, username)?.role
     }
 
     /// The user and the organization of a membership, if they were found. A result that

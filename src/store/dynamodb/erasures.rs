@@ -379,18 +379,13 @@ fn mention(pk: &str, item: &Item, user: &ErasedUser) -> Option<Mention> {
 fn running(attributes: Attributes) -> Option<RunningErasure> {
     let (_, sk) = primary_key_of(&attributes)?;
     let item = to_item(attributes);
-    let position = POSITION.map(|name| item::text(&item, name).map(str::to_owned));
-    let [Some(pk), Some(sk_of_position)] = position else {
-        return running_at(&sk, &item, None);
-    };
-    running_at(&sk, &item, Some(ErasurePosition(pk, sk_of_position)))
-}
-
-fn running_at(id: &str, item: &Item, position: Option<ErasurePosition>) -> Option<RunningErasure> {
-    let version = item::number(item, item::VERSION).unwrap_or_default();
+    let [pk_of_last, sk_of_last] = POSITION.map(|name| item::text(&item, name).map(str::to_owned));
+    let version = item::number(&item, item::VERSION).unwrap_or_default();
     Some(RunningErasure {
-        erasure: item::decode_erasure(ErasureId::parse(id)?, item)?,
-        position,
+        erasure: item::decode_erasure(ErasureId::parse(&sk)?, &item)?,
+        position: pk_of_last
+            .zip(sk_of_last)
+            .map(|(pk, sk)| ErasurePosition(pk, sk)),
         version: u64::try_from(version).ok()?,
     })
 }
