@@ -8,11 +8,14 @@ const PROTO_ROOT: &str = "proto";
 const IMPORT_ROOT: &str = "third_party/googleapis";
 const API: [&str; 1] = ["account/v1/account_service.proto"];
 const CACHE: [&str; 1] = ["account/cache/v1/entry.proto"];
+const ENVOY_ROOT: &str = "third_party/envoy";
+const EXT_AUTHZ: [&str; 1] = ["envoy/service/auth/v3/external_auth.proto"];
 const PEER: [&str; 1] = ["account/peer/v1/peer_service.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed={PROTO_ROOT}");
     println!("cargo::rerun-if-changed={IMPORT_ROOT}");
+    println!("cargo::rerun-if-changed={ENVOY_ROOT}");
     let out = PathBuf::from(env::var("OUT_DIR")?);
 
     let mut compiler = protox::Compiler::new([PROTO_ROOT, IMPORT_ROOT])?;
@@ -36,5 +39,11 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let peer = protox::compile(PEER, [PROTO_ROOT])?;
     tonic_prost_build::configure().compile_fds(peer)?;
+
+    let ext_authz = protox::compile(EXT_AUTHZ, [ENVOY_ROOT])?;
+    // The client is for the tests.
+    tonic_prost_build::configure()
+        .codec_path("crate::proto::SmallMessages")
+        .compile_fds(ext_authz)?;
     Ok(())
 }

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! `transport` accepts connections, with or without TLS. `auth` authenticates and authorizes
-//! callers. `peer` calls other replicas.
+//! callers. `peer` calls other replicas. `ext_authz` decides about requests that Envoy submits.
 //!
 //! `domain` has the types that all modules share, and depends on no other module. `cli` runs
 //! the subcommands. `boot` builds the server from the settings. `background` has the background
@@ -27,7 +27,9 @@ pub mod coherence;
 pub mod config;
 pub mod domain;
 mod error_chain;
+pub mod ext_authz;
 pub mod grpc;
+mod json_object;
 #[cfg(feature = "local")]
 pub mod local;
 mod loopback;

@@ -27,6 +27,11 @@ pub mod cache_v1 {
     tonic::include_proto!("account.cache.v1");
 }
 
+/// Envoy's external authorization API, package `envoy.service.auth.v3`.
+pub mod envoy_auth_v3 {
+    tonic::include_proto!("envoy.service.auth.v3");
+}
+
 /// Calls between replicas, package `account.peer.v1`. Private to the service.
 pub mod peer_v1 {
     tonic::include_proto!("account.peer.v1");

@@ -183,6 +183,29 @@ impl Authorizer {
     }
 }
 
+impl Authorizer {
+    /// The user whose own token this is.
+    ///
+    /// # Errors
+    /// [`Refused::NoKeysYet`], [`Refused::InvalidCredentials`]: also for the token of a service,
+    /// and if no tokens are verified.
+    pub fn user_of(&self, token: &str) -> Result<Arc<str>, Refused> {
+        let no_user = || Refused::InvalidCredentials {
+            why: "the token is not a user's".to_owned(),
+        };
+        let Rules::Closed(checks) = &self.0 else {
+            return Err(no_user());
+        };
+        let checks = checks.read().clone();
+        let tokens = checks.tokens.as_ref().ok_or_else(no_user)?;
+        let identity = tokens.verify(token, &checks.policy)?;
+        match identity.holder {
+            Holder::User(_) => Ok(identity.subject),
+            Holder::Service(_) | Holder::Unknown => Err(no_user()),
+        }
+    }
+}
+
 impl Checks {
     fn caller(&self, credentials: Credentials<'_>) -> Result<Caller, Refused> {
         let Credentials { certificate, token } = credentials;

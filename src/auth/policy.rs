@@ -3,25 +3,19 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    fmt,
-    marker::PhantomData,
     sync::Arc,
 };
 
-use serde::{
-    Deserialize, Deserializer,
-    de::{self, MapAccess, Visitor},
-};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::domain::{
-    FreeText, Labels, NameMatch, OrganizationName, OrganizationRule, OrganizationScope,
+use crate::{
+    domain::{FreeText, Labels, NameMatch, OrganizationName, OrganizationRule, OrganizationScope},
+    json_object::{self, Entries, given},
 };
 
 /// Wildcard for every method.
 const EVERY_METHOD: &str = "*";
-/// Byte order mark, with which some editors begin a text file.
-const BYTE_ORDER_MARK: char = '\u{feff}';
 /// The claim that names the subject of a token.
 pub(super) const SUBJECT: &str = "sub";
 
@@ -168,44 +162,6 @@ pub enum PolicyError {
     Empty,
 }
 
-/// The entries of an object, with distinct names.
-#[derive(Debug)]
-struct Entries<T>(Vec<(String, T)>);
-
-impl<T> Default for Entries<T> {
-    fn default() -> Self {
-        Self(Vec::new())
-    }
-}
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Entries<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct EntriesVisitor<T>(PhantomData<T>);
-
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for EntriesVisitor<T> {
-            type Value = Entries<T>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries<T>, A::Error> {
-                let mut names = HashSet::new();
-                let mut entries = Vec::new();
-                while let Some((name, value)) = map.next_entry::<String, T>()? {
-                    if !names.insert(name.clone()) {
-                        return Err(de::Error::custom(format_args!("{name:?} occurs twice")));
-                    }
-                    entries.push((name, value));
-                }
-                Ok(Entries(entries))
-            }
-        }
-
-        deserializer.deserialize_map(EntriesVisitor(PhantomData))
-    }
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PolicyForm {
@@ -224,6 +180,7 @@ struct GrantForm {
     acts_for_users: bool,
     #[serde(default)]
     acts_as_platform: bool,
+    // A missing limit grants more than a limit.
     #[serde(default, deserialize_with = "given")]
     organizations: Option<Vec<OrganizationForm>>,
 }
@@ -240,13 +197,6 @@ struct OrganizationForm {
     labels: Entries<String>,
 }
 
-/// A value that may be missing, but not `null`: a missing limit grants more than a limit.
-fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<T>, D::Error> {
-    T::deserialize(deserializer).map(Some)
-}
-
 /// Users act for themselves only.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -261,8 +211,7 @@ impl Policy {
     /// # Errors
     /// See [`PolicyError`].
     pub fn parse(json: &str, methods: &[Method]) -> Result<Self, PolicyError> {
-        let json = json.strip_prefix(BYTE_ORDER_MARK).unwrap_or(json);
-        let PolicyForm { callers, users } = serde_json::from_str(json)?;
+        let PolicyForm { callers, users } = json_object::parse(json)?;
         if callers.0.is_empty() && users.is_none() {
             return Err(PolicyError::Empty);
         }

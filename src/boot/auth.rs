@@ -1,18 +1,15 @@
 //! The authorizer from its settings, and the refresh of its policy, keys and certificates.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 
-use super::Error;
+use super::{Error, reloaded_file::ReloadedFile};
 use crate::{
-    auth::{Authorizer, Expected, Policy, Tokens, VerificationKeys},
+    auth::{Authorizer, Expected, Policy, PolicyError, Tokens, VerificationKeys},
     config::{CallerSettings, ServerSettings},
     grpc,
     telemetry::POLICY_IN_USE,
     transport::tls::{Tls, TlsFiles, TlsSource},
 };
-
-/// Interval of reading the policy again.
-const POLL: Duration = Duration::from_secs(5);
 
 /// The authorizer, with the policy, keys and certificates that are refreshed for it.
 pub struct CallerAuth {
@@ -64,8 +61,12 @@ impl CallerAuth {
             return Err(Error::NoIdentity);
         }
         let file = PolicyFile {
-            path: path.clone(),
-            text,
+            file: ReloadedFile {
+                path: path.clone(),
+                text,
+                what: "policy",
+                in_use: POLICY_IN_USE,
+            },
             takes_certificates: callers.tls_client_ca.is_some(),
             takes_tokens: tokens.is_some(),
         };
@@ -95,6 +96,12 @@ impl CallerAuth {
             .as_ref()
             .is_some_and(|tls| tls.takes_certificates());
         takes_certificates || self.keys.as_ref().is_none_or(VerificationKeys::are_known)
+    }
+
+    /// Whether callers may authenticate by tokens.
+    #[must_use]
+    pub fn verifies_tokens(&self) -> bool {
+        self.keys.is_some()
     }
 
     /// The TLS configuration. `None`: no TLS.
@@ -130,52 +137,25 @@ impl CallerAuth {
 
 /// The file with the policy.
 struct PolicyFile {
-    path: PathBuf,
-    /// Its content at the start.
-    text: String,
+    file: ReloadedFile,
     takes_certificates: bool,
     takes_tokens: bool,
 }
 
 impl PolicyFile {
-    /// Reads the file again at intervals, and uses a changed policy. Keeps the last one while the file
-    /// cannot be read, or is no policy. Never ends.
+    /// Uses a changed policy. Never ends.
     async fn run_reload(&self, authorizer: &Authorizer) {
-        let (mut known, mut is_valid) = (self.text.clone(), true);
-        loop {
-            tokio::time::sleep(POLL).await;
-            let text = match tokio::fs::read_to_string(&self.path).await {
-                Ok(text) if text == known => {
-                    metrics::gauge!(POLICY_IN_USE).set(u32::from(is_valid));
-                    continue;
-                }
-                Ok(text) => text,
-                Err(error) => {
-                    metrics::gauge!(POLICY_IN_USE).set(0);
-                    tracing::warn!(%error, "the policy cannot be read; the last one stays in use");
-                    continue;
-                }
-            };
-            let parsed = Policy::parse(&text, &grpc::methods());
-            is_valid = parsed.is_ok();
-            match parsed {
-                Ok(policy) => {
-                    self.report(&policy);
-                    authorizer.replace_policy(policy);
-                    tracing::info!("a new policy is in use");
-                }
-                Err(error) => {
-                    metrics::gauge!(POLICY_IN_USE).set(0);
-                    tracing::error!(%error, "the changed policy is rejected; the last one stays in use");
-                }
-            }
-            known = text;
-        }
+        let adopt = |text: &str| {
+            let policy = Policy::parse(text, &grpc::methods())?;
+            self.report(&policy);
+            authorizer.replace_policy(policy);
+            Ok::<_, PolicyError>(())
+        };
+        self.file.run_reload(adopt).await;
     }
 
-    /// Reports that a policy is used, and which of its callers cannot authenticate.
+    /// Reports which callers of a policy cannot authenticate.
     fn report(&self, policy: &Policy) {
-        metrics::gauge!(POLICY_IN_USE).set(1);
         if policy.knows_certificates() && !self.takes_certificates {
             tracing::warn!("the policy has callers with certificates, which need --tls-client-ca");
         }

@@ -112,6 +112,14 @@ pub enum Error {
         /// The cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The file with the routes of external authorization cannot be used.
+    #[error("the routes of Envoy in {path:?} cannot be used: {source}; correct the file")]
+    Routes {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// Callers could not authenticate.
     #[error("there is a policy, but callers cannot authenticate; set --tls-client-ca or --jwks")]
     NoIdentity,

@@ -3,11 +3,13 @@
 
 mod auth;
 mod error;
+mod ext_authz;
 mod metrics;
 mod momento_credentials;
 mod peers;
 pub mod provision;
 mod recount;
+mod reloaded_file;
 pub mod secrets_manager;
 mod serve;
 
@@ -35,7 +37,10 @@ use crate::{
     transport::listener,
 };
 
-use self::{auth::CallerAuth, momento_credentials::MomentoCredentials, peers::PeerListener};
+use self::{
+    auth::CallerAuth, ext_authz::RoutesFile, momento_credentials::MomentoCredentials,
+    peers::PeerListener,
+};
 pub use self::{
     error::Error,
     metrics::{MetricsError, start_metrics},
@@ -101,6 +106,7 @@ pub struct App {
     connections: listener::Limits,
     max_connection_age: Duration,
     auth: CallerAuth,
+    ext_authz: Option<RoutesFile>,
     health_listener: Option<TcpListener>,
     momento_credentials: MomentoCredentials,
     peers: Option<PeerListener>,
@@ -136,6 +142,10 @@ impl App {
             operation_timeout,
         } = tuning.into();
         let auth = CallerAuth::prepare(&settings.server).await?;
+        let ext_authz = match &settings.server.callers.ext_authz {
+            Some(path) => Some(RoutesFile::read(path, auth.verifies_tokens()).await?),
+            None => None,
+        };
         let health_listener = match settings.server.health_addr {
             Some(addr) => Some(bind(addr).await?.0),
             None => None,
@@ -189,6 +199,7 @@ impl App {
             max_connection_age: settings.server.max_connection_age_s,
             connections: serve::limits_of_connections(&settings.server),
             auth,
+            ext_authz,
             health_listener,
             momento_credentials,
             peers,

@@ -9,7 +9,7 @@ use tonic::{body::Body, transport::Server};
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tower::util::{MapRequestLayer, MapResponseLayer, option_layer};
 
-use super::{App, Error, auth::CallerAuth, peers::PeerListener};
+use super::{App, Error, auth::CallerAuth, ext_authz::RoutesFile, peers::PeerListener};
 use crate::{
     background::{
         erasure::ErasureLoop, orphan_cleanup::OrphanCleanup, purge::PurgeLoop,
@@ -18,9 +18,9 @@ use crate::{
     coherence::Coherence,
     config::ServerSettings,
     grpc::{
-        AuthLayer, ConcurrencyLimitLayer, DEFAULT_DEADLINE, FastPathLayer, HEAVY_CALL_CPU,
-        LongestCall, MetricsLayer, Readiness, ReplicaService, reflection_v1, reflection_v1alpha,
-        with_error_details,
+        AuthLayer, ConcurrencyLimitLayer, DEFAULT_DEADLINE, ExtAuthz, FastPathLayer,
+        HEAVY_CALL_CPU, LongestCall, MetricsLayer, Readiness, ReplicaService, reflection_v1,
+        reflection_v1alpha, with_error_details,
     },
     telemetry,
     transport::listener,
@@ -171,6 +171,10 @@ impl App {
                 request
             })
         });
+        let ext_authz = self.ext_authz.as_ref().map(|file| {
+            let accounts = self.service.accounts().clone();
+            ExtAuthz::new(accounts, self.auth.authorizer(), file.routes())
+        });
         server_builder()
             .timeout(self.longest_call.unwrap_or(DEFAULT_DEADLINE) + BODY_GRACE)
             .max_connection_age(self.max_connection_age)
@@ -179,7 +183,10 @@ impl App {
             .layer(AuthLayer(self.auth.authorizer()))
             .layer(concurrency_limit)
             .layer(option_layer(longest_call))
-            .layer(FastPathLayer(self.service.clone().into_server()))
+            .layer(FastPathLayer {
+                service: self.service.clone().into_server(),
+                ext_authz,
+            })
             .add_service(health)
             .add_optional_service(reflection_v1)
             .add_optional_service(reflection_v1alpha)
@@ -214,6 +221,7 @@ impl App {
         let clean_up = or_pending(self.clean_up.as_ref().map(OrphanCleanup::run));
         let purge = or_pending(self.purge.as_ref().map(PurgeLoop::run));
         let erasure = or_pending(self.erasure.as_ref().map(ErasureLoop::run));
+        let follow_routes = or_pending(self.ext_authz.as_ref().map(RoutesFile::run_reload));
         tokio::select! {
             () = self.service.coherence().run_generation_switch() => {}
             () = self.service.coherence().run_directory() => {}
@@ -221,6 +229,7 @@ impl App {
             () = clean_up => {}
             () = purge => {}
             () = erasure => {}
+            () = follow_routes => {}
             () = self.auth.run_refresh() => {}
             () = self.momento_credentials.run_refresh() => {}
             () = concurrency_limit.run_limit_adjustment() => {}

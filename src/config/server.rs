@@ -118,6 +118,11 @@ pub struct CallerSettings {
     /// whose behalf. Read again when it changes. Without it, every caller may do everything.
     #[arg(long, env = "POLICY_FILE", value_name = "FILE")]
     pub policy: Option<PathBuf>,
+    /// File with the routes whose requests Envoy may submit for authorization, see
+    /// docs/guides/envoy.md. Read again when it changes. Without it, the service does not offer
+    /// Envoy's external authorization.
+    #[arg(long, env = "EXT_AUTHZ_FILE", value_name = "FILE")]
+    pub ext_authz: Option<PathBuf>,
     /// Permit addresses other than loopback without a policy or without TLS.
     #[arg(long, env = "INSECURE", value_parser = BoolishValueParser::new())]
     pub insecure: bool,

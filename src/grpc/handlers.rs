@@ -59,7 +59,7 @@ impl AccountService {
 }
 
 /// The organizations that the caller of a read may read.
-fn scope_of<T>(request: &Request<T>) -> Result<OrganizationScope, Status> {
+pub(super) fn scope_of<T>(request: &Request<T>) -> Result<OrganizationScope, Status> {
     let caller = request.extensions().get::<Caller>();
     let caller = caller.ok_or_else(status::no_caller)?;
     Ok(caller.organizations().clone())

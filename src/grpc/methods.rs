@@ -13,6 +13,10 @@ use crate::{auth::Method, proto::account_v1::DESCRIPTOR_SET};
 
 /// Prefix of the paths of the service's methods.
 const PATH: &str = "/account.v1.AccountService/";
+/// The path of Envoy's external authorization.
+const EXT_AUTHZ_PATH: &str = "/envoy.service.auth.v3.Authorization/Check";
+/// The name of that method in the policy and in metrics.
+pub(super) const EXT_AUTHZ: &str = "envoy.service.auth.v3.Authorization/Check";
 
 /// The class of a method, by the effect of its calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -28,13 +32,24 @@ pub(super) enum Class {
 /// Fields of requests that name the acting user of a change.
 const ACTORS: [&str; 3] = ["acting_user", "adding_user", "founding_user"];
 
-/// The methods of the service, read from the contract.
+/// All methods that the policy grants: those of the contract, and Envoy's external authorization.
 #[must_use]
 pub fn methods() -> Vec<Method> {
-    let methods = described_methods().into_iter();
+    let methods = granted_methods().into_iter();
     methods.map(|(method, _)| method).collect()
 }
 
+fn granted_methods() -> Vec<(Method, Class)> {
+    let ext_authz = Method {
+        name: EXT_AUTHZ.to_owned(),
+        is_of_platform: false,
+    };
+    let mut methods = described_methods();
+    methods.push((ext_authz, Class::Read));
+    methods
+}
+
+/// The methods of the contract.
 fn described_methods() -> Vec<(Method, Class)> {
     let set = FileDescriptorSet::decode(DESCRIPTOR_SET).unwrap_or_default();
     let messages = set.file.iter().flat_map(|file| &file.message_type);
@@ -70,9 +85,11 @@ impl Class {
     }
 }
 
-/// The name of the method, if the path is one of the account service.
+/// The name of the method, if the path is one of the account service or of Envoy's external
+/// authorization.
 pub(super) fn name_of(path: &str) -> Option<&str> {
-    path.strip_prefix(PATH)
+    let name = path.strip_prefix(PATH);
+    name.or_else(|| (path == EXT_AUTHZ_PATH).then_some(EXT_AUTHZ))
 }
 
 /// A value for each method, looked up by the path of a call.
@@ -82,7 +99,7 @@ pub(super) struct ByMethod<T>(HashMap<String, Arc<T>, RandomState>);
 impl<T> ByMethod<T> {
     /// Makes a value of each method's name and class.
     pub(super) fn new(make: impl Fn(&str, Class) -> T) -> Self {
-        let by_name = described_methods()
+        let by_name = granted_methods()
             .into_iter()
             .map(|(Method { name, .. }, class)| {
                 let of_method = Arc::new(make(&name, class));

@@ -3,6 +3,7 @@
 mod account_service;
 mod convert;
 mod deadline;
+mod ext_authz;
 mod handlers;
 mod health;
 mod memory_budget;
@@ -18,6 +19,7 @@ mod write_request;
 
 pub use account_service::{AccountService, ServiceSettings};
 pub use deadline::{DEFAULT_DEADLINE, LongestCall};
+pub use ext_authz::{ExtAuthz, SharedRoutes};
 pub use health::Readiness;
 pub use methods::methods;
 pub use middleware::{

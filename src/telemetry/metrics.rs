@@ -60,6 +60,10 @@ metrics! {
         "slots for concurrent calls, fewer under CPU load, by class";
     gauge POLICY_IN_USE = "account_policy_in_use",
         "1 if the content of the policy file is in use, 0 while it is rejected or cannot be read";
+    labelled EXT_AUTHZ_DECISIONS = "account_ext_authz_decisions_total",
+        "decisions about requests of Envoy, by route, mode (enforced, dry_run) and outcome (ALLOWED, FAILED, or the reason of the denial)";
+    gauge EXT_AUTHZ_IN_USE = "account_ext_authz_in_use",
+        "1 if the content of the file with the routes of Envoy is in use, 0 while it is rejected or cannot be read";
     gauge CONNECTIONS = "account_connections", "open connections of clients";
     counter CONNECTIONS_REFUSED = "account_connections_refused_total",
         "connections that were closed, or not authenticated, because too many were open";

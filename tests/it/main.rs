@@ -26,6 +26,7 @@ mod emails;
 mod erasure;
 mod errors;
 mod expiry;
+mod ext_authz;
 mod filters;
 mod fleet;
 mod herds;

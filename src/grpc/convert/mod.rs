@@ -28,7 +28,9 @@ pub(super) use self::{
         organization_to_delete, organization_to_undelete, organization_to_update, user_identity,
         user_in_state, user_to_delete, user_to_erase, user_to_undelete, user_to_update,
     },
-    replies::{check_response, check_result, erasure, membership, organization, source, user},
+    replies::{
+        check_response, check_result, erasure, membership, organization, source, user, wire_role,
+    },
     update_mask::{normalize_membership, normalize_organization, normalize_user},
 };
 use super::{MAX_RESPONSE_BYTES, status};

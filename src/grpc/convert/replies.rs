@@ -68,7 +68,7 @@ pub(super) fn membership_alone(membership: &Membership) -> pb::Membership {
     pb::Membership {
         organization_name: membership.organization_name.to_string(),
         member_username: membership.member_username.to_string(),
-        role: wire_role(membership.role),
+        role: wire_role(membership.role).into(),
         adding_user: membership.adding_user.clone().unwrap_or_default(),
         state: pb::State::Unspecified.into(),
         etag: membership.stamp.etag().as_str().to_owned(),
@@ -94,7 +94,7 @@ fn valid_seconds(seconds: i64) -> i64 {
 pub(in crate::grpc) fn check_result(result: &CheckResult) -> pb::MembershipCheckResult {
     pb::MembershipCheckResult {
         is_member: result.role.is_some(),
-        role: wire_role(result.role),
+        role: wire_role(result.role).into(),
         satisfied: result.is_satisfied,
         expire_time: result.expire_time.map(expire_time),
     }
@@ -129,14 +129,13 @@ pub(in crate::grpc) fn source(source: Source) -> pb::Source {
     }
 }
 
-fn wire_role(role: Option<Role>) -> i32 {
-    let role = match role {
+pub(in crate::grpc) fn wire_role(role: Option<Role>) -> pb::Role {
+    match role {
         None => pb::Role::Unspecified,
         Some(Role::Owner) => pb::Role::Owner,
         Some(Role::Admin) => pb::Role::Admin,
         Some(Role::Member) => pb::Role::Member,
-    };
-    role.into()
+    }
 }
 
 fn uid(uid: Option<&Uid>) -> String {

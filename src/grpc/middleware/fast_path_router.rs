@@ -14,9 +14,12 @@ use http_body::Frame;
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
-use crate::grpc::{AccountService, MAX_REQUEST_BYTES, methods};
+use crate::grpc::{AccountService, ExtAuthz, MAX_REQUEST_BYTES, ext_authz, methods};
 use crate::{
-    proto::account_v1::account_service_server::AccountServiceServer,
+    proto::{
+        account_v1::account_service_server::AccountServiceServer,
+        envoy_auth_v3::authorization_server::AuthorizationServer,
+    },
     transport::listener::{MemoryCharge, Peer},
 };
 
@@ -27,17 +30,27 @@ const BATCH: &str = "Batch";
 
 /// Puts the account service in front of a router.
 #[derive(Clone)]
-pub struct FastPathLayer(pub AccountServiceServer<AccountService>);
+pub struct FastPathLayer {
+    /// The account service.
+    pub service: AccountServiceServer<AccountService>,
+    /// External authorization, if it is configured.
+    pub ext_authz: Option<ExtAuthz>,
+}
 
 impl<S> Layer<S> for FastPathLayer {
     type Service = FastPath<S>;
 
     fn layer(&self, router: S) -> FastPath<S> {
-        let Self(batches) = self.clone();
+        let batches = self.service.clone();
         let single = batches.clone().max_decoding_message_size(MAX_REQUEST_BYTES);
+        let ext_authz = self.ext_authz.clone().map(|ext_authz| {
+            AuthorizationServer::new(ext_authz)
+                .max_decoding_message_size(ext_authz::MAX_REQUEST_BYTES)
+        });
         FastPath {
             single,
             batches,
+            ext_authz,
             router,
         }
     }
@@ -49,6 +62,7 @@ pub struct FastPath<S> {
     single: AccountServiceServer<AccountService>,
     /// Accepts larger requests.
     batches: AccountServiceServer<AccountService>,
+    ext_authz: Option<AuthorizationServer<ExtAuthz>>,
     router: S,
 }
 
@@ -73,6 +87,10 @@ where
             Some(name) if name.starts_with(BATCH) => {
                 Either::Left(self.batches.call(charge_body(request)))
             }
+            Some(methods::EXT_AUTHZ) => match &mut self.ext_authz {
+                Some(ext_authz) => Either::Left(ext_authz.call(charge_body(request))),
+                None => Either::Right(self.router.call(request)),
+            },
             Some(_) => Either::Left(self.single.call(request)),
             None => Either::Right(self.router.call(request)),
         }

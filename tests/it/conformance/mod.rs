@@ -1,7 +1,8 @@
 //! Permissions: every operation, by every kind of actor, on every kind of target, in
-//! every state.
+//! every state, through services with every kind of grant.
 
 mod rules;
+mod services;
 mod world;
 
 use std::{sync::Arc, time::Duration};
@@ -15,7 +16,11 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use self::{
-    rules::{ORGANIZATIONS, Operation, Organization, Outcome, Person, ROLES, Target, people},
+    rules::{
+        GRANTS, Grant, ORGANIZATIONS, Operation, Organization, Outcome, Person, ROLES, Target,
+        people,
+    },
+    services::Services,
     world::{Part, Stored, UNDELETE_WINDOW, World, until_expired},
 };
 use crate::harness::{Replica, Table, from_now, start};
@@ -26,6 +31,8 @@ const LONG: Duration = Duration::from_secs(7200);
 /// One call.
 #[derive(Debug, Clone, Copy)]
 struct Case {
+    /// The grant of the calling service.
+    grant: Grant,
     /// `None` for the platform.
     actor: Option<Person>,
     operation: Operation,
@@ -38,8 +45,8 @@ fn tested_organizations() -> usize {
     tested.map_or(ORGANIZATIONS.len(), |tested| tested.parse().unwrap())
 }
 
-/// Every possible call in a world.
-fn cases(world: &World) -> Vec<Case> {
+/// Every possible call of a service with this grant in a world.
+fn cases(world: &World, grant: Grant) -> Vec<Case> {
     let by_role = |of: fn(Role) -> Operation| ROLES.map(of).into_iter();
     let with_target: Vec<_> = by_role(Operation::Add)
         .chain(by_role(Operation::ChangeRole))
@@ -61,6 +68,7 @@ fn cases(world: &World) -> Vec<Case> {
                 continue;
             }
             cases.extend(targets.iter().map(|&target| Case {
+                grant,
                 actor,
                 operation,
                 target,
@@ -69,6 +77,7 @@ fn cases(world: &World) -> Vec<Case> {
         // These operations have no target.
         cases.extend(
             [Operation::Update, Operation::Delete, Operation::Undelete].map(|operation| Case {
+                grant,
                 actor,
                 operation,
                 target: targets[0],
@@ -171,6 +180,7 @@ fn outcome(result: Result<(), Status>) -> Outcome {
     let details = status.get_error_details();
     let reason = details.error_info().map(|info| info.reason.as_str());
     match (status.code(), reason) {
+        (Code::PermissionDenied, Some("ORGANIZATION_NOT_GRANTED")) => Outcome::NotGranted,
         (Code::PermissionDenied, Some("NOT_PERMITTED")) => Outcome::NotPermitted,
         (Code::NotFound, Some("USER_NOT_FOUND")) => Outcome::UserNotFound,
         (Code::NotFound, Some("MEMBERSHIP_NOT_FOUND")) => Outcome::MembershipNotFound,
@@ -189,6 +199,7 @@ fn outcome(result: Result<(), Status>) -> Outcome {
 fn assert_done(world: &World, case: Case, before: &Stored, after: &Stored) {
     let what = format!("{:?} {case:?}", world.state);
     let Case {
+        grant: _,
         actor,
         operation,
         target,
@@ -239,13 +250,20 @@ fn assert_done(world: &World, case: Case, before: &Stored, after: &Stored) {
     }
 }
 
-async fn run(state: Organization, service: Arc<Replica>, table: Arc<Table>) -> usize {
-    let world = World::make(state, &service).await;
+async fn run(state: Organization, services: Arc<Services>, table: Arc<Table>) -> usize {
+    let world = World::make(state, services.with(Grant::Every)).await;
     until_expired().await;
     let before = world.stored(&table).await;
-    let cases = cases(&world);
+    let cases = GRANTS.into_iter().flat_map(|grant| cases(&world, grant));
+    let cases: Vec<_> = cases.collect();
     for &case in &cases {
-        let expected = rules::outcome(state, case.actor, case.operation, case.target);
+        let Case {
+            grant,
+            actor,
+            operation,
+            target,
+        } = case;
+        let expected = rules::outcome(grant, state, actor, operation, target);
         if expected == Outcome::Done {
             let stored = world.stored(&table).await;
             assert_eq!(
@@ -253,7 +271,7 @@ async fn run(state: Organization, service: Arc<Replica>, table: Arc<Table>) -> u
                 "a rejected call before {case:?} changed the table"
             );
         }
-        let actual = outcome(call(&service, &world, case).await);
+        let actual = outcome(call(services.with(grant), &world, case).await);
         assert_eq!(actual, expected, "{state:?} {case:?}");
         if actual == Outcome::Done {
             let after = world.stored(&table).await;
@@ -271,11 +289,11 @@ async fn run(state: Organization, service: Arc<Replica>, table: Arc<Table>) -> u
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_call_by_every_actor_on_every_target_follows_the_rules() {
-    let (backends, service) = start().await;
-    let (service, table) = (Arc::new(service), Arc::new(backends.table()));
+    let services = Arc::new(Services::start().await);
+    let table = Arc::new(services.backends.table());
     let worlds = ORGANIZATIONS.into_iter().take(tested_organizations());
     let worlds = worlds.map(|state| {
-        let run = run(state, service.clone(), table.clone());
+        let run = run(state, services.clone(), table.clone());
         tokio::spawn(run)
     });
     let cases: usize = join_all(worlds).await.into_iter().map(Result::unwrap).sum();
@@ -290,7 +308,8 @@ fn state_of(organization: Organization, person: Person) -> State {
     }
 }
 
-/// Asserts the responses of all reads about a person.
+/// Asserts the responses of all reads about a person, by a service whose grant includes the
+/// organization.
 async fn assert_reads(service: &Replica, world: &World, person: Person) {
     let what = format!("{:?} {person:?}", world.state);
     let organization = &world.organization;
@@ -359,6 +378,51 @@ async fn assert_reads(service: &Replica, world: &World, person: Person) {
     }
 }
 
+/// Asserts that a service whose grant does not include the organization reads nothing of it.
+async fn assert_no_reads(service: &Replica, world: &World, person: Person) {
+    let what = format!("{:?} {person:?}", world.state);
+    let organization_name = world.organization.clone();
+    let username = world.name(Part::Actor, person);
+    let mut client = service.client.clone();
+    let check = pb::CheckMembershipRequest {
+        organization_name: organization_name.clone(),
+        username: username.clone(),
+        ..pb::CheckMembershipRequest::default()
+    };
+    let many = pb::BatchCheckMembershipsRequest {
+        checks: vec![pb::MembershipCheck {
+            organization_name: organization_name.clone(),
+            username: username.clone(),
+            ..pb::MembershipCheck::default()
+        }],
+        consistency: None,
+    };
+    let members = pb::ListOrganizationMembersRequest {
+        organization_name: organization_name.clone(),
+        ..pb::ListOrganizationMembersRequest::default()
+    };
+    let got = service.get_membership(&organization_name, &username).await;
+    for rejected in [
+        client.check_membership(check).await.map(drop),
+        client.batch_check_memberships(many).await.map(drop),
+        client.list_organization_members(members).await.map(drop),
+        got.map(drop),
+    ] {
+        assert_eq!(outcome(rejected), Outcome::NotGranted, "{what}");
+    }
+    let organizations = pb::ListUserOrganizationsRequest {
+        username,
+        ..pb::ListUserOrganizationsRequest::default()
+    };
+    match client.list_user_organizations(organizations).await {
+        Ok(page) => {
+            assert_eq!(page.into_inner().memberships, [], "{what}");
+            assert!(rules::is_user(person), "{what}");
+        }
+        Err(status) => assert_eq!(outcome(Err(status)), Outcome::UserNotFound, "{what}"),
+    }
+}
+
 async fn assert_members_listed(service: &Replica, world: &World) {
     let request = pb::ListOrganizationMembersRequest {
         organization_name: world.organization.clone(),
@@ -399,14 +463,24 @@ async fn assert_members_listed(service: &Replica, world: &World) {
 
 #[tokio::test]
 async fn every_read_about_every_person_reflects_memberships_that_count() {
-    let (_backends, service) = start().await;
+    let services = Services::start().await;
     for state in ORGANIZATIONS {
-        let world = World::make(state, &service).await;
+        let world = World::make(state, services.with(Grant::Every)).await;
         until_expired().await;
-        for person in people() {
-            assert_reads(&service, &world, person).await;
+        for grant in GRANTS {
+            let service = services.with(grant);
+            let is_granted = rules::is_granted(grant, state);
+            for person in people() {
+                if is_granted {
+                    assert_reads(service, &world, person).await;
+                } else {
+                    assert_no_reads(service, &world, person).await;
+                }
+            }
+            if is_granted {
+                assert_members_listed(service, &world).await;
+            }
         }
-        assert_members_listed(&service, &world).await;
     }
 }
 

@@ -54,6 +54,20 @@ pub const ORGANIZATIONS: [Organization; 6] = [
 ];
 pub const ROLES: [Role; 3] = [Role::Owner, Role::Admin, Role::Member];
 
+/// The organizations that the policy grants the calling service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Grant {
+    Every,
+    /// The organization, by a prefix of its name.
+    ByName,
+    /// The organization, by its labels.
+    ByLabels,
+    /// Other organizations.
+    Others,
+}
+
+pub const GRANTS: [Grant; 4] = [Grant::Every, Grant::ByName, Grant::ByLabels, Grant::Others];
+
 /// The operation of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
@@ -84,6 +98,7 @@ pub enum Target {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     Done,
+    NotGranted,
     NotPermitted,
     UserNotFound,
     MembershipNotFound,
@@ -141,6 +156,16 @@ pub fn is_user(person: Person) -> bool {
     !matches!(person.relation, Relation::NoUser | Relation::Undeletable(_))
 }
 
+/// Whether a grant includes the organization. A deleted organization has no labels, unless it can be
+/// undeleted.
+pub fn is_granted(grant: Grant, organization: Organization) -> bool {
+    match grant {
+        Grant::Every | Grant::ByName => true,
+        Grant::ByLabels => is_taken(organization),
+        Grant::Others => false,
+    }
+}
+
 /// The role of the membership, whether it counts or not.
 pub fn stored_role(organization: Organization, person: Person) -> Option<Role> {
     use Organization::{Active, Suspended, WithOneOwner};
@@ -183,6 +208,21 @@ pub fn role(organization: Organization, person: Person) -> Option<Role> {
 
 /// The outcome of a call; `actor` is `None` for the platform.
 pub fn outcome(
+    grant: Grant,
+    organization: Organization,
+    actor: Option<Person>,
+    operation: Operation,
+    target: Target,
+) -> Outcome {
+    if is_granted(grant, organization) {
+        granted_outcome(organization, actor, operation, target)
+    } else {
+        Outcome::NotGranted
+    }
+}
+
+/// The outcome of a call by a service whose grant includes the organization.
+fn granted_outcome(
     organization: Organization,
     actor: Option<Person>,
     operation: Operation,

@@ -39,6 +39,9 @@ pub const UNDELETE_WINDOW: prost_types::Duration = prost_types::Duration {
     nanos: 0,
 };
 
+/// The label of the organization that grants by labels match.
+pub const LABEL: (&str, &str) = ("region", "eu");
+
 /// Most attempts to add a member before its membership expires.
 const MAX_ATTEMPTS: usize = 20;
 
@@ -109,10 +112,7 @@ impl World {
         let founder = world.name(Part::Actor, founder);
         let organization = &world.organization;
         service.create_user(&founder).await.unwrap();
-        service
-            .create_organization(organization, &founder)
-            .await
-            .unwrap();
+        world.found(service, &founder).await;
         for part in [Part::Actor, Part::Target] {
             for person in people().filter(|person| world.is_there(part, *person)) {
                 let name = world.name(part, person);
@@ -145,10 +145,21 @@ impl World {
         if state == Organization::TakenAgain {
             let other = format!("{organization}.somebody-else");
             service.create_user(&other).await.unwrap();
-            let again = service.create_organization(organization, &other).await;
-            again.unwrap();
+            world.found(service, &other).await;
         }
         world
+    }
+
+    async fn found(&self, service: &Replica, founder: &str) {
+        let (key, value) = LABEL;
+        let request = pb::CreateOrganizationRequest {
+            organization_name: self.organization.clone(),
+            founding_user: founder.to_owned(),
+            labels: [(key.to_owned(), value.to_owned())].into(),
+            ..pb::CreateOrganizationRequest::default()
+        };
+        let mut client = service.client.clone();
+        client.create_organization(request).await.unwrap();
     }
 
     async fn join(&self, service: &Replica, person: Person, name: &str, founder: &str) {

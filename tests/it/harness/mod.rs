@@ -118,8 +118,8 @@ impl Backends {
             script: momento.clone(),
             batch_responses: batch_responses.clone(),
         });
-        let embedded = Embedded::start(&settings, gate).await.unwrap();
-        set_up(&embedded).await;
+        let embedded = Box::pin(Embedded::start(&settings, gate)).await.unwrap();
+        Box::pin(set_up(&embedded)).await;
         let dynamodb = Arc::new(Script::default());
         let proxy = DynamoDbProxy::start(embedded.dynamodb_url(), dynamodb.clone()).await;
         Self {
@@ -367,6 +367,17 @@ impl Replica {
             service,
             stop: Some(stop),
         })
+    }
+
+    /// The same replica, called by another client.
+    pub fn called_by(&self, client: Client) -> Self {
+        Self {
+            addr: self.addr,
+            client,
+            channel: self.channel.clone(),
+            service: self.service.clone(),
+            stop: None,
+        }
     }
 
     /// Whether the replica serves from its memory.
