@@ -82,6 +82,14 @@ second-opinion:
 clients:
     tests/clients/run
 
+# The gateway's bounds, its OpenAPI document and AuthZEN's certification scenario, against `dev`.
+gateway:
+    tests/gateway/run
+
+# A real Envoy that asks the service about each request, and that transcodes the contract.
+envoy:
+    tests/envoy/run
+
 # Checks `deploy/` with cfn-lint, Kubernetes' schemas and promtool.
 deploy:
     tests/deploy/run
@@ -137,4 +145,4 @@ reproducible:
     cmp target/account-service-{first,second}
 
 # Everything.
-all: lint proto deny test more-histories one-processor model sabotage second-opinion clients deploy fuzz
+all: lint proto deny test more-histories one-processor model sabotage second-opinion clients gateway envoy deploy fuzz

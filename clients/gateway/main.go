@@ -1,58 +1,164 @@
 // Answers HTTP/JSON in front of the account service, by the google.api.http
-// options of the contract.
+// options of the contract, and AuthZEN's Authorization API.
 package main
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
 	"flag"
+	"fmt"
 	"log"
+	"net"
 	"net/http"
 	"os"
+	"os/signal"
+	"syscall"
 	"time"
 
-	pb "gateway/gen/account/v1"
-
-	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
-	// So that responses include the details of errors.
-	_ "google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/grpc/health/grpc_health_v1"
 )
 
-// What the service takes, in bytes.
-const maxBody = 1 << 20
+// Bounds of requests and connections.
+const (
+	// Largest body, in bytes: that of the service.
+	maxBody = 1 << 20
+	// Largest header, in bytes: that of the service's metadata.
+	maxHeader = 16 << 10
+	// Longest time for a request to arrive.
+	readTimeout = 10 * time.Second
+	// Longest time for a response, or for a part of a stream, to be received.
+	writeTimeout = 30 * time.Second
+	// Longest time without a request on a connection.
+	idleTimeout = 60 * time.Second
+	// Longest time for running requests after SIGTERM.
+	drainTimeout = 10 * time.Second
+)
+
+type settings struct {
+	listen        string
+	adminListen   string
+	insecure      bool
+	tlsCert       string
+	tlsKey        string
+	target        string
+	serviceConfig string
+	grpc          clientTLS
+	authzen       string
+}
+
+func parse() settings {
+	var s settings
+	flag.StringVar(&s.listen, "listen", "127.0.0.1:8080", "address to answer HTTP on")
+	flag.StringVar(&s.adminListen, "admin-listen", "", "address for /livez, /readyz and /metrics; without it, there are none")
+	flag.BoolVar(&s.insecure, "insecure", false, "permit -listen on other addresses than loopback without TLS")
+	flag.StringVar(&s.tlsCert, "tls-cert", "", "file with the certificate of this server, in PEM; read again when it changes")
+	flag.StringVar(&s.tlsKey, "tls-key", "", "file with its key, in PEM")
+	flag.StringVar(&s.target, "grpc", "127.0.0.1:50051", "the account service, as a target of gRPC")
+	flag.StringVar(&s.serviceConfig, "service-config", "clients/service_config.json", "file with the retries and deadlines of calls")
+	flag.BoolVar(&s.grpc.enabled, "grpc-tls", false, "call the service with TLS; implied by the other -grpc- flags")
+	flag.StringVar(&s.grpc.ca, "grpc-ca", "", "file with the roots of the service's certificate, in PEM; else those of the system")
+	flag.StringVar(&s.grpc.cert, "grpc-cert", "", "file with the client certificate for the service, in PEM; read again for each connection")
+	flag.StringVar(&s.grpc.key, "grpc-key", "", "file with its key, in PEM")
+	flag.StringVar(&s.grpc.serverName, "grpc-server-name", "", "name in the service's certificate, if it is not that of -grpc")
+	flag.StringVar(&s.authzen, "authzen", "", "file with the actions of AuthZEN; without it, AuthZEN is not offered")
+	flag.Parse()
+	return s
+}
 
 func main() {
-	listen := flag.String("listen", "127.0.0.1:8080", "where to answer HTTP")
-	target := flag.String("grpc", "127.0.0.1:50051", "where the account service is")
-	config := flag.String("service-config", "clients/service_config.json", "retries and deadlines of the channel")
-	flag.Parse()
-
-	retries, err := os.ReadFile(*config)
-	if err != nil {
+	if err := run(parse()); err != nil {
 		log.Fatal(err)
 	}
-	channel, err := grpc.NewClient(*target,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
+}
+
+func run(s settings) error {
+	stop, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer cancel()
+	retries, err := os.ReadFile(s.serviceConfig)
+	if err != nil {
+		return err
+	}
+	credentials, err := s.grpc.credentials()
+	if err != nil {
+		return err
+	}
+	channel, err := grpc.NewClient(s.target,
+		grpc.WithTransportCredentials(credentials),
 		grpc.WithDefaultServiceConfig(string(retries)))
 	if err != nil {
-		log.Fatal(err)
+		return err
 	}
-	// A "no" is said, not left out, and a misspelt field is an error.
-	json := &runtime.JSONPb{
-		MarshalOptions:   protojson.MarshalOptions{EmitDefaultValues: true},
-		UnmarshalOptions: protojson.UnmarshalOptions{DiscardUnknown: false},
+	defer channel.Close()
+	routes, err := newRoutes(stop, channel)
+	if err != nil {
+		return err
 	}
-	routes := runtime.NewServeMux(runtime.WithMarshalerOption(runtime.MIMEWildcard, json))
-	if err := pb.RegisterAccountServiceHandler(context.Background(), routes, channel); err != nil {
-		log.Fatal(err)
+	if err := addOpenAPI(routes); err != nil {
+		return err
 	}
+	if s.authzen != "" {
+		if err := addAuthZEN(routes, channel, s.authzen); err != nil {
+			return fmt.Errorf("%s: %w", s.authzen, err)
+		}
+	}
+	server, listener, err := listen(s, guard(routes))
+	if err != nil {
+		return err
+	}
+	admin, err := serveAdmin(s.adminListen, grpc_health_v1.NewHealthClient(channel))
+	if err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve(listener) }()
+	log.Printf("HTTP/JSON at %s", listener.Addr())
+	select {
+	case err := <-ended:
+		return err
+	case <-stop.Done():
+	}
+	log.Print("stopping")
+	admin.stopping()
+	drain, cancel := context.WithTimeout(context.Background(), drainTimeout)
+	defer cancel()
+	if err := server.Shutdown(drain); err != nil {
+		log.Printf("requests were still running after %s", drainTimeout)
+		return server.Close()
+	}
+	return nil
+}
+
+// The server, and its listener with TLS if there is a certificate.
+func listen(s settings, handler http.Handler) (*http.Server, net.Listener, error) {
 	server := &http.Server{
-		Addr:              *listen,
-		Handler:           http.MaxBytesHandler(routes, maxBody),
-		ReadHeaderTimeout: 5 * time.Second,
+		Handler:           handler,
+		ReadHeaderTimeout: readTimeout,
+		ReadTimeout:       readTimeout,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
 	}
-	log.Printf("HTTP/JSON at http://%s", *listen)
-	log.Fatal(server.ListenAndServe())
+	listener, err := net.Listen("tcp", s.listen)
+	if err != nil {
+		return nil, nil, err
+	}
+	if s.tlsCert != "" || s.tlsKey != "" {
+		certificate := &reloaded{cert: s.tlsCert, key: s.tlsKey}
+		if _, err := certificate.load(); err != nil {
+			return nil, nil, err
+		}
+		config := &tls.Config{
+			MinVersion:     tls.VersionTLS12,
+			NextProtos:     []string{"h2", "http/1.1"},
+			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return certificate.load() },
+		}
+		return server, tls.NewListener(listener, config), nil
+	}
+	addr, isTCP := listener.Addr().(*net.TCPAddr)
+	if !s.insecure && !(isTCP && addr.IP.IsLoopback()) {
+		return nil, nil, errors.New("-listen is not on loopback: set -tls-cert and -tls-key, or -insecure")
+	}
+	return server, listener, nil
 }

@@ -39,6 +39,13 @@ impl UpdateMembership {
 
     /// Whether the changed values are valid.
     fn may_replace(&self, before: &Membership, now: Timestamp) -> Result<(), Refusal> {
+        if self.membership.role.is_some() && self.membership.role != before.role {
+            let why = "must be the role of the member; ChangeMemberRole changes it";
+            return Err(Refusal::InvalidMembership(
+                "membership.role",
+                why.to_owned(),
+            ));
+        }
         let edited = self.edit(before);
         if edited.expire_time != before.expire_time {
             is_in_future("membership.expire_time", edited.expire_time, now)?;

@@ -49,6 +49,8 @@ pub struct MembershipToUpdate {
     pub expire_time: Option<Option<ExpireTime>>,
     /// All labels. `None` leaves them unchanged.
     pub labels: Option<Labels>,
+    /// The role that the member must have. `None`: any.
+    pub role: Option<Role>,
     /// The acting user.
     pub acting_user: Username,
     /// The version to change. `None`: any.

@@ -429,7 +429,7 @@ async fn an_end_that_is_past_or_no_time_is_rejected() {
         let details = assert_refused(refused, Code::InvalidArgument, "INVALID_FIELD");
         assert_eq!(path(details), "membership.expire_time");
     }
-    for mask in ["role", "etag", "expire_time.seconds", ""] {
+    for mask in ["roles", "expire_time.seconds", ""] {
         let update = pb::Membership::default();
         let refused = service
             .update_membership(ORG, MICHAEL, update, &[mask], OLIVIA)

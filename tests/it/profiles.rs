@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use account_service::proto::account_v1::{
     self as pb, Role, Source, State, update_organization_request::Actor,
 };
+use prost_reflect::DescriptorPool;
 use prost_types::FieldMask;
 use tonic::{Code, Status};
 
@@ -171,7 +172,12 @@ async fn an_update_changes_only_the_fields_in_the_mask() {
     let again = update_user(&service, edit.clone(), None).await.unwrap();
     assert_eq!(again, updated);
 
-    let refused = update_user(&service, edit.clone(), Some(mask(&["last_name", "state"]))).await;
+    let refused = update_user(
+        &service,
+        edit.clone(),
+        Some(mask(&["last_name", "nickname"])),
+    )
+    .await;
     let details = assert_refused(refused, Code::InvalidArgument, "INVALID_FIELD");
     let violations = &details.bad_request().unwrap().field_violations;
     assert_eq!(violations[0].field, "update_mask.paths[1]");
@@ -575,4 +581,76 @@ async fn a_stored_text_with_invisible_characters_is_kept_and_a_new_one_is_reject
     };
     let refused = client.create_user(create).await;
     assert_refused(refused, Code::InvalidArgument, "INVALID_FIELD");
+}
+
+/// The names of all fields, as a transcoder lists those of the body.
+fn every_field(message: &str) -> FieldMask {
+    let pool = DescriptorPool::decode(pb::DESCRIPTOR_SET).unwrap();
+    let message = pool.get_message_by_name(&format!("account.v1.{message}"));
+    let fields = message
+        .unwrap()
+        .fields()
+        .map(|field| field.json_name().to_owned());
+    FieldMask {
+        paths: fields.collect(),
+    }
+}
+
+#[tokio::test]
+async fn a_resource_can_be_read_edited_and_sent_back_as_a_whole() {
+    let (_backends, service) = start().await;
+    service.found_olivia_org_with_michael().await;
+
+    let (mut user, _) = service.get_user(OLIVIA).await.unwrap();
+    let former = user.clone();
+    user.display_name = "Liv".to_owned();
+    let updated = update_user(&service, user, Some(every_field("User"))).await;
+    let updated = updated.unwrap();
+    assert_eq!(updated.display_name, "Liv");
+    assert_eq!(updated.uid, former.uid);
+    let stale = update_user(&service, former, Some(every_field("User"))).await;
+    assert_refused(stale, Code::Aborted, "ETAG_MISMATCH");
+
+    let (mut organization, _) = service.get_organization(ORG).await.unwrap();
+    organization.display_name = "Olivia's".to_owned();
+    let request = pb::UpdateOrganizationRequest {
+        organization: Some(organization.clone()),
+        update_mask: Some(every_field("Organization")),
+        actor: Some(Actor::ActingUser(OLIVIA.to_owned())),
+        ..pb::UpdateOrganizationRequest::default()
+    };
+    let mut client = service.client.clone();
+    let response = client.update_organization(request.clone()).await.unwrap();
+    let updated = response.into_inner().organization.unwrap();
+    assert_eq!(updated.display_name, "Olivia's");
+    assert_eq!(updated.founding_user, organization.founding_user);
+    let stale = client.update_organization(request).await;
+    assert_refused(stale, Code::Aborted, "ETAG_MISMATCH");
+
+    let (mut membership, _) = service.get_membership(ORG, MICHAEL).await.unwrap();
+    membership.labels = labels(&[("job", "nurse")]);
+    let update = |membership: pb::Membership| pb::UpdateMembershipRequest {
+        membership: Some(membership),
+        update_mask: Some(every_field("Membership")),
+        acting_user: OLIVIA.to_owned(),
+        ..pb::UpdateMembershipRequest::default()
+    };
+    let response = client.update_membership(update(membership.clone())).await;
+    let updated = response.unwrap().into_inner().membership.unwrap();
+    assert_eq!(updated.labels, membership.labels);
+    let stale = client.update_membership(update(membership)).await;
+    assert_refused(stale, Code::Aborted, "ETAG_MISMATCH");
+    // A role that was edited would be lost: it is rejected, with a mask and without one.
+    let mut promoted = updated;
+    promoted.set_role(Role::Admin);
+    let without_mask = pb::UpdateMembershipRequest {
+        update_mask: None,
+        ..update(promoted.clone())
+    };
+    for request in [update(promoted), without_mask] {
+        let refused = client.update_membership(request).await;
+        let details = assert_refused(refused, Code::InvalidArgument, "INVALID_FIELD");
+        let violations = &details.bad_request().unwrap().field_violations;
+        assert_eq!(violations[0].field, "membership.role");
+    }
 }
