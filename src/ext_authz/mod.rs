@@ -11,8 +11,11 @@ use crate::{
     service::{CheckResult, Freshness},
 };
 
-use self::template::{PathTemplate, TextTemplate};
-pub use self::{routes_file::RoutesError, template::TemplateError};
+use self::template::TextTemplate;
+pub use self::{
+    routes_file::RoutesError,
+    template::{PathTemplate, TemplateError},
+};
 
 /// The routes of the file, by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
