@@ -72,9 +72,9 @@ def evaluation():
         ({"type": "spaceship", "id": "alice"}, "read", RECORD, False),
         (ALICE, "read", {"type": "spaceship", "id": "record-1"}, False),
     ]:
-        asked = question(subject, action, resource)
+        body = question(subject, action, resource)
         for _ in range(2):
-            assert post("evaluation", asked) == {"decision": expected}, asked
+            assert post("evaluation", body) == {"decision": expected}, body
     rich = question(user("alice", properties={"role": "manager"}, other=1), "read",
                     record("record-1", properties={"owner": "bob"}), context={"time": "now"}, unknown={"a": 1})
     rich["action"]["properties"] = {"method": "GET"}
