@@ -15,6 +15,7 @@ import (
 
 	pb "gateway/gen/account/v1"
 
+	jsonv2 "github.com/go-json-experiment/json"
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -176,13 +177,9 @@ func parseAuthZEN(text []byte) (*authZEN, error) {
 	}, nil
 }
 
-// A handler that reads the body, and writes the response as JSON. The header X-Request-ID is
-// returned.
+// A handler that reads the body, and writes the response as JSON.
 func (a *authZEN) handler(handle func(context.Context, []byte) (any, error)) runtime.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request, _ map[string]string) {
-		if id := r.Header.Get("X-Request-ID"); id != "" {
-			w.Header().Set("X-Request-ID", id)
-		}
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
 			a.fail(w, r, status.Error(codes.InvalidArgument, "the body cannot be read"))
@@ -490,7 +487,8 @@ func decode(body []byte, request any) error {
 	if len(body) == 0 || body[0] == 'n' {
 		return status.Error(codes.InvalidArgument, "the body must be a JSON object")
 	}
-	if err := json.Unmarshal(body, request); err != nil {
+	// Names are exact, and none occurs twice: the caller and the service see the same request.
+	if err := jsonv2.Unmarshal(body, request); err != nil {
 		return status.Errorf(codes.InvalidArgument, "the body is not valid: %v", err)
 	}
 	return nil

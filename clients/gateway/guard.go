@@ -1,10 +1,15 @@
 package main
 
 import (
+	"bytes"
+	"context"
+	"encoding/json"
 	"errors"
+	"io"
 	"mime"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
@@ -13,17 +18,29 @@ import (
 
 // Bounds requests, and refuses those that a page of another site can send without asking the
 // browser: forms, plain text, and requests that the browser marks as of another site.
-func guard(routes *runtime.ServeMux) http.Handler {
+// Watches end when `ending` is closed.
+func guard(routes *runtime.ServeMux, ending <-chan struct{}) http.Handler {
 	refuse := func(w http.ResponseWriter, r *http.Request, err error) {
 		writeError(r.Context(), routes, marshaler, w, r, err)
 	}
 	crossOrigin := http.NewCrossOriginProtection()
 	return observed(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// AuthZEN's clients get the identifier of their request back.
+		if id := r.Header.Get("X-Request-ID"); id != "" && strings.HasPrefix(r.URL.Path, authZENPrefix) {
+			w.Header().Set("X-Request-ID", id)
+		}
+		// grpc-gateway would hand on what a client claims.
+		r.Header.Del("X-Forwarded-For")
+		r.Header.Del("X-Forwarded-Host")
 		// Responses are for their caller alone, and are data.
 		w.Header().Set("Cache-Control", "no-store")
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		if err := crossOrigin.Check(r); err != nil {
 			refuse(w, r, refusal(http.StatusForbidden, codes.PermissionDenied, "the request comes from another site"))
+			return
+		}
+		if err := checkQuery(r); err != nil {
+			refuse(w, r, err)
 			return
 		}
 		if takesBody(r.Method) && !isJSON(r.Header.Get("Content-Type")) {
@@ -35,16 +52,75 @@ func guard(routes *runtime.ServeMux) http.Handler {
 			refuse(w, r, refusal(code, codes.InvalidArgument, "the content type must be application/json"))
 			return
 		}
-		if r.ContentLength > maxBody {
-			refuse(w, r, refusal(http.StatusRequestEntityTooLarge, codes.InvalidArgument, "the body is too large"))
+		body, err := readBody(w, r)
+		if err != nil {
+			refuse(w, r, err)
 			return
 		}
-		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		r.Body = io.NopCloser(bytes.NewReader(body))
 		if strings.HasSuffix(r.URL.Path, ":watch") {
-			w = &streamWriter{ResponseWriter: w, control: http.NewResponseController(w)}
+			serveStream(routes, ending, w, r)
+			return
 		}
 		routes.ServeHTTP(w, r)
 	}))
+}
+
+// Serves a watch until its client, the service or the end of the gateway ends it. The service answers
+// at once, or the watch ends with an error.
+func serveStream(routes *runtime.ServeMux, ending <-chan struct{}, w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	stream := &streamWriter{ResponseWriter: w, control: http.NewResponseController(w), begun: make(chan struct{})}
+	stream.extend()
+	go func() {
+		select {
+		case <-stream.begun:
+		case <-time.After(watchStart):
+			cancel()
+		case <-ending:
+			cancel()
+		case <-ctx.Done():
+		}
+		select {
+		case <-ending:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	routes.ServeHTTP(stream, r.WithContext(ctx))
+}
+
+// Longest time until the first message of a watch. The service sends one every 10 s.
+const watchStart = 20 * time.Second
+
+// Refuses parameters that grpc-gateway would ignore: it does not parse the query of a call whose
+// message is the whole body. The query of other calls is checked by strictQuery.
+func checkQuery(r *http.Request) error {
+	path := r.URL.Path
+	isUpdate := r.Method == http.MethodPatch && (strings.HasSuffix(path, ":update") || !strings.Contains(path, "/members/"))
+	if takesBody(r.Method) && !isUpdate && r.URL.RawQuery != "" {
+		return refusal(http.StatusBadRequest, codes.InvalidArgument, "this call takes no parameters in the query")
+	}
+	if r.Header.Get("If-Match") != "" || r.Header.Get("If-None-Match") != "" && r.Method != http.MethodGet {
+		return refusal(http.StatusBadRequest, codes.InvalidArgument, "send the etag in the body or in the query, not in a header")
+	}
+	return nil
+}
+
+// The body, which is one JSON value if the method takes one.
+func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		return nil, refusal(http.StatusRequestEntityTooLarge, codes.InvalidArgument, "the body is too large")
+	case err != nil:
+		return nil, refusal(http.StatusRequestTimeout, codes.InvalidArgument, "the body did not arrive")
+	case len(body) > 0 && !json.Valid(body):
+		return nil, refusal(http.StatusBadRequest, codes.InvalidArgument, "the body is not one value of JSON")
+	}
+	return body, nil
 }
 
 func takesBody(method string) bool {
@@ -61,9 +137,13 @@ func isJSON(contentType string) bool {
 type streamWriter struct {
 	http.ResponseWriter
 	control *http.ResponseController
+	// Closed by the first part.
+	begun chan struct{}
+	once  sync.Once
 }
 
 func (w *streamWriter) Write(part []byte) (int, error) {
+	w.once.Do(func() { close(w.begun) })
 	w.extend()
 	return w.ResponseWriter.Write(part)
 }

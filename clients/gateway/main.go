@@ -40,6 +40,7 @@ type settings struct {
 	listen        string
 	adminListen   string
 	insecure      bool
+	stopDelay     time.Duration
 	tlsCert       string
 	tlsKey        string
 	target        string
@@ -52,7 +53,8 @@ func parse() settings {
 	var s settings
 	flag.StringVar(&s.listen, "listen", "127.0.0.1:8080", "address to answer HTTP on")
 	flag.StringVar(&s.adminListen, "admin-listen", "", "address for /livez, /readyz and /metrics; without it, there are none")
-	flag.BoolVar(&s.insecure, "insecure", false, "permit -listen on other addresses than loopback without TLS")
+	flag.BoolVar(&s.insecure, "insecure", false, "permit -listen and -grpc on other addresses than loopback without TLS")
+	flag.DurationVar(&s.stopDelay, "stop-delay", 0, "time after SIGTERM in which requests are still accepted, while /readyz fails")
 	flag.StringVar(&s.tlsCert, "tls-cert", "", "file with the certificate of this server, in PEM; read again when it changes")
 	flag.StringVar(&s.tlsKey, "tls-key", "", "file with its key, in PEM")
 	flag.StringVar(&s.target, "grpc", "127.0.0.1:50051", "the account service, as a target of gRPC")
@@ -91,6 +93,9 @@ func run(s settings) error {
 		return err
 	}
 	defer channel.Close()
+	if err := s.checkService(); err != nil {
+		return err
+	}
 	routes, err := newRoutes(stop, channel)
 	if err != nil {
 		return err
@@ -103,7 +108,8 @@ func run(s settings) error {
 			return fmt.Errorf("%s: %w", s.authzen, err)
 		}
 	}
-	server, listener, err := listen(s, guard(routes))
+	ending := make(chan struct{})
+	server, listener, err := listen(s, guard(routes, ending))
 	if err != nil {
 		return err
 	}
@@ -121,6 +127,8 @@ func run(s settings) error {
 	}
 	log.Print("stopping")
 	admin.stopping()
+	time.Sleep(s.stopDelay)
+	close(ending)
 	drain, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
 	if err := server.Shutdown(drain); err != nil {
@@ -128,6 +136,16 @@ func run(s settings) error {
 		return server.Close()
 	}
 	return nil
+}
+
+// Requests to the service have tokens: beyond loopback, they need TLS.
+func (s settings) checkService() error {
+	host, _, err := net.SplitHostPort(s.target)
+	isLocal := err == nil && (host == "localhost" || net.ParseIP(host).IsLoopback())
+	if isLocal || s.insecure || s.grpc != (clientTLS{}) {
+		return nil
+	}
+	return errors.New("-grpc is not on loopback: set -grpc-tls, or -insecure")
 }
 
 // The server, and its listener with TLS if there is a certificate.

@@ -7,7 +7,7 @@ import (
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 )
 
-// The OpenAPI document, made by tests/clients/openapi.
+// The OpenAPI document, made by tests/gateway/run.
 //
 //go:embed openapi.json
 var openAPI []byte

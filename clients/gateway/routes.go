@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log"
 	"math"
 	"net/http"
 	"net/url"
@@ -66,7 +67,7 @@ func (strictQuery) Parse(request proto.Message, values url.Values, bound *utilit
 			field = fields.ByTextName(first)
 		}
 		switch {
-		case field == nil && name == "etag" && len(value) == 1:
+		case field == nil && name == "etag" && len(value) == 1 && value[0] != "":
 			if err := setEtag(request.ProtoReflect(), value[0]); err != nil {
 				return err
 			}
@@ -129,6 +130,14 @@ func setEtag(request protoreflect.Message, etag string) error {
 // Answers with an error of the service or of this gateway. `Retry-After` has the time of a
 // RetryInfo, in seconds.
 func writeError(ctx context.Context, mux *runtime.ServeMux, marshal runtime.Marshaler, w http.ResponseWriter, r *http.Request, err error) {
+	var own *runtime.HTTPStatusError
+	// A status without details comes from the channel: its message names addresses.
+	if code := status.Code(err); !errors.As(err, &own) && len(status.Convert(err).Details()) == 0 &&
+		(code == codes.Unavailable || code == codes.DeadlineExceeded || code == codes.Canceled) {
+		log.Printf("the service did not answer: %v", err)
+		err = status.Error(codes.Unavailable, "the service did not answer")
+		w.Header().Set("Retry-After", "1")
+	}
 	if status.Code(err) == codes.Unauthenticated {
 		w.Header().Set("WWW-Authenticate", "Bearer")
 	}
@@ -143,6 +152,7 @@ func writeError(ctx context.Context, mux *runtime.ServeMux, marshal runtime.Mars
 
 func writeRoutingError(ctx context.Context, mux *runtime.ServeMux, marshal runtime.Marshaler, w http.ResponseWriter, r *http.Request, code int) {
 	if code == http.StatusMethodNotAllowed {
+		w.Header().Set("Allow", "GET, POST, PATCH, DELETE")
 		writeError(ctx, mux, marshal, w, r, refusal(code, codes.Unimplemented, "this path has no such method"))
 		return
 	}

@@ -3,7 +3,9 @@ package main
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
+	"log"
 	"os"
 	"sync"
 	"time"
@@ -23,8 +25,11 @@ type clientTLS struct {
 
 // The credentials of connections to the service.
 func (c clientTLS) credentials() (credentials.TransportCredentials, error) {
-	if !c.enabled && c.ca == "" && c.cert == "" && c.serverName == "" {
+	if !c.enabled && c.ca == "" && c.cert == "" && c.key == "" && c.serverName == "" {
 		return insecure.NewCredentials(), nil
+	}
+	if (c.cert == "") != (c.key == "") {
+		return nil, errors.New("-grpc-cert and -grpc-key belong together")
 	}
 	config := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: c.serverName}
 	if c.ca != "" {
@@ -74,11 +79,16 @@ func (r *reloaded) load() (*tls.Certificate, error) {
 	if r.last != nil && modified == r.modified {
 		return r.last, nil
 	}
+	r.modified = modified
 	pair, err := tls.LoadX509KeyPair(r.cert, r.key)
-	if err != nil {
-		return r.last, errUnless(r.last != nil, err)
+	if err != nil && r.last == nil {
+		return nil, err
 	}
-	r.last, r.modified = &pair, modified
+	if err != nil {
+		log.Printf("the changed certificate cannot be used; the last one stays in use: %v", err)
+		return r.last, nil
+	}
+	r.last = &pair
 	return r.last, nil
 }
 
@@ -88,11 +98,4 @@ func modifiedAt(file string) time.Time {
 		return time.Time{}
 	}
 	return info.ModTime()
-}
-
-func errUnless(ok bool, err error) error {
-	if ok {
-		return nil
-	}
-	return err
 }

@@ -55,7 +55,12 @@ pub struct IdentityHeaders {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum SubjectSource {
     /// A claim of a token that Envoy's JWT filter has verified.
-    JwtAuthn { payload: String, claim: String },
+    JwtAuthn {
+        payload: String,
+        claim: String,
+        /// Claims that the token must have, with their values.
+        required: Vec<(String, String)>,
+    },
     /// The subject of the bearer token, which this service verifies.
     Token,
     /// A part of the name in the client's certificate, which Envoy has verified.
@@ -115,6 +120,17 @@ pub struct Allowed {
     pub organization_name: OrganizationName,
     /// The user's role.
     pub role: Role,
+}
+
+impl Denial {
+    /// The denial as the client sees it: no client learns which organizations exist.
+    #[must_use]
+    pub fn disclosed(self) -> Self {
+        match self {
+            Self::NotGranted => Self::NotMember,
+            other => other,
+        }
+    }
 }
 
 macro_rules! denials {
@@ -191,7 +207,20 @@ impl Route {
     /// [`Denial::NoSubject`], [`Denial::InvalidSubject`].
     pub fn subject(&self, request: &impl RequestAttributes) -> Result<Subject, Denial> {
         let found = match &self.subject {
-            SubjectSource::JwtAuthn { payload, claim } => request.claim(payload, claim),
+            SubjectSource::JwtAuthn {
+                payload,
+                claim,
+                required,
+            } => {
+                let found = request.claim(payload, claim);
+                let has = |(name, value): &(String, String)| {
+                    request.claim(payload, name) == Some(value.as_str())
+                };
+                if found.is_some() && !required.iter().all(has) {
+                    return Err(Denial::InvalidSubject);
+                }
+                found
+            }
             SubjectSource::Token => {
                 let token = request.header("authorization").and_then(bearer);
                 return token
@@ -202,7 +231,12 @@ impl Route {
                 "" => None,
                 name => Some(template.capture(name).ok_or(Denial::InvalidSubject)?),
             },
-            SubjectSource::Header(name) => request.header(name),
+            SubjectSource::Header(name) => match request.header(name) {
+                Some(joined) if joined.contains(HEADER_SEPARATOR) => {
+                    return Err(Denial::InvalidSubject);
+                }
+                found => found,
+            },
         };
         let name = found.filter(|name| !name.is_empty());
         user(name.ok_or(Denial::NoSubject)?).map(Subject::User)
@@ -226,7 +260,10 @@ impl Route {
                 captured = Some(without_port(request.host()).to_ascii_lowercase());
                 captured.as_deref().and_then(|host| template.capture(host))
             }
-            OrganizationSource::Header(name) => request.header(name),
+            OrganizationSource::Header(name) => {
+                let found = request.header(name);
+                found.filter(|name| !name.contains(HEADER_SEPARATOR))
+            }
             OrganizationSource::Named(name) => return Ok(name.clone()),
         };
         let name = name.and_then(|name| OrganizationName::parse_existing(name).ok());
@@ -259,7 +296,6 @@ impl Route {
     pub fn status(&self, denial: Denial) -> u16 {
         match denial {
             Denial::NoSubject | Denial::InvalidSubject => self.statuses.no_subject,
-            // Requests about all organizations that the user does not know get the same response.
             Denial::NotMember | Denial::NoOrganization | Denial::NotGranted => {
                 self.statuses.not_a_member
             }
@@ -268,6 +304,9 @@ impl Route {
         }
     }
 }
+
+/// Separator of the values of headers with the same name. Of several values, none is certain.
+const HEADER_SEPARATOR: char = ',';
 
 /// The HTTP status code of a request that is not allowed.
 pub const FORBIDDEN: u16 = 403;

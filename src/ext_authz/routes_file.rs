@@ -20,6 +20,10 @@ use crate::{
 const ORGANIZATION: &str = "organization";
 /// The place of the user in a template.
 const USER: &str = "user";
+/// Separators of the labels of a host.
+const HOST_SEPARATORS: &[char] = &['.'];
+/// Separators of the parts of a name in a certificate: a URI or a subject.
+const NAME_SEPARATORS: &[char] = &['/', ',', '='];
 /// Status codes of denials.
 const STATUSES: [u16; 3] = [401, FORBIDDEN, 404];
 
@@ -95,7 +99,12 @@ struct RouteForm {
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 enum SubjectSourceForm {
-    JwtAuthn { payload: String, claim: String },
+    JwtAuthn {
+        payload: String,
+        claim: String,
+        #[serde(default)]
+        required: Entries<String>,
+    },
     Token {},
     Certificate(String),
     Header(String),
@@ -228,7 +237,11 @@ impl RouteForm {
 impl SubjectSourceForm {
     fn parse(self, verifies_tokens: bool) -> Result<SubjectSource, FieldError> {
         match self {
-            Self::JwtAuthn { payload, claim } => {
+            Self::JwtAuthn {
+                payload,
+                claim,
+                required: Entries(required),
+            } => {
                 let empty = |field| (field, "must not be empty".to_owned());
                 if payload.is_empty() {
                     return Err(empty("subject.jwt_authn.payload"));
@@ -236,14 +249,18 @@ impl SubjectSourceForm {
                 if claim.is_empty() {
                     return Err(empty("subject.jwt_authn.claim"));
                 }
-                Ok(SubjectSource::JwtAuthn { payload, claim })
+                Ok(SubjectSource::JwtAuthn {
+                    payload,
+                    claim,
+                    required,
+                })
             }
             Self::Token {} if verifies_tokens => Ok(SubjectSource::Token),
             Self::Token {} => Err((
                 "subject.token",
                 "needs --jwks, with which the service verifies tokens".to_owned(),
             )),
-            Self::Certificate(template) => TextTemplate::parse(&template, USER)
+            Self::Certificate(template) => TextTemplate::parse(&template, USER, NAME_SEPARATORS)
                 .map(SubjectSource::Certificate)
                 .map_err(|error| ("subject.certificate", error.to_string())),
             Self::Header(name) => header_name(&name)
@@ -260,7 +277,8 @@ impl OrganizationSourceForm {
                 .map(OrganizationSource::Path)
                 .map_err(|error| ("organization.path", error.to_string())),
             Self::Host(template) => {
-                TextTemplate::parse(&template.to_ascii_lowercase(), ORGANIZATION)
+                let template = template.to_ascii_lowercase();
+                TextTemplate::parse(&template, ORGANIZATION, HOST_SEPARATORS)
                     .map(OrganizationSource::Host)
                     .map_err(|error| ("organization.host", error.to_string()))
             }

@@ -23,6 +23,8 @@ enum Segment {
 pub struct TextTemplate {
     prefix: String,
     suffix: String,
+    /// Characters that separate parts: the captured part has none of them.
+    separators: &'static [char],
 }
 
 /// Reason why a template is rejected.
@@ -76,8 +78,8 @@ impl PathTemplate {
     }
 
     /// The captured segment of a request's path, decoded. `None` if the path does not match, or
-    /// if two servers could read it differently: with an empty segment, `.`, `..`, a backslash or
-    /// an encoded slash.
+    /// if two servers could read it differently: with an empty segment, `.`, `..`, a backslash, an
+    /// encoded slash, or a segment that is encoded twice.
     #[must_use]
     pub fn capture(&self, path_and_query: &str) -> Option<String> {
         let path = path_and_query.split(['?', '#']).next()?;
@@ -106,27 +108,33 @@ impl PathTemplate {
 }
 
 impl TextTemplate {
-    /// Parses a template with `{name}` as a part.
+    /// Parses a template with `{name}` as a part, of a text whose parts have these separators.
     ///
     /// # Errors
     /// [`TemplateError::Captured`].
-    pub fn parse(template: &str, name: &str) -> Result<Self, TemplateError> {
+    pub fn parse(
+        template: &str,
+        name: &str,
+        separators: &'static [char],
+    ) -> Result<Self, TemplateError> {
         let captured = format!("{{{name}}}");
         match template.split_once(&captured) {
             Some((prefix, suffix)) if !suffix.contains(&captured) => Ok(Self {
                 prefix: prefix.to_owned(),
                 suffix: suffix.to_owned(),
+                separators,
             }),
             _ => Err(TemplateError::Captured(captured)),
         }
     }
 
-    /// The captured part of a text. `None` if the text does not match, or the part is empty.
+    /// The captured part of a text. `None` if the text does not match, or the part is empty or has
+    /// a separator.
     #[must_use]
     pub fn capture<'a>(&self, text: &'a str) -> Option<&'a str> {
         let part = text.strip_prefix(&self.prefix)?;
         let part = part.strip_suffix(&self.suffix)?;
-        (!part.is_empty()).then_some(part)
+        (!part.is_empty() && !part.contains(self.separators)).then_some(part)
     }
 }
 
@@ -137,7 +145,13 @@ fn decode(segment: &str) -> Option<String> {
 }
 
 fn is_plain(segment: &str) -> bool {
-    !matches!(segment, "" | "." | "..") && !segment.contains(['/', '\\', ';', '\0'])
+    let is_empty_or_dots = matches!(segment, "" | "." | "..");
+    !is_empty_or_dots && !segment.contains(['/', '\\', ';', '\0']) && !is_encoded(segment)
+}
+
+/// Whether decoding would change a text.
+fn is_encoded(text: &str) -> bool {
+    percent_decode_str(text).ne(text.bytes())
 }
 
 fn last_segment(template: &str) -> String {
@@ -195,6 +209,8 @@ mod tests {
             "/organizations/acme;x=1/y",
             "/organizations/acme%00",
             "/organizations/%ff",
+            "/organizations/acme/%252e%252e",
+            "/organizations/acme%252fother",
         ] {
             assert_eq!(open.capture(request), None, "{request}");
         }
@@ -222,23 +238,27 @@ mod tests {
                 TemplateError::Segment(segment.to_owned())
             );
         }
-        let text = |template| TextTemplate::parse(template, "organization");
+        let text = |template| TextTemplate::parse(template, "organization", &['.']);
         assert_eq!(text("example.com"), Err(captured()));
         assert_eq!(text("{organization}.{organization}"), Err(captured()));
     }
 
     #[test]
     fn a_text_template_captures_what_stands_between_its_ends() {
-        let host = TextTemplate::parse("{organization}.example.com", "organization").unwrap();
+        let host = "{organization}.example.com";
+        let host = TextTemplate::parse(host, "organization", &['.']).unwrap();
         assert_eq!(host.capture("acme.example.com"), Some("acme"));
         assert_eq!(host.capture(".example.com"), None);
         assert_eq!(host.capture("example.com"), None);
         assert_eq!(host.capture("acme.example.org"), None);
-        let name = TextTemplate::parse("spiffe://example.org/users/{user}", "user").unwrap();
+        assert_eq!(host.capture("x.acme.example.com"), None);
+        let name = "spiffe://example.org/users/{user}";
+        let name = TextTemplate::parse(name, "user", &['/', ',', '=']).unwrap();
         assert_eq!(
             name.capture("spiffe://example.org/users/olivia"),
             Some("olivia")
         );
         assert_eq!(name.capture("spiffe://example.org/users/"), None);
+        assert_eq!(name.capture("spiffe://example.org/users/olivia/x"), None);
     }
 }

@@ -33,6 +33,10 @@ const JWT_AUTHN: &str = "envoy.filters.http.jwt_authn";
 const NOT_IN_HEADERS: &AsciiSet = &CONTROLS.add(b'%').add(b' ');
 /// Log lines about requests that a dry run allowed.
 static DRY_RUNS: Throttle = Throttle::new(10);
+/// Log lines about requests of routes that the file does not have.
+static UNKNOWN_ROUTES: Throttle = Throttle::new(10);
+/// Longest part of a route's name in the log, in characters.
+const MAX_ROUTE_CHARACTERS: usize = 128;
 
 /// The routes in use, replaced when their file changes.
 pub type SharedRoutes = Arc<RwLock<Arc<Routes>>>;
@@ -120,6 +124,16 @@ impl Authorization for ExtAuthz {
         let routes = self.routes.read().clone();
         let Some(route) = request.route().and_then(|name| routes.route(name)) else {
             count("", "enforced", Denial::UnknownRoute.reason());
+            if let Some(suppressed) = UNKNOWN_ROUTES.pass() {
+                let route = request.route().unwrap_or_default().to_owned();
+                let route = status::shortened(route, MAX_ROUTE_CHARACTERS);
+                tracing::warn!(
+                    target: "ext_authz",
+                    route,
+                    suppressed,
+                    "a request was denied: the file has no such route"
+                );
+            }
             let denied = denied(Denial::UnknownRoute, FORBIDDEN, false, request.is_grpc());
             return Ok(Response::new(denied));
         };
@@ -143,6 +157,7 @@ impl Authorization for ExtAuthz {
             }
             Ok(Err(denial)) => {
                 let is_bearer = route.takes_bearer_tokens();
+                let denial = denial.disclosed();
                 denied(denial, route.status(denial), is_bearer, request.is_grpc())
             }
             Err(status) => return Err(status),

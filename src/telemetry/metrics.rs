@@ -63,7 +63,7 @@ metrics! {
     labelled EXT_AUTHZ_DECISIONS = "account_ext_authz_decisions_total",
         "decisions about requests of Envoy, by route, mode (enforced, dry_run) and outcome (ALLOWED, FAILED, or the reason of the denial)";
     gauge EXT_AUTHZ_IN_USE = "account_ext_authz_in_use",
-        "1 if the content of the file with the routes of Envoy is in use, 0 while it is rejected or cannot be read";
+        "1 if the content of the file with the routes of Envoy is in use, 0 while it is rejected or cannot be read, and without a file";
     gauge CONNECTIONS = "account_connections", "open connections of clients";
     counter CONNECTIONS_REFUSED = "account_connections_refused_total",
         "connections that were closed, or not authenticated, because too many were open";
@@ -193,6 +193,10 @@ fn begin() {
             ::metrics::counter!(name, label => *value).absolute(0);
         }
     }
+    // The one outcome without a route of the file.
+    let (mode, outcome) = ("enforced", "ROUTE_NOT_CONFIGURED");
+    ::metrics::counter!(EXT_AUTHZ_DECISIONS, "route" => "", "mode" => mode, "outcome" => outcome)
+        .absolute(0);
     for look_ups in ["short", "long"] {
         ::metrics::gauge!(BREAKER_OPEN, "look_ups" => look_ups).set(0);
     }

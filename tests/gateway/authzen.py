@@ -88,14 +88,22 @@ def malformed_requests():
             whole | {"resource": {"id": "record-1"}}, whole | {"resource": {"type": "record"}},
             whole | {"action": {}}, whole | {"action": {"name": 123}}, whole | {"context": "x"}, [], "x", None]
     bad += [b"", b"{", b"null", b"\xff"]
+    # Names that occur twice, or in another case.
+    bad += [b'{"subject":{"type":"user","id":"bob","id":"alice"},"action":{"name":"write"},"resource":'
+            b'{"type":"record","id":"record-1"}}',
+            b'{"SUBJECT":{"type":"user","id":"alice"},"action":{"name":"write"},"resource":'
+            b'{"type":"record","id":"record-1"}}']
     for body in bad:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         code, response, _ = call("/access/v1/evaluation", data, method="POST")
         assert code == 400 and response["message"], (body, code, response)
     code, response, _ = call("/access/v1/evaluation", json.dumps(whole).encode(), {"Content-Type": "text/plain"})
     assert code == 400, response
-    _, _, headers = call("/access/v1/evaluation", whole, JSON | {"X-Request-ID": "abc-123"})
-    assert headers["X-Request-ID"] == "abc-123", headers
+    other_case = question(user("bob", ID="alice"), "write", RECORD)
+    assert post("evaluation", other_case) == {"decision": False}
+    for kind in ["application/json", "text/plain"]:
+        _, _, headers = call("/access/v1/evaluation", whole, {"Content-Type": kind, "X-Request-ID": "abc-123"})
+        assert headers["X-Request-ID"] == "abc-123", headers
 
 
 def batch():

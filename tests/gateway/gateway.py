@@ -42,7 +42,9 @@ def gateway(*arguments):
 
 def call(method, path, body=None, headers=JSON, port=LISTEN):
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
-    connection.request(method, path, body if body is None or isinstance(body, bytes) else json.dumps(body), headers)
+    # The answer may come before the end of a body.
+    with contextlib.suppress(BrokenPipeError):
+        connection.request(method, path, json.dumps(body) if isinstance(body, dict) else body, headers)
     response = connection.getresponse()
     text = response.read()
     connection.close()
@@ -70,7 +72,12 @@ def other_sites_and_other_content_types_are_refused():
 
 
 def requests_are_bounded():
-    assert_refused(call("POST", "/users", b'"' + b"x" * (2 << 20) + b'"'), 413)
+    large = b'"' + b"x" * (2 << 20) + b'"'
+    assert_refused(call("POST", "/users", large), 413)
+    # In chunks: without a length.
+    chunks = [large[at:at + 65536] for at in range(0, len(large), 65536)]
+    assert_refused(call("POST", "/users", iter(chunks), JSON), 413)
+    assert_refused(call("POST", "/users", b'{"username":"gw-one"} {"username":"gw-two"}'), 400)
     assert call("GET", "/users/gw-olivia", headers={"X-Long": "x" * (32 << 10)})[0] == 431
     assert_refused(call("PUT", "/users/gw-olivia", {}), 405)
     assert_refused(call("GET", "/nowhere"), 404)
@@ -79,8 +86,20 @@ def requests_are_bounded():
     slow.sendall(b"POST /users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
     assert call("GET", "/users/gw-olivia")[0] == 200
     slow.settimeout(PATIENCE)
-    slow.recv(1 << 16)
-    assert slow.recv(1 << 16) == b"", "the connection is still open"
+    answer = b""
+    while part := slow.recv(1 << 16):
+        answer += part
+    assert answer.startswith(b"HTTP/1.1 408") and b"127.0.0.1" not in answer, answer
+
+
+def preconditions_are_honoured_or_refused():
+    user = json.loads(call("GET", "/users/gw-olivia")[2])["user"]
+    change = {"displayName": "O"}
+    assert_refused(call("PATCH", "/users/gw-olivia", change, JSON | {"If-Match": '"stale"'}), 400)
+    assert_refused(call("PATCH", "/users/gw-olivia?etag=", change), 400)
+    assert_refused(call("POST", "/users/gw-olivia:suspend?etag=stale", {}), 400)
+    assert call("PATCH", f"/users/gw-olivia?etag={user['etag']}", change)[0] == 200
+    assert_refused(call("PATCH", f"/users/gw-olivia?etag={user['etag']}", change), 409)
 
 
 def health_and_metrics_are_served_apart(process):
@@ -104,16 +123,40 @@ def a_stop_lets_running_requests_end(process):
     deadline = time.monotonic() + PATIENCE
     while call("GET", "/readyz", port=ADMIN)[0] != 503:
         assert time.monotonic() < deadline
-    with contextlib.suppress(OSError):
-        socket.create_connection(("127.0.0.1", LISTEN), 1).close()
-    process.wait(PATIENCE)
+    # Still served, for the delay of the stop.
+    assert call("GET", "/users/gw-olivia")[0] == 200
+    *_, last = response.read().splitlines()
+    assert "error" in json.loads(last), last
     connection.close()
+    assert process.wait(PATIENCE) == 0
+    try:
+        socket.create_connection(("127.0.0.1", LISTEN), 1)
+        raise AssertionError("connections are still accepted")
+    except ConnectionRefusedError:
+        pass
+
+
+def without_the_service_errors_are_unavailable():
+    with gateway("-grpc", "127.0.0.1:1"):
+        assert call("GET", "/livez", port=ADMIN)[0] == 200
+        assert call("GET", "/readyz", port=ADMIN)[0] == 503
+        for path in ["/users/gw-olivia", "/changes:watch"]:
+            answer = call("GET", path)
+            assert_refused(answer, 503)
+            assert b"127.0.0.1" not in answer[2] and answer[1]["retry-after"] == "1", answer
 
 
 def tls_is_required_beyond_loopback():
-    for arguments, fails in [(["-listen", "0.0.0.0:18092"], True), (["-grpc-cert", "missing.pem"], True)]:
-        ended = subprocess.run([GATEWAY, "-grpc", TARGET, *arguments], capture_output=True, timeout=PATIENCE)
-        assert (ended.returncode != 0) == fails, ended
+    for arguments, error in [
+        (["-listen", "0.0.0.0:18092"], "-listen is not on loopback"),
+        (["-grpc", "accounts.example:50051"], "-grpc is not on loopback"),
+        (["-grpc-key", "key.pem"], "-grpc-cert and -grpc-key belong together"),
+        (["-grpc-cert", "missing.pem", "-grpc-key", "missing.pem"], "missing.pem"),
+        (["-service-config", "missing.json"], "missing.json"),
+        (["-authzen", __file__], "gateway.py"),
+    ]:
+        ended = subprocess.run([GATEWAY, "-grpc", TARGET, *arguments], capture_output=True, timeout=PATIENCE, text=True)
+        assert ended.returncode == 1 and error in ended.stderr, ended
     key, cert = WORK / "gateway.key", WORK / "gateway.pem"
     subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
                     "-keyout", key, "-out", cert, "-subj", "/CN=localhost", "-addext",
@@ -126,10 +169,12 @@ def tls_is_required_beyond_loopback():
             assert tls.recv(1 << 16).startswith(b"HTTP/1.1 200"), "not served over TLS"
 
 
-with gateway() as process:
+with gateway("-stop-delay", "5s") as process:
     other_sites_and_other_content_types_are_refused()
     requests_are_bounded()
+    preconditions_are_honoured_or_refused()
     health_and_metrics_are_served_apart(process)
     a_stop_lets_running_requests_end(process)
+without_the_service_errors_are_unavailable()
 tls_is_required_beyond_loopback()
 print("the gateway is bounded, and refuses other sites")

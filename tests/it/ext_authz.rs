@@ -35,6 +35,8 @@ fn routes() -> serde_json::Value {
     json!({"routes": {
         "read": {"subject": jwt, "organization": path, "minimum_role": "ROLE_MEMBER"},
         "write": {"subject": jwt, "organization": path, "minimum_role": "ROLE_ADMIN"},
+        "users": {"subject": {"jwt_authn": {"payload": "jwt", "claim": "sub",
+            "required": {"token_use": "user"}}}, "organization": path, "minimum_role": "ROLE_MEMBER"},
         "hidden": {"subject": jwt, "organization": path, "minimum_role": "ROLE_MEMBER",
             "statuses": {"not_a_member": 404}},
         "planned": {"subject": jwt, "organization": path, "minimum_role": "ROLE_OWNER",
@@ -48,7 +50,7 @@ fn routes() -> serde_json::Value {
 
 /// A service that decides by [`routes`], with Olivia as the Owner and Michael as a Member.
 struct Authorizing {
-    _backends: Backends,
+    backends: Backends,
     service: Replica,
     files: Files,
 }
@@ -66,7 +68,7 @@ impl Authorizing {
             .await
             .unwrap();
         Self {
-            _backends: backends,
+            backends,
             service,
             files,
         }
@@ -212,6 +214,8 @@ async fn a_request_is_allowed_with_its_identity_if_the_role_suffices() {
         ("write", MICHAEL, denied(403, "ROLE_TOO_LOW")),
         ("hidden", MICHAEL, allowed(MICHAEL, "ROLE_MEMBER")),
         ("hidden", HANNAH, denied(404, "NOT_A_MEMBER")),
+        // The token lacks a required claim.
+        ("users", OLIVIA, denied(401, "SUBJECT_NOT_VALID")),
         ("elsewhere", OLIVIA, denied(403, "ROUTE_NOT_CONFIGURED")),
     ] {
         let decided = authorizing.decide(of_user(route, user)).await;
@@ -277,6 +281,11 @@ async fn subjects_and_organizations_come_from_certificates_hosts_and_named_heade
     let decided = authorizing.decide(encoded.clone()).await;
     assert_eq!(decided, allowed(OLIVIA, "ROLE_OWNER"));
     raw_headers.push(raw("x-user", MICHAEL));
+    http(&mut trusting)
+        .headers
+        .insert("x-user".to_owned(), format!("{OLIVIA},{MICHAEL}"));
+    let decided = authorizing.decide(trusting).await;
+    assert_eq!(decided, denied(401, "SUBJECT_NOT_VALID"));
     http(&mut encoded).header_map = Some(HeaderMap {
         headers: raw_headers,
     });
@@ -294,6 +303,22 @@ async fn a_dry_run_allows_without_an_identity_what_it_would_deny() {
     for request in [of_user("planned", MICHAEL), of_route("planned")] {
         assert_eq!(authorizing.decide(request).await, without_identity());
     }
+}
+
+#[tokio::test]
+async fn without_the_table_a_request_is_not_decided_and_a_dry_run_allows_it() {
+    let authorizing = Authorizing::start().await;
+    authorizing.backends.dynamodb.cut_off();
+    let undecided = decide(&authorizing.service, of_user("read", "unknown")).await;
+    let status = undecided.unwrap_err();
+    assert!(
+        [Code::Unavailable, Code::DeadlineExceeded].contains(&status.code()),
+        "{status:?}"
+    );
+    let decided = authorizing.decide(of_user("planned", "unknown")).await;
+    assert!(
+        matches!(decided, Decision::Allowed(set, removed) if set.is_empty() && removed.len() == 3)
+    );
 }
 
 #[tokio::test]
@@ -358,7 +383,7 @@ async fn the_policy_limits_a_proxy_and_tokens_of_requests_are_verified() {
         assert_eq!(decided, denied(401, "SUBJECT_NOT_VALID"));
     }
     let decided = decide("elsewhere", &olivia).await.unwrap();
-    assert_eq!(decided, denied(403, "ORGANIZATION_NOT_GRANTED"));
+    assert_eq!(decided, denied(403, "NOT_A_MEMBER"));
     let refused = decide("billing", &olivia).await;
     assert_refused(refused, Code::PermissionDenied, "METHOD_NOT_GRANTED");
     let mut anonymous = AuthorizationClient::new(service.channel.clone());

@@ -587,10 +587,8 @@ async fn a_stored_text_with_invisible_characters_is_kept_and_a_new_one_is_reject
 fn every_field(message: &str) -> FieldMask {
     let pool = DescriptorPool::decode(pb::DESCRIPTOR_SET).unwrap();
     let message = pool.get_message_by_name(&format!("account.v1.{message}"));
-    let fields = message
-        .unwrap()
-        .fields()
-        .map(|field| field.json_name().to_owned());
+    let message = message.unwrap();
+    let fields = message.fields().map(|field| field.json_name().to_owned());
     FieldMask {
         paths: fields.collect(),
     }
@@ -647,7 +645,11 @@ async fn a_resource_can_be_read_edited_and_sent_back_as_a_whole() {
         update_mask: None,
         ..update(promoted.clone())
     };
-    for request in [update(promoted), without_mask] {
+    let with_wildcard = pb::UpdateMembershipRequest {
+        update_mask: Some(mask(&["*"])),
+        ..without_mask.clone()
+    };
+    for request in [update(promoted), without_mask, with_wildcard] {
         let refused = client.update_membership(request).await;
         let details = assert_refused(refused, Code::InvalidArgument, "INVALID_FIELD");
         let violations = &details.bad_request().unwrap().field_violations;

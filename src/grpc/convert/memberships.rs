@@ -65,7 +65,7 @@ pub(in crate::grpc) fn membership_to_update(
                 FreeText::parse_existing,
             )
         })?,
-        role: role(path, "role", membership.role)?,
+        role: super::role(path, "role", membership.role)?,
         acting_user: username("acting_user", &request.acting_user)?,
         etag: Etag::from_text(&membership.etag),
     })

@@ -210,7 +210,10 @@ pub(in crate::grpc) fn normalize_organization(request: &mut pb::UpdateOrganizati
 pub(in crate::grpc) fn normalize_membership(request: &mut pb::UpdateMembershipRequest) {
     if let Some(membership) = &mut request.membership {
         let paths = paths(request.update_mask.as_ref());
-        let has_role = paths.is_empty() || paths.iter().any(|path| path == "role");
+        let has_role = paths.is_empty()
+            || paths
+                .iter()
+                .any(|path| path == "role" || path == EVERY_FIELD);
         let reduced = pb::Membership {
             organization_name: membership.organization_name.clone(),
             member_username: membership.member_username.clone(),
@@ -240,7 +243,7 @@ fn normalize<M>(message: &mut M, mut reduced: M, mask: &mut Option<FieldMask>, f
 #[cfg(test)]
 mod tests {
     use prost::Message as _;
-    use prost_types::FileDescriptorSet;
+    use prost_types::{FieldDescriptorProto, FileDescriptorSet};
 
     use super::*;
 
@@ -264,7 +267,11 @@ mod tests {
             let messages = set.file.iter().flat_map(|file| &file.message_type);
             let mut messages = messages.filter(|it| it.name() == message);
             let described = messages.next().unwrap();
-            let mut fields: Vec<_> = described.field.iter().map(|field| field.name()).collect();
+            let mut fields: Vec<_> = described
+                .field
+                .iter()
+                .map(FieldDescriptorProto::name)
+                .collect();
             fields.sort_unstable();
             assert_eq!(names, fields, "{message}");
         }

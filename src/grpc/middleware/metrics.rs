@@ -32,7 +32,7 @@ const RESPONSE_OVERHEAD: usize = 2048;
 const MAX_SMALL_MESSAGE: usize = 1024;
 /// Codes of gRPC: 0 to 16.
 const CODES: usize = 17;
-/// Name of the service in traces.
+/// Name of the service in traces, except for methods of other services.
 const SERVICE: &str = "account.v1.AccountService";
 static STATUS_HEADER: HeaderName = HeaderName::from_static("grpc-status");
 
@@ -44,10 +44,15 @@ impl MetricsLayer {
     /// Create it after the metrics recorder.
     #[must_use]
     pub fn new() -> Self {
-        Self(Arc::new(ByMethod::new(|name, _| MethodMetrics {
-            name: name.to_owned(),
-            under_way: metrics::gauge!(RPCS_UNDER_WAY, "rpc" => name.to_owned()),
-            durations: std::array::from_fn(|_| OnceLock::new()),
+        Self(Arc::new(ByMethod::new(|name, _| {
+            let (service, method) = name.split_once('/').unwrap_or((SERVICE, name));
+            MethodMetrics {
+                service: service.to_owned(),
+                method: method.to_owned(),
+                name: name.to_owned(),
+                under_way: metrics::gauge!(RPCS_UNDER_WAY, "rpc" => name.to_owned()),
+                durations: std::array::from_fn(|_| OnceLock::new()),
+            }
         })))
     }
 }
@@ -61,6 +66,11 @@ impl Default for MetricsLayer {
 /// Metrics of a method's calls.
 #[derive(Debug)]
 struct MethodMetrics {
+    /// The name of the service in traces.
+    service: String,
+    /// The name of the method in traces.
+    method: String,
+    /// The name of the method in metrics.
     name: String,
     under_way: Gauge,
     /// By code. A code that was never returned has no histogram.
@@ -99,7 +109,7 @@ impl CallMetrics {
     ) -> Self {
         method.under_way.increment(1);
         Self {
-            span: CallSpan::begin(SERVICE, &method.name, headers),
+            span: CallSpan::begin(&method.service, &method.method, headers),
             method,
             charge,
             began: Instant::now(),
