@@ -23,6 +23,10 @@ lint:
     cargo clippy --locked --no-default-features -- -D warnings
     RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 
+# Permissions: every call, in the full product with every kind of grant.
+conformance:
+    CONFORMANCE=full cargo test --locked --test it conformance::
+
 # Tests that start servers, with one processor for each server: the runtime differs there.
 one-processor:
     REPLICA_PROCESSOR=0 cargo test --locked --test it -- binary:: fleet:: telemetry::
@@ -145,4 +149,4 @@ reproducible:
     cmp target/account-service-{first,second}
 
 # Everything.
-all: lint proto deny test more-histories one-processor model sabotage second-opinion clients gateway envoy deploy fuzz
+all: lint proto deny test conformance more-histories one-processor model sabotage second-opinion clients gateway envoy deploy fuzz
