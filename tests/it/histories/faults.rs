@@ -40,10 +40,12 @@ pub struct Profile {
     pub table_unprocessed: u32,
     pub table_conflict: u32,
     /// Chances out of ten, at each occasion: the cache is wiped, the cache is
-    /// unreachable for a while, the replica is killed.
+    /// unreachable for a while, the replica is killed, the replica is replaced as in a rolling
+    /// restart.
     pub wipes: u32,
     pub outages: u32,
     pub kills: u32,
+    pub restarts: u32,
     /// Whether times to live are so short that entries expire during operations.
     pub expires: bool,
     /// How long readers wait for the cache.
@@ -112,6 +114,7 @@ impl Profile {
             wipes: 0,
             outages: 0,
             kills: 0,
+            restarts: 0,
             expires: false,
             cache_read_timeout_ms: 50,
             fence_ttl_ms: None,
@@ -139,6 +142,7 @@ impl Profile {
             wipes: 2,
             outages: 1,
             kills: 3,
+            restarts: 3,
             is_narrow: true,
             suspends: false,
             ..Self::hostile()
@@ -151,6 +155,7 @@ impl Profile {
             is_near: true,
             is_narrow: true,
             cuts: 1,
+            restarts: 2,
             ..Self::lossy()
         }
     }

@@ -409,18 +409,45 @@ fn user_name(user: usize) -> String {
     format!("user-{user}")
 }
 
-/// Schedules kills of the replica, and starts another in its place. Never returns.
+/// The time of a replica that is replaced to end its work.
+const STOP_TIME: Duration = Duration::from_millis(700);
+
+/// Never returns without a time.
+async fn after(time: Option<Duration>) {
+    match time {
+        Some(time) => tokio::time::sleep(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Schedules kills and restarts of the replica, and starts another in its place. Never returns.
 async fn keep_replica(world: Arc<World>, place: usize, victim: Victim, faults: Arc<Faults>) {
     let mut chance = world.chance(100 + place as u64);
     let mut running = (victim, faults);
     loop {
+        let restarts = world.profile.restarts;
+        let restart = (restarts > 0 && chance.u32(0..10) < restarts)
+            .then(|| Duration::from_millis(chance.u64(100..1500)));
         if chance.u32(0..10) < world.profile.kills {
             let kills = [Kill::AfterFence, Kill::AfterCommit, Kill::BeforeConfirm];
             running
                 .1
                 .kill_at(kills[chance.usize(..3)], chance.usize(..8));
         }
-        running.1.died.notified().await;
+        let is_restarted = tokio::select! {
+            () = running.1.died.notified() => false,
+            () = after(restart) => true,
+        };
+        if is_restarted {
+            *world.tally.lock().unwrap().entry("restarted").or_default() += 1;
+            let (victim, client, faults) = world.start_replica().await;
+            world.replicas.write().unwrap()[place] = victim.reach(client, &faults);
+            let (mut former, _faults) = std::mem::replace(&mut running, (victim, faults));
+            former.replica.stop();
+            // It leaves the directory, and ends its running calls and writes.
+            tokio::time::sleep(STOP_TIME).await;
+            continue;
+        }
         drop(running);
         let (victim, client, faults) = world.start_replica().await;
         world.replicas.write().unwrap()[place] = victim.reach(client, &faults);
@@ -883,6 +910,8 @@ fn outcome_of_error(status: &Status) -> Outcome {
         {
             Outcome::Unknown
         }
+        // The connection of a replica that stops.
+        None if status.message().starts_with("h2 protocol error") => Outcome::Unknown,
         _ => panic!("unexpected status: {status:?}"),
     }
 }
