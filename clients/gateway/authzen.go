@@ -221,6 +221,10 @@ func (a *authZEN) evaluate(ctx context.Context, body []byte) (any, error) {
 	if err := decode(body, &request); err != nil {
 		return nil, err
 	}
+	return a.evaluateOne(ctx, request)
+}
+
+func (a *authZEN) evaluateOne(ctx context.Context, request evaluation) (any, error) {
 	decisions, err := a.decide(ctx, []evaluation{request})
 	if err != nil {
 		return nil, err
@@ -237,7 +241,7 @@ func (a *authZEN) evaluateAll(ctx context.Context, body []byte) (any, error) {
 		return nil, err
 	}
 	if len(request.Evaluations) == 0 {
-		return a.evaluate(ctx, body)
+		return a.evaluateOne(ctx, request.evaluation)
 	}
 	if len(request.Evaluations) > maxEvaluations {
 		return nil, status.Errorf(codes.InvalidArgument, "evaluations must not have more than %d entries", maxEvaluations)
@@ -331,19 +335,9 @@ func (a *authZEN) searchSubjects(ctx context.Context, body []byte) (any, error) 
 		PageSize:         limit,
 		PageToken:        request.Page.Token,
 	})
-	if status.Code(err) == codes.NotFound {
-		return results{Results: []found{}}, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	listed := results{Page: &page{response.NextPageToken}, Results: []found{}}
-	for _, membership := range response.Memberships {
-		if suffices(membership, least) {
-			listed.Results = append(listed.Results, found{Type: a.subjectType, ID: membership.MemberUsername})
-		}
-	}
-	return listed, nil
+	return searched(response, err, least, func(membership *pb.Membership) found {
+		return found{Type: a.subjectType, ID: membership.MemberUsername}
+	})
 }
 
 func (a *authZEN) searchResources(ctx context.Context, body []byte) (any, error) {
@@ -367,19 +361,33 @@ func (a *authZEN) searchResources(ctx context.Context, body []byte) (any, error)
 		PageSize:  limit,
 		PageToken: request.Page.Token,
 	})
+	return searched(response, err, least, func(membership *pb.Membership) found {
+		return found{Type: a.resourceType, ID: membership.OrganizationName}
+	})
+}
+
+// A page of memberships of the service.
+type membershipPage interface {
+	GetMemberships() []*pb.Membership
+	GetNextPageToken() string
+}
+
+// The entries of a page whose role suffices. Nothing is found where the user or the organization does
+// not exist.
+func searched(listed membershipPage, err error, least pb.Role, entry func(*pb.Membership) found) (any, error) {
 	if status.Code(err) == codes.NotFound {
 		return results{Results: []found{}}, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	listed := results{Page: &page{response.NextPageToken}, Results: []found{}}
-	for _, membership := range response.Memberships {
+	response := results{Page: &page{listed.GetNextPageToken()}, Results: []found{}}
+	for _, membership := range listed.GetMemberships() {
 		if suffices(membership, least) {
-			listed.Results = append(listed.Results, found{Type: a.resourceType, ID: membership.OrganizationName})
+			response.Results = append(response.Results, entry(membership))
 		}
 	}
-	return listed, nil
+	return response, nil
 }
 
 func (a *authZEN) searchActions(ctx context.Context, body []byte) (any, error) {

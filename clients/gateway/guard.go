@@ -9,17 +9,15 @@ import (
 	"mime"
 	"net/http"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"google.golang.org/grpc/codes"
 )
 
-// Bounds requests, and refuses those that a page of another site can send without asking the
-// browser: forms, plain text, and requests that the browser marks as of another site.
-// Watches end when `ending` is closed.
-func guard(routes *runtime.ServeMux, ending <-chan struct{}) http.Handler {
+// Bounds requests, and refuses requests of pages of other sites. A browser sends forms and plain
+// text for any page, and marks other requests with their site. Watches end with `ending`.
+func guard(routes *runtime.ServeMux, ending context.Context) http.Handler {
 	refuse := func(w http.ResponseWriter, r *http.Request, err error) {
 		writeError(r.Context(), routes, marshaler, w, r, err)
 	}
@@ -68,26 +66,14 @@ func guard(routes *runtime.ServeMux, ending <-chan struct{}) http.Handler {
 
 // Serves a watch until its client, the service or the end of the gateway ends it. The service answers
 // at once, or the watch ends with an error.
-func serveStream(routes *runtime.ServeMux, ending <-chan struct{}, w http.ResponseWriter, r *http.Request) {
+func serveStream(routes *runtime.ServeMux, ending context.Context, w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	stream := &streamWriter{ResponseWriter: w, control: http.NewResponseController(w), begun: make(chan struct{})}
+	defer context.AfterFunc(ending, cancel)()
+	start := time.AfterFunc(watchStart, cancel)
+	defer start.Stop()
+	stream := &streamWriter{ResponseWriter: w, control: http.NewResponseController(w), start: start}
 	stream.extend()
-	go func() {
-		select {
-		case <-stream.begun:
-		case <-time.After(watchStart):
-			cancel()
-		case <-ending:
-			cancel()
-		case <-ctx.Done():
-		}
-		select {
-		case <-ending:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
 	routes.ServeHTTP(stream, r.WithContext(ctx))
 }
 
@@ -137,13 +123,12 @@ func isJSON(contentType string) bool {
 type streamWriter struct {
 	http.ResponseWriter
 	control *http.ResponseController
-	// Closed by the first part.
-	begun chan struct{}
-	once  sync.Once
+	// Ends the stream. The first part stops it.
+	start *time.Timer
 }
 
 func (w *streamWriter) Write(part []byte) (int, error) {
-	w.once.Do(func() { close(w.begun) })
+	w.start.Stop()
 	w.extend()
 	return w.ResponseWriter.Write(part)
 }
@@ -157,10 +142,8 @@ func (w *streamWriter) Flush() {
 }
 
 func (w *streamWriter) extend() {
-	err := w.control.SetWriteDeadline(time.Now().Add(writeTimeout))
-	if err != nil && !errors.Is(err, http.ErrNotSupported) {
-		return
-	}
+	// A connection without deadlines has ended.
+	_ = w.control.SetWriteDeadline(time.Now().Add(writeTimeout))
 }
 
 // Unwrap is for http.ResponseController.

@@ -108,7 +108,8 @@ func run(s settings) error {
 			return fmt.Errorf("%s: %w", s.authzen, err)
 		}
 	}
-	ending := make(chan struct{})
+	ending, end := context.WithCancel(context.Background())
+	defer end()
 	server, listener, err := listen(s, guard(routes, ending))
 	if err != nil {
 		return err
@@ -128,7 +129,7 @@ func run(s settings) error {
 	log.Print("stopping")
 	admin.stopping()
 	time.Sleep(s.stopDelay)
-	close(ending)
+	end()
 	drain, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
 	if err := server.Shutdown(drain); err != nil {

@@ -58,20 +58,17 @@ func forwarded(header string) (string, bool) {
 type strictQuery struct{}
 
 func (strictQuery) Parse(request proto.Message, values url.Values, bound *utilities.DoubleArray) error {
-	fields := request.ProtoReflect().Descriptor().Fields()
+	message := request.ProtoReflect().Descriptor()
 	parameters := url.Values{}
 	for name, value := range values {
-		first, _, _ := strings.Cut(name, ".")
-		field := fields.ByJSONName(first)
-		if field == nil {
-			field = fields.ByTextName(first)
-		}
+		first, rest, isNested := strings.Cut(name, ".")
+		field := fieldOf(message, first)
 		switch {
 		case field == nil && name == "etag" && len(value) == 1 && value[0] != "":
 			if err := setEtag(request.ProtoReflect(), value[0]); err != nil {
 				return err
 			}
-		case field == nil:
+		case field == nil || isNested && !hasPath(field.Message(), rest):
 			return fmt.Errorf("%q is not a parameter of this call", name)
 		case bound.HasCommonPrefix([]string{string(field.Name())}):
 			return fmt.Errorf("%q belongs into the path or the body", name)
@@ -81,31 +78,30 @@ func (strictQuery) Parse(request proto.Message, values url.Values, bound *utilit
 			parameters[name] = value
 		}
 	}
-	if err := checkNested(request, parameters); err != nil {
-		return err
-	}
 	return (&runtime.DefaultQueryParser{}).Parse(request, parameters, bound)
 }
 
-// Refuses unknown parts of nested parameters, such as consistency.maxStalenes.
-func checkNested(request proto.Message, values url.Values) error {
-	for name := range values {
-		message := request.ProtoReflect().Descriptor()
-		for _, part := range strings.Split(name, ".") {
-			if message == nil {
-				return fmt.Errorf("%q is not a parameter of this call", name)
-			}
-			field := message.Fields().ByJSONName(part)
-			if field == nil {
-				field = message.Fields().ByTextName(part)
-			}
-			if field == nil {
-				return fmt.Errorf("%q is not a parameter of this call", name)
-			}
-			message = field.Message()
-		}
+// The field with this name in JSON or in the contract, or nil.
+func fieldOf(message protoreflect.MessageDescriptor, name string) protoreflect.FieldDescriptor {
+	if field := message.Fields().ByJSONName(name); field != nil {
+		return field
 	}
-	return nil
+	return message.Fields().ByTextName(name)
+}
+
+// Whether a message has this path of fields, such as maxStaleness.
+func hasPath(message protoreflect.MessageDescriptor, path string) bool {
+	for _, name := range strings.Split(path, ".") {
+		if message == nil {
+			return false
+		}
+		field := fieldOf(message, name)
+		if field == nil {
+			return false
+		}
+		message = field.Message()
+	}
+	return true
 }
 
 // Sets the etag of the resource in the body, unless the body has another one.

@@ -181,9 +181,7 @@ impl Authorizer {
             _ => Ok(caller),
         }
     }
-}
 
-impl Authorizer {
     /// The user whose own token this is.
     ///
     /// # Errors

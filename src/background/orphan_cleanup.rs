@@ -340,7 +340,7 @@ impl OrphanCleanup {
             .collect();
         let mut groups = vec![steps.as_slice()];
         while let Some(group) = groups.pop() {
-            let origin = Origin::of_service();
+            let origin = Origin::background();
             let steps = [group, condition.map_or(&[], std::slice::from_ref)].concat();
             match self.table.commit(&steps, &origin).await {
                 Ok(()) => metrics::counter!(LEFTOVERS_REMOVED).increment(group.len() as u64),

@@ -52,21 +52,16 @@ impl CallerAuth {
             path: path.clone(),
             source,
         };
-        let text = tokio::fs::read_to_string(path).await;
-        let text = text.map_err(|error| failed(error.into()))?;
-        let policy = Policy::parse(&text, &grpc::methods());
+        let file = ReloadedFile::read(path, "policy", POLICY_IN_USE).await;
+        let file = file.map_err(|error| failed(error.into()))?;
+        let policy = Policy::parse(&file.text, &grpc::methods());
         let policy = policy.map_err(|error| failed(error.into()))?;
         let tokens = read_keys(callers).await?;
         if tokens.is_none() && callers.tls_client_ca.is_none() {
             return Err(Error::NoIdentity);
         }
         let file = PolicyFile {
-            file: ReloadedFile {
-                path: path.clone(),
-                text,
-                what: "policy",
-                in_use: POLICY_IN_USE,
-            },
+            file,
             takes_certificates: callers.tls_client_ca.is_some(),
             takes_tokens: tokens.is_some(),
         };

@@ -28,19 +28,15 @@ impl RoutesFile {
             path: path.to_owned(),
             source,
         };
-        let text = tokio::fs::read_to_string(path).await;
-        let text = text.map_err(|error| failed(error.into()))?;
-        let routes = Routes::parse(&text, verifies_tokens);
+        let what = "file with the routes of Envoy";
+        let file = ReloadedFile::read(path, what, EXT_AUTHZ_IN_USE).await;
+        let file = file.map_err(|error| failed(error.into()))?;
+        let routes = Routes::parse(&file.text, verifies_tokens);
         let routes = routes.map_err(|error| failed(error.into()))?;
         Ok(Self {
             routes: Arc::new(RwLock::new(Arc::new(routes))),
             verifies_tokens,
-            file: ReloadedFile {
-                path: path.to_owned(),
-                text,
-                what: "file with the routes of Envoy",
-                in_use: EXT_AUTHZ_IN_USE,
-            },
+            file,
         })
     }
 

@@ -38,7 +38,7 @@ pub struct Origin {
 impl Origin {
     /// The origin of a change that the service makes by itself.
     #[must_use]
-    pub fn of_service() -> Self {
+    pub fn background() -> Self {
         Self {
             actor: Actor::Platform,
             caller: None,

@@ -188,11 +188,6 @@ impl Routes {
         self.by_name.get(name)
     }
 
-    /// The names of all routes.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.by_name.keys().map(String::as_str)
-    }
-
     /// The headers with the identity of an allowed request.
     #[must_use]
     pub fn headers(&self) -> &IdentityHeaders {

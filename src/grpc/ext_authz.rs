@@ -90,7 +90,8 @@ impl ExtAuthz {
         let check = Check {
             organization_name: organization_name.clone(),
             username: username.clone(),
-            minimum_role: Some(route.minimum_role),
+            // The route judges the role.
+            minimum_role: None,
             with_labels: false,
         };
         let check = self.accounts.check(scope, check, route.freshness);
@@ -244,11 +245,11 @@ impl RequestAttributes for EnvoyRequest {
     fn claim(&self, payload: &str, claim: &str) -> Option<&str> {
         let metadata = self.0.metadata_context.as_ref()?;
         let of_filter = metadata.filter_metadata.get(JWT_AUTHN)?;
-        match (member(of_filter, payload)?, claim) {
-            (Kind::StructValue(payload), claim) => match member(payload, claim)? {
-                Kind::StringValue(value) => Some(value),
-                _ => None,
-            },
+        let Kind::StructValue(payload) = member(of_filter, payload)? else {
+            return None;
+        };
+        match member(payload, claim)? {
+            Kind::StringValue(value) => Some(value),
             _ => None,
         }
     }

@@ -83,7 +83,7 @@ impl Accounts {
         };
         let applied = self
             .writes
-            .apply(change, Origin::of_service(), deadline, None);
+            .apply(change, Origin::background(), deadline, None);
         applied.await
     }
 
@@ -103,7 +103,7 @@ impl Accounts {
         };
         let applied = self
             .writes
-            .apply(change, Origin::of_service(), deadline, None);
+            .apply(change, Origin::background(), deadline, None);
         applied.await
     }
 }

@@ -31,7 +31,7 @@ impl Accounts {
         margin: Duration,
         deadline: Instant,
     ) -> Result<bool, Error> {
-        let origin = Origin::of_service();
+        let origin = Origin::background();
         let change = PurgeIfDue {
             purge,
             until: self.table.now().before(margin),

@@ -323,6 +323,7 @@ def decisions_are_counted_and_dry_runs_are_logged():
         assert f"account_ext_authz_decisions_total{{{labels}}}" in metrics, (labels, metrics)
     log = (WORK / "account-service.log").read_text()
     assert "a dry run allowed a request that would be denied" in log, log
+    # The greeting has an example with another name.
     assert "michael" not in log.replace("membermichael", ""), log
 
 

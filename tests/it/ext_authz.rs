@@ -148,7 +148,7 @@ fn denied(status: i32, reason: &str) -> Decision {
 }
 
 /// A request of a route.
-fn of_route(route: &str) -> CheckRequest {
+fn route_request(route: &str) -> CheckRequest {
     let http = HttpRequest {
         path: format!("/organizations/{ORG}/notes?page=2"),
         host: format!("{ORG}.example.com"),
@@ -164,10 +164,10 @@ fn of_route(route: &str) -> CheckRequest {
 }
 
 /// The same, with the subject that Envoy's JWT filter has verified.
-fn of_user(route: &str, subject: &str) -> CheckRequest {
+fn user_request(route: &str, subject: &str) -> CheckRequest {
     let text = Kind::StringValue(subject.to_owned());
     let payload = Kind::StructValue(structure("sub", text));
-    let mut request = of_route(route);
+    let mut request = route_request(route);
     attributes(&mut request).metadata_context = Some(Metadata {
         filter_metadata: [(
             "envoy.filters.http.jwt_authn".to_owned(),
@@ -218,15 +218,15 @@ async fn a_request_is_allowed_with_its_identity_if_the_role_suffices() {
         ("users", OLIVIA, denied(401, "SUBJECT_NOT_VALID")),
         ("elsewhere", OLIVIA, denied(403, "ROUTE_NOT_CONFIGURED")),
     ] {
-        let decided = authorizing.decide(of_user(route, user)).await;
+        let decided = authorizing.decide(user_request(route, user)).await;
         assert_eq!(decided, decision, "{route} {user:?}");
     }
     // Without any attributes.
     let decided = authorizing.decide(CheckRequest::default()).await;
     assert_eq!(decided, denied(403, "ROUTE_NOT_CONFIGURED"));
-    let decided = authorizing.decide(of_route("read")).await;
+    let decided = authorizing.decide(route_request("read")).await;
     assert_eq!(decided, denied(401, "SUBJECT_MISSING"));
-    let mut other = of_user("hidden", OLIVIA);
+    let mut other = user_request("hidden", OLIVIA);
     http(&mut other).path = format!("/organizations/{ORG}/../other/notes");
     let decided = authorizing.decide(other).await;
     assert_eq!(decided, denied(404, "ORGANIZATION_MISSING"));
@@ -236,11 +236,11 @@ async fn a_request_is_allowed_with_its_identity_if_the_role_suffices() {
 async fn a_removed_member_is_denied_from_the_next_request_on() {
     let authorizing = Authorizing::start().await;
     for _ in 0..3 {
-        let decided = authorizing.decide(of_user("read", MICHAEL)).await;
+        let decided = authorizing.decide(user_request("read", MICHAEL)).await;
         assert_eq!(decided, allowed(MICHAEL, "ROLE_MEMBER"));
         let service = &authorizing.service;
         service.remove(ORG, MICHAEL, OLIVIA).await.unwrap();
-        let decided = authorizing.decide(of_user("read", MICHAEL)).await;
+        let decided = authorizing.decide(user_request("read", MICHAEL)).await;
         assert_eq!(decided, denied(403, "NOT_A_MEMBER"));
         let again = service.add(ORG, MICHAEL, Role::Member, OLIVIA).await;
         again.unwrap();
@@ -250,20 +250,20 @@ async fn a_removed_member_is_denied_from_the_next_request_on() {
 #[tokio::test]
 async fn subjects_and_organizations_come_from_certificates_hosts_and_named_headers() {
     let authorizing = Authorizing::start().await;
-    let mut certified = of_route("certified");
+    let mut certified = route_request("certified");
     attributes(&mut certified).source = Some(Peer {
         principal: format!("spiffe://example.org/users/{MICHAEL}"),
     });
     let decided = authorizing.decide(certified.clone()).await;
     assert_eq!(decided, allowed(MICHAEL, "ROLE_MEMBER"));
     // The route takes no token and no header.
-    let mut claimed = of_user("certified", OLIVIA);
+    let mut claimed = user_request("certified", OLIVIA);
     http(&mut claimed).headers = headers([("x-user", OLIVIA), ("x-account-user", OLIVIA)]);
     let decided = authorizing.decide(claimed).await;
     assert_eq!(decided, denied(401, "SUBJECT_MISSING"));
 
     let named = headers([("x-user", OLIVIA), ("x-organization", ORG)]);
-    let mut trusting = of_route("trusting");
+    let mut trusting = route_request("trusting");
     http(&mut trusting).headers = named.clone();
     let decided = authorizing.decide(trusting.clone()).await;
     assert_eq!(decided, allowed(OLIVIA, "ROLE_OWNER"));
@@ -274,7 +274,7 @@ async fn subjects_and_organizations_come_from_certificates_hosts_and_named_heade
         ..HeaderValue::default()
     };
     let mut raw_headers: Vec<_> = named.iter().map(|(name, value)| raw(name, value)).collect();
-    let mut encoded = of_route("trusting");
+    let mut encoded = route_request("trusting");
     http(&mut encoded).header_map = Some(HeaderMap {
         headers: raw_headers.clone(),
     });
@@ -296,11 +296,11 @@ async fn subjects_and_organizations_come_from_certificates_hosts_and_named_heade
 #[tokio::test]
 async fn a_dry_run_allows_without_an_identity_what_it_would_deny() {
     let authorizing = Authorizing::start().await;
-    let decided = authorizing.decide(of_user("planned", OLIVIA)).await;
+    let decided = authorizing.decide(user_request("planned", OLIVIA)).await;
     assert_eq!(decided, allowed(OLIVIA, "ROLE_OWNER"));
     let names = ["x-account-user", "x-account-organization", "x-account-role"];
     let without_identity = || Decision::Allowed(BTreeMap::new(), names.map(str::to_owned).to_vec());
-    for request in [of_user("planned", MICHAEL), of_route("planned")] {
+    for request in [user_request("planned", MICHAEL), route_request("planned")] {
         assert_eq!(authorizing.decide(request).await, without_identity());
     }
 }
@@ -309,13 +309,13 @@ async fn a_dry_run_allows_without_an_identity_what_it_would_deny() {
 async fn without_the_table_a_request_is_not_decided_and_a_dry_run_allows_it() {
     let authorizing = Authorizing::start().await;
     authorizing.backends.dynamodb.cut_off();
-    let undecided = decide(&authorizing.service, of_user("read", "unknown")).await;
+    let undecided = decide(&authorizing.service, user_request("read", "unknown")).await;
     let status = undecided.unwrap_err();
     assert!(
         [Code::Unavailable, Code::DeadlineExceeded].contains(&status.code()),
         "{status:?}"
     );
-    let decided = authorizing.decide(of_user("planned", "unknown")).await;
+    let decided = authorizing.decide(user_request("planned", "unknown")).await;
     assert!(
         matches!(decided, Decision::Allowed(set, removed) if set.is_empty() && removed.len() == 3)
     );
@@ -324,7 +324,7 @@ async fn without_the_table_a_request_is_not_decided_and_a_dry_run_allows_it() {
 #[tokio::test]
 async fn a_grpc_call_is_denied_by_a_status_with_details() {
     let authorizing = Authorizing::start().await;
-    let mut request = of_user("hidden", HANNAH);
+    let mut request = user_request("hidden", HANNAH);
     http(&mut request).headers = headers([("content-type", "application/grpc+proto")]);
     let mut client = AuthorizationClient::new(authorizing.service.channel.clone());
     let response = client.check(request).await.unwrap().into_inner();
@@ -364,7 +364,7 @@ async fn the_policy_limits_a_proxy_and_tokens_of_requests_are_verified() {
     settings.server.callers.ext_authz = Some(files.write("routes.json", &routes.to_string()));
     let service = Replica::start(&settings).await;
     let decide = async |caller: &str, token: &str| {
-        let mut request = of_route("own");
+        let mut request = route_request("own");
         let authorization = format!("Bearer {token}");
         http(&mut request).headers = headers([("authorization", &authorization)]);
         let mut client = AuthorizationClient::new(service.channel.clone());
@@ -387,7 +387,7 @@ async fn the_policy_limits_a_proxy_and_tokens_of_requests_are_verified() {
     let refused = decide("billing", &olivia).await;
     assert_refused(refused, Code::PermissionDenied, "METHOD_NOT_GRANTED");
     let mut anonymous = AuthorizationClient::new(service.channel.clone());
-    let refused = anonymous.check(of_route("own")).await;
+    let refused = anonymous.check(route_request("own")).await;
     assert_refused(refused, Code::Unauthenticated, "NO_CREDENTIALS");
 }
 
@@ -399,7 +399,9 @@ async fn a_changed_file_is_used_and_one_that_is_not_valid_is_rejected() {
     changed["routes"]["read"]["minimum_role"] = json!("ROLE_OWNER");
     files.write("routes.json", &changed.to_string());
     eventually("the changed file is used", async || {
-        let decided = decide(service, of_user("read", MICHAEL)).await.unwrap();
+        let decided = decide(service, user_request("read", MICHAEL))
+            .await
+            .unwrap();
         decided == denied(403, "ROLE_TOO_LOW")
     })
     .await;
@@ -407,11 +409,15 @@ async fn a_changed_file_is_used_and_one_that_is_not_valid_is_rejected() {
     changed["routes"]["read"]["minimum_role"] = json!("ROLE_MEMBER");
     // Longer than two intervals of reading the file: the rejected content changes nothing.
     tokio::time::sleep(std::time::Duration::from_secs(11)).await;
-    let decided = decide(service, of_user("read", MICHAEL)).await.unwrap();
+    let decided = decide(service, user_request("read", MICHAEL))
+        .await
+        .unwrap();
     assert_eq!(decided, denied(403, "ROLE_TOO_LOW"));
     files.write("routes.json", &changed.to_string());
     eventually("the corrected file is used", async || {
-        let decided = decide(service, of_user("read", MICHAEL)).await.unwrap();
+        let decided = decide(service, user_request("read", MICHAEL))
+            .await
+            .unwrap();
         decided == allowed(MICHAEL, "ROLE_MEMBER")
     })
     .await;
@@ -421,7 +427,7 @@ async fn a_changed_file_is_used_and_one_that_is_not_valid_is_rejected() {
 async fn without_a_file_there_is_no_external_authorization() {
     let backends = Backends::start().await;
     let service = backends.replica().await;
-    let refused = decide(&service, of_user("read", OLIVIA)).await;
+    let refused = decide(&service, user_request("read", OLIVIA)).await;
     assert_refused(refused, Code::Unimplemented, "UNKNOWN_METHOD");
 
     let files = Files::new();
