@@ -15,7 +15,11 @@ mod schedule;
 mod table;
 mod transaction;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use aws_config::SdkConfig;
 use aws_sdk_dynamodb::{
@@ -164,13 +168,14 @@ impl DynamoDb {
         Ok(records)
     }
 
-    /// Reads at most [`READ_MAX_KEYS`] items, without duplicates. Unprocessed keys are
-    /// retried, and never treated as absent.
+    /// Reads at most [`READ_MAX_KEYS`] items, each once: DynamoDB rejects duplicate keys. Unprocessed
+    /// keys are retried, and never treated as absent.
     async fn get_items(
         &self,
         keys: impl IntoIterator<Item = &(String, String)>,
     ) -> Result<Vec<Attributes>, Error> {
-        let mut wanted: Vec<_> = keys.into_iter().map(primary_key).collect();
+        let wanted: HashSet<_> = keys.into_iter().collect();
+        let mut wanted: Vec<_> = wanted.into_iter().map(primary_key).collect();
         let mut items = Vec::with_capacity(wanted.len());
         if wanted.is_empty() {
             return Ok(items);
