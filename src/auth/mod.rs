@@ -5,6 +5,7 @@ mod certificate;
 mod jwks;
 mod jwt;
 mod policy;
+mod web_origin;
 
 use std::{fmt, sync::Arc};
 
@@ -17,6 +18,7 @@ pub use self::certificate::Certificate;
 pub use self::jwks::{KeySource, KeySourceError, VerificationKeys};
 pub use self::jwt::{Expected, Tokens};
 pub use self::policy::{Grant, Method, Policy, PolicyError};
+pub use self::web_origin::WebOrigin;
 
 use self::{jwt::Identity, policy::Holder};
 use crate::domain::OrganizationScope;

@@ -32,7 +32,7 @@ use crate::{
     coherence,
     config::{BackendSettings, ServeSettings, ServerSettings},
     domain::{Key, Timestamp},
-    grpc::{AccountService, ServiceSettings, WatchLimits},
+    grpc::{AccountService, ServiceSettings, WatchLimits, WebLayer},
     store::{self, DynamoDb},
     transport::listener,
 };
@@ -112,6 +112,7 @@ pub struct App {
     peers: Option<PeerListener>,
     is_ready: bool,
     describes_itself: bool,
+    web: Option<WebLayer>,
     longest_call: Option<Duration>,
 }
 
@@ -204,6 +205,7 @@ impl App {
             momento_credentials,
             peers,
             is_ready,
+            web: WebLayer::new(&settings.server.web_origins),
             describes_itself: !settings.server.callers.no_reflection,
             longest_call,
         })

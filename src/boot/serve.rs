@@ -178,6 +178,9 @@ impl App {
         server_builder()
             .timeout(self.longest_call.unwrap_or(DEFAULT_DEADLINE) + BODY_GRACE)
             .max_connection_age(self.max_connection_age)
+            // Pages without TLS have no HTTP/2.
+            .accept_http1(self.web.is_some())
+            .layer(option_layer(self.web.clone()))
             .layer(MetricsLayer::new())
             .layer(MapResponseLayer::new(with_error_details))
             .layer(AuthLayer(self.auth.authorizer()))

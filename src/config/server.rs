@@ -6,7 +6,10 @@ use clap::{Args, builder::BoolishValueParser};
 use jsonwebtoken::Algorithm;
 
 use super::values::{algorithm, host_and_port, millis, not_empty, seconds, share, url};
-use crate::{auth::KeySource, telemetry::TraceExport};
+use crate::{
+    auth::{KeySource, WebOrigin},
+    telemetry::TraceExport,
+};
 
 /// The gRPC server.
 #[derive(Debug, Clone, Args)]
@@ -60,6 +63,16 @@ pub struct ServerSettings {
     /// do not support TLS.
     #[arg(long, env = "HEALTH_ADDR", value_name = "IP:PORT")]
     pub health_addr: Option<SocketAddr>,
+    /// Origins of web pages that may call the service by gRPC-Web, such as
+    /// https://console.example.com, see docs/guides/browsers.md. Without them, pages
+    /// cannot call it.
+    #[arg(
+        long,
+        env = "WEB_ORIGINS",
+        value_name = "ORIGINS",
+        value_delimiter = ','
+    )]
+    pub web_origins: Vec<WebOrigin>,
     /// Calls between replicas.
     #[command(flatten)]
     pub peers: PeerSettings,

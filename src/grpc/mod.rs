@@ -23,7 +23,7 @@ pub use ext_authz::{ExtAuthz, SharedRoutes};
 pub use health::Readiness;
 pub use methods::methods;
 pub use middleware::{
-    AuthLayer, ConcurrencyLimitLayer, FastPathLayer, HEAVY_CALL_CPU, MetricsLayer,
+    AuthLayer, ConcurrencyLimitLayer, FastPathLayer, HEAVY_CALL_CPU, MetricsLayer, WebLayer,
     with_error_details,
 };
 pub use peer_service::ReplicaService;

@@ -57,4 +57,5 @@ mod streams;
 mod telemetry;
 mod tutorial_faults;
 mod undelete;
+mod web;
 mod write_conditions;

@@ -7,6 +7,7 @@ mod error_details;
 mod fair_queue;
 mod fast_path_router;
 mod metrics;
+mod web;
 
 pub use self::{
     auth::AuthLayer,
@@ -14,6 +15,7 @@ pub use self::{
     error_details::with_error_details,
     fast_path_router::FastPathLayer,
     metrics::MetricsLayer,
+    web::WebLayer,
 };
 pub(super) use self::{
     concurrency_limit::{SharedPermit, flow_of},

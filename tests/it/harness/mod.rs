@@ -431,6 +431,7 @@ fn dev_settings() -> DevSettings {
             max_connection_age_s: Duration::from_secs(1800),
             metrics_addr: None,
             health_addr: None,
+            web_origins: Vec::new(),
             // Without near caches: the calls of the cache are counted, and near caches would hide
             // defects of its protocol.
             peers: PeerSettings::default(),
