@@ -95,6 +95,10 @@ gateway:
 envoy:
     tests/envoy/run
 
+# A web page that calls the service by gRPC-Web, in a headless Chromium.
+browser:
+    tests/browser/run
+
 # Checks `deploy/` with cfn-lint, Kubernetes' schemas and promtool.
 deploy:
     tests/deploy/run

@@ -102,15 +102,13 @@ fn header<'a>(response: &'a Response, name: &str) -> Option<&'a str> {
 /// The status of a call: of the response's head, or of the trailers in its body.
 async fn grpc_status(response: Response) -> i32 {
     assert_eq!(response.status(), StatusCode::OK);
-    let of_head = header(&response, "grpc-status").map(str::to_owned);
-    let status = match of_head {
-        Some(status) => status,
-        None => {
-            let body = response.bytes().await.unwrap();
-            let text = String::from_utf8_lossy(&body);
-            let (_, after) = text.rsplit_once("grpc-status:").unwrap();
-            after.split("\r\n").next().unwrap().to_owned()
-        }
+    let status = if let Some(status) = header(&response, "grpc-status") {
+        status.to_owned()
+    } else {
+        let body = response.bytes().await.unwrap();
+        let text = String::from_utf8_lossy(&body);
+        let (_, after) = text.rsplit_once("grpc-status:").unwrap();
+        after.split("\r\n").next().unwrap().to_owned()
     };
     status.parse().unwrap()
 }
