@@ -64,7 +64,7 @@ pub struct ServerSettings {
     #[arg(long, env = "HEALTH_ADDR", value_name = "IP:PORT")]
     pub health_addr: Option<SocketAddr>,
     /// Origins of web pages that may call the service by gRPC-Web, such as
-    /// https://console.example.com, see docs/guides/browsers.md. Without them, pages
+    /// `https://console.example.com`, see docs/guides/browsers.md. Without them, pages
     /// cannot call it.
     #[arg(
         long,
