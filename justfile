@@ -122,9 +122,10 @@ simulate:
 own-code:
     benches/instructions
 
-# Builds the image without a container engine, and runs it as in a cluster. STAND_INS=yes if its base images are not available.
+# Builds the images without a container engine, and runs them as in a cluster. STAND_INS=yes if their base images are not available.
 image:
     tests/image/run
+    tests/image/gateway
 
 # Bill of materials of the binary, as CycloneDX. Needs cargo-cyclonedx.
 sbom:
