@@ -2,6 +2,8 @@
 //! Secrets are not settings: they come from Secrets Manager.
 
 mod changes;
+mod client;
+mod resources;
 mod server;
 mod values;
 
@@ -15,6 +17,11 @@ use clap::{
 use secrecy::SecretString;
 
 pub use self::changes::ChangesSettings;
+pub use self::client::{ConnectionSettings, OutputFormat, ReadSettings, WriteSettings};
+pub use self::resources::{
+    CreateCommand, DeleteCommand, GetCommand, ListCommand, ListSettings, MemberArg, ProfileFields,
+    ResourceCommand, ResumeCommand, RoleArg, SuspendCommand, UserArg, VersionArg, Writing,
+};
 pub use self::server::{CallerSettings, PeerSettings, ServerSettings, TraceSettings};
 use self::values::{
     attempt_millis, cache_name, host_and_port, log_filter, millis, not_empty, seconds, table_name,
@@ -40,17 +47,30 @@ impl Cli {
     /// The arguments are invalid, or request help. The error names the environment variable
     /// that an invalid value comes from.
     pub fn from_process() -> Result<Self, clap::Error> {
-        let mut command = Self::command().mut_subcommands(|command| {
-            command.mut_args(|arg| match arg.get_env() {
-                Some(name) if is_empty_variable(name) => arg.env(Resettable::Reset),
-                _ => arg,
-            })
-        });
+        let mut command = without_empty_variables(Self::command());
         command.build();
         let matches = command.clone().try_get_matches();
         let cli = matches.and_then(|matches| Self::from_arg_matches(&matches));
         cli.map_err(|error| with_variable(error, &command))
     }
+}
+
+/// The environment variable of the argument that is shown like this.
+fn variable_of<'a>(command: &'a clap::Command, shown: &str) -> Option<&'a OsStr> {
+    let mut args = command.get_arguments();
+    let found = args.find(|arg| arg.to_string() == shown);
+    let mut subcommands = command.get_subcommands();
+    found
+        .and_then(Arg::get_env)
+        .or_else(|| subcommands.find_map(|command| variable_of(command, shown)))
+}
+
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let command = command.mut_args(|arg| match arg.get_env() {
+        Some(name) if is_empty_variable(name) => arg.env(Resettable::Reset),
+        _ => arg,
+    });
+    command.mut_subcommands(without_empty_variables)
 }
 
 fn is_empty_variable(name: &OsStr) -> bool {
@@ -69,11 +89,7 @@ fn with_variable(error: clap::Error, command: &clap::Command) -> clap::Error {
     ) else {
         return error;
     };
-    let args = command
-        .get_subcommands()
-        .flat_map(clap::Command::get_arguments);
-    let mut args = args.filter(|arg| arg.to_string() == shown);
-    let Some(name) = args.next().and_then(Arg::get_env) else {
+    let Some(name) = variable_of(command, shown) else {
         return error;
     };
     let flag = shown.split(' ').next().unwrap_or_default();
@@ -120,6 +136,14 @@ pub enum Command {
     Changes(ChangesSettings),
     /// Exit with 0 if the server at an address is serving, else with 1.
     Healthcheck(HealthcheckSettings),
+    /// A command for people.
+    #[command(flatten)]
+    Resource(ResourceCommand),
+    /// Print the script that completes commands in a shell.
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
 }
 
 /// Settings of `serve`.

@@ -1,9 +1,12 @@
-//! The process: runs a subcommand and returns an exit code, 64 for an invalid setting and 1
-//! for any later failure.
+//! The process: runs a subcommand and returns an exit code, 64 for an invalid setting, 1 for
+//! any later failure, and 2 for a check whose answer is no.
 
 use std::{num::NonZero, process::ExitCode, thread};
 
-use account_service::{cli, config::Cli};
+use account_service::{
+    cli::{self, Ending},
+    config::Cli,
+};
 use tokio::runtime;
 
 /// Faster for checks: each allocates some hundred times, mostly in libraries.
@@ -12,6 +15,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// `EX_USAGE` of sysexits.h.
 const EXIT_BAD_SETTING: u8 = 64;
+/// The answer of `check` is no.
+const EXIT_NO: u8 = 2;
 
 /// Tasks that run between two polls of the connections. Fewer than the default, so that a
 /// response of the cache does not wait long under load.
@@ -49,7 +54,8 @@ async fn run() -> ExitCode {
         }
     };
     match Box::pin(cli::run(cli.command)).await {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Ending::Done) => ExitCode::SUCCESS,
+        Ok(Ending::No) => ExitCode::from(EXIT_NO),
         Err(failure) => {
             eprintln!("error: {failure}");
             if failure.is_setting() {

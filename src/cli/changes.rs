@@ -11,27 +11,24 @@ use std::{
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use prost::Message as _;
-use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, SerializeOptions};
+use prost_reflect::{DynamicMessage, MessageDescriptor};
 use serde_json::{Value, json};
 use tokio::{task::spawn_blocking, time::timeout};
-use tonic::{
-    Code, Request, Status,
-    metadata::MetadataValue,
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
-};
+use tonic::{Code, Status};
 
+use super::{
+    connection::{self, ConnectionError},
+    contract::{self, Contract},
+};
 use crate::{
     config::ChangesSettings,
     error_chain::describe,
-    loopback::is_loopback,
     proto::account_v1::{
-        self as pb, ChangeKind, DESCRIPTOR_SET, account_service_client::AccountServiceClient,
-        change::Resource, watch_changes_request::Start,
+        self as pb, ChangeKind, account_service_client::AccountServiceClient, change::Resource,
+        watch_changes_request::Start,
     },
 };
 
-/// Longest time to connect.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection without a response for longer is broken: the server sends one every 10 s.
 const SILENCE: Duration = Duration::from_secs(30);
 /// Pauses before the next connection: 1 s to 30 s, and up to as much again by jitter.
@@ -55,9 +52,9 @@ pub enum ChangesError {
     /// The reader of the output has gone.
     #[error("the output cannot be written: {0}")]
     Output(io::Error),
-    /// The settings do not fit together, or cannot be used.
-    #[error("{0}")]
-    Setting(String),
+    /// There is no connection.
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
     /// A change cannot be written as an event.
     #[error("a change cannot be written: {0}")]
     Event(String),
@@ -99,7 +96,7 @@ pub async fn write(
 }
 
 async fn run(settings: &ChangesSettings) -> Result<(), ChangesError> {
-    assert_secure(settings)?;
+    connection::assert_secure(&settings.connection)?;
     let events = Events::new(&settings.source).map_err(ChangesError::Event)?;
     end_last_line().map_err(ChangesError::Output)?;
     let mut consumed = Consumed::default();
@@ -138,14 +135,17 @@ async fn follow(
         organization_name: settings.organization.clone().unwrap_or_default(),
         username: settings.username.clone().unwrap_or_default(),
     };
-    let request = match authorized(settings, request) {
+    let request = match connection::authorized(&settings.connection, request) {
         Ok(request) => request,
-        Err(error) => return Ended::Final(error),
+        Err(error) => return Ended::Final(error.into()),
     };
     let silent = || Ended::Retryable("the server does not respond".to_owned());
-    let channel = match timeout(SILENCE, connect(settings)).await {
+    let channel = match timeout(SILENCE, connection::connect(&settings.connection)).await {
         Ok(Ok(channel)) => channel,
-        Ok(Err(ended)) => return ended,
+        Ok(Err(error @ ConnectionError::Unreachable(_))) => {
+            return Ended::Retryable(error.to_string());
+        }
+        Ok(Err(error)) => return Ended::Final(error.into()),
         Err(_) => return silent(),
     };
     let mut client = AccountServiceClient::new(channel);
@@ -230,19 +230,6 @@ fn end_last_line() -> io::Result<()> {
     output.write_all(b"\n")
 }
 
-/// Rejects settings that would send a token, or trust a server, without TLS.
-fn assert_secure(settings: &ChangesSettings) -> Result<(), ChangesError> {
-    let has_tls = settings.server.scheme_str() == Some("https");
-    let is_of_tls = settings.tls_ca.is_some() || settings.tls_client_cert.is_some();
-    let host = settings.server.host().unwrap_or_default();
-    let is_exposed = settings.token_file.is_some() && !is_loopback(host);
-    if !has_tls && (is_of_tls || is_exposed) {
-        let why = "--server must be https:// with certificates, and with a token unless it is on loopback";
-        return Err(ChangesError::Setting(why.to_owned()));
-    }
-    Ok(())
-}
-
 fn ended_with(status: Status) -> Ended {
     match status.code() {
         Code::InvalidArgument | Code::OutOfRange | Code::PermissionDenied | Code::Unimplemented => {
@@ -250,51 +237,6 @@ fn ended_with(status: Status) -> Ended {
         }
         code => Ended::Retryable(format!("{code}: {}", status.message())),
     }
-}
-
-/// The request with the token, which is read anew each time.
-fn authorized<T>(settings: &ChangesSettings, message: T) -> Result<Request<T>, ChangesError> {
-    let mut request = Request::new(message);
-    if let Some(path) = &settings.token_file {
-        let token = read(path)?;
-        let token = format!("Bearer {}", token.trim());
-        let mut token: MetadataValue<_> = token
-            .parse()
-            .map_err(|_| ChangesError::Setting(format!("{} is not a token", path.display())))?;
-        token.set_sensitive(true);
-        request.metadata_mut().insert("authorization", token);
-    }
-    Ok(request)
-}
-
-async fn connect(settings: &ChangesSettings) -> Result<Channel, Ended> {
-    let is_final =
-        |error: tonic::transport::Error| Ended::Final(ChangesError::Setting(describe(&error)));
-    let endpoint = Endpoint::from(settings.server.clone()).connect_timeout(CONNECT_TIMEOUT);
-    let endpoint = if settings.server.scheme_str() == Some("https") {
-        let tls = tls(settings).map_err(Ended::Final)?;
-        endpoint.tls_config(tls).map_err(is_final)?
-    } else {
-        endpoint
-    };
-    let connected = endpoint.connect().await;
-    connected.map_err(|error| Ended::Retryable(describe(&error)))
-}
-
-fn tls(settings: &ChangesSettings) -> Result<ClientTlsConfig, ChangesError> {
-    let mut tls = ClientTlsConfig::new();
-    tls = match &settings.tls_ca {
-        Some(path) => tls.ca_certificate(Certificate::from_pem(read(path)?)),
-        None => tls.with_native_roots(),
-    };
-    if let (Some(certificate), Some(key)) = (&settings.tls_client_cert, &settings.tls_client_key) {
-        tls = tls.identity(Identity::from_pem(read(certificate)?, read(key)?));
-    }
-    Ok(tls)
-}
-
-fn read(path: &Path) -> Result<String, ChangesError> {
-    std::fs::read_to_string(path).map_err(|source| file_error(path, source))
 }
 
 fn file_error(path: &Path, source: io::Error) -> ChangesError {
@@ -331,11 +273,9 @@ struct Events {
 
 impl Events {
     fn new(source: &str) -> Result<Arc<Self>, String> {
-        let pool = DescriptorPool::decode(DESCRIPTOR_SET).map_err(|error| describe(&error))?;
-        let change = pool.get_message_by_name("account.v1.Change");
         Ok(Arc::new(Self {
             source: source.to_owned(),
-            change: change.ok_or("the contract has no changes")?,
+            change: Contract::read()?.message("Change")?,
         }))
     }
 
@@ -365,10 +305,7 @@ impl Events {
         };
         let bytes = change.encode_to_vec();
         let message = DynamicMessage::decode(self.change.clone(), bytes.as_slice());
-        let message = message.map_err(|error| describe(&error))?;
-        let options = SerializeOptions::new();
-        let data = message.serialize_with_options(serde_json::value::Serializer, &options);
-        let data = data.map_err(|error| describe(&error))?;
+        let data = contract::to_json(&message.map_err(|error| describe(&error))?)?;
         let mut event = json!({
             "specversion": "1.0",
             "id": change.cursor,

@@ -1,7 +1,11 @@
 //! The subcommands.
 
 mod changes;
+mod connection;
+mod contract;
 pub mod healthcheck;
+mod resources;
+mod table;
 
 #[cfg(feature = "local")]
 use std::sync::Arc;
@@ -10,10 +14,11 @@ use std::{
     net::SocketAddr,
 };
 
+use self::{connection::ConnectionError, resources::ResourceError};
 use crate::{
     boot::{self, App, provision},
     config::{
-        Command, FlushSettings, LogSettings, RecountSettings, ServeSettings, SetupSettings,
+        Cli, Command, FlushSettings, LogSettings, RecountSettings, ServeSettings, SetupSettings,
         TraceSettings, momento_secret_from_env,
     },
     store, telemetry,
@@ -37,6 +42,9 @@ pub enum Failure {
     #[cfg(feature = "local")]
     #[error(transparent)]
     Local(#[from] local::Error),
+    /// A command for people failed.
+    #[error(transparent)]
+    Resource(#[from] resources::ResourceError),
     /// The stream of changes ended.
     #[error(transparent)]
     Changes(#[from] changes::ChangesError),
@@ -51,22 +59,34 @@ impl Failure {
     pub fn is_setting(&self) -> bool {
         matches!(
             self,
-            Self::Changes(changes::ChangesError::Setting(_))
-                | Self::Boot(
-                    boot::Error::NoRegion
-                        | boot::Error::Insecure { .. }
-                        | boot::Error::NoIdentity
-                        | boot::Error::Policy { .. }
-                )
+            Self::Changes(changes::ChangesError::Connection(ConnectionError::Setting(
+                _
+            ))) | Self::Resource(
+                ResourceError::Value(_) | ResourceError::Connection(ConnectionError::Setting(_))
+            ) | Self::Boot(
+                boot::Error::NoRegion
+                    | boot::Error::Insecure { .. }
+                    | boot::Error::NoIdentity
+                    | boot::Error::Policy { .. }
+            )
         )
     }
+}
+
+/// The end of a subcommand that did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// It has done its work. The answer of `check` is yes.
+    Done,
+    /// The answer of `check` is no.
+    No,
 }
 
 /// Runs a subcommand to its end.
 ///
 /// # Errors
 /// See [`Failure`].
-pub async fn run(command: Command) -> Result<(), Failure> {
+pub async fn run(command: Command) -> Result<Ending, Failure> {
     match command {
         Command::Serve(settings) => {
             let serve = Box::pin(async {
@@ -90,8 +110,18 @@ pub async fn run(command: Command) -> Result<(), Failure> {
                 .await
                 .map_err(Failure::NotServing)?;
         }
+        Command::Resource(command) => return Ok(Box::pin(resources::run(command)).await?),
+        Command::Completion { shell } => complete(shell),
     }
-    Ok(())
+    Ok(Ending::Done)
+}
+
+/// Prints the script that completes commands in a shell.
+fn complete(shell: clap_complete::Shell) {
+    let mut script = Vec::new();
+    let mut command = <Cli as clap::CommandFactory>::command();
+    clap_complete::generate(shell, &mut command, "account-service", &mut script);
+    say(&String::from_utf8_lossy(&script));
 }
 
 async fn serve(

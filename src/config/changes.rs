@@ -3,39 +3,15 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use http::Uri;
 
-use super::values::{server_url, uri_reference};
+use super::{client::ConnectionSettings, values::uri_reference};
 
 /// Settings of `changes`.
 #[derive(Debug, Clone, Args)]
 pub struct ChangesSettings {
-    /// The server.
-    #[arg(long, env = "ACCOUNT_SERVICE_URL", value_name = "URL", default_value = "http://127.0.0.1:50051", value_parser = server_url)]
-    pub server: Uri,
-    /// Certificates of the authorities that sign the server's certificate, PEM. Default: those of the
-    /// system.
-    #[arg(long, env = "ACCOUNT_SERVICE_CA", value_name = "FILE")]
-    pub tls_ca: Option<PathBuf>,
-    /// The certificate to authenticate with, PEM.
-    #[arg(
-        long,
-        env = "ACCOUNT_SERVICE_CLIENT_CERT",
-        value_name = "FILE",
-        requires = "tls_client_key"
-    )]
-    pub tls_client_cert: Option<PathBuf>,
-    /// Its private key, PEM.
-    #[arg(
-        long,
-        env = "ACCOUNT_SERVICE_CLIENT_KEY",
-        value_name = "FILE",
-        requires = "tls_client_cert"
-    )]
-    pub tls_client_key: Option<PathBuf>,
-    /// The token to authenticate with. Read again for each connection.
-    #[arg(long, env = "ACCOUNT_SERVICE_TOKEN_FILE", value_name = "FILE")]
-    pub token_file: Option<PathBuf>,
+    /// The connection to the server.
+    #[command(flatten)]
+    pub connection: ConnectionSettings,
     /// Save the position after the written lines in this file, and resume there.
     #[arg(long, env = "CHECKPOINT_FILE", value_name = "FILE")]
     pub checkpoint: Option<PathBuf>,

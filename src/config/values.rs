@@ -101,3 +101,10 @@ pub(super) fn log_filter(text: &str) -> Result<String, String> {
         .map_err(|error| error.to_string())?;
     Ok(text.to_owned())
 }
+
+pub(super) fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("must be a key and a value, such as team=blue".to_owned()),
+    }
+}

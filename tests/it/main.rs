@@ -18,6 +18,7 @@ mod capacity;
 mod change_events;
 mod change_log;
 mod changes;
+mod command_line;
 mod conformance;
 mod connections;
 mod counts;

@@ -25,10 +25,14 @@ fn the_page_of_settings_is_generated_from_the_command_line() {
         "# Settings\n\n\
          Generated from `src/config.rs` and `src/config/`. Each setting is a flag and an environment\n\
          variable; an empty variable counts as unset. Secrets are not settings: the Momento credential is read from\n\
-         Secrets Manager.\n",
+         Secrets Manager. The commands for people are in [command-line.md](command-line.md).\n",
     );
     let mut of_serve = BTreeSet::new();
-    for command in Cli::command().get_subcommands() {
+    let commands = Cli::command();
+    // Commands for people, see docs/command-line.md, have subjects or subcommands.
+    let is_for_people =
+        |it: &&clap::Command| it.has_subcommands() || it.get_positionals().next().is_some();
+    for command in commands.get_subcommands().filter(|it| !is_for_people(it)) {
         let name = command.get_name();
         let about = command.get_about().map(ToString::to_string);
         writeln!(page, "\n## `{name}`\n\n{}.", about.unwrap_or_default()).unwrap();
