@@ -3,6 +3,7 @@
 
 mod changes;
 mod client;
+mod records;
 mod resources;
 mod server;
 mod values;
@@ -18,6 +19,7 @@ use secrecy::SecretString;
 
 pub use self::changes::ChangesSettings;
 pub use self::client::{ConnectionSettings, OutputFormat, ReadSettings, WriteSettings};
+pub use self::records::{ExportSettings, ImportSettings};
 pub use self::resources::{
     CreateCommand, DeleteCommand, GetCommand, ListCommand, ListSettings, MemberArg, ProfileFields,
     ResourceCommand, ResumeCommand, RoleArg, SuspendCommand, UserArg, VersionArg, Writing,
@@ -136,6 +138,12 @@ pub enum Command {
     Changes(ChangesSettings),
     /// Exit with 0 if the server at an address is serving, else with 1.
     Healthcheck(HealthcheckSettings),
+    /// Write all users, organizations and memberships to standard output, in lines of
+    /// JSON that `import` reads.
+    Export(ExportSettings),
+    /// Import users, organizations and memberships. Records that exist already stay as
+    /// they are: an import that was interrupted can be repeated.
+    Import(ImportSettings),
     /// A command for people.
     #[command(flatten)]
     Resource(ResourceCommand),
@@ -171,6 +179,10 @@ pub struct DevSettings {
     /// a directory, the table is in memory.
     #[arg(long, env = "DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<std::path::PathBuf>,
+    /// Import the records of this file after the start, as `export` writes them, and print
+    /// `seeded` then.
+    #[arg(long, value_name = "FILE")]
+    pub seed: Option<std::path::PathBuf>,
     /// Use the DynamoDB at this endpoint instead of the embedded one.
     #[arg(long, env = "DEV_DYNAMODB_ENDPOINT", value_name = "URL", value_parser = url, conflicts_with = "data_dir")]
     pub dynamodb_endpoint: Option<String>,

@@ -3,9 +3,13 @@
 mod changes;
 mod connection;
 mod contract;
+mod export;
 pub mod healthcheck;
+mod import;
+mod records;
 mod resources;
 mod table;
+mod typed;
 
 #[cfg(feature = "local")]
 use std::sync::Arc;
@@ -24,8 +28,11 @@ use crate::{
     store, telemetry,
 };
 #[cfg(feature = "local")]
+use tokio::sync::oneshot;
+
+#[cfg(feature = "local")]
 use crate::{
-    config::DevSettings,
+    config::{DevSettings, ImportSettings},
     local::{self, Embedded},
 };
 
@@ -45,6 +52,12 @@ pub enum Failure {
     /// A command for people failed.
     #[error(transparent)]
     Resource(#[from] resources::ResourceError),
+    /// The export failed.
+    #[error(transparent)]
+    Export(#[from] export::ExportError),
+    /// The import failed.
+    #[error(transparent)]
+    Import(#[from] import::ImportError),
     /// The stream of changes ended.
     #[error(transparent)]
     Changes(#[from] changes::ChangesError),
@@ -110,6 +123,8 @@ pub async fn run(command: Command) -> Result<Ending, Failure> {
                 .await
                 .map_err(Failure::NotServing)?;
         }
+        Command::Export(settings) => Box::pin(export::run(&settings)).await?,
+        Command::Import(settings) => Box::pin(import::run(&settings)).await?,
         Command::Resource(command) => return Ok(Box::pin(resources::run(command)).await?),
         Command::Completion { shell } => complete(shell),
     }
@@ -166,14 +181,29 @@ fn log(settings: &LogSettings) {
 async fn dev(settings: &DevSettings) -> Result<(), Failure> {
     let embedded = Embedded::start(settings, Arc::new(local::momento::OpenGate)).await?;
     embedded.set_up().await?;
-    let greeting = |addr| embedded.greeting(addr, settings.data_dir.as_deref());
-    let mut settings = embedded.serve_settings(settings);
-    settings
+    let (listening, addr) = oneshot::channel();
+    let greeting = |addr| {
+        // Fails if nothing is imported.
+        let _ = listening.send(addr);
+        embedded.greeting(addr, settings.data_dir.as_deref())
+    };
+    let mut serve_settings = embedded.serve_settings(settings);
+    serve_settings
         .server
         .peers
         .peer_addr
         .get_or_insert(local::ANY_PORT);
-    Ok(serve(&settings, greeting).await?)
+    let seed = async {
+        if let (Some(file), Ok(addr)) = (&settings.seed, addr.await) {
+            import::run(&ImportSettings::of_seed(file, addr)).await?;
+            say("seeded\n");
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        ended = serve(&serve_settings, greeting) => Ok(ended?),
+        failed = seed => failed,
+    }
 }
 
 async fn set_up(settings: &SetupSettings) -> Result<(), boot::Error> {

@@ -1,12 +1,8 @@
 //! The commands for people: calls of the contract, with their responses as tables or as JSON.
 
-use std::time::Duration;
-
-use backon::{BackoffBuilder as _, ExponentialBuilder};
 use http::uri::PathAndQuery;
 use serde_json::{Map, Value, json};
-use tonic::{Code, Status, client::Grpc, transport::Channel};
-use tonic_types::StatusExt as _;
+use tonic::{Status, client::Grpc, transport::Channel};
 use uuid::Uuid;
 
 use super::{
@@ -15,6 +11,7 @@ use super::{
     contract::{self, Contract, DynamicCodec, SERVICE},
     say,
     table::{field_of, printable, table},
+    typed::{DEADLINE, describe_status, with_retries},
 };
 use crate::config::{
     ConnectionSettings, CreateCommand, DeleteCommand, GetCommand, ListCommand, ListSettings,
@@ -22,17 +19,6 @@ use crate::config::{
     SuspendCommand, UserArg, VersionArg, WriteSettings, Writing,
 };
 
-/// Longest attempt of a call.
-const DEADLINE: Duration = Duration::from_secs(3);
-/// Pauses before the next attempts, unless the server requests longer ones. Changes have a `request_id`, so that
-/// they have their effect once.
-const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
-    .with_min_delay(Duration::from_millis(50))
-    .with_max_delay(Duration::from_secs(1))
-    .with_max_times(4)
-    .with_jitter();
-/// Longest pause that a server may request.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Most entries of a page.
 const PAGE: usize = 250;
 
@@ -50,12 +36,14 @@ pub enum ResourceError {
     Rejected(Box<Status>),
 }
 
-/// The reason and the message of a status, without characters that a terminal would obey.
-fn describe_status(status: &Status) -> String {
-    let details = status.get_error_details();
-    let reason = details.error_info().map(|info| info.reason.clone());
-    let reason = reason.unwrap_or_else(|| format!("{:?}", status.code()));
-    printable(&format!("{reason}: {}", status.message()))
+impl ResourceError {
+    /// The status of a rejection.
+    fn status(&self) -> Option<&Status> {
+        match self {
+            Self::Rejected(status) => Some(status),
+            _ => None,
+        }
+    }
 }
 
 /// A call of the service.
@@ -308,24 +296,7 @@ impl Server {
 
     /// Makes a call, with further attempts while the server is unavailable. Returns the response, as JSON.
     async fn call(&mut self, call: &ContractCall) -> Result<Value, ResourceError> {
-        let mut pauses = PAUSES.build();
-        loop {
-            let status = match self.attempt(call).await {
-                Err(ResourceError::Rejected(status)) => status,
-                other => return other,
-            };
-            let pause = match status.code() {
-                Code::Unavailable | Code::DeadlineExceeded => pauses.next(),
-                _ => None,
-            };
-            let Some(pause) = pause else {
-                return Err(ResourceError::Rejected(status));
-            };
-            let details = status.get_error_details();
-            let requested = details.retry_info().and_then(|info| info.retry_delay);
-            let requested = requested.unwrap_or_default().min(LONGEST_PAUSE);
-            tokio::time::sleep(pause.max(requested)).await;
-        }
+        with_retries(async || self.attempt(call).await, ResourceError::status).await
     }
 
     async fn attempt(&mut self, call: &ContractCall) -> Result<Value, ResourceError> {

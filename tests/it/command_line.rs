@@ -7,7 +7,11 @@ use serde_json::Value;
 
 use crate::{
     callers::{Files, Signer, token_settings},
-    harness::{Backends, Replica, binary::command, start},
+    harness::{
+        Backends, Replica,
+        binary::{Server, command},
+        start,
+    },
 };
 
 const ORG: &str = "olivia-org";
@@ -209,4 +213,133 @@ async fn each_shell_gets_its_completion() {
         let script = succeed(&replica, &["completion", shell]).await;
         assert!(script.contains("set-role"), "{shell}");
     }
+}
+
+/// Records of each kind, with all that an import sets.
+const RECORDS: &str = r#"{"user": {"username": "olivia", "displayName": "Olivia", "email": "o@example.com"}}
+{"user": {"username": "mike", "labels": {"team": "blue"}, "externalId": "m-1", "state": "STATE_SUSPENDED"}}
+{"user": {"username": "hannah", "firstName": "Hannah"}}
+{"organization": {"organizationName": "acme", "foundingUser": "left long ago", "displayName": "Acme"}}
+{"organization": {"organizationName": "omega", "foundingUser": "mike", "state": "STATE_SUSPENDED"}}
+{"membership": {"organizationName": "acme", "memberUsername": "hannah", "role": "ROLE_ADMIN", "expireTime": "2100-01-01T00:00:00Z"}}
+{"membership": {"organizationName": "acme", "memberUsername": "mike", "role": "ROLE_MEMBER", "labels": {"job": "nurse"}}}
+{"membership": {"organizationName": "acme", "memberUsername": "olivia", "role": "ROLE_OWNER", "labels": {"job": "chief"}}}
+{"membership": {"organizationName": "omega", "memberUsername": "mike", "role": "ROLE_OWNER"}}
+"#;
+
+/// An export without the fields that an import cannot set.
+async fn exported(replica: &Replica) -> Vec<Value> {
+    let mut records = objects(&succeed(replica, &["export"]).await);
+    for record in &mut records {
+        for fields in record.as_object_mut().unwrap().values_mut() {
+            let fields = fields.as_object_mut().unwrap();
+            for name in ["uid", "createTime", "updateTime", "etag", "addingUser"] {
+                fields.remove(name);
+            }
+        }
+    }
+    records
+}
+
+async fn import(replica: &Replica, file: &std::path::Path, arguments: &[&str]) -> Output {
+    let file = ["import", "--file", file.to_str().unwrap()];
+    run(replica, &[&file[..], arguments].concat()).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_that_is_imported_elsewhere_is_exported_equally() {
+    let files = Files::new();
+    let file = files.write("records.ndjson", RECORDS);
+    let (_backends, first) = start().await;
+    let planned = import(&first, &file, &["--dry-run"]).await;
+    let lines = String::from_utf8(planned.stdout).unwrap();
+    assert_eq!(lines.matches("would be created").count(), 9, "{lines}");
+    assert_eq!(exported(&first).await, [] as [Value; 0]);
+
+    let imported = import(&first, &file, &[]).await;
+    assert!(imported.status.success(), "{}", error(&imported));
+    let records = exported(&first).await;
+    assert_eq!(records.len(), 9);
+    // The founding user of the file does not exist: an Owner has founded it instead.
+    let acme = records
+        .iter()
+        .find(|it| it["organization"]["organizationName"] == "acme");
+    assert_eq!(acme.unwrap()["organization"]["foundingUser"], "olivia");
+    let again = import(&first, &file, &["--at-once", "1", "--rate", "1000"]).await;
+    assert!(again.status.success(), "{}", error(&again));
+    assert!(
+        error(&again).contains("0 created, 9 unchanged"),
+        "{}",
+        error(&again)
+    );
+
+    let export = succeed(&first, &["export"]).await;
+    let file = files.write("export.ndjson", &export);
+    let (_backends, second) = start().await;
+    let imported = import(&second, &file, &[]).await;
+    assert!(imported.status.success(), "{}", error(&imported));
+    assert_eq!(exported(&second).await, records);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_names_the_lines_that_fail_and_imports_the_others() {
+    let files = Files::new();
+    let (_backends, replica) = start().await;
+    let lines = [
+        r#"{"user": {"username": "olivia"}}"#,
+        r#"{"user": {"username": "mike", "labels": {"a": "b"}}}"#,
+        r#"{"user": {"username": ""}}"#,
+        r#"{"organization": {"organizationName": "no-owner", "foundingUser": "olivia"}}"#,
+    ];
+    replica.create_user("mike").await.unwrap();
+    let file = files.write("records.ndjson", &lines.join("\n"));
+    let imported = import(&replica, &file, &[]).await;
+    assert_eq!(imported.status.code(), Some(1));
+    let errors = error(&imported);
+    for expected in [
+        "line 2: exists, with another first_name, last_name, labels",
+        "line 3: INVALID_FIELD",
+        "line 4: the organization has no Owner",
+        "1 created, 0 unchanged, 3 failed",
+    ] {
+        assert!(errors.contains(expected), "{expected}: {errors}");
+    }
+    replica.get_user("olivia").await.unwrap();
+
+    // Nothing of a file with an invalid line is imported.
+    let long = format!(r#"{{"user": {{"username": "{}"}}}}"#, "x".repeat(300_000));
+    for (line, why) in [
+        ("{", "EOF"),
+        (r#"{"group": {}}"#, "no kind of record"),
+        (r#"{"user": {}, "organization": {}}"#, "one record"),
+        (r#"{"user": {"name": "x"}}"#, "name"),
+        (r#"{"membership": {}}"#, "line 3: stands after"),
+        (&long, "longer"),
+    ] {
+        let text = format!("{line}\n\n{}\n", r#"{"user": {"username": "hannah"}}"#);
+        let file = files.write("invalid.ndjson", &text);
+        let refused = import(&replica, &file, &[]).await;
+        assert_eq!(refused.status.code(), Some(1), "{line}");
+        assert!(error(&refused).contains(why), "{why}: {}", error(&refused));
+        replica.get_user("hannah").await.unwrap_err();
+    }
+}
+
+#[tokio::test]
+async fn dev_starts_with_the_records_of_a_file() {
+    let files = Files::new();
+    let file = files.write("records.ndjson", RECORDS);
+    let mut command = command(&["dev", "--listen-addr", "127.0.0.1:0", "--seed"]);
+    command.arg(file).stderr(std::process::Stdio::null());
+    let server = Server::start(command, "account service", |greeting| {
+        greeting.ends_with("seeded\n")
+    });
+    let mut client = server.client().await;
+    let check = account_service::proto::account_v1::CheckMembershipRequest {
+        organization_name: "acme".to_owned(),
+        username: "hannah".to_owned(),
+        ..Default::default()
+    };
+    let checked = client.check_membership(check).await.unwrap().into_inner();
+    assert_eq!(checked.role(), Role::Admin);
 }

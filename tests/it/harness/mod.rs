@@ -416,6 +416,7 @@ pub async fn start() -> (Backends, Replica) {
 fn dev_settings() -> DevSettings {
     DevSettings {
         data_dir: None,
+        seed: None,
         dynamodb_endpoint: std::env::var(DYNAMODB_ENDPOINT).ok(),
         table_name: format!("accounts-{}", uuid::Uuid::new_v4()),
         secrets_endpoint: std::env::var(SECRETS_ENDPOINT).ok(),
