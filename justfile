@@ -111,6 +111,11 @@ fuzz seconds="20":
 bench *parts:
     benches/run {{ parts }}
 
+# What authorizations add to each request of Envoy: the service, Envoy's own filter, SpiceDB and OpenFGA. Needs what
+# `bench` builds. Nothing else may run meanwhile.
+bench-envoy:
+    benches/envoy/run
+
 # Simulates hit ratios and costs of the near cache on a paused clock, and measures its memory: half an hour.
 simulate:
     #!/usr/bin/env bash

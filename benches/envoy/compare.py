@@ -77,7 +77,9 @@ def pairs():
 
 def service(stack):
     """The service, with memberships in its memory."""
-    backends = subprocess.Popen([TARGET / "bench/release/backends"], stdout=subprocess.PIPE, text=True)
+    backends = subprocess.Popen(
+        [TARGET / "bench/release/backends"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     stack.callback(backends.terminate)
     environment = {}
     for line in backends.stdout:
