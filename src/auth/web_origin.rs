@@ -41,7 +41,9 @@ impl FromStr for WebOrigin {
             None => String::new(),
         };
         let origin = format!("{scheme}://{}{port}", authority.host().to_ascii_lowercase());
-        if origin != text {
+        // A `*` would look like a pattern, and match nothing.
+        let is_of_host = |byte: u8| byte.is_ascii_alphanumeric() || b"-._[]:".contains(&byte);
+        if origin != text || !authority.host().bytes().all(is_of_host) {
             return Err(invalid());
         }
         HeaderValue::try_from(origin)
