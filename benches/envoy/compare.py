@@ -267,7 +267,7 @@ def cpu_ticks(processes):
 
 def load(port, requests, at_once):
     arguments = [WORK / "envoybench", "load", f"-addr=127.0.0.1:{port}", f"-requests={requests}", f"-at-once={at_once}"]
-    output = subprocess.run([str(it) for it in arguments], capture_output=True, text=True, check=True).stdout
+    output = subprocess.run([str(it) for it in arguments], stdout=subprocess.PIPE, text=True, check=True).stdout
     return [int(number) for number in output.split()]
 
 
